@@ -1,0 +1,101 @@
+"""Connecting to Ray: quietly, on loopback, and with an early word where resources can't suffice."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from divray.errors import ResourceError
+
+if TYPE_CHECKING:
+    from divray.config import Config
+
+WORKER_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+"""Set in every worker unless the user's own environment says otherwise."""
+
+PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR", "PYTHONPATH")
+"""Prefixes of the driver's variables that workers get too."""
+
+
+def connect(config: Config) -> None:
+    """Join the cluster, or start one on this machine; does nothing where already connected.
+
+    Raises:
+        ResourceError: A stage asks for more than the cluster can ever give.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in WORKER_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if config.models.llm.startswith("embedded:") and config.models.encoder.startswith("embedded:"):
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        passed = {k: v for k, v in os.environ.items() if k in WORKER_ENVIRONMENT or k.startswith(PASSED_ON)}
+        shown = config.cluster.show_logs
+        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+        ray.init(
+            address=config.cluster.address,
+            log_to_driver=shown,
+            logging_level=logging.INFO if shown else logging.ERROR,
+            configure_logging=shown,
+            runtime_env={"env_vars": passed},
+        )
+        quiet_ray_data(shown)
+    check_resources(config, ray.cluster_resources())
+
+
+def quiet_ray_data(shown: bool) -> None:
+    """Keep Ray Data's bars and lines off the terminal unless asked for."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = shown
+    context.print_on_execution_start = shown
+    if not shown:
+        for name in ("ray", "ray.data", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def uses_gpu(config: Config) -> bool:
+    """Whether the LLM engine runs on a GPU here: by configuration, else by what the cluster has."""
+    if config.engine.device != "auto":
+        return config.engine.device == "gpu"
+    import ray
+
+    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def check_resources(config: Config, total: dict[str, float]) -> None:
+    """Compare what each stage asks for with ``total`` (resource name -> amount).
+
+    Raises:
+        ResourceError: names the setting, what it asks for and what there is.
+    """
+    if total.get("autoscaler", 0):
+        return
+    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+    gpu_engine = config.engine.device == "gpu" or (config.engine.device == "auto" and gpus >= 1)
+    least = config.engine.concurrency if isinstance(config.engine.concurrency, int) else config.engine.concurrency[0]
+    size = int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
+    # Reading Parquet lists files in a task that holds one whole CPU; engines must leave it free.
+    least = 1 if isinstance(config.engine.concurrency, int) else least
+    asked = [
+        ("engine.cpus", 1 + (0 if gpu_engine else config.engine.cpus * least), "CPU", cpus),
+        ("engine.concurrency", least * size if gpu_engine else 0, "GPU", gpus),
+        ("cluster.cpus_per_worker", config.cluster.train_workers * config.cluster.cpus_per_worker, "CPU", cpus),
+        ("cluster.gpus_per_worker", config.cluster.train_workers * config.cluster.gpus_per_worker, "GPU", gpus),
+        ("cluster.worker_cpus", config.cluster.worker_cpus, "CPU", cpus),
+    ]
+    for setting, wanted, resource, there in asked:
+        if wanted > there:
+            raise ResourceError(f"{setting} needs {wanted:g} {resource}, the cluster has {there:g}. Lower it, or use a larger cluster.")

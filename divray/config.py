@@ -1,0 +1,281 @@
+"""The settings of a run: what is made (``task`` … ``evaluation``) apart from how (``engine``, ``cluster``).
+
+One YAML file holds them all.  ``section.key=value`` arguments stand over the file, the file over the
+defaults.  Unknown keys are errors.  The sections that say *what* identify a run; those that say
+*how* may change between two calls on the same run folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from divray.errors import InputError
+
+HOW_SECTIONS = ("engine", "cluster")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskConfig(Section):
+    """The relations and the real data."""
+
+    name: str = Field(description="Name of the task, as it stands in the report.")
+    format: Literal["divray", "semeval", "tacred", "fewrel", "jsonl", "huggingface"] = "divray"
+    data: str | None = Field(None, description="Folder that the paths below are relative to; default: the config's folder.")
+    relations: str = Field(description="YAML list of relations: name, description, head_type, tail_type, examples.")
+    train: str | None = Field(None, description="Human examples from which the seeds are drawn; default: the examples in `relations`.")
+    test: str | None = Field(None, description="Human test examples; default: `test_per_relation` of the training file held out.")
+    patches: list[str] = Field([], description="TACRED only: JSON files of id -> label (Re-TACRED, TACREV).")
+    test_per_relation: int | None = Field(None, ge=1)
+    seeds_per_relation: int = Field(5, ge=1, description="K seed examples a relation.")
+    none_label: str | None = Field(None, description="The label that means: none of the relations.")
+    metric: Literal["micro", "macro", "semeval"] = Field(
+        "micro", description="F1 that leaves `none_label` out; `semeval`: the official directed macro-F1."
+    )
+
+
+class ModelsConfig(Section):
+    """Each is a hub id, a local folder, a URI, or `embedded:smollm2` / `embedded:minilm`."""
+
+    llm: str = "embedded:smollm2"
+    encoder: str = "embedded:minilm"
+
+
+class PromptsConfig(Section):
+    """How a relation becomes requests."""
+
+    style: Literal["completion", "chat"] = Field("completion", description="`chat` renders the model's own chat template.")
+    strategies: dict[str, float] = Field({"independent": 0.5, "anchored": 0.5}, description="Strategy -> share of the candidates.")
+    demonstrations: int = Field(4, ge=1, description="Seed examples shown in a prompt.")
+    wish: bool = Field(True, description="Ask for a sentence as different as possible from the demonstrations.")
+    attributes: bool = Field(True, description="Vary topic, style and length in the prompt (AttrPrompt, arXiv 2306.15895).")
+    candidates_per_prompt: int = Field(8, ge=1, description="Candidates that share one prompt text.")
+
+
+class SamplingConfig(Section):
+    """How many candidates, and how they are decoded."""
+
+    candidates_per_relation: int = Field(64, ge=1, description="Candidates a relation and round.")
+    naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
+    constrained: bool = Field(True, description="Structured decoding: head and tail marked inside one sentence.")
+    temperature: float = Field(0.7, gt=0)
+    min_p: float = Field(0.05, ge=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    repetition_penalty: float = Field(1.0, gt=0)
+    max_tokens: int = Field(64, ge=8)
+
+
+class DiversityConfig(Section):
+    """Near-duplicates and diversity scores."""
+
+    shingle_kind: Literal["word", "char"] = "word"
+    shingle_size: int = Field(3, ge=1)
+    threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
+    mask_entities: bool = Field(True, description="Compare structure, not names.")
+    permutations: int = Field(128, ge=16)
+    bands: int = Field(32, ge=1, description="Must divide `permutations`.")
+
+    @model_validator(mode="after")
+    def _bands_divide(self) -> DiversityConfig:
+        if self.permutations % self.bands:
+            raise ValueError("bands must divide permutations")
+        return self
+
+
+class CorrectnessConfig(Section):
+    """Does the sentence say its relation, in its direction?"""
+
+    signals: list[Literal["seeds", "out_of_fold", "llm"]] = ["seeds", "out_of_fold"]
+    folds: int = Field(5, ge=2)
+    keep: float = Field(0.6, gt=0, le=1, description="Share of a relation's unique samples, the best scored ones, that passes the gate.")
+
+
+class PreferencesConfig(Section):
+    """How pairs are made."""
+
+    mode: Literal["mined", "paper"] = "mined"
+    max_pairs_per_relation: int = Field(32, ge=1)
+    quality: float = Field(
+        0.5, gt=0, le=1, description="Mined: share of a prompt's candidates that counts as best, and as worst (DivPO's p)."
+    )
+
+
+class AlignmentConfig(Section):
+    """DPO with TRL under DeepSpeed ZeRO."""
+
+    method: Literal["lora", "full"] = "lora"
+    lora_rank: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    beta: float = Field(0.1, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(4, ge=1, description="Pairs a worker and step.")
+    max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class SelectionConfig(Section):
+    """Which samples make the data set."""
+
+    k: int = Field(16, ge=1, description="Samples a relation.")
+    diversity_weight: float = Field(0.5, ge=0, le=1, description="0: by correctness alone; 1: by diversity alone.")
+
+
+class SearchConfig(Section):
+    """Ray Tune over the RE model's hyperparameters."""
+
+    trials: int = Field(4, ge=0, description="0: train with the values below.")
+    learning_rate: tuple[float, float] = Field((2e-5, 3e-4), description="Log-uniform range.")
+    epochs: tuple[int, int] = (6, 16)
+    dropout: tuple[float, float] = (0.0, 0.3)
+
+
+class ExtractionConfig(Section):
+    """The RE model: typed entity markers (Zhou & Chen 2022) on the encoder."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(16, ge=1)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    max_length: int = Field(96, ge=16, description="Tokens of the marked sentence.")
+    search: SearchConfig = SearchConfig()
+
+
+class EvaluationConfig(Section):
+    """What is compared on the test set."""
+
+    seeds: list[int] = Field([0, 1], min_length=1, description="Training seeds; the report shows mean and spread.")
+    llm: bool = Field(True, description="Let the LLM do RE itself, constrained to the labels.")
+    llm_test_limit: int | None = Field(None, ge=1, description="Test sentences (a seeded sample) given to the LLM; default: all.")
+
+
+class EngineConfig(Section):
+    """How the LLM is served."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    concurrency: int | tuple[int, int] = Field(1, description="Engine actors; (min, max) for an autoscaling pool.")
+    cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
+    batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
+    concurrent_batches: int = Field(8, ge=1)
+    max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
+    vllm: dict[str, Any] = Field({}, description="Any vLLM engine argument.")
+
+
+class ClusterConfig(Section):
+    """What Ray is given."""
+
+    address: str | None = Field(None, description="Ray address; default: RAY_ADDRESS, else a cluster of this machine's own.")
+    train_workers: int = Field(1, ge=1, description="Ray Train workers for DPO.")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    concurrent_trials: int = Field(2, ge=1, description="RE models trained at the same time.")
+    worker_cpus: float = Field(0.5, gt=0, description="Ray CPUs of a scoring or RE training task.")
+    show_logs: bool = Field(False, description="Let Ray's and vLLM's log lines through to the terminal.")
+
+
+class Config(Section):
+    """Everything that a run needs to know."""
+
+    task: TaskConfig
+    seed: int = 13
+    rounds: int = Field(2, ge=1, description="Sampling rounds; a DPO pass stands between two rounds.")
+    models: ModelsConfig = ModelsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    diversity: DiversityConfig = DiversityConfig()
+    correctness: CorrectnessConfig = CorrectnessConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    selection: SelectionConfig = SelectionConfig()
+    extraction: ExtractionConfig = ExtractionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def what(self) -> dict[str, Any]:
+        """The settings that identify a run, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=set(HOW_SECTIONS))
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file, put the ``section.key=value`` overrides over it, and check every key.
+
+    ``task.data`` comes back absolute: relative paths count from the file's own folder.
+
+    Raises:
+        InputError: The file is missing or no YAML mapping, or a key is unknown or has a bad value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(str(path), "", "no such file", "Give the path of a run's YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(str(path), "", f"not readable as YAML ({str(error).splitlines()[0]})", "Mend the file.") from None
+    if not isinstance(values, dict):
+        raise InputError(str(path), "", "not a YAML mapping", "Start from `examples/`.")
+    for override in overrides:
+        _apply(values, override)
+    config = parse_config(values, str(path))
+    base = Path(config.task.data).expanduser() if config.task.data else Path(".")
+    if config.task.data is None or "task.data" not in {o.partition("=")[0] for o in overrides}:
+        base = path.parent / base
+    return config.model_copy(update={"task": config.task.model_copy(update={"data": str(base.resolve())})})
+
+
+def parse_config(values: dict[str, Any], where: str) -> Config:
+    """Check plain values against the settings; ``where`` names their source in an error."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(where, key, "unknown key", _nearest_key(key)) from None
+        if first["type"] == "missing":
+            raise InputError(where, key, "missing", "Add the key.") from None
+        raise InputError(where, key, first["msg"], f"It is now {first['input']!r}.") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError("command line", override, "not of the form section.key=value", "Write e.g. selection.k=8.")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError("command line", key, f"`{section}` is no section", "See `divray plan` for the keys.")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError("command line", key, f"value {text!r} is no YAML", "Quote the value.") from None
+
+
+def _nearest_key(key: str) -> str:
+    import difflib
+
+    model: type[BaseModel] = Config
+    *sections, last = key.split(".")
+    for section in sections:
+        annotation = model.model_fields[section].annotation if section in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    names = list(model.model_fields)
+    close = difflib.get_close_matches(last, names, n=1)
+    return f"Did you mean `{close[0]}`?" if close else f"Known keys here: {', '.join(names)}."

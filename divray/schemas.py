@@ -1,0 +1,117 @@
+"""The Arrow schema of every table that one stage hands to the next.
+
+Rows keep their ``candidate_id`` for life: each stage reads a table and writes one with columns
+added under the same id, so that a row can be followed from its prompt to the data set.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+_SPANS = [
+    pa.field("text", pa.string()),
+    pa.field("head_start", pa.int32()),
+    pa.field("head_end", pa.int32()),
+    pa.field("tail_start", pa.int32()),
+    pa.field("tail_end", pa.int32()),
+    pa.field("head_type", pa.string()),
+    pa.field("tail_type", pa.string()),
+]
+
+EXAMPLES = pa.schema([pa.field("example_id", pa.string()), pa.field("relation", pa.string()), *_SPANS])
+"""``data/seeds.parquet`` and ``data/test.parquet``: labelled human sentences."""
+
+PROMPTS = pa.schema(
+    [
+        pa.field("candidate_id", pa.string()),
+        pa.field("relation", pa.string()),
+        pa.field("round", pa.int32()),
+        pa.field("strategy", pa.string()),
+        pa.field("prompt_id", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("pattern", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("demonstrations", pa.list_(pa.string())),
+    ]
+)
+"""One row a candidate. ``prompt_id`` is shared by the candidates of one prompt text; ``pattern`` is
+the regular expression of the completion, ``""`` for free text; ``demonstrations`` are example ids."""
+
+COMPLETIONS = pa.schema(
+    [
+        *PROMPTS,
+        pa.field("completion", pa.string()),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("generated_tokens", pa.int32()),
+        pa.field("started_at", pa.float64()),
+        pa.field("finished_at", pa.float64()),
+        pa.field("engine", pa.string()),
+        pa.field("error", pa.string()),
+    ]
+)
+"""What came back from the engine. Times are Unix seconds; ``error`` is ``""`` for a success."""
+
+SAMPLES = pa.schema(
+    [
+        pa.field("candidate_id", pa.string()),
+        pa.field("relation", pa.string()),
+        pa.field("round", pa.int32()),
+        pa.field("strategy", pa.string()),
+        pa.field("prompt_id", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("completion", pa.string()),
+        *_SPANS,
+        pa.field("rejection", pa.string()),
+    ]
+)
+"""Sorted by ``candidate_id``. ``rejection`` is ``""`` for a valid sample; then the spans hold.
+For a rejected one ``text`` is ``""`` and the spans are 0."""
+
+SCORES = pa.schema(
+    [
+        *SAMPLES,
+        pa.field("correctness", pa.float64()),
+        pa.field("correct", pa.bool_()),
+        pa.field("cluster", pa.string()),
+        pa.field("nearest_id", pa.string()),
+        pa.field("similarity", pa.float64()),
+        pa.field("unique", pa.bool_()),
+        pa.field("novelty", pa.float64()),
+        pa.field("reason", pa.string()),
+        pa.field("embedding", pa.list_(pa.float32())),
+    ]
+)
+"""The valid samples only, sorted by ``candidate_id``.
+
+``correctness`` in [0, 1]; ``correct`` is the gate on it. ``cluster`` is the smallest id of the
+connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles)
+name the nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether
+this one stays, and ``reason`` says why. ``novelty`` is 1 - cosine to the nearest other unique
+sample of its relation. ``embedding`` is the unit vector of the entity-masked sentence."""
+
+PAIRS = pa.schema(
+    [
+        pa.field("pair_id", pa.string()),
+        pa.field("relation", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("chosen", pa.string()),
+        pa.field("rejected", pa.string()),
+        pa.field("kind", pa.string()),
+        pa.field("chosen_id", pa.string()),
+        pa.field("rejected_id", pa.string()),
+    ]
+)
+"""TRL's preference format (``prompt``, ``chosen``, ``rejected``) plus where each side came from."""
+
+DATASET = pa.schema(
+    [
+        pa.field("sample_id", pa.string()),
+        pa.field("relation", pa.string()),
+        *_SPANS,
+        pa.field("round", pa.int32()),
+        pa.field("strategy", pa.string()),
+        pa.field("correctness", pa.float64()),
+        pa.field("novelty", pa.float64()),
+    ]
+)
+"""The selected training samples. ``sample_id`` is the ``candidate_id`` of the sample."""
