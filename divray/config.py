@@ -27,13 +27,14 @@ class TaskConfig(Section):
 
     name: str = Field(description="Name of the task, as it stands in the report.")
     format: Literal["divray", "semeval", "tacred", "fewrel", "jsonl", "huggingface"] = "divray"
+    relations: str = Field(description="YAML list of relations: name, description, head_type, tail_type, examples; relative to this file.")
     data: str | None = Field(None, description="Folder that the paths below are relative to; default: the config's folder.")
-    relations: str = Field(description="YAML list of relations: name, description, head_type, tail_type, examples.")
     train: str | None = Field(None, description="Human examples from which the seeds are drawn; default: the examples in `relations`.")
     test: str | None = Field(None, description="Human test examples; default: `test_per_relation` of the training file held out.")
     patches: list[str] = Field([], description="TACRED only: JSON files of id -> label (Re-TACRED, TACREV).")
     test_per_relation: int | None = Field(None, ge=1)
     seeds_per_relation: int = Field(5, ge=1, description="K seed examples a relation.")
+    fewer_seeds: bool = Field(False, description="A relation with fewer than K examples gives those it has; otherwise that is an error.")
     none_label: str | None = Field(None, description="The label that means: none of the relations.")
     metric: Literal["micro", "macro", "semeval"] = Field(
         "micro", description="F1 that leaves `none_label` out; `semeval`: the official directed macro-F1."
@@ -79,12 +80,14 @@ class DiversityConfig(Section):
     shingle_size: int = Field(3, ge=1)
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
     mask_entities: bool = Field(True, description="Compare structure, not names.")
-    permutations: int = Field(128, ge=16)
-    bands: int = Field(32, ge=1, description="Must divide `permutations`.")
+    permutations: int | None = Field(None, ge=1, description="MinHash, for sets too large to compare exactly; default: by `threshold`.")
+    bands: int | None = Field(None, ge=1, description="Must divide `permutations`; default: recall at `threshold` of 0.9999.")
 
     @model_validator(mode="after")
     def _bands_divide(self) -> DiversityConfig:
-        if self.permutations % self.bands:
+        if (self.permutations is None) != (self.bands is None):
+            raise ValueError("permutations and bands go together: give both or neither")
+        if self.permutations is not None and self.bands is not None and self.permutations % self.bands:
             raise ValueError("bands must divide permutations")
         return self
 
@@ -94,7 +97,10 @@ class CorrectnessConfig(Section):
 
     signals: list[Literal["seeds", "out_of_fold", "llm"]] = ["seeds", "out_of_fold"]
     folds: int = Field(5, ge=2)
-    keep: float = Field(0.6, gt=0, le=1, description="Share of a relation's unique samples, the best scored ones, that passes the gate.")
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="Score from which a sample passes; 0.5: as likely right as a seed under its most tempting wrong label."
+    )
+    fit_per_relation: int = Field(2000, ge=1, description="Samples of a relation that the out-of-fold classifiers are fitted on, at most.")
 
 
 class PreferencesConfig(Section):
@@ -208,7 +214,8 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file, put the ``section.key=value`` overrides over it, and check every key.
 
-    ``task.data`` comes back absolute: relative paths count from the file's own folder.
+    ``task.data`` and ``task.relations`` come back absolute: relative paths count from the file's own
+    folder, those of the overrides from the current one.
 
     Raises:
         InputError: The file is missing or no YAML mapping, or a key is unknown or has a bad value.
@@ -225,10 +232,17 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     for override in overrides:
         _apply(values, override)
     config = parse_config(values, str(path))
-    base = Path(config.task.data).expanduser() if config.task.data else Path(".")
-    if config.task.data is None or "task.data" not in {o.partition("=")[0] for o in overrides}:
-        base = path.parent / base
-    return config.model_copy(update={"task": config.task.model_copy(update={"data": str(base.resolve())})})
+    given = {override.partition("=")[0] for override in overrides}
+
+    def absolute(key: str, value: str) -> str:
+        base = Path.cwd() if key in given else path.parent
+        return str((base / Path(value).expanduser()).resolve())
+
+    paths = {
+        "data": absolute("task.data", config.task.data) if config.task.data else str(path.parent.resolve()),
+        "relations": absolute("task.relations", config.task.relations),
+    }
+    return config.model_copy(update={"task": config.task.model_copy(update=paths)})
 
 
 def parse_config(values: dict[str, Any], where: str) -> Config:

@@ -104,14 +104,18 @@ class RunFolder:
 
     # tables ---------------------------------------------------------------------------------
 
+    def write_parquet(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file; it appears under its name only once it is complete."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
     def write_table(self, name: str, table: pa.Table, rows_per_file: int | None = None) -> None:
         """Write a table that fits in memory as the Parquet files of folder ``name``, replacing them."""
         self.delete(name)
         step = rows_per_file or max(table.num_rows, 1)
         for part, start in enumerate(range(0, max(table.num_rows, 1), step)):
-            sink = pa.BufferOutputStream()
-            pq.write_table(table.slice(start, step), sink)
-            self.write_bytes(f"{name}/part-{part:05d}.parquet", sink.getvalue().to_pybytes())
+            self.write_parquet(f"{name}/part-{part:05d}.parquet", table.slice(start, step))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a table that fits in memory; files in order of their names."""

@@ -1,0 +1,112 @@
+"""SemEval-2010 Task 8 (Hendrickx et al. 2010) in its released TXT form.
+
+A block is a numbered sentence with ``<e1>`` and ``<e2>``, its label, and a comment; the head is always
+e1 and the tail e2, so that the direction lives in the label.  A test file without labels is read with
+the key beside it (``TEST_FILE.txt`` and ``TEST_FILE_KEY.TXT``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from divray.datasets.source import Source, read_text
+from divray.relations import Example, Span
+
+_SENTENCE = re.compile(r"(\d+)\t(.*)")
+_TAG = re.compile(r"</?e[12]>")
+_DISJOINT = (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"])
+
+
+@dataclass
+class _Block:
+    line: int
+    number: str
+    sentence: str
+    label: str | None = None
+
+
+def read_semeval(source: Source) -> Iterator[Example]:
+    """Yield the sentences in the order of the file.
+
+    Raises:
+        InputError: A line that is none of the three kinds, a missing or unknown label, a missing tag.
+    """
+    blocks = _blocks(source)
+    if all(block.label is None for block in blocks):
+        key = _key(source)
+        for block in blocks:
+            block.label = key.get(block.number)
+    for block in blocks:
+        row = f"line {block.line} (sentence {block.number})"
+        if block.label is None:
+            raise source.error(f"{row}, relation", "no label", "Give the file with labels, or complete the key; the file may be cut short.")
+        label = source.label(row, block.label)
+        identity = source.identity(row, block.number, block.number)
+        entities = _entities(source, row, block.sentence)
+        if entities is not None:
+            text, head, tail = entities
+            yield source.checked(row, Example(text, head, tail, label, example_id=identity))
+
+
+def _blocks(source: Source) -> list[_Block]:
+    blocks: list[_Block] = []
+    commented = True
+    for number, line in enumerate(read_text(source.path).split("\n"), start=1):
+        line = line.strip()
+        sentence = _SENTENCE.fullmatch(line)
+        if not line:
+            continue
+        if sentence:
+            blocks.append(_Block(number, sentence[1], sentence[2].strip()))
+            commented = False
+        elif line.startswith("Comment:") and blocks:
+            commented = True
+        elif blocks and blocks[-1].label is None and not commented:
+            blocks[-1].label = line
+        else:
+            mend = 'A block is `number<TAB>"sentence"`, a label line and a `Comment:` line.'
+            raise source.error(f"line {number}", "neither a sentence, nor a label, nor a comment", mend)
+    return blocks
+
+
+def _key(source: Source) -> dict[str, str]:
+    wanted = f"{source.path.stem}_key.txt".lower()
+    for path in sorted(source.path.parent.iterdir()):
+        if path.name.lower() == wanted:
+            rows = [line.split("\t") for line in read_text(path).splitlines() if line.strip()]
+            return {row[0].strip(): row[-1].strip() for row in rows}
+    raise source.error("", "holds no labels", f"Give TEST_FILE_FULL.TXT, or lay the key {source.path.stem}_KEY.TXT beside it.")
+
+
+def _entities(source: Source, row: str, sentence: str) -> tuple[str, Span, Span] | None:
+    """``(text, e1, e2)``, or ``None`` for a sentence that was skipped and counted."""
+    if len(sentence) > 1 and sentence[0] == sentence[-1] == '"':
+        sentence = sentence[1:-1]
+    sentence = sentence.strip()
+    tags = _TAG.findall(sentence)
+    counts = [tags.count(tag) for tag in ("<e1>", "</e1>", "<e2>", "</e2>")]
+    for tag, count in zip(("<e1>", "</e1>", "<e2>", "</e2>"), counts, strict=True):
+        if not count:
+            raise source.error(f"{row}, sentence", f"{tag} is missing", "Mark both entities; the file may be cut short.")
+    if max(counts) > 1:
+        source.skip("discontinuous_entity")
+        return None
+    if tags not in _DISJOINT:
+        source.skip("overlapping_entities")
+        return None
+    pieces = _TAG.split(sentence)
+    text, starts = "", {}
+    for piece, tag in zip(pieces, [*tags, ""], strict=True):
+        text += piece
+        starts[tag] = len(text)
+    spans = []
+    for name in ("e1", "e2"):
+        start, end = starts[f"<{name}>"], starts[f"</{name}>"]
+        inner = text[start:end]
+        if not inner.strip():
+            raise source.error(f"{row}, {name}", "the entity is empty", "Put its words between the tags.")
+        start += len(inner) - len(inner.lstrip())
+        spans.append((start, start + len(inner.strip())))
+    return text, spans[0], spans[1]

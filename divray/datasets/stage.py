@@ -1,0 +1,39 @@
+"""The first stage, ``prepare``: relations, seed and test examples into the run folder.
+
+It reads the user's files on the driver; every later stage reads the run folder alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from divray.config import Config
+from divray.datasets.tables import examples_table
+from divray.datasets.task import load_task
+from divray.relations import Relation
+from divray.runs import RunFolder
+
+RELATIONS, SEEDS, TEST = "data/relations.json", "data/seeds", "data/test"
+
+
+def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
+    """Write ``data/relations.json`` and the tables ``data/seeds`` and ``data/test``.
+
+    Returns:
+        Counts: ``relations``, ``seeds``, ``test``, and ``skipped`` by reason.
+
+    Raises:
+        InputError: The data is wrong; nothing was written then.
+    """
+    task = load_task(config)
+    rows = [{key: value for key, value in asdict(relation).items() if key != "examples"} for relation in task.relations]
+    run.write_json(RELATIONS, rows)
+    run.write_table(SEEDS, examples_table(task.seeds))
+    run.write_table(TEST, examples_table(task.test))
+    return {"relations": len(rows), "seeds": len(task.seeds), "test": len(task.test), "skipped": task.skipped}
+
+
+def read_relations(run: RunFolder) -> list[Relation]:
+    """The relations of a prepared run, in the user's order, without their examples (those are seeds)."""
+    return [Relation(**row) for row in run.read_json(RELATIONS)]

@@ -1,0 +1,128 @@
+"""Near-duplicate pairs among sets of shingles, and each set's nearest neighbour."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from divray.diversity.minhash import choose_bands, minhash_join
+from divray.diversity.prefixes import exact_join, join_cost, nearest_cost, nearest_sets, rank
+from divray.diversity.shingles import Shingles
+from divray.errors import InputError
+
+EXACT_ROWS = 2_000
+"""Up to this many sets the join is exact whatever it costs."""
+
+EXACT_VISITS = 1_000_000_000
+"""Above :data:`EXACT_ROWS` the join stays exact while it visits at most this many index entries (seconds)."""
+
+
+class Pairs(NamedTuple):
+    """Pairs ``left < right`` of row numbers, sorted by ``(left, right)``, with their exact Jaccard similarity."""
+
+    left: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    similarity: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.left)
+
+    def at_least(self, threshold: float) -> Pairs:
+        near = self.similarity >= threshold
+        return Pairs(self.left[near], self.right[near], self.similarity[near])
+
+
+def near_duplicates(
+    offsets: npt.NDArray[np.int64],
+    values: npt.NDArray[np.uint64],
+    threshold: float,
+    permutations: int | None = None,
+    bands: int | None = None,
+    method: Literal["auto", "exact", "minhash"] = "auto",
+) -> Pairs:
+    """All pairs of sets whose Jaccard similarity is at least ``threshold``.
+
+    Precision is 1 in either way, since every pair is checked on the whole sets.  ``exact`` is a
+    prefix-filter join with recall 1.  ``minhash`` has the expected recall ``1 - (1 - s^r)^b`` for a
+    pair of similarity ``s`` in ``b`` bands of ``r = permutations / b``; the banding chosen by default
+    has at least 0.9999 at the threshold and more above it.  ``auto`` is exact for up to
+    :data:`EXACT_ROWS` sets and wherever the exact join is cheap, which is known beforehand and
+    depends on the sets alone; else MinHash.
+
+    Collapse equal sets first (:func:`divray.diversity.shingles.collapse`): ``k`` of them are ``k (k - 1) / 2`` pairs.
+
+    Args:
+        offsets: int64 ``[n + 1]``, as in :class:`~divray.diversity.shingles.Shingles`.
+        values: uint64, ascending and without repeats within a set; no set is empty.
+        threshold: In (0, 1].
+        permutations: MinHash permutations; default: by :func:`~divray.diversity.minhash.choose_bands`.
+        bands: MinHash bands; must divide ``permutations``.
+
+    Raises:
+        InputError: the threshold is out of range, or the bands don't divide the permutations.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError("diversity", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
+    shingles = Shingles(offsets, values)
+    n = len(shingles)
+    if n < 2:
+        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    if method != "minhash":
+        ranked = rank(shingles)
+        if method == "exact" or n <= EXACT_ROWS or join_cost(ranked, threshold) <= EXACT_VISITS:
+            return _sorted(*exact_join(ranked, threshold))
+    if permutations is None or bands is None:
+        permutations, bands = choose_bands(threshold)
+    return _sorted(*minhash_join(shingles, threshold, permutations, bands))
+
+
+def nearest_neighbours(
+    shingles: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For every set the most similar other one of at least ``floor``.
+
+    Exact where counting shared shingles through the whole index visits at most :data:`EXACT_VISITS`
+    entries; beyond that only ``pairs`` are looked at, so that neighbours below their threshold go unnamed.
+
+    Args:
+        shingles: ``n`` sets.
+        preference: int64 ``[n]``; among equally similar sets the one with the lowest is named.
+        floor: Least similarity that counts, above 0.
+        pairs: Pairs already found by :func:`near_duplicates`.
+
+    Returns:
+        int64 ``[n]`` rows (-1 where there is none) and float64 ``[n]`` similarities (then 0).
+    """
+    n = len(shingles)
+    if n >= 2:
+        ranked = rank(shingles)
+        if n <= EXACT_ROWS or nearest_cost(ranked) <= EXACT_VISITS:
+            return nearest_sets(ranked, preference, floor)
+    pairs = pairs.at_least(floor)
+    rows, others = np.concatenate([pairs.left, pairs.right]), np.concatenate([pairs.right, pairs.left])
+    return best_of(n, rows, others, np.tile(pairs.similarity, 2), preference)
+
+
+def best_of(
+    n: int,
+    rows: npt.NDArray[np.int64],
+    others: npt.NDArray[np.int64],
+    similarity: npt.NDArray[np.float64],
+    preference: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Of the directed edges ``rows -> others`` each row's best: highest similarity, then lowest ``preference`` of the other."""
+    order = np.lexsort((preference[others], -similarity, rows))
+    rows, others, similarity = rows[order], others[order], similarity[order]
+    first = np.ones(len(rows), bool)
+    first[1:] = rows[1:] != rows[:-1]
+    nearest, best = np.full(n, -1, np.int64), np.zeros(n)
+    nearest[rows[first]], best[rows[first]] = others[first], similarity[first]
+    return nearest, best
+
+
+def _sorted(one: npt.NDArray[np.int64], two: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]) -> Pairs:
+    left, right = np.minimum(one, two), np.maximum(one, two)
+    order = np.lexsort((right, left))
+    return Pairs(left[order], right[order], similarity[order])

@@ -1,0 +1,156 @@
+"""Near-duplicates and novelty of one relation's samples, as pure functions of a set of rows.
+
+The order of the rows, and how they were partitioned before, changes nothing: everything is decided
+on rows sorted by id.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.config import DiversityConfig
+from divray.diversity.clusters import SEED_PREFIX, decide
+from divray.diversity.neighbours import near_duplicates, nearest_neighbours
+from divray.diversity.shingles import collapse, shingle
+from divray.diversity.texts import compared_texts
+from divray.errors import InputError
+
+NEIGHBOUR_FLOOR = 0.3
+"""Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
+
+_FIXED_COLUMNS = ("candidate_id", "text", "head_start", "head_end", "tail_start", "tail_end")
+_BLOCK = 1024
+
+
+def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
+    """What stays whatever comes: seed examples (``schemas.EXAMPLES`` rows, named ``seed:<example_id>``) and
+    samples of earlier rounds (``schemas.SCORES`` rows; those with ``unique`` false are left out)."""
+    parts = []
+    if seeds is not None:
+        names = pa.array([SEED_PREFIX + name for name in seeds["example_id"].to_pylist()], pa.string())
+        parts.append(seeds.append_column("candidate_id", names).select(_FIXED_COLUMNS))
+    if samples is not None:
+        if "unique" in samples.column_names:
+            samples = samples.filter(pc.equal(samples["unique"], True))
+        parts.append(samples.select(_FIXED_COLUMNS))
+    if not parts:
+        kinds = [pa.string()] * 2 + [pa.int32()] * 4
+        return pa.schema(zip(_FIXED_COLUMNS, kinds, strict=True)).empty_table()
+    return pa.concat_tables([part.replace_schema_metadata() for part in parts], promote_options="permissive")
+
+
+def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None = None) -> pa.Table:
+    """Find the near-duplicates among one relation's samples and say which of them stay.
+
+    Args:
+        table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and
+            maybe ``correctness``; any other columns are passed through.
+        config: Shingles, threshold, masking.
+        kept: Items that stay whatever comes, from :func:`fixed_items`; their ids don't occur in ``table``.
+
+    Returns:
+        ``table`` sorted by ``candidate_id``, with the columns ``cluster``, ``nearest_id``, ``similarity``,
+        ``unique`` and ``reason`` of ``schemas.SCORES`` put in or replaced. ``nearest_id`` is the most similar
+        other item from Jaccard :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then
+        the smallest id), else ``""`` with similarity 0.
+
+    Raises:
+        InputError: an id occurs twice, or a text is null.
+    """
+    table = table.sort_by("candidate_id")
+    n = table.num_rows
+    ids: list[str] = table["candidate_id"].to_pylist()
+    texts = compared_texts(table, config.mask_entities)
+    if kept is not None and kept.num_rows:
+        kept = kept.sort_by("candidate_id")
+        ids = ids + kept["candidate_id"].to_pylist()
+        texts = texts + compared_texts(kept, config.mask_entities)
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise InputError("samples", "candidate_id", f"{twice!r} occurs twice", "Give every row, and every kept item, its own id.")
+    fixed = np.arange(len(ids)) >= n
+    correctness = np.full(len(ids), np.nan)
+    if "correctness" in table.column_names:
+        correctness[:n] = table["correctness"].cast(pa.float64()).to_numpy()
+
+    shingles = shingle(texts, config.shingle_kind, config.shingle_size)
+    first, group = collapse(shingles)
+    sets = shingles.take(first)
+    pairs = near_duplicates(*sets, config.threshold, config.permutations, config.bands)
+    decisions = decide(ids, pairs, correctness, fixed, group)
+
+    names = np.array(ids, dtype=object)
+    by_id = np.argsort(np.argsort(names))
+    preference = by_id + np.where(decisions.kept, 0, len(ids))
+    representative = _most_preferred(group, preference)
+    floor = min(NEIGHBOUR_FLOOR, config.threshold)
+    nearest_set, similarity = nearest_neighbours(sets, preference[representative], floor, pairs)
+    nearest = np.where(nearest_set[group] >= 0, representative[nearest_set[group]], -1)
+    similarity = similarity[group]
+    twin = _twins(group, preference)
+    nearest, similarity = np.where(twin >= 0, twin, nearest), np.where(twin >= 0, 1.0, similarity)
+
+    columns = {
+        "cluster": pa.array(list(names[decisions.cluster[:n]]), pa.string()),
+        "nearest_id": pa.array([ids[item] if item >= 0 else "" for item in nearest[:n]], pa.string()),
+        "similarity": pa.array(similarity[:n], pa.float64()),
+        "unique": pa.array(decisions.kept[:n], pa.bool_()),
+        "reason": pa.array(decisions.reason[:n], pa.string()),
+    }
+    for name, column in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+    return table
+
+
+def novelty(embeddings: npt.NDArray[np.float32], unique: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Distance of each sample to the nearest other one that stays: 1 - the largest cosine.
+
+    Args:
+        embeddings: ``[n, d]`` unit vectors.
+        unique: bool ``[n]``, which rows stay; only these count as neighbours.
+
+    Returns:
+        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other unique sample exists.
+    """
+    vectors = np.asarray(embeddings, np.float64)
+    staying = np.flatnonzero(unique)
+    out = np.ones(len(vectors))
+    if len(staying) == 0:
+        return out
+    place = np.full(len(vectors), -1, np.int64)
+    place[staying] = np.arange(len(staying))
+    for start in range(0, len(vectors), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(vectors)))
+        cosines = vectors[rows] @ vectors[staying].T
+        own = place[rows] >= 0
+        cosines[np.flatnonzero(own), place[rows[own]]] = -np.inf
+        largest = cosines.max(axis=1)
+        out[rows] = np.where(np.isinf(largest), 1.0, np.clip(1.0 - largest, 0.0, 2.0))
+    return np.round(out, 6)
+
+
+def _most_preferred(group: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The member of each group with the lowest preference."""
+    members = np.argsort(-preference)
+    out = np.zeros(group.max(initial=-1) + 1, np.int64)
+    out[group[members]] = members
+    return out
+
+
+def _twins(group: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The most preferred other member of each item's own group, -1 where it is alone."""
+    order = np.lexsort((preference, group))
+    grouped = group[order]
+    starts = np.searchsorted(grouped, grouped)
+    at_start = np.arange(len(order)) == starts
+    other = np.where(at_start, starts + 1, starts)
+    exists = (other < len(order)) & (grouped[np.minimum(other, len(order) - 1)] == grouped)
+    out = np.full(len(group), -1, np.int64)
+    out[order] = np.where(exists, order[np.minimum(other, len(order) - 1)], -1)
+    return out

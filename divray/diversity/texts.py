@@ -1,0 +1,22 @@
+"""What of a sample is compared: its sentence, with the entities masked or not."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from divray.relations import mask_entities
+
+
+def compared_texts(table: pa.Table, mask: bool) -> list[str]:
+    """The column ``text``, with head and tail replaced by ``HEAD`` and ``TAIL`` where ``mask``.
+
+    Every text that is compared, embedded or scored for diversity goes through here.
+    """
+    texts: list[str] = table["text"].to_pylist()
+    if not mask:
+        return texts
+    spans = (table[name].to_pylist() for name in ("head_start", "head_end", "tail_start", "tail_end"))
+    return [
+        mask_entities(text, (head_start, head_end), (tail_start, tail_end))
+        for text, head_start, head_end, tail_start, tail_end in zip(texts, *spans, strict=True)
+    ]

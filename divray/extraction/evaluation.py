@@ -1,0 +1,193 @@
+"""The ``evaluate`` stage: RE models trained on each set of examples, compared on the human test set.
+
+Every (training set, seed) is one Ray task.  Its predictions are kept under a key made of all that
+they depend on, so that a killed evaluation goes on where it was, and equal sets are trained once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divray.config import Config
+from divray.extraction.inputs import SEEDS, SELECTED, TEST, address, examples_of, labels_of, remote, tuned, types_usable
+from divray.extraction.metrics import main_score, score
+from divray.relations import Example
+from divray.runs import RunFolder
+
+Progress = Callable[[int, int], None]
+"""Called with (trainings done, trainings in all)."""
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("set", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("example_id", pa.string()),
+        pa.field("gold", pa.string()),
+        pa.field("predicted", pa.string()),
+        pa.field("probability", pa.float64()),
+    ]
+)
+"""``evaluation/predictions``: sorted by set (in order of the comparison), seed, and the test set's own order.
+``probability`` is that of the predicted label; the LLM's rows have none, and ``predicted`` may be null."""
+
+
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Write ``evaluation/predictions`` and ``evaluation.json``.
+
+    ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main
+    score, ``per_seed`` and ``seeds``, ``examples`` in all, ``k`` (median a relation),
+    ``examples_per_relation``, ``scores`` (all scores, one a seed), ``f1_per_relation`` (mean of the seeds)
+    and ``settings`` (hyperparameters).
+
+    Returns:
+        Counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
+    """
+    sets = {name: examples_of(run, tables) for name, tables in training_sets(run).items()}
+    sets = {name: examples for name, examples in sets.items() if examples}
+    labels, test = labels_of(run), examples_of(run, [TEST])
+    human = [*examples_of(run, [SEEDS]), *test]
+    settings = tuned(config, run)
+    sentences = [astuple(example) for example in test]
+    keys = {
+        (name, seed): _key(examples, labels, sentences, config.models.encoder, settings.model_dump(exclude={"search"}), seed)
+        for name, examples in sets.items()
+        for seed in config.evaluation.seeds
+    }
+    wanted = {keys[name, seed]: (training_sets(run)[name], types_usable(sets[name], human), seed) for name, seed in reversed(keys)}
+    missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
+    _train_missing(config, run, missing, len(wanted), on_progress)
+
+    results, predictions = {}, []
+    for name, examples in sets.items():
+        parts = [pq.read_table(run.path(_part(keys[name, seed])), filesystem=run.fs) for seed in config.evaluation.seeds]
+        for seed, part in zip(config.evaluation.seeds, parts, strict=True):
+            predictions.append(_prediction_table(name, seed, test, part["predicted"].to_pylist(), part["probability"].to_pylist()))
+        answers = [part["predicted"].to_pylist() for part in parts]
+        results[name] = {
+            **summarise([e.relation for e in test], answers, labels, config),
+            "seeds": list(config.evaluation.seeds),
+            **_sizes(examples, labels),
+            "settings": settings.model_dump(exclude={"search"}),
+        }
+    if config.evaluation.llm:
+        from divray.extraction.llm import extract
+
+        asked, answers, shown = extract(config, run)
+        predictions.append(_prediction_table("llm", config.seed, asked, answers, [None] * len(asked)))
+        results["llm"] = {
+            **summarise([e.relation for e in asked], [answers], labels, config),
+            "seeds": [],
+            **_sizes(shown, labels),
+            "settings": {"model": config.models.llm, "test": len(asked)},
+        }
+    run.write_table("evaluation/predictions", pa.concat_tables(predictions))
+    run.write_json("evaluation.json", results)
+    return {"sets": len(results), "trainings": len(missing), "kept": len(wanted) - len(missing), "test": len(test)}
+
+
+def training_sets(run: RunFolder) -> dict[str, list[str]]:
+    """Name of each training set -> the tables that make it up, in the order of the comparison."""
+    compared = sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")}, key=lambda name: (name != "naive", name))
+    sets = {"seeds": [SEEDS], **{name: [f"comparison/{name}"] for name in compared}}
+    if run.files(SELECTED, ".parquet"):
+        sets |= {"generated": [SELECTED], "seeds+generated": [SEEDS, SELECTED]}
+    return sets
+
+
+def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labels: Sequence[str], config: Config) -> dict[str, Any]:
+    """The main score's mean and spread, and all scores, of one training set.
+
+    Args:
+        gold: True labels (n).
+        answers: Predicted labels (n) of each seed; ``None`` where there is none.
+        labels: All labels of the task.
+        config: ``task.metric`` and ``task.none_label`` count here.
+    """
+    metric = config.task.metric
+    scores = [score(gold, answer, labels, config.task.none_label, metric) for answer in answers]
+    mains = [main_score(values, metric) for values in scores]
+    relations = scores[0]["per_relation"]
+    return {
+        "metric": metric,
+        "mean": statistics.fmean(mains),
+        "std": statistics.stdev(mains) if len(mains) > 1 else 0.0,
+        "per_seed": mains,
+        "scores": [_without_relations(values) for values in scores],
+        "f1_per_relation": {name: statistics.fmean(values["per_relation"][name]["f1"] for values in scores) for name in relations},
+    }
+
+
+def _train_missing(
+    config: Config, run: RunFolder, missing: dict[str, tuple[list[str], bool, int]], total: int, on_progress: Progress | None
+) -> None:
+    import ray
+
+    def tell() -> None:
+        if on_progress:
+            on_progress(total - len(waiting) - len(running), total)
+
+    task = remote(_train_and_predict, config)
+    waiting = list(missing.items())
+    running: list[Any] = []
+    tell()
+    while waiting or running:
+        while waiting and len(running) < config.cluster.concurrent_trials:
+            key, (tables, typed, seed) = waiting.pop(0)
+            running.append(task.remote(config, address(run), tables, typed, seed, _part(key)))
+        done, running = ray.wait(running)
+        ray.get(done)
+        tell()
+
+
+def _train_and_predict(config: Config, uri: str, tables: list[str], typed: bool, seed: int, target: str) -> None:
+    from divray.extraction.training import train
+
+    run = RunFolder(uri)
+    model = train(examples_of(run, tables), labels_of(run), config.models.encoder, tuned(config, run), seed, typed)
+    found = model.predict(examples_of(run, [TEST]))
+    run.write_parquet(target, pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
+
+
+def _key(
+    examples: Sequence[Example], labels: Sequence[str], test: Sequence[Example], encoder: str, settings: dict[str, Any], seed: int
+) -> str:
+    sentences = sorted(astuple(example)[:-1] for example in examples)
+    what = [sentences, labels, [astuple(example) for example in test], encoder, settings, seed]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _part(key: str) -> str:
+    return f"evaluation/parts/{key}.parquet"
+
+
+def _prediction_table(
+    name: str, seed: int, test: Sequence[Example], predicted: Sequence[str | None], probability: Sequence[float | None]
+) -> pa.Table:
+    columns = [
+        [name] * len(test),
+        [seed] * len(test),
+        [example.example_id for example in test],
+        [example.relation for example in test],
+        list(predicted),
+        list(probability),
+    ]
+    return pa.table([pa.array(values, field.type) for values, field in zip(columns, PREDICTIONS, strict=True)], schema=PREDICTIONS)
+
+
+def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]:
+    counts = Counter(example.relation for example in examples)
+    each = {label: counts[label] for label in labels}
+    return {"examples": len(examples), "k": statistics.median_low(each.values()), "examples_per_relation": each}
+
+
+def _without_relations(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _without_relations(value) if isinstance(value, dict) else value for key, value in values.items() if key != "per_relation"}

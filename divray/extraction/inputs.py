@@ -1,0 +1,73 @@
+"""What the stages around the RE model read from the run folder: labels, examples, tuned settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from divray.config import Config, ExtractionConfig
+from divray.extraction.markers import plain_type
+from divray.relations import Example, Relation
+from divray.runs import RunFolder
+
+if TYPE_CHECKING:
+    from ray.remote_function import RemoteFunction
+
+SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "dataset", "search.json"
+
+
+def relations_of(run: RunFolder) -> list[Relation]:
+    """The task's relations, in the user's order."""
+    return [Relation(**row) for row in run.read_json("data/relations.json")]
+
+
+def labels_of(run: RunFolder) -> list[str]:
+    """Names of the task's relations: every model has an output for each, with or without training examples."""
+    return [relation.name for relation in relations_of(run)]
+
+
+def examples_of(run: RunFolder, tables: Sequence[str]) -> list[Example]:
+    """Rows of tables with the columns of ``EXAMPLES`` or of ``DATASET``, one table after the other."""
+    columns = ["relation", "text", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type"]
+    found = []
+    for name in tables:
+        table = run.read_table(name)
+        identity = "example_id" if "example_id" in table.column_names else "sample_id"
+        for row in table.select([identity, *columns]).to_pylist():
+            head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
+            found.append(
+                Example(row["text"], head, tail, row["relation"], row["head_type"] or "", row["tail_type"] or "", row[identity] or "")
+            )
+    return found
+
+
+def types_usable(training: Sequence[Example], human: Sequence[Example]) -> bool:
+    """Whether entity types may stand in the markers.
+
+    Only where every human sentence carries types, and the training set no others: a type that
+    generated sentences alone carry would give their relation away in training and be missing later.
+    """
+
+    def types(examples: Sequence[Example]) -> set[str]:
+        return {plain_type(kind) for e in examples for kind in (e.head_type, e.tail_type)}
+
+    known = types(human)
+    return bool(known) and "" not in known and types(training) <= known
+
+
+def tuned(config: Config, run: RunFolder) -> ExtractionConfig:
+    """``config.extraction`` with the best values of the search over it, where a search was made."""
+    best: dict[str, Any] = run.read_json(SEARCH)["best"] if run.exists(SEARCH) else {}
+    return config.extraction.model_copy(update=best)
+
+
+def address(run: RunFolder) -> str:
+    """What a worker opens the same run folder by; its current folder may be another."""
+    return run.uri if "://" in run.uri else run.root
+
+
+def remote(function: Callable[..., Any], config: Config) -> RemoteFunction:
+    """``function`` as a Ray task that holds ``cluster.worker_cpus``; tried again if its worker dies."""
+    import ray
+
+    return ray.remote(num_cpus=config.cluster.worker_cpus, max_retries=2)(function)

@@ -1,0 +1,144 @@
+"""The LLM as its own RE model: one prompt a test sentence, the completion constrained to the labels.
+
+What the test sentences share stands first and the sentence last, so that the engine's prefix cache
+computes the task, the labels and the demonstrations once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from divray.config import Config
+from divray.extraction.inputs import SEEDS, TEST, examples_of, relations_of
+from divray.relations import Example, Relation, render_marked
+from divray.runs import RunFolder
+from divray.schemas import PROMPTS
+
+REQUESTS, COMPLETIONS = "evaluation/llm/prompts", "evaluation/llm/completions"
+
+PREFIX_CHARACTERS = 2400
+"""Of the part that all prompts share: about 600 tokens, so that a small model's context is not spent."""
+
+SENTENCE_CHARACTERS = 600
+ROWS_PER_FILE = 32
+STRATEGY = "extract"
+
+Renderer = Callable[[list[dict[str, str]]], str]
+
+
+def extract(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
+    """Have ``models.llm`` classify the test sentences (all, or ``evaluation.llm_test_limit`` of them).
+
+    Returns:
+        The sentences asked, in order of the test set; the label of each, ``None`` where the engine
+        gave none; and the demonstrations shown.
+    """
+    from divray.prompts import chat_renderer
+    from divray.sampling.engine import complete
+
+    relations = relations_of(run)
+    shown = demonstrations(relations, examples_of(run, [SEEDS]))
+    asked = chosen(examples_of(run, [TEST]), config.evaluation.llm_test_limit, config.seed)
+    table = request_table(config, relations, shown, asked, chat_renderer(config))
+    if not (run.exists(REQUESTS) and run.read_table(REQUESTS).equals(table)):
+        for stale in (COMPLETIONS, f"{COMPLETIONS}.checkpoint"):
+            run.delete(stale)
+        run.write_table(REQUESTS, table, ROWS_PER_FILE)
+    complete(config, run, source=REQUESTS, target=COMPLETIONS, model=config.models.llm, greedy=True)
+    rows = run.read_table(COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
+    found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
+    labels = {relation.name for relation in relations}
+    answers = [found.get(candidate_id(example)) for example in asked]
+    return asked, [answer if answer in labels else None for answer in answers], shown
+
+
+def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    """The ``limit`` examples with the smallest seeded hash of their id, in order of the test set."""
+    if limit is None or limit >= len(test):
+        return list(test)
+
+    def rank(example: Example) -> bytes:
+        return hashlib.sha256(f"{seed}:{example.example_id}".encode()).digest()
+
+    kept = {example.example_id for example in sorted(test, key=rank)[:limit]}
+    return [example for example in test if example.example_id in kept]
+
+
+def demonstrations(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
+    """The shortest seed example of each relation, in order of the relations, as far as the prompt has room."""
+    room = PREFIX_CHARACTERS - len(_instructions(relations))
+    shortest: list[Example] = []
+    for relation in relations:
+        own = [seed for seed in seeds if seed.relation == relation.name]
+        shortest += sorted(own, key=lambda e: (len(e.text), e.text))[:1]
+    fitting = set()
+    for example in sorted(shortest, key=lambda e: len(_question(e))):
+        room -= len(_question(example)) + len(f" {example.relation}\n\n")
+        if room >= 0:
+            fitting.add(example)
+    return [example for example in shortest if example in fitting]
+
+
+def request_table(
+    config: Config, relations: Sequence[Relation], shown: Sequence[Example], asked: Sequence[Example], chat: Renderer | None = None
+) -> pa.Table:
+    """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty."""
+    prefix = _instructions(relations) + "".join(f"{_question(e)} {e.relation}\n\n" for e in shown)
+    blank = "" if chat else " "
+    pattern = f"{blank}({'|'.join(_literal(relation.name) for relation in relations)})"
+    prompt_id = f"llm-{hashlib.sha256(prefix.encode()).hexdigest()[:12]}"
+    rows = []
+    for example in asked:
+        text = prefix + _question(_shortened(example))
+        rows.append(
+            {
+                "candidate_id": candidate_id(example),
+                "relation": "",
+                "round": 0,
+                "strategy": STRATEGY,
+                "prompt_id": prompt_id,
+                "prompt": chat([{"role": "user", "content": text}]) if chat else text,
+                "pattern": pattern,
+                "seed": config.seed,
+                "demonstrations": [demonstration.example_id for demonstration in shown],
+            }
+        )
+    return pa.Table.from_pylist(rows, PROMPTS)
+
+
+def candidate_id(example: Example) -> str:
+    return f"llm-{example.example_id}"
+
+
+def _instructions(relations: Sequence[Relation]) -> str:
+    """Task and labels; descriptions only where they leave half of the room to demonstrations."""
+    task = "Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:\n"
+    full = "".join(f"- {relation.name}: {relation.description}\n" for relation in relations)
+    names = "".join(f"- {relation.name}\n" for relation in relations)
+    return task + (full if len(full) <= PREFIX_CHARACTERS // 2 else names) + "\n"
+
+
+def _question(example: Example) -> str:
+    return f"Sentence: {render_marked(example)}\nRelation:"
+
+
+def _shortened(example: Example) -> Example:
+    """The part of a long sentence around its entities, cut between words."""
+    first, last = min(example.head, example.tail)[0], max(example.head, example.tail)[1]
+    if len(example.text) <= SENTENCE_CHARACTERS:
+        return example
+    margin = max(0, SENTENCE_CHARACTERS - (last - first)) // 2
+    left = example.text.rfind(" ", 0, first - margin) + 1 if first > margin else 0
+    right = example.text.find(" ", last + margin) if last + margin < len(example.text) else -1
+    text = example.text[left : right if right >= 0 else None]
+    return replace(
+        example, text=text, head=(example.head[0] - left, example.head[1] - left), tail=(example.tail[0] - left, example.tail[1] - left)
+    )
+
+
+def _literal(label: str) -> str:
+    return "".join(f"\\{character}" if character in r"\.^$*+?{}[]|()" else character for character in label)

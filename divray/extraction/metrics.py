@@ -1,0 +1,125 @@
+"""Scores of relation extraction: micro-F1 as for TACRED, macro-F1, and SemEval-2010 Task 8's own.
+
+All values are fractions in [0, 1].  ``none_label`` (no_relation, Other) is never a class of its own: a
+right "none" earns nothing, a wrong relation costs precision, a missed one recall.  A missing prediction
+(``None``) counts as ``none_label``; where the task has none, as a miss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+Metric = Literal["micro", "macro", "semeval"]
+
+_DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
+
+
+def score(
+    gold: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str], none_label: str | None = None, metric: Metric = "micro"
+) -> dict[str, Any]:
+    """Compare predictions with the truth.
+
+    Args:
+        gold: True labels, ``n`` of them, each among ``labels``.
+        predicted: As many predictions; ``None`` where there is none. A label outside ``labels`` is wrong.
+        labels: All labels of the task, ``none_label`` included.
+        none_label: The label that stands for "none of the relations", if there is one.
+        metric: ``semeval`` adds the key of that name (:func:`semeval_scores`).
+
+    Returns:
+        ``n``, ``missing`` and ``unknown`` (predictions that are ``None`` or not among ``labels``),
+        ``accuracy``, ``per_relation`` (label -> ``precision, recall, f1, correct, predicted, gold``), and
+        ``micro`` and ``macro`` (``precision, recall, f1``).  Micro pools the relations' counts and
+        ``unknown``; macro is the plain mean over the relations that ``gold`` holds.
+
+    Raises:
+        ValueError: The two differ in length, or a true label is not among ``labels``.
+    """
+    if len(gold) != len(predicted):
+        raise ValueError(f"{len(gold)} true labels, {len(predicted)} predictions")
+    known = {*labels, none_label}
+    strange = set(gold) - known
+    if strange:
+        raise ValueError(f"true labels outside the task: {', '.join(sorted(strange))}")
+    answers = [none_label if answer is None else answer for answer in predicted]
+    relations = [label for label in labels if label != none_label]
+    counts = _counts(gold, answers, relations)
+    unknown = sum(answer not in {*known, None} for answer in predicted)
+    result: dict[str, Any] = {
+        "n": len(gold),
+        "missing": sum(answer is None for answer in predicted),
+        "unknown": unknown,
+        "accuracy": _ratio(sum(g == a for g, a in zip(gold, answers, strict=True)), len(gold)),
+        "per_relation": counts,
+        "micro": _micro(counts.values(), unknown),
+        "macro": _macro(counts.values()),
+    }
+    if metric == "semeval":
+        result["semeval"] = semeval_scores(gold, predicted, none_label or "Other")
+    return result
+
+
+def semeval_scores(gold: Sequence[str], predicted: Sequence[str | None], other: str = "Other") -> dict[str, Any]:
+    """The three tables of the official scorer 1.2 of SemEval-2010 Task 8 (Hendrickx et al. 2010).
+
+    Only the relations that ``gold`` holds are classes; ``other`` is left out; missing predictions count
+    as ``other``.
+
+    Returns:
+        ``directed`` ((2·9+1)-way), ``undirected`` ((9+1)-way without direction) and ``official``
+        ((9+1)-way: right only in the right direction); each ``micro``, ``macro`` and ``per_relation``.
+    """
+    answers = [other if answer is None else answer for answer in predicted]
+    base_gold = [_DIRECTION.sub("", label) for label in gold]
+    base_answers = [_DIRECTION.sub("", label) for label in answers]
+    directed = _counts(gold, answers, sorted(set(gold) - {other}))
+    classes = sorted(set(base_gold) - {other})
+    undirected = _counts(base_gold, base_answers, classes)
+    right = [_DIRECTION.sub("", g) for g, a in zip(gold, answers, strict=True) if g == a]
+    official = _tables(classes, Counter(right), Counter(base_answers), Counter(base_gold))
+    return {
+        name: {"micro": _micro(counts.values()), "macro": _macro(counts.values()), "per_relation": counts}
+        for name, counts in (("directed", directed), ("undirected", undirected), ("official", official))
+    }
+
+
+def main_score(scores: dict[str, Any], metric: Metric) -> float:
+    """The one figure of the task: the F1 that ``task.metric`` names, in [0, 1]."""
+    if metric == "semeval":
+        return float(scores["semeval"]["official"]["macro"]["f1"])
+    return float(scores[metric]["f1"])
+
+
+def _counts(gold: Sequence[str], answers: Sequence[str | None], classes: Iterable[str]) -> dict[str, dict[str, Any]]:
+    right = Counter(g for g, a in zip(gold, answers, strict=True) if g == a)
+    return _tables(classes, right, Counter(answers), Counter(gold))
+
+
+def _tables(classes: Iterable[str], right: Counter[Any], answered: Counter[Any], true: Counter[Any]) -> dict[str, dict[str, Any]]:
+    return {
+        label: _scores(right[label], answered[label], true[label])
+        | {"correct": right[label], "predicted": answered[label], "gold": true[label]}
+        for label in classes
+    }
+
+
+def _scores(correct: int, predicted: int, gold: int) -> dict[str, float]:
+    return {"precision": _ratio(correct, predicted), "recall": _ratio(correct, gold), "f1": _ratio(2 * correct, predicted + gold)}
+
+
+def _micro(rows: Iterable[dict[str, Any]], unknown: int = 0) -> dict[str, float]:
+    rows = list(rows)
+    correct, predicted, gold = (sum(row[key] for row in rows) for key in ("correct", "predicted", "gold"))
+    return _scores(correct, predicted + unknown, gold)
+
+
+def _macro(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    held = [row for row in rows if row["gold"]]
+    return {key: _ratio(sum(row[key] for row in held), len(held)) for key in ("precision", "recall", "f1")}
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

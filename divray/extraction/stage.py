@@ -1,0 +1,35 @@
+"""The ``train`` stage: the RE model on seeds and selected samples, into ``model/``."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from divray.config import Config
+from divray.extraction.inputs import SEEDS, SELECTED, TEST, address, examples_of, labels_of, remote, tuned, types_usable
+from divray.runs import RunFolder
+
+
+def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
+    """Train on ``data/seeds`` and ``dataset`` with the searched hyperparameters; save to ``model/``.
+
+    Returns:
+        Counts: ``examples``, ``labels``, ``parameters``.
+    """
+    import ray
+
+    counts: dict[str, Any] = ray.get(remote(_train, config).remote(config, address(run)))
+    return counts
+
+
+def _train(config: Config, uri: str) -> dict[str, Any]:
+    from divray.extraction.training import train
+
+    run = RunFolder(uri)
+    examples, labels = examples_of(run, [SEEDS, SELECTED]), labels_of(run)
+    typed = types_usable(examples, examples_of(run, [SEEDS, TEST]))
+    model = train(examples, labels, config.models.encoder, tuned(config, run), config.seed, typed)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        run.upload(folder, "model")
+    return {"examples": len(examples), "labels": len(labels), "parameters": model.num_parameters()}

@@ -1,0 +1,148 @@
+"""Every candidate of a run, counted where it got to, and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from divray.report.intervals import busy_shares
+from divray.report.scan import batches, tally
+
+if TYPE_CHECKING:
+    from divray.config import Config
+    from divray.runs import RunFolder
+
+NAIVE = "naive"
+"""Strategy of the baseline prompt, which never counts as part of the loop."""
+
+STEPS = ("candidates", "valid", "unique", "correct", "selected")
+COSTS = ("generated_tokens", "prompt_tokens", "engine_seconds")
+
+
+class Cell(NamedTuple):
+    """What candidates are counted by."""
+
+    round: int
+    relation: str
+    strategy: str
+
+    @property
+    def naive(self) -> bool:
+        return self.strategy == NAIVE
+
+
+@dataclass
+class Account:
+    """Counts of a run by round, relation and strategy.
+
+    Attributes:
+        cells: Cell -> field -> amount; times in seconds.
+        fields: The fields that the run has got to; the others are left out of every view.
+        losses: Cell -> reason -> candidates lost after they were found valid.
+        rejections: Cell -> reason -> completions that gave no valid sample.
+    """
+
+    cells: dict[Cell, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    fields: set[str] = field(default_factory=set)
+    losses: dict[Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    rejections: dict[Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def add(self, cell: Cell, amounts: dict[str, float]) -> None:
+        """Add to fields of one cell, which count as reached from now on."""
+        for name, amount in amounts.items():
+            self.cells[cell][name] += amount
+        self.fields |= amounts.keys()
+
+    def view(self, where: Callable[[Cell], bool]) -> dict[str, Any]:
+        """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
+        total: dict[str, float] = defaultdict(float)
+        for cell, amounts in self.cells.items():
+            if where(cell):
+                for name, amount in amounts.items():
+                    total[name] += amount
+        found: dict[str, Any] = {step: int(total[step]) for step in STEPS if step in self.fields}
+        for cost in COSTS:
+            if cost in self.fields:
+                found[cost] = round(total[cost], 3) if cost == "engine_seconds" else int(total[cost])
+        if total["scored"]:
+            found["mean_correctness"] = round(total["correctness"] / total["scored"], 4)
+        if total["selected"]:
+            found["mean_correctness_selected"] = round(total["selected_correctness"] / total["selected"], 4)
+        for step, name in (("correct", "accepted"), ("selected", "selected")):
+            for cost, short in (("generated_tokens", "tokens"), ("engine_seconds", "engine_seconds")):
+                if {step, cost} <= self.fields and total[step]:
+                    found[f"{short}_per_{name}"] = round(total[cost] / total[step], 3)
+        return found
+
+    def reasons(self, kind: dict[Cell, Counter[str]], where: Callable[[Cell], bool]) -> dict[str, int]:
+        """Reason -> count over some cells, the most frequent first."""
+        total: Counter[str] = Counter()
+        for cell, counts in kind.items():
+            if where(cell):
+                total.update(counts)
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+    def values(self, of: Callable[[Cell], Any]) -> list[Any]:
+        """The different rounds, relations or strategies, sorted."""
+        return sorted({of(cell) for cell in self.cells})
+
+
+def rounds_of(config: Config, run: RunFolder) -> list[int]:
+    """The rounds that have left prompts so far."""
+    return [number for number in range(config.rounds) if run.files(f"round-{number:02d}/prompts", ".parquet")]
+
+
+def account(config: Config, run: RunFolder) -> Account:
+    """Count from the tables of the run folder; what no stage has written yet is left out."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as pads
+
+    book = Account()
+    keys = ["round", "relation", "strategy"]
+    near_seed = {"near_seed": pc.coalesce(pc.starts_with(pads.field("nearest_id"), "seed:"), False)}
+    for number in rounds_of(config, run):
+        folder = f"round-{number:02d}"
+        for key, (count,) in tally(run, f"{folder}/prompts", keys).items():
+            book.add(Cell(*key), {"candidates": count})
+        for key, (_, generated, prompt) in tally(run, f"{folder}/completions", keys, ["generated_tokens", "prompt_tokens"]).items():
+            book.add(Cell(*key), {"generated_tokens": generated, "prompt_tokens": prompt})
+        for (*cell, rejection), (count,) in tally(run, f"{folder}/samples", [*keys, "rejection"]).items():
+            book.add(Cell(*cell), {"valid": 0 if rejection else count})
+            if rejection:
+                book.rejections[Cell(*cell)][rejection] += int(count)
+        columns = [*keys, "unique", "correct", "near_seed"]
+        for (*cell, unique, correct, seed), (count, total) in tally(run, f"{folder}/scores", columns, ["correctness"], near_seed).items():
+            passed = {"unique": count if unique else 0, "correct": count if unique and correct else 0}
+            book.add(Cell(*cell), {"scored": count, "correctness": total, **passed})
+            if not unique:
+                book.losses[Cell(*cell)]["near a seed example" if seed else "near-duplicate"] += int(count)
+            elif not correct:
+                book.losses[Cell(*cell)]["below the correctness gate"] += int(count)
+    for key, (count, total) in tally(run, "dataset", keys, ["correctness"]).items():
+        book.add(Cell(*key), {"selected": count, "selected_correctness": total})
+    _add_engine_seconds(book, config, run)
+    return book
+
+
+def _add_engine_seconds(book: Account, config: Config, run: RunFolder) -> None:
+    import numpy as np
+
+    cells: dict[Cell, int] = {}
+    engines: dict[str, list[tuple[Any, Any, Any]]] = defaultdict(list)
+    for number in rounds_of(config, run):
+        columns = ["round", "relation", "strategy", "engine", "started_at", "finished_at"]
+        for batch in batches(run, f"round-{number:02d}/completions", columns):
+            keys = zip(*(batch[name].to_pylist() for name in columns[:3]), strict=True)
+            codes = np.fromiter((cells.setdefault(Cell(*key), len(cells)) for key in keys), dtype=np.int64, count=batch.num_rows)
+            names = np.asarray([name or "" for name in batch["engine"].to_pylist()], dtype=object)
+            starts, ends = (batch[name].to_numpy(zero_copy_only=False) for name in columns[4:])
+            for engine in sorted(set(names)):
+                mine = names == engine
+                engines[engine].append((codes[mine], starts[mine], ends[mine]))
+    for _, parts in sorted(engines.items()):
+        codes, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
+        shares = np.bincount(codes, weights=busy_shares(starts, ends), minlength=len(cells))
+        for cell, code in cells.items():
+            book.add(cell, {"engine_seconds": float(shares[code])})

@@ -1,0 +1,130 @@
+"""What a run shows, in sentences that hold whichever way it went."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+Evaluation = dict[str, dict[str, Any]]
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The run's main result in one sentence, computed from the summary."""
+    evaluation = summary.get("evaluation", {})
+    alone, both = seeds_alone(evaluation), seeds_and_generated(evaluation)
+    if alone and both:
+        sentence = f"Seeds + generated: {_score(evaluation, both)} against {_score(evaluation, alone, name=False)} with the seeds alone"
+        return f"{sentence} ({_verdict(evaluation, both, alone)})."
+    if evaluation:
+        best = max(evaluation, key=lambda name: evaluation[name]["mean"])
+        return f"Best of {len(evaluation)} training sets: {best}, {_score(evaluation, best)}."
+    if "correct" in summary:
+        return (
+            f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing has been evaluated yet."
+        )
+    return f"{summary.get('candidates', 0):,} candidates asked for; nothing has been scored yet."
+
+
+def findings(summary: dict[str, Any]) -> list[str]:
+    """Further results worth a line: training sets against each other, diversity, cost."""
+    evaluation = summary.get("evaluation", {})
+    naive, rounds, llm = find(evaluation, "naive"), rounds_in(evaluation), find(evaluation, "llm")
+    lines = []
+    if naive and rounds:
+        last = rounds[-1]
+        baseline = _score(evaluation, naive, name=False)
+        text = f"Generated alone: {_score(evaluation, last)} ({round_name(last)}) against {baseline} from the naive prompt"
+        lines.append(f"{text} ({_verdict(evaluation, last, naive)}).")
+    if len(rounds) > 1:
+        first, last = rounds[0], rounds[-1]
+        text = f"After preference tuning: {_score(evaluation, last)} against {_score(evaluation, first, name=False)} before it"
+        lines.append(f"{text} ({_verdict(evaluation, last, first)}).")
+    if llm and (reference := seeds_and_generated(evaluation) or (rounds[-1] if rounds else None)):
+        text = f"The LLM doing the task itself reaches {_score(evaluation, llm)}; the small model trained on {reference}"
+        lines.append(f"{text} {_score(evaluation, reference, name=False)}.")
+    return lines + _diversity_finding(summary) + _cost_finding(summary)
+
+
+def find(evaluation: Evaluation, word: str) -> str | None:
+    """The first set whose name holds ``word``."""
+    return next((name for name in evaluation if word in _words(name)), None)
+
+
+def seeds_alone(evaluation: Evaluation) -> str | None:
+    return next((name for name in evaluation if "seeds" in _words(name) and not _generated(name)), None)
+
+
+def seeds_and_generated(evaluation: Evaluation) -> str | None:
+    return next((name for name in evaluation if "seeds" in _words(name) and _generated(name)), None)
+
+
+def rounds_in(evaluation: Evaluation) -> list[str]:
+    """The sets made of one round's samples alone, in the order of the rounds."""
+    return sorted(name for name in evaluation if "round" in _words(name) and "seeds" not in _words(name))
+
+
+def unit(evaluation: Evaluation) -> float:
+    """100 where the scores are shares in [0, 1], and 1 where they are percentages already."""
+    return 100.0 if all(abs(entry["mean"]) <= 1 for entry in evaluation.values()) else 1.0
+
+
+def metric_name(entry: dict[str, Any]) -> str:
+    """``micro-F1`` for the metric ``micro``, and so on."""
+    metric = str(entry.get("metric", "F1"))
+    return {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-F1"}.get(metric, metric)
+
+
+def round_name(name: str) -> str:
+    """``round 0`` for ``round-00``; other names as they stand."""
+    return f"round {int(name[6:])}" if name.startswith("round-") and name[6:].isdigit() else name
+
+
+def _words(name: str) -> set[str]:
+    return {"seeds" if word == "seed" else word for word in re.split(r"[^a-z]+", name.lower())}
+
+
+def _generated(name: str) -> bool:
+    return bool(_words(name) & {"generated", "dataset", "selected"}) or "+" in name
+
+
+def _score(evaluation: Evaluation, which: str, name: bool = True) -> str:
+    entry = evaluation[which]
+    return f"{unit(evaluation) * entry['mean']:.1f}" + (f" {metric_name(entry)}" if name else "")
+
+
+def _verdict(evaluation: Evaluation, new: str, old: str) -> str:
+    difference = unit(evaluation) * (evaluation[new]["mean"] - evaluation[old]["mean"])
+    shown = f"{difference:+.1f}".replace("-", "−")
+    a, b = evaluation[new].get("per_seed") or [], evaluation[old].get("per_seed") or []
+    if len(a) < 2 or len(b) < 2:
+        return f"{shown}, from a single training seed, so not established"
+    if max(a) < min(b):
+        return f"{shown}, worse at each of {len(a)} training seeds"
+    if max(b) < min(a):
+        return f"{shown}, better at each of {len(a)} training seeds"
+    return f"{shown}, but the training seeds' ranges overlap, so not established"
+
+
+def _diversity_finding(summary: dict[str, Any]) -> list[str]:
+    means = summary.get("diversity_at_equal_size", {}).get("mean", {})
+    rounds = sorted(name for name in means if name.startswith("round-"))
+    if not rounds or "seeds" not in means or means["seeds"]["vendi_ngram"] is None:
+        return []
+    sizes = sorted(set(summary["diversity_at_equal_size"]["size"].values()))
+    size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    shown = ", ".join(f"{means[name]['vendi_ngram']:.2f} in {round_name(name)}" for name in rounds)
+    text = f"Vendi score of {size} masked sentences (n-grams): {means['seeds']['vendi_ngram']:.2f} for the seeds, {shown}"
+    correctness = [summary.get("per_round", {}).get(name, {}).get("mean_correctness") for name in rounds]
+    if all(value is not None for value in correctness):
+        text += "; mean correctness " + " → ".join(f"{value:.2f}" for value in correctness)
+    return [text + "."]
+
+
+def _cost_finding(summary: dict[str, Any]) -> list[str]:
+    cost, naive = summary.get("tokens_per_accepted"), summary.get("naive", {}).get("tokens_per_accepted")
+    if cost is None:
+        return []
+    text = f"An accepted sample cost {cost:,.0f} generated tokens"
+    if "engine_seconds_per_accepted" in summary:
+        text += f" and {summary['engine_seconds_per_accepted']:,.2f} engine-seconds"
+    return [text + (f"; with the naive prompt {naive:,.0f} tokens." if naive else ".")]

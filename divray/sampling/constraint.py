@@ -1,0 +1,76 @@
+"""The shape of a completion, as a regular expression that the engine decodes under.
+
+A completion is one sentence after a blank, with the head in ``[ ]`` and the tail in ``{ }`` in
+either order, ended by ``.``, ``!`` or ``?`` and a newline.  No repetition is bounded by a character
+count, so that no sentence is ended in mid-word: a sentence that runs on is cut by ``max_tokens``
+and rejected as such.  Only constructs that structured-decoding back ends share are used (no
+look-around, no back-references).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+from divray.relations import Example, render_marked
+
+_TITLE = r"(Dr|Mr|Mrs|Ms|St|Prof)\. "
+_PLAIN = r"[^\[\]{}\n.!?]"
+_INNER_STOP = r"[.!?][^ \[\]{}\n.!?]"  # 3.5, U.S, example.com
+_PIECE = rf"({_PLAIN}|{_INNER_STOP}|{_TITLE})"
+_WORD = r"[^ \[\]{}\n.,;:!?()\"]+([.,'’][^ \[\]{}\n.,;:!?()\"]+)*\.?"
+_ENTITY = rf"({_TITLE})?{_WORD}( {_WORD}){{0,4}}"
+_BEFORE = rf"({_PIECE}*[ (\"'-])?"
+_AFTER = rf"([ ,;:'’)\"-]{_PIECE}*)?"
+_BETWEEN = rf"( |-|[ ,;:'’)\"-]{_PIECE}*[ (\"'-])"
+_END = r"[.!?][\"')]?\n"
+
+
+def _head(entity: str) -> str:
+    return rf"\[{entity}\]"
+
+
+def _tail(entity: str) -> str:
+    return rf"\{{{entity}\}}"
+
+
+SENTENCE = rf" {_BEFORE}({_head(_ENTITY)}{_BETWEEN}{_tail(_ENTITY)}|{_tail(_ENTITY)}{_BETWEEN}{_head(_ENTITY)}){_AFTER}{_END}"
+"""Any one sentence with one head and one tail."""
+
+
+def completion_of(example: Example) -> str:
+    """The completion that the engine would have to return to say ``example``."""
+    return f" {render_marked(example)}\n"
+
+
+def anchored_pattern(example: Example) -> str:
+    """The sentence of ``example`` with its connective kept and everything else free.
+
+    The connective is the text between the two entities.  Where that is less than two words (as in
+    ``In {1990}, [Ada] was born``) it carries too little, and all the text around the entities is kept.
+    """
+    (first, second) = sorted((example.head, example.tail))
+    entity = {example.head: _head(_ENTITY), example.tail: _tail(_ENTITY)}
+    connective = example.text[first[1] : second[0]]
+    core = f"{entity[first]}{re.escape(connective)}{entity[second]}"
+    if len(re.findall(r"\w+", connective)) >= 2:
+        return f" {_BEFORE}{core}{_AFTER}{_END}"
+    before, after = example.text[: first[0]], example.text[second[1] :]
+    return rf" {re.escape(before)}{core}{re.escape(after)}\n"
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def accepts(pattern: str, example: Example) -> bool:
+    """Whether the engine could write ``example`` under ``pattern``."""
+    return _compiled(pattern).fullmatch(completion_of(example)) is not None
+
+
+def acceptance(examples: Iterable[Example], pattern: str = SENTENCE) -> float:
+    """Share of ``examples`` that ``pattern`` lets through, in [0, 1]; 1.0 for none."""
+    verdicts = [accepts(pattern, example) for example in examples]
+    return sum(verdicts) / len(verdicts) if verdicts else 1.0

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import io
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from divray import console
+from divray.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    console.configure()
+    yield
+    console.configure()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_log_goes_to_stderr_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.log("sampling\nround [bold]0[/bold] \x1b[31mred " + "x" * 300)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "sampling round [bold]0[/bold] \N{REPLACEMENT CHARACTER}[31mred" in err
+
+
+def test_quiet_keeps_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    console.configure(quiet=True)
+    console.log("hidden")
+    with console.stage_progress("sample", 10) as update:
+        update(10)
+    console.print_error(InputError("run.yaml", "selection.k", "is 0", "Give a positive number."))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: run.yaml: selection.k: is 0. Give a positive number.\n"
+
+
+def test_other_errors_name_their_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_error(KeyError("name"))
+    console.print_error(RuntimeError())
+    assert capsys.readouterr().err == "error: KeyError: 'name'\nerror: RuntimeError\n"
+
+
+def test_progress_without_terminal_is_sparse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.stage_progress("sample", total=100, unit="candidates") as update:
+        for done in range(1, 101):
+            now[0] = float(done)
+            update(done, note="2 engines")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 100 // 15 + 1
+    assert "sample: 15 of 100 candidates (1.0/s, 1:25 left, 2 engines)" in lines[0]
+    assert "sample: 100 candidates in 1:40 (1.0/s, 2 engines)" in lines[-1]
+
+
+def test_progress_says_nothing_of_a_block_that_raises(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError), console.stage_progress("score") as update:
+        update(3)
+        raise ValueError
+    with console.stage_progress("idle"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    console.configure()
+    with console.stage_progress("outer", 4) as outer:
+        outer(1, 8, note="[red]note")
+        with console.stage_progress("inner", unit="pairs") as inner:
+            worker = threading.Thread(target=inner, args=(5,))
+            worker.start()
+            worker.join()
+        time.sleep(0.3)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "1/8 rows" in shown and "[red]note" in shown
+    assert "inner: 5 pairs in" in shown and "outer: 1 rows in" in shown
+
+
+def test_clock() -> None:
+    assert [console.clock(value) for value in (8.24, 200, 7500)] == ["8.2 s", "3:20", "2:05:00"]
+
+
+def _summary() -> dict[str, Any]:
+    view = {"candidates": 1200, "valid": 900, "unique": 700, "correct": 420, "selected": 80, "generated_tokens": 36000}
+    return {
+        "headline": "Seeds + generated: 61.2 [b]micro-F1",
+        **view,
+        "engine_seconds": 100.0,
+        "tokens_per_accepted": 85.7,
+        "losses": {"valid": {"no_tail": 300}, "unique": {"near-duplicate": 200}},
+        "per_round": {"round-00": {"candidates": 600}, "round-01": {"candidates": 600, "mean_correctness": 0.6}},
+        "per_strategy": {"independent": view},
+        "naive": {"candidates": 64, "valid": 3, "tokens_per_accepted": 1434.0, "generated_tokens": 2000},
+        "diversity": {"round-01": {"vendi_ngram": 6.3, "vendi_embedding": None, "distinct_2": 0.8, "mean_cosine": 0.2}},
+        "evaluation": {"seeds\x1b[2J": {"metric": "macro", "mean": 0.58, "std": 0.011, "per_seed": [0.57, 0.59], "k": 5, "seeds": [0, 1]}},
+    }
+
+
+def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    console.configure(quiet=True)
+    console.print_summary(_summary())
+    out, err = capsys.readouterr()
+    assert err == ""
+    for text in ("61.2 [b]micro-F1", "1,200", "naive prompt", "300 no tail", "macro-F1", "58.0", "1.1", "6.30", "1,434", "round 1"):
+        assert text in out, text
+    assert "\x1b[2J" not in out
+
+
+def test_summary_of_an_unfinished_run(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_summary({"headline": "Nothing yet.", "losses": {}, "per_round": {}, "per_strategy": {}})
+    assert "Nothing yet." in capsys.readouterr().out

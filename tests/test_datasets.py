@@ -1,0 +1,634 @@
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divray.config import Config, load_config
+from divray.datasets import examples_table, load_task, read_relations, read_relations_file, table_examples
+from divray.datasets import stage as prepare
+from divray.datasets.detokenize import detokenize
+from divray.datasets.fewrel import read_fewrel
+from divray.datasets.huggingface import read_huggingface
+from divray.datasets.jsonl import read_jsonl
+from divray.datasets.marked import read_marked
+from divray.datasets.semeval import read_semeval
+from divray.datasets.source import Source
+from divray.datasets.tacred import read_tacred
+from divray.errors import InputError
+from divray.relations import Example, span_problem
+from divray.runs import RunFolder
+from divray.schemas import EXAMPLES
+
+DATA = Path(__file__).parent / "data"
+EXAMPLE_FILES = Path(__file__).parents[1] / "examples"
+SHARED = Path(__file__).parents[1] / "../shared/data"
+NEEDS_SHARED = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data in ../shared/data")
+ROW = {"text": "The storm caused flooding.", "head": [4, 9], "tail": [17, 25], "relation": "cause"}
+
+
+def refused(call: Callable[[], Any], *parts: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+    return caught.value
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# detokenization -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ("Yes , he did n't .", "Yes, he didn't."),
+        ("the king 's men ( and dogs ) left !", "the king's men (and dogs) left!"),
+        ('He said " no , thanks " and " go " .', 'He said "no, thanks" and "go".'),
+        ("`` One '' and `` two '' .", '"One" and "two".'),
+        ("-LRB- see -LSB- 3 -RSB- -RRB-", "(see [3])"),
+        ("worth $ 11 million or 24.4 % , # 1", "worth $11 million or 24.4%, #1"),
+        ("the sailors ' songs", "the sailors' songs"),
+        ("he called it ' odd ' again", "he called it 'odd' again"),
+        ("Wait … what ?", "Wait… what?"),
+        ("about .567 of it", "about .567 of it"),
+        ("Belgrade ’s “ old ” town", "Belgrade’s “old” town"),
+    ],
+)
+def test_detokenize(tokens: str, text: str) -> None:
+    assert detokenize(tokens.split(" "))[0] == text
+
+
+def test_infixes_are_joined_only_where_the_tokenizer_cut_them() -> None:
+    tokens = ["a", "well", "-", "known", "Illinois", "/", "Indiana", "line", "-", "(", "old", ")"]
+    assert detokenize(tokens, join_infixes=True)[0] == "a well-known Illinois/Indiana line - (old)"
+    assert detokenize(tokens)[0] == "a well - known Illinois / Indiana line - (old)"
+
+
+@given(st.lists(st.text(alphabet="ab1 \n.,'\"()[]-/$%`é’…s", max_size=4), max_size=14), st.booleans())
+def test_detokenize_keeps_every_token_in_its_span(tokens: list[str], join: bool) -> None:
+    text, spans = detokenize(tokens, join)
+    assert len(spans) == len(tokens)
+    assert text == text.strip() and "\n" not in text and "  " not in text
+    position = 0
+    for token, (start, end) in zip(tokens, spans, strict=True):
+        assert position <= start <= end <= len(text)
+        assert text[position:start].strip() == ""
+        position = end
+        if token.strip() not in ("``", "''"):
+            assert text[start:end] == " ".join(token.split())
+    assert position == len(text)
+
+
+# SemEval ------------------------------------------------------------------------------------
+
+
+def test_semeval() -> None:
+    source = Source(DATA / "semeval.txt")
+    examples = list(read_semeval(source))
+    assert [(e.example_id, e.relation, e.head_text, e.tail_text) for e in examples] == [
+        ("1", "Cause-Effect(e1,e2)", "storm", "flooding"),
+        ("2", "Other", "kitchen", "smell"),
+        ("4", "Cause-Effect(e2,e1)", "fire", "spark"),
+    ]
+    assert examples[0].text == "The storm caused heavy flooding in the valley."
+    assert examples[2].text.endswith('said "Old Tom".')
+    assert source.skipped == {"overlapping_entities": 1, "discontinuous_entity": 1}
+
+
+def test_semeval_test_form_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "TEST_FILE.txt"
+    path.write_text('7\t"A <e1>cup</e1> of <e2>tea</e2>."\n8\t"<e1>Rain</e1> and <e2>wind</e2>."\n')
+    refused(lambda: list(read_semeval(Source(path))), "TEST_FILE.txt", "holds no labels", "TEST_FILE_KEY.TXT")
+    (tmp_path / "TEST_FILE_KEY.TXT").write_text("7\tContent-Container(e2,e1)\n8\tOther\n")
+    assert [(e.example_id, e.relation) for e in read_semeval(Source(path))] == [("7", "Content-Container(e2,e1)"), ("8", "Other")]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ("the file is empty",)),
+        ('1\t"A <e1>cup</e1> of tea."\nOther\n', ("line 1 (sentence 1)", "<e2> is missing")),
+        ('1\t"A <e1>cup</e1> of <e2>tea</e2>."\nOther\n\n2\t"A <e1>cup</e1> of <e2>tea</e2>."\n', ("line 4", "no label", "cut short")),
+        ('1\t"A <e1>cup</e1> of <e2>tea</e2>."\nOthr\n', ("line 1", "'Othr' is not among the relations", "Did you mean `Other`?")),
+        ('1\t"A <e1> </e1> of <e2>tea</e2>."\nOther\n', ("e1", "entity is empty")),
+        ("hello\n", ("line 1", "neither a sentence")),
+        ('1\t"<e1>a</e1> <e2>b</e2>"\nOther\n\n1\t"<e1>a</e1> <e2>b</e2>"\nOther\n', ("line 4", "id", "twice")),
+    ],
+)
+def test_semeval_refuses(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text(text)
+    refused(lambda: list(read_semeval(Source(path, {"Other"}))), str(path), *parts)
+
+
+# TACRED -------------------------------------------------------------------------------------
+
+
+def test_tacred() -> None:
+    source = Source(DATA / "tacred.json")
+    examples = list(read_tacred(source))
+    assert [(e.example_id, e.relation, e.head_text, e.tail_text) for e in examples] == [
+        ("a1", "per:title", "Mira Olsen", "treasurer"),
+        ("a2", "no_relation", "Ann Lee", "Oslo"),
+        ("a4", "per:origin", "Ida", "Danish"),
+    ]
+    assert examples[0].text == '(Mira Olsen), the firm\'s treasurer, said "no".'
+    assert (examples[0].head_type, examples[0].tail_type) == ("PERSON", "TITLE")
+    assert examples[1].text == "They didn't meet Ann Lee in Oslo."
+    assert source.skipped == {"overlapping_entities": 1}
+
+
+def test_retacred_relabels_and_drops() -> None:
+    source = Source(DATA / "tacred.json")
+    examples = list(read_tacred(source, [DATA / "retacred_patch.json"]))
+    assert [(e.example_id, e.relation) for e in examples] == [("a1", "per:title"), ("a2", "per:city_of_residence")]
+    assert source.skipped == {"overlapping_entities": 1, "not_in_patch": 1}
+
+
+def test_tacrev_corrects_and_keeps() -> None:
+    examples = list(read_tacred(Source(DATA / "tacred.json"), [DATA / "tacrev_patch.json"]))
+    assert [(e.example_id, e.relation) for e in examples] == [("a1", "per:title"), ("a2", "no_relation"), ("a4", "no_relation")]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"subj_end": 99}, ("row 1, subj_end", "99 is no position among 4 tokens")),
+        ({"obj_start": None}, ("row 1, obj_start", "missing")),
+        ({"subj_start": 1, "subj_end": 0}, ("row 1, subj_end", "before the start")),
+        ({"token": "Ida is Danish ."}, ("row 1, token", "no list of tokens")),
+        ({"relation": "per:orign"}, ("row 1, relation", "Did you mean `per:origin`?")),
+        ({"relation": None}, ("row 1, relation", "None is no label")),
+        ({"subj_type": 3}, ("row 1, subj_type", "3 is not a text")),
+    ],
+)
+def test_tacred_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]) -> None:
+    row = json.loads((DATA / "tacred.json").read_text())[3] | change
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([row]))
+    refused(lambda: list(read_tacred(Source(path, {"per:origin"}))), str(path), *parts)
+
+
+def test_tacred_refuses_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text((DATA / "tacred.json").read_text()[:700])
+    refused(lambda: list(read_tacred(Source(path))), str(path), "no valid JSON", "cut short")
+    path.write_text("{}")
+    refused(lambda: list(read_tacred(Source(path))), str(path), "no JSON array")
+    other = tmp_path / "dev_id2label.json"
+    other.write_text('{"zz": "per:title"}')
+    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), [other])), "no patch holds an id", "patch of this split")
+    other.write_text('["a1"]')
+    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), [other])), str(other), "no patch")
+    other.write_text('[{"id": "a1"}]')
+    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), [other])), str(other), "entry 1")
+
+
+# FewRel -------------------------------------------------------------------------------------
+
+
+def test_fewrel() -> None:
+    source = Source(DATA / "fewrel.json")
+    examples = list(read_fewrel(source))
+    assert [(e.example_id, e.relation, e.head_text, e.tail_text) for e in examples] == [
+        ("P1/1", "P1", "Arden Bridge", "River Lowe"),
+        ("P1/2", "P1", "Moss Gate", "Moss Creek"),
+        ("P2/1", "P2", "Rosa Vale", "Inga Vale"),
+    ]
+    assert examples[0].text == "The well-known Arden Bridge (1902) spans the River Lowe."
+    assert source.skipped == {"discontinuous_entity": 1, "overlapping_entities": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ([], ("no JSON object",)),
+        ({"P9": []}, ("P9, relation", "not among the relations")),
+        ({"P1": {}}, ("P1", "no list of instances")),
+        ({"P1": [{"tokens": ["a", "b"], "h": ["a", "Q", [[0]]]}]}, ("P1, row 1, t", "missing")),
+        ({"P1": [{"tokens": ["a", "b"], "h": ["a", "Q", [[0]]], "t": ["b", "Q", [[2]]]}]}, ("row 1, t", "2 is no position among 2")),
+        ({"P1": [{"tokens": [], "h": 1, "t": 1}]}, ("P1, row 1, tokens", "no list of tokens")),
+    ],
+)
+def test_fewrel_refuses(tmp_path: Path, data: Any, parts: tuple[str, ...]) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(data))
+    refused(lambda: list(read_fewrel(Source(path, {"P1", "P2"}))), str(path), *parts)
+
+
+# JSONL and Hugging Face ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        {"head": [4, 9], "tail": [17, 25]},
+        {"head": {"start": 4, "end": 9}, "tail": {"text": "flooding", "start": 17, "end": 25}},
+        {"head": {"text": "storm"}, "tail": {"text": "flooding"}},
+        {"head_start": 4, "head_end": 9, "tail_start": 17, "tail_end": 25},
+    ],
+)
+def test_jsonl_forms(tmp_path: Path, spans: dict[str, Any]) -> None:
+    row = {"text": ROW["text"], "relation": "cause", "head_type": "event", "round": 1} | spans
+    examples = list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", [row, row | {"id": "x"}]))))
+    assert [e.example_id for e in examples] == ["line-1", "x"]
+    assert examples[0] == Example(ROW["text"], (4, 9), (17, 25), "cause", "event", "", "line-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"relation": "causes"}, ("line 2, relation", "Did you mean `cause`?")),
+        ({"head": [4, 99]}, ("line 2, head", "does not lie in the text (26 characters)")),
+        ({"head": {"text": "rain"}}, ("line 2, head", "'rain' is not in the text")),
+        ({"head": {"text": "flood"}}, ("line 2, head", "'flood' is not in the text")),
+        ({"text": "A storm is a storm, flooding.", "head": {"text": "storm"}}, ("line 2, head", "2 times")),
+        ({"head": {"text": "storm", "start": 3, "end": 9}}, ("line 2, head", "' storm', not 'storm'")),
+        ({"head": [3, 9]}, ("line 2", "the head carries loose blanks")),
+        ({"head": [4, 18]}, ("line 2", "head and tail overlap")),
+        ({"head": None}, ("line 2, head", "missing")),
+        ({"head": [True, 9]}, ("line 2, head", "no span")),
+        ({"head": "storm"}, ("line 2, head", "'storm' is no span")),
+        ({"text": " "}, ("line 2, text", "is not a text")),
+        ({"id": "same"}, ("line 2, id", "twice")),
+        ({"text": "The storm caused flooding\ud800"}, ("line 2", "surrogate")),
+    ],
+)
+def test_jsonl_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [ROW | {"id": "same"}, ROW | change])
+    refused(lambda: list(read_jsonl(Source(path, {"cause"}))), str(path), *parts)
+
+
+def test_jsonl_refuses_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    refused(lambda: list(read_jsonl(Source(path))), str(path), "no such file")
+    path.write_text(" \n")
+    refused(lambda: list(read_jsonl(Source(path))), "the file is empty")
+    path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:30])
+    refused(lambda: list(read_jsonl(Source(path))), "line 2", "no valid JSON")
+    path.write_text(json.dumps([ROW]))
+    refused(lambda: list(read_jsonl(Source(path))), "line 1", "no JSON object")
+    path.write_bytes(json.dumps(ROW).encode() + b"\n\n" + b'{"text": "caf\xe9"}')
+    refused(lambda: list(read_jsonl(Source(path))), "line 3", "invalid UTF-8")
+
+
+def test_byte_order_mark_and_line_separators_inside_strings(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "\ufeff" + json.dumps(ROW | {"text": "The storm caused flooding.\u2028"}, ensure_ascii=False) + "\r\n", encoding="utf-8"
+    )
+    assert len(list(read_jsonl(Source(path)))) == 1
+
+
+def test_save_to_disk_folder(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {"text": [ROW["text"]] * 2, "head": [[4, 9]] * 2, "tail": [[17, 25]] * 2, "relation": [1, 0]}
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "head": datasets.Sequence(datasets.Value("int32")),
+            "tail": datasets.Sequence(datasets.Value("int32")),
+            "relation": datasets.ClassLabel(names=["other", "cause"]),
+        }
+    )
+    saved = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "all")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "all"))), "holds several splits", "all/train")
+    examples = list(read_huggingface(Source(tmp_path / "all" / "train", {"cause", "other"})))
+    assert [(e.relation, e.head_text, e.example_id) for e in examples] == [("cause", "storm", "row-1"), ("other", "storm", "row-2")]
+    arrow = next((tmp_path / "all" / "train").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    refused(lambda: list(read_huggingface(Source(tmp_path / "all" / "train"))), arrow.name, "not readable")
+
+
+def test_parquet_folder_reads_own_columns_back(tmp_path: Path) -> None:
+    examples = list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", [ROW, ROW]))))
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    pq.write_table(examples_table(examples).rename_columns(["sample_id", *EXAMPLES.names[1:]]), folder / "part-0.parquet")
+    assert list(read_huggingface(Source(folder))) == examples
+    assert list(read_huggingface(Source(folder / "part-0.parquet"))) == examples
+    pq.write_table(pa.table({"sentence": ["x"]}), folder / "part-1.parquet")
+    refused(lambda: list(read_huggingface(Source(folder))), "part-1.parquet", "no column `text`")
+    (folder / "part-1.parquet").write_bytes(b"PAR1")
+    refused(lambda: list(read_huggingface(Source(folder))), "part-1.parquet", "not readable")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "none"))), "no such folder")
+    broken = pa.table({"text": pa.array([b"caf\xe9"]).view(pa.string()), "relation": ["cause"]})
+    pq.write_table(broken, tmp_path / "broken.parquet")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "broken.parquet"))), "broken.parquet", "invalid UTF-8 in rows 1 to 1")
+    (tmp_path / "bare").mkdir()
+    refused(lambda: list(read_huggingface(Source(tmp_path / "bare"))), "neither state.json nor *.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [("semeval.txt", read_semeval), ("tacred.json", read_tacred), ("fewrel.json", read_fewrel), ("tacred.json", read_jsonl)],
+)
+def test_a_damaged_file_is_refused_or_read(tmp_path: Path, name: str, reader: Callable[[Source], Any]) -> None:
+    whole = (DATA / name).read_bytes()
+    damage = random.Random(7)
+    path = tmp_path / name
+    for _ in range(150):
+        data = bytearray(whole[: damage.randrange(len(whole))] if damage.random() < 0.5 else whole)
+        for _ in range(damage.randrange(4)):
+            if data:
+                data[damage.randrange(len(data))] = damage.randrange(256)
+        path.write_bytes(data)
+        try:
+            examples = list(reader(Source(path)))
+        except InputError as error:
+            assert error.where == str(path) and error.problem and error.mend
+        else:
+            assert not any(span_problem(e.text, e.head, e.tail) for e in examples)
+
+
+# relations file -----------------------------------------------------------------------------
+
+RELATIONS = """
+- name: cause
+  description: The head brings
+    the tail about.
+  head_type: event
+  examples:
+    - "The [storm]  caused {flooding} ."
+    - A {crash} followed the [ mistake].
+- {name: other, description: None holds., examples: ["[Tea] or {milk}?"]}
+"""
+
+
+def test_relations_file(tmp_path: Path) -> None:
+    path = tmp_path / "relations.yaml"
+    path.write_text(RELATIONS)
+    cause, other = read_relations_file(path)
+    assert (cause.name, cause.description, cause.head_type, cause.tail_type) == ("cause", "The head brings the tail about.", "event", "")
+    assert cause.examples[0] == Example("The storm caused flooding .", (4, 9), (17, 25), "cause", "event", "", "cause/1")
+    assert (cause.examples[1].head_text, cause.examples[1].tail_text) == ("mistake", "crash")
+    assert other.examples[0].text == "Tea or milk?"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ("the file is empty",)),
+        ("name: cause", ("no list of relations",)),
+        ("- cause", ("relation 1", "no mapping")),
+        ("- description: x", ("relation 1, name", "None is no name")),
+        ("- {name: yes, description: x}", ("relation 1, name", "quote words like yes or no")),
+        ("- {name: a}", ("relation a, description", "missing")),
+        ("- {name: a, description: ' '}", ("relation a, description", "missing")),
+        ("- {name: a, description: 5}", ("relation a, description", "5 is no text")),
+        ("- {name: a, description: x, exmples: []}", ("relation a, exmples", "unknown key")),
+        ("- {name: a, description: x}\n- {name: a, description: y}", ("relation a", "twice")),
+        ("- name: a\n  description: x\n  description: y", ("line 1", "key 'description' stands there twice")),
+        ("- {name: a, description: x, examples: 'The [a] {b}'}", ("relation a, examples", "no list")),
+        ("- {name: a, description: x, examples: ['The [a] b']}", ("relation a, example 1", "no tail", "Put the tail in { }")),
+        ("- {name: a, description: x, examples: ['{a} b']}", ("example 1", "no head")),
+        ("- {name: a, description: x, examples: ['[a {b}]']}", ("example 1", "nested marks")),
+        ("- {name: a, description: x, examples: ['[] {b}']}", ("example 1", "empty entity")),
+        ("- {name: a, description: x, examples: ['[a] [b] {c}']}", ("example 1", "many heads")),
+        ("- name: a\n  description: x\n  examples:\n  - [a] and {b}", ("line 4", "quote")),
+        ("- {name: a, description: x, examples: [[a]]}", ("example 1", "no sentence")),
+        ("- {name: a, description: x", ("no valid YAML",)),
+        ('- {name: a, description: "x \\uD800"}', ("relation a, description", "surrogate")),
+        ("[" * 5000, ("YAML",)),
+        ("- !!python/object/apply:os.system ['true']", ("no valid YAML",)),
+    ],
+)
+def test_relations_file_refuses(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+    path = tmp_path / "relations.yaml"
+    path.write_text(text)
+    refused(lambda: read_relations_file(path), str(path), *parts)
+
+
+def test_marked_file(tmp_path: Path) -> None:
+    path = tmp_path / "test.yaml"
+    path.write_text('cause:\n  - "[Rain] brought {mud}."\nother:\n  - "{Tea} or [milk]?"\n')
+    examples = list(read_marked(Source(path, {"cause", "other"})))
+    assert [(e.relation, e.head_text, e.tail_text) for e in examples] == [("cause", "Rain", "mud"), ("other", "milk", "Tea")]
+    refused(lambda: list(read_marked(Source(path, {"cause"}))), "relation other", "not among the relations")
+    path.write_text('cause:\n  - "[Rain] brought {mud}."\ncause:\n  - "[Rain] brought {mud}."\n')
+    refused(lambda: list(read_marked(Source(path))), "key 'cause' stands there twice")
+
+
+# tasks --------------------------------------------------------------------------------------
+
+
+def rows(count: int, relations: tuple[str, ...] = ("cause", "other")) -> list[dict[str, Any]]:
+    nouns = ["mud", "noise", "dust", "ice", "steam", "ash"]
+    return [
+        {
+            "id": f"{name}{n}",
+            "text": f"{name} storm {n} with {nouns[n % 6]}.",
+            "head": {"text": "storm"},
+            "tail": {"text": nouns[n % 6]},
+            "relation": name,
+        }
+        for name in relations
+        for n in range(count)
+    ]
+
+
+def task_config(folder: Path, relations_yaml: str = RELATIONS, /, **task: Any) -> Config:
+    (folder / "relations.yaml").write_text(relations_yaml)
+    settings = {"name": "t", "relations": str(folder / "relations.yaml"), "data": str(folder)} | task
+    return Config.model_validate({"task": settings})
+
+
+def test_seeds_depend_on_neither_order_nor_k(tmp_path: Path) -> None:
+    data = rows(30)
+    jsonl(tmp_path / "train.jsonl", data)
+    settings = {"format": "jsonl", "train": "train.jsonl", "test_per_relation": 10}
+    first = load_task(task_config(tmp_path, seeds_per_relation=5, **settings))
+    assert [len([e for e in first.seeds if e.relation == name]) for name in ("cause", "other")] == [5, 5]
+    assert len(first.test) == 20
+    assert not {e.text for e in first.seeds} & {e.text for e in first.test}
+    assert len({e.example_id for e in first.seeds + first.test}) == 30
+    random.Random(0).shuffle(data)
+    jsonl(tmp_path / "train.jsonl", data)
+    assert load_task(task_config(tmp_path, seeds_per_relation=5, **settings)) == first
+    more = load_task(task_config(tmp_path, seeds_per_relation=8, **settings))
+    assert more.test == first.test
+    assert [e for e in more.seeds if e.relation == "cause"][:5] == [e for e in first.seeds if e.relation == "cause"]
+    other = task_config(tmp_path, seeds_per_relation=5, **settings).model_copy(update={"seed": 14})
+    assert load_task(other).seeds != first.seeds
+
+
+def test_official_test_is_untouched_and_kept_from_the_seeds(tmp_path: Path) -> None:
+    data = rows(8)
+    bracketed = {"text": "A [sic] storm, mud.", "head": {"text": "storm"}, "tail": {"text": "mud"}, "relation": "cause"}
+    jsonl(tmp_path / "train.jsonl", [*data, data[0] | {"id": "again"}, bracketed])
+    test = [data[3], bracketed, data[9], data[3] | {"id": "copy"}]
+    jsonl(tmp_path / "test.jsonl", test)
+    task = load_task(task_config(tmp_path, format="jsonl", train="train.jsonl", test="test.jsonl", seeds_per_relation=7))
+    assert [e.text for e in task.test] == [row["text"] for row in test]
+    assert {e.text for e in task.seeds} == {row["text"] for n, row in enumerate(data) if n not in (3, 9)}
+    assert task.skipped == {"seeds/same_text": 1, "seeds/text_in_test": 3}
+    jsonl(tmp_path / "test.jsonl", [data[3]])
+    task = load_task(task_config(tmp_path, format="jsonl", train="train.jsonl", test="test.jsonl", seeds_per_relation=7))
+    assert task.skipped["seeds/mark_or_line_break_in_text"] == 1
+
+
+def test_seeds_from_the_relations_file(tmp_path: Path) -> None:
+    (tmp_path / "test.yaml").write_text('cause:\n  - "[Rain] brought {mud}."\n')
+    task = load_task(task_config(tmp_path, test="test.yaml", seeds_per_relation=1))
+    assert sorted(e.relation for e in task.seeds) == ["cause", "other"]
+    assert all(e.example_id.startswith("seed:") for e in task.seeds)
+    assert task.test[0].example_id == "test:cause/1"
+
+
+def test_patches_and_skips_reach_the_task(tmp_path: Path) -> None:
+    names = ("per:title", "no_relation", "per:city_of_residence")
+    text = yaml.safe_dump([{"name": name, "description": "d"} for name in names])
+    settings = {"format": "tacred", "train": "tacred.json", "test": "tacred.json", "patches": ["retacred_patch.json"]}
+    config = task_config(tmp_path, text, **settings, none_label="no_relation", seeds_per_relation=1)
+    config = config.model_copy(update={"task": config.task.model_copy(update={"data": str(DATA)})})
+    refused(lambda: load_task(config), "tacred.json", "relation per:title", "0 usable examples")
+    plain = config.model_copy(update={"task": config.task.model_copy(update={"format": "jsonl"})})
+    refused(lambda: load_task(plain), "patches", "format jsonl has no patches")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"seeds_per_relation": 9}, ("train.jsonl", "relation cause", "8 usable examples", "at most 8")),
+        ({"test": None}, ("task.test", "missing", "test_per_relation")),
+        ({"test": None, "test_per_relation": 8}, ("relation cause", "8 different examples, 8 are to be held out", "at most 7")),
+        ({"test": None, "test_per_relation": 6}, ("relation cause", "2 usable examples", "at most 2")),
+        ({"none_label": "nothing"}, ("relations.yaml", "task.none_label", "'nothing' is not among the relations")),
+        ({"test": "wrong.jsonl"}, ("wrong.jsonl", "line 1, relation", "'because' is not among the relations")),
+        ({"test": "missing.jsonl"}, ("missing.jsonl", "no such file", "task.data")),
+        ({"train": None, "seeds_per_relation": 2}, ("relations.yaml", "relation other", "1 usable examples")),
+        ({"relations": "/none/relations.yaml"}, ("/none/relations.yaml", "no such file")),
+    ],
+)
+def test_load_task_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]) -> None:
+    jsonl(tmp_path / "train.jsonl", rows(8))
+    jsonl(tmp_path / "test.jsonl", [ROW])
+    jsonl(tmp_path / "wrong.jsonl", [ROW | {"relation": "because"}])
+    settings = {"format": "jsonl", "train": "train.jsonl", "test": "test.jsonl", "seeds_per_relation": 5} | change
+    refused(lambda: load_task(task_config(tmp_path, **settings)), *parts)
+
+
+def test_a_relation_needs_examples_or_training_data(tmp_path: Path) -> None:
+    jsonl(tmp_path / "test.jsonl", [ROW])
+    config = task_config(tmp_path, "- {name: cause, description: x}", test="test.jsonl")
+    refused(lambda: load_task(config), "relation cause, examples", "missing", "task.train")
+
+
+def test_fewer_seeds(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", rows(8) + rows(1, ("rare",)))
+    jsonl(tmp_path / "test.jsonl", [ROW])
+    relations = RELATIONS + "- {name: rare, description: x}\n"
+    settings = {"format": "jsonl", "train": "train.jsonl", "test": "test.jsonl", "seeds_per_relation": 4}
+    refused(lambda: load_task(task_config(tmp_path, relations, **settings)), "relation rare", "1 usable examples", "task.fewer_seeds=true")
+    task = load_task(task_config(tmp_path, relations, **settings, fewer_seeds=True))
+    assert [e.relation for e in task.seeds] == ["cause"] * 4 + ["other"] * 4 + ["rare"]
+
+
+def test_prepare_stage(tmp_path: Path) -> None:
+    jsonl(tmp_path / "test.jsonl", [ROW])
+    config = task_config(tmp_path, test="test.jsonl", seeds_per_relation=1)
+    folder = RunFolder(str(tmp_path / "run"))
+    assert prepare.run(config, folder, 0) == {"relations": 2, "seeds": 2, "test": 1, "skipped": {}}
+    relations = read_relations(folder)
+    assert [(r.name, r.description, r.head_type) for r in relations] == [
+        ("cause", "The head brings the tail about.", "event"),
+        ("other", "None holds.", ""),
+    ]
+    task = load_task(config)
+    seeds = folder.read_table("data/seeds")
+    assert seeds.schema.equals(EXAMPLES)
+    assert table_examples(seeds) == task.seeds
+    assert table_examples(folder.read_table("data/test")) == task.test
+
+
+def test_wrong_data_writes_nothing(tmp_path: Path) -> None:
+    config = task_config(tmp_path, test="test.jsonl")
+    folder = RunFolder(str(tmp_path / "run"))
+    refused(lambda: prepare.run(config, folder, 0), "test.jsonl")
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_survive_a_table() -> None:
+    examples = list(read_tacred(Source(DATA / "tacred.json")))
+    assert table_examples(examples_table(examples)) == examples
+    assert examples_table([]).schema.equals(EXAMPLES)
+
+
+def test_paths_of_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs" / "a.yaml"
+    path.write_text("task: {name: a, relations: r.yaml, data: ../data}")
+    task = load_config(path).task
+    assert (task.relations, task.data) == (str(tmp_path / "runs/r.yaml"), str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    task = load_config(path, ["task.data=here"]).task
+    assert (task.relations, task.data) == (str(tmp_path / "runs/r.yaml"), str(tmp_path / "here"))
+    assert load_config(path, ["task.relations=other.yaml"]).task.relations == str(tmp_path / "other.yaml")
+
+
+def test_import_is_light() -> None:
+    heavy = "torch ray pandas datasets transformers sklearn matplotlib vllm"
+    code = f"import sys, divray.datasets, divray.extraction.metrics; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# examples and real data ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "count"), [("semeval2010_task8", 19), ("fewrel", 16)])
+def test_example_configs_hold(name: str, count: int) -> None:
+    config = load_config(EXAMPLE_FILES / f"{name}.yaml", ["task.data=/somewhere"])
+    relations = read_relations_file(Path(config.task.relations))
+    assert len(relations) == count
+    assert all(r.head_type and r.tail_type and r.description.endswith(".") and not r.examples for r in relations)
+    assert len({r.description for r in relations}) == count
+    refused(lambda: load_task(config), "/somewhere", "no such file")
+
+
+@NEEDS_SHARED
+def test_real_semeval() -> None:
+    folder = SHARED / "semeval2010_task8"
+    for name, count in (("TRAIN_FILE.TXT", 8000), ("TEST_FILE_FULL.TXT", 2717)):
+        source = Source(folder / name)
+        examples = list(read_semeval(source))
+        assert (len(examples), source.skipped) == (count, {})
+        assert not any(span_problem(e.text, e.head, e.tail) or "<e" in e.text for e in examples)
+    task = load_task(load_config(EXAMPLE_FILES / "semeval2010_task8.yaml", [f"task.data={folder}"]))
+    assert (len(task.relations), len(task.seeds), len(task.test)) == (19, 18 * 8 + 1, 2717)
+
+
+@NEEDS_SHARED
+def test_real_fewrel() -> None:
+    source = Source(SHARED / "fewrel/val_wiki.json")
+    examples = list(read_fewrel(source))
+    assert (len(examples), source.skipped) == (11200, {})
+    raw = json.loads((SHARED / "fewrel/val_wiki.json").read_text())
+    instances = [row for group in raw.values() for row in group]
+    for example, row in zip(examples, instances, strict=True):
+        assert not span_problem(example.text, example.head, example.tail)
+        for text, entity in ((example.head_text, row["h"]), (example.tail_text, row["t"])):
+            tokens = "".join(row["tokens"][position] for position in entity[2][0])
+            assert "".join(text.split()) == "".join(tokens.split())
+    task = load_task(load_config(EXAMPLE_FILES / "fewrel.yaml", [f"task.data={SHARED / 'fewrel'}"]))
+    assert (len(task.relations), len(task.seeds), len(task.test)) == (16, 16 * 8, 1600)
+    assert not {e.text for e in task.seeds} & {e.text for e in task.test}

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from divray.config import ExtractionConfig
+from divray.errors import InputError
+from divray.extraction.predict import predict
+from divray.extraction.training import train
+from divray.relations import Example
+
+NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
+PLACES = ["Alden", "Port Selby", "Monte Claro", "Kestrel Bay", "Rome", "Akoma Ridge"]
+WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}."}
+LABELS = list(WORDING)
+QUICK = ExtractionConfig(learning_rate=3e-4, epochs=4, batch_size=8)
+
+
+def sentence(relation: str, name: str, place: str) -> Example:
+    text = WORDING[relation].format(h=name, t=place)
+    start = text.index(place)
+    return Example(text, (0, len(name)), (start, start + len(place)), relation, "person", "place", f"{relation}-{name}")
+
+
+TRAINING = [sentence(r, n, p) for r in LABELS for n, p in zip(NAMES[:4], PLACES[:4], strict=True)]
+HELD_OUT = [sentence(r, n, p) for r in LABELS for n, p in zip(NAMES[4:], PLACES[4:], strict=True)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return train(TRAINING, LABELS, "embedded:minilm", QUICK, seed=1)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model.save(folder)
+    return folder
+
+
+def test_learns_two_relations(model):
+    found = model.predict(HELD_OUT)
+    assert found.labels == [e.relation for e in HELD_OUT]
+    assert found.probabilities.shape == (4, 2)
+    assert np.allclose(found.probabilities.sum(axis=1), 1, atol=1e-3)
+
+
+def test_predictions_do_not_depend_on_the_batches(model):
+    whole = model.predict(HELD_OUT).probabilities
+    assert np.allclose(model.predict(HELD_OUT, batch_tokens=1).probabilities, whole, atol=5e-3)
+    assert np.allclose(model.predict(HELD_OUT[::-1]).probabilities[::-1], whole, atol=1e-4)
+    assert model.predict([]).labels == []
+
+
+def test_same_seed_same_model_in_any_order_of_examples(model):
+    again = train(TRAINING[::-1], LABELS, "embedded:minilm", QUICK, seed=1)
+    other = train(TRAINING, LABELS, "embedded:minilm", QUICK, seed=2)
+    assert np.array_equal(again.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
+    assert not np.array_equal(other.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
+
+
+def test_training_leaves_the_callers_generator_and_threads_alone():
+    import torch
+
+    torch.manual_seed(5)
+    threads, expected = torch.get_num_threads(), torch.random.get_rng_state()
+    epochs = []
+    train(TRAINING[:2], LABELS, "embedded:minilm", QUICK.model_copy(update={"epochs": 2}), 0, on_epoch=lambda n, m: epochs.append(n))
+    assert torch.equal(torch.random.get_rng_state(), expected)
+    assert torch.get_num_threads() == threads
+    assert epochs == [1, 2]
+
+
+def test_a_label_without_examples_stays_an_output(tmp_path):
+    model = train(TRAINING, [*LABELS, "lives_in"], "embedded:minilm", QUICK, seed=1)
+    assert model.predict(HELD_OUT).probabilities.shape == (4, 3)
+    assert model.config.labels == [*LABELS, "lives_in"]
+
+
+def test_training_refuses_what_it_cannot_learn():
+    with pytest.raises(ValueError, match="works_in"):
+        train(TRAINING, ["born_in"], "embedded:minilm", QUICK, 0)
+    with pytest.raises(ValueError, match="no training examples"):
+        train([], LABELS, "embedded:minilm", QUICK, 0)
+
+
+def test_saved_model_predicts_the_same_and_holds_no_pickles(model, saved):
+    from divray.extraction.model import RelationExtractor
+
+    loaded = RelationExtractor.load(str(saved))
+    assert loaded.config.labels == LABELS and loaded.config.typed
+    assert np.array_equal(loaded.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
+    names = {file.name for file in saved.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert all(name.endswith((".safetensors", ".json", ".txt")) for name in names)
+    assert json.loads((saved / "config.json").read_text())["id2label"] == {"0": "born_in", "1": "works_in"}
+
+
+def test_predict_file_of_marked_sentences_and_spans(saved, tmp_path):
+    rows = [
+        {"text": "[Rosa Vidal] was born in {Rome}.", "head_type": "person", "tail_type": "place", "note": 1},
+        {"text": "Tom Becker has an office job in Rome.", "head": [0, 10], "tail": [32, 36], "relation": "gold"},
+    ]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
+    assert predict(str(saved), str(source), str(tmp_path / "out" / "found.jsonl")) == 2
+    found = [json.loads(line) for line in (tmp_path / "out" / "found.jsonl").read_text().splitlines()]
+    assert [row["relation"] for row in found] == LABELS
+    assert found[0]["note"] == 1 and found[1]["given_relation"] == "gold"
+    assert all(0 <= row["probability"] <= 1 for row in found)
+
+
+def test_predict_parquet(saved, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"text": e.text, "head_start": e.head[0], "head_end": e.head[1], "tail_start": e.tail[0], "tail_end": e.tail[1]} for e in HELD_OUT
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    seen = []
+    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), seen.append) == 4
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names[-2:] == ["relation", "probability"]
+    assert table["relation"].to_pylist() == [e.relation for e in HELD_OUT]
+    assert seen == [4]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"text": "Rosa was born in {Rome}."}', "row 1, text: no head"),
+        ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "row 1, head, tail: the tail span"),
+        ('{"text": "Rosa was born in Rome.", "head": [0, 4]}', "row 1, tail"),
+        ('{"sentence": "x"}', "row 1, text: missing"),
+        ("{", "line 1: no JSON"),
+        ("", "no rows"),
+    ],
+)
+def test_predict_names_the_bad_row_and_writes_nothing(saved, tmp_path, line, problem):
+    (tmp_path / "in.jsonl").write_text(line)
+    with pytest.raises(InputError, match=problem):
+        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_predict_refuses_another_kind_of_model_and_file(saved, tmp_path):
+    (tmp_path / "in.jsonl").write_text("{}")
+    with pytest.raises(InputError, match="not a relation extractor"):
+        predict("embedded:minilm", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    with pytest.raises(InputError, match=r"neither \.jsonl nor \.parquet"):
+        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.csv"))
+    with pytest.raises(InputError, match="no such file"):
+        predict(str(saved), str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl"))

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import json
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from divray import schemas
+from divray.config import Config
+from divray.report import page, plots
+from divray.report.findings import findings, headline
+from divray.report.intervals import busy_shares, union_length
+from divray.report.sentences import pieces, side_by_side, visible
+from divray.report.summary import finite, summarise
+from divray.report.summary import run as report
+from divray.runs import RunFolder
+
+EVIL = "<script>alert('x')</script>"
+
+
+# busy time --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([], 0.0),
+        ([(0, 2)], 2.0),
+        ([(0, 2), (1, 3)], 3.0),
+        ([(5, 6), (0, 2)], 3.0),
+        ([(0, 10), (2, 3), (4, 5), (9, 12)], 12.0),
+        ([(0, 1), (1, 2)], 2.0),
+        ([(3, 3)], 0.0),
+        ([(4, 2), (0, 1), (float("nan"), 7)], 1.0),
+    ],
+)
+def test_union_length(intervals: list[tuple[float, float]], expected: float) -> None:
+    starts, ends = (np.array([pair[i] for pair in intervals], dtype=float) for i in (0, 1))
+    assert union_length(starts, ends) == pytest.approx(expected)
+    assert busy_shares(starts, ends).sum() == pytest.approx(expected)
+
+
+def test_busy_shares_splits_overlap_equally() -> None:
+    shares = busy_shares(np.array([0.0, 0.0, 2.0, 9.0]), np.array([4.0, 2.0, 4.0, 10.0]))
+    assert shares.tolist() == pytest.approx([2.0, 1.0, 1.0, 1.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(-3, 20)), max_size=30))
+def test_union_length_agrees_with_counting(pairs: list[tuple[int, int]]) -> None:
+    starts = np.array([float(start) for start, _ in pairs])
+    ends = np.array([float(start + length) for start, length in pairs])
+    covered = {second for start, length in pairs for second in range(start, start + length)}
+    assert union_length(starts, ends) == pytest.approx(len(covered))
+    shares = busy_shares(starts, ends)
+    assert shares.sum() == pytest.approx(len(covered))
+    assert (shares <= np.maximum(ends - starts, 0) + 1e-9).all()
+
+
+# a small run folder -----------------------------------------------------------------------------
+
+
+def _sentence(relation: str, number: int, text: str = "") -> dict[str, Any]:
+    """``<head> … <tail>.`` with the head first."""
+    head, tail = f"Head{number}", f"Tail{number}"
+    whole = f"{head} {text or f'stands in relation {number % 3} with'} {tail}."
+    spans = {"head_start": 0, "head_end": len(head), "tail_start": len(whole) - 1 - len(tail), "tail_end": len(whole) - 1}
+    return {"relation": relation, "text": whole, **spans, "head_type": "thing", "tail_type": "thing"}
+
+
+def _config(rounds: int = 2) -> Config:
+    return Config.model_validate({"task": {"name": "Tiny", "relations": "relations.yaml"}, "rounds": rounds})
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    blank = {"string": "", "list": [], "bool": False}
+    filled = [{f.name: row.get(f.name, blank.get(str(f.type).split("<")[0], 0)) for f in schema} for row in rows]
+    return pa.Table.from_pylist(filled, schema=schema)
+
+
+def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), text: str = "", files: int = 1000) -> None:
+    """Two rounds.  For each relation: round 0 has 8 candidates of the loop and 4 naive ones, round 1 has 6.
+
+    By number: 0 is rejected, 1 is near a kept sample, 2 near a seed, 3 not correct, the others accepted;
+    the first two accepted ones of a round are selected.
+    """
+    run.write_json("data/relations.json", [{"name": name} for name in relations])
+    seeds = [{"example_id": f"{name}/{n}", **_sentence(name, 90 + n)} for name in relations for n in range(3)]
+    run.write_table("data/seeds", _table(seeds, schemas.EXAMPLES))
+    dataset: list[dict[str, Any]] = []
+    for number, count in ((0, 8), (1, 6)):
+        rows: dict[str, list[dict[str, Any]]] = {"prompts": [], "completions": [], "samples": [], "scores": []}
+        for place, relation in enumerate(relations):
+            for n in range(count + (4 if number == 0 else 0)):
+                naive = n >= count
+                name = f"{number}-{place}-{n:02d}"
+                row = {"candidate_id": name, "round": number, "relation": relation}
+                row["strategy"] = "naive" if naive else ("independent" if n % 2 else "anchored")
+                rows["prompts"].append(row)
+                start = 100.0 * number + 10.0 * place + n
+                times = {"started_at": start, "finished_at": start + 1, "engine": "one", "generated_tokens": 5, "prompt_tokens": 50}
+                rows["completions"].append({**row, **times})
+                if n == 0 or (naive and n > count):
+                    rows["samples"].append({**row, "completion": f"raw {text}", "rejection": "no_tail" if n else text or "no_head"})
+                    continue
+                sample = {**row, **_sentence(relation, n, text), "completion": "raw"}
+                rows["samples"].append(sample)
+                near = {1: f"{number}-{place}-04", 2: f"seed:{relation}/0"}.get(n, "")
+                scores = {"correctness": n / 10, "correct": n > 3, "unique": n not in (1, 2), "nearest_id": near, "similarity": 0.8}
+                vector = [1.0, 0.0] if n % 2 else [0.6, 0.8]
+                rows["scores"].append({**sample, **scores, "reason": f"near copy {text}", "novelty": 0.5, "embedding": vector})
+                if n in (4, 5) and not naive:
+                    dataset.append({**sample, "sample_id": name, "correctness": n / 10, "novelty": 0.5})
+        for kind, schema in (("prompts", schemas.PROMPTS), ("completions", schemas.COMPLETIONS), ("samples", schemas.SAMPLES)):
+            run.write_table(f"round-{number:02d}/{kind}", _table(rows[kind], schema), rows_per_file=files)
+        run.write_table(f"round-{number:02d}/scores", _table(rows["scores"], schemas.SCORES), rows_per_file=files)
+    run.write_table("dataset", _table(dataset, schemas.DATASET))
+    pair = {"pair_id": "p", "relation": relations[0], "chosen": f"good {text}", "rejected": "bad", "kind": "mined"}
+    run.write_table("round-00/pairs", _table([pair], schemas.PAIRS))
+    run.write_json("round-00/alignment.json", [{"step": s, "loss": 0.7 - s / 10, "rewards/margins": s / 5} for s in (1, 2, 3)])
+    shared = {"metric": "micro", "k": 2, "seeds": [0, 1], "std": 0.01}
+    evaluation = {
+        "seeds": {**shared, "mean": 0.5, "per_seed": [0.49, 0.51], "examples": 6},
+        "seeds + generated": {**shared, "mean": 0.45, "per_seed": [0.44, 0.46], "examples": 14},
+    }
+    evaluation["seeds"]["f1_per_relation"] = dict.fromkeys(relations, 0.4321)
+    run.write_json("evaluation.json", evaluation)
+    run.write_json("search.json", {"trials": [{"config": {"epochs": 6}, "score": 0.5}], "best": {"epochs": 6}})
+    for at, stage in enumerate(("prepare", "round-00/sample")):
+        record = {"stage": stage, "finished_at": f"2026-01-01T00:0{at}:00+00:00", "seconds": 1.5 + at, "counts": {}}
+        run.write_json(f"stages/{stage}.json", record)
+
+
+@pytest.fixture
+def simple_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diversity scores that are easy to know: the number of sentences, and of different ones."""
+    module = types.ModuleType("divray.diversity.scores")
+
+    def diversity_of(texts: list[str], embeddings: np.ndarray | None) -> dict[str, float]:
+        found = {"vendi_ngram": float(len(texts)), "distinct_2": len(set(texts)) / len(texts)}
+        return found if embeddings is None else {**found, "vendi_embedding": float(embeddings.shape[0]), "mean_cosine": float("nan")}
+
+    module.diversity_of = diversity_of  # type: ignore[attr-defined]
+    monkeypatch.setitem(__import__("sys").modules, "divray.diversity.scores", module)
+
+
+def test_summary_counts_every_candidate(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    found = summarise(_config(), run)
+    # Of 2 relations × (8 + 6) candidates one in each relation and round is rejected, near, near a seed, wrong.
+    assert {key: found[key] for key in ("candidates", "valid", "unique", "correct", "selected")} == {
+        "candidates": 28,
+        "valid": 24,
+        "unique": 16,
+        "correct": 12,
+        "selected": 8,
+    }
+    assert found["rejections"] == {"no_head": 4}
+    assert found["losses"] == {
+        "valid": {"no_head": 4},
+        "unique": {"near a seed example": 4, "near-duplicate": 4},
+        "correct": {"below the correctness gate": 4},
+        "selected": {"more than K asked for": 4},
+    }
+    assert list(found["per_relation"]) == ["causes", "part_of"]
+    assert found["per_relation"]["causes"]["selected"] == 4
+    assert [found["per_round"][name]["correct"] for name in ("round-00", "round-01")] == [8, 4]
+    assert set(found["per_strategy"]) == {"anchored", "independent"}
+    assert sum(view["candidates"] for view in found["per_strategy"].values()) == 28
+    assert found["pairs"] == {"round-00": {"mined": 1}}
+    assert found["seconds"] == {"prepare": 1.5, "round-00/sample": 2.5}
+    assert found["evaluation"]["seeds"]["mean"] == 0.5
+    assert {"python", "pyarrow"} <= set(found["versions"])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_summary_costs(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    found = summarise(_config(), run)
+    assert found["generated_tokens"] == 28 * 5
+    assert found["tokens_per_accepted"] == round(28 * 5 / 12, 3)
+    assert found["tokens_per_selected"] == round(28 * 5 / 8, 3)
+    # Round 0 is busy from 0 to 22, round 1 from 100 to 106 and 110 to 116; the naive requests lie at 8-12 and
+    # 18-22, where those at 10-12 share the engine with two of the second relation's.
+    assert found["naive"]["engine_seconds"] == 7.0
+    assert found["engine_seconds"] == 22.0 - 7.0 + 12.0
+    assert found["naive"]["candidates"] == 8
+    assert found["naive"]["valid"] == 2
+    assert found["naive"]["rejections"] == {"no_tail": 6}
+
+
+def test_summary_diversity(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    found = summarise(_config(), run)
+    assert set(found["diversity"]) == {"round-00", "round-01"}
+    assert found["diversity"]["round-00"] == {
+        "vendi_ngram": 7.0,
+        "vendi_embedding": 7.0,
+        "distinct_2": round(3 / 7, 4),
+        "mean_cosine": None,
+    }
+    assert found["diversity"]["round-01"]["vendi_ngram"] == 5.0
+    assert found["diversity_reference"]["seeds"]["vendi_ngram"] == 3.0
+    assert found["diversity_reference"]["seeds"]["vendi_embedding"] is None
+    assert found["diversity_at_equal_size"]["size"] == {"causes": 3, "part_of": 3}
+    assert {view["vendi_ngram"] for view in found["diversity_at_equal_size"]["mean"].values()} == {3.0}
+
+
+def test_summary_diversity_of_seeds_with_embeddings(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    names = run.read_table("data/seeds")["example_id"]
+    run.write_table("data/seed_embeddings", pa.table({"example_id": names, "embedding": [[1.0, 0.0]] * len(names)}))
+    assert summarise(_config(), run)["diversity_reference"]["seeds"]["vendi_embedding"] == 3.0
+
+
+def test_same_folder_same_output_however_it_was_partitioned(tmp_path: Path, simple_scores: None) -> None:
+    texts = []
+    for name, files in (("a", 1000), ("b", 5)):
+        run = RunFolder(str(tmp_path / name))
+        _fill(run, files=files)
+        report(_config(), run, 0)
+        first = run.read_text("summary.json"), run.read_text("report.html")
+        run.finish("report", 1.0, {})
+        report(_config(), run, 0)
+        assert (run.read_text("summary.json"), run.read_text("report.html")) == first
+        texts.append(first)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("left", ["prompts", "samples", "scores", "dataset"])
+def test_unfinished_run(tmp_path: Path, simple_scores: None, left: str) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    order = ["prompts", "completions", "samples", "scores", "pairs", "alignment.json"]
+    gone = order[order.index(left) + 1 :] if left in order else []
+    for name in gone:
+        run.delete(f"round-00/{name}")
+    run.delete("round-01")
+    run.delete("evaluation.json")
+    if left != "dataset":
+        run.delete("dataset")
+    counts = report(_config(), run, 0)
+    summary = run.read_json("summary.json")
+    assert counts["candidates"] == 16
+    assert ("valid" in summary, "unique" in summary, "selected" in summary) == (
+        left != "prompts",
+        left in ("scores", "dataset"),
+        left == "dataset",
+    )
+    assert "evaluation" not in summary
+    assert "<h2>" in run.read_text("report.html")
+
+
+def test_empty_run(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    report(_config(), run, 0)
+    assert "candidates" not in run.read_json("summary.json")
+    assert "Tiny" in run.read_text("report.html")
+
+
+# the page ---------------------------------------------------------------------------------------
+
+
+def test_page_escapes_what_was_generated(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run, relations=(EVIL, "part_of"), text=EVIL)
+    report(_config(), run, 0)
+    html = run.read_text("report.html")
+    assert "<script" not in html.lower()
+    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
+    for section, least in (("duplicates", 4), ("samples", 2), ("rejections", 1), ("preferences", 1), ("funnel", 1)):
+        part = html.split(f'id="{section}"')[1].split("</section>")[0]
+        assert part.count(escaped) >= least, section
+
+
+def test_page_loads_nothing(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    report(_config(), run, 0)
+    html = run.read_text("report.html")
+    assert not re.search(r"<(script|link|img|iframe|object|embed|base|form)\b", html)
+    assert not re.search(r"\b(src|srcset|xlink:href|action)\s*=", html)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', html))
+    assert not re.search(r"@import|url\(", html)
+    assert "default-src 'none'" in html
+    assert "43.2" in html
+    for section in ("funnel", "scores", "diversity", "duplicates", "samples", "rejections", "preferences", "cost", "settings"):
+        assert html.count(f'<section id="{section}">') == 1
+
+
+def test_page_takes_credentials_out() -> None:
+    text = "llm: s3://key:verysecret@bucket/model?region=eu\nvllm:\n  hf_token: hf_abc\n  max_model_len: 5\n"
+    shown = page.without_credentials(text)
+    assert "verysecret" not in shown and "hf_abc" not in shown
+    assert "s3://***@bucket/model" in shown and "max_model_len: 5" in shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(8.24, "8.2 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_duration(seconds: float, shown: str) -> None:
+    assert page.duration(seconds) == shown
+
+
+def test_visible_takes_disguises_out() -> None:
+    assert visible("a\x1b[31mb\u202ec\x00") == "a�[31mb�c�"
+
+
+def test_pieces_cover_the_sentence() -> None:
+    row = _sentence("r", 1)
+    parts = pieces(row)
+    assert "".join(part.text for part in parts) == row["text"]
+    assert [part.classes for part in parts] == ["head", "", "tail", ""]
+
+
+def test_side_by_side_marks_words_and_not_names() -> None:
+    left, right = side_by_side(_sentence("r", 1, "was born in rainy"), _sentence("r", 2, "was born near rainy"))
+    assert [part.text for part in left if "differs" in part.classes] == ["in"]
+    assert [part.text for part in right if "differs" in part.classes] == ["near"]
+    assert "".join(part.text for part in right) == "Head2 was born near rainy Tail2."
+
+
+def test_plots_escape_titles() -> None:
+    assert EVIL not in plots.bar([(1, "c1", EVIL)], 1) + plots.strip([plots.Mark(1, "dot", "c1", EVIL)], 0, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(1, 8))
+def test_ticks_lie_inside(low: float, width: float, count: int) -> None:
+    found = plots.ticks(low, low + width, count)
+    assert len(found) <= count + 1
+    assert all(low - 1e-6 * width <= value <= low + width * (1 + 1e-6) for value in found)
+
+
+# what is said -----------------------------------------------------------------------------------
+
+
+def _evaluation(alone: list[float], both: list[float]) -> dict[str, Any]:
+    sets = {"seeds": alone, "seeds + generated": both, "round-00": [0.2, 0.2], "round-01": [0.1, 0.15], "naive": [0.1, 0.2]}
+    return {
+        name: {"metric": "micro", "mean": sum(values) / len(values), "per_seed": values, "k": 5, "seeds": list(range(len(values)))}
+        for name, values in sets.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("alone", "both", "said"),
+    [
+        ([0.57, 0.59], [0.61, 0.63], "62.0 micro-F1 against 58.0 with the seeds alone (+4.0, better at each of 2 training seeds)"),
+        ([0.57, 0.59], [0.49, 0.51], "50.0 micro-F1 against 58.0 with the seeds alone (−8.0, worse at each of 2 training seeds)"),
+        ([0.55, 0.61], [0.57, 0.63], "(+2.0, but the training seeds' ranges overlap, so not established)"),
+        ([0.5], [0.6], "(+10.0, from a single training seed, so not established)"),
+    ],
+)
+def test_headline_is_honest(alone: list[float], both: list[float], said: str) -> None:
+    assert said in headline({"evaluation": _evaluation(alone, both)})
+
+
+def test_findings_compare_rounds_and_naive() -> None:
+    lines = findings(
+        {"evaluation": _evaluation([0.5, 0.5], [0.5, 0.5]), "tokens_per_accepted": 63.2, "naive": {"tokens_per_accepted": 1434.0}}
+    )
+    assert any(line.startswith("After preference tuning: 12.5 micro-F1 against 20.0 before it (−7.5, worse") for line in lines)
+    assert any("12.5 micro-F1 (round 1) against 15.0 from the naive prompt" in line for line in lines)
+    assert any("63 generated tokens; with the naive prompt 1,434" in line for line in lines)
+
+
+def test_headline_without_evaluation() -> None:
+    assert headline({"candidates": 1200, "correct": 300}).startswith("1,200 candidates gave 300 unique and correct samples")
+
+
+def test_finite() -> None:
+    assert finite({"a": [1.0, float("nan"), {"b": float("inf")}]}) == {"a": [1.0, None, {"b": None}]}
