@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divray.errors import ResourceError
 
 if TYPE_CHECKING:
     from divray.config import Config
+    from divray.runs import RunFolder
+
+LOG_BYTES = 1 << 20
+LEAST_LOG_BYTES = 200
+"""Smaller logs hold only the lines that Ray begins each with."""
 
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -50,15 +56,35 @@ def connect(config: Config) -> None:
             configure_logging=shown,
             runtime_env={"env_vars": passed},
         )
-        quiet_ray_data(shown)
+        set_up_ray_data(shown)
     check_resources(config, ray.cluster_resources())
 
 
-def quiet_ray_data(shown: bool) -> None:
-    """Keep Ray Data's bars and lines off the terminal unless asked for."""
+def check_machine(config: Config) -> None:
+    """Without connecting: what a cluster of this machine's own could never give, say so now.
+
+    Raises:
+        ResourceError: See :func:`check_resources`; only where the run would start Ray on this machine.
+    """
+    import ray
+
+    if ray.is_initialized():
+        check_resources(config, ray.cluster_resources())
+    elif config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+        gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+        check_resources(config, {"CPU": os.cpu_count() or 1, "GPU": gpus})
+
+
+def set_up_ray_data(shown: bool) -> None:
+    """Readers that keep small files apart; bars and lines off the terminal unless asked for."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
+    # The second generation of readers packs small files into one block, which makes progress coarse and
+    # costs a start of 32 actors a table.
+    context.use_datasource_v2 = False
     context.enable_progress_bars = shown
     context.print_on_execution_start = shown
     if not shown:
@@ -87,7 +113,7 @@ def check_resources(config: Config, total: dict[str, float]) -> None:
     gpu_engine = config.engine.device == "gpu" or (config.engine.device == "auto" and gpus >= 1)
     least = config.engine.concurrency if isinstance(config.engine.concurrency, int) else config.engine.concurrency[0]
     size = int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
-    # Reading Parquet lists files in a task that holds one whole CPU; engines must leave it free.
+    # Tasks of Ray's own hold one whole CPU here and there; engines must leave it free.
     least = 1 if isinstance(config.engine.concurrency, int) else least
     asked = [
         ("engine.cpus", 1 + (0 if gpu_engine else config.engine.cpus * least), "CPU", cpus),
@@ -99,3 +125,24 @@ def check_resources(config: Config, total: dict[str, float]) -> None:
     for setting, wanted, resource, there in asked:
         if wanted > there:
             raise ResourceError(f"{setting} needs {wanted:g} {resource}, the cluster has {there:g}. Lower it, or use a larger cluster.")
+
+
+def save_logs(run: RunFolder) -> None:
+    """Copy what Ray's and vLLM's processes on this machine said into ``logs/`` of the run folder."""
+    import ray
+
+    if not ray.is_initialized():
+        return
+    folder = Path(ray_temp_folder()) / ray.get_runtime_context().get_session_name() / "logs"
+    for file in sorted([*folder.glob("worker-*.err"), *folder.glob("worker-*.out"), *folder.glob("ray-data/*.log")]):
+        try:
+            data = file.read_bytes()[-LOG_BYTES:]
+        except OSError:
+            continue
+        if len(data) > LEAST_LOG_BYTES:
+            run.write_bytes(f"logs/{file.name}", data)
+
+
+def ray_temp_folder() -> str:
+    """Where Ray keeps its sessions on this machine."""
+    return os.environ.get("RAY_TMPDIR", "/tmp") + "/ray"

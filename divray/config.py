@@ -55,7 +55,9 @@ class PromptsConfig(Section):
     strategies: dict[str, float] = Field({"independent": 0.5, "anchored": 0.5}, description="Strategy -> share of the candidates.")
     demonstrations: int = Field(4, ge=1, description="Seed examples shown in a prompt.")
     wish: bool = Field(True, description="Ask for a sentence as different as possible from the demonstrations.")
-    attributes: bool = Field(True, description="Vary topic, style and length in the prompt (AttrPrompt, arXiv 2306.15895).")
+    attributes: bool = Field(
+        False, description="Name a topic and a length in each prompt (AttrPrompt, arXiv 2306.15895); for LLMs that follow instructions."
+    )
     candidates_per_prompt: int = Field(8, ge=1, description="Candidates that share one prompt text.")
 
 
@@ -65,7 +67,7 @@ class SamplingConfig(Section):
     candidates_per_relation: int = Field(64, ge=1, description="Candidates a relation and round.")
     naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
     constrained: bool = Field(True, description="Structured decoding: head and tail marked inside one sentence.")
-    temperature: float = Field(0.7, gt=0)
+    temperature: float = Field(0.6, gt=0)
     min_p: float = Field(0.05, ge=0, le=1)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -95,10 +97,10 @@ class DiversityConfig(Section):
 class CorrectnessConfig(Section):
     """Does the sentence say its relation, in its direction?"""
 
-    signals: list[Literal["seeds", "out_of_fold", "llm"]] = ["seeds", "out_of_fold"]
+    signals: list[Literal["seeds", "out_of_fold"]] = ["seeds", "out_of_fold"]
     folds: int = Field(5, ge=2)
     threshold: float = Field(
-        0.5, ge=0, le=1, description="Score from which a sample passes; 0.5: as likely right as a seed under its most tempting wrong label."
+        0.4, ge=0, le=1, description="Score from which a sample passes; 0.5: as likely right as a seed under its most tempting wrong label."
     )
     fit_per_relation: int = Field(2000, ge=1, description="Samples of a relation that the out-of-fold classifiers are fitted on, at most.")
 
@@ -124,7 +126,8 @@ class AlignmentConfig(Section):
     batch_size: int = Field(4, ge=1, description="Pairs a worker and step.")
     max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")
     zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU without bf16 arithmetic takes fp32.")
+    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more computing.")
 
 
 class SelectionConfig(Section):
@@ -138,15 +141,15 @@ class SearchConfig(Section):
     """Ray Tune over the RE model's hyperparameters."""
 
     trials: int = Field(4, ge=0, description="0: train with the values below.")
-    learning_rate: tuple[float, float] = Field((2e-5, 3e-4), description="Log-uniform range.")
-    epochs: tuple[int, int] = (6, 16)
+    learning_rate: tuple[float, float] = Field((1e-4, 6e-4), description="Log-uniform range; about a tenth of it for large encoders.")
+    epochs: tuple[int, int] = (8, 16)
     dropout: tuple[float, float] = (0.0, 0.3)
 
 
 class ExtractionConfig(Section):
     """The RE model: typed entity markers (Zhou & Chen 2022) on the encoder."""
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, description="For small encoders; large ones want about 3e-5.")
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(16, ge=1)
     warmup: float = Field(0.1, ge=0, lt=1)
@@ -243,6 +246,21 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         "relations": absolute("task.relations", config.task.relations),
     }
     return config.model_copy(update={"task": config.task.model_copy(update=paths)})
+
+
+def override_config(config: Config, overrides: list[str] | tuple[str, ...]) -> Config:
+    """Put ``engine.*`` and ``cluster.*`` settings over those of a run that has begun.
+
+    Raises:
+        InputError: Another section is named: those identify the run.
+    """
+    values = config.model_dump(mode="json")
+    for override in overrides:
+        section = override.partition(".")[0]
+        if section not in HOW_SECTIONS:
+            raise InputError("command line", override, "a run that has begun keeps its settings", "Only engine.* and cluster.* may change.")
+        _apply(values, override)
+    return parse_config(values, "command line")
 
 
 def parse_config(values: dict[str, Any], where: str) -> Config:

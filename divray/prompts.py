@@ -107,13 +107,11 @@ def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None
         chat: Renders messages by the model's chat template; without it the prompt is plain text
             that the model continues.
     """
-    head, tail = relation.head_type or "thing", relation.tail_type or "thing"
     lines = [
         "Each sentence below states one and the same relation between a head and a tail. The head stands in [ ] and the tail in { }.",
         "",
         f"Relation: {relation.name}",
         f"Meaning: {relation.description}",
-        f"Head: {head}. Tail: {tail}.",
     ]
     if draft.wish:
         lines.append("Every sentence is as different as possible from the others: other names, other words, another structure.")
@@ -160,6 +158,20 @@ def request_rows(
                     }
 
 
+def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
+    """The ``prompt`` stage: write ``round-XX/prompts``.
+
+    Returns:
+        Counts: ``requests``.
+    """
+    from divray.datasets.stage import read_relations
+    from divray.datasets.tables import table_examples
+
+    seeds = table_examples(run.read_table("data/seeds"))
+    rows = request_rows(config, read_relations(run), seeds, round, chat_renderer(config))
+    return {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
+
+
 def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]]) -> int:
     """Write request rows in small files as they come; returns how many."""
     run.delete(name)
@@ -183,7 +195,7 @@ def chat_renderer(config: Config) -> Renderer | None:
     bos = tokenizer.bos_token if tokenizer.bos_token and tokenizer("").input_ids else ""
 
     def render(messages: list[dict[str, str]]) -> str:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         return text.removeprefix(bos)
 
     return render

@@ -1,6 +1,6 @@
 """Does a sentence express its relation, in its direction?  A judge made from the user's seed examples.
 
-Two signals, each a multinomial logistic regression on frozen sentence embeddings:
+Two signals, each a multinomial logistic regression on frozen features (embeddings and n-grams):
 
 ``seeds``
     Fitted on the seed examples and on their reversed copies (head and tail exchanged), which stand
@@ -24,7 +24,7 @@ ordered or partitioned.
 
 from __future__ import annotations
 
-from divray.correctness.features import VIEWS, feature_texts, sentence_features
+from divray.correctness.features import VIEWS, feature_texts, lexical_features, sentence_features
 from divray.correctness.judge import Judge, correctness_scores, fit_judge, fitting_rows
 
-__all__ = ["VIEWS", "Judge", "correctness_scores", "feature_texts", "fit_judge", "fitting_rows", "sentence_features"]
+__all__ = ["VIEWS", "Judge", "correctness_scores", "feature_texts", "fit_judge", "fitting_rows", "lexical_features", "sentence_features"]

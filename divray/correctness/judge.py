@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from divray.config import CorrectnessConfig
 from divray.correctness.classifier import Labelled, Linear, by_fold, fit, held_out
+from divray.relations import mask_entities
 
 _LEAST = 1e-6
 _DIGITS = 6
@@ -18,7 +19,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The fitted classifiers; small enough to travel to every worker (2.8 MB for 20 relations).
+    """The fitted classifiers; small enough to travel to every worker (5 MB for 20 relations).
 
     Class ``r`` of a classifier is relation ``r``, class ``len(relations) + r`` is its reversal.
 
@@ -43,14 +44,15 @@ class Judge:
 
         Args:
             features: As made by :func:`~divray.correctness.features.sentence_features`.
-            groups: Per row the name that decides its fold: its cluster of near-duplicates, or its id.
+            groups: Per row the name that decides its fold, which is the same for sentences that are near copies.
         """
         return _sigmoid(self._log_odds(features, groups))
 
     def score(self, samples: pa.Table, features: np.ndarray) -> np.ndarray:
         """Probability in [0, 1] that each sample expresses its own ``relation``, float64 ``[n]``, 6 decimals.
 
-        A column ``cluster`` keeps near-duplicates in one fold.  A column ``llm_score`` (the LLM's own
+        Near-duplicates are judged by the same fold: rows of one ``cluster`` where there is such a column,
+        else sentences that differ only in their entities.  A column ``llm_score`` (the LLM's own
         probability that the relation holds, in [0, 1]) joins the mean of the log-odds as one more signal
         of equal weight.
 
@@ -98,8 +100,8 @@ def fit_judge(
         seed_features: Their ``sentence_features``.
         reversed_features: The same with ``reverse=True``.
         config: Which signals, how many folds.
-        samples: Generated samples with at least ``candidate_id``, ``relation`` and, where known,
-            ``cluster``; of a large table only :func:`fitting_rows`.
+        samples: Generated samples (``schemas.SAMPLES``, valid ones) with ``cluster`` where it is known; of a
+            large table only :func:`fitting_rows`.
         sample_features: Their ``sentence_features``.
         none_label: A relation that has no direction by its nature ("none of these").
     """
@@ -152,15 +154,18 @@ def correctness_scores(
 def fitting_rows(samples: pa.Table, per_relation: int) -> np.ndarray:
     """Row numbers, ascending, that the out-of-fold classifiers are fitted on.
 
-    The ``unique`` rows where the table says so (a copy would count twice), and of these the
-    ``per_relation`` of each relation with the smallest hash of their ``candidate_id``.
+    One row of each group of near-duplicates (see :meth:`Judge.score`), so that a sentence said often
+    does not count often, and of these the ``per_relation`` of each relation with the smallest hash of
+    their ``candidate_id``.
     """
-    columns = [samples[name].to_pylist() for name in ("relation", "candidate_id")]
-    unique = samples["unique"].to_pylist() if "unique" in samples.column_names else [True] * samples.num_rows
+    relations, identities = samples["relation"].to_pylist(), samples["candidate_id"].to_pylist()
+    first: dict[tuple[str, str], tuple[int, int]] = {}
+    for row, (relation, group) in enumerate(zip(relations, _groups(samples), strict=True)):
+        entry = (_hash(identities[row]), row)
+        first[relation, group] = min(entry, first.get((relation, group), entry))
     candidates: dict[str, list[tuple[int, int]]] = {}
-    for row, (relation, identity, stays) in enumerate(zip(*columns, unique, strict=True)):
-        if stays:
-            candidates.setdefault(relation, []).append((_hash(identity), row))
+    for (relation, _), entry in first.items():
+        candidates.setdefault(relation, []).append(entry)
     return np.array(sorted(row for some in candidates.values() for _, row in sorted(some)[:per_relation]), dtype=np.int64)
 
 
@@ -176,10 +181,10 @@ def _weighted(
 
 
 def _shows_direction(probability: np.ndarray, own: np.ndarray, count: int) -> np.ndarray:
-    """Per relation, whether most held-out seeds look more like it than like its reversal."""
+    """Per relation, whether held-out seeds look more like it than like its reversal, by the mean log ratio."""
     rows = np.arange(len(own))
-    right = probability[rows, own] > probability[rows, own + count]
-    return np.array([right[own == number].mean() > 0.5 for number in range(count)])
+    ratio = _logit(probability[rows, own]) - _logit(probability[rows, own + count])
+    return np.array([ratio[own == number].mean() > 0 for number in range(count)])
 
 
 def _undirected(probability: np.ndarray, directed: np.ndarray) -> np.ndarray:
@@ -202,7 +207,7 @@ def _calibration(log_odds: np.ndarray, own: np.ndarray) -> tuple[float, float]:
     others = log_odds[usable].copy()
     others[np.arange(len(usable)), own[usable]] = -np.inf
     wrong = others.max(axis=1)
-    model = LogisticRegression(C=1e3).fit(np.concatenate([right, wrong])[:, None], np.repeat([1, 0], len(usable)))
+    model = LogisticRegression(C=1.0).fit(np.concatenate([right, wrong])[:, None], np.repeat([1, 0], len(usable)))
     slope, offset = float(model.coef_[0, 0]), float(model.intercept_[0])
     if slope <= 0:  # the seeds do not resemble each other: keep the order, centre it between the two
         slope, offset = 1.0, -float(right.mean() + wrong.mean()) / 2
@@ -210,8 +215,12 @@ def _calibration(log_odds: np.ndarray, own: np.ndarray) -> tuple[float, float]:
 
 
 def _groups(samples: pa.Table) -> list[str]:
-    groups: list[str] = samples["cluster" if "cluster" in samples.column_names else "candidate_id"].to_pylist()
-    return groups
+    """Samples of one group never vouch for each other: the clusters, or the sentences with the same words around their entities."""
+    if "cluster" in samples.column_names:
+        clusters: list[str] = samples["cluster"].to_pylist()
+        return clusters
+    columns = [samples[name].to_pylist() for name in ("text", "head_start", "head_end", "tail_start", "tail_end")]
+    return [mask_entities(text, (hs, he), (ts, te)).casefold() for text, hs, he, ts, te in zip(*columns, strict=True)]
 
 
 def _by_name(names: list[str]) -> np.ndarray:

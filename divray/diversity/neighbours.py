@@ -26,7 +26,7 @@ class Pairs(NamedTuple):
     right: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float64]
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.left)
 
     def at_least(self, threshold: float) -> Pairs:

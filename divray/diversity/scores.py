@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from divray.diversity.neighbours import EXACT_ROWS
 from divray.diversity.shingles import Shingles, shingle
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 Vectors: TypeAlias = "npt.NDArray[np.float64] | csr_array"
 
-SKETCH_ROWS, SKETCH_WIDTH = 2048, 1024
-"""Sentences from which n-gram vectors are hashed, and the dimensions of each n that they are hashed to."""
+SAMPLED_ROWS = 2048
+"""From larger sets the scores that need all pairs (n-gram Vendi, mean Jaccard) take this many rows, drawn by a fixed seed."""
 
 
 def vendi_score(vectors: Vectors) -> float:
@@ -33,7 +32,7 @@ def vendi_score(vectors: Vectors) -> float:
     of ``X^T X / n``, so the smaller of the two matrices is decomposed.
 
     Args:
-        vectors: ``[n, d]``, rows of unit length.
+        vectors: ``[n, d]``, dense or sparse, rows of unit length.
 
     Returns:
         From 1 (all equal) to ``n`` (all orthogonal); 0 for no rows.
@@ -42,13 +41,12 @@ def vendi_score(vectors: Vectors) -> float:
     if n == 0:
         return 0.0
     gram = vectors @ vectors.T if n <= d else vectors.T @ vectors
-    gram = gram if isinstance(gram, np.ndarray) else gram.toarray()
-    weights = np.linalg.eigvalsh(gram / n)
+    weights = np.linalg.eigvalsh((gram if isinstance(gram, np.ndarray) else gram.toarray()) / n)
     weights = weights[weights > 1e-12]
     return float(np.exp(-(weights * np.log(weights)).sum()))
 
 
-def vendi_at(vectors: Vectors, size: int, draws: int = 16, seed: int = 0) -> float | None:
+def vendi_at(vectors: Vectors, size: int, draws: int = 64, seed: int = 0) -> float | None:
     """Mean :func:`vendi_score` of ``draws`` random subsets of ``size`` rows, without replacement.
 
     Comparable between sets of any size.  The subsets follow from ``n``, ``size`` and ``seed``.  ``None`` where there are
@@ -59,18 +57,14 @@ def vendi_at(vectors: Vectors, size: int, draws: int = 16, seed: int = 0) -> flo
         return None
     if n == size:
         return vendi_score(vectors)
-    random = np.random.Generator(np.random.PCG64(seed))
-    subsets = [np.argsort(random.random(n), kind="stable")[:size] for _ in range(draws)]
-    return float(np.mean([vendi_score(vectors[rows]) for rows in subsets]))
+    return float(np.mean([vendi_score(vectors[_drawn(n, size, seed * draws + draw)]) for draw in range(draws)]))
 
 
 def ngram_vectors(texts: Sequence[str], sizes: Sequence[int] = (1, 2)) -> csr_array:
     """Vectors whose inner products are the n-gram kernel: the mean over ``sizes`` of the cosine of n-gram counts.
 
     Words are those of the lower-cased text split at white space.  A text without an n-gram of some size has
-    the text itself as its one n-gram.  The n-grams of more than :data:`SKETCH_ROWS` texts are hashed to
-    :data:`SKETCH_WIDTH` signed dimensions a size, which keeps inner products in expectation (Weinberger et al.
-    2009, arXiv 0902.2206) and a Vendi score below ``SKETCH_WIDTH * len(sizes)``.
+    the text itself as its one n-gram.
 
     Returns:
         float64 ``[n, d]``, sparse, rows of unit length.
@@ -81,9 +75,6 @@ def ngram_vectors(texts: Sequence[str], sizes: Sequence[int] = (1, 2)) -> csr_ar
     for size in sizes:
         rows, columns, counts = _counts(texts, size)
         width = int(columns.max(initial=-1)) + 1
-        if len(texts) > SKETCH_ROWS and width > SKETCH_WIDTH:
-            places = np.random.Generator(np.random.PCG64(size)).integers(0, 2 * SKETCH_WIDTH, width)[columns]
-            columns, counts, width = places // 2, counts * (1.0 - 2 * (places % 2)), SKETCH_WIDTH
         block = csr_array((counts, (rows, columns)), shape=(len(texts), width))
         lengths = np.sqrt(block.power(2).sum(axis=1) * len(sizes))
         blocks.append(diags_array(1 / np.where(lengths > 0, lengths, 1.0)) @ block)
@@ -111,16 +102,14 @@ def mean_cosine(vectors: npt.NDArray[np.float64]) -> float | None:
 def mean_jaccard(shingles: Shingles) -> float | None:
     """Mean Jaccard similarity over all pairs of different sets; ``None`` for fewer than two.
 
-    Of more than :data:`~divray.diversity.neighbours.EXACT_ROWS` sets that many, evenly spaced, are taken.
+    Of more than :data:`SAMPLED_ROWS` sets that many are drawn.
     """
     from scipy.sparse import csr_array
 
+    shingles = shingles.take(_drawn(len(shingles), SAMPLED_ROWS))
     n = len(shingles)
     if n < 2:
         return None
-    if n > EXACT_ROWS:
-        shingles = shingles.take(np.linspace(0, n - 1, EXACT_ROWS).astype(np.int64))
-        n = EXACT_ROWS
     _, columns = np.unique(shingles.values, return_inverse=True)
     sets = csr_array((np.ones(len(columns)), columns, shingles.offsets), shape=(n, int(columns.max()) + 1))
     shared = (sets @ sets.T).toarray()
@@ -142,14 +131,15 @@ def diversity_of(
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n) and the same ``_at_{k}``; ``distinct_1`` to ``distinct_3``;
         ``mean_cosine`` of the embeddings; ``mean_jaccard`` of word 3-grams. ``None`` where a score is undefined: too
-        few rows, or no embeddings.
+        few rows, or no embeddings. ``vendi_ngram`` and ``mean_jaccard`` of more than :data:`SAMPLED_ROWS` rows are
+        those of a sample of that many.
     """
     order = sorted(range(len(texts)), key=texts.__getitem__)
     texts = [texts[row] for row in order]
     grams = ngram_vectors(texts)
     at = f"at_{sample_size}"
     scores: dict[str, float | None] = {
-        "vendi_ngram": vendi_score(grams),
+        "vendi_ngram": vendi_score(grams[_drawn(len(texts), SAMPLED_ROWS)]),
         f"vendi_ngram_{at}": vendi_at(grams, sample_size),
         "vendi_embedding": None,
         f"vendi_embedding_{at}": None,
@@ -163,6 +153,13 @@ def diversity_of(
         scores["vendi_embedding"], scores["mean_cosine"] = vendi_score(vectors), mean_cosine(vectors)
         scores[f"vendi_embedding_{at}"] = vendi_at(vectors, sample_size)
     return {"n": len(texts), **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
+
+
+def _drawn(n: int, size: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """``size`` of ``n`` rows without replacement, ascending; all of them where there are no more."""
+    if n <= size:
+        return np.arange(n)
+    return np.sort(np.argsort(np.random.Generator(np.random.PCG64(seed)).random(n), kind="stable")[:size])
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ hashed sets, hence on the shingles themselves up to that chance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from numba import njit
 
 from divray.errors import InputError
 
-Texts = Sequence[str] | pa.Array | pa.ChunkedArray
+Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
 _SPACE = r"[\s\v\x{1c}-\x{1f}\x{85}\p{Z}]"
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
@@ -94,6 +94,8 @@ def shingle(
 def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = False) -> pa.Array:
     """Lower-case as ``str.lower`` does, and turn the blanks beyond ASCII into plain ones; a ``large_string`` array."""
     array = array.cast(pa.large_string())
+    if len(array) and (array.offset or np.frombuffer(array.buffers()[1], np.int64, 1)[0]):
+        array = array.take(pa.array(np.arange(len(array))))  # ascii_lower misreads data that don't start at 0 (pyarrow 26.0)
     plain = pc.string_is_ascii(array)
     foreign = None if pc.all(plain, min_count=0).as_py() else pc.invert(plain)
     if lower:

@@ -7,6 +7,7 @@ on rows sorted by id.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +109,7 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     return table
 
 
-def novelty(embeddings: npt.NDArray[np.float32], unique: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def novelty(embeddings: npt.NDArray[np.floating[Any]], unique: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Distance of each sample to the nearest other one that stays: 1 - the largest cosine.
 
     Args:

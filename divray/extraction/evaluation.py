@@ -46,23 +46,24 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main
     score, ``per_seed`` and ``seeds``, ``examples`` in all, ``k`` (median a relation),
     ``examples_per_relation``, ``scores`` (all scores, one a seed), ``f1_per_relation`` (mean of the seeds)
-    and ``settings`` (hyperparameters).
+    and ``settings`` (encoder, whether types were used, hyperparameters).
 
     Returns:
         Counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
-    sets = {name: examples_of(run, tables) for name, tables in training_sets(run).items()}
-    sets = {name: examples for name, examples in sets.items() if examples}
+    tables = training_sets(run)
+    sets = {name: examples for name in tables if (examples := examples_of(run, tables[name]))}
     labels, test = labels_of(run), examples_of(run, [TEST])
-    human = [*examples_of(run, [SEEDS]), *test]
-    settings = tuned(config, run)
-    sentences = [astuple(example) for example in test]
-    keys = {
-        (name, seed): _key(examples, labels, sentences, config.models.encoder, settings.model_dump(exclude={"search"}), seed)
-        for name, examples in sets.items()
-        for seed in config.evaluation.seeds
-    }
-    wanted = {keys[name, seed]: (training_sets(run)[name], types_usable(sets[name], human), seed) for name, seed in reversed(keys)}
+    typed = {name: types_usable(examples, [*examples_of(run, [SEEDS]), *test]) for name, examples in sets.items()}
+    settings = tuned(config, run).model_dump(exclude={"search"})
+    tested = [astuple(example) for example in test]
+    keys: dict[tuple[str, int], str] = {}
+    wanted: dict[str, tuple[list[str], bool, int]] = {}
+    for name, examples in sets.items():
+        for seed in config.evaluation.seeds:
+            key = _key(examples, typed[name], labels, tested, config.models.encoder, settings, seed)
+            keys[name, seed] = key
+            wanted.setdefault(key, (tables[name], typed[name], seed))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
     _train_missing(config, run, missing, len(wanted), on_progress)
 
@@ -76,7 +77,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             **summarise([e.relation for e in test], answers, labels, config),
             "seeds": list(config.evaluation.seeds),
             **_sizes(examples, labels),
-            "settings": settings.model_dump(exclude={"search"}),
+            "settings": {"encoder": config.models.encoder, "typed": typed[name], **settings},
         }
     if config.evaluation.llm:
         from divray.extraction.llm import extract
@@ -157,11 +158,9 @@ def _train_and_predict(config: Config, uri: str, tables: list[str], typed: bool,
     run.write_parquet(target, pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
 
 
-def _key(
-    examples: Sequence[Example], labels: Sequence[str], test: Sequence[Example], encoder: str, settings: dict[str, Any], seed: int
-) -> str:
-    sentences = sorted(astuple(example)[:-1] for example in examples)
-    what = [sentences, labels, [astuple(example) for example in test], encoder, settings, seed]
+def _key(examples: Sequence[Example], *others: Any) -> str:
+    """Names what a training depends on; the ids and the order of its examples are no part of that."""
+    what = [sorted(astuple(example)[:-1] for example in examples), *others]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 
 

@@ -7,6 +7,7 @@ computes the task, the labels and the demonstrations once.
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,8 +21,8 @@ from divray.schemas import PROMPTS
 
 REQUESTS, COMPLETIONS = "evaluation/llm/prompts", "evaluation/llm/completions"
 
-PREFIX_CHARACTERS = 2400
-"""Of the part that all prompts share: about 600 tokens, so that a small model's context is not spent."""
+PREFIX_CHARACTERS = 2000
+"""Of the part that all prompts share: 500 to 700 tokens, so that a small model's context is not spent."""
 
 SENTENCE_CHARACTERS = 600
 ROWS_PER_FILE = 32
@@ -115,11 +116,16 @@ def candidate_id(example: Example) -> str:
 
 
 def _instructions(relations: Sequence[Relation]) -> str:
-    """Task and labels; descriptions only where they leave half of the room to demonstrations."""
-    task = "Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:\n"
-    full = "".join(f"- {relation.name}: {relation.description}\n" for relation in relations)
-    names = "".join(f"- {relation.name}\n" for relation in relations)
-    return task + (full if len(full) <= PREFIX_CHARACTERS // 2 else names) + "\n"
+    """Task and labels; the descriptions are cut where they would not leave half of the room to demonstrations."""
+    lines = ["Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:"]
+    described = [(f"- {relation.name}", relation.description) for relation in relations]
+    cut = sum(len(name) + len(words) + 3 for name, words in described) > PREFIX_CHARACTERS // 2
+    for name, words in described:
+        width = PREFIX_CHARACTERS // 2 // len(relations) - len(name) - 3
+        if cut and len(words) > width:
+            words = textwrap.shorten(words, width, placeholder=" …") if width >= 20 else ""
+        lines.append(f"{name}: {words}" if words else name)
+    return "\n".join(lines) + "\n\n"
 
 
 def _question(example: Example) -> str:

@@ -30,7 +30,7 @@ class RelationExtractorConfig(PreTrainedConfig):
         encoder: The encoder's own configuration, as plain values.
         labels: Relation names in the order of the classifier's outputs.
         typed: Whether entity types stand in the markers.
-        max_length: Most tokens of a marked sentence.
+        max_tokens: Most tokens of a marked sentence.
         head_dropout: Dropout of the classifier.
     """
 
@@ -41,13 +41,13 @@ class RelationExtractorConfig(PreTrainedConfig):
         encoder: dict[str, Any] | None = None,
         labels: Sequence[str] | None = None,
         typed: bool = True,
-        max_length: int = 96,
+        max_tokens: int = 96,
         head_dropout: float = 0.1,
         **kwargs: Any,
     ) -> None:
         self.encoder = dict(encoder or {})
         self.typed = typed
-        self.max_length = max_length
+        self.max_tokens = max_tokens
         self.head_dropout = head_dropout
         if labels is not None:
             kwargs["id2label"] = dict(enumerate(labels))
@@ -56,7 +56,8 @@ class RelationExtractorConfig(PreTrainedConfig):
 
     @property
     def labels(self) -> list[str]:
-        return [str(self.id2label[index]) for index in range(len(self.id2label))]
+        names: dict[Any, str] = self.id2label or {}
+        return [names[index] for index in range(len(names))]
 
 
 class Batch(NamedTuple):
@@ -97,11 +98,11 @@ class RelationExtractor(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def on_encoder(cls, reference: str, labels: Sequence[str], typed: bool, max_length: int, head_dropout: float) -> RelationExtractor:
+    def on_encoder(cls, reference: str, labels: Sequence[str], typed: bool, max_tokens: int, head_dropout: float) -> RelationExtractor:
         """A fresh classifier on a pretrained encoder; the classifier's weights come from torch's global generator."""
         folder = local_model(reference)
         values = AutoConfig.from_pretrained(folder).to_dict()
-        model = cls(RelationExtractorConfig(values, labels, typed, max_length, head_dropout))
+        model = cls(RelationExtractorConfig(values, labels, typed, max_tokens, head_dropout))
         with _quietly():
             model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
             model.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -117,7 +118,7 @@ class RelationExtractor(PreTrainedModel):
         """Markers set, tokenized and cut to the model's length."""
         assert self.tokenizer is not None
         marked = [mark_entities(example, self.config.typed) for example in examples]
-        return encode_marked(self.tokenizer, marked, self.config.max_length)
+        return encode_marked(self.tokenizer, marked, self.config.max_tokens)
 
     def collate(self, encoded: Sequence[EncodedText]) -> Batch:
         """Pad on the right to the longest, on the model's device."""

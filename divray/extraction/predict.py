@@ -94,9 +94,7 @@ def _example(row: Row, where: str, number: int) -> Example:
     if not isinstance(text, str) or not text.strip():
         raise error("text", "missing")
     types = [row.get(name) or "" for name in ("head_type", "tail_type")]
-    spans = [
-        row.get(side) if row.get(side) is not None else [row.get(f"{side}_start"), row.get(f"{side}_end")] for side in ("head", "tail")
-    ]
+    spans: list[Any] = [row.get(side) or [row.get(f"{side}_start"), row.get(f"{side}_end")] for side in ("head", "tail")]
     if all(span == [None, None] for span in spans):
         parsed = parse_marked(text)
         if isinstance(parsed, str):

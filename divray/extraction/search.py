@@ -26,6 +26,8 @@ SEARCHED = ("learning_rate", "epochs", "dropout")
 Progress = Callable[[int, int], None]
 """Called with (trials finished, trials in all)."""
 
+_listeners: list[Progress] = []
+
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``search.json``: ``best`` (hyperparameters), ``score`` (its own), ``metric``, and all ``trials``.
@@ -40,7 +42,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         own = {name: getattr(config.extraction, name) for name in SEARCHED}
         run.write_json(SEARCH, {"best": own, "score": None, "metric": config.task.metric, "trials": []})
         return {"trials": 0, "stopped_early": 0}
-    trials = _search(config, run, on_progress)
+    _listeners[:] = [on_progress] if on_progress else []
+    trials = _search(config, run)
     scored = [trial for trial in trials if trial["score"] is not None]
     if not scored:
         raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
@@ -52,8 +55,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     return {"trials": len(trials), "stopped_early": sum(trial["stopped_early"] for trial in trials)}
 
 
-def _search(config: Config, run: RunFolder, on_progress: Progress | None) -> list[dict[str, Any]]:
+def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     import optuna
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -96,10 +100,11 @@ def _search(config: Config, run: RunFolder, on_progress: Progress | None) -> lis
                 storage_path=run.path(),
                 storage_filesystem=run.fs,
                 verbose=0,
-                callbacks=[_told(space.trials, on_progress)] if on_progress else None,
+                callbacks=[_told(space.trials)],
             ),
         )
-    return [_outcome(number, result) for number, result in enumerate(tuner.fit())]
+    results = tuner.fit()
+    return [_outcome(number, results[number]) for number in range(len(results))]
 
 
 def _trial(config: Config, uri: str, values: dict[str, Any]) -> None:
@@ -134,15 +139,19 @@ def _outcome(number: int, result: Any) -> dict[str, Any]:
     }
 
 
-def _told(total: int, on_progress: Progress) -> Any:
+def _told(total: int) -> Any:
     from ray.tune import Callback
 
     class Told(Callback):
-        """Counts the trials that have come to an end."""
+        """Tells the listener how many trials have come to an end."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            on_progress(sum(t.is_finished() for t in trials), total)
+            for listener in _listeners:
+                listener(1 + sum(other.is_finished() for other in trials if other is not trial), total)
 
         on_trial_error = on_trial_complete
+
+        def __reduce__(self) -> Any:  # Tune pickles callbacks into its folder; a listener need not be picklable
+            return _told, (total,)
 
     return Told()

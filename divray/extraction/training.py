@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from divray.config import ExtractionConfig
 from divray.relations import Example
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
-CLASSIFIER_RATE = 10.0
+CLASSIFIER_RATE = 3.0
 """Learning rate of the fresh classifier over that of the pretrained encoder."""
 
 POOL_BATCHES = 4
@@ -57,21 +57,17 @@ def train(
         raise ValueError(f"examples of no label: {sorted(unknown)}" if unknown else "no training examples")
     with _reproducible(seed):
         model = RelationExtractor.on_encoder(encoder, labels, typed, config.max_length, config.dropout)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
         ordered = sorted(examples, key=lambda e: (e.text, e.head, e.tail, e.relation))
         encoded = model.encode(ordered)
         targets = torch.tensor([index[e.relation] for e in ordered], device=model.device)
         steps = -(-len(encoded) // config.batch_size) * config.epochs
         model.encoder.get_input_embeddings().requires_grad_(False)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [weight for weight in model.encoder.parameters() if weight.requires_grad]},
-                {"params": model.classifier.parameters(), "lr": config.learning_rate * CLASSIFIER_RATE},
-            ],
-            lr=config.learning_rate,
-            weight_decay=WEIGHT_DECAY,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in model.encoder.parameters() if weight.requires_grad]},
+            {"params": model.classifier.parameters(), "lr": config.learning_rate * CLASSIFIER_RATE},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
         warmup = max(1, round(config.warmup * steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))

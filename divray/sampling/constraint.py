@@ -16,10 +16,12 @@ from functools import lru_cache
 from divray.relations import Example, render_marked
 
 _TITLE = r"(Dr|Mr|Mrs|Ms|St|Prof)\. "
-_PLAIN = r"[^\[\]{}\n.!?]"
-_INNER_STOP = r"[.!?][^ \[\]{}\n.!?]"  # 3.5, U.S, example.com
+_BLANKS = r"\n\r\t\x0b\x0c\x85\xa0\u2000-\u200b\u2028\u2029"
+_PLAIN = rf"[^\[\]{{}}<>|{_BLANKS}.!?]"
+_INNER_STOP = r"([0-9]\.[0-9]|[A-Z]\.[A-Z]|\.(com|org|net))"
 _PIECE = rf"({_PLAIN}|{_INNER_STOP}|{_TITLE})"
-_WORD = r"[^ \[\]{}\n.,;:!?()\"]+([.,'’][^ \[\]{}\n.,;:!?()\"]+)*\.?"
+_LETTER = rf"[^ \[\]{{}}<>|{_BLANKS}.,;:!?()\"]"
+_WORD = rf"{_LETTER}+([.,'’]{_LETTER}+)*"
 _ENTITY = rf"({_TITLE})?{_WORD}( {_WORD}){{0,4}}"
 _BEFORE = rf"({_PIECE}*[ (\"'-])?"
 _AFTER = rf"([ ,;:'’)\"-]{_PIECE}*)?"

@@ -187,9 +187,7 @@ def complete(
     return sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in run.files(target, ".parquet"))
 
 
-def _stream(
-    config: Config, run: RunFolder, source: str, target: str, model: str, health: str, blocks: int, greedy: bool
-) -> None:
+def _stream(config: Config, run: RunFolder, source: str, target: str, model: str, health: str, blocks: int, greedy: bool) -> None:
     import ray.data
     from ray.data.checkpoint import CheckpointConfig
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -226,14 +224,16 @@ def _stream(
             preprocess_map_kwargs={"num_cpus": 0.05},
         )
         stage = processor.get_stage_by_name("vLLMEngineStage")
-        stage.fn = _engine_class()
-        stage.fn_constructor_kwargs = {**stage.fn_constructor_kwargs, "model": model, "health": health}
-        processor.postprocess = _completion_row
-        requests = ray.data.read_parquet(
-            run.path(source), filesystem=run.fs, file_extensions=["parquet"], override_num_blocks=blocks, num_cpus=0.1
+        # Not by assignment: that runs the stage's validator again, which then asks for a GPU.
+        processor.stages["vLLMEngineStage"] = type(stage).model_construct(
+            fn=_engine_class(),
+            fn_constructor_kwargs={**stage.fn_constructor_kwargs, "health": health},
+            map_batches_kwargs=stage.map_batches_kwargs,
         )
+        processor.postprocess = _completion_row
+        requests = ray.data.read_parquet(run.path(source), filesystem=run.fs, override_num_blocks=blocks, num_cpus=0.1)
         processor.postprocess_map_kwargs = {"num_cpus": 0.05}
-        processor(requests).write_parquet(run.path(target), filesystem=run.fs, num_cpus=0.1)
+        processor(requests).write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
     finally:
         context.checkpoint_config, context.max_consecutive_actor_init_deaths = before
 

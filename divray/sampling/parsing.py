@@ -10,7 +10,24 @@ from divray.relations import Span, parse_marked, span_problem
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]?$")
 _INNER_END = re.compile(r"(?<![A-Z])(?<!\b(?:Dr|Mr|Ms|St|vs|No))(?<!\b(?:Mrs|etc|Inc|Ltd))(?<!\bProf)[.!?][\"')]? +[A-Z0-9]")
 _WORD = re.compile(r"\w+")
-_PLACEHOLDERS = frozenset({"head", "tail", "the head", "the tail", "relation", "entity", "head entity", "tail entity"})
+_PLACEHOLDERS = frozenset(
+    {
+        "head",
+        "tail",
+        "the head",
+        "the tail",
+        "relation",
+        "entity",
+        "head entity",
+        "tail entity",
+        "thing",
+        "person",
+        "organization",
+        "object",
+        "place",
+        "event",
+    }
+)
 
 MIN_WORDS, MAX_ENTITY_WORDS = 4, 8
 

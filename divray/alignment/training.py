@@ -1,0 +1,273 @@
+"""What one Ray Train worker does: DPO (arXiv 2305.18290) with TRL under DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from divray.alignment.pairs import read_pairs, tokenize_pairs
+from divray.alignment.policy import publish_policy
+from divray.alignment.shared_prompt import can_share, share_prompts
+from divray.models import cache_folder, local_model
+from divray.runs import RunFolder
+
+CHECKPOINTS = {"lora": 4, "full": 2}
+"""Checkpoints a run; those of full training hold the whole optimizer state."""
+
+CURVE = {
+    "loss": "loss",
+    "accuracy": "rewards/accuracies",
+    "margin": "rewards/margins",
+    "chosen": "rewards/chosen",
+    "rejected": "rewards/rejected",
+    "learning_rate": "learning_rate",
+    "seconds": "seconds",
+}
+"""Columns of the curve in ``alignment.json``, and what TRL calls them."""
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """Train loop of one worker; rank 0 publishes the policy and returns what goes into ``alignment.json``.
+
+    Args:
+        job: ``uri``, ``round``, ``reference`` (base model), ``alignment`` (the settings), ``seed``,
+            ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (an actor handle or ``None``).
+
+    Returns:
+        The report; or ``{"error": text}`` where training again could only fail again.
+    """
+    started = time.perf_counter()
+    _quiet()
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions"))
+    import deepspeed
+    import ray.train
+    import torch.distributed as dist
+
+    if job["device"] == "cpu":
+        # The only extension that would be built here, with a C++ compiler, serves inference alone.
+        deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed(dist_backend="gloo" if job["device"] == "cpu" else "nccl", auto_mpi_discovery=False)
+
+    settings, run = job["alignment"], RunFolder(job["uri"])
+    context = ray.train.get_context()
+    base = local_model(job["reference"])
+    folder = _shared_folder(context)
+    try:
+        trainer, left_out, shared = _trainer(job, run, base, folder)
+        if trainer is None:
+            return {"error": f"no pair fits in alignment.max_length={settings['max_length']} tokens. Raise it."}
+        ready = time.perf_counter()
+        checkpoint, resumed_from = ray.train.get_checkpoint(), 0
+        if checkpoint is None:
+            trainer.train()
+        else:
+            with checkpoint.as_directory() as at:
+                resumed_from = json.loads(Path(at, "trainer_state.json").read_text())["global_step"]
+                trainer.train(resume_from_checkpoint=at)
+        trained = time.perf_counter()
+        trainer.save_model(str(folder / "trained"))
+        dist.barrier()
+        steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+        if not all(math.isfinite(entry["loss"]) for entry in steps):
+            return {"error": "the loss became infinite. Lower alignment.learning_rate."}
+        if context.get_world_rank() != 0:
+            return {}
+        policy = f"round-{job['round']:02d}/policy"
+        publish_policy(run, policy, base, job["reference"], folder / "trained", settings["method"] == "lora")
+        report = {
+            "round": job["round"],
+            "base": job["reference"],
+            "pairs": len(trainer.train_dataset),
+            "too_long": left_out,
+            "steps": trainer.state.max_steps,
+            "resumed_from": resumed_from,
+            "workers": context.get_world_size(),
+            "device": job["device"],
+            "precision": "bf16" if trainer.args.bf16 else "fp32",
+            "prompt_computed_once": shared,
+            "settings": {**settings, "lora_alpha": 2 * settings["lora_rank"], "seed": job["seed"]},
+            "seconds": {
+                "startup": round(ready - started, 3),
+                "training": round(trained - ready, 3),
+                "merging": round(time.perf_counter() - trained, 3),
+            },
+            "curve": [
+                {"step": entry["step"], **{column: round(float(entry.get(key, 0.0)), 6) for column, key in CURVE.items()}}
+                for entry in steps
+            ],
+        }
+        run.write_json(f"round-{job['round']:02d}/alignment.json", report)
+        return report
+    finally:
+        if context.get_local_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tuple[Any, int, bool]:
+    """``(trainer or None, pairs left out, whether prompts are computed once)``."""
+    import torch
+    import torch.distributed as dist
+    import trl.trainer.utils
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    class PreferenceTrainer(DPOTrainer):
+        """DPO on rows that are token ids already."""
+
+        def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+            return dataset
+
+    settings, cpu = job["alignment"], job["device"] == "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"])
+    dataset = Dataset.from_dict(rows)
+    if not len(dataset):
+        return None, left_out, False
+    bf16 = settings["precision"] == "bf16" and _every_worker(not cpu or _has_bf16())
+    batches = math.ceil(math.ceil(len(dataset) / settings["batch_size"]) / dist.get_world_size())
+    args = DPOConfig(
+        output_dir=str(folder / "checkpoints"),
+        beta=settings["beta"],
+        learning_rate=settings["learning_rate"],
+        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=settings["batch_size"],
+        max_length=settings["max_length"],
+        gradient_checkpointing=settings["gradient_checkpointing"],
+        seed=job["seed"],
+        bf16=bf16,
+        use_cpu=cpu,
+        deepspeed=zero_settings(settings["zero_stage"]),
+        save_steps=max(1, math.ceil(settings["epochs"] * batches / CHECKPOINTS[settings["method"]])),
+        save_total_limit=1,
+        logging_steps=1,
+        dataloader_pin_memory=not cpu,
+        disable_tqdm=True,
+        report_to=[],
+        log_level="error",
+    )
+    # Loaded after DPOConfig, which tells transformers to shard the weights under ZeRO-3.
+    attention = {"attn_implementation": "eager"} if cpu else {}  # on short rows a tenth faster than the fused kernel
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16 else torch.float32, **attention)
+    shared = can_share(model)
+    if shared:
+        share_prompts(model)
+    if cpu:
+        # TRL scores the vocabulary at completion tokens alone where it has Triton, else at every token.
+        # This is only the choice between the two: the kernels ask for themselves.
+        trl.trainer.utils._use_triton = lambda device: True
+    lora = LoraConfig(r=settings["lora_rank"], lora_alpha=2 * settings["lora_rank"], target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = PreferenceTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora if settings["method"] == "lora" else None,
+        callbacks=[_reporter(job["progress"])],
+    )
+    if shared and trainer.ref_model is not None:
+        share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model))
+    return trainer, left_out, shared
+
+
+def zero_settings(stage: int) -> dict[str, Any]:
+    """DeepSpeed configuration of a ZeRO stage; what TRL's arguments say is left to them."""
+    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000} if stage in (1, 2) else {}
+    gather = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
+    return {
+        "zero_optimization": {"stage": stage, **buckets, **gather},
+        "bf16": {"enabled": "auto"},
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def _reporter(progress: Any) -> Any:
+    """Callback that times steps, tells the driver of them, and hands each checkpoint to Ray Train."""
+    import ray.train
+    import torch.distributed as dist
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):
+        begun, seconds = 0.0, 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.seconds = time.perf_counter() - self.begun
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                state.log_history[-1]["seconds"] = self.seconds
+                if progress is not None and state.is_world_process_zero:
+                    progress.set.remote(state.global_step, state.max_steps, float(logs["loss"]))
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Every rank writes its own shard and generator state into its machine's folder.
+            dist.barrier()
+            leads = ray.train.get_context().get_local_rank() == 0
+            at = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoint = ray.train.Checkpoint.from_directory(str(at)) if leads else None
+            ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
+
+    return Reporter()
+
+
+def _shared_folder(context: Any) -> Path:
+    """A new folder that all workers of one machine agree on."""
+    import torch.distributed as dist
+
+    machine = context.get_node_rank()
+    offers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(offers, (machine, tempfile.mkdtemp(prefix="divray-align-") if context.get_local_rank() == 0 else None))
+    return Path(next(path for node, path in offers if node == machine and path))
+
+
+def _every_worker(mine: bool) -> bool:
+    import torch.distributed as dist
+
+    answers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, mine)
+    return all(answers)
+
+
+def _has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware; one that doesn't is faster in fp32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"bf16": True}
+    return any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _quiet() -> None:
+    import logging
+    import warnings
+
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore")
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def snapshot_is_whole(text: str) -> bool:
+    """Whether Ray Train's record of checkpoints was written to its end."""
+    try:
+        return "checkpoint_results" in json.loads(text)
+    except ValueError:
+        return False

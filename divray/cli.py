@@ -1,0 +1,161 @@
+"""The ``divray`` command: each subcommand parses, calls one function, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from divray.errors import DivrayError, InputError
+
+EXAMPLES = """\
+examples:
+  divray plan examples/semeval2010_task8.yaml task.data=DATA     what would run, without running it
+  divray run divray/quickstart/quickstart.yaml --out runs/demo   the whole loop, or the rest of it
+  divray run my.yaml --out s3://bucket/runs/1 selection.k=32     settings on the command line win
+  divray predict runs/demo sentences.jsonl answers.jsonl         the trained RE model at work
+
+exit codes: 0 done, 1 failed, 2 bad input, 3 too few resources, 4 the LLM engine gave up
+"""
+
+STAGE_COMMANDS = ("prepare", "prompt", "sample", "score", "mine", "align", "select", "tune", "train", "evaluate", "report")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from divray import pipeline
+
+    parser = argparse.ArgumentParser(
+        prog="divray",
+        description="Turn a list of relations into diverse and correct training samples, and into a trained relation-extraction model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quiet", action="store_true", help="only errors and the summary")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.set_defaults(function=function)
+        return command
+
+    def with_config(command: argparse.ArgumentParser) -> None:
+        command.add_argument("config", help="YAML file of the run")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that stand over the file")
+
+    whole = add("run", "Run the whole loop, or what is left of it.", _run)
+    with_config(whole)
+    whole.add_argument("--out", required=True, help="run folder: a path, s3://… or gs://…")
+    with_config(add("plan", "Check settings, data and models, and print what would run. Loads no model.", _plan))
+    preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", _preview)
+    with_config(preview)
+    preview.add_argument("-n", type=int, default=2, help="samples a relation and strategy (default 2)")
+    for name in STAGE_COMMANDS:
+        stage = add(name, pipeline.STAGES[name].help, _stage)
+        stage.add_argument("run", help="run folder")
+        stage.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of engine.* and cluster.* for this call")
+        if pipeline.STAGES[name].rounds:
+            stage.add_argument("--round", type=int, default=None, help="sampling round (default: the first in which the stage is not done)")
+        if name == "prepare":
+            stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
+        stage.add_argument("--force", action="store_true", help="do it again although it is done")
+    export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", _export)
+    export.add_argument("run", help="run folder")
+    export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
+    predict = add("predict", "Label sentences with the run's RE model.", _predict)
+    predict.add_argument("run", help="run folder, or a model folder")
+    predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
+    predict.add_argument("target", help="file to write, .jsonl or .parquet")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    from divray import console
+
+    parsed = build_parser().parse_args(arguments)
+    console.configure(parsed.quiet)
+    try:
+        parsed.function(parsed)
+    except DivrayError as error:
+        console.print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print_error(DivrayError("interrupted; the same command goes on from here"))
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from divray import console
+    from divray.config import load_config
+    from divray.pipeline import run_all
+
+    summary = run_all(load_config(arguments.config, arguments.overrides), arguments.out)
+    console.print_summary(summary)
+    console.log(f"report: {arguments.out}/report.html")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from divray.cluster import check_machine
+    from divray.config import load_config
+    from divray.pipeline import describe
+
+    config = load_config(arguments.config, arguments.overrides)
+    text = describe(config)
+    check_machine(config)
+    print(text)
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    from divray.config import load_config
+    from divray.preview import preview
+
+    for block in preview(load_config(arguments.config, arguments.overrides), arguments.n):
+        print(block)
+
+
+def _stage(arguments: argparse.Namespace) -> None:
+    from divray import pipeline
+    from divray.config import load_config, override_config
+    from divray.runs import RunFolder
+
+    stage = pipeline.STAGES[arguments.command]
+    if stage.name == "prepare":
+        config = load_config(arguments.config, arguments.overrides)
+        pipeline.begin(config, arguments.run)
+        run = RunFolder(arguments.run)
+    else:
+        run = RunFolder(arguments.run)
+        config = override_config(pipeline.read_config(run), arguments.overrides)
+    for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
+        pipeline.run_stage(config, run, stage, round_)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from divray.export import export
+
+    print(f"{export(arguments.run, arguments.target)} samples -> {arguments.target}")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from divray.extraction.predict import predict
+    from divray.runs import RunFolder
+
+    run = RunFolder(arguments.run)
+    model = run.full_uri("model") if run.exists("model/config.json") else arguments.run
+    if model == arguments.run and not run.exists("config.json"):
+        raise InputError(
+            arguments.run, "model", "no trained model here", "Give a run folder whose `train` stage is done, or a model folder."
+        )
+    print(f"{predict(model, arguments.source, arguments.target)} sentences -> {arguments.target}")
+
+
+def entry(function: Callable[..., Any]) -> None:
+    """For scripts under ``jobs/``: end the process with ``function``'s exit code."""
+    sys.exit(function(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The data set in other tools' formats."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divray.errors import InputError
+from divray.runs import RunFolder, open_uri
+
+_TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
+
+
+def export(run_uri: str, target: str) -> int:
+    """Write the selected samples of a run as one file; returns how many.
+
+    ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens
+    and token positions (inclusive ends).
+
+    Raises:
+        InputError: The run has no data set yet, or the ending is unknown.
+    """
+    run = RunFolder(run_uri)
+    if not run.files("dataset", ".parquet"):
+        raise InputError(run_uri, "dataset", "no data set yet", "Run the `select` stage first.")
+    writers = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _tacred}
+    ending = next((name for name in (".parquet", ".jsonl", ".json") if target.endswith(name)), "")
+    if not ending:
+        raise InputError("command line", target, "unknown ending", f"Use one of {', '.join(writers)}.")
+    table = run.read_table("dataset")
+    filesystem, path = open_uri(target)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(writers[ending](table))
+    return int(table.num_rows)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _jsonl(table: pa.Table) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
+
+
+def _tacred(table: pa.Table) -> bytes:
+    return json.dumps([tacred_row(row) for row in table.to_pylist()], ensure_ascii=False).encode()
+
+
+def tacred_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A data set row in TACRED's form. Tokens never straddle the edge of an entity."""
+    edges = {row["head_start"], row["head_end"], row["tail_start"], row["tail_end"]}
+    tokens: list[tuple[int, int]] = []
+    for match in _TOKEN.finditer(row["text"]):
+        cuts = [match.start(), *sorted(edge for edge in edges if match.start() < edge < match.end()), match.end()]
+        tokens += list(zip(cuts, cuts[1:], strict=False))
+    places = {}
+    for name, kind in (("head", "subj"), ("tail", "obj")):
+        inside = [n for n, (start, end) in enumerate(tokens) if row[f"{name}_start"] <= start and end <= row[f"{name}_end"]]
+        places |= {f"{kind}_start": inside[0], f"{kind}_end": inside[-1], f"{kind}_type": row[f"{name}_type"]}
+    words = [row["text"][start:end] for start, end in tokens]
+    return {"id": row["sample_id"], "relation": row["relation"], "token": words, **places}

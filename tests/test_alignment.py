@@ -1,0 +1,350 @@
+"""DPO for real, at a size that trains in seconds: Ray Train, TRL and DeepSpeed on a random two-layer model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from divray.alignment import base_model
+from divray.alignment import run as align
+from divray.alignment.pairs import read_pairs
+from divray.config import Config, parse_config
+from divray.errors import DivrayError, InputError
+from divray.runs import RunFolder
+from divray.schemas import PAIRS
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from divray.models import local_model
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(local_model("embedded:smollm2"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    if started:
+        ray.shutdown()
+
+
+def settings(model: Path, workers: int = 1, **alignment: Any) -> Config:
+    values = {"learning_rate": 5e-3, "precision": "fp32", "batch_size": 4, "max_length": 64, **alignment}
+    return parse_config(
+        {
+            "task": {"name": "t", "relations": "r.yaml"},
+            "models": {"llm": str(model)},
+            "alignment": values,
+            "cluster": {"train_workers": workers, "cpus_per_worker": 0.5},
+        },
+        "test",
+    )
+
+
+def pairs_table(count: int, chosen: str = " Ann met Bob.\n", rejected: str = " The cat sat.\n") -> pa.Table:
+    rows = [
+        {
+            "pair_id": f"p{i:03d}",
+            "relation": "r",
+            "prompt": f"Sentence {i % 7}:",
+            "chosen": chosen.replace("Ann", f"Ann{i}"),
+            "rejected": rejected,
+            "kind": "mined",
+            "chosen_id": f"c{i}",
+            "rejected_id": f"d{i}",
+        }
+        for i in range(count)
+    ]
+    return pa.Table.from_pylist(rows, PAIRS)
+
+
+def folder_with(path: Path, table: pa.Table) -> RunFolder:
+    run = RunFolder(str(path))
+    run.write_table("round-00/pairs", table)
+    return run
+
+
+def curve(run: RunFolder, column: str) -> list[float]:
+    return [row[column] for row in run.read_json("round-01/alignment.json")["curve"]]
+
+
+# pairs ------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_all_earlier_rounds_in_one_order(tmp_path: Path) -> None:
+    run, table = RunFolder(str(tmp_path)), pairs_table(9)
+    run.write_table("round-00/pairs", table.slice(4), rows_per_file=2)
+    run.write_table("round-01/pairs", table.slice(0, 4))
+    assert read_pairs(run, 1)["pair_id"].to_pylist() == [f"p{i:03d}" for i in range(4, 9)]
+    assert read_pairs(run, 2)["pair_id"].to_pylist() == [f"p{i:03d}" for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (pairs_table(0), "no preference pair"),
+        (pairs_table(2, chosen=" same.\n", rejected=" same.\n"), "pair p000"),
+        (pairs_table(2, rejected=""), "rejected"),
+        (pairs_table(2).drop_columns(["chosen"]), "chosen"),
+    ],
+)
+def test_unusable_pairs_are_named(tmp_path: Path, table: pa.Table, names: str) -> None:
+    run = folder_with(tmp_path, table)
+    with pytest.raises(InputError, match=names):
+        align(settings(tmp_path), run, 1)
+    assert not run.exists("round-01")
+
+
+def test_no_table_of_pairs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no preference pair"):
+        align(settings(tmp_path), RunFolder(str(tmp_path)), 1)
+    with pytest.raises(InputError, match="round 0"):
+        align(settings(tmp_path), RunFolder(str(tmp_path)), 0)
+
+
+def test_policy_starts_from_the_round_before(tmp_path: Path) -> None:
+    run, config = RunFolder(str(tmp_path)), settings(tmp_path / "llm")
+    assert base_model(config, run, 2) == str(tmp_path / "llm")
+    run.write_json("round-01/policy/config.json", {})
+    assert base_model(config, run, 1) == str(tmp_path / "llm")
+    assert base_model(config, run, 2) == str(tmp_path / "round-01/policy")
+
+
+def test_token_ids_split_at_the_prompt(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from divray.alignment.pairs import tokenize_pairs
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    long = pairs_table(1, rejected=" x" * 80)
+    rows, left_out = tokenize_pairs(pa.concat_tables([pairs_table(3), long]), tokenizer, 64)
+    assert left_out == 1 and len(rows["prompt_ids"]) == 3
+    assert tokenizer.decode(rows["prompt_ids"][1]) == "Sentence 1:"
+    assert tokenizer.decode(rows["chosen_ids"][1]) == " Ann1 met Bob.\n"
+    assert tokenizer.decode(rows["rejected_ids"][1]) == " The cat sat.\n"
+    merged, _ = tokenize_pairs(pairs_table(1, chosen="s went.\n", rejected="s stay.\n"), tokenizer, 64)
+    assert merged["chosen_ids"][0] != merged["rejected_ids"][0]
+
+
+# prompts computed once --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_shared_prompt_changes_no_state_and_no_gradient(family: str) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    from divray.alignment.shared_prompt import can_share, share_prompts
+
+    kind, settings_kind = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}[family]
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = kind(settings_kind(vocab_size=50, **sizes)).double()
+    ids = torch.randint(3, 50, (6, 12))
+    lengths = torch.tensor([12, 7, 9, 10, 12, 5])
+    for pair, shared in enumerate((6, 7, 0)):  # the second chosen side is a beginning of its rejected one
+        ids[3 + pair, :shared] = ids[pair, :shared]
+    mask = (torch.arange(12) < lengths.unsqueeze(1)).long()
+    ids = ids * mask
+    weights = torch.randn(6, 12, 32, dtype=torch.double) * mask.unsqueeze(-1)
+
+    def states() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        (hidden * weights).sum().backward()
+        return hidden.detach() * mask.unsqueeze(-1), model.base_model.layers[0].mlp.up_proj.weight.grad.clone()
+
+    assert can_share(model)
+    plain = states()
+    share_prompts(model)
+    shared_once = states()
+    torch.testing.assert_close(shared_once[0], plain[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(shared_once[1], plain[1], rtol=0, atol=1e-5)  # the norms compute in fp32
+
+
+# training ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_lora_learns_a_preference_and_leaves_a_clean_policy(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run, seen = folder_with(tmp_path, pairs_table(24)), []
+    counts = align(settings(tiny_model), run, 1, on_progress=lambda *news: seen.append(news))
+    assert counts["pairs"] == 24 and counts["steps"] == 6 and counts["too_long"] == 0
+    assert counts["accuracy"] == 1.0
+    margins, losses = curve(run, "margin"), curve(run, "loss")
+    assert len(losses) == 6 and losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert margins[-1] > margins[0] + 0.05 and losses[-1] < losses[0]
+    assert all(seconds > 0 for seconds in curve(run, "seconds"))
+    assert all(1 <= step <= steps == 6 for step, steps, _ in seen)
+
+    names = run.files("round-01")
+    assert not [name for name in names if name.endswith(PICKLES)] and not run.exists("round-01/train")
+    assert {"round-01/policy/config.json", "round-01/policy/model.safetensors", "round-01/policy/tokenizer.json"} <= set(names)
+    policy = AutoModelForCausalLM.from_pretrained(run.path("round-01/policy"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    changed = {name for name, value in policy.named_parameters() if not torch.equal(value, base.get_parameter(name))}
+    assert changed and all("_proj" in name for name in changed)
+    adapter = load_file(run.path("round-01/policy/adapter/adapter_model.safetensors"))
+    assert any("lora_B" in name and value.abs().max() > 0 for name, value in adapter.items())
+    assert run.read_json("round-01/policy/adapter/adapter_config.json")["base_model_name_or_path"] == str(tiny_model)
+
+    tokenizer = AutoTokenizer.from_pretrained(run.path("round-01/policy"))
+
+    def preference(model: Any) -> float:
+        def score(text: str) -> float:
+            prompt, ids = tokenizer("Sentence 1:")["input_ids"], tokenizer("Sentence 1:" + text)["input_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            return float(logits.gather(1, torch.tensor(ids[1:])[:, None])[len(prompt) - 1 :].sum())
+
+        return score(" Ann1 met Bob.\n") - score(" The cat sat.\n")
+
+    assert preference(policy) > preference(base)
+
+
+@pytest.mark.slow
+def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+    one = folder_with(tmp_path / "one", pairs_table(16))
+    two = folder_with(tmp_path / "two", pairs_table(16))
+    align(settings(tiny_model, zero_stage=0), one, 1)
+    align(settings(tiny_model, workers=2, batch_size=2), two, 1)
+    assert curve(two, "loss") == pytest.approx(curve(one, "loss"), abs=2e-4)
+    assert curve(two, "margin") == pytest.approx(curve(one, "margin"), abs=2e-3)
+    assert two.read_json("round-01/alignment.json")["workers"] == 2
+
+
+@pytest.mark.slow
+def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run = folder_with(tmp_path, pairs_table(8))
+    counts = align(settings(tiny_model, workers=2, method="full", batch_size=2, zero_stage=3, precision="bf16"), run, 1)
+    assert counts["steps"] == 2
+    assert curve(run, "loss")[0] == pytest.approx(0.6931, abs=1e-3)
+    assert not [name for name in run.files("round-01") if name.endswith(PICKLES) or "adapter" in name]
+    policy = AutoModelForCausalLM.from_pretrained(run.path("round-01/policy"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert policy.dtype == base.dtype
+    assert not torch.equal(policy.model.layers[0].mlp.up_proj.weight, base.model.layers[0].mlp.up_proj.weight)
+
+
+@pytest.mark.slow
+def test_pairs_longer_than_the_limit(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+    run = folder_with(tmp_path, pairs_table(4, rejected=" x" * 80))
+    with pytest.raises(DivrayError, match="max_length"):
+        align(settings(tiny_model), run, 1)
+    assert not run.exists("round-01/policy")
+
+
+# interruptions ----------------------------------------------------------------------------------
+
+EPOCHS, STEPS, FIRST_CHECKPOINT, LATE = 4, 24, 6, 9
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, cluster: None) -> list[float]:
+    run = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(24))
+    align(settings(tiny_model, epochs=EPOCHS), run, 1)
+    return curve(run, "loss")
+
+
+def kill_train_workers() -> int:
+    """Kill the Ray Train workers that descend from this process."""
+    import psutil
+
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline()[:1])]
+    for worker in workers:
+        worker.kill()
+    return len(workers)
+
+
+@pytest.mark.slow
+def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undisturbed: list[float]) -> None:
+    run = folder_with(tmp_path, pairs_table(24))
+    killed: list[int] = []
+
+    def watch(step: int, steps: int, loss: float) -> None:
+        if step >= LATE and not killed:
+            killed.append(kill_train_workers())
+
+    align(settings(tiny_model, epochs=EPOCHS), run, 1, on_progress=watch)
+    assert killed == [1]
+    assert run.read_json("round-01/alignment.json")["resumed_from"] >= FIRST_CHECKPOINT
+    assert curve(run, "loss") == pytest.approx(undisturbed, abs=1e-5)
+
+
+ALIGN = """
+import sys
+from pathlib import Path
+
+import ray
+
+sys.path.insert(0, sys.argv[1])
+from test_alignment import align, RunFolder, settings
+
+ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+align(settings(Path(sys.argv[3]), epochs=float(sys.argv[4])), RunFolder(sys.argv[2]), 1, lambda *news: print(*news, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: list[float]) -> None:
+    run = folder_with(tmp_path / "run", pairs_table(24))
+    arguments = [str(Path(__file__).parent), run.uri, str(tiny_model), str(EPOCHS)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with (
+        (tmp_path / "stderr").open("w") as errors,
+        subprocess.Popen([sys.executable, "-c", ALIGN, *arguments], stdout=subprocess.PIPE, stderr=errors, env=environment) as driver,
+    ):
+        assert driver.stdout is not None
+        steps = (int(line.split()[0]) for line in driver.stdout if line.strip())
+        reached = next((step for step in steps if step >= LATE), None)
+        driver.kill()
+    assert reached is not None, (tmp_path / "stderr").read_text()
+    assert not run.exists("round-01/alignment.json") and run.exists("round-01/train")
+    align(settings(tiny_model, epochs=EPOCHS), run, 1)
+    assert run.read_json("round-01/alignment.json")["resumed_from"] >= FIRST_CHECKPOINT
+    assert curve(run, "loss") == pytest.approx(undisturbed, abs=1e-5)
+    assert not run.exists("round-01/train")
+
+
+def test_checkpoints_of_other_settings_are_not_used(tmp_path: Path) -> None:
+    from divray.alignment import _keep_only
+
+    run = RunFolder(str(tmp_path))
+    for name in ("dpo-old", "dpo-cut", "dpo-whole"):
+        run.write_text(f"train/{name}/checkpoint_manager_snapshot.json", '{"checkpoint_results": []}'[: 9 if name == "dpo-cut" else None])
+    _keep_only(run, "train", "dpo-whole")
+    assert run.files("train") == ["train/dpo-whole/checkpoint_manager_snapshot.json"]
+    run.write_text("train/dpo-cut/checkpoint_manager_snapshot.json", '{"chec')
+    _keep_only(run, "train", "dpo-cut")
+    assert run.files("train") == []

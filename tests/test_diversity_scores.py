@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from divray.diversity import scores
+from divray.diversity.scores import distinct_n, diversity_of, mean_cosine, mean_jaccard, ngram_vectors, vendi_at, vendi_score
+from divray.diversity.shingles import shingle
+
+SENTENCES = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1, max_size=12)
+
+
+def direct_vendi(kernel: np.ndarray) -> float:
+    weights = np.linalg.eigvalsh(kernel / len(kernel))
+    return math.exp(-sum(w * math.log(w) for w in weights if w > 1e-12))
+
+
+def unit(n: int, d: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(n, d))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 40), (40, 5), (30, 30), (1, 3)])
+def test_vendi_equals_the_n_by_n_eigenvalues(n: int, d: int) -> None:
+    vectors = unit(n, d)
+    assert vendi_score(vectors) == pytest.approx(direct_vendi(vectors @ vectors.T), rel=1e-9)
+
+
+def test_vendi_of_known_sets() -> None:
+    assert vendi_score(np.tile(unit(1, 8), (10, 1))) == pytest.approx(1)
+    assert vendi_score(np.eye(10)) == pytest.approx(10)
+    assert vendi_score(np.repeat(np.eye(4), 3, axis=0)) == pytest.approx(4)
+    assert vendi_score(np.zeros((0, 3))) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(SENTENCES)
+def test_ngram_kernel_is_the_mean_cosine_of_counts(texts: list[str]) -> None:
+    def counts(text: str, n: int) -> Counter[tuple[str, ...]]:
+        words = text.split()
+        return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) or Counter([tuple(words)])
+
+    def cosine(one: Counter[tuple[str, ...]], two: Counter[tuple[str, ...]]) -> float:
+        return sum(one[g] * two[g] for g in one) / math.sqrt(sum(v * v for v in one.values()) * sum(v * v for v in two.values()))
+
+    kernel = np.array([[np.mean([cosine(counts(a, n), counts(b, n)) for n in (1, 2)]) for b in texts] for a in texts])
+    vectors = ngram_vectors(texts)
+    assert np.allclose((vectors @ vectors.T).toarray(), kernel)
+    assert vendi_score(vectors) == pytest.approx(direct_vendi(kernel))
+
+
+def test_vendi_at_compares_sets_of_different_sizes() -> None:
+    few, many = unit(20, 6, seed=1), unit(400, 6, seed=2)
+    assert vendi_score(many) - vendi_score(few) > 0.3
+    at_few, at_many = vendi_at(few, 10), vendi_at(many, 10)
+    assert at_few is not None and at_many is not None and abs(at_few - at_many) < 0.3
+    assert vendi_at(few, 21) is None
+    assert vendi_at(few, 20) == vendi_score(few)
+    assert vendi_at(few, 10) == at_few
+
+
+@settings(max_examples=50, deadline=None)
+@given(SENTENCES)
+def test_mean_jaccard_is_the_mean_over_pairs(texts: list[str]) -> None:
+    made = shingle(texts, "word", 2)
+    sets = [set(made.row(i).tolist()) for i in range(len(made))]
+    values = [len(a & b) / len(a | b) for i, a in enumerate(sets) for b in sets[:i]]
+    assert mean_jaccard(made) == (pytest.approx(np.mean(values)) if values else None)
+
+
+def test_mean_cosine_and_distinct() -> None:
+    vectors = unit(9, 4)
+    cosines = vectors @ vectors.T
+    assert mean_cosine(vectors) == pytest.approx(cosines[~np.eye(9, dtype=bool)].mean())
+    assert mean_cosine(vectors[:1]) is None
+    assert distinct_n(["a b a b", "A b"], 2) == pytest.approx(2 / 4)
+    assert distinct_n(["a"], 2) == 0 == distinct_n([], 1)
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    random = np.random.default_rng(3)
+    texts = [" ".join(random.choice(list("abcdefgh"), 7)) for _ in range(40)]
+    vectors = unit(40, 12).astype(np.float32)
+    order = random.permutation(40)
+    assert diversity_of(texts, vectors) == diversity_of([texts[i] for i in order], vectors[order])
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["one"], ["", "", "one two three four"]])
+def test_tiny_sets_have_defined_scores(texts: list[str]) -> None:
+    made = diversity_of(texts, np.ones((len(texts), 3), np.float32))
+    assert made["n"] == len(texts)
+    assert {"vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine", "vendi_ngram_at_16", "mean_jaccard"} <= set(made)
+    assert all(value is None or math.isfinite(value) for value in made.values())
+    assert made["mean_cosine"] == (1.0 if len(texts) > 1 else None)
+    assert diversity_of(texts)["vendi_embedding"] is None
+
+
+def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "SAMPLED_ROWS", 8)
+    made = diversity_of([f"word{i} other{i} third{i}" for i in range(50)])
+    assert made["vendi_ngram"] == pytest.approx(8) and made["mean_jaccard"] == 0

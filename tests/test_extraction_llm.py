@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+import pytest
+
+from divray.config import parse_config
+from divray.datasets.tables import examples_table
+from divray.extraction import llm
+from divray.extraction.inputs import types_usable
+from divray.relations import Example, Relation, span_problem
+from divray.runs import RunFolder
+from divray.schemas import COMPLETIONS, PROMPTS
+
+RELATIONS = [Relation("Cause-Effect(e1,e2)", "The head causes the tail."), Relation("Other", "None of them.")]
+
+
+def example(text: str, head: str, tail: str, relation: str = "Other", identity: str = "t") -> Example:
+    a, b = text.index(head), text.index(tail)
+    return Example(text, (a, a + len(head)), (b, b + len(tail)), relation, example_id=identity)
+
+
+SEEDS = [
+    example("A storm caused a long and terrible flood.", "storm", "flood", "Cause-Effect(e1,e2)", "s0"),
+    example("The storm caused a flood.", "storm", "flood", "Cause-Effect(e1,e2)", "s1"),
+    example("The cat saw a flood.", "cat", "flood", "Other", "s2"),
+]
+TEST = [example(f"The virus number {i} caused a fever.", "virus", "fever", "Cause-Effect(e1,e2)", f"t{i}") for i in range(40)]
+
+
+@pytest.fixture
+def config():
+    return parse_config({"task": {"name": "t", "relations": "r.yaml", "none_label": "Other"}}, "test")
+
+
+def test_prompts_share_everything_but_the_sentence(config):
+    shown = llm.demonstrations(RELATIONS, SEEDS)
+    assert [e.example_id for e in shown] == ["s1", "s2"]
+    table = llm.request_table(config, RELATIONS, shown, TEST)
+    assert table.schema == PROMPTS
+    first, second = table["prompt"].to_pylist()[:2]
+    assert first.endswith("Sentence: The [virus] number 0 caused a {fever}.\nRelation:")
+    shared = first[: first.rindex("Sentence:")]
+    assert second.startswith(shared)
+    assert "The [storm] caused a {flood}.\nRelation: Cause-Effect(e1,e2)\n" in shared
+    assert table["candidate_id"].to_pylist()[:2] == ["llm-t0", "llm-t1"]
+
+
+def test_only_labels_match_the_pattern(config):
+    (pattern,) = set(llm.request_table(config, RELATIONS, [], TEST)["pattern"].to_pylist())
+    assert re.fullmatch(pattern, " Cause-Effect(e1,e2)") and re.fullmatch(pattern, " Other")
+    assert not re.fullmatch(pattern, " Cause-Effect") and not re.fullmatch(pattern, "Other")
+
+
+def test_many_labels_stay_within_the_room():
+    many = [Relation(f"relation_number_{i}", "The head has a long and winding description of the tail." * 2) for i in range(40)]
+    seeds = [example("The cat saw a flood.", "cat", "flood", r.name, r.name) for r in many]
+    shown = llm.demonstrations(many, seeds)
+    prefix = llm._instructions(many) + "".join(f"{llm._question(e)} {e.relation}\n\n" for e in shown)
+    assert 0 < len(shown) < 40 and len(prefix) <= llm.PREFIX_CHARACTERS
+    assert "winding" not in prefix and all(f"- {r.name}\n" in prefix for r in many)
+    assert f"- {many[0].name}: The head has a long and winding …\n" in llm._instructions(many[:14])
+
+
+def test_a_long_sentence_is_cut_around_its_entities():
+    long = example("blah " * 300 + "the virus caused a fever" + " blah" * 300, "virus", "fever")
+    cut = llm._shortened(long)
+    assert len(cut.text) <= llm.SENTENCE_CHARACTERS + 10
+    assert (cut.head_text, cut.tail_text) == ("virus", "fever")
+    assert not span_problem(cut.text, cut.head, cut.tail)
+    apart = example("virus " + "blah " * 300 + "fever", "virus", "fever")
+    assert (llm._shortened(apart).head_text, llm._shortened(apart).tail_text) == ("virus", "fever")
+
+
+def test_limit_is_a_seeded_sample_in_test_order():
+    some = llm.chosen(TEST, 10, 1)
+    assert len(some) == 10 and some == [e for e in TEST if e in some]
+    assert some == llm.chosen(TEST, 10, 1) != llm.chosen(TEST, 10, 2)
+    assert set(llm.chosen(TEST, 5, 1)) < set(some)
+    assert llm.chosen(TEST, None, 1) == TEST
+
+
+def test_extract_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
+    run = RunFolder(str(tmp_path))
+    run.write_json("data/relations.json", [{"name": r.name, "description": r.description} for r in RELATIONS])
+    run.write_table("data/seeds", examples_table(SEEDS))
+    run.write_table("data/test", examples_table(TEST))
+    calls = []
+
+    def complete(config, run, source, target, model, *, greedy=False, on_progress=None):
+        calls.append(target)
+        assert greedy and model == config.models.llm and len(run.files(source)) == 2
+        rows = run.read_table(source).to_pylist()[::-1]
+        extra = {"prompt_tokens": 1, "generated_tokens": 1, "started_at": 0.0, "finished_at": 1.0, "engine": "x", "error": ""}
+        answered = [{**row, **extra, "completion": " Cause-Effect(e1,e2)" if row["candidate_id"] != "llm-t3" else " Ca"} for row in rows]
+        answered[0]["error"] = "too long"
+        run.write_table(target, pa.Table.from_pylist(answered, COMPLETIONS))
+
+    monkeypatch.setattr("divray.sampling.engine.complete", complete)
+    asked, answers, shown = llm.extract(config, run)
+    assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 2
+    assert [a for i, a in enumerate(answers) if i not in (3, 39)] == ["Cause-Effect(e1,e2)"] * 38
+    assert answers[3] is None and answers[39] is None
+    run.write_text("evaluation/llm/completions.checkpoint/x", "kept while the requests are the same")
+    llm.extract(config, run)
+    assert run.exists("evaluation/llm/completions.checkpoint/x")
+    run.write_table("data/test", examples_table(TEST[:35]))
+    llm.extract(config, run)
+    assert not run.exists("evaluation/llm/completions.checkpoint")
+
+
+def test_types_only_where_they_give_nothing_away():
+    typed = Example("a b", (0, 1), (2, 3), "r", "PERSON", "place")
+    other = Example("a b", (0, 1), (2, 3), "r", "person", "fish")
+    bare = Example("a b", (0, 1), (2, 3), "r")
+    assert types_usable([typed], [typed])
+    assert not types_usable([other], [typed]) and not types_usable([bare], [typed]) and not types_usable([typed], [typed, bare])
+    assert not types_usable([typed], [])

@@ -1,0 +1,132 @@
+"""The stages around the RE model on a small run folder, with Ray."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from divray.config import parse_config
+from divray.datasets.tables import examples_table
+from divray.extraction import evaluation, search, stage
+from divray.relations import Example
+from divray.runs import RunFolder
+from divray.schemas import DATASET
+
+WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}.", "lives_in": "The home of {h} is {t}."}
+NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas"]
+PLACES = ["Alden", "Selby", "Claro", "Kestrel", "Rome", "Akoma", "Oslo", "Lima"]
+LABELS = list(WORDING)
+
+
+def sentence(relation: str, number: int) -> Example:
+    name, place = NAMES[number], PLACES[number]
+    text = WORDING[relation].format(h=name, t=place)
+    head, tail = text.index(name), text.index(place)
+    return Example(text, (head, head + len(name)), (tail, tail + len(place)), relation, "person", "place", f"{relation}-{number}")
+
+
+def selected(examples: list[Example], round_: int) -> pa.Table:
+    rows = [
+        {**row, "sample_id": row["example_id"], "round": round_, "strategy": "independent", "correctness": 0.9, "novelty": 0.5}
+        for row in examples_table(examples).to_pylist()
+    ]
+    return pa.Table.from_pylist([{name: row[name] for name in DATASET.names} for row in rows], DATASET)
+
+
+@pytest.fixture(scope="module")
+def config():
+    values = {
+        "task": {"name": "t", "relations": "r.yaml", "metric": "macro"},
+        "extraction": {"epochs": 3, "batch_size": 8, "learning_rate": 3e-4, "search": {"trials": 2, "epochs": [2, 3]}},
+        "evaluation": {"seeds": [0, 1], "llm": False},
+    }
+    return parse_config(values, "test")
+
+
+@pytest.fixture(scope="module")
+def ray(config):
+    import ray
+
+    from divray.cluster import connect
+
+    connect(config)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(str(tmp_path / "run"))
+    run.write_json("data/relations.json", [{"name": name, "description": "", "head_type": "", "tail_type": ""} for name in LABELS])
+    run.write_table("data/seeds", examples_table([sentence(r, n) for r in LABELS for n in range(2)]))
+    run.write_table("data/test", examples_table([sentence(r, n) for r in LABELS for n in (6, 7)]))
+    generated = [sentence(r, n) for r in LABELS for n in range(2, 6)]
+    run.write_table("dataset", selected(generated, 1))
+    run.write_table("comparison/round-00", selected([e for e in generated if e.relation != "lives_in"], 0))
+    run.write_table("comparison/round-01", selected(generated, 1))
+    run.write_table("comparison/naive", selected([], 0))
+    return run
+
+
+@pytest.mark.slow
+def test_evaluation_compares_and_resumes(ray, config, run):
+    told = []
+    counts = evaluation.run(config, run, 0, lambda done, total: told.append((done, total)))
+    # `generated` and `round-01` hold the same samples and are trained once; an empty set is left out.
+    assert counts == {"sets": 5, "trainings": 8, "kept": 0, "test": 6}
+    assert told[0] == (0, 8) and told[-1] == (8, 8)
+    results = run.read_json("evaluation.json")
+    assert list(results) == ["seeds", "round-00", "round-01", "generated", "seeds+generated"]
+    assert results["seeds"]["examples"] == 6 and results["seeds"]["k"] == 2 and results["seeds+generated"]["k"] == 6
+    assert results["round-00"]["examples_per_relation"]["lives_in"] == 0
+    assert results["round-00"]["f1_per_relation"]["lives_in"] == 0
+    assert results["round-01"]["per_seed"] == results["generated"]["per_seed"] and len(results["generated"]["per_seed"]) == 2
+    assert results["seeds+generated"]["mean"] > 0.5 and results["seeds"]["metric"] == "macro"
+    table = run.read_table("evaluation/predictions")
+    assert table.schema == evaluation.PREDICTIONS and table.num_rows == 5 * 2 * 6
+
+    parts = run.files("evaluation/parts")
+    run.delete(parts[0])
+    before, written = run.read_bytes("evaluation.json"), run.read_table("evaluation/predictions")
+    counts = evaluation.run(config, run, 0)
+    assert (counts["trainings"], counts["kept"]) == (1, 7)
+    assert run.files("evaluation/parts") == parts
+    assert run.read_bytes("evaluation.json") == before and run.read_table("evaluation/predictions").equals(written)
+
+
+@pytest.mark.slow
+def test_search_then_train(ray, config, run, capfd):
+    told = []
+    counts = search.run(config, run, 0, lambda done, total: told.append((done, total)))
+    assert counts["trials"] == 2 and told[-1] == (2, 2)
+    assert "".join(capfd.readouterr()) == ""
+    found = run.read_json("search.json")
+    assert len(found["trials"]) == 2 and found["metric"] == "macro" and 0 <= found["score"] <= 1
+    assert set(found["best"]) == {"learning_rate", "epochs", "dropout"} and 2 <= found["best"]["epochs"] <= 3
+    assert all(not trial["error"] for trial in found["trials"])
+    assert not run.exists("tune")
+
+    counts = stage.run(config, run)
+    assert counts["examples"] == 18 and counts["labels"] == 3
+    names = run.files("")
+    assert "model/model.safetensors" in names and "model/tokenizer.json" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin", ".pickle"))]
+    assert json.loads(run.read_text("model/config.json"))["typed"] is True
+
+    from divray.extraction.model import RelationExtractor
+
+    model = RelationExtractor.load(run.full_uri("model"))
+    assert model.config.labels == LABELS and model.config.head_dropout == found["best"]["dropout"]
+
+
+def test_no_trials_keeps_the_configs_values(config, run):
+    extraction = config.extraction.model_copy(update={"search": config.extraction.search.model_copy(update={"trials": 0})})
+    assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
+    assert run.read_json("search.json")["best"] == {"learning_rate": 3e-4, "epochs": 3, "dropout": 0.1}
+
+
+def test_sets_are_named_by_what_was_selected(run):
+    run.write_table("comparison/round-10", selected([], 10))
+    assert list(evaluation.training_sets(run)) == ["seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+generated"]

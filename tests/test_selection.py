@@ -1,0 +1,174 @@
+"""The choice of K samples a relation, its objective, and the stage that writes the data set."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import yaml
+
+from divray.config import Config, SelectionConfig, parse_config
+from divray.runs import RunFolder
+from divray.schemas import DATASET, SAMPLES, SCORES
+from divray.selection import chosen_samples, greedy_selection, objective, run
+
+SHAPE = "{h} did the thing number {n} for {t} in round {r}."
+
+
+def candidates(count: int, seed: int, dimension: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness, and unit embeddings in a few tight clusters; the most correct ones are all alike."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(6, dimension))
+    cluster = rng.integers(6, size=count)
+    embeddings = centres[cluster] + 0.15 * rng.normal(size=(count, dimension))
+    correctness = np.clip(rng.uniform(0.4, 0.9, size=count) + 0.2 * (cluster == 0), 0, 1)
+    return correctness, (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.5, 0.8])
+def test_greedy_beats_random_and_the_most_correct(weight: float) -> None:
+    for seed in range(5):
+        correctness, embeddings = candidates(200, seed)
+
+        def value(rows: np.ndarray, c: np.ndarray = correctness, e: np.ndarray = embeddings) -> float:
+            return objective(c[rows], e[rows], weight)
+
+        greedy = greedy_selection(correctness, embeddings, 8, weight)
+        assert len(set(greedy.tolist())) == 8
+        rng = np.random.default_rng(seed)
+        assert value(greedy) > value(np.argsort(-correctness)[:8])
+        assert value(greedy) > max(value(rng.choice(200, 8, replace=False)) for _ in range(50))
+
+
+def test_greedy_is_near_the_best_set() -> None:
+    correctness, embeddings = candidates(12, 3)
+    best = max(objective(correctness[list(rows)], embeddings[list(rows)], 0.5) for rows in itertools.combinations(range(12), 4))
+    greedy = greedy_selection(correctness, embeddings, 4, 0.5)
+    assert objective(correctness[greedy], embeddings[greedy], 0.5) >= 0.97 * best
+
+
+def test_the_cholesky_gains_are_the_objective_s() -> None:
+    correctness, embeddings = candidates(60, 4)
+    chosen: list[int] = []
+    for step in range(5):
+        totals = [
+            -np.inf if row in chosen else objective(correctness[[*chosen, row]], embeddings[[*chosen, row]], 0.6) for row in range(60)
+        ]
+        chosen.append(int(np.argmax(totals)))
+        assert greedy_selection(correctness, embeddings, step + 1, 0.6).tolist() == chosen
+
+
+def test_weight_at_its_ends_ties_and_shortage() -> None:
+    correctness, embeddings = candidates(50, 1)
+    by_correctness = greedy_selection(correctness, embeddings, 5, 0.0)
+    assert by_correctness.tolist() == np.argsort(-correctness, kind="stable")[:5].tolist()
+    same = np.tile(embeddings[:1], (6, 1))
+    assert greedy_selection(np.full(6, 0.5), same, 3, 1.0).tolist() == [0, 1, 2]
+    assert greedy_selection(correctness[:2], embeddings[:2], 5, 0.5).shape == (2,)
+    assert objective(correctness[:0], embeddings[:0], 0.5) == 0.0
+    orthogonal = np.eye(4, dtype=np.float32)
+    assert objective(np.ones(4), orthogonal, 0.5) == pytest.approx(1.0)
+
+
+def test_many_candidates() -> None:
+    correctness, embeddings = candidates(100_000, 2, dimension=64)
+    rows = greedy_selection(correctness, embeddings, 16, 0.5)
+    assert objective(correctness[rows], embeddings[rows], 0.5) > objective(
+        *(x[np.argsort(-correctness)[:16]] for x in (correctness, embeddings)), 0.5
+    )
+
+
+def score_row(relation: str, number: int, round_: int, strategy: str = "independent", **other: object) -> dict[str, object]:
+    head, tail = f"Head{number}", f"Tail{number}"
+    text = SHAPE.format(h=head, t=tail, n=number, r=round_)
+    vector = np.random.default_rng([number, round_]).normal(size=8)
+    t = text.index(tail)
+    row = {
+        "candidate_id": f"r{round_:02d}-{relation}-{strategy}-{number:06d}",
+        "relation": relation, "round": round_, "strategy": strategy, "prompt_id": "p", "prompt": "P", "completion": "c", "text": text,
+        "head_start": 0, "head_end": len(head), "tail_start": t, "tail_end": t + len(tail), "head_type": "x", "tail_type": "y",
+        "rejection": "", "correctness": 0.5 + number / 100, "correct": number % 4 != 3, "cluster": "c", "nearest_id": "", "similarity": 0.0,
+        "unique": number % 5 != 4, "novelty": 0.4, "reason": "", "embedding": (vector / np.linalg.norm(vector)).astype(np.float32).tolist(),
+    }  # fmt: skip
+    return row | other
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return parse_config({"task": {"name": "Toy | task", "relations": "r.yaml", "none_label": "none"}, "selection": {"k": 4}}, "test")
+
+
+@pytest.fixture
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(str(tmp_path_factory.mktemp("run")))
+    folder.write_json(
+        "data/relations.json",
+        [{"name": name, "description": f"About <{name}> | it", "head_type": "x", "tail_type": "y"} for name in ("b", "a", "none")],
+    )
+    for round_ in (0, 1):
+        rows = [score_row("a", number, round_) for number in range(12)] + [score_row("b", number, round_) for number in range(2)]
+        if round_ == 0:
+            rows += [score_row("a", number, 0, "naive", correctness=0.1, correct=False, unique=False) for number in range(6)]
+        else:
+            rows[1]["text"] = score_row("a", 1, 0)["text"].upper()
+        scores = pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["candidate_id"])), SCORES)
+        samples = scores.select(SAMPLES.names)
+        rejected = pa.Table.from_pylist([score_row("a", number, round_, "naive", rejection="no_head") for number in (90, 91)], SCORES)
+        folder.write_table(f"round-{round_:02d}/scores", scores, rows_per_file=5)
+        folder.write_table(f"round-{round_:02d}/samples", pa.concat_tables([samples, rejected.select(SAMPLES.names)]), rows_per_file=7)
+    return folder
+
+
+def test_stage_writes_data_set_card_and_comparison(config: Config, finished: RunFolder) -> None:
+    counts = run(config, finished, 1)
+    dataset = finished.read_table("dataset")
+    assert dataset.schema.equals(DATASET)
+    rows = dataset.to_pylist()
+    assert [(row["relation"], row["sample_id"]) for row in rows] == sorted((row["relation"], row["sample_id"]) for row in rows)
+    assert counts["relations"] == {"b": 4, "a": 4} and counts["selected"] == 8 and counts["shortfall"] == {}
+    source = pa.concat_tables([finished.read_table(f"round-0{number}/scores") for number in (0, 1)])
+    allowed = source.filter(pc.and_(pc.and_(source["correct"], source["unique"]), pc.not_equal(source["strategy"], "naive")))
+    assert set(dataset["sample_id"].to_pylist()) <= set(allowed["candidate_id"].to_pylist())
+    assert len({row["text"].lower() for row in rows}) == len(rows)
+
+    assert counts["comparison"] == {"round-00": 6, "round-01": 6, "naive": 4}
+    for number in (0, 1):
+        assert set(finished.read_table(f"comparison/round-0{number}")["round"].to_pylist()) == {number}
+    naive = finished.read_table("comparison/naive")
+    assert naive["sample_id"].to_pylist() == [f"r00-a-naive-{number:06d}" for number in range(4)]
+    assert naive["correctness"].to_pylist() == [0.1] * 4
+    assert set(counts["objective"]) == {"a", "b"} and 0 < counts["objective"]["a"] <= 1
+
+    card = finished.read_text("dataset/README.md")
+    _, header, body = card.split("---\n", 2)
+    assert yaml.safe_load(header)["size_categories"] == ["n<1K"]
+    assert "| a | 4 | 4 |" in body and "About &lt;a&gt; \\| it" in body and "| none |" not in body
+    assert all(f"| `{name}` |" in body for name in DATASET.names)
+
+
+def test_shortfall_is_told(config: Config, finished: RunFolder) -> None:
+    counts = run(config, finished, 0)
+    assert counts["relations"] == {"b": 2, "a": 4} and counts["shortfall"] == {"b": 2}
+    assert counts["comparison"] == {"round-00": 6, "naive": 4}
+    assert "b (2 missing)" in finished.read_text("dataset/README.md")
+
+
+def test_order_of_the_rows_changes_nothing() -> None:
+    rows = pa.Table.from_pylist([score_row("a", number, number % 2) for number in range(40)], SCORES)
+    table = rows.select(["candidate_id", *DATASET.names[1:], "embedding"])
+    settings = SelectionConfig(k=6)
+    expected = chosen_samples(table, settings, 2)
+    for seed in range(3):
+        assert chosen_samples(table.take(np.random.default_rng(seed).permutation(40)), settings, 2).equals(expected)
+    assert chosen_samples(table.slice(0, 0), settings, 2).num_rows == 0
+
+
+def test_naive_samples_without_scores_have_null_scores() -> None:
+    rows = pa.Table.from_pylist(
+        [score_row("a", number, 0, "naive", correctness=None, novelty=None, embedding=None) for number in range(3)], SCORES
+    )
+    made = chosen_samples(rows.select(["candidate_id", *DATASET.names[1:], "embedding"]), SelectionConfig(k=2), 1)
+    assert made["set"].to_pylist() == ["naive", "naive"] and made["correctness"].to_pylist() == [None, None]
