@@ -23,7 +23,7 @@ from divray.config import parse_config
 from divray.runs import RunFolder
 from divray.schemas import PAIRS
 
-WORDS = "company city river person member born music language school author book bridge station team of the in was a which".split()
+WORDS = ["company", "city", "river", "member", "born", "music", "school", "author", "bridge", "team", "of", "the", "in", "was", "a"]
 
 
 def make_pairs(count: int) -> pa.Table:
@@ -76,9 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
     pairs = make_pairs(arguments.pairs)
     print(f"{arguments.model}, LoRA r 16, {arguments.pairs} pairs, 4 pairs a step, {os.cpu_count()} CPUs", flush=True)
-    print(
-        "| workers | precision | ZeRO | s/step | start-up s | training s | merging s | stage s | load |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    print("| workers | precision | ZeRO | s/step | start-up s | training s | merging s | stage s | load |")
+    print("|---" * 9 + "|", flush=True)
     for setting in arguments.settings:
         workers, precision, zero = setting.split(":")
         print(measure(arguments.model, pairs, int(workers), precision, int(zero)), flush=True)

@@ -48,6 +48,11 @@ def connect(config: Config) -> None:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         passed = {k: v for k, v in os.environ.items() if k in WORKER_ENVIRONMENT or k.startswith(PASSED_ON)}
         shown = config.cluster.show_logs
+        if not shown:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+            for name in ("ray", "vllm", "deepspeed"):
+                logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         ray.init(
             address=config.cluster.address,
@@ -56,7 +61,7 @@ def connect(config: Config) -> None:
             configure_logging=shown,
             runtime_env={"env_vars": passed},
         )
-        set_up_ray_data(shown)
+        quiet_ray_data(shown)
     check_resources(config, ray.cluster_resources())
 
 
@@ -77,14 +82,11 @@ def check_machine(config: Config) -> None:
         check_resources(config, {"CPU": os.cpu_count() or 1, "GPU": gpus})
 
 
-def set_up_ray_data(shown: bool) -> None:
-    """Readers that keep small files apart; bars and lines off the terminal unless asked for."""
+def quiet_ray_data(shown: bool) -> None:
+    """Keep Ray Data's bars and lines off the terminal unless asked for."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    # The second generation of readers packs small files into one block, which makes progress coarse and
-    # costs a start of 32 actors a table.
-    context.use_datasource_v2 = False
     context.enable_progress_bars = shown
     context.print_on_execution_start = shown
     if not shown:

@@ -128,6 +128,9 @@ class RunFolder:
         """The table as a streaming Ray dataset."""
         import ray.data
 
+        # The second generation of readers packs small files into one block, which makes progress coarse,
+        # and costs a start of 32 actors a table.
+        ray.data.DataContext.get_current().use_datasource_v2 = False
         paths = [self.path(file) for file in self.files(name, ".parquet")]
         if not paths:
             raise FileNotFoundError(f"no table {name!r} in {self.uri}")

@@ -53,14 +53,15 @@ def test_only_labels_match_the_pattern(config):
     assert not re.fullmatch(pattern, " Cause-Effect") and not re.fullmatch(pattern, "Other")
 
 
-def test_many_labels_stay_within_the_room():
+def test_many_labels_stay_within_the_room(config):
     many = [Relation(f"relation_number_{i}", "The head has a long and winding description of the tail." * 2) for i in range(40)]
     seeds = [example("The cat saw a flood.", "cat", "flood", r.name, r.name) for r in many]
     shown = llm.demonstrations(many, seeds)
-    prefix = llm._instructions(many) + "".join(f"{llm._question(e)} {e.relation}\n\n" for e in shown)
+    prompt = llm.request_table(config, many, shown, TEST)["prompt"][0].as_py()
+    prefix = prompt[: prompt.rindex("Sentence:")]
     assert 0 < len(shown) < 40 and len(prefix) <= llm.PREFIX_CHARACTERS
     assert "winding" not in prefix and all(f"- {r.name}\n" in prefix for r in many)
-    assert f"- {many[0].name}: The head has a long and winding …\n" in llm._instructions(many[:14])
+    assert f"- {many[0].name}: The head has a long and winding …\n" in llm._instructions(many, 40 * 40)
 
 
 def test_a_long_sentence_is_cut_around_its_entities():

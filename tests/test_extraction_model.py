@@ -55,6 +55,7 @@ def test_predictions_do_not_depend_on_the_batches(model):
     assert model.predict([]).labels == []
 
 
+@pytest.mark.slow
 def test_same_seed_same_model_in_any_order_of_examples(model):
     again = train(TRAINING[::-1], LABELS, "embedded:minilm", QUICK, seed=1)
     other = train(TRAINING, LABELS, "embedded:minilm", QUICK, seed=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
+from divray.cluster import quiet_ray_data
 from divray.config import Config, SelectionConfig, parse_config
 from divray.runs import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
@@ -97,6 +99,20 @@ def score_row(relation: str, number: int, round_: int, strategy: str = "independ
 
 
 @pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+    import ray.data
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    quiet_ray_data(False)
+    yield
+    if started:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
 def config() -> Config:
     return parse_config({"task": {"name": "Toy | task", "relations": "r.yaml", "none_label": "none"}, "selection": {"k": 4}}, "test")
 
@@ -122,7 +138,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return folder
 
 
-def test_stage_writes_data_set_card_and_comparison(config: Config, finished: RunFolder) -> None:
+def test_stage_writes_data_set_card_and_comparison(cluster: None, config: Config, finished: RunFolder) -> None:
     counts = run(config, finished, 1)
     dataset = finished.read_table("dataset")
     assert dataset.schema.equals(DATASET)
@@ -149,7 +165,7 @@ def test_stage_writes_data_set_card_and_comparison(config: Config, finished: Run
     assert all(f"| `{name}` |" in body for name in DATASET.names)
 
 
-def test_shortfall_is_told(config: Config, finished: RunFolder) -> None:
+def test_shortfall_is_told(cluster: None, config: Config, finished: RunFolder) -> None:
     counts = run(config, finished, 0)
     assert counts["relations"] == {"b": 2, "a": 4} and counts["shortfall"] == {"b": 2}
     assert counts["comparison"] == {"round-00": 6, "naive": 4}

@@ -132,13 +132,18 @@ def _keep_only(run: RunFolder, storage: str, name: str) -> None:
     """Remove checkpoints of other settings, and a record of checkpoints that a kill cut short."""
     from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-    from divray.alignment.training import snapshot_is_whole
-
     for other in {file.removeprefix(f"{storage}/").partition("/")[0] for file in run.files(storage)} - {name}:
         run.delete(f"{storage}/{other}")
     snapshot = f"{storage}/{name}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
-    if run.exists(snapshot) and not snapshot_is_whole(run.read_text(snapshot)):
+    if run.exists(snapshot) and not _is_whole(run.read_text(snapshot)):
         run.delete(f"{storage}/{name}")
+
+
+def _is_whole(snapshot: str) -> bool:
+    try:
+        return "checkpoint_results" in json.loads(snapshot)
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -71,14 +71,14 @@ def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Exampl
 
 def demonstrations(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
     """The shortest seed example of each relation, in order of the relations, as far as the prompt has room."""
-    room = PREFIX_CHARACTERS - len(_instructions(relations))
+    room = PREFIX_CHARACTERS - len(_instructions(relations, 0))
     shortest: list[Example] = []
     for relation in relations:
         own = [seed for seed in seeds if seed.relation == relation.name]
         shortest += sorted(own, key=lambda e: (len(e.text), e.text))[:1]
     fitting = set()
-    for example in sorted(shortest, key=lambda e: len(_question(e))):
-        room -= len(_question(example)) + len(f" {example.relation}\n\n")
+    for example in sorted(shortest, key=lambda e: len(_answered(e))):
+        room -= len(_answered(example))
         if room >= 0:
             fitting.add(example)
     return [example for example in shortest if example in fitting]
@@ -88,7 +88,9 @@ def request_table(
     config: Config, relations: Sequence[Relation], shown: Sequence[Example], asked: Sequence[Example], chat: Renderer | None = None
 ) -> pa.Table:
     """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty."""
-    prefix = _instructions(relations) + "".join(f"{_question(e)} {e.relation}\n\n" for e in shown)
+    examples = "".join(_answered(example) for example in shown)
+    room = PREFIX_CHARACTERS - len(_instructions(relations, 0)) - len(examples)
+    prefix = _instructions(relations, room) + examples
     blank = "" if chat else " "
     pattern = f"{blank}({'|'.join(_literal(relation.name) for relation in relations)})"
     prompt_id = f"llm-{hashlib.sha256(prefix.encode()).hexdigest()[:12]}"
@@ -115,17 +117,19 @@ def candidate_id(example: Example) -> str:
     return f"llm-{example.example_id}"
 
 
-def _instructions(relations: Sequence[Relation]) -> str:
-    """Task and labels; the descriptions are cut where they would not leave half of the room to demonstrations."""
+def _instructions(relations: Sequence[Relation], room: int) -> str:
+    """Task and labels, with as much of their descriptions as ``room`` characters hold."""
     lines = ["Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:"]
-    described = [(f"- {relation.name}", relation.description) for relation in relations]
-    cut = sum(len(name) + len(words) + 3 for name, words in described) > PREFIX_CHARACTERS // 2
-    for name, words in described:
-        width = PREFIX_CHARACTERS // 2 // len(relations) - len(name) - 3
-        if cut and len(words) > width:
-            words = textwrap.shorten(words, width, placeholder=" …") if width >= 20 else ""
-        lines.append(f"{name}: {words}" if words else name)
+    whole = sum(len(relation.description) + 2 for relation in relations) <= room
+    width = room // len(relations) - 2
+    for relation in relations:
+        words = relation.description if whole else textwrap.shorten(relation.description, width, placeholder=" …") if width >= 20 else ""
+        lines.append(f"- {relation.name}: {words}" if words else f"- {relation.name}")
     return "\n".join(lines) + "\n\n"
+
+
+def _answered(example: Example) -> str:
+    return f"{_question(example)} {example.relation}\n\n"
 
 
 def _question(example: Example) -> str:

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.errors import InputError
-from divray.preferences.mined import SCORED_COLUMNS, mined_pairs
+from divray.preferences.mined import CANDIDATES, mined_pairs
 from divray.preferences.paper import near_copy, paper_pairs
 from divray.preferences.rows import NAIVE
 from divray.runs import RunFolder
@@ -65,11 +65,11 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
         seeds = run.read_table("data/seeds")
         make = partial(paper_pairs, seeds=seeds, settings=config.preferences, seed=config.seed)
     partitions = min(max(1, len(run.read_json("data/relations.json"))), 64)
-    made = rows.groupby("relation", num_partitions=partitions).map_groups(make, batch_format="pyarrow")
+    groups = rows.groupby("relation", num_partitions=partitions)
+    made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     # Never more than max_pairs_per_relation times the relations: small, whatever the size of the round.
-    parts = [
-        batch.select(PAIRS.names).cast(PAIRS) for batch in made.iter_batches(batch_format="pyarrow", batch_size=None) if batch.num_rows
-    ]
+    batches: Any = made.iter_batches(batch_format="pyarrow", batch_size=None)
+    parts = [batch.select(PAIRS.names).cast(PAIRS) for batch in batches if batch.num_rows]
     pairs = pa.concat_tables([PAIRS.empty_table(), *parts]).sort_by("pair_id")
     if config.preferences.mode == "paper" and not pairs.num_rows:
         problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
@@ -81,21 +81,27 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 
 def _candidates(run: RunFolder, folder: str) -> ray.data.Dataset:
     """The scored samples and the whole invalid completions, without the naive ones, under the same columns."""
-    invalid = run.dataset(f"{folder}/samples", columns=[*SCORED_COLUMNS[:6], "rejection"])
-    scored = run.dataset(f"{folder}/scores", columns=SCORED_COLUMNS)
-    return scored.map_batches(_scored, batch_format="pyarrow").union(invalid.map_batches(_invalid, batch_format="pyarrow"))
+    columns = ["candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion", "rejection"]
+    invalid = run.dataset(f"{folder}/samples", columns=columns).map_batches(_invalid, batch_format="pyarrow", num_cpus=0.1)
+    if not run.files(f"{folder}/scores", ".parquet"):
+        return invalid
+    scored = run.dataset(f"{folder}/scores", columns=CANDIDATES.names[:-1])
+    return scored.map_batches(_scored, batch_format="pyarrow", num_cpus=0.1).union(invalid)
 
 
 def _scored(batch: pa.Table) -> pa.Table:
-    table = batch.filter(pc.not_equal(batch["strategy"], NAIVE)).select(SCORED_COLUMNS)
-    return table.append_column("valid", pa.array([True] * table.num_rows, pa.bool_()))
+    if not batch.num_rows:
+        return CANDIDATES.empty_table()
+    table = batch.filter(pc.not_equal(batch["strategy"], NAIVE))
+    return table.append_column("valid", pa.array([True] * table.num_rows, pa.bool_())).select(CANDIDATES.names).cast(CANDIDATES)
 
 
 def _invalid(batch: pa.Table) -> pa.Table:
+    if not batch.num_rows:
+        return CANDIDATES.empty_table()
     whole = pc.invert(pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE])))
-    table = batch.filter(pc.and_(whole, pc.not_equal(batch["strategy"], NAIVE))).drop_columns("rejection")
-    count = table.num_rows
-    for name, value, kind in (("correctness", 0.0, pa.float64()), ("correct", False, pa.bool_()), ("unique", False, pa.bool_())):
-        table = table.append_column(name, pa.array([value] * count, kind))
-    table = table.append_column("novelty", pa.array([0.0] * count, pa.float64()))
-    return table.append_column("valid", pa.array([False] * count, pa.bool_()))
+    table = batch.filter(pc.and_(whole, pc.not_equal(batch["strategy"], NAIVE)))
+    worst = {"correctness": 0.0, "correct": False, "unique": False, "novelty": 0.0, "valid": False}
+    for name, value in worst.items():
+        table = table.append_column(CANDIDATES.field(name), pa.array([value] * table.num_rows, CANDIDATES.field(name).type))
+    return table.select(CANDIDATES.names).cast(CANDIDATES)

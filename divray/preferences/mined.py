@@ -9,19 +9,16 @@ import pyarrow as pa
 
 from divray.config import PreferencesConfig
 from divray.preferences.rows import Row, pair_table
+from divray.schemas import SCORES
 
-SCORED_COLUMNS = [
-    "candidate_id",
-    "relation",
-    "strategy",
-    "prompt_id",
-    "prompt",
-    "completion",
-    "correctness",
-    "correct",
-    "unique",
-    "novelty",
-]
+CANDIDATES = pa.schema(
+    [
+        *(SCORES.field(name) for name in ("candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion")),
+        *(SCORES.field(name) for name in ("correctness", "correct", "unique", "novelty")),
+        pa.field("valid", pa.bool_()),
+    ]
+)
+"""Candidates for a pair: scored samples, and whole but invalid completions with the worst scores."""
 
 
 def mined_pairs(rows: pa.Table, settings: PreferencesConfig) -> pa.Table:
@@ -31,7 +28,7 @@ def mined_pairs(rows: pa.Table, settings: PreferencesConfig) -> pa.Table:
     ``(r + d of chosen) - (r + d of rejected)`` goes first.
 
     Args:
-        rows: The columns :data:`SCORED_COLUMNS` and ``valid``, in any order.
+        rows: The columns of :data:`CANDIDATES`, in any order.
         settings: Mode, share and cap.
     """
     prompts: dict[str, list[Row]] = defaultdict(list)

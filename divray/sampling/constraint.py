@@ -55,11 +55,16 @@ def anchored_pattern(example: Example) -> str:
     (first, second) = sorted((example.head, example.tail))
     entity = {example.head: _head(_ENTITY), example.tail: _tail(_ENTITY)}
     connective = example.text[first[1] : second[0]]
-    core = f"{entity[first]}{re.escape(connective)}{entity[second]}"
+    core = f"{entity[first]}{_literal(connective)}{entity[second]}"
     if len(re.findall(r"\w+", connective)) >= 2:
         return f" {_BEFORE}{core}{_AFTER}{_END}"
     before, after = example.text[: first[0]], example.text[second[1] :]
-    return rf" {re.escape(before)}{core}{re.escape(after)}\n"
+    return rf" {_literal(before)}{core}{_literal(after)}\n"
+
+
+def _literal(text: str) -> str:
+    """``text`` as itself; ``re.escape`` also escapes blanks, which structured decoding warns about."""
+    return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", text)
 
 
 @lru_cache(maxsize=4096)

@@ -231,7 +231,7 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, model: str
             map_batches_kwargs=stage.map_batches_kwargs,
         )
         processor.postprocess = _completion_row
-        requests = ray.data.read_parquet(run.path(source), filesystem=run.fs, override_num_blocks=blocks, num_cpus=0.1)
+        requests = run.dataset(source, override_num_blocks=blocks, num_cpus=0.1)
         processor.postprocess_map_kwargs = {"num_cpus": 0.05}
         processor(requests).write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
     finally:
@@ -256,7 +256,14 @@ def _completion_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cpu_environment() -> dict[str, str]:
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
+    # Without V1 multiprocessing the model runs in the engine's own process; otherwise a second process
+    # waits for it in a busy loop on the one core that vLLM binds both to.
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": "1",
+    }
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 

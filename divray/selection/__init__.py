@@ -9,7 +9,7 @@ without any rule, give the training sets of the comparison.
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial, reduce
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,9 +50,11 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     relations = [relation for relation in relations if relation.name != config.task.none_label]
     candidates = _candidates(run, round)
     select = partial(chosen_samples, settings=config.selection, rounds=round + 1)
-    made = candidates.groupby("relation", num_partitions=min(max(1, len(relations)), 64)).map_groups(select, batch_format="pyarrow")
+    groups = candidates.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
+    made = groups.map_groups(select, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     # K samples a relation and set: small, whatever the number of candidates.
-    parts = [part.select(CHOSEN.names).cast(CHOSEN) for part in made.iter_batches(batch_format="pyarrow", batch_size=None) if part.num_rows]
+    batches: Any = made.iter_batches(batch_format="pyarrow", batch_size=None)
+    parts = [batch.select(CHOSEN.names).cast(CHOSEN) for batch in batches if batch.num_rows]
     chosen = pa.concat_tables([CHOSEN.empty_table(), *parts]).sort_by([("relation", "ascending"), ("sample_id", "ascending")])
 
     names = [ALL, *(f"round-{number:02d}" for number in range(round + 1)), NAIVE]
@@ -75,14 +77,21 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 
 
 def _candidates(run: RunFolder, last: int) -> ray.data.Dataset:
-    scored = [run.dataset(f"round-{number:02d}/scores", columns=SCORED_COLUMNS) for number in range(last + 1)]
+    import ray.data
+
     naive = run.dataset("round-00/samples", columns=["candidate_id", *DATASET.names[1:-2], "rejection"])
-    parts = [part.map_batches(_wanted, batch_format="pyarrow") for part in scored]
-    return reduce(lambda one, other: one.union(other), parts, naive.map_batches(_naive, batch_format="pyarrow"))
+    candidates = naive.map_batches(_naive, batch_format="pyarrow", num_cpus=0.1)
+    files = [run.path(file) for number in range(last + 1) for file in run.files(f"round-{number:02d}/scores", ".parquet")]
+    if not files:
+        return candidates
+    scored = ray.data.read_parquet(files, filesystem=run.fs, columns=SCORED_COLUMNS)
+    return candidates.union(scored.map_batches(_wanted, batch_format="pyarrow", num_cpus=0.1))
 
 
 def _wanted(batch: pa.Table) -> pa.Table:
     """Unique and correct samples, and of the naive ones all, for the sake of their scores."""
+    if not batch.num_rows:
+        return _CANDIDATES.empty_table()
     naive = pc.equal(batch["strategy"], NAIVE)
     kept = batch.filter(pc.or_(pc.and_(batch["unique"], batch["correct"]), naive)).select(SCORED_COLUMNS)
     return kept.drop_columns(["correct", "unique"]).cast(_CANDIDATES)
@@ -90,6 +99,8 @@ def _wanted(batch: pa.Table) -> pa.Table:
 
 def _naive(batch: pa.Table) -> pa.Table:
     """Valid naive samples, without scores."""
+    if not batch.num_rows:
+        return _CANDIDATES.empty_table()
     kept = batch.filter(pc.and_(pc.equal(batch["strategy"], NAIVE), pc.equal(batch["rejection"], ""))).drop_columns("rejection")
     for field in (DATASET.field("correctness"), DATASET.field("novelty"), _CANDIDATES.field("embedding")):
         kept = kept.append_column(field, pa.nulls(kept.num_rows, field.type))
@@ -108,6 +119,8 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
         settings: K and the weight of diversity.
         rounds: How many rounds get a set of their own.
     """
+    if not rows.num_rows:
+        return CHOSEN.empty_table()
     rows = rows.select(_CANDIDATES.names).cast(_CANDIDATES)
     is_naive = pc.equal(rows["strategy"], NAIVE)
     naive, own = rows.filter(is_naive), rows.filter(pc.invert(is_naive)).sort_by("candidate_id")

@@ -1,0 +1,35 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+TORCH := torch==2.13.0+cpu
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.ready
+
+# The CPU build of torch comes from pip's configured sources where they have it, else through uv, which
+# knows PyTorch's own index.
+$(VENV)/.ready: requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-deps $(TORCH) 2>/dev/null \
+	  || ( $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend cpu torch==2.13.0 )
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/divray run divray/quickstart/quickstart.yaml --out $(RUN)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy divray
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,82 @@
+"""What the workers of one training group need of each other, of DeepSpeed and of Ray Train."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def zero_settings(stage: int) -> dict[str, Any]:
+    """DeepSpeed configuration of a ZeRO stage; what TRL's arguments say is left to them."""
+    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000} if stage in (1, 2) else {}
+    gather = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
+    return {
+        "zero_optimization": {"stage": stage, **buckets, **gather},
+        "bf16": {"enabled": "auto"},
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def reporter(progress: Any) -> Any:
+    """Callback that times steps, tells the driver of them, and hands each checkpoint to Ray Train."""
+    import ray.train
+    import torch.distributed as dist
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):
+        begun, seconds = 0.0, 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.seconds = time.perf_counter() - self.begun
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                state.log_history[-1]["seconds"] = self.seconds
+                if progress is not None and state.is_world_process_zero:
+                    progress.set.remote(state.global_step, state.max_steps, float(logs["loss"]))
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Every rank writes its own shard and generator state into its machine's folder.
+            dist.barrier()
+            leads = ray.train.get_context().get_local_rank() == 0
+            at = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoint = ray.train.Checkpoint.from_directory(str(at)) if leads else None
+            ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
+
+    return Reporter()
+
+
+def shared_folder(context: Any) -> Path:
+    """A new folder that all workers of one machine agree on."""
+    import torch.distributed as dist
+
+    machine = context.get_node_rank()
+    offers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(offers, (machine, tempfile.mkdtemp(prefix="divray-align-") if context.get_local_rank() == 0 else None))
+    return Path(next(path for node, path in offers if node == machine and path))
+
+
+def every_worker(mine: bool) -> bool:
+    import torch.distributed as dist
+
+    answers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, mine)
+    return all(answers)
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware; one that doesn't is faster in fp32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"bf16": True}
+    return any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
