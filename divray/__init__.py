@@ -1,0 +1,38 @@
+"""divray: diverse and correct training data for relation extraction, from a list of relations.
+
+``load_config`` reads settings, ``plan`` says what would run, ``run`` runs or resumes everything::
+
+    config = divray.load_config("run.yaml", ["selection.k=8"])
+    summary = divray.run(config, "runs/mine")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from divray.config import Config, load_config
+from divray.errors import DivrayError, EngineError, InputError, ResourceError
+
+__all__ = ["Config", "DivrayError", "EngineError", "InputError", "ResourceError", "load_config", "plan", "run"]
+
+
+def plan(config: Config) -> str:
+    """What :func:`run` would do, with every setting; loads no model.
+
+    Raises:
+        InputError: Settings, data or models are wrong.
+    """
+    from divray.pipeline import describe
+
+    return describe(config)
+
+
+def run(config: Config, uri: str) -> dict[str, Any]:
+    """Run every stage that is not done yet in the run folder ``uri``; returns the summary.
+
+    Raises:
+        DivrayError: Bad input, too few resources, an engine that gave up, or a stage that failed.
+    """
+    from divray.pipeline import run_all
+
+    return run_all(config, uri)

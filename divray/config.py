@@ -72,7 +72,7 @@ class SamplingConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     repetition_penalty: float = Field(1.0, gt=0)
-    max_tokens: int = Field(64, ge=8)
+    max_tokens: int = Field(48, ge=8)
 
 
 class DiversityConfig(Section):

@@ -134,6 +134,13 @@ def test_policy_starts_from_the_round_before(tmp_path: Path) -> None:
     assert base_model(config, run, 2) == str(tmp_path / "round-01/policy")
 
 
+def test_no_credentials_in_results() -> None:
+    from divray.alignment.policy import public_name
+
+    assert public_name("s3://key:secret@bucket/run/policy?endpoint_override=host:1") == "s3://bucket/run/policy"
+    assert public_name("owner/name") == "owner/name" and public_name("/a/b?c") == "/a/b?c"
+
+
 def test_token_ids_split_at_the_prompt(tiny_model: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -62,7 +62,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     storage = f"round-{round:02d}/train"
     _keep_only(run, storage, name)
     with _followed(on_progress) as progress, _own_interrupts():
-        report = _fit(config, run, storage, name, {**job, "progress": progress})
+        report = _fit(config, run, storage, name, {**job, "name": name, "progress": progress})
     run.delete(storage)
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]

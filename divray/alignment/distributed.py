@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -56,13 +57,17 @@ def reporter(progress: Any) -> Any:
     return Reporter()
 
 
-def shared_folder(context: Any) -> Path:
-    """A new folder that all workers of one machine agree on."""
+def shared_folder(context: Any, name: str) -> Path:
+    """A new folder that all workers of one machine agree on; what a killed try of ``name`` left there is removed."""
     import torch.distributed as dist
 
-    machine = context.get_node_rank()
+    machine, mine = context.get_node_rank(), None
+    if context.get_local_rank() == 0:
+        for left in Path(tempfile.gettempdir()).glob(f"divray-{name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        mine = tempfile.mkdtemp(prefix=f"divray-{name}-")
     offers: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(offers, (machine, tempfile.mkdtemp(prefix="divray-align-") if context.get_local_rank() == 0 else None))
+    dist.all_gather_object(offers, (machine, mine))
     return Path(next(path for node, path in offers if node == machine and path))
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from divray.runs import RunFolder
+
+
+def public_name(reference: str) -> str:
+    """``reference`` without the credentials and options that a URI may carry."""
+    return re.sub(r"://[^/@]*@", "://", reference).partition("?")[0] if "://" in reference else reference
 
 
 def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained: Path, lora: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from divray.alignment.distributed import every_worker, has_bf16, reporter, shared_folder, zero_settings
 from divray.alignment.pairs import read_pairs, tokenize_pairs
-from divray.alignment.policy import publish_policy
+from divray.alignment.policy import public_name, publish_policy
 from divray.alignment.shared_prompt import can_share, share_prompts
 from divray.models import cache_folder, local_model
 from divray.runs import RunFolder
@@ -36,7 +36,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train loop of one worker; rank 0 publishes the policy and returns what goes into ``alignment.json``.
 
     Args:
-        job: ``uri``, ``round``, ``reference`` (base model), ``alignment`` (the settings), ``seed``,
+        job: ``name``, ``uri``, ``round``, ``reference`` (base model), ``alignment`` (the settings), ``seed``,
             ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (an actor handle or ``None``).
 
     Returns:
@@ -57,7 +57,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     settings, run = job["alignment"], RunFolder(job["uri"])
     context = ray.train.get_context()
     base = local_model(job["reference"])
-    folder = shared_folder(context)
+    folder = shared_folder(context, job["name"])
     try:
         trainer, left_out, shared = _trainer(job, run, base, folder)
         if trainer is None:
@@ -79,10 +79,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         if context.get_world_rank() != 0:
             return {}
         policy = f"round-{job['round']:02d}/policy"
-        publish_policy(run, policy, base, job["reference"], folder / "trained", settings["method"] == "lora")
+        publish_policy(run, policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
         report = {
             "round": job["round"],
-            "base": job["reference"],
+            "base": public_name(job["reference"]),
             "pairs": len(trainer.train_dataset),
             "too_long": left_out,
             "steps": trainer.state.max_steps,

@@ -35,6 +35,10 @@ GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": 4096}
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
 
+MODEL_NAME = "/divray/llm"
+"""What Ray is told; each engine makes the model it was really asked for local by itself."""
+
+
 class EngineHealth:
     """What the engines of one pass say of themselves (a Ray actor).
 
@@ -79,7 +83,7 @@ def _engine_class() -> type:
     class Engine(vLLMEngineStageUDF):  # type: ignore[misc]
         """Ray's vLLM stage, with the model made local first and its fate reported."""
 
-        def __init__(self, *args: Any, model: str, health: str, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, reference: str, health: str, **kwargs: Any) -> None:
             from divray.models import local_model
 
             self.health = ray.get_actor(health)
@@ -87,7 +91,7 @@ def _engine_class() -> type:
                 raise RuntimeError("the engine died at every try")
             self.name = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
             try:
-                super().__init__(*args, model=local_model(model), **kwargs)
+                super().__init__(*args, **{**kwargs, "model": local_model(reference)})
             except BaseException as error:
                 ray.get(self.health.failed.remote(engine_cause(error)))
                 raise
@@ -207,7 +211,7 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, model: str
     try:
         processor = build_processor(
             vLLMEngineProcessorConfig(
-                model_source=model,
+                model_source=MODEL_NAME,
                 engine_kwargs=engine_arguments(config, gpu),
                 concurrency=config.engine.concurrency,
                 batch_size=config.engine.batch_size,
@@ -227,7 +231,7 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, model: str
         # Not by assignment: that runs the stage's validator again, which then asks for a GPU.
         processor.stages["vLLMEngineStage"] = type(stage).model_construct(
             fn=_engine_class(),
-            fn_constructor_kwargs={**stage.fn_constructor_kwargs, "health": health},
+            fn_constructor_kwargs={**stage.fn_constructor_kwargs, "reference": model, "health": health},
             map_batches_kwargs=stage.map_batches_kwargs,
         )
         processor.postprocess = _completion_row

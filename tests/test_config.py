@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from divray.config import dump_config, load_config, override_config, parse_config
+from divray.errors import InputError
+from divray.quickstart import folder
+
+QUICKSTART = folder() / "quickstart.yaml"
+
+
+def test_the_command_line_stands_over_the_file_over_the_default() -> None:
+    config = load_config(QUICKSTART, ["selection.k=3", "engine.vllm.max_num_seqs=7"])
+    assert config.selection.k == 3
+    assert config.engine.vllm == {"max_num_seqs": 7}
+    assert config.sampling.max_tokens == 48
+
+
+def test_a_resolved_config_reads_back_the_same() -> None:
+    import yaml
+
+    config = load_config(QUICKSTART)
+    assert parse_config(yaml.safe_load(dump_config(config)), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "mend"),
+    [
+        ("selection.kk=3", "selection.kk", "Did you mean `k`?"),
+        ("selection.k=0", "selection.k", "It is now 0"),
+        ("selection.k=many", "selection.k", "It is now 'many'"),
+        ("nonsense=1", "nonsense", "Known keys"),
+        ("selection.k", "selection.k", "Write e.g."),
+        ("diversity.bands=5", "diversity", "It is now"),
+    ],
+)
+def test_a_bad_key_names_field_and_mend(override: str, field: str, mend: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(QUICKSTART, [override])
+    assert field in str(caught.value)
+    assert mend in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "task: [", "", "task: {name: x}"])
+def test_a_bad_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"run\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_yaml_tags_do_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("task: !!python/object/apply:os.system ['touch " + str(tmp_path / "ran") + "']\n")
+    with pytest.raises(InputError):
+        load_config(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_only_how_may_change_in_a_run() -> None:
+    config = load_config(QUICKSTART)
+    changed = override_config(config, ["engine.batch_size=4"])
+    assert changed.engine.batch_size == 4
+    assert changed.what() == config.what()
+    with pytest.raises(InputError, match="keeps its settings"):
+        override_config(config, ["selection.k=4"])

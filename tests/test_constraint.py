@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from divray.config import load_config
+from divray.datasets import load_task
+from divray.quickstart import folder
+from divray.relations import Example, parse_marked
+from divray.sampling.constraint import SENTENCE, acceptance, accepts, anchored_pattern, completion_of
+
+
+def example(marked: str) -> Example:
+    parsed = parse_marked(marked)
+    assert not isinstance(parsed, str)
+    return Example(*parsed, "r")
+
+
+@pytest.mark.parametrize(
+    "marked",
+    [
+        "[Ada] lives in {Rome}.",
+        "{Rome} is where [Ada Lovelace] lives!",
+        "Was [Ada], the writer, ever in {Rome}?",
+        '"The [storm] caused the {flood}."',
+        "The [old storm]-{flood} link is clear.",
+        "In 2009, {Rome}'s [Ada] left; nobody knew.",
+    ],
+)
+def test_sentences_of_any_shape_pass(marked: str) -> None:
+    assert accepts(SENTENCE, example(marked))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        " [Ada] lives.\n",
+        " [Ada] lives in {Rome}\n",
+        " [Ada] lives in {Rome}.",
+        " [Ada] lives in {Rome}. She is old.\n",
+        " A[da] lives in {Rome}.\n",
+        " [Ada] lives in {Rome} and [Bob] too.\n",
+        " [Ada ] lives in {Rome}.\n",
+        " [Ada] lives\tin {Rome}.\n",
+        " [Ada]{Rome}.\n",
+    ],
+)
+def test_what_is_no_marked_sentence_does_not_pass(completion: str) -> None:
+    assert re.fullmatch(SENTENCE, completion) is None
+
+
+def test_an_anchor_keeps_its_connective_and_nothing_else() -> None:
+    seed = example("The [storm] led to severe {flooding} (again).")
+    pattern = anchored_pattern(seed)
+    assert accepts(pattern, seed)
+    assert accepts(pattern, example("Last May the [long drought] led to severe {losses}."))
+    assert not accepts(pattern, example("The [storm] caused severe {flooding}."))
+    assert not accepts(pattern, example("The {storm} led to severe [flooding]."))
+
+
+def test_a_short_connective_keeps_the_words_around() -> None:
+    seed = example("In {1990}, [Ada] was born.")
+    pattern = anchored_pattern(seed)
+    assert accepts(pattern, example("In {Rome}, [Bob Lee] was born."))
+    assert not accepts(pattern, example("In {Rome}, [Bob Lee] was seen."))
+
+
+def test_special_characters_of_a_seed_are_literal() -> None:
+    seed = example("[A+B] costs (about) $5* more than {C}.")
+    assert accepts(anchored_pattern(seed), seed)
+
+
+def test_the_quick_start_is_within_the_constraint() -> None:
+    task = load_task(load_config(folder() / "quickstart.yaml"))
+    assert acceptance(task.seeds) == 1.0
+    assert acceptance(task.test) >= 0.95
+    assert all(accepts(anchored_pattern(seed), seed) for seed in task.seeds)
+
+
+def test_completion_has_a_blank_before_and_a_newline_after() -> None:
+    assert completion_of(example("[Ada] lives in {Rome}.")) == " [Ada] lives in {Rome}.\n"

@@ -1,0 +1,125 @@
+"""The sampling pass on the real vLLM under the real Ray, with two CPUs."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from divray.config import Config, load_config
+from divray.datasets import examples_table, load_task
+from divray.datasets.stage import run as prepare
+from divray.errors import EngineError
+from divray.prompts import request_rows, write_prompts
+from divray.quickstart import folder
+from divray.runs import RunFolder
+from divray.sampling.engine import EngineHealth, complete, engine_arguments, sampling_parameters
+from divray.sampling.stage import parse_batch
+from divray.sampling.stage import run as sample
+from divray.schemas import SAMPLES
+
+SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=0", "sampling.max_tokens=40", "engine.batch_size=8"]
+
+
+def settings(*overrides: str) -> Config:
+    return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
+
+
+def test_health_gives_up_after_starts_in_vain() -> None:
+    health = EngineHealth(2)
+    assert health.started()
+    health.finished(8)
+    assert health.started()
+    assert health.started()
+    health.failed("the cause")
+    assert not health.started()
+    assert health.state() == {"ready": 0, "rows": 8, "cause": "the cause", "given_up": True}
+
+
+def test_the_users_engine_arguments_win() -> None:
+    config = settings("engine.vllm={max_num_seqs: 3, dtype: float32}")
+    arguments = engine_arguments(config, gpu=False)
+    assert (arguments["max_num_seqs"], arguments["dtype"], arguments["trust_remote_code"]) == (3, "float32", False)
+    assert "enforce_eager" not in engine_arguments(config, gpu=True)
+
+
+def test_sampling_parameters_of_a_row() -> None:
+    row = {"pattern": "a+", "seed": 5}
+    drawn = sampling_parameters(settings(), row, greedy=False)
+    assert drawn["structured_outputs"] == {"regex": "a+"}
+    assert (drawn["seed"], drawn["temperature"], drawn["max_tokens"]) == (5, 0.6, 40)
+    greedy = sampling_parameters(settings(), {**row, "pattern": ""}, greedy=True)
+    assert greedy["temperature"] == 0.0
+    assert "structured_outputs" not in greedy
+
+
+@pytest.mark.slow
+def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(ray_two_cpus: None, uri: str) -> None:
+    config, run = settings(), RunFolder(uri)
+    prepare(config, run)
+    task = load_task(config)
+    rows = list(request_rows(config, task.relations, task.seeds, 0))
+    rows[3] = {**rows[3], "prompt": "word " * 5000}
+    write_prompts(run, "round-00/prompts", iter(rows[:32]))
+    assert complete(config, run, "round-00/prompts", "round-00/completions", config.models.llm) == 32
+    first = run.read_table("round-00/completions").sort_by("candidate_id")
+    by_id = {row["candidate_id"]: row for row in first.to_pylist()}
+    assert set(by_id) == {row["candidate_id"] for row in rows[:32]}
+    refused = by_id.pop(rows[3]["candidate_id"])
+    assert refused["error"]
+    assert all(row["error"] == "" and row["generated_tokens"] > 0 and row["engine"] for row in by_id.values())
+    assert all(row["finished_at"] > row["started_at"] > 0 for row in by_id.values())
+
+    # As after a kill: the rest of the requests is there, and part of the answers.
+    write_prompts(run, "round-00/prompts", iter(rows))
+    told: list[tuple[int, int]] = []
+    counts = sample(config, run, 0, on_progress=lambda done, total, note: told.append((done, total)))
+    second = run.read_table("round-00/completions")
+    assert sorted(second["candidate_id"].to_pylist()) == sorted(row["candidate_id"] for row in rows)
+    kept = {row["candidate_id"]: row for row in second.to_pylist()}
+    assert all(kept[name]["started_at"] == row["started_at"] for name, row in by_id.items())
+    assert told[-1][1] == len(rows)
+    assert max(done for done, _ in told) <= len(rows) - 32
+
+    samples = run.read_table("round-00/samples")
+    assert samples.schema.equals(SAMPLES)
+    assert samples["candidate_id"].to_pylist() == sorted(row["candidate_id"] for row in rows)
+    assert counts["candidates"] == len(rows)
+    assert counts["valid"] + sum(counts["rejections"].values()) == len(rows)
+    assert counts["rejections"]["engine_error"] == 1
+    assert counts["valid"] >= len(rows) // 3
+
+    # What comes after the engine is a function of its completions alone, however they are partitioned.
+    run.write_table("round-00/completions", second.sort_by([("completion", "descending")]), rows_per_file=5)
+    sample(config, run, 0)
+    assert run.read_table("round-00/samples") == samples
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_at_every_start_is_given_up_with_its_cause(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"architectures": ["NoSuchForCausalLM"], "model_type": "llama"}')
+    (broken / "model.safetensors").write_bytes(b"not a model")
+    config, run = settings("engine.max_starts=2"), RunFolder(uri)
+    task = load_task(config)
+    write_prompts(run, "prompts", islice(request_rows(config, task.relations, task.seeds, 0), 8))
+    with pytest.raises(EngineError, match="own words") as caught:
+        complete(config, run, "prompts", "completions", str(broken))
+    assert str(broken) in str(caught.value) or "NoSuch" in str(caught.value) or "tokenizer" in str(caught.value).lower()
+
+
+def test_parsing_is_row_by_row(quickstart: Config) -> None:
+    import pyarrow as pa
+
+    base = dict.fromkeys(("candidate_id", "strategy", "prompt_id", "prompt"), "x") | {"round": 0, "relation": "r", "error": ""}
+    rows = [
+        {**base, "completion": " The [storm] caused a {flood}.", "generated_tokens": 9},
+        {**base, "completion": " The [storm] caused a", "generated_tokens": 40},
+    ]
+    parsed = parse_batch(pa.Table.from_pylist(rows), {"r": ("event", "event")}, 40).to_pylist()
+    assert [row["rejection"] for row in parsed] == ["", "truncated"]
+    assert parsed[0]["text"][parsed[0]["tail_start"] : parsed[0]["tail_end"]] == "flood"
+    assert parsed[0]["head_type"] == "event"
+    assert examples_table([]).num_rows == 0

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from divray.cli import build_parser, main
+from divray.cluster import check_resources
+from divray.config import Config, dump_config, load_config
+from divray.errors import InputError, ResourceError
+from divray.pipeline import STAGES, begin, due_rounds, open_run, record_name, schedule
+from divray.quickstart import folder
+from divray.runs import RunFolder
+
+QUICKSTART = str(folder() / "quickstart.yaml")
+
+
+def test_the_stages_of_two_rounds_in_order(quickstart: Config) -> None:
+    names = [record_name(stage, round_) for stage, round_ in schedule(quickstart)]
+    assert names == [
+        "prepare",
+        *[f"round-00.{name}" for name in ("prompt", "sample", "score", "mine")],
+        *[f"round-01.{name}" for name in ("align", "prompt", "sample", "score")],
+        *["select", "tune", "train", "evaluate", "report"],
+    ]
+
+
+def test_a_folder_of_another_config_is_refused(quickstart: Config, uri: str) -> None:
+    begin(quickstart, uri)
+    assert open_run(load_config(QUICKSTART, ["engine.batch_size=4"]), uri).exists("config.yaml")
+    with pytest.raises(InputError, match=r"selection\.k: the run was begun with 16, now it is 8"):
+        open_run(load_config(QUICKSTART, ["selection.k=8"]), uri)
+
+
+def test_a_folder_with_something_else_is_refused(quickstart: Config, uri: str) -> None:
+    RunFolder(uri).write_text("thesis.txt", "mine")
+    with pytest.raises(InputError, match="not empty"):
+        open_run(quickstart, uri)
+
+
+def test_a_stage_waits_for_those_before_it(quickstart: Config, uri: str) -> None:
+    run = begin(quickstart, uri)
+    with pytest.raises(InputError, match="prepare: this stage comes first"):
+        due_rounds(quickstart, run, STAGES["prompt"], None, False)
+    run.finish("prepare", 1.0, {})
+    assert due_rounds(quickstart, run, STAGES["prompt"], None, False) == [0]
+    run.finish("round-00.prompt", 1.0, {})
+    with pytest.raises(InputError):
+        due_rounds(quickstart, run, STAGES["prompt"], None, False)
+    assert due_rounds(quickstart, run, STAGES["prompt"], 0, False) == []
+    assert due_rounds(quickstart, run, STAGES["prompt"], 0, True) == [0]
+    with pytest.raises(InputError, match="no round 5"):
+        due_rounds(quickstart, run, STAGES["prompt"], 5, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "there", "setting"),
+    [
+        ("engine.cpus=2", {"CPU": 2}, "engine.cpus"),
+        ("engine.device=gpu", {"CPU": 8}, "engine.concurrency"),
+        ("cluster.train_workers=4", {"CPU": 2}, "cluster.cpus_per_worker"),
+        ("cluster.gpus_per_worker=1", {"CPU": 8}, "cluster.gpus_per_worker"),
+        ("cluster.worker_cpus=3", {"CPU": 2}, "cluster.worker_cpus"),
+    ],
+)
+def test_what_can_never_be_given_is_said_at_once(override: str, there: dict[str, float], setting: str) -> None:
+    with pytest.raises(ResourceError, match=setting):
+        check_resources(load_config(QUICKSTART, [override]), there)
+
+
+def test_the_defaults_fit_two_cpus(quickstart: Config) -> None:
+    check_resources(quickstart, {"CPU": 2})
+
+
+BAD_INPUT = [
+    ({"selection": {"kk": 3}}, "unknown key"),
+    ({"models": {"llm": "/no/such/folder"}}, "models.llm"),
+    ({"models": {"encoder": "embedded:nothing"}}, "models.encoder"),
+    ({"prompts": {"strategies": {"clever": 1}}}, "unknown strategy"),
+    ({"task": {"relations": "missing.yaml"}}, "missing.yaml"),
+    ({"task": {"test": "missing.jsonl"}}, "missing.jsonl"),
+    ({"task": {"seeds_per_relation": 50}}, "50"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), BAD_INPUT)
+def test_bad_input_is_one_line_exit_2_and_nothing_written(
+    change: dict, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load(Path(QUICKSTART).read_text())
+    values["task"]["data"] = str(folder())
+    values["task"]["relations"] = str(folder() / "relations.yaml")
+    for section, keys in change.items():
+        values.setdefault(section, {}).update(keys)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    out = tmp_path / "run"
+    assert main(["run", str(path), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert word in said
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+BAD_RELATIONS = [
+    ("[]", "relation"),
+    ("- {name: a, examples: ['[x] is y to {z}.']}", "description"),
+    ("- {name: a, description: d, examples: ['[x] is y to {z}.']}\n- {name: a, description: d, examples: ['[x] is {z} now.']}", "a"),
+    ("- {name: a, description: d, examples: ['x is y to {z}.']}", "head"),
+    ("- {name: a, description: d}", "example"),
+    ("- {name: a, descripton: d, examples: ['[x] is y to {z}.']}", "descripton"),
+]
+
+
+@pytest.mark.parametrize(("text", "word"), BAD_RELATIONS)
+def test_bad_relations_are_named(text: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "relations.yaml").write_text(text)
+    test = {"id": "1", "text": "A is near B.", "head": [0, 1], "tail": [10, 11], "relation": "a"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(test) + "\n")
+    (tmp_path / "run.yaml").write_text("task: {name: x, relations: relations.yaml, test: test.jsonl, seeds_per_relation: 1}\n")
+    assert main(["plan", str(tmp_path / "run.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "relations.yaml" in said
+    assert word in said
+
+
+def test_plan_shows_stages_and_defaults_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", QUICKSTART]) == 0
+    said = capsys.readouterr().out
+    assert "6 relations, 30 seed examples, 180 test examples" in said
+    assert "round-01.align" in said
+    assert "repetition_penalty: 1.0" in said
+
+
+def test_a_stage_command_outside_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_the_command_line_is_as_documented() -> None:
+    parser = build_parser()
+    commands = next(action.choices for action in parser._actions if action.dest == "command")
+    assert set(commands) == {*STAGES, "run", "plan", "preview", "export", "predict"}
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = "import sys; from divray.cli import build_parser; build_parser(); print([m for m in ('torch', 'ray', 'vllm', 'transformers', 'numba') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_run_folder_reads_back_its_config(quickstart: Config, uri: str) -> None:
+    run = begin(quickstart, uri)
+    assert run.read_text("config.yaml") == dump_config(quickstart)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divray.relations import Example, mask_entities, parse_marked, render_marked, span_problem
+
+WORDS = st.text(alphabet="abcdefgh ", min_size=1, max_size=12).map(str.strip).filter(bool)
+
+
+@given(WORDS, WORDS, WORDS, WORDS, WORDS, st.booleans())
+def test_render_and_parse_are_inverse(before: str, first: str, between: str, second: str, after: str, head_first: bool) -> None:
+    text = f"{before} {first} {between} {second} {after}."
+    one = (len(before) + 1, len(before) + 1 + len(first))
+    start = one[1] + len(between) + 2
+    other = (start, start + len(second))
+    head, tail = (one, other) if head_first else (other, one)
+    example = Example(text, head, tail, "r")
+    assert parse_marked(render_marked(example)) == (text, head, tail)
+    assert span_problem(text, head, tail) == ""
+
+
+@pytest.mark.parametrize(
+    ("marked", "problem"),
+    [
+        ("No marks.", "no_head"),
+        ("Only [a].", "no_tail"),
+        ("[a] [b] {c}.", "many_heads"),
+        ("[a] {b} {c}.", "many_tails"),
+        ("[a {b}] c.", "nested_marks"),
+        ("[a} {b].", "nested_marks"),
+        ("[a {b.", "nested_marks"),
+        ("[ ] hits {b}.", "empty_entity"),
+    ],
+)
+def test_bad_marks_are_named(marked: str, problem: str) -> None:
+    assert parse_marked(marked) == problem
+
+
+def test_blanks_leave_the_entity() -> None:
+    assert parse_marked("The [ storm ] hit {Rome}.") == ("The  storm  hit Rome.", (5, 10), (16, 20))
+
+
+def test_masking_keeps_the_structure() -> None:
+    assert mask_entities("Ada lives in Rome.", (0, 3), (13, 17)) == "HEAD lives in TAIL."
+    assert mask_entities("Rome is home to Ada.", (16, 19), (0, 4)) == "TAIL is home to HEAD."
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "word"),
+    [((0, 30), (1, 2), "lie"), ((0, 4), (5, 9), "blanks"), ((0, 3), (2, 5), "overlap")],
+)
+def test_bad_spans_are_named(head: tuple[int, int], tail: tuple[int, int], word: str) -> None:
+    assert word in span_problem("Ada lives in Rome.", head, tail)

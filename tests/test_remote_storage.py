@@ -1,0 +1,70 @@
+"""A run folder on an object store: an S3 server on loopback stands in for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from divray import pipeline
+from divray.config import Config
+from divray.models import local_model
+from divray.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """URI of an empty bucket."""
+    server_module = pytest.importorskip("moto.server")
+    import boto3
+
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in keys}
+    os.environ.update(keys)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="divray")
+    yield f"s3://divray/runs/1?endpoint_override={host}:{port}&scheme=http"
+    server.stop()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+def test_tables_records_and_models_live_there(bucket: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("DIVRAY_CACHE", str(tmp_path / "cache"))
+    run = RunFolder(bucket)
+    table = pa.table({"a": [1, 2, 3]})
+    run.write_table("t", table, rows_per_file=2)
+    assert run.read_table("t") == table
+    run.finish("x", 1.0, {})
+    assert run.record("x") is not None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    run.upload(tmp_path / "model", "model")
+    there = local_model(run.full_uri("model"))
+    assert (tmp_path / "cache") in type(tmp_path)(there).parents
+    assert (type(tmp_path)(there) / "config.json").read_text() == "{}"
+    run.delete("t")
+    assert not run.files("t")
+
+
+@pytest.mark.slow
+def test_stages_run_there(bucket: str, quickstart: Config) -> None:
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+    run = pipeline.begin(quickstart, bucket.replace("runs/1", "runs/2"))
+    try:
+        for name in ("prepare", "prompt"):
+            pipeline.run_stage(quickstart, run, pipeline.STAGES[name], 0)
+        assert run.dataset("round-00/prompts").count() == 6 * 48 + 6 * 24
+        assert run.record("round-00.prompt") is not None
+    finally:
+        ray.shutdown()

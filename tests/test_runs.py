@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from divray.errors import InputError
+from divray.models import check_model
+from divray.runs import RunFolder
+
+
+def test_tables_files_and_records(uri: str) -> None:
+    run = RunFolder(uri)
+    table = pa.table({"a": list(range(10))})
+    run.write_table("t", table, rows_per_file=3)
+    assert len(run.files("t")) == 4
+    assert run.read_table("t") == table
+    run.write_table("t", table.slice(0, 2))
+    assert run.read_table("t").num_rows == 2
+    assert run.record("x") is None
+    run.finish("x", 1.23456, {"n": 1})
+    assert run.record("x")["seconds"] == 1.235  # type: ignore[index]
+    run.delete("t")
+    run.delete("t")
+    assert run.files("t") == []
+    with pytest.raises(FileNotFoundError, match="'t'"):
+        run.read_table("t")
+
+
+def test_a_failed_write_leaves_the_old_file(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(uri)
+    run.write_text("f", "old")
+
+    def broken(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("divray.runs.uuid.uuid4", broken)
+        with pytest.raises(OSError, match="disk full"):
+            run.write_text("f", "new")
+    assert run.read_text("f") == "old"
+
+
+def test_uris_of_names(tmp_path: Path) -> None:
+    assert RunFolder(str(tmp_path)).full_uri("a/b") == f"{tmp_path}/a/b"
+    run = RunFolder("s3://bucket/run?endpoint_override=127.0.0.1:1&scheme=http")
+    assert run.full_uri("a") == "s3://bucket/run/a?endpoint_override=127.0.0.1:1&scheme=http"
+    assert run.root == "bucket/run"
+
+
+def test_folders_go_up_whole(uri: str, tmp_path: Path) -> None:
+    local = tmp_path / "model"
+    (local / "sub").mkdir(parents=True)
+    (local / "config.json").write_text("{}")
+    (local / "sub" / "x").write_text("1")
+    run = RunFolder(uri)
+    run.upload(local, "model")
+    assert run.files("model") == ["model/config.json", "model/sub/x"]
+
+
+def test_models_are_checked_without_loading(tmp_path: Path) -> None:
+    check_model("embedded:minilm", "f", "k")
+    check_model("owner/name", "f", "k")
+    for bad in ("embedded:gpt9", str(tmp_path), "/none", "a/b/c", ""):
+        with pytest.raises(InputError):
+            check_model(bad, "f", "k")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="safetensors"):
+        check_model(str(tmp_path), "f", "k")
