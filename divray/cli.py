@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivrayError as error:
         console.print_error(error)
         return error.exit_code
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt:
         console.print_error(DivrayError("interrupted; the same command goes on from here"))
         return 130

@@ -51,8 +51,9 @@ def connect(config: Config) -> None:
         if not shown:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-            for name in ("ray", "vllm", "deepspeed"):
+            for name in ("ray", "ray.llm", "vllm", "deepspeed"):
                 logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else it adds one for the terminal
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         ray.init(
             address=config.cluster.address,

@@ -141,7 +141,7 @@ class SearchConfig(Section):
     """Ray Tune over the RE model's hyperparameters."""
 
     trials: int = Field(4, ge=0, description="0: train with the values below.")
-    learning_rate: tuple[float, float] = Field((1e-4, 6e-4), description="Log-uniform range; about a tenth of it for large encoders.")
+    learning_rate: tuple[float, float] = Field((5e-5, 3e-4), description="Log-uniform range; about a tenth of it for large encoders.")
     epochs: tuple[int, int] = (8, 16)
     dropout: tuple[float, float] = (0.0, 0.3)
 
@@ -149,7 +149,7 @@ class SearchConfig(Section):
 class ExtractionConfig(Section):
     """The RE model: typed entity markers (Zhou & Chen 2022) on the encoder."""
 
-    learning_rate: float = Field(3e-4, gt=0, description="For small encoders; large ones want about 3e-5.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of a small encoder; large ones want about 3e-5.")
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(16, ge=1)
     warmup: float = Field(0.1, ge=0, lt=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -58,8 +59,8 @@ def tacred_row(row: dict[str, Any]) -> dict[str, Any]:
     tokens: list[tuple[int, int]] = []
     for match in _TOKEN.finditer(row["text"]):
         cuts = [match.start(), *sorted(edge for edge in edges if match.start() < edge < match.end()), match.end()]
-        tokens += list(zip(cuts, cuts[1:], strict=False))
-    places = {}
+        tokens += pairwise(cuts)
+    places: dict[str, Any] = {}
     for name, kind in (("head", "subj"), ("tail", "obj")):
         inside = [n for n, (start, end) in enumerate(tokens) if row[f"{name}_start"] <= start and end <= row[f"{name}_end"]]
         places |= {f"{kind}_start": inside[0], f"{kind}_end": inside[-1], f"{kind}_type": row[f"{name}_type"]}

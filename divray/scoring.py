@@ -164,6 +164,7 @@ def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
 
 def _counts(run: RunFolder, table: str) -> dict[str, int]:
     counts = {"scored": 0, "unique": 0, "correct": 0}
+    batch: Any
     for batch in run.dataset(table, columns=["strategy", "unique", "correct"]).iter_batches(batch_format="pyarrow", batch_size=None):
         own = batch.filter(pc.not_equal(batch["strategy"], NAIVE))
         counts["scored"] += own.num_rows

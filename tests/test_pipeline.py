@@ -148,7 +148,8 @@ def test_the_command_line_is_as_documented() -> None:
 
 
 def test_help_loads_no_heavy_library() -> None:
-    code = "import sys; from divray.cli import build_parser; build_parser(); print([m for m in ('torch', 'ray', 'vllm', 'transformers', 'numba') if m in sys.modules])"
+    heavy = ("torch", "ray", "vllm", "transformers", "numba")
+    code = f"import sys; from divray.cli import build_parser; build_parser(); print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pyarrow as pa
 
@@ -43,7 +44,7 @@ def test_candidates_of_one_prompt_share_its_text_and_stand_together(quickstart: 
         texts.setdefault(row["prompt_id"], set()).add(row["prompt"])
     assert all(len(some) == 1 for some in texts.values())
     order = [row["prompt_id"] for row in rows]
-    assert sum(a != b for a, b in zip(order, order[1:], strict=False)) == len(texts) - 1
+    assert sum(a != b for a, b in pairwise(order)) == len(texts) - 1
 
 
 def test_a_prompt_shows_relation_demonstrations_and_the_next_number(quickstart: Config) -> None:

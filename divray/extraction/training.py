@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
-CLASSIFIER_RATE = 3.0
+CLASSIFIER_RATE = 10.0
 """Learning rate of the fresh classifier over that of the pretrained encoder."""
 
 POOL_BATCHES = 4

@@ -80,22 +80,23 @@ def _engine_class() -> type:
     from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStageUDF
     from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
 
-    class Engine(vLLMEngineStageUDF):  # type: ignore[misc]
+    class Engine(vLLMEngineStageUDF):
         """Ray's vLLM stage, with the model made local first and its fate reported."""
 
         def __init__(self, *args: Any, reference: str, health: str, **kwargs: Any) -> None:
             from divray.models import local_model
 
-            self.health = ray.get_actor(health)
+            self.health: Any = ray.get_actor(health)
             if not ray.get(self.health.started.remote()):
                 raise RuntimeError("the engine died at every try")
-            self.name = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+            self.name: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
             try:
                 super().__init__(*args, **{**kwargs, "model": local_model(reference)})
             except BaseException as error:
                 ray.get(self.health.failed.remote(engine_cause(error)))
                 raise
-            self.generate_unreported, self.llm.generate_async = self.llm.generate_async, self._generate
+            self.generate_unreported: Any = self.llm.generate_async
+            self.llm.generate_async = self._generate
             self.health.is_ready.remote()
 
         async def _generate(self, row: dict[str, Any]) -> Any:
@@ -176,13 +177,13 @@ def complete(
     files = run.files(source, ".parquet")
     total = sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in files)
     health_name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
-    health = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name).remote(config.engine.max_starts)
+    health: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name).remote(config.engine.max_starts)
     watch = _Watch(health, total, on_progress)
     try:
         with watch:
             _stream(config, run, source, target, model, health_name, len(files), greedy)
     except Exception as error:
-        state = ray.get(health.state.remote())
+        state: dict[str, Any] = ray.get(health.state.remote())
         if state["cause"]:
             raise EngineError(f"the LLM engine failed at every try; its own words: {state['cause']}") from error
         raise

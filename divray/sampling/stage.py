@@ -42,6 +42,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(f"{folder}/samples"), filesystem=run.fs)
     reasons: Counter[str] = Counter()
+    batch: Any
     for batch in run.dataset(f"{folder}/samples", columns=["rejection"]).iter_batches(batch_format="pyarrow", batch_size=None):
         reasons.update(batch["rejection"].to_pylist())
     valid = reasons.pop("", 0)
