@@ -1,0 +1,79 @@
+"""The score stage under the real Ray with the real encoder, on human sentences under right and wrong labels."""
+
+from __future__ import annotations
+
+import random
+
+import pyarrow as pa
+import pytest
+
+from divray.config import Config
+from divray.datasets import load_task
+from divray.datasets.stage import run as prepare
+from divray.runs import RunFolder
+from divray.schemas import SAMPLES, SCORES
+from divray.scoring import run as score
+
+
+def samples_of(config: Config) -> pa.Table:
+    """Ten test sentences a relation: eight as they are, one under a wrong label, one near copy; and a rejection."""
+    task = load_task(config)
+    names = [relation.name for relation in task.relations]
+    rows = []
+    for number, name in enumerate(names):
+        own = [example for example in task.test if example.relation == name][:9]
+        for place, example in enumerate([*own, own[0]]):
+            label = names[(number + 2) % len(names)] if place == 8 else name
+            text = example.text if place < 9 else f"{example.text[:-1]} now."
+            rows.append(
+                {
+                    "candidate_id": f"r00-{name}-{place}",
+                    "relation": label,
+                    "round": 0,
+                    "strategy": "naive" if place == 7 else "independent",
+                    "prompt_id": f"p-{name}",
+                    "prompt": "p",
+                    "completion": "c",
+                    "text": text,
+                    "head_start": example.head[0],
+                    "head_end": example.head[1],
+                    "tail_start": example.tail[0],
+                    "tail_end": example.tail[1],
+                    "head_type": example.head_type,
+                    "tail_type": example.tail_type,
+                    "rejection": "",
+                }
+            )
+    rows.append({**rows[0], "candidate_id": "r00-x", "text": "", "rejection": "empty"})
+    return pa.Table.from_pylist(rows, SAMPLES)
+
+
+@pytest.mark.slow
+def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
+    run, samples = RunFolder(uri), samples_of(quickstart)
+    prepare(quickstart, run)
+    run.write_table("round-00/samples", samples)
+    counts = score(quickstart, run, 0)
+    first = run.read_table("round-00/scores")
+    assert first.schema.names == SCORES.names
+    assert first["candidate_id"].to_pylist() == sorted(name for name in samples["candidate_id"].to_pylist() if name != "r00-x")
+    rows = {row["candidate_id"]: row for row in first.to_pylist()}
+    assert counts == {
+        "scored": 6 * 9,
+        "unique": sum(row["unique"] for row in rows.values() if row["strategy"] != "naive"),
+        "correct": sum(row["unique"] and row["correct"] for row in rows.values() if row["strategy"] != "naive"),
+    }
+    for name in {example.relation for example in load_task(quickstart).seeds}:
+        assert [rows[f"r00-{name}-{place}"]["unique"] for place in (0, 9)].count(True) == 1
+        dropped = next(rows[f"r00-{name}-{place}"] for place in (0, 9) if not rows[f"r00-{name}-{place}"]["unique"])
+        assert "near copy of" in dropped["reason"]
+        assert dropped["similarity"] >= quickstart.diversity.threshold
+    right = [row["correctness"] for name, row in rows.items() if not name.endswith("-8")]
+    wrong = [row["correctness"] for name, row in rows.items() if name.endswith("-8")]
+    assert sum(right) / len(right) > sum(wrong) / len(wrong) + 0.2
+
+    shuffled = list(range(samples.num_rows))
+    random.Random(3).shuffle(shuffled)
+    run.write_table("round-00/samples", samples.take(shuffled), rows_per_file=7)
+    score(quickstart, run, 0)
+    assert run.read_table("round-00/scores") == first
