@@ -70,11 +70,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; ``section.key=value`` may stand before and after options."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(parsed, "overrides") or any(part.startswith("-") or "=" not in part for part in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     from divray import console
 
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse(arguments)
     console.configure(parsed.quiet)
     try:
         parsed.function(parsed)

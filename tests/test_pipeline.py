@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from divray.cli import build_parser, main
+from divray.cli import build_parser, main, parse
 from divray.cluster import check_resources
 from divray.config import Config, dump_config, load_config
 from divray.errors import InputError, ResourceError
@@ -145,6 +145,16 @@ def test_the_command_line_is_as_documented() -> None:
     parser = build_parser()
     commands = next(action.choices for action in parser._actions if action.dest == "command")
     assert set(commands) == {*STAGES, "run", "plan", "preview", "export", "predict"}
+
+
+def test_settings_may_stand_before_and_after_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = parse(["run", "c.yaml", "a.b=1", "--out", "r", "c.d=2"])
+    assert (parsed.config, parsed.out, parsed.overrides) == ("c.yaml", "r", ["a.b=1", "c.d=2"])
+    for wrong in (["run", "c.yaml", "--out", "r", "--what"], ["run", "c.yaml", "--out", "r", "what"]):
+        with pytest.raises(SystemExit) as caught:
+            parse(wrong)
+        assert caught.value.code == 2
+        assert "unrecognized" in capsys.readouterr().err
 
 
 def test_help_loads_no_heavy_library() -> None:
