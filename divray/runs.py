@@ -38,8 +38,9 @@ class RunFolder:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
-        self.fs, self.root = open_uri(self.uri)
+        self.fs, self.root = open_uri(uri.rstrip("/"))
+        # Absolute, since a worker's current folder may be another.
+        self.uri = uri.rstrip("/") if "://" in uri else self.root
 
     def __repr__(self) -> str:
         return f"RunFolder({self.uri!r})"
@@ -51,7 +52,7 @@ class RunFolder:
     def full_uri(self, name: str) -> str:
         """URI of ``name`` that another process can open with :func:`open_uri`."""
         base, question, query = self.uri.partition("?")
-        return f"{base if '://' in base else self.root}/{name}{question}{query}"
+        return f"{base}/{name}{question}{query}"
 
     def exists(self, name: str) -> bool:
         return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)

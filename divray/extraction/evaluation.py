@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, TEST, address, examples_of, labels_of, remote, tuned, types_usable
+from divray.extraction.inputs import SEEDS, SELECTED, TEST, examples_of, labels_of, remote, tuned, types_usable
 from divray.extraction.metrics import main_score, score
 from divray.relations import Example
 from divray.runs import RunFolder
@@ -143,7 +143,7 @@ def _train_missing(
     while waiting or running:
         while waiting and len(running) < config.cluster.concurrent_trials:
             key, (tables, typed, seed) = waiting.pop(0)
-            running.append(task.remote(config, address(run), tables, typed, seed, _part(key)))
+            running.append(task.remote(config, run.uri, tables, typed, seed, _part(key)))
         done, running = ray.wait(running)
         ray.get(done)
         tell()

@@ -61,11 +61,6 @@ def tuned(config: Config, run: RunFolder) -> ExtractionConfig:
     return config.extraction.model_copy(update=best)
 
 
-def address(run: RunFolder) -> str:
-    """What a worker opens the same run folder by; its current folder may be another."""
-    return run.uri if "://" in run.uri else run.root
-
-
 def remote(function: Callable[..., Any], config: Config) -> RemoteFunction:
     """``function`` as a Ray task that holds ``cluster.worker_cpus``; tried again if its worker dies."""
     import ray

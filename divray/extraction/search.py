@@ -15,7 +15,7 @@ from typing import Any
 
 from divray.config import Config
 from divray.errors import DivrayError
-from divray.extraction.inputs import SEARCH, SEEDS, SELECTED, address, examples_of, labels_of, types_usable
+from divray.extraction.inputs import SEARCH, SEEDS, SELECTED, examples_of, labels_of, types_usable
 from divray.runs import RunFolder
 
 EXPERIMENT = "tune"
@@ -66,7 +66,7 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     space = config.extraction.search
-    uri = address(run)
+    uri = run.uri
 
     def trial(values: dict[str, Any]) -> None:
         _trial(config, uri, values)

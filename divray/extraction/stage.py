@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, TEST, address, examples_of, labels_of, remote, tuned, types_usable
+from divray.extraction.inputs import SEEDS, SELECTED, TEST, examples_of, labels_of, remote, tuned, types_usable
 from divray.runs import RunFolder
 
 
@@ -18,7 +18,7 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
     """
     import ray
 
-    counts: dict[str, Any] = ray.get(remote(_train, config).remote(config, address(run)))
+    counts: dict[str, Any] = ray.get(remote(_train, config).remote(config, run.uri))
     return counts
 
 
