@@ -86,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from divray import console
 
     parsed = parse(arguments)
+    if arguments is None:  # as the command, not as a function in somebody's program
+        from divray.cluster import divert_native_output
+
+        divert_native_output()
     console.configure(parsed.quiet)
     try:
         parsed.function(parsed)

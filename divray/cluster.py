@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from divray.errors import ResourceError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 LOG_BYTES = 1 << 20
 LEAST_LOG_BYTES = 200
 """Smaller logs hold only the lines that Ray begins each with."""
+
+_native_output: IO[bytes] | None = None
 
 WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -49,7 +52,6 @@ def connect(config: Config) -> None:
         passed = {k: v for k, v in os.environ.items() if k in WORKER_ENVIRONMENT or k.startswith(PASSED_ON)}
         shown = config.cluster.show_logs
         if not shown:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
             for name in ("ray", "ray.llm", "vllm", "deepspeed"):
                 logging.getLogger(name).setLevel(logging.ERROR)
@@ -130,12 +132,30 @@ def check_resources(config: Config, total: dict[str, float]) -> None:
             raise ResourceError(f"{setting} needs {wanted:g} {resource}, the cluster has {there:g}. Lower it, or use a larger cluster.")
 
 
+def divert_native_output() -> None:
+    """Send what C++ code and child processes write to descriptor 2 to a file, which :func:`save_logs` keeps.
+
+    Python's own ``sys.stderr`` stays where it was.  Ray's core writes to the descriptor past every logger.
+    """
+    global _native_output
+    if _native_output is not None:
+        return
+    import tempfile
+
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    _native_output = tempfile.NamedTemporaryFile(prefix="divray-", suffix=".err")  # noqa: SIM115
+    os.dup2(_native_output.fileno(), 2)
+
+
 def save_logs(run: RunFolder) -> None:
     """Copy what Ray's and vLLM's processes on this machine said into ``logs/`` of the run folder."""
     import ray
 
     if not ray.is_initialized():
         return
+    if _native_output is not None and (said := Path(_native_output.name).read_bytes()):
+        run.write_bytes("logs/driver.err", said[-LOG_BYTES:])
     folder = Path(ray_temp_folder()) / ray.get_runtime_context().get_session_name() / "logs"
     for file in sorted([*folder.glob("worker-*.err"), *folder.glob("worker-*.out"), *folder.glob("ray-data/*.log")]):
         try:
