@@ -58,7 +58,8 @@ def connect(config: Config) -> None:
             logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else it adds one for the terminal
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         ray.init(
-            address=config.cluster.address,
+            # Never one that merely happens to be, or to have been, on this machine.
+            address=config.cluster.address or os.environ.get("RAY_ADDRESS") or "local",
             log_to_driver=shown,
             logging_level=logging.INFO if shown else logging.ERROR,
             configure_logging=shown,
@@ -78,7 +79,7 @@ def check_machine(config: Config) -> None:
 
     if ray.is_initialized():
         check_resources(config, ray.cluster_resources())
-    elif config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+    elif (config.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
         from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
         gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()

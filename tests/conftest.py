@@ -13,6 +13,7 @@ from divray.quickstart import folder
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
 
 
 @pytest.fixture(scope="session")

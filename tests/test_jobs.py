@@ -68,6 +68,9 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
         if child.is_running():
             child.kill()
     head.wait()
+    current = Path("/tmp/ray/ray_current_cluster")
+    if current.is_file() and current.read_text().strip().endswith(f":{port}"):
+        current.unlink()
 
 
 @pytest.mark.slow
