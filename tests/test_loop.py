@@ -20,6 +20,8 @@ from divray.relations import span_problem
 from divray.runs import RunFolder
 from divray.schemas import DATASET, PAIRS
 
+pytestmark = pytest.mark.skipif("DIVRAY_TEST_LOOP" not in os.environ, reason="takes ten minutes on two cores: set DIVRAY_TEST_LOOP=1")
+
 SMALL = [
     "sampling.candidates_per_relation=16",
     "sampling.naive_candidates_per_relation=4",

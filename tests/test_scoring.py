@@ -16,7 +16,7 @@ from divray.scoring import run as score
 
 
 def samples_of(config: Config) -> pa.Table:
-    """Ten test sentences a relation: eight as they are, one under a wrong label, one near copy; and a rejection."""
+    """Ten test sentences a relation: eight as they are, one under a wrong label, one twice; and a rejection."""
     task = load_task(config)
     names = [relation.name for relation in task.relations]
     rows = []
@@ -24,7 +24,6 @@ def samples_of(config: Config) -> pa.Table:
         own = [example for example in task.test if example.relation == name][:9]
         for place, example in enumerate([*own, own[0]]):
             label = names[(number + 2) % len(names)] if place == 8 else name
-            text = example.text if place < 9 else f"{example.text[:-1]} now."
             rows.append(
                 {
                     "candidate_id": f"r00-{name}-{place}",
@@ -34,7 +33,7 @@ def samples_of(config: Config) -> pa.Table:
                     "prompt_id": f"p-{name}",
                     "prompt": "p",
                     "completion": "c",
-                    "text": text,
+                    "text": example.text,
                     "head_start": example.head[0],
                     "head_end": example.head[1],
                     "tail_start": example.tail[0],
