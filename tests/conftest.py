@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from divray.config import Config, load_config
 from divray.quickstart import folder
 
+# A loaded machine is no failure.
+settings.register_profile("divray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("divray")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
