@@ -182,6 +182,19 @@ def test_summary_counts_every_candidate(tmp_path: Path, simple_scores: None) -> 
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_losses_across_relations_have_their_own_names(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    rows = run.read_table("round-00/scores").to_pylist()
+    dropped = [row for row in rows if not row["unique"]]
+    dropped[0]["conflict"], dropped[1]["near_test"], dropped[2]["conflict"] = "1-1-00", "t7", "seed:part_of/1"
+    run.write_table("round-00/scores", pa.Table.from_pylist(rows, schemas.SCORES))
+    found = summarise(_config(), run)
+    assert found["conflicts"] == 2 and found["per_relation"]["causes"]["conflicts"] + found["per_relation"]["part_of"]["conflicts"] == 2
+    lost = found["losses"]["unique"]
+    assert (lost["labelling conflict"], lost["near a test sentence"], sum(lost.values())) == (2, 1, 8)
+
+
 def test_summary_costs(tmp_path: Path, simple_scores: None) -> None:
     run = RunFolder(str(tmp_path / "run"))
     _fill(run)
