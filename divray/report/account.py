@@ -117,14 +117,14 @@ def account(config: Config, run: RunFolder) -> Account:
                 book.rejections[Cell(*cell)][rejection] += int(count)
         columns = [*keys, "unique", "correct", "conflict", "near_test", "near_seed"]
         for key, (count, total) in tally(run, f"{folder}/scores", columns, ["correctness"], named).items():
-            cell, (unique, correct, *flags) = key[:3], key[3:]
+            place, (unique, correct, *flags) = Cell(*key[:3]), key[3:]
             passed = {"unique": count if unique else 0, "correct": count if unique and correct else 0}
-            book.add(Cell(*cell), {"scored": count, "correctness": total, "conflicts": count if flags[0] else 0, **passed})
+            book.add(place, {"scored": count, "correctness": total, "conflicts": count if flags[0] else 0, **passed})
             if not unique:
                 drops = config.diversity.conflicts == "drop"
-                book.losses[Cell(*cell)][_loss(flags[0] and drops, *flags[1:])] += int(count)
+                book.losses[place][_loss(flags[0] and drops, *flags[1:])] += int(count)
             elif not correct:
-                book.losses[Cell(*cell)]["below the correctness gate"] += int(count)
+                book.losses[place]["below the correctness gate"] += int(count)
     for key, (count, total) in tally(run, "dataset", keys, ["correctness"]).items():
         book.add(Cell(*key), {"selected": count, "selected_correctness": total})
     _add_engine_seconds(book, config, run)
