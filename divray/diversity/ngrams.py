@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from numba import njit
 
 Numbers = npt.NDArray[np.int64]
 
@@ -36,7 +37,7 @@ class Grams(NamedTuple):
 
     Attributes:
         rows: int64 ``[m]``, the text of each.
-        ids: int64 ``[m]``, equal for equal n-grams, from 0 without gaps.
+        ids: int64 ``[m]``, equal for equal n-grams, from 0 without gaps, by first place.
         starts: int64 ``[m]``, the place of its first word in ``Words.ids``.
     """
 
@@ -70,8 +71,7 @@ def grams_of(words: Words, size: int, shorter: Grams | None = None) -> Grams:
     whole = shorter.starts + size <= words.offsets[shorter.rows + 1]
     rows, starts = shorter.rows[whole], shorter.starts[whole]
     width = int(words.ids.max(initial=-1)) + 1
-    ids = np.unique(shorter.ids[whole] * width + words.ids[starts + size - 1], return_inverse=True)[1]
-    return Grams(rows, ids.astype(np.int64), starts)
+    return Grams(rows, _numbered(shorter.ids[whole] * width + words.ids[starts + size - 1]), starts)
 
 
 def all_grams(words: Words, longest: int) -> list[Grams]:
@@ -83,7 +83,46 @@ def all_grams(words: Words, longest: int) -> list[Grams]:
 
 
 def counts_of(grams: Grams) -> tuple[Numbers, Numbers, Numbers]:
-    """How often each n-gram stands in each text: ``(row, n-gram, count)``, sorted."""
-    keys, counts = np.unique(grams.rows * max(grams.distinct, 1) + grams.ids, return_counts=True)
-    rows, ids = np.divmod(keys, max(grams.distinct, 1))
-    return rows, ids, counts
+    """How often each n-gram stands in each text: ``(row, n-gram, count)``, by row and first place."""
+    return _counts(grams.rows, grams.ids, grams.distinct)  # type: ignore[no-any-return]
+
+
+@njit(cache=True)
+def _numbered(keys):  # type: ignore[no-untyped-def]
+    """Equal numbers for equal keys (at least 0), from 0 by first place; by open addressing."""
+    size = 16
+    while size < 2 * len(keys):
+        size *= 2
+    slots = np.full(size, -1, np.int64)
+    numbers = np.empty(size, np.int64)
+    out = np.empty(len(keys), np.int64)
+    count = 0
+    for i in range(len(keys)):
+        mixed = np.uint64(keys[i]) * np.uint64(0x9E3779B97F4A7C15)
+        slot = np.int64((mixed ^ (mixed >> np.uint64(29))) & np.uint64(size - 1))
+        while slots[slot] >= 0 and slots[slot] != keys[i]:
+            slot = (slot + 1) & (size - 1)
+        if slots[slot] < 0:
+            slots[slot], numbers[slot] = keys[i], count
+            count += 1
+        out[i] = numbers[slot]
+    return out
+
+
+@njit(cache=True)
+def _counts(rows, ids, distinct):  # type: ignore[no-untyped-def]
+    of_row, of_gram, counted = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    pending = np.zeros(distinct, np.int64)
+    made, start = 0, 0
+    while start < len(rows):
+        end = start
+        while end < len(rows) and rows[end] == rows[start]:
+            pending[ids[end]] += 1
+            end += 1
+        for i in range(start, end):
+            if pending[ids[i]]:
+                of_row[made], of_gram[made], counted[made] = rows[i], ids[i], pending[ids[i]]
+                pending[ids[i]] = 0
+                made += 1
+        start = end
+    return of_row[:made], of_gram[:made], counted[:made]

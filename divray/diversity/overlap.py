@@ -55,12 +55,22 @@ def self_bleu(texts: Sequence[str] | Words, size: int = 4, grams: list[Grams] | 
 def _clipped(grams: Grams) -> tuple[Numbers, npt.NDArray[np.float64]]:
     """Row and clipped count of each n-gram of each text."""
     rows, ids, counts = counts_of(grams)
-    largest, second = np.zeros(grams.distinct, np.int64), np.zeros(grams.distinct, np.int64)
-    np.maximum.at(largest, ids, counts)
-    is_largest = counts == largest[ids]
-    np.maximum.at(second, ids[~is_largest], counts[~is_largest])
-    alone = is_largest & (np.bincount(ids[is_largest], minlength=grams.distinct)[ids] == 1)
-    return rows, np.minimum(counts, np.where(alone, second[ids], largest[ids])).astype(np.float64)
+    return rows, _clip(ids, counts, grams.distinct)
+
+
+@njit(cache=True)
+def _clip(ids, counts, distinct):  # type: ignore[no-untyped-def]
+    """Each count, or the largest of the others of its n-gram where that is smaller."""
+    largest, second = np.zeros(distinct, np.int64), np.zeros(distinct, np.int64)
+    for i in range(len(ids)):
+        if counts[i] >= largest[ids[i]]:
+            second[ids[i]], largest[ids[i]] = largest[ids[i]], counts[i]
+        elif counts[i] > second[ids[i]]:
+            second[ids[i]] = counts[i]
+    out = np.empty(len(ids))
+    for i in range(len(ids)):
+        out[i] = min(counts[i], second[ids[i]])  # the second is the largest itself where two sentences hold it
+    return out
 
 
 def _closest_lengths(lengths: Numbers) -> Numbers:
