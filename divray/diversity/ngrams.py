@@ -84,7 +84,7 @@ def all_grams(words: Words, longest: int) -> list[Grams]:
 
 def counts_of(grams: Grams) -> tuple[Numbers, Numbers, Numbers]:
     """How often each n-gram stands in each text: ``(row, n-gram, count)``, by row and first place."""
-    return _counts(grams.rows, grams.ids, grams.distinct)  # type: ignore[no-any-return]
+    return _counts(grams.rows, grams.ids, grams.distinct)
 
 
 @njit(cache=True)
