@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from divray.config import Config
 from divray.diversity.across import NAIVE, across_relations, barred, dropped, marked, score_files
 from divray.runs import RunFolder
 from divray.schemas import SAMPLES, SCORES
+
+if TYPE_CHECKING:
+    from divray.diversity.embeddings import Encoder
 
 TEST_SENTENCES = 64
 """Test sentences a relation whose diversity is compared with that of the samples."""
@@ -50,7 +53,7 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
         batch_size=256,
         compute=encoder,
         num_cpus=config.cluster.worker_cpus,
-        fn_constructor_args=(config.models.encoder,),
+        fn_constructor_args=(config,),
     ).write_parquet(run.path(embedded), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
 
     judge = ray.remote(num_cpus=config.cluster.worker_cpus)(_fit).remote(config, run.uri, embedded)
@@ -69,10 +72,8 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 class _Features:
     """Actor: adds the embedding of the masked sentence and the features of the judge."""
 
-    def __init__(self, reference: str) -> None:
-        from divray.diversity.embeddings import Encoder
-
-        self.encoder = Encoder(reference)
+    def __init__(self, config: Config) -> None:
+        self.encoder = _encoder(config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from divray.correctness import sentence_features
@@ -89,6 +90,12 @@ class _Features:
         return batch.select(EMBEDDED.names).cast(EMBEDDED)
 
 
+def _encoder(config: Config) -> Encoder:
+    from divray.diversity.embeddings import Encoder
+
+    return Encoder(config.models.encoder, precision=config.engine.encoder_precision, runtime=config.engine.encoder_runtime)
+
+
 def _pairs(batch: pa.Table) -> zip[tuple[str, str]]:
     return zip(batch["relation"].to_pylist(), batch["strategy"].to_pylist(), strict=True)
 
@@ -100,11 +107,11 @@ def _valid(batch: pa.Table) -> pa.Table:
 def _fit(config: Config, uri: str, embedded: str) -> Any:
     """The judge, from the seeds and (a bounded number of) this round's samples; also embeds the seeds."""
     from divray.correctness import fit_judge, fitting_rows, sentence_features
-    from divray.diversity.embeddings import Encoder, embedding_column, embedding_matrix
+    from divray.diversity.embeddings import embedding_column, embedding_matrix
     from divray.diversity.texts import compared_texts
 
     run = RunFolder(uri)
-    encoder = Encoder(config.models.encoder)
+    encoder = _encoder(config)
     seeds = run.read_table("data/seeds")
     forward = sentence_features(seeds, encoder.encode)
     backward = sentence_features(seeds, encoder.encode, reverse=True)

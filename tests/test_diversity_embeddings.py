@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import logging
+import types
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from divray.diversity import runtimes
 from divray.diversity.embeddings import Encoder, embedding_column, embedding_matrix
+from divray.diversity.runtimes import open_runtime
+from divray.models import local_model
 
 TEXTS = [
     "The engine was built by the company in 1998 .",
@@ -36,12 +40,32 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(encoder: Encoder) -> 
     import torch
 
     made = encoder.encode(TEXTS[:2])
+    model = encoder.runtime.model  # type: ignore[attr-defined]
     for text, vector in zip(TEXTS[:2], made, strict=True):
         with torch.inference_mode():
-            hidden = encoder.model(**encoder.tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            hidden = model(**encoder.tokenizer(text, return_tensors="pt")).last_hidden_state[0]
         wanted = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
         assert np.abs(vector - wanted).max() < 2e-6
     assert float(made[0] @ encoder.encode([TEXTS[4]])[0]) > float(made[0] @ made[1]) + 0.3
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_half_precision_is_near_and_does_not_depend_on_company(encoder: Encoder, runtime: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    half = Encoder("embedded:minilm", device="cpu", precision="bf16", runtime=runtime)
+    made = half.encode(TEXTS)
+    assert (made * encoder.encode(TEXTS)).sum(axis=1).min() > 0.999
+    order = np.random.default_rng(1).permutation(len(TEXTS))
+    assert (half.encode([TEXTS[i] for i in order]) == made[order]).all()
+    assert (half.encode(TEXTS[5:8]) == made[5:8]).all()
+
+
+def test_a_missing_runtime_falls_back(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = local_model("embedded:minilm")
+    monkeypatch.setattr(runtimes, "importlib", types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None)))
+    runtime = open_runtime(folder, "cpu", "auto", "openvino")
+    assert type(runtime).__name__ == "TorchRuntime" and "OpenVINO is not installed" in caplog.text
 
 
 def test_threads_are_put_back(encoder: Encoder) -> None:
