@@ -165,7 +165,8 @@ def _score_pool(rows: pa.Table, config: Config, uri: str, round: int, judge: Any
     import ray
 
     from divray.diversity.embeddings import embedding_matrix
-    from divray.diversity.stage import deduplicate, fixed_items, novelty
+    from divray.diversity.semantic import novelty
+    from divray.diversity.stage import deduplicate, fixed_items
 
     if not rows.num_rows:
         return SCORES.empty_table()

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray.config import DiversityConfig
-from divray.diversity.stage import compared_texts, deduplicate, fixed_items, novelty
+from divray.diversity.semantic import novelty
+from divray.diversity.stage import compared_texts, deduplicate, fixed_items
 from divray.errors import InputError
 from divray.schemas import EXAMPLES, SCORES
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from divray.diversity.clusters import Decisions, decide
+from divray.diversity.conflicts import label_conflicts
 from divray.diversity.embeddings import Encoder
+from divray.diversity.leaks import near_reference
 from divray.diversity.neighbours import Pairs, near_duplicates, nearest_neighbours
+from divray.diversity.overlap import max_rouge_l, self_bleu
 from divray.diversity.scores import diversity_of, vendi_score
+from divray.diversity.semantic import novelty, semantic_pairs
 from divray.diversity.shingles import Shingles, collapse, shingle
-from divray.diversity.stage import deduplicate, fixed_items, novelty
+from divray.diversity.stage import deduplicate, fixed_items
 
 __all__ = [
     "Decisions",
@@ -19,9 +23,14 @@ __all__ = [
     "deduplicate",
     "diversity_of",
     "fixed_items",
+    "label_conflicts",
+    "max_rouge_l",
     "near_duplicates",
+    "near_reference",
     "nearest_neighbours",
     "novelty",
+    "self_bleu",
+    "semantic_pairs",
     "shingle",
     "vendi_score",
 ]

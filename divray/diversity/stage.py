@@ -1,4 +1,4 @@
-"""Near-duplicates and novelty of one relation's samples, as pure functions of a set of rows.
+"""Near-duplicates of one relation's samples, as pure functions of a set of rows.
 
 The order of the rows, and how they were partitioned before, changes nothing: everything is decided
 on rows sorted by id.
@@ -7,7 +7,6 @@ on rows sorted by id.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,6 @@ NEIGHBOUR_FLOOR = 0.3
 """Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
 
 _FIXED_COLUMNS = ("candidate_id", "text", "head_start", "head_end", "tail_start", "tail_end")
-_BLOCK = 1024
 
 
 def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
@@ -107,33 +105,6 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
         at = table.schema.get_field_index(name)
         table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
     return table
-
-
-def novelty(embeddings: npt.NDArray[np.floating[Any]], unique: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Distance of each sample to the nearest other one that stays: 1 - the largest cosine.
-
-    Args:
-        embeddings: ``[n, d]`` unit vectors.
-        unique: bool ``[n]``, which rows stay; only these count as neighbours.
-
-    Returns:
-        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other unique sample exists.
-    """
-    vectors = np.asarray(embeddings, np.float64)
-    staying = np.flatnonzero(unique)
-    out = np.ones(len(vectors))
-    if len(staying) == 0:
-        return out
-    place = np.full(len(vectors), -1, np.int64)
-    place[staying] = np.arange(len(staying))
-    for start in range(0, len(vectors), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(vectors)))
-        cosines = vectors[rows] @ vectors[staying].T
-        own = place[rows] >= 0
-        cosines[np.flatnonzero(own), place[rows[own]]] = -np.inf
-        largest = cosines.max(axis=1)
-        out[rows] = np.where(np.isinf(largest), 1.0, np.clip(1.0 - largest, 0.0, 2.0))
-    return np.round(out, 6)
 
 
 def _most_preferred(group: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -1,0 +1,101 @@
+"""Sentences near in meaning: exact pairs above a cosine, and the distance to the nearest one.
+
+Products are taken in float32, block by block, and only propose; what is reported is computed anew in float64 from the
+two vectors alone.  So the result does not depend on the blocks, and its error is that of the embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divray.diversity.neighbours import Pairs
+from divray.errors import InputError
+
+BLOCK = 2048
+_SLACK = 1e-5
+"""Above the error of a float32 product of unit vectors of some thousand components."""
+
+
+def semantic_pairs(embeddings: npt.NDArray[np.floating[Any]], threshold: float, block: int = BLOCK) -> Pairs:
+    """All pairs of rows whose cosine is at least ``threshold``; exact (recall and precision 1).
+
+    The time is quadratic: about ``n^2 d`` operations, a minute a core for 100,000 rows of 384. Memory beyond the result is
+    ``block^2`` floats. One partition (a relation) at a time.
+
+    Args:
+        embeddings: ``[n, d]``, rows of unit length.
+        threshold: In (-1, 1].
+        block: Rows and columns of a product.
+
+    Raises:
+        InputError: The threshold is out of range, or the vectors are not of unit length.
+    """
+    if not -1 < threshold <= 1:
+        raise InputError("semantic", "threshold", f"{threshold} is not in (-1, 1]", "Give e.g. 0.9.")
+    vectors = _unit(embeddings)
+    lefts, rights, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    for top in range(0, len(vectors), block):
+        rows = vectors[top : top + block]
+        for start in range(top, len(vectors), block):
+            near = np.argwhere(rows @ vectors[start : start + block].T >= threshold - _SLACK)
+            left, right = near[:, 0] + top, near[:, 1] + start
+            above = left < right
+            left, right = left[above], right[above]
+            cosine = _cosines(vectors, left, right)
+            keep = cosine >= threshold
+            lefts.append(left[keep])
+            rights.append(right[keep])
+            values.append(cosine[keep])
+    left, right = np.concatenate(lefts), np.concatenate(rights)
+    order = np.lexsort((right, left))
+    return Pairs(left[order], right[order], np.concatenate(values)[order])
+
+
+def novelty(embeddings: npt.NDArray[np.floating[Any]], unique: npt.NDArray[np.bool_], block: int = BLOCK) -> npt.NDArray[np.float64]:
+    """Distance of each sample to the nearest other one that stays: 1 - the largest cosine.
+
+    Args:
+        embeddings: ``[n, d]`` unit vectors.
+        unique: bool ``[n]``, which rows stay; only these count as neighbours.
+        block: Rows and columns of a product.
+
+    Returns:
+        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other unique sample exists.  Of neighbours that float32
+        can't tell apart (1e-7) any may be taken.
+    """
+    vectors = np.ascontiguousarray(embeddings, np.float32)
+    staying = np.flatnonzero(unique)
+    out = np.ones(len(vectors))
+    for top in range(0, len(vectors), block):
+        rows = np.arange(top, min(top + block, len(vectors)))
+        best, nearest = np.full(len(rows), -np.inf, np.float32), np.full(len(rows), -1, np.int64)
+        for start in range(0, len(staying), block):
+            columns = staying[start : start + block]
+            cosines = vectors[rows] @ vectors[columns].T
+            cosines[rows[:, None] == columns[None, :]] = -np.inf
+            place = cosines.argmax(axis=1)
+            value = cosines[np.arange(len(rows)), place]
+            better = value > best
+            best[better], nearest[better] = value[better], columns[place[better]]
+        found = nearest >= 0
+        out[rows[found]] = np.clip(1.0 - _cosines(vectors, rows[found], nearest[found]), 0.0, 2.0)
+    return np.round(out, 6)
+
+
+def _cosines(vectors: npt.NDArray[np.float32], left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    out = np.empty(len(left))
+    for start in range(0, len(left), BLOCK):
+        some = slice(start, start + BLOCK)
+        out[some] = (vectors[left[some]].astype(np.float64) * vectors[right[some]]).sum(axis=1)
+    return out
+
+
+def _unit(embeddings: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    vectors = np.ascontiguousarray(embeddings, np.float32)
+    lengths = np.einsum("ij,ij->i", vectors, vectors) if len(vectors) else np.ones(1)
+    if not np.allclose(lengths, 1, atol=1e-3):
+        raise InputError("semantic", "embeddings", "a row is not of unit length", "Divide each row by its length.")
+    return vectors
