@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from divray.errors import DivrayError, InputError
 
@@ -168,11 +167,6 @@ def _predict(arguments: argparse.Namespace) -> None:
             arguments.run, "model", "no trained model here", "Give a run folder whose `train` stage is done, or a model folder."
         )
     print(f"{predict(model, arguments.source, arguments.target)} sentences -> {arguments.target}")
-
-
-def entry(function: Callable[..., Any]) -> None:
-    """For scripts under ``jobs/``: end the process with ``function``'s exit code."""
-    sys.exit(function(sys.argv[1:]))
 
 
 if __name__ == "__main__":

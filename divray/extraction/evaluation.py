@@ -23,8 +23,8 @@ from divray.extraction.metrics import main_score, score
 from divray.relations import Example
 from divray.runs import RunFolder
 
-Progress = Callable[[int, int], None]
-"""Called with (trainings done, trainings in all)."""
+Progress = Callable[[int, int, str], None]
+"""Called with (models done, models in all, a word on what goes on); the LLM counts as one."""
 
 PREDICTIONS = pa.schema(
     [
@@ -65,7 +65,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             keys[name, seed] = key
             wanted.setdefault(key, (tables[name], typed[name], seed))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
-    _train_missing(config, run, missing, len(wanted), on_progress)
+    total = len(wanted) + config.evaluation.llm
+    _train_missing(config, run, missing, len(wanted), (lambda done: on_progress(done, total, "")) if on_progress else None)
 
     results, predictions = {}, []
     for name, examples in sets.items():
@@ -82,7 +83,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     if config.evaluation.llm:
         from divray.extraction.llm import extract
 
-        asked, answers, shown = extract(config, run)
+        tell = (lambda done, rows, note: on_progress(total - 1, total, note or f"llm: {done} of {rows} sentences")) if on_progress else None
+        asked, answers, shown = extract(config, run, tell)
         predictions.append(_prediction_table("llm", config.seed, asked, answers, [None] * len(asked)))
         results["llm"] = {
             **summarise([e.relation for e in asked], [answers], labels, config),
@@ -128,13 +130,17 @@ def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labe
 
 
 def _train_missing(
-    config: Config, run: RunFolder, missing: dict[str, tuple[list[str], bool, int]], total: int, on_progress: Progress | None
+    config: Config,
+    run: RunFolder,
+    missing: dict[str, tuple[list[str], bool, int]],
+    total: int,
+    on_progress: Callable[[int], None] | None,
 ) -> None:
     import ray
 
     def tell() -> None:
         if on_progress:
-            on_progress(total - len(waiting) - len(running), total)
+            on_progress(total - len(waiting) - len(running))
 
     task = remote(_train_and_predict, config)
     waiting = list(missing.items())

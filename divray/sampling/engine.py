@@ -171,11 +171,12 @@ def complete(
     Raises:
         EngineError: The engine died at every try; the message is its own cause.
     """
-    import pyarrow.parquet as pq
     import ray
 
     files = run.files(source, ".parquet")
-    total = sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in files)
+    total = _rows(run, source)
+    if _is_complete(run, target, total):
+        return total  # and no engine is started
     health_name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
     health: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name).remote(config.engine.max_starts)
     watch = _Watch(health, total, on_progress)
@@ -189,7 +190,22 @@ def complete(
         raise
     finally:
         ray.kill(health)
-    return sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in run.files(target, ".parquet"))
+    return _rows(run, target)
+
+
+def _rows(run: RunFolder, table: str) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in run.files(table, ".parquet"))
+
+
+def _is_complete(run: RunFolder, table: str, total: int) -> bool:
+    import pyarrow as pa
+
+    try:
+        return _rows(run, table) == total
+    except pa.ArrowInvalid:  # a file that a kill cut short
+        return False
 
 
 def _stream(config: Config, run: RunFolder, source: str, target: str, model: str, health: str, blocks: int, greedy: bool) -> None:
