@@ -8,6 +8,7 @@ batch is given up with its own cause instead of being restarted for ever.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -163,7 +164,7 @@ def complete(
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
         model: Reference that :func:`divray.models.local_model` understands, resolved by each engine.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
-        on_progress: Told about progress about once a second.
+        on_progress: Told about progress about once a second; rows that were there before don't count.
 
     Returns:
         How many rows ``target`` holds.
@@ -175,11 +176,12 @@ def complete(
 
     files = run.files(source, ".parquet")
     total = _rows(run, source)
-    if _is_complete(run, target, total):
+    there = _rows(run, target)
+    if there == total:
         return total  # and no engine is started
     health_name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
     health: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name).remote(config.engine.max_starts)
-    watch = _Watch(health, total, on_progress)
+    watch = _Watch(health, total - there, on_progress)
     try:
         with watch:
             _stream(config, run, source, target, model, health_name, len(files), greedy)
@@ -194,18 +196,15 @@ def complete(
 
 
 def _rows(run: RunFolder, table: str) -> int:
+    """Rows in the whole files of a table; one that a kill cut short counts for nothing."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in run.files(table, ".parquet"))
-
-
-def _is_complete(run: RunFolder, table: str, total: int) -> bool:
-    import pyarrow as pa
-
-    try:
-        return _rows(run, table) == total
-    except pa.ArrowInvalid:  # a file that a kill cut short
-        return False
+    rows = 0
+    for file in run.files(table, ".parquet"):
+        with contextlib.suppress(pa.ArrowInvalid):
+            rows += pq.read_metadata(run.path(file), filesystem=run.fs).num_rows
+    return rows
 
 
 def _stream(config: Config, run: RunFolder, source: str, target: str, model: str, health: str, blocks: int, greedy: bool) -> None:
@@ -303,14 +302,17 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self.done.set()
         self.thread.join(timeout=10)
+        self._tell()
 
     def _follow(self) -> None:
+        while not self.done.wait(1.0):
+            self._tell()
+
+    def _tell(self) -> None:
         import ray
 
-        while not self.done.wait(1.0):
-            try:
-                state = ray.get(self.health.state.remote(), timeout=10)
-            except ray.exceptions.RayError:
-                continue
-            if self.on_progress:
-                self.on_progress(state["rows"], self.total, "" if state["ready"] else "engine starting")
+        if self.on_progress is None:
+            return
+        with contextlib.suppress(ray.exceptions.RayError):
+            state = ray.get(self.health.state.remote(), timeout=10)
+            self.on_progress(state["rows"], self.total, "" if state["ready"] else "engine starting")
