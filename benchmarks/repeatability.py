@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,13 @@ def completions(config: Config, folder: str, target: str) -> dict[str, str]:
 
 
 def agreement(one: dict[str, str], other: dict[str, str]) -> dict[str, Any]:
-    """Share of candidates with the same text, and how far the texts of the others agree."""
-    same = [name for name in one if one[name] == other[name]]
-    shared = [len(os.path.commonprefix([one[name], other[name]])) / max(1, len(one[name])) for name in one if one[name] != other[name]]
-    return {
-        "same_text": round(len(same) / len(one), 4),
-        "shared_beginning_of_others": round(sum(shared) / len(shared), 4) if shared else None,
-    }
+    """Share of candidates with the same text, and the share of the text before the first difference of the others."""
+    different = [name for name in one if one[name] != other[name]]
+    shared = [
+        len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one[n], other[n], strict=False)))) / max(1, len(one[n])) for n in different
+    ]
+    mean = round(sum(shared) / len(shared), 4) if shared else None
+    return {"same_text": round(1 - len(different) / len(one), 4), "shared_beginning_of_others": mean}
 
 
 if __name__ == "__main__":
