@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from divray.config import Config
@@ -121,14 +122,13 @@ def _engine_class() -> type:
 
 
 def engine_cause(error: BaseException) -> str:
-    """The engine's own last words: from its process's log where the exception says only that it died."""
-    try:
-        log = os.readlink("/proc/self/fd/2")
-        with open(log, encoding="utf-8", errors="replace") as stream:
-            lines = stream.read()[-200_000:].splitlines()
-    except OSError:
-        lines = []
-    said = [line.split("ERROR", 1)[-1].strip() for line in lines if "Error" in line and "EngineDead" not in line]
+    """The engine's own last words: from its process's logs where the exception says only that it died."""
+    said: list[str] = []
+    for descriptor in (1, 2):
+        log = Path(f"/proc/self/fd/{descriptor}")
+        with contextlib.suppress(OSError):
+            lines = log.read_text(encoding="utf-8", errors="replace")[-200_000:].splitlines() if log.is_file() else []
+            said += [line.split("ERROR", 1)[-1].strip() for line in lines if "Error" in line and "EngineDead" not in line]
     own = [line for line in said if any(mark in line for mark in ("Error: ", "Exception: ")) and "Engine core init" not in line]
     return own[-1][-500:] if own else f"{type(error).__name__}: {error}"
 
