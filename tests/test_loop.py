@@ -114,7 +114,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 def run_and_kill(out: Path, kill: Kill) -> None:
     with (out.parent / "killed.log").open("ab") as log:
         process = subprocess.Popen(command(str(out)), env=environment(), stdout=log, stderr=log)
-        deadline = time.monotonic() + 420
+        deadline = time.monotonic() + 900
         while not kill.when(out) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(kill.after)
