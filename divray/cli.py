@@ -13,6 +13,7 @@ examples:
   divray plan examples/semeval2010_task8.yaml task.data=DATA     what would run, without running it
   divray run divray/quickstart/quickstart.yaml --out runs/demo   the whole loop, or the rest of it
   divray run my.yaml --out s3://bucket/runs/1 selection.k=32     settings on the command line win
+  divray explain runs/demo SAMPLE_ID                             why one sample was kept or dropped
   divray predict runs/demo sentences.jsonl answers.jsonl         the trained RE model at work
 
 exit codes: 0 done, 1 failed, 2 bad input, 3 too few resources, 4 the LLM engine gave up
@@ -62,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", _export)
     export.add_argument("run", help="run folder")
     export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
+    explain = add("explain", "Show where a sample came from, what stands near it, and why it was kept or dropped.", _explain)
+    explain.add_argument("run", help="run folder")
+    explain.add_argument("sample_id", help="id of a candidate or of a seed example")
+    explain.add_argument("--neighbours", type=int, default=5, metavar="N", help="nearest sentences shown (default 5)")
+    explain.add_argument("--json", action="store_true", help="print everything as JSON")
     predict = add("predict", "Label sentences with the run's RE model.", _predict)
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
@@ -154,6 +160,14 @@ def _export(arguments: argparse.Namespace) -> None:
     from divray.export import export
 
     print(f"{export(arguments.run, arguments.target)} samples -> {arguments.target}")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from divray import console
+    from divray.explain import explain
+
+    found = explain(arguments.run, arguments.sample_id, max(arguments.neighbours, 1))
+    console.print_explanation(found, arguments.json)
 
 
 def _predict(arguments: argparse.Namespace) -> None:

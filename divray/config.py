@@ -85,6 +85,11 @@ class DiversityConfig(Section):
     permutations: int | None = Field(None, ge=1, description="MinHash, for sets too large to compare exactly; default: by `threshold`.")
     bands: int | None = Field(None, ge=1, description="Must divide `permutations`; default: recall at `threshold` of 0.9999.")
 
+    conflicts: Literal["drop", "keep"] = Field(
+        "drop", description="A sentence that stands under two relations: drop it, or only report it."
+    )
+    guard_test: bool = Field(False, description="Drop every sample that is a near-duplicate of a test sentence.")
+
     @model_validator(mode="after")
     def _bands_divide(self) -> DiversityConfig:
         if (self.permutations is None) != (self.bands is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
@@ -96,14 +97,29 @@ def print_error(error: BaseException) -> None:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The result of a run as tables on stdout: funnel, F1, diversity, cost."""
-    from rich.console import Console
-
     from divray.report.tables import tables
 
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else 110, highlight=False)
+    console = _stdout()
     for item in tables(summary):
         console.print(item)
+
+
+def print_explanation(found: dict[str, Any], as_json: bool = False) -> None:
+    """What :func:`divray.explain.explain` found, on stdout: for people, or as JSON."""
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    from divray.report.explanation import explanation
+
+    console = _stdout()
+    for item in explanation(found):
+        console.print(item)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110, highlight=False)
 
 
 def clock(seconds: float) -> str:

@@ -77,6 +77,9 @@ SCORES = pa.schema(
         pa.field("similarity", pa.float64()),
         pa.field("unique", pa.bool_()),
         pa.field("novelty", pa.float64()),
+        pa.field("conflict", pa.string()),
+        pa.field("conflict_relation", pa.string()),
+        pa.field("near_test", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("embedding", pa.list_(pa.float32())),
     ]
@@ -87,7 +90,9 @@ SCORES = pa.schema(
 connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles)
 name the nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether
 this one stays, and ``reason`` says why. ``novelty`` is 1 - cosine to the nearest other unique
-sample of its relation. ``embedding`` is the unit vector of the entity-masked sentence."""
+sample of its relation. ``conflict`` and ``conflict_relation`` name a row (a sample of this or an earlier
+round, or a seed) that has the same sentence and entities under another relation, and ``near_test`` a test
+example that this one comes near; both ``""`` for none. ``embedding`` is the unit vector of the entity-masked sentence."""
 
 PAIRS = pa.schema(
     [

@@ -1,13 +1,15 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Three passes.  The samples stream through encoder actors; one task fits the judge of correctness; each
-relation's rows are judged, deduplicated against the seeds and the rounds before, and measured for
-novelty.  The rows of the naive baseline are scored among themselves, so that they neither displace a
-sample of the loop nor vouch for one.
+Four passes.  The samples stream through encoder actors; one task fits the judge of correctness; one task
+looks across all relations (:mod:`divray.diversity.across`); each relation's rows are judged, deduplicated
+against the seeds and the rounds before, and measured for novelty.  The rows of the naive baseline are
+scored among themselves, so that they neither displace a sample of the loop nor vouch for one.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -16,19 +18,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
+from divray.diversity.across import NAIVE, across_relations, barred, dropped, marked, score_files
 from divray.runs import RunFolder
 from divray.schemas import SAMPLES, SCORES
 
-NAIVE = "naive"
+TEST_SENTENCES = 64
+"""Test sentences a relation whose diversity is compared with that of the samples."""
+
 FEATURES = pa.field("features", pa.list_(pa.float32()))
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, pa.field("pool", pa.string())])
 
 
 def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
-    """Write ``round-XX/scores`` (``schemas.SCORES``) and, in round 0, ``data/seed_embeddings``.
+    """Write ``round-XX/scores`` (``schemas.SCORES``), ``data/seed_embeddings`` and ``data/test_embeddings``.
 
     Returns:
-        Counts: ``scored``, ``unique``, ``correct`` (unique and correct), without the naive baseline.
+        Counts: ``scored``, ``unique``, ``correct`` (unique and correct), ``conflicts``, and ``near_test`` where the test set
+        is guarded; without the naive baseline.
     """
     import ray
 
@@ -47,16 +53,17 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
         fn_constructor_args=(config.models.encoder,),
     ).write_parquet(run.path(embedded), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
 
-    fit = ray.remote(num_cpus=config.cluster.worker_cpus)(_fit)
-    judge = fit.remote(config, run.uri, embedded)
+    judge = ray.remote(num_cpus=config.cluster.worker_cpus)(_fit).remote(config, run.uri, embedded)
+    marks = ray.remote(num_cpus=config.cluster.worker_cpus)(across_relations).remote(config, run.uri, embedded, round)
     seeds = run.read_table("data/seeds")
     rows = run.dataset(embedded)
-    score = partial(_score_pool, config=config, uri=run.uri, round=round, judge=judge, seeds=ray.put(seeds))
+    score = partial(_score_pool, config=config, uri=run.uri, round=round, judge=judge, marks=marks, seeds=ray.put(seeds))
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
     scored = rows.groupby("pool", num_partitions=partitions).map_groups(score, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     scored.sort("candidate_id").write_parquet(run.path(f"{folder}/scores"), filesystem=run.fs)
     run.delete(embedded)
-    return _counts(run, f"{folder}/scores")
+    counts = _counts(run, f"{folder}/scores")
+    return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}
 
 
 class _Features:
@@ -103,6 +110,8 @@ def _fit(config: Config, uri: str, embedded: str) -> Any:
     backward = sentence_features(seeds, encoder.encode, reverse=True)
     seed_embeddings = embedding_column(encoder.encode(compared_texts(seeds, mask=True)))
     run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": seed_embeddings}))
+    if not run.files("data/test_embeddings"):
+        _embed_test(run, encoder)
 
     columns = ["candidate_id", "relation", "strategy", "text", "head_start", "head_end", "tail_start", "tail_end"]
     if not run.files(embedded, ".parquet"):
@@ -116,6 +125,25 @@ def _fit(config: Config, uri: str, embedded: str) -> Any:
     )
 
 
+def _embed_test(run: RunFolder, encoder: Any) -> None:
+    """Embed up to :data:`TEST_SENTENCES` test sentences a relation, for the report's comparison alone: nothing learns from them."""
+    from divray.diversity.embeddings import embedding_column
+    from divray.diversity.texts import compared_texts
+
+    test = run.read_table("data/test")
+    names, relations = test["example_id"].to_pylist(), test["relation"].to_pylist()
+    by_hash = sorted(range(len(names)), key=lambda row: hashlib.sha256(names[row].encode()).digest())
+    seen: Counter[str] = Counter()
+    taken = []
+    for row in by_hash:
+        seen[relations[row]] += 1
+        if seen[relations[row]] <= TEST_SENTENCES:
+            taken.append(row)
+    some = test.take(pa.array(sorted(taken), pa.int64()))
+    embeddings = embedding_column(encoder.encode(compared_texts(some, mask=True)))
+    run.write_table("data/test_embeddings", pa.table({"example_id": some["example_id"], "embedding": embeddings}))
+
+
 def _features_of(run: RunFolder, table: str, ids: pa.ChunkedArray) -> pa.Table:
     """``candidate_id`` and ``features`` of the rows of ``ids``, which are sorted; reads no other features into memory."""
     import pyarrow.dataset as pads
@@ -125,7 +153,7 @@ def _features_of(run: RunFolder, table: str, ids: pa.ChunkedArray) -> pa.Table:
     return pads.dataset(files, filesystem=run.fs).to_table(["candidate_id", "features"], filter=wanted).sort_by("candidate_id")
 
 
-def _score_pool(rows: pa.Table, config: Config, uri: str, round: int, judge: Any, seeds: Any) -> pa.Table:
+def _score_pool(rows: pa.Table, config: Config, uri: str, round: int, judge: Any, marks: Any, seeds: Any) -> pa.Table:
     """One relation's rows (or its naive ones), scored (``schemas.SCORES``)."""
     import ray
 
@@ -143,7 +171,10 @@ def _score_pool(rows: pa.Table, config: Config, uri: str, round: int, judge: Any
     examples = ray.get(seeds)
     own = examples.filter(pc.equal(examples["relation"], relation))
     before = None if is_naive else _earlier(RunFolder(uri), relation, round)
-    rows = deduplicate(rows, config.diversity, fixed_items(own, before))
+    rows = marked(rows, ray.get(marks))
+    out = barred(rows, config.diversity)
+    free = deduplicate(rows.filter(pc.invert(out)), config.diversity, fixed_items(own, before))
+    rows = pa.concat_tables([free, dropped(rows.filter(out)).select(free.column_names)]).sort_by("candidate_id")
     unique = rows["unique"].to_numpy(zero_copy_only=False).astype(bool)
     embeddings = embedding_matrix(rows["embedding"])
     rows = rows.append_column("novelty", pa.array(novelty(np.asarray(embeddings), unique), pa.float64()))
@@ -154,7 +185,7 @@ def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     """This relation's samples of the rounds before, as far as near-duplicates need them."""
     import pyarrow.dataset as pads
 
-    files = [run.path(file) for number in range(round) for file in run.files(f"round-{number:02d}/scores", ".parquet")]
+    files = score_files(run, round)
     if not files:
         return None
     own = (pads.field("relation") == relation) & (pads.field("strategy") != NAIVE)
@@ -163,11 +194,14 @@ def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
 
 
 def _counts(run: RunFolder, table: str) -> dict[str, int]:
-    counts = {"scored": 0, "unique": 0, "correct": 0}
+    counts = dict.fromkeys(("scored", "unique", "correct", "conflicts", "near_test"), 0)
+    columns = ["strategy", "unique", "correct", "conflict", "near_test"]
     batch: Any
-    for batch in run.dataset(table, columns=["strategy", "unique", "correct"]).iter_batches(batch_format="pyarrow", batch_size=None):
+    for batch in run.dataset(table, columns=columns).iter_batches(batch_format="pyarrow", batch_size=None):
         own = batch.filter(pc.not_equal(batch["strategy"], NAIVE))
         counts["scored"] += own.num_rows
         counts["unique"] += pc.sum(own["unique"]).as_py() or 0
         counts["correct"] += pc.sum(pc.and_(own["unique"], own["correct"])).as_py() or 0
+        for name, column in (("conflicts", "conflict"), ("near_test", "near_test")):
+            counts[name] += pc.sum(pc.not_equal(own[column], "")).as_py() or 0
     return counts

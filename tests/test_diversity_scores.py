@@ -4,15 +4,28 @@ import math
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray.diversity import scores
-from divray.diversity.scores import distinct_n, diversity_of, mean_cosine, mean_jaccard, ngram_vectors, vendi_at, vendi_score
+from divray.diversity.scores import distinct_n, diversity_of, entropy, mean_cosine, mean_jaccard, ngram_vectors, vendi_at, vendi_score
 from divray.diversity.shingles import shingle
+from divray.diversity.texts import connective_patterns
 
 SENTENCES = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1, max_size=12)
+
+
+SHARED = [
+    "the cat sat on the mat and the dog sat on the mat",
+    "the cat sat on the red mat",
+    "a dog ran over the mat and the cat",
+    "rain fell",
+    "the cat",
+    "completely different words stand here today",
+    "the the the the the the the",
+]
 
 
 def direct_vendi(kernel: np.ndarray) -> float:
@@ -54,6 +67,28 @@ def test_ngram_kernel_is_the_mean_cosine_of_counts(texts: list[str]) -> None:
     assert vendi_score(vectors) == pytest.approx(direct_vendi(kernel))
 
 
+def test_vendi_of_many_float32_rows_is_nearly_exact() -> None:
+    vectors = unit(20_000, 48).astype(np.float32)
+    vectors[:15_000] = vectors[np.random.default_rng(1).integers(0, 12, 15_000)]
+    assert vendi_score(vectors) == pytest.approx(vendi_score(vectors.astype(np.float64)), rel=1e-5)
+
+
+def test_vendi_agrees_with_the_vendi_score_package() -> None:
+    """vendi-score 0.0.3: ``vendi.score_X`` and ``score_dual``; ``score_K`` of the kernel of its ``ngram_vendi_score`` with words
+    split at white space."""
+    vectors = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 0.6, 0.8], [0.8, 0, -0.6], [1, 0, 0]])
+    assert vendi_score(vectors) == pytest.approx(2.3020576032826665)
+    assert vendi_score(ngram_vectors(SHARED)) == pytest.approx(5.385833314849627)
+
+
+def test_entropy_of_patterns() -> None:
+    assert entropy([]) == 0 == entropy(["a", "a"])
+    assert entropy(list("abcd")) == pytest.approx(math.log(4))
+    assert entropy(list("aab")) == pytest.approx(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)))
+    row = {"text": "Rome,  the  Home of Ann ,", "head_start": 20, "head_end": 23, "tail_start": 0, "tail_end": 4}
+    assert connective_patterns(pa.Table.from_pylist([row])) == ["TAIL , the home of HEAD"]
+
+
 def test_vendi_at_compares_sets_of_different_sizes() -> None:
     few, many = unit(20, 6, seed=1), unit(400, 6, seed=2)
     assert vendi_score(many) - vendi_score(few) > 0.3
@@ -87,14 +122,25 @@ def test_the_order_of_rows_changes_nothing() -> None:
     texts = [" ".join(random.choice(list("abcdefgh"), 7)) for _ in range(40)]
     vectors = unit(40, 12).astype(np.float32)
     order = random.permutation(40)
-    assert diversity_of(texts, vectors) == diversity_of([texts[i] for i in order], vectors[order])
+    patterns = [text[:3] for text in texts]
+    shuffled = [texts[i] for i in order], vectors[order], [patterns[i] for i in order]
+    assert diversity_of(texts, vectors, patterns) == diversity_of(*shuffled)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["one"], ["", "", "one two three four"]])
 def test_tiny_sets_have_defined_scores(texts: list[str]) -> None:
     made = diversity_of(texts, np.ones((len(texts), 3), np.float32))
     assert made["n"] == len(texts)
-    assert {"vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine", "vendi_ngram_at_16", "mean_jaccard"} <= set(made)
+    assert {
+        "vendi_ngram",
+        "vendi_embedding",
+        "distinct_2",
+        "mean_cosine",
+        "vendi_ngram_at_16",
+        "mean_jaccard",
+        "self_bleu",
+        "rouge_l",
+    } <= set(made)
     assert all(value is None or math.isfinite(value) for value in made.values())
     assert made["mean_cosine"] == (1.0 if len(texts) > 1 else None)
     assert diversity_of(texts)["vendi_embedding"] is None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from divray import schemas
 from divray.config import Config
-from divray.report import page, plots
+from divray.report import clusters, page, plots
 from divray.report.findings import findings, headline
 from divray.report.intervals import busy_shares, union_length
 from divray.report.sentences import pieces, side_by_side, visible
@@ -113,7 +113,14 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
                 sample = {**row, **_sentence(relation, n, text), "completion": "raw"}
                 rows["samples"].append(sample)
                 near = {1: f"{number}-{place}-04", 2: f"seed:{relation}/0"}.get(n, "")
-                scores = {"correctness": n / 10, "correct": n > 3, "unique": n not in (1, 2), "nearest_id": near, "similarity": 0.8}
+                scores = {
+                    "cluster": name,
+                    "correctness": n / 10,
+                    "correct": n > 3,
+                    "unique": n not in (1, 2),
+                    "nearest_id": near,
+                    "similarity": 0.8,
+                }
                 vector = [1.0, 0.0] if n % 2 else [0.6, 0.8]
                 rows["scores"].append({**sample, **scores, "reason": f"near copy {text}", "novelty": 0.5, "embedding": vector})
                 if n in (4, 5) and not naive:
@@ -138,12 +145,15 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
         run.write_json(f"stages/{stage}.json", record)
 
 
+SIMPLE = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
+
+
 @pytest.fixture
 def simple_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Diversity scores that are easy to know: the number of sentences, and of different ones."""
     module = types.ModuleType("divray.diversity.scores")
 
-    def diversity_of(texts: list[str], embeddings: np.ndarray | None) -> dict[str, float]:
+    def diversity_of(texts: list[str], embeddings: np.ndarray | None, patterns: list[str]) -> dict[str, float]:
         found = {"vendi_ngram": float(len(texts)), "distinct_2": len(set(texts)) / len(texts)}
         return found if embeddings is None else {**found, "vendi_embedding": float(embeddings.shape[0]), "mean_cosine": float("nan")}
 
@@ -182,6 +192,52 @@ def test_summary_counts_every_candidate(tmp_path: Path, simple_scores: None) -> 
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
+def test_losses_across_relations_have_their_own_names(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    rows = run.read_table("round-00/scores").to_pylist()
+    dropped = [row for row in rows if not row["unique"]]
+    dropped[0]["conflict"], dropped[1]["near_test"], dropped[2]["conflict"] = "1-1-00", "t7", "seed:part_of/1"
+    run.write_table("round-00/scores", pa.Table.from_pylist(rows, schemas.SCORES))
+    found = summarise(_config(), run)
+    assert found["conflicts"] == 2 and found["per_relation"]["causes"]["conflicts"] + found["per_relation"]["part_of"]["conflicts"] == 2
+    assert found["conflict_pairs"] == []
+    lost = found["losses"]["unique"]
+    assert (lost["labelling conflict"], lost["near a test sentence"], sum(lost.values())) == (2, 1, 8)
+
+
+def test_clusters_conflicts_and_similarities(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    rows = run.read_table("round-00/scores").to_pylist()
+    by_id = {row["candidate_id"]: row for row in rows}
+    for name in ("0-0-04", "0-0-01", "0-0-02"):
+        by_id[name]["cluster"] = "0-0-01"
+    for one, other in (("0-0-05", "0-1-05"), ("0-1-05", "0-0-05"), ("0-1-06", "seed:causes/2")):
+        relation = by_id[other]["relation"] if other in by_id else "causes"
+        by_id[one] |= {"conflict": other, "conflict_relation": relation, "unique": False}
+    run.write_table("round-00/scores", pa.Table.from_pylist(rows, schemas.SCORES))
+    folders = ["round-00", "round-01"]
+    first = clusters.largest_clusters(run, folders)[0]
+    assert (first["cluster"], first["size"], first["kept"]) == ("0-0-01", 3, 1)
+    assert [member["candidate_id"] for member in first["members"]] == ["0-0-04", "0-0-01", "0-0-02"]
+    shown = clusters.conflicts(run, folders)
+    assert [(row["candidate_id"], row["conflict"], row["other"]["relation"]) for row in shown] == [
+        ("0-0-05", "0-1-05", "part_of"),
+        ("0-1-06", "seed:causes/2", "causes"),
+    ]
+    assert clusters.conflict_pairs(run, folders) == [
+        {"relation": "part_of", "other": "causes", "samples": 2},
+        {"relation": "causes", "other": "part_of", "samples": 1},
+    ]
+    found = clusters.similarities(run, folders)
+    # 12 of each round and relation's samples but the first; two of each have a nearest neighbour, at 0.8.
+    assert found["dropped"][16] == 8 and sum(found["dropped"]) == 8 and sum(found["kept"]) == 0 and found["none"] == 16
+    report(_config(), run, 0)
+    html = run.read_text("report.html")
+    assert html.count('<section id="conflicts">') == 1 and "3 samples, 1 kept" in html and "Similarity to the nearest neighbour" in html
+
+
 def test_summary_costs(tmp_path: Path, simple_scores: None) -> None:
     run = RunFolder(str(tmp_path / "run"))
     _fill(run)
@@ -203,7 +259,7 @@ def test_summary_diversity(tmp_path: Path, simple_scores: None) -> None:
     _fill(run)
     found = summarise(_config(), run)
     assert set(found["diversity"]) == {"round-00", "round-01"}
-    assert found["diversity"]["round-00"] == {
+    assert {name: value for name, value in found["diversity"]["round-00"].items() if name in SIMPLE} == {
         "vendi_ngram": 7.0,
         "vendi_embedding": 7.0,
         "distinct_2": round(3 / 7, 4),

@@ -16,7 +16,8 @@ from divray.scoring import run as score
 
 
 def samples_of(config: Config) -> pa.Table:
-    """Ten test sentences a relation: eight as they are, one under a wrong label, one twice; and a rejection."""
+    """Ten test sentences a relation: eight as they are, one under a wrong label, one twice; one of the first
+    relation's under the fourth label as well; and a rejection."""
     task = load_task(config)
     names = [relation.name for relation in task.relations]
     rows = []
@@ -43,7 +44,9 @@ def samples_of(config: Config) -> pa.Table:
                     "rejection": "",
                 }
             )
-    rows.append({**rows[0], "candidate_id": "r00-x", "text": "", "rejection": "empty"})
+    conflict = {**rows[1], "candidate_id": "r00-conflict", "relation": names[3]}
+    rejected = {**rows[0], "candidate_id": "r00-x", "text": "", "rejection": "empty"}
+    rows += [conflict, rejected]
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
@@ -58,10 +61,17 @@ def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quicksta
     assert first["candidate_id"].to_pylist() == sorted(name for name in samples["candidate_id"].to_pylist() if name != "r00-x")
     rows = {row["candidate_id"]: row for row in first.to_pylist()}
     assert counts == {
-        "scored": 6 * 9,
+        "scored": 6 * 9 + 1,
         "unique": sum(row["unique"] for row in rows.values() if row["strategy"] != "naive"),
         "correct": sum(row["unique"] and row["correct"] for row in rows.values() if row["strategy"] != "naive"),
+        "conflicts": 2,
     }
+    one, other = rows["r00-conflict"], rows[rows["r00-conflict"]["conflict"]]
+    assert other["conflict"] == "r00-conflict" and (one["conflict_relation"], other["conflict_relation"]) == (
+        other["relation"],
+        one["relation"],
+    )
+    assert not one["unique"] and not other["unique"] and one["reason"].startswith(f"labelling conflict with {other['candidate_id']} under")
     for name in {example.relation for example in load_task(quickstart).seeds}:
         assert [rows[f"r00-{name}-{place}"]["unique"] for place in (0, 9)].count(True) == 1
         dropped = next(rows[f"r00-{name}-{place}"] for place in (0, 9) if not rows[f"r00-{name}-{place}"]["unique"])

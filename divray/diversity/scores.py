@@ -8,20 +8,31 @@ Nothing here depends on the order of the rows: they are sorted by text first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from divray.diversity.ngrams import Grams, Words, all_grams, grams_of, words_of
+from divray.diversity.overlap import max_rouge_l, self_bleu
 from divray.diversity.shingles import Shingles, shingle
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-Vectors: TypeAlias = "npt.NDArray[np.float64] | csr_array"
+Vectors: TypeAlias = "npt.NDArray[Any] | csr_array"
 
-SAMPLED_ROWS = 2048
+EXACT_PRODUCTS = 8192
+"""Larger sets of float32 vectors are multiplied in float32."""
+
+_BLOCK = 8192
+
+ROUGE_ROWS = 1024
+"""From larger sets ROUGE-L takes this many rows, drawn by a fixed seed."""
+
+SAMPLED_ROWS = 1024
 """From larger sets the scores that need all pairs (n-gram Vendi, mean Jaccard) take this many rows, drawn by a fixed seed."""
 
 
@@ -32,7 +43,8 @@ def vendi_score(vectors: Vectors) -> float:
     of ``X^T X / n``, so the smaller of the two matrices is decomposed.
 
     Args:
-        vectors: ``[n, d]``, dense or sparse, rows of unit length.
+        vectors: ``[n, d]``, dense or sparse, rows of unit length. From :data:`EXACT_PRODUCTS` rows of float32 on, the products are
+            float32, added up in float64 by blocks of rows: the score is then right to about six digits.
 
     Returns:
         From 1 (all equal) to ``n`` (all orthogonal); 0 for no rows.
@@ -40,10 +52,25 @@ def vendi_score(vectors: Vectors) -> float:
     n, d = vectors.shape
     if n == 0:
         return 0.0
-    gram = vectors @ vectors.T if n <= d else vectors.T @ vectors
-    weights = np.linalg.eigvalsh((gram if isinstance(gram, np.ndarray) else gram.toarray()) / n)
+    if not isinstance(vectors, np.ndarray):
+        gram = (vectors @ vectors.T if n <= d else vectors.T @ vectors).toarray()
+    elif n > d and n > EXACT_PRODUCTS and vectors.dtype == np.float32:
+        gram = _blocked_gram(vectors)
+    else:
+        exact = vectors.astype(np.float64, copy=False)
+        gram = exact @ exact.T if n <= d else exact.T @ exact
+    weights = np.linalg.eigvalsh(gram / n)
     weights = weights[weights > 1e-12]
     return float(np.exp(-(weights * np.log(weights)).sum()))
+
+
+def _blocked_gram(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """``X^T X``; numpy computes half of a product with one's own transpose."""
+    gram = np.zeros((vectors.shape[1], vectors.shape[1]))
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK]
+        gram += block.T @ block
+    return gram
 
 
 def vendi_at(vectors: Vectors, size: int, draws: int = 64, seed: int = 0) -> float | None:
@@ -69,13 +96,21 @@ def ngram_vectors(texts: Sequence[str], sizes: Sequence[int] = (1, 2)) -> csr_ar
     Returns:
         float64 ``[n, d]``, sparse, rows of unit length.
     """
+    return _ngram_vectors(words := words_of(texts), all_grams(words, max(sizes)), sizes)
+
+
+def _ngram_vectors(words: Words, grams: Sequence[Grams], sizes: Sequence[int]) -> csr_array:
     from scipy.sparse import csr_array, diags_array, hstack
 
     blocks = []
     for size in sizes:
-        rows, columns, counts = _counts(texts, size)
-        width = int(columns.max(initial=-1)) + 1
-        block = csr_array((counts, (rows, columns)), shape=(len(texts), width))
+        some = grams[size - 1]
+        rows, columns, width = some.rows, some.ids, some.distinct
+        if len(short := np.flatnonzero(words.lengths < size)):
+            whole = [words.ids[words.offsets[row] : words.offsets[row + 1]].tobytes() for row in short]
+            _, own = np.unique(np.array(whole, object), return_inverse=True)
+            rows, columns, width = np.append(rows, short), np.append(columns, width + own), width + int(own.max()) + 1
+        block = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(words), width))
         lengths = np.sqrt(block.power(2).sum(axis=1) * len(sizes))
         blocks.append(diags_array(1 / np.where(lengths > 0, lengths, 1.0)) @ block)
     return hstack(blocks, format="csr")
@@ -86,17 +121,31 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
     Falls with the size of the set.
     """
-    grams = [gram for text in texts for gram in _ngrams(text, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return _distinct(grams_of(words_of(texts), n))
 
 
-def mean_cosine(vectors: npt.NDArray[np.float64]) -> float | None:
+def _distinct(grams: Grams) -> float:
+    return grams.distinct / len(grams.ids) if len(grams.ids) else 0.0
+
+
+def entropy(values: Sequence[str]) -> float:
+    """Shannon entropy of the frequencies of equal values, in nats: 0 for one value, ``ln n`` for ``n`` different ones, 0 for none.
+
+    Grows with the size of the set.
+    """
+    counts = np.array(sorted(Counter(values).values()), np.float64)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum()) + 0.0
+
+
+def mean_cosine(vectors: npt.NDArray[Any]) -> float | None:
     """Mean cosine over all pairs of different rows: ``(|sum x|^2 - sum |x|^2) / (n (n - 1))``; ``None`` for fewer than two."""
     n = len(vectors)
     if n < 2:
         return None
-    total = vectors.sum(axis=0)
-    return float((total @ total - (vectors * vectors).sum()) / (n * (n - 1)))
+    total = vectors.sum(axis=0, dtype=np.float64)
+    squares = np.einsum("ij,ij->i", vectors, vectors).sum(dtype=np.float64)
+    return float((total @ total - squares) / (n * (n - 1)))
 
 
 def mean_jaccard(shingles: Shingles) -> float | None:
@@ -119,39 +168,52 @@ def mean_jaccard(shingles: Shingles) -> float | None:
 
 
 def diversity_of(
-    texts: Sequence[str], embeddings: npt.NDArray[np.float32] | None = None, sample_size: int = 16
+    texts: Sequence[str],
+    embeddings: npt.NDArray[np.float32] | None = None,
+    patterns: Sequence[str] | None = None,
+    sample_size: int = 16,
 ) -> dict[str, float | int | None]:
     """All scores of one set of sentences, to six decimals.
 
     Args:
         texts: ``n`` sentences, with their entities masked if structure is to be compared.
         embeddings: ``[n, d]`` unit vectors of the same rows, or none.
+        patterns: Connective patterns of the same rows (:func:`~divray.diversity.texts.connective_patterns`), or none.
         sample_size: ``k`` of the scores at a fixed size.
 
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n) and the same ``_at_{k}``; ``distinct_1`` to ``distinct_3``;
-        ``mean_cosine`` of the embeddings; ``mean_jaccard`` of word 3-grams. ``None`` where a score is undefined: too
-        few rows, or no embeddings. ``vendi_ngram`` and ``mean_jaccard`` of more than :data:`SAMPLED_ROWS` rows are
-        those of a sample of that many.
+        ``self_bleu`` (mean BLEU-4 against all the others); ``rouge_l`` (mean of each one's largest ROUGE-L F1);
+        ``mean_cosine`` of the embeddings; ``mean_jaccard`` of word 3-grams; ``pattern_entropy`` in nats. ``None`` where a
+        score is undefined: too few rows, no embeddings, no patterns. ``vendi_ngram`` and ``mean_jaccard`` of more than
+        :data:`SAMPLED_ROWS` rows, and ``rouge_l`` of more than :data:`ROUGE_ROWS`, are those of a sample of that many.
     """
-    order = sorted(range(len(texts)), key=texts.__getitem__)
+    ties = [b""] * len(texts) if embeddings is None else embeddings
+    order = sorted(range(len(texts)), key=lambda row: (texts[row], bytes(ties[row])))
     texts = [texts[row] for row in order]
-    grams = ngram_vectors(texts)
+    grams = all_grams(words := words_of(texts), 4)
     at = f"at_{sample_size}"
+    vectors = _ngram_vectors(words, grams, (1, 2))
     scores: dict[str, float | None] = {
-        "vendi_ngram": vendi_score(grams[_drawn(len(texts), SAMPLED_ROWS)]),
-        f"vendi_ngram_{at}": vendi_at(grams, sample_size),
+        "vendi_ngram": vendi_score(vectors[_drawn(len(texts), SAMPLED_ROWS)]),
+        f"vendi_ngram_{at}": vendi_at(vectors, sample_size),
         "vendi_embedding": None,
         f"vendi_embedding_{at}": None,
         "mean_cosine": None,
         "mean_jaccard": mean_jaccard(shingle(texts)),
+        "self_bleu": float(self_bleu(words, grams=grams).mean()) if len(texts) > 1 else None,
+        "rouge_l": None,
+        "pattern_entropy": entropy(patterns) if patterns else None,
     }
-    scores |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+    if len(texts) > 1:
+        drawn = words_of([texts[row] for row in _drawn(len(texts), ROUGE_ROWS)])
+        scores["rouge_l"] = float(max_rouge_l(drawn).mean())
+    scores |= {f"distinct_{n}": _distinct(grams[n - 1]) for n in (1, 2, 3)}
     if embeddings is not None and len(texts):
-        vectors = np.asarray(embeddings, np.float64)[order]
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        scores["vendi_embedding"], scores["mean_cosine"] = vendi_score(vectors), mean_cosine(vectors)
-        scores[f"vendi_embedding_{at}"] = vendi_at(vectors, sample_size)
+        found: npt.NDArray[Any] = np.asarray(embeddings, np.float32 if len(texts) > EXACT_PRODUCTS else np.float64)[order]
+        found /= np.maximum(np.sqrt(np.einsum("ij,ij->i", found, found)), 1e-12)[:, None]
+        scores["vendi_embedding"], scores["mean_cosine"] = vendi_score(found), mean_cosine(found)
+        scores[f"vendi_embedding_{at}"] = vendi_at(found, sample_size)
     return {"n": len(texts), **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
 
 
@@ -160,19 +222,3 @@ def _drawn(n: int, size: int, seed: int = 0) -> npt.NDArray[np.int64]:
     if n <= size:
         return np.arange(n)
     return np.sort(np.argsort(np.random.Generator(np.random.PCG64(seed)).random(n), kind="stable")[:size])
-
-
-def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = text.lower().split()
-    return list(zip(*(words[start:] for start in range(n)), strict=False))
-
-
-def _counts(texts: Sequence[str], n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    rows: list[int] = []
-    columns: list[int] = []
-    vocabulary: dict[tuple[str, ...], int] = {}
-    for row, text in enumerate(texts):
-        for gram in _ngrams(text, n) or [tuple(text.lower().split())]:
-            rows.append(row)
-            columns.append(vocabulary.setdefault(gram, len(vocabulary)))
-    return np.array(rows, np.int64), np.array(columns, np.int64), np.ones(len(rows))

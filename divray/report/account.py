@@ -66,6 +66,8 @@ class Account:
         for cost in COSTS:
             if cost in self.fields:
                 found[cost] = round(total[cost], 3) if cost == "engine_seconds" else int(total[cost])
+        if "conflicts" in self.fields:
+            found["conflicts"] = int(total["conflicts"])
         if total["scored"]:
             found["mean_correctness"] = round(total["correctness"] / total["scored"], 4)
         if total["selected"]:
@@ -101,7 +103,8 @@ def account(config: Config, run: RunFolder) -> Account:
 
     book = Account()
     keys = ["round", "relation", "strategy"]
-    near_seed = {"near_seed": pc.coalesce(pc.starts_with(pads.field("nearest_id"), "seed:"), False)}
+    named = {name: pc.coalesce(pads.field(name) != "", False) for name in ("conflict", "near_test")}
+    named["near_seed"] = pc.coalesce(pc.starts_with(pads.field("nearest_id"), "seed:"), False)
     for number in rounds_of(config, run):
         folder = f"round-{number:02d}"
         for key, (count,) in tally(run, f"{folder}/prompts", keys).items():
@@ -112,18 +115,26 @@ def account(config: Config, run: RunFolder) -> Account:
             book.add(Cell(*cell), {"valid": 0 if rejection else count})
             if rejection:
                 book.rejections[Cell(*cell)][rejection] += int(count)
-        columns = [*keys, "unique", "correct", "near_seed"]
-        for (*cell, unique, correct, seed), (count, total) in tally(run, f"{folder}/scores", columns, ["correctness"], near_seed).items():
+        columns = [*keys, "unique", "correct", "conflict", "near_test", "near_seed"]
+        for key, (count, total) in tally(run, f"{folder}/scores", columns, ["correctness"], named).items():
+            place, (unique, correct, *flags) = Cell(*key[:3]), key[3:]
             passed = {"unique": count if unique else 0, "correct": count if unique and correct else 0}
-            book.add(Cell(*cell), {"scored": count, "correctness": total, **passed})
+            book.add(place, {"scored": count, "correctness": total, "conflicts": count if flags[0] else 0, **passed})
             if not unique:
-                book.losses[Cell(*cell)]["near a seed example" if seed else "near-duplicate"] += int(count)
+                drops = config.diversity.conflicts == "drop"
+                book.losses[place][_loss(flags[0] and drops, *flags[1:])] += int(count)
             elif not correct:
-                book.losses[Cell(*cell)]["below the correctness gate"] += int(count)
+                book.losses[place]["below the correctness gate"] += int(count)
     for key, (count, total) in tally(run, "dataset", keys, ["correctness"]).items():
         book.add(Cell(*key), {"selected": count, "selected_correctness": total})
     _add_engine_seconds(book, config, run)
     return book
+
+
+def _loss(conflict: bool, near_test: bool, near_seed: bool) -> str:
+    if near_test:
+        return "near a test sentence"
+    return "labelling conflict" if conflict else "near a seed example" if near_seed else "near-duplicate"
 
 
 def _add_engine_seconds(book: Account, config: Config, run: RunFolder) -> None:

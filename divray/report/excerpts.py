@@ -26,10 +26,16 @@ _SPANS = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 
 
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
-    """Rows for the report: ``near_duplicates``, ``samples``, ``rejections``, ``pairs``, ``histogram``."""
+    """Rows for the report: ``near_duplicates``, ``clusters``, ``conflicts``, ``similarities``, ``samples``, ``rejections``, ``pairs``,
+    ``histogram``."""
+    from divray.report import clusters
+
     folders = [f"round-{number:02d}" for number in rounds_of(config, run)]
     return {
         "near_duplicates": near_duplicates(run, folders),
+        "clusters": clusters.largest_clusters(run, folders),
+        "conflicts": clusters.conflicts(run, folders),
+        "similarities": clusters.similarities(run, folders),
         "samples": samples(run),
         "rejections": rejections(run, folders),
         "pairs": pairs(run, folders),
@@ -54,7 +60,7 @@ def near_duplicates(run: RunFolder, folders: list[str]) -> list[Row]:
                 best[row["relation"]] = heapq.nsmallest(NEAR_DUPLICATES, best[row["relation"]], key=_closeness)
     ranked = [sorted(group, key=_closeness) for _, group in sorted(best.items())]
     chosen = [group[turn] for turn in range(NEAR_DUPLICATES) for group in ranked if turn < len(group)][:NEAR_DUPLICATES]
-    known = _sentences(run, folders, {row["nearest_id"] for row in chosen})
+    known = sentences_of(run, folders, {row["nearest_id"] for row in chosen})
     return [{**row, "neighbour": known[row["nearest_id"]]} for row in chosen if row["nearest_id"] in known]
 
 
@@ -99,7 +105,7 @@ def histogram(run: RunFolder, folders: list[str]) -> dict[str, list[int]]:
     return {"passed": counts[True].tolist(), "failed": counts[False].tolist()}
 
 
-def _sentences(run: RunFolder, folders: list[str], ids: set[str]) -> dict[str, Row]:
+def sentences_of(run: RunFolder, folders: list[str], ids: set[str]) -> dict[str, Row]:
     """Sentence of each id, ``seed:<example_id>`` for a seed; ``unique`` says whether it was kept."""
     import pyarrow as pa
     import pyarrow.compute as pc

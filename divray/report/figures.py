@@ -173,6 +173,12 @@ def correctness_histogram(counts: dict[str, list[int]]) -> Markup | None:
     return histogram(counts["passed"], counts["failed"], ("pass the gate", "do not"))
 
 
+def similarity_histogram(counts: dict[str, Any]) -> Markup | None:
+    if not counts or not sum(counts["kept"]) + sum(counts["dropped"]):
+        return None
+    return histogram(counts["kept"], counts["dropped"], ("kept", "dropped"))
+
+
 def _value(values: dict[str, dict[str, Any]], relation: str, score: str) -> float | None:
     return values.get(relation, {}).get(score)
 

@@ -43,6 +43,12 @@ def render(config: Config, summary: dict[str, Any], excerpts: dict[str, Any]) ->
         embedding=figures.diversity_chart(summary, "vendi_embedding"),
         histogram=figures.correctness_histogram(excerpts["histogram"]),
         duplicates=duplicates,
+        clusters=excerpts["clusters"],
+        conflicts=[{**row, "sides": side_by_side(row, row["other"])} for row in excerpts["conflicts"]],
+        similarities=excerpts["similarities"],
+        similarity=figures.similarity_histogram(excerpts["similarities"]),
+        threshold=config.diversity.threshold,
+        conflicts_drop=config.diversity.conflicts == "drop",
         samples=excerpts["samples"],
         rejections=figures.bars(summary.get("rejections", {}), "c4"),
         rejected=excerpts["rejections"],
@@ -98,12 +104,17 @@ def _diversity_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Name, scores, scores at equal size and mean correctness of every set that has been scored."""
     whole = {**summary.get("diversity_reference", {}), **summary.get("diversity", {})}
     level = summary.get("diversity_at_equal_size", {}).get("mean", {})
-    order = ["seeds", "naive", *sorted(summary.get("diversity", {})), "selected"]
+    order = ["seeds", "test", "naive", *sorted(summary.get("diversity", {})), "selected"]
     correctness = {name: view.get("mean_correctness") for name, view in summary.get("per_round", {}).items()}
     correctness["selected"] = summary.get("mean_correctness_selected")
     correctness["naive"] = summary.get("naive", {}).get("mean_correctness")
     return [
-        {"name": figures.round_name(name), "scores": whole[name], "level": level.get(name), "correctness": correctness.get(name)}
+        {
+            "name": "human test set" if name == "test" else figures.round_name(name),
+            "scores": whole[name],
+            "level": level.get(name),
+            "correctness": correctness.get(name),
+        }
         for name in order
         if name in whole
     ]

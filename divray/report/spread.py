@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from divray.diversity.texts import connective_pattern
 from divray.relations import mask_entities
 from divray.report.account import NAIVE, rounds_of
 from divray.report.scan import batches, rows
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from divray.config import Config
     from divray.runs import RunFolder
 
-SCORES = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
+SCORES = (
+    "vendi_ngram",
+    "vendi_embedding",
+    "distinct_2",
+    "mean_cosine",
+    "distinct_1",
+    "distinct_3",
+    "self_bleu",
+    "rouge_l",
+    "pattern_entropy",
+)
+REFERENCES = ("seeds", "test", "naive", "selected")
 _SPANS = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 _CHUNKS = 8
 _LEAST = 3
@@ -33,17 +45,25 @@ Scores = dict[str, float | None]
 
 @dataclass
 class Sentences:
-    """Masked sentences of one relation: ``ids`` and ``texts`` of length n, ``vectors`` of shape ``(n, d)`` or ``None``."""
+    """Sentences of one relation.
+
+    Attributes:
+        ids: ``n`` of them.
+        texts: Their masked texts.
+        patterns: Their connective patterns.
+        vectors: Embeddings of shape ``(n, d)``, or none.
+    """
 
     ids: list[str]
     texts: list[str]
+    patterns: list[str]
     vectors: np.ndarray | None
 
     def score(self) -> Scores:
-        """The four scores; those that need embeddings are ``None`` without them."""
+        """The scores; those that need embeddings are ``None`` without them."""
         from divray.diversity.scores import diversity_of
 
-        found = diversity_of(self.texts, self.vectors)
+        found = diversity_of(self.texts, self.vectors, self.patterns)
         return {name: _plain(found.get(name)) for name in SCORES}
 
     def score_at(self, size: int) -> Scores:
@@ -54,7 +74,7 @@ class Sentences:
 
     def take(self, rows: list[int]) -> Sentences:
         vectors = self.vectors[rows] if self.vectors is not None else None
-        return Sentences([self.ids[i] for i in rows], [self.texts[i] for i in rows], vectors)
+        return Sentences([self.ids[i] for i in rows], [self.texts[i] for i in rows], [self.patterns[i] for i in rows], vectors)
 
 
 def mean_scores(scores: list[Scores]) -> Scores:
@@ -71,7 +91,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
 
     Returns:
         ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores),
-        ``diversity_reference`` (seeds, naive, selected -> scores) and ``diversity_at_equal_size``
+        ``diversity_reference`` (seeds, test, naive, selected -> scores) and ``diversity_at_equal_size``
         (``size`` per relation, ``mean`` and ``per_relation`` of each set).
     """
     import pyarrow.compute as pc
@@ -88,8 +108,10 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
         of_relation = pads.field("relation") == relation
         loop = of_relation & (pads.field("strategy") != NAIVE)
         sets = {name: _read(run, [f"{name}/scores"], "candidate_id", loop) for name in rounds}
-        if seeds := _seeds(run, of_relation):
+        if seeds := _examples(run, "seed", of_relation):
             sets["seeds"] = seeds
+        if test := _examples(run, "test", of_relation):
+            sets["test"] = test
         sets["naive"] = _read(run, [f"{name}/scores" for name in rounds], "candidate_id", of_relation & (pads.field("strategy") == NAIVE))
         if selected:
             chosen = of_relation & pc.is_in(pads.field("candidate_id"), _strings(selected))
@@ -97,7 +119,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
         for name, sentences in sets.items():
             if len(sentences.ids) > 1:
                 whole.setdefault(name, {})[relation] = sentences.score()
-        size = min(len(sentences.ids) for name, sentences in sets.items() if name not in ("naive", "selected"))
+        size = min(len(sentences.ids) for name, sentences in sets.items() if name not in REFERENCES[1:])
         if size >= _LEAST:
             sizes[relation] = size
             for name, sentences in sets.items():
@@ -106,7 +128,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     means = {name: mean_scores(list(scores.values())) for name, scores in whole.items()}
     found: dict[str, Any] = {
         "diversity": {name: means[name] for name in rounds if name in means},
-        "diversity_reference": {name: means[name] for name in ("seeds", "naive", "selected") if name in means},
+        "diversity_reference": {name: means[name] for name in REFERENCES if name in means},
         "diversity_per_relation": whole,
     }
     if sizes:
@@ -120,30 +142,39 @@ def _read(run: RunFolder, names: list[str], identity: str, where: pc.Expression,
 
     ids: list[str] = []
     texts: list[str] = []
+    patterns: list[str] = []
     parts: list[np.ndarray] = []
     for name in names:
         for batch in batches(run, name, [identity, *_SPANS, *(["embedding"] if vectors else [])], where):
             ids += batch[identity].to_pylist()
             for text, *spans in zip(*(batch[column].to_pylist() for column in _SPANS), strict=True):
-                texts.append(mask_entities(text, (spans[0], spans[1]), (spans[2], spans[3])))
+                head, tail = (spans[0], spans[1]), (spans[2], spans[3])
+                texts.append(mask_entities(text, head, tail))
+                patterns.append(connective_pattern(text, head, tail))
             if vectors:
                 flat = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
                 parts.append(flat.reshape(batch.num_rows, -1) if flat.size % batch.num_rows == 0 else np.empty((0, 0)))
     complete = bool(parts) and len({part.shape[1] for part in parts}) == 1 and parts[0].shape[1] > 0
-    return Sentences(ids, texts, np.concatenate(parts) if complete else None)
+    return Sentences(ids, texts, patterns, np.concatenate(parts) if complete else None)
 
 
-def _seeds(run: RunFolder, where: pc.Expression) -> Sentences | None:
-    """The seeds of one relation, with vectors where ``data/seed_embeddings`` has all of them."""
+def _examples(run: RunFolder, kind: str, where: pc.Expression) -> Sentences | None:
+    """The seeds or the test sentences of one relation, with vectors where ``data/…_embeddings`` has all of them.
+
+    Of the test sentences those that have an embedding stand for all.
+    """
     import numpy as np
 
-    if not run.files("data/seeds", ".parquet"):
+    name = "data/seeds" if kind == "seed" else "data/test"
+    if not run.files(name, ".parquet"):
         return None
-    seeds = _read(run, ["data/seeds"], "example_id", where, vectors=False)
-    known = {row["example_id"]: row["embedding"] for row in rows(run, "data/seed_embeddings", ["example_id", "embedding"])}
-    if seeds.ids and all(name in known for name in seeds.ids):
-        seeds.vectors = np.array([known[name] for name in seeds.ids], dtype=np.float32)
-    return seeds
+    found = _read(run, [name], "example_id", where, vectors=False)
+    known = {row["example_id"]: row["embedding"] for row in rows(run, f"data/{kind}_embeddings", ["example_id", "embedding"])}
+    if kind == "test" and known:
+        found = found.take([place for place, name in enumerate(found.ids) if name in known])
+    if found.ids and all(name in known for name in found.ids):
+        found.vectors = np.array([known[name] for name in found.ids], dtype=np.float32)
+    return found
 
 
 def _strings(values: set[str]) -> Any:

@@ -12,6 +12,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from divray.report.account import NAIVE, Account, account, rounds_of
+from divray.report.clusters import conflict_pairs
 from divray.report.findings import findings, headline
 from divray.report.spread import diversity
 
@@ -45,6 +46,8 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     relations = _relations(book, run)
     found |= _breakdowns(book, relations)
     found |= diversity(config, run, relations)
+    if "scored" in book.fields:
+        found["conflict_pairs"] = conflict_pairs(run, [f"round-{number:02d}" for number in rounds_of(config, run)])
     if any(cell.naive for cell in book.cells):
         rejected = book.reasons(book.rejections, lambda cell: cell.naive)
         found["naive"] = {**book.view(lambda cell: cell.naive), "rejections": rejected}

@@ -61,14 +61,25 @@ def _scores(evaluation: dict[str, dict[str, Any]]) -> Table:
 
 
 def _diversity(summary: dict[str, Any]) -> Table:
-    table = _table("Diversity of masked sentences", "", "vendi n-gram", "vendi embedding", "distinct-2", "mean cosine", "mean correctness")
+    columns = {
+        "vendi_ngram": "vendi n-gram",
+        "vendi_embedding": "vendi embed.",
+        "distinct_2": "distinct-2",
+        "self_bleu": "self-BLEU",
+        "rouge_l": "ROUGE-L",
+        "pattern_entropy": "patterns",
+        "mean_cosine": "cosine",
+    }
+    table = _table("Diversity of masked sentences", "", *columns.values(), "correctness")
     sets = {**summary.get("diversity_reference", {}), **summary["diversity"]}
-    for name in sorted(sets, key=lambda n: (n != "seeds", n == "selected", n)):
+    for name in sorted(sets, key=lambda n: (n != "seeds", n != "test", n == "selected", n)):
         view = summary.get("naive", {}) if name == "naive" else summary["per_round"].get(name, {})
         correctness = summary.get("mean_correctness_selected") if name == "selected" else view.get("mean_correctness")
-        values = [sets[name].get(score) for score in ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")]
-        table.add_row(round_name(name), *(_number(value, 2) for value in values), _number(correctness, 2))
-    table.caption = "Vendi scores grow with the number of sentences; the report compares them at equal size."
+        values = [sets[name].get(score) for score in columns]
+        table.add_row(
+            "human test set" if name == "test" else round_name(name), *(_number(value, 2) for value in values), _number(correctness, 2)
+        )
+    table.caption = "Means over relations. Vendi and pattern entropy grow with the number of sentences; the report compares at equal size."
     return table
 
 

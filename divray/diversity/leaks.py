@@ -1,0 +1,64 @@
+"""Sentences that come near a reference, such as a test set: a guard against leaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from divray.config import DiversityConfig
+from divray.diversity.conflicts import SPANS
+from divray.diversity.neighbours import best_of, near_duplicates
+from divray.diversity.shingles import collapse, shingle
+from divray.diversity.texts import compared_texts
+
+
+def near_reference(
+    table: pa.Table,
+    reference: pa.Table,
+    config: DiversityConfig,
+    identity: str = "candidate_id",
+    reference_identity: str = "example_id",
+) -> pa.Table:
+    """The rows of ``table`` that are near-duplicates of a row of ``reference``, under whatever label.
+
+    A guard errs on the safe side: near are rows whose texts are, and, with ``config.mask_entities`` and spans in
+    both tables, also those whose texts are once head and tail are masked.
+
+    Returns:
+        Columns ``identity``, ``near`` (``reference_identity`` of the most similar row, then of the smallest) and
+        ``similarity`` (the larger of the two); sorted, near rows only.
+
+    Raises:
+        InputError: A text is null, or the threshold is out of range.
+    """
+    n = table.num_rows
+    ids = table[identity].to_pylist()
+    names = reference[reference_identity].to_pylist()
+    preference = np.argsort(np.argsort(np.array(names, dtype=str))) if names else np.zeros(0, np.int64)
+    marked = config.mask_entities and set(SPANS) <= set(table.column_names) & set(reference.column_names)
+    rows, others, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    for mask in (False, True) if marked else (False,):
+        texts = compared_texts(table, mask) + compared_texts(reference, mask)
+        first, group = collapse(shingles := shingle(texts, config.shingle_kind, config.shingle_size))
+        pairs = near_duplicates(*shingles.take(first), config.threshold, config.permutations, config.bands)
+        # One reference row, the preferred one, stands for all with the same set.
+        keeper = np.full(len(first), -1, np.int64)
+        by_preference = np.argsort(-preference)
+        keeper[group[n:][by_preference]] = by_preference
+        own = np.arange(len(first))
+        sides = (np.concatenate([own, pairs.left, pairs.right]), np.concatenate([own, pairs.right, pairs.left]))
+        similarity = np.concatenate([np.ones(len(first)), np.tile(pairs.similarity, 2)])
+        useful = keeper[sides[1]] >= 0
+        nearest, best = best_of(len(first), sides[0][useful], keeper[sides[1][useful]], similarity[useful], preference)
+        near = np.flatnonzero(nearest[group[:n]] >= 0)
+        rows.append(near)
+        others.append(nearest[group[near]])
+        values.append(best[group[near]])
+    nearest, best = best_of(n, np.concatenate(rows), np.concatenate(others), np.concatenate(values), preference)
+    near = np.flatnonzero(nearest >= 0)
+    made = {
+        identity: pa.array([ids[row] for row in near], pa.string()),
+        "near": pa.array([names[nearest[row]] for row in near], pa.string()),
+        "similarity": pa.array(best[near], pa.float64()),
+    }
+    return pa.table(made).sort_by(identity)

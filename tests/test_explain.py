@@ -1,0 +1,162 @@
+"""Explanations of candidates of every fate and of seeds, from a small run folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from divray import schemas
+from divray.cli import main
+from divray.config import Config, dump_config
+from divray.diversity import deduplicate, fixed_items
+from divray.errors import InputError
+from divray.explain import explain
+from divray.relations import parse_marked
+from divray.report.explanation import explanation
+from divray.runs import RunFolder
+
+CONFIG = Config.model_validate(
+    {"task": {"name": "Tiny", "relations": "r.yaml"}, "rounds": 1, "selection": {"k": 1}, "diversity": {"guard_test": True}}
+)
+CASES = {
+    "r00-a-000": "The [storm] caused the {flood} in the wide valley last year .",
+    "r00-a-001": "The [quake] caused the {fire} in the wide valley last year .",
+    "r00-a-002": "A small [leak] led to a great {loss} of oil in the bay .",
+    "r00-a-003": "No [rain] for months was the reason for the {drought} here .",
+    "r00-a-004": "Smoking makes [smokers] ill and leaves them with {cancer} in old age .",
+    "r00-a-005": "The {mess} that we see today comes from the [strike] of last week .",
+    "r00-a-006": "A [cold] gave her a {cough} that did not go away .",
+    "r00-a-007": "[Rust] ate the {bridge} .",
+    "r00-a-008": "never finished",
+    "r00-a-009": "The [naive] one is the cause of the {baseline} .",
+}
+SEED = "The strike of the [drivers] brought the whole {town} to a halt ."
+
+
+def sentence(marked: str) -> dict[str, Any]:
+    parsed = parse_marked(marked)
+    assert not isinstance(parsed, str)
+    text, head, tail = parsed
+    return {"text": text, "head_start": head[0], "head_end": head[1], "tail_start": tail[0], "tail_end": tail[1]}
+
+
+def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
+
+
+@pytest.fixture
+def run(uri: str) -> RunFolder:
+    """000 is kept and selected, 001 a near copy of it, 002 below the gate, 003 not among the K, 004 in conflict, 005 near the test
+    set, 006 rejected, 007 not scored, 008 not sampled, 009 of the baseline."""
+    run = RunFolder(uri)
+    run.write_text("config.yaml", dump_config(CONFIG))
+    run.write_table("data/seeds", table([{"example_id": "s/1", "relation": "cause", **sentence(SEED)}], schemas.EXAMPLES))
+    run.write_table("data/test", table([{"example_id": "t9", "relation": "cause", **sentence(CASES["r00-a-005"])}], schemas.EXAMPLES))
+    rows = []
+    for number, (name, marked) in enumerate(CASES.items()):
+        row = {"candidate_id": name, "relation": "cause", "round": 0, "strategy": "naive" if number == 9 else "anchored"}
+        row |= {"prompt_id": "p0", "prompt": "Write one.", "pattern": "", "seed": number, "demonstrations": ["s/1"], "completion": marked}
+        row |= {"prompt_tokens": 9, "generated_tokens": 20, "started_at": 10.0, "finished_at": 12.5, "engine": "e1", "error": ""}
+        rejected = {"text": "", "rejection": "no_sentence_end"} if number == 6 else {"rejection": ""}
+        rows.append(row | ({} if number == 8 else sentence(marked)) | rejected)
+    run.write_table("round-00/prompts", table(rows, schemas.PROMPTS))
+    run.write_table("round-00/completions", table(rows[:8] + rows[9:], schemas.COMPLETIONS))
+    run.write_table("round-00/samples", table(rows[:8] + rows[9:], schemas.SAMPLES))
+    scored = [row | {"correctness": 0.9 - n / 10, "correct": n != 2, "novelty": 0.5} for n, row in enumerate(rows) if n < 6 or n == 9]
+    marks = {4: {"conflict": "r00-b-000", "conflict_relation": "place"}, 5: {"near_test": "t9"}}
+    reasons = {4: "labelling conflict with r00-b-000 under place (0.90)", 5: "near test example t9 (1.00)"}
+    for number, row in enumerate(scored):
+        row |= {"conflict": "", "conflict_relation": "", "near_test": "", **marks.get(number, {})}
+    free = deduplicate(table(scored[:4] + scored[6:], schemas.SCORES), CONFIG.diversity, fixed_items(run.read_table("data/seeds")))
+    out = [{**scored[n], "unique": False, "reason": reasons[n], "cluster": scored[n]["candidate_id"], "similarity": 0.9} for n in (4, 5)]
+    other = {**scored[4], "candidate_id": "r00-b-000", "relation": "place", "conflict": "r00-a-004", "unique": False}
+    run.write_table("round-00/scores", pa.concat_tables([free, table([*out, other], schemas.SCORES)]))
+    run.write_table("round-00/samples", table([*rows[:8], rows[9], {**other, "rejection": ""}], schemas.SAMPLES))
+    pair = {"pair_id": "p", "kind": "mined", "chosen_id": "r00-a-000", "rejected_id": "r00-a-002"}
+    run.write_table("round-00/pairs", table([pair], schemas.PAIRS))
+    run.write_table("dataset", table([{"sample_id": "r00-a-000", "relation": "cause"}], schemas.DATASET))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome", "words"),
+    [
+        (0, "selected", "In the data set"),
+        (1, "near copy", "near copy of r00-a-000 (1.00)"),
+        (2, "below the gate", "0.70 is below the gate of 0.4"),
+        (3, "more than K", "more than K = 1"),
+        (4, "conflict", "under place"),
+        (5, "near test", "near test example t9"),
+        (6, "rejected", "no sentence end"),
+        (7, "pending", "not been scored"),
+        (8, "pending", "not been sampled"),
+        (9, "baseline", "naive"),
+    ],
+)
+def test_what_became_of_a_candidate(run: RunFolder, number: int, outcome: str, words: str) -> None:
+    found = explain(run.uri, f"r00-a-{number:03d}")
+    assert found["outcome"] == outcome and words in found["why"]
+    assert found["kind"] == "candidate" and found["origin"]["prompt_id"] == "p0"
+    assert [row["text"] for row in found["origin"]["demonstrations"]] == [sentence(SEED)["text"]]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_neighbours_cluster_and_pairs(run: RunFolder) -> None:
+    found = explain(run.uri, "r00-a-001", neighbours=2)
+    first = found["neighbours"][0]
+    assert (first["id"], first["similarity"], first["kept"]) == ("r00-a-000", 1.0, True)
+    assert found["cluster"]["size"] == 2 and found["cluster"]["kept"] == 1
+    assert [member["id"] for member in found["cluster"]["members"]] == ["r00-a-000", "r00-a-001"]
+    assert found["pairs"] == [] and explain(run.uri, "r00-a-002")["pairs"][0]["chosen_id"] == "r00-a-000"
+    assert "r00-a-009" not in [row["id"] for row in explain(run.uri, "r00-a-000", neighbours=50)["neighbours"]]
+    assert explain(run.uri, "r00-a-004")["conflict"]["relation"] == "place"
+    assert explain(run.uri, "r00-a-005")["near_test"]["id"] == "t9"
+    assert explain(run.uri, "r00-a-001")["origin"]["seconds"] == 2.5
+
+
+@pytest.mark.parametrize("name", ["s/1", "seed:s/1"])
+def test_seeds_are_explained_too(run: RunFolder, name: str) -> None:
+    found = explain(run.uri, name)
+    assert (found["id"], found["kind"], found["outcome"]) == ("seed:s/1", "seed", "seed")
+    assert found["origin"]["prompts"] == 1 and found["cluster"] is None
+    near = {**sentence("The strike of the [nurses] brought the whole {city} to a halt ."), "relation": "cause", "unique": False}
+    scores = run.read_table("round-00/scores").to_pylist()
+    scores.append({**scores[0], **near, "candidate_id": "r00-a-050", "cluster": "r00-a-050"})
+    run.write_table("round-00/scores", pa.Table.from_pylist(scores, schemas.SCORES))
+    found = explain(run.uri, name)
+    assert found["cluster"]["members"][0]["id"] == "r00-a-050" and found["neighbours"][0]["similarity"] == 1.0
+    assert "1 of the samples shown are near it" in found["why"]
+
+
+def test_an_unknown_id_names_close_ones(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="r00-a-003"):
+        explain(run.uri, "r00-a-03")
+    assert main(["explain", run.uri, "nothing like it"]) == 2
+    assert "no candidate or seed example" in capsys.readouterr().err
+    assert main(["explain", run.uri + "/data", "r00-a-003"]) == 2
+
+
+def test_on_the_terminal(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", run.uri, "r00-a-001", "--neighbours", "1"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("near copy", "The quake caused the fire", "1.00  kept  r00-a-000", "2 samples, 1 kept", "round 0", "shown: s/1"):
+        assert words in shown
+    assert main(["explain", run.uri, "r00-a-001", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == explain(run.uri, "r00-a-001")
+
+
+def test_shared_words_are_marked(run: RunFolder) -> None:
+    found = explain(run.uri, "r00-a-003", neighbours=1)
+    found["neighbours"] = [{**found["sentence"], "id": "x", "kept": True, "similarity": 0.9, "cluster": ""}]
+    found["neighbours"][0]["text"] = found["sentence"]["text"].replace("months", "\x1b[31mweeks!")[: len(found["sentence"]["text"])]
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
+    for item in explanation(found):
+        console.print(item)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[31m\N{REPLACEMENT CHARACTER}" in shown or "\x1b[31m" in shown
+    assert "\x1b[32m" in shown and "\x1b[31mweeks!" not in shown
