@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from divray.diversity.minhash import choose_bands, minhash_join
-from divray.diversity.prefixes import exact_join, join_cost, nearest_cost, nearest_sets, rank
+from divray.diversity.nearest import nearest_cost, nearest_sets, rank
+from divray.diversity.prefixes import exact_join
 from divray.diversity.shingles import Shingles
 from divray.errors import InputError
 
@@ -70,9 +71,10 @@ def near_duplicates(
     if n < 2:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     if method != "minhash":
-        ranked = rank(shingles)
-        if method == "exact" or n <= EXACT_ROWS or join_cost(ranked, threshold) <= EXACT_VISITS:
-            return _sorted(*exact_join(ranked, threshold))
+        most_visits = None if method == "exact" or n <= EXACT_ROWS else EXACT_VISITS
+        found = exact_join(shingles, threshold, most_visits)
+        if found is not None:
+            return _sorted(*found)
     if permutations is None or bands is None:
         permutations, bands = choose_bands(threshold)
     return _sorted(*minhash_join(shingles, threshold, permutations, bands))

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from divray.config import DiversityConfig
 from divray.diversity.clusters import SEED_PREFIX, decide
+from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import near_duplicates, nearest_neighbours
-from divray.diversity.shingles import collapse, shingle
+from divray.diversity.shingles import shingle
 from divray.diversity.texts import compared_texts
 from divray.errors import InputError
 
