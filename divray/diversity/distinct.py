@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -73,7 +75,7 @@ def collapse(shingles: Shingles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return first, group
 
 
-def _with_room(array: npt.NDArray[np.generic], used: int, wanted: int, share: float) -> npt.NDArray[np.generic]:
+def _with_room(array: Any, used: int, wanted: int, share: float) -> Any:
     """``array`` or a longer copy; pages of the new one that nothing is written to cost no memory."""
     if wanted <= len(array):
         return array

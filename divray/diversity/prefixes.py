@@ -129,11 +129,11 @@ def grown(array):  # type: ignore[no-untyped-def]
 def jaccard(values, start_a, end_a, start_b, end_b, threshold):  # type: ignore[no-untyped-def]
     """Jaccard similarity of two ascending slices of ``values``; -1 as soon as it can't reach ``threshold``."""
     total = (end_a - start_a) + (end_b - start_b)
-    shared = 0
+    shared = np.int64(0)
     if total <= _SMALL:
         # Few enough for all comparisons at once, which are vectors.
         for a in range(start_a, end_a):
-            value, hits = values[a], 0
+            value, hits = values[a], np.int64(0)
             for b in range(start_b, end_b):
                 hits += np.int64(values[b] == value)
             shared += hits

@@ -218,7 +218,7 @@ def _rank_into(source, start, end, target):  # type: ignore[no-untyped-def]
     for i in range(start, end):
         target[i] = 0
     for i in range(start, end):
-        value, smaller = source[i], 0
+        value, smaller = source[i], np.int64(0)
         for j in range(start, end):
             smaller += np.int64(source[j] < value)
         target[start + smaller] = value
