@@ -81,6 +81,9 @@ class DiversityConfig(Section):
     shingle_kind: Literal["word", "char"] = "word"
     shingle_size: int = Field(3, ge=1)
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
+    rule: Literal["independent", "component"] = Field(
+        "independent", description="What stays: no two near each other, every dropped one near a kept one; or one of each cluster."
+    )
     mask_entities: bool = Field(True, description="Compare structure, not names.")
     permutations: int | None = Field(None, ge=1, description="MinHash, for sets too large to compare exactly; default: by `threshold`.")
     bands: int | None = Field(None, ge=1, description="Must divide `permutations`; default: recall at `threshold` of 0.9999.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from divray.diversity.clusters import Decisions, decide
+from divray.diversity.distinct import collapse
 from divray.diversity.embeddings import Encoder
 from divray.diversity.neighbours import Pairs, near_duplicates, nearest_neighbours
 from divray.diversity.scores import diversity_of, vendi_score
-from divray.diversity.shingles import Shingles, collapse, shingle
+from divray.diversity.shingles import Shingles, shingle
 from divray.diversity.stage import deduplicate, fixed_items, novelty
 
 __all__ = [
