@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import floor
 from typing import Any
 
 import pyarrow as pa
@@ -20,11 +21,14 @@ import pyarrow as pa
 from divray.config import Config
 from divray.relations import Example, Relation, render_marked
 from divray.runs import RunFolder
-from divray.sampling.constraint import SENTENCE, anchored_pattern
+from divray.sampling.constraint import SENTENCE, acceptance, accepts, anchored_pattern
 from divray.schemas import PROMPTS
 
 ROWS_PER_FILE = 32
 """Request rows in one Parquet file, which is one block of the sampling pass and so the grain of a resume."""
+
+LEAST_ACCEPTANCE = 0.95
+"""Share of the seed sentences that the constraint should let through; below it the ``prompt`` stage says so."""
 
 NAIVE = "naive"
 """The baseline: fixed demonstrations, no wish for difference, no attributes, no selection afterwards."""
@@ -162,14 +166,22 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     """The ``prompt`` stage: write ``round-XX/prompts``.
 
     Returns:
-        Counts: ``requests``.
+        Counts: ``requests``, and ``seed_acceptance``: the share of the seed sentences that the decoding
+        constraint would let the model write.
     """
+    from divray import console
     from divray.datasets.stage import read_relations
     from divray.datasets.tables import table_examples
 
     seeds = table_examples(run.read_table("data/seeds"))
     rows = request_rows(config, read_relations(run), seeds, round, chat_renderer(config))
-    return {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
+    counts: dict[str, Any] = {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
+    if config.sampling.constrained:
+        counts["seed_acceptance"] = share = floor(1000 * acceptance(seeds)) / 1000
+        if share < LEAST_ACCEPTANCE:
+            outside = next(seed for seed in seeds if not accepts(SENTENCE, seed))
+            console.log(f"only {share:.1%} of the seed sentences could be written under the decoding constraint; not: {outside.text}")
+    return counts
 
 
 def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]]) -> int:

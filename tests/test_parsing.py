@@ -34,6 +34,7 @@ def test_a_good_completion_becomes_a_sample() -> None:
         ("the [storm] caused a {flood}.", "no_sentence_start"),
         ("The [storm] caused a {flood}", "no_sentence_end"),
         ("The [storm] caused a {flood}. It was bad.", "several_sentences"),
+        ("The [storm] hit the {WBO}. It was bad.", "several_sentences"),
         ("The [storm] and the sea and the sea and the sea and the sea hit {Rome}.", "repetition"),
         ("The [one two three four five six seven eight nine] caused a {flood}.", "long_entity"),
     ],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from divray.relations import Span, parse_marked, span_problem
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]?$")
-_INNER_END = re.compile(r"(?<![A-Z])(?<!\b(?:Dr|Mr|Ms|St|vs|No))(?<!\b(?:Mrs|etc|Inc|Ltd))(?<!\bProf)[.!?][\"')]? +[A-Z0-9]")
+_INNER_END = re.compile(r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|vs|No))(?<!\b(?:Mrs|etc|Inc|Ltd))(?<!\bProf)[.!?][\"')]? +[A-Z0-9]")
 _WORD = re.compile(r"\w+")
 _PLACEHOLDERS = frozenset(
     {
