@@ -5,21 +5,26 @@ from __future__ import annotations
 from divray.diversity.clusters import Decisions, decide
 from divray.diversity.distinct import collapse
 from divray.diversity.embeddings import Encoder
+from divray.diversity.files import deduplicate_files
 from divray.diversity.neighbours import Pairs, near_duplicates, nearest_neighbours
 from divray.diversity.scores import diversity_of, vendi_score
 from divray.diversity.shingles import Shingles, shingle
 from divray.diversity.stage import deduplicate, fixed_items, novelty
+from divray.diversity.tables import DedupSettings, near_duplicate_clusters
 
 __all__ = [
     "Decisions",
+    "DedupSettings",
     "Encoder",
     "Pairs",
     "Shingles",
     "collapse",
     "decide",
     "deduplicate",
+    "deduplicate_files",
     "diversity_of",
     "fixed_items",
+    "near_duplicate_clusters",
     "near_duplicates",
     "nearest_neighbours",
     "novelty",

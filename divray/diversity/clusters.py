@@ -124,7 +124,7 @@ def decide(
         pairs = Pairs(number[pairs.left], number[pairs.right], pairs.similarity)
         score = np.zeros(len(rows)) if correctness is None else np.nan_to_num(correctness[rows], nan=-np.inf)
         held = np.zeros(len(rows), bool) if fixed is None else fixed[rows]
-        by_id = _ranks(ids, rows)
+        by_id = ranks((ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)).take(pa.array(rows)))
         part = _decide(by_id, pairs, score, held, number[group[rows]], size[met], rule)
         cluster[rows], kept[rows], copy_similarity[rows], why[rows] = rows[part.cluster], part.kept, part.copy_similarity, part.why
         copy_of[rows] = np.where(part.copy_of >= 0, rows[part.copy_of], -1)
@@ -174,10 +174,10 @@ def components(n: int, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]
     return _components(n, left, right)
 
 
-def _ranks(ids: Sequence[Any] | pa.Array | pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
-    places = np.empty(len(rows), np.int64)
-    places[pc.sort_indices(array.take(pa.array(rows))).to_numpy()] = np.arange(len(rows))
+def ranks(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """The place of each id in their ascending order, int64 ``[n]``; strings by code points."""
+    places = np.empty(len(ids), np.int64)
+    places[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
     return places
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +116,41 @@ def nearest_neighbours(
         if n <= EXACT_ROWS or nearest_cost(ranked) <= EXACT_VISITS:
             return nearest_sets(ranked, preference, floor)
     return best_of(n, *pairs.at_least(floor), preference, np.ones(n, bool))
+
+
+def nearest_items(
+    group: npt.NDArray[np.integer[Any]],
+    preference: npt.NDArray[np.int64],
+    pairs: Pairs,
+    sets: Shingles | None = None,
+    floor: float = 0.0,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For every item the most similar other one, where items of a group are equal.
+
+    Args:
+        group: int ``[n]``, from 0 without gaps.
+        preference: int64 ``[n]``; among equally similar items the one with the lowest is named.
+        pairs: Near pairs of groups; only these are looked at, unless ``sets``, the groups' sets, are given.
+        floor: Least similarity that counts; only with ``sets``.
+
+    Returns:
+        int64 ``[n]`` items (-1 where there is none) and float64 ``[n]`` similarities (then 0).
+    """
+    order = np.lexsort((preference, group))
+    first = np.ones(len(order), bool)
+    first[1:] = group[order[1:]] != group[order[:-1]]
+    best = order[first]  # of each group the most preferred item
+    if sets is None:
+        other, similarity = best_of(len(best), *pairs, preference[best], np.ones(len(best), bool))
+    else:
+        other, similarity = nearest_neighbours(sets, preference[best], floor, pairs)
+    nearest, values = np.where(other[group] >= 0, best[other[group]], -1), similarity[group]
+    # A twin is nearer than any: for the most preferred of a group the second, for the others that one.
+    second = np.full(len(best), -1, np.int64)
+    seconds = np.flatnonzero(~first & np.append(False, first[:-1]))
+    second[group[order[seconds]]] = order[seconds]
+    twin = np.where(best[group] == np.arange(len(group)), second[group], best[group])
+    return np.where(twin >= 0, twin, nearest), np.where(twin >= 0, 1.0, values)
 
 
 def best_of(

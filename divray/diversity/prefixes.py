@@ -177,7 +177,7 @@ def _prefixes(offsets, values, counts, shift, threshold):  # type: ignore[no-unt
     shared = np.empty(longest, np.uint64)
     cursor = 0
     for i in range(n):
-        size, held = offsets[i + 1] - offsets[i], 0
+        size, held = offsets[i + 1] - offsets[i], np.int64(0)
         length = min(size, size - int(np.ceil(threshold * size - 1e-9)) + 1)
         for j in range(offsets[i], offsets[i + 1]):
             count = counts[values[j] >> shift]

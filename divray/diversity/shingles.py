@@ -82,13 +82,7 @@ def shingle(
     if array.null_count:
         row = pc.index(array.is_null(), True).as_py()
         raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
-    array = normalise(array, lower, strip_punctuation)
-    _, offset_buffer, data = array.buffers()
-    offsets, characters = np.zeros(1, np.int64), np.zeros(1, np.uint8)
-    if len(array):
-        offsets = np.frombuffer(offset_buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
-    if data is not None and data.size:
-        characters = np.frombuffer(data, dtype=np.uint8)
+    offsets, characters = _buffers(normalise(array, lower, strip_punctuation))
     return Shingles(*_hash_shingles(offsets, characters, size, kind == "word"))
 
 
@@ -116,6 +110,22 @@ def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = Fal
         array = pc.replace_substring_regex(array, rf"(^|{_SPACE})\p{{P}}+", r"\1")
         array = pc.replace_substring_regex(array, rf"\p{{P}}+({_SPACE}|$)", r"\1")
     return array
+
+
+def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    """One hash a text, of its bytes as they are; uint64 ``[n]``."""
+    return _hash_texts(*_buffers(texts.cast(pa.large_string())))
+
+
+def _buffers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets ``[n + 1]`` and bytes of a ``large_string`` array."""
+    _, offset_buffer, data = array.buffers()
+    offsets, characters = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+    if len(array):
+        offsets = np.frombuffer(offset_buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    if data is not None and data.size:
+        characters = np.frombuffer(data, dtype=np.uint8)
+    return offsets, characters
 
 
 def decoded(texts: pa.Array) -> list[str]:
@@ -184,6 +194,17 @@ def _hash_words(characters, start, end, units):  # type: ignore[no-untyped-def]
         units[count] = mix((state ^ eight) + length * _STEP)
         count += 1
     return count
+
+
+@njit(cache=True)
+def _hash_texts(offsets, characters):  # type: ignore[no-untyped-def]
+    hashes = np.empty(len(offsets) - 1, np.uint64)
+    for i in range(len(hashes)):
+        state = np.uint64(offsets[i + 1] - offsets[i])
+        for position in range(offsets[i], offsets[i + 1]):
+            state = (state ^ np.uint64(characters[position])) * _FNV_PRIME
+        hashes[i] = mix(state)
+    return hashes
 
 
 @njit(cache=True)

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import DiversityConfig
-from divray.diversity.clusters import SEED_PREFIX, decide, in_words
+from divray.diversity.clusters import SEED_PREFIX, decide, in_words, ranks
 from divray.diversity.distinct import collapse
-from divray.diversity.neighbours import near_duplicates, nearest_neighbours
+from divray.diversity.neighbours import near_duplicates, nearest_items
 from divray.diversity.shingles import shingle
 from divray.diversity.texts import compared_texts
 from divray.errors import InputError
@@ -73,10 +73,8 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
         texts = texts + compared_texts(kept, config.mask_entities)
     chunks = [chunk.cast(pa.large_string()) for column in id_columns for chunk in column.chunks]
     ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
-    order = pc.sort_indices(ids).to_numpy()
-    by_id = np.empty(len(ids), np.int64)
-    by_id[order] = np.arange(len(ids))
-    ordered = ids.take(pa.array(order))
+    by_id = ranks(ids)
+    ordered = ids.take(pa.array(np.argsort(by_id)))
     if (repeated := pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()) >= 0:
         twice = ordered[repeated].as_py()
         raise InputError("samples", "candidate_id", f"{twice!r} occurs twice", "Give every row, and every kept item, its own id.")
@@ -92,13 +90,8 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     decisions = decide(ids, pairs, correctness, fixed, group, config.rule)
 
     preference = by_id + np.where(decisions.kept, 0, len(ids))
-    representative = most_preferred(group, preference)
     floor = min(NEIGHBOUR_FLOOR, config.threshold)
-    nearest_set, similarity = nearest_neighbours(sets, preference[representative], floor, pairs)
-    nearest = np.where(nearest_set[group] >= 0, representative[nearest_set[group]], -1)
-    similarity = similarity[group]
-    twin = twins(group, preference)
-    nearest, similarity = np.where(twin >= 0, twin, nearest), np.where(twin >= 0, 1.0, similarity)
+    nearest, similarity = nearest_items(group, preference, pairs.at_least(floor), sets, floor)
 
     names = pc.fill_null(ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0)), "")
     columns = {
@@ -139,24 +132,3 @@ def novelty(embeddings: npt.NDArray[np.floating[Any]], unique: npt.NDArray[np.bo
         largest = cosines.max(axis=1)
         out[rows] = np.where(np.isinf(largest), 1.0, np.clip(1.0 - largest, 0.0, 2.0))
     return np.round(out, 6)
-
-
-def most_preferred(group: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The member of each group with the lowest preference."""
-    members = np.argsort(-preference)
-    out = np.zeros(group.max(initial=-1) + 1, np.int64)
-    out[group[members]] = members
-    return out
-
-
-def twins(group: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The most preferred other member of each item's own group, -1 where it is alone."""
-    order = np.lexsort((preference, group))
-    grouped = group[order]
-    starts = np.searchsorted(grouped, grouped)
-    at_start = np.arange(len(order)) == starts
-    other = np.where(at_start, starts + 1, starts)
-    exists = (other < len(order)) & (grouped[np.minimum(other, len(order) - 1)] == grouped)
-    out = np.full(len(group), -1, np.int64)
-    out[order] = np.where(exists, order[np.minimum(other, len(order) - 1)], -1)
-    return out
