@@ -58,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
             stage.add_argument("--round", type=int, default=None, help="sampling round (default: the first in which the stage is not done)")
         if name == "prepare":
             stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
+        if name == "sample":
+            stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
         stage.add_argument("--force", action="store_true", help="do it again although it is done")
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", _export)
     export.add_argument("run", help="run folder")
@@ -146,6 +148,9 @@ def _stage(arguments: argparse.Namespace) -> None:
     else:
         run = RunFolder(arguments.run)
         config = override_config(pipeline.read_config(run), arguments.overrides)
+    if getattr(arguments, "retry_failed", False):
+        pipeline.retry(config, run, arguments.round)
+        return
     for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
         pipeline.run_stage(config, run, stage, round_)
 
