@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
             stage.add_argument("--round", type=int, default=None, help="sampling round (default: the first in which the stage is not done)")
         if name == "prepare":
             stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
+        if name == "sample":
+            stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
         stage.add_argument("--force", action="store_true", help="do it again although it is done")
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", _export)
     export.add_argument("run", help="run folder")
@@ -165,6 +167,9 @@ def _stage(arguments: argparse.Namespace) -> None:
     else:
         run = RunFolder(arguments.run)
         config = override_config(pipeline.read_config(run), arguments.overrides)
+    if getattr(arguments, "retry_failed", False):
+        pipeline.retry(config, run, arguments.round)
+        return
     for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
         pipeline.run_stage(config, run, stage, round_)
 
@@ -217,11 +222,6 @@ def _dedup(arguments: argparse.Namespace) -> None:
     counts = deduplicate_files(arguments.source, arguments.out, settings, arguments.near_test)
     leaked = f", {counts['leaked']} near test texts" if arguments.near_test else ""
     print(f"{counts['rows']} rows: {counts['kept']} stay, {counts['clusters']} clusters{leaked} -> {arguments.out}")
-
-
-def entry(function: Callable[..., Any]) -> None:
-    """For scripts under ``jobs/``: end the process with ``function``'s exit code."""
-    sys.exit(function(sys.argv[1:]))
 
 
 if __name__ == "__main__":

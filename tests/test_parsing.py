@@ -47,7 +47,7 @@ def test_every_rejection_has_its_reason(completion: str, reason: str) -> None:
 
 
 def test_what_the_engine_says_comes_first() -> None:
-    assert parse_completion("", error="ValueError: too long").rejection == "engine_error"
+    assert parse_completion("", error="rejected_request").rejection == "rejected_request"
     assert parse_completion("The [storm] caused a {flood}.", truncated=True).rejection == "truncated"
 
 

@@ -137,6 +137,25 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     return found
 
 
+def strategy_diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str, Scores]:
+    """Strategy -> mean scores of its valid samples of all rounds, at equal size where strategies are several.
+
+    A relation counts if every strategy has at least three samples of it.
+    """
+    import pyarrow.dataset as pads
+
+    tables = [f"round-{number:02d}/scores" for number in rounds_of(config, run)]
+    found: dict[str, list[Scores]] = {}
+    for relation in relations:
+        own = pads.field("relation") == relation
+        sets = {name: _read(run, tables, "candidate_id", own & (pads.field("strategy") == name)) for name in config.prompts.strategies}
+        size = min((len(sentences.ids) for sentences in sets.values()), default=0)
+        if len(sets) > 1 and size >= _LEAST:
+            for name, sentences in sets.items():
+                found.setdefault(name, []).append(sentences.score_at(size))
+    return {name: mean_scores(scores) for name, scores in found.items()}
+
+
 def _read(run: RunFolder, names: list[str], identity: str, where: pc.Expression, vectors: bool = True) -> Sentences:
     import numpy as np
 

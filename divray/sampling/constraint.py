@@ -51,6 +51,11 @@ SENTENCE = rf" {_BEFORE}({_head(_ENTITY)}{_BETWEEN}{_tail(_ENTITY)}|{_tail(_ENTI
 """Any one sentence with one head and one tail."""
 
 
+def list_pattern(first: int, count: int) -> str:
+    """``count`` sentences as the lines of a list whose first number, ``first``, stands in the prompt already."""
+    return SENTENCE + "".join(rf"{number}\.{SENTENCE}" for number in range(first + 1, first + count))
+
+
 def completion_of(example: Example) -> str:
     """The completion that the engine would have to return to say ``example``."""
     return f" {render_marked(example)}\n"
