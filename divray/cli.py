@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from divray.errors import DivrayError, InputError
 
@@ -16,6 +15,7 @@ examples:
   divray run my.yaml --out s3://bucket/runs/1 selection.k=32     settings on the command line win
   divray explain runs/demo SAMPLE_ID                             why one sample was kept or dropped
   divray predict runs/demo sentences.jsonl answers.jsonl         the trained RE model at work
+  divray dedup texts.parquet --out deduped --threshold 0.7       near-duplicates of any table, without the loop
 
 exit codes: 0 done, 1 failed, 2 bad input, 3 too few resources, 4 the LLM engine gave up
 """
@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
             stage.add_argument("--round", type=int, default=None, help="sampling round (default: the first in which the stage is not done)")
         if name == "prepare":
             stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
+        if name == "sample":
+            stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
         stage.add_argument("--force", action="store_true", help="do it again although it is done")
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", _export)
     export.add_argument("run", help="run folder")
@@ -73,6 +75,18 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
     predict.add_argument("target", help="file to write, .jsonl or .parquet")
+    dedup = add("dedup", "Drop the near-duplicates of a table of texts; writes OUT/kept.parquet and OUT/clusters.parquet.", _dedup)
+    dedup.add_argument("source", help="Parquet file, folder or pattern; a path or URI")
+    dedup.add_argument("--out", required=True, help="folder to write to")
+    dedup.add_argument("--text-column", default="text", help="column of the texts (default: text)")
+    dedup.add_argument("--id-column", help="column of distinct strings or integers (default: rows are numbered from 0)")
+    dedup.add_argument("--shingles", default="word:3", help="word:N or char:N (default word:3)")
+    dedup.add_argument("--threshold", type=float, default=0.7, help="Jaccard similarity from which texts are near (default 0.7)")
+    dedup.add_argument("--rule", choices=("component", "independent"), default="component", help="one row a cluster (default), or more")
+    dedup.add_argument("--method", choices=("auto", "exact", "minhash"), default="auto", help="how pairs are found (default auto)")
+    dedup.add_argument("--strip-punctuation", action="store_true", help="compare words without the punctuation around them")
+    dedup.add_argument("--keep-case", action="store_true", help="tell upper from lower case")
+    dedup.add_argument("--near-test", metavar="TEST", help="Parquet of a test set: drop all rows near one of its texts")
     return parser
 
 
@@ -153,6 +167,9 @@ def _stage(arguments: argparse.Namespace) -> None:
     else:
         run = RunFolder(arguments.run)
         config = override_config(pipeline.read_config(run), arguments.overrides)
+    if getattr(arguments, "retry_failed", False):
+        pipeline.retry(config, run, arguments.round)
+        return
     for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
         pipeline.run_stage(config, run, stage, round_)
 
@@ -184,9 +201,27 @@ def _predict(arguments: argparse.Namespace) -> None:
     print(f"{predict(model, arguments.source, arguments.target)} sentences -> {arguments.target}")
 
 
-def entry(function: Callable[..., Any]) -> None:
-    """For scripts under ``jobs/``: end the process with ``function``'s exit code."""
-    sys.exit(function(sys.argv[1:]))
+def _dedup(arguments: argparse.Namespace) -> None:
+    from divray.diversity.files import deduplicate_files
+    from divray.diversity.tables import DedupSettings
+
+    kind, _, size = arguments.shingles.partition(":")
+    if kind not in ("word", "char") or not size.isdecimal():
+        raise InputError("command line", "--shingles", f"{arguments.shingles!r} is not word:N or char:N", "Give e.g. word:3.")
+    settings = DedupSettings(
+        text_column=arguments.text_column,
+        id_column=arguments.id_column,
+        kind=kind,
+        size=int(size),
+        lower=not arguments.keep_case,
+        strip_punctuation=arguments.strip_punctuation,
+        threshold=arguments.threshold,
+        rule=arguments.rule,
+        method=arguments.method,
+    )
+    counts = deduplicate_files(arguments.source, arguments.out, settings, arguments.near_test)
+    leaked = f", {counts['leaked']} near test texts" if arguments.near_test else ""
+    print(f"{counts['rows']} rows: {counts['kept']} stay, {counts['clusters']} clusters{leaked} -> {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from divray.errors import ResourceError
 
@@ -66,6 +66,8 @@ def connect(config: Config) -> None:
             runtime_env={"env_vars": passed},
         )
         quiet_ray_data(shown)
+        if not shown:
+            _divert_messages()
     check_resources(config, ray.cluster_resources())
 
 
@@ -147,6 +149,20 @@ def divert_native_output() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     _native_output = tempfile.NamedTemporaryFile(prefix="divray-", suffix=".err")  # noqa: SIM115
     os.dup2(_native_output.fileno(), 2)
+
+
+def _divert_messages() -> None:
+    """Send what the raylet tells every driver (retries, dead workers) the way of :func:`divert_native_output`.
+
+    Ray prints it to ``stdout`` whatever ``log_to_driver`` says, and has no setting for it.
+    """
+    from ray._private import worker
+
+    def divert(data: dict[str, Any], *_: Any) -> None:
+        if _native_output is not None:
+            os.write(2, "".join(f"{line}\n" for line in data["lines"]).encode())
+
+    worker.print_worker_logs = divert
 
 
 def save_logs(run: RunFolder) -> None:

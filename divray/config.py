@@ -59,6 +59,8 @@ class PromptsConfig(Section):
         False, description="Name a topic and a length in each prompt (AttrPrompt, arXiv 2306.15895); for LLMs that follow instructions."
     )
     candidates_per_prompt: int = Field(8, ge=1, description="Candidates that share one prompt text.")
+    most_demonstrations: int = Field(24, ge=1, description="`one_by_one`: seeds and accepted samples shown in a prompt, at most.")
+    sentences_per_completion: int = Field(4, ge=2, description="`all_at_once`: candidates written by one completion.")
 
 
 class SamplingConfig(Section):
@@ -72,7 +74,21 @@ class SamplingConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     repetition_penalty: float = Field(1.0, gt=0)
-    max_tokens: int = Field(48, ge=8)
+    max_tokens: int = Field(48, ge=8, description="Of one sentence.")
+    waves: int | None = Field(None, ge=1, description="Passes of a round, each with what the ones before gave; default: 1, with `quota` 6.")
+    quota: int | None = Field(None, ge=1, description="Accepted samples a relation and round from which on no more is asked for it.")
+    max_candidates: int | None = Field(
+        None, ge=1, description="With `quota`: candidates a round, at most; default: `candidates_per_relation` for each relation."
+    )
+    max_generated_tokens: int | None = Field(None, ge=1, description="With `quota`: generated tokens a round, about.")
+    max_engine_seconds: float | None = Field(None, gt=0, description="With `quota`: busy engine-seconds a round, about.")
+
+    @model_validator(mode="after")
+    def _caps_need_quota(self) -> SamplingConfig:
+        caps = [name for name in ("max_candidates", "max_generated_tokens", "max_engine_seconds") if getattr(self, name) is not None]
+        if caps and self.quota is None:
+            raise ValueError(f"{caps[0]} goes with quota: set both, or neither")
+        return self
 
 
 class DiversityConfig(Section):
@@ -81,6 +97,9 @@ class DiversityConfig(Section):
     shingle_kind: Literal["word", "char"] = "word"
     shingle_size: int = Field(3, ge=1)
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
+    rule: Literal["independent", "component"] = Field(
+        "independent", description="What stays: no two near each other, every dropped one near a kept one; or one of each cluster."
+    )
     mask_entities: bool = Field(True, description="Compare structure, not names.")
     permutations: int | None = Field(None, ge=1, description="MinHash, for sets too large to compare exactly; default: by `threshold`.")
     bands: int | None = Field(None, ge=1, description="Must divide `permutations`; default: recall at `threshold` of 0.9999.")
@@ -171,6 +190,19 @@ class EvaluationConfig(Section):
     llm_test_limit: int | None = Field(None, ge=1, description="Test sentences (a seeded sample) given to the LLM; default: all.")
 
 
+class EndpointConfig(Section):
+    """An OpenAI-compatible server; `models.llm: endpoint` sends the requests there."""
+
+    url: str = Field(description="Base URL, up to and with `/v1`.")
+    model: str = Field(description="Name of the model on that server.")
+    key_variable: str = Field("OPENAI_API_KEY", description="Environment variable of the driver that holds the key; may be unset.")
+    requests_per_second: float | None = Field(None, gt=0, description="Rate limit over all.")
+    concurrency: int = Field(32, ge=1, description="Requests in flight, at most.")
+    max_retries: int = Field(6, ge=0, description="Tries after the first, with growing waits: 408, 409, 429, 5xx, lost connections.")
+    timeout: float = Field(120, gt=0, description="Seconds for one try.")
+    vllm: bool = Field(True, description="The server is vLLM: it takes `min_p`, `top_k` and the decoding constraint.")
+
+
 class EngineConfig(Section):
     """How the LLM is served."""
 
@@ -187,6 +219,9 @@ class EngineConfig(Section):
         "torch", description="`openvino` (extra `fast`) is faster on CPUs; where it is not installed PyTorch is used."
     )
     vllm: dict[str, Any] = Field({}, description="Any vLLM engine argument.")
+    endpoint: EndpointConfig | None = None
+    price_per_hour: float | None = Field(None, ge=0, description="Money for an engine and hour, busy or idle; the report multiplies.")
+    price_per_million_tokens: float | None = Field(None, ge=0, description="Money for prompt and generated tokens.")
 
 
 class ClusterConfig(Section):

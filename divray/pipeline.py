@@ -223,6 +223,40 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
     return dict(counts)
 
 
+def retry(config: Config, run: RunFolder, round_: int | None) -> None:
+    """Ask again, in ``round_`` or in every sampled round, for the requests that the engine itself failed.
+
+    Raises:
+        InputError: No such round has been sampled.
+    """
+    from divray.cluster import connect, save_logs
+    from divray.sampling.stage import retry_failed
+
+    stage = STAGES["sample"]
+    rounds = [r for other, r in schedule(config) if other is stage and round_ in (None, r)]
+    done = [r for r in rounds if run.record(record_name(stage, r)) is not None]
+    if not done or (round_ is not None and round_ not in done):
+        raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
+    connect(config)
+    for number in done:
+        name = record_name(stage, number)
+        started = time.monotonic()
+        try:
+            with console.stage_progress(f"{name} again", unit=stage.unit) as update:
+                counts = retry_failed(config, run, number, on_progress=update)
+        finally:
+            save_logs(run)
+        console.log(f"{name}: {counts['retried']} requests tried again, {counts['mended']} mended")
+        if not counts["mended"]:
+            continue
+        record = run.record(name) or {}
+        run.finish(name, record.get("seconds", 0.0) + time.monotonic() - started, counts)
+        older = [record_name(other, r) for other, r in schedule(config) if r >= number and run.record(record_name(other, r))]
+        older = older[older.index(name) + 1 :]
+        if older:
+            console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")
+
+
 def _adapt(stage: Stage, update: Any) -> Any:
     if stage.name == "align":
         return lambda step, steps, loss: update(step, steps, f"loss {loss:.3f}")

@@ -16,11 +16,13 @@ def preview(config: Config, count: int) -> Iterator[str]:
     from divray.datasets import examples_table
     from divray.prompts import chat_renderer, request_rows, write_prompts
     from divray.sampling.engine import complete
-    from divray.sampling.parsing import parse_completion
+    from divray.sampling.stage import parsed_parts
 
     task = check(config)
     wanted = count * len(config.prompts.strategies)
-    sampling = config.sampling.model_copy(update={"candidates_per_relation": wanted, "naive_candidates_per_relation": count})
+    sampling = config.sampling.model_copy(
+        update={"candidates_per_relation": wanted, "naive_candidates_per_relation": count, "waves": 1, "quota": None}
+    )
     config = config.model_copy(update={"sampling": sampling})
     connect(config)
     with tempfile.TemporaryDirectory(prefix="divray-preview-") as folder:
@@ -34,5 +36,5 @@ def preview(config: Config, count: int) -> Iterator[str]:
         if row["prompt_id"] != shown:
             shown = row["prompt_id"]
             yield f"\n=== {row['relation']} / {row['strategy']}\n{row['prompt']}"
-        parsed = parse_completion(row["completion"], row["error"], row["generated_tokens"] >= config.sampling.max_tokens)
-        yield f"  [{parsed.rejection or 'valid'}] {row['completion'].strip()}"
+        for completion, parsed in zip(*parsed_parts(row, config.sampling.max_tokens), strict=True):
+            yield f"  [{parsed.rejection or 'valid'}] {completion.strip()}"

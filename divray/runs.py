@@ -7,6 +7,7 @@ only once its record lies in ``stages/``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 import uuid
@@ -83,9 +84,14 @@ class RunFolder:
                 stream.write(data)
             return
         beside = f"{target}.{uuid.uuid4().hex}.tmp"
-        with self.fs.open_output_stream(beside) as stream:
-            stream.write(data)
-        self.fs.move(beside, target)
+        try:
+            with self.fs.open_output_stream(beside) as stream:
+                stream.write(data)
+            self.fs.move(beside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk's leavings
+                self.fs.delete_file(beside)
+            raise
 
     def read_bytes(self, name: str) -> bytes:
         with self.fs.open_input_stream(self.path(name)) as stream:

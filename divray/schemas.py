@@ -32,24 +32,44 @@ PROMPTS = pa.schema(
         pa.field("pattern", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("demonstrations", pa.list_(pa.string())),
+        pa.field("sentences", pa.int32()),
+        pa.field("length", pa.int32()),
     ]
 )
-"""One row a candidate. ``prompt_id`` is shared by the candidates of one prompt text; ``pattern`` is
-the regular expression of the completion, ``""`` for free text; ``demonstrations`` are example ids."""
+"""One row a request, which is one candidate, or ``sentences`` of them (null: 1). ``prompt_id`` is shared
+by the candidates of one prompt text; ``pattern`` is the regular expression of the completion, ``""``
+for free text; ``demonstrations`` are ids of examples and of earlier samples; ``length`` is that of the
+prompt in tokens (null: not known before the engine)."""
 
 COMPLETIONS = pa.schema(
     [
         *PROMPTS,
         pa.field("completion", pa.string()),
         pa.field("prompt_tokens", pa.int32()),
+        pa.field("cached_tokens", pa.int32()),
         pa.field("generated_tokens", pa.int32()),
+        pa.field("finish_reason", pa.string()),
         pa.field("started_at", pa.float64()),
         pa.field("finished_at", pa.float64()),
         pa.field("engine", pa.string()),
         pa.field("error", pa.string()),
     ]
 )
-"""What came back from the engine. Times are Unix seconds; ``error`` is ``""`` for a success."""
+"""What came back from the engine. ``cached_tokens`` of the prompt were not computed again;
+``finish_reason`` is ``length`` where a limit cut the completion. Times are Unix seconds, of the time inside
+the engine; ``error`` is ``""`` for a success."""
+
+FAILED = pa.schema(
+    [
+        pa.field("candidate_id", pa.string()),
+        pa.field("relation", pa.string()),
+        pa.field("strategy", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("error", pa.string()),
+    ]
+)
+"""The ledger of requests that gave no whole completion, sorted by ``candidate_id``; ``reason`` is one of
+``engine_error``, ``rejected_request``, ``prompt_too_long``, ``truncated`` and ``empty``."""
 
 SAMPLES = pa.schema(
     [

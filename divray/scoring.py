@@ -8,8 +8,6 @@ scored among themselves, so that they neither displace a sample of the loop nor 
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +23,12 @@ from divray.schemas import SAMPLES, SCORES
 if TYPE_CHECKING:
     from divray.diversity.embeddings import Encoder
 
-TEST_SENTENCES = 64
-"""Test sentences a relation whose diversity is compared with that of the samples."""
-
 FEATURES = pa.field("features", pa.list_(pa.float32()))
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, pa.field("pool", pa.string())])
 
 
 def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
-    """Write ``round-XX/scores`` (``schemas.SCORES``), ``data/seed_embeddings`` and ``data/test_embeddings``.
+    """Write ``round-XX/scores`` (``schemas.SCORES``), ``data/seed_embeddings``.
 
     Returns:
         Counts: ``scored``, ``unique``, ``correct`` (unique and correct), ``conflicts``, and ``near_test`` where the test set
@@ -117,8 +112,6 @@ def _fit(config: Config, uri: str, embedded: str) -> Any:
     backward = sentence_features(seeds, encoder.encode, reverse=True)
     seed_embeddings = embedding_column(encoder.encode(compared_texts(seeds, mask=True)))
     run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": seed_embeddings}))
-    if not run.files("data/test_embeddings"):
-        _embed_test(run, encoder)
 
     columns = ["candidate_id", "relation", "strategy", "text", "head_start", "head_end", "tail_start", "tail_end"]
     if not run.files(embedded, ".parquet"):
@@ -130,25 +123,6 @@ def _fit(config: Config, uri: str, embedded: str) -> Any:
     return fit_judge(
         seeds, forward, backward, config.correctness, samples, embedding_matrix(features["features"]), none_label=config.task.none_label
     )
-
-
-def _embed_test(run: RunFolder, encoder: Any) -> None:
-    """Embed up to :data:`TEST_SENTENCES` test sentences a relation, for the report's comparison alone: nothing learns from them."""
-    from divray.diversity.embeddings import embedding_column
-    from divray.diversity.texts import compared_texts
-
-    test = run.read_table("data/test")
-    names, relations = test["example_id"].to_pylist(), test["relation"].to_pylist()
-    by_hash = sorted(range(len(names)), key=lambda row: hashlib.sha256(names[row].encode()).digest())
-    seen: Counter[str] = Counter()
-    taken = []
-    for row in by_hash:
-        seen[relations[row]] += 1
-        if seen[relations[row]] <= TEST_SENTENCES:
-            taken.append(row)
-    some = test.take(pa.array(sorted(taken), pa.int64()))
-    embeddings = embedding_column(encoder.encode(compared_texts(some, mask=True)))
-    run.write_table("data/test_embeddings", pa.table({"example_id": some["example_id"], "embedding": embeddings}))
 
 
 def _features_of(run: RunFolder, table: str, ids: pa.ChunkedArray) -> pa.Table:

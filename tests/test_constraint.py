@@ -9,6 +9,7 @@ from divray.datasets import load_task
 from divray.quickstart import folder
 from divray.relations import Example, parse_marked
 from divray.sampling.constraint import SENTENCE, acceptance, accepts, anchored_pattern, completion_of
+from divray.sampling.parsing import parse_completion
 
 
 def example(marked: str) -> Example:
@@ -26,6 +27,8 @@ def example(marked: str) -> Example:
         '"The [storm] caused the {flood}."',
         "The [old storm]-{flood} link is clear.",
         "In 2009, {Rome}'s [Ada] left; nobody knew.",
+        "The U.S. ship [Ada] sank 3.5 miles off {Rome}.",
+        "[Lee], who met J. K. Rowe on page.com, left {Rome, Italy}.",
     ],
 )
 def test_sentences_of_any_shape_pass(marked: str) -> None:
@@ -44,10 +47,29 @@ def test_sentences_of_any_shape_pass(marked: str) -> None:
         " [Ada ] lives in {Rome}.\n",
         " [Ada] lives\tin {Rome}.\n",
         " [Ada]{Rome}.\n",
+        " [Ada] lives in {Rome}, 1.2.3.4.5.6.7 of it.\n",
     ],
 )
 def test_what_is_no_marked_sentence_does_not_pass(completion: str) -> None:
     assert re.fullmatch(SENTENCE, completion) is None
+
+
+@pytest.mark.parametrize("inside", ["for 3.5 years", "by J. K. Rowe", "on a U.S. ship", "off page.com, a site,"])
+def test_constraint_and_parser_agree_on_inner_stops(inside: str) -> None:
+    marked = f"The [storm] of {{Rome}} was seen {inside} again."
+    assert accepts(SENTENCE, example(marked))
+    assert parse_completion(f" {marked}\n").rejection == ""
+
+
+def test_the_engines_grammar_reads_the_expression_as_python_does() -> None:
+    import xgrammar
+
+    pieces = ["<end>", "\n", " ", ".", " The", " [", "]", " {", "}", " storm", " caused", " flood", " U", ".S", " 3", ".5", " Dr", "x"]
+    compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(pieces, stop_token_ids=[0]))
+    matcher = xgrammar.GrammarMatcher(compiler.compile_regex(SENTENCE))
+    for piece in (" The", " U", ".S", ".", " [", "x", "]", " caused", " {", "x", "}", " 3", ".5", ".", "\n"):
+        assert matcher.accept_token(pieces.index(piece)), piece
+    assert matcher.accept_token(0)
 
 
 def test_an_anchor_keeps_its_connective_and_nothing_else() -> None:

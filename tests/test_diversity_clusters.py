@@ -41,11 +41,41 @@ def test_kept_items_are_a_maximal_independent_set(graph: tuple[int, dict[tuple[i
             assert made.kept[i]
         elif made.kept[i]:
             assert not kept_neighbours
-            assert made.copy_of[i] == -1 and made.reason[i].startswith("kept: ")
+            assert made.copy_of[i] == -1 and made.reasons(ids)[i].as_py().startswith("kept: ")
         else:
             best = min(kept_neighbours, key=lambda j: (-kept_neighbours[j], ids[j]))
             assert made.copy_of[i] == best and made.copy_similarity[i] == kept_neighbours[best]
-            assert made.reason[i] == f"near copy of {ids[best]} ({kept_neighbours[best]:.2f})"
+            assert made.reasons(ids)[i].as_py() == f"near copy of {ids[best]} ({kept_neighbours[best]:.2f})"
+
+
+@settings(max_examples=200, deadline=None)
+@given(graphs())
+def test_the_component_rule_keeps_one_of_each_cluster(graph: tuple[int, dict[tuple[int, int], float], list[float], list[bool]]) -> None:
+    n, edges, scores, fixed = graph
+    ids = [(7 * i) % 13 for i in range(n)]
+    made = decide(ids, pairs_of(edges), np.array(scores), np.array(fixed), rule="component")
+    cluster = {i: {i} for i in range(n)}
+    for i, j in edges:
+        merged = cluster[i] | cluster[j]
+        cluster.update(dict.fromkeys(merged, merged))
+    degree = [sum(i in edge for edge in edges) for i in range(n)]
+    rank = {i: (not fixed[i], -np.nan_to_num(scores[i], nan=-1.0), -degree[i], ids[i]) for i in range(n)}
+    said = made.reasons(ids).to_pylist()
+    for i in range(n):
+        first = min(cluster[i], key=rank.__getitem__)
+        assert ids[made.cluster[i]] == min(ids[j] for j in cluster[i])
+        assert made.kept[i] == (i == first or fixed[i])
+        if made.kept[i]:
+            assert made.copy_of[i] == -1 and made.copy_similarity[i] == 0 and said[i].startswith("kept: ")
+            continue
+        near = {j: edges.get((min(i, j), max(i, j)), 0.0) for j in cluster[i] if made.kept[j]}
+        best = min(near, key=lambda j: (-near[j], ids[j]))
+        if near[best]:
+            assert (made.copy_of[i], made.copy_similarity[i]) == (best, near[best])
+            assert said[i] == f"near copy of {ids[best]} ({near[best]:.2f})"
+        else:
+            assert (made.copy_of[i], made.copy_similarity[i]) == (first, 0.0)
+            assert said[i] == f"linked by near copies to {ids[first]}"
 
 
 @settings(max_examples=100, deadline=None)
@@ -60,7 +90,7 @@ def test_the_order_of_items_changes_nothing(graph: Any, random: Any) -> None:
     two = decide([ids[i] for i in back], pairs_of(moved), np.array(scores)[back], np.array(fixed)[back])
     for i in range(n):
         assert one.kept[i] == two.kept[place[i]]
-        assert one.reason[i] == two.reason[place[i]]
+        assert one.why[i] == two.why[place[i]]
         assert ids[one.cluster[i]] == ids[back[two.cluster[place[i]]]]
 
 
@@ -84,7 +114,7 @@ def test_groups_are_short_for_all_their_pairs(labels: list[int], data: st.DataOb
     ids = [f"s{i}" for i in range(n)]
     short: Decisions = decide(ids, pairs_of(edges), scores, fixed, group)
     long: Decisions = decide(ids, pairs_of(spelled), scores, fixed)
-    assert short.reason == long.reason
+    assert short.why.tolist() == long.why.tolist()
     assert short.kept.tolist() == long.kept.tolist()
     assert short.cluster.tolist() == long.cluster.tolist()
     assert short.copy_of.tolist() == long.copy_of.tolist()
@@ -92,30 +122,33 @@ def test_groups_are_short_for_all_their_pairs(labels: list[int], data: st.DataOb
 
 def test_a_chain_keeps_both_ends_and_says_why() -> None:
     chain = pairs_of({(0, 1): 0.8, (1, 2): 0.7})
-    made = decide(["c", "b", "a", "d"], chain, np.array([0.9, 0.5, 0.4, 0.1]))
+    ids = ["c", "b", "a", "d"]
+    made = decide(ids, chain, np.array([0.9, 0.5, 0.4, 0.1]))
     assert made.kept.tolist() == [True, False, True, True]
     assert [["c", "b", "a", "d"][i] for i in made.cluster] == ["a", "a", "a", "d"]
-    assert made.reason == [
+    assert made.reasons(ids).to_pylist() == [
         "kept: most correct of its cluster",
         "near copy of c (0.80)",
         "kept: near only to dropped ones",
         "kept: no near neighbour",
     ]
-    central = decide(["c", "b", "a", "d"], chain)
-    assert central.reason[1] == "kept: most central of its cluster" and central.kept.tolist() == [False, True, False, True]
-    assert decide(["b", "a"], pairs_of({(0, 1): 0.8})).reason == ["near copy of a (0.80)", "kept: first id of its cluster"]
+    central = decide(ids, chain)
+    assert central.reasons(ids)[1].as_py() == "kept: most central of its cluster" and central.kept.tolist() == [False, True, False, True]
+    twins = decide(["b", "a"], pairs_of({(0, 1): 0.8}))
+    assert twins.reasons(["b", "a"]).to_pylist() == ["near copy of a (0.80)", "kept: first id of its cluster"]
 
 
 def test_seeds_always_stay_and_are_named() -> None:
-    made = decide(["x", "seed:7", "seed:8"], pairs_of({(0, 1): 0.9, (1, 2): 0.8}), np.array([1.0, 0.0, 0.0]), np.array([False, True, True]))
+    ids = ["x", "seed:7", "seed:8"]
+    made = decide(ids, pairs_of({(0, 1): 0.9, (1, 2): 0.8}), np.array([1.0, 0.0, 0.0]), np.array([False, True, True]))
     assert made.kept.tolist() == [False, True, True]
-    assert made.reason[0] == "near copy of seed 7 (0.90)"
+    assert made.reasons(ids)[0].as_py() == "near copy of seed 7 (0.90)"
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_tiny_inputs(n: int) -> None:
     made = decide(["x"][:n], pairs_of({}))
-    assert made.kept.tolist() == [True] * n and made.reason == ["kept: no near neighbour"] * n
+    assert made.kept.tolist() == [True] * n and made.reasons(["x"][:n]).to_pylist() == ["kept: no near neighbour"] * n
 
 
 def test_components() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.diversity.shingles import Shingles, collapse, shingle
+from divray.diversity.distinct import collapse
+from divray.diversity.shingles import Shingles, shingle
 from divray.errors import InputError
 
 TEXTS = st.lists(st.text(alphabet="aAbB .,é\u00a0\u3000\t\nİΣß😀", max_size=30), max_size=20)
@@ -73,7 +74,7 @@ def test_long_text() -> None:
 
 
 def test_hashes_are_fixed_and_the_same_in_every_process() -> None:
-    wanted = "[16375419399560311824, 17780739572661040241, 6387878565729317019]"
+    wanted = "[8513607782009071966, 11087228575493277033, 7803819729735651895]"
     assert str(shingle(["The quick é fox", "x"]).values.tolist()) == wanted
     code = "from divray.diversity.shingles import shingle; print(shingle(['The quick é fox', 'x']).values.tolist())"
     environment = {**os.environ, "PYTHONHASHSEED": "5"}

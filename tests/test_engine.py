@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from divray.errors import EngineError
 from divray.prompts import request_rows, write_prompts
 from divray.quickstart import folder
 from divray.runs import RunFolder
-from divray.sampling.engine import EngineHealth, complete, engine_arguments, sampling_parameters
+from divray.sampling.actors import EngineHealth
+from divray.sampling.engine import complete, engine_arguments, sampling_parameters
 from divray.sampling.stage import parse_batch
 from divray.sampling.stage import run as sample
 from divray.schemas import SAMPLES
@@ -28,13 +30,16 @@ def settings(*overrides: str) -> Config:
 
 def test_health_gives_up_after_starts_in_vain() -> None:
     health = EngineHealth(2)
-    assert health.started()
+    assert health.started("a")
+    health.is_ready("a")
     health.finished(8)
-    assert health.started()
-    assert health.started()
+    assert health.started("b")
+    assert health.started("c")
     health.failed("the cause")
-    assert not health.started()
-    assert health.state() == {"ready": 0, "rows": 8, "cause": "the cause", "given_up": True}
+    assert not health.started("d")
+    state = health.state()
+    assert (state["ready"], state["rows"], state["cause"], state["given_up"]) == (1, 8, "the cause", True)
+    assert state["engines"]["a"]["ready_at"] >= state["engines"]["a"]["created_at"]
 
 
 def test_the_users_engine_arguments_win() -> None:
@@ -79,15 +84,22 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     assert sorted(second["candidate_id"].to_pylist()) == sorted(row["candidate_id"] for row in rows)
     kept = {row["candidate_id"]: row for row in second.to_pylist()}
     assert all(kept[name]["started_at"] == row["started_at"] for name, row in by_id.items())
-    assert told[-1][1] == len(rows)
-    assert max(done for done, _ in told) <= len(rows) - 32
+    assert told[-1] == (len(rows) - 32, len(rows) - 32)
 
     samples = run.read_table("round-00/samples")
     assert samples.schema.equals(SAMPLES)
     assert samples["candidate_id"].to_pylist() == sorted(row["candidate_id"] for row in rows)
     assert counts["candidates"] == len(rows)
     assert counts["valid"] + sum(counts["rejections"].values()) == len(rows)
-    assert counts["rejections"]["engine_error"] == 1
+    assert counts["rejections"]["prompt_too_long"] == 1
+    assert all(row["cached_tokens"] < row["prompt_tokens"] for row in by_id.values())
+    assert any(row["cached_tokens"] > 0 for row in by_id.values())
+    ledger = {row["candidate_id"]: row for row in run.read_table("round-00/failed").to_pylist()}
+    assert ledger[rows[3]["candidate_id"]]["reason"] == "prompt_too_long"
+    assert Counter(row["reason"] for row in ledger.values()) == counts["failed"]
+    passes = [run.read_json(name) for name in run.files("round-00/completions.engines")]
+    assert len(passes) == 2
+    assert all(engine["ready_at"] >= engine["created_at"] for record in passes for engine in record["engines"].values())
     assert counts["valid"] >= len(rows) // 3
 
     # What comes after the engine is a function of its completions alone, however they are partitioned.

@@ -34,6 +34,7 @@ def test_a_good_completion_becomes_a_sample() -> None:
         ("the [storm] caused a {flood}.", "no_sentence_start"),
         ("The [storm] caused a {flood}", "no_sentence_end"),
         ("The [storm] caused a {flood}. It was bad.", "several_sentences"),
+        ("The [storm] hit the {WBO}. It was bad.", "several_sentences"),
         ("The [storm] and the sea and the sea and the sea and the sea hit {Rome}.", "repetition"),
         ("The [one two three four five six seven eight nine] caused a {flood}.", "long_entity"),
     ],
@@ -46,7 +47,7 @@ def test_every_rejection_has_its_reason(completion: str, reason: str) -> None:
 
 
 def test_what_the_engine_says_comes_first() -> None:
-    assert parse_completion("", error="ValueError: too long").rejection == "engine_error"
+    assert parse_completion("", error="rejected_request").rejection == "rejected_request"
     assert parse_completion("The [storm] caused a {flood}.", truncated=True).rejection == "truncated"
 
 

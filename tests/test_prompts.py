@@ -4,10 +4,13 @@ from collections import Counter
 from itertools import pairwise
 
 import pyarrow as pa
+import pytest
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
+from divray.datasets.stage import run as prepare
 from divray.prompts import NAIVE, ROWS_PER_FILE, STRATEGIES, render_prompt, request_rows, strategy, write_prompts
+from divray.prompts import run as prompt
 from divray.quickstart import folder
 from divray.relations import render_marked
 from divray.runs import RunFolder
@@ -106,3 +109,15 @@ def test_rows_are_written_in_small_files(quickstart: Config, uri: str) -> None:
     table = run.read_table("round-00/prompts")
     assert table.schema == PROMPTS
     assert table == pa.Table.from_pylist(rows, PROMPTS)
+
+
+def test_the_share_of_seeds_within_the_constraint_is_told(quickstart: Config, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(uri)
+    prepare(quickstart, run)
+    assert prompt(quickstart, run, 0)["seed_acceptance"] == 1.0
+    assert "constraint" not in capsys.readouterr().err
+    seeds = run.read_table("data/seeds")
+    texts = [text[:-1] if number < 2 else text for number, text in enumerate(seeds["text"].to_pylist())]  # two without their full stop
+    run.write_table("data/seeds", seeds.set_column(seeds.schema.get_field_index("text"), "text", pa.array(texts)))
+    assert prompt(quickstart, run, 0)["seed_acceptance"] == 0.933
+    assert "93.3%" in capsys.readouterr().err

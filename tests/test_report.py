@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from divray import schemas
 from divray.config import Config
 from divray.report import clusters, page, plots
+from divray.report.engines import engine_time, money
 from divray.report.findings import findings, headline
 from divray.report.intervals import busy_shares, union_length
 from divray.report.sentences import pieces, side_by_side, visible
@@ -62,6 +63,28 @@ def test_union_length_agrees_with_counting(pairs: list[tuple[int, int]]) -> None
     shares = busy_shares(starts, ends)
     assert shares.sum() == pytest.approx(len(covered))
     assert (shares <= np.maximum(ends - starts, 0) + 1e-9).all()
+
+
+def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
+    run, config = RunFolder(str(tmp_path)), _config(rounds=1)
+    run.write_table("round-00/prompts", _table([{"candidate_id": "a"}], schemas.PROMPTS))
+    times = [("one", 20.0, 24.0), ("one", 23.0, 30.0), ("one", 40.0, 45.0), ("two", 50.0, 60.0)]
+    rows = [{"candidate_id": str(n), "engine": e, "started_at": a, "finished_at": b} for n, (e, a, b) in enumerate(times)]
+    run.write_table("round-00/completions", _table(rows, schemas.COMPLETIONS))
+    engines = {"one": {"created_at": 0.0, "ready_at": 15.0}, "two": {"created_at": 47.0, "ready_at": 49.0}}
+    record = {"began_at": 0.0, "ended_at": 61.0, "backpressure_seconds": 8.0, "engines": engines}
+    run.write_json("round-00/completions.engines/1.json", record)
+    time = engine_time(config, run)
+    # One is replaced by two at 47: it starts for 15, works 10 + 5, has nothing for 15 (4 of them held back), ends at 45.
+    assert time["busy_seconds"] == pytest.approx(15 + 10)
+    assert time["idle_seconds"] == pytest.approx({"start_up": 15 + 2, "waiting_for_input": 11 + 0, "back_pressure": 4 + 1, "tail": 2 + 1})
+    assert time["busy_seconds"] + sum(time["idle_seconds"].values()) == pytest.approx(47 + 14)
+    summary = {"engine_time": time, "generated_tokens": 300_000, "prompt_tokens": 700_000, "correct": 4}
+    assert money(config, summary) == {}
+    priced = config.model_copy(
+        update={"engine": config.engine.model_copy(update={"price_per_hour": 36.0, "price_per_million_tokens": 2.0})}
+    )
+    assert money(priced, summary) == pytest.approx({"engine_hours": 0.61, "tokens": 2.0, "total": 2.61, "per_accepted": 0.6525})
 
 
 # a small run folder -----------------------------------------------------------------------------

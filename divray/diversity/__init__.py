@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from divray.diversity.clusters import Decisions, decide
 from divray.diversity.conflicts import label_conflicts
+from divray.diversity.distinct import collapse
 from divray.diversity.embeddings import Encoder
+from divray.diversity.files import deduplicate_files
 from divray.diversity.leaks import near_reference
 from divray.diversity.neighbours import Pairs, near_duplicates, nearest_neighbours
 from divray.diversity.overlap import max_rouge_l, self_bleu
 from divray.diversity.scores import diversity_of, vendi_score
 from divray.diversity.semantic import novelty, semantic_pairs
-from divray.diversity.shingles import Shingles, collapse, shingle
+from divray.diversity.shingles import Shingles, shingle
 from divray.diversity.stage import deduplicate, fixed_items
+from divray.diversity.tables import DedupSettings, near_duplicate_clusters
 
 __all__ = [
     "Decisions",
+    "DedupSettings",
     "Encoder",
     "Pairs",
     "Shingles",
     "collapse",
     "decide",
     "deduplicate",
+    "deduplicate_files",
     "diversity_of",
     "fixed_items",
     "label_conflicts",
     "max_rouge_l",
+    "near_duplicate_clusters",
     "near_duplicates",
     "near_reference",
     "nearest_neighbours",

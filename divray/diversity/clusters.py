@@ -1,23 +1,46 @@
 """Which of the near-duplicates stay, and why.
 
-Near pairs make a graph.  Its connected components are the clusters.  What stays is a greedy
-independent set: items are visited in a stated order and kept unless near one that already is.
-Hence no two kept items are near, and every dropped one is near a kept one; a chain a-b-c whose ends
-are not near keeps both ends, where one item a component would lose one.
+Near pairs make a graph.  Its connected components are the clusters.  Items are visited in a stated order,
+and one of two rules says what stays:
+
+``component``: of each cluster the first item.
+``independent``: a greedy independent set: an item is kept unless near one that already is.  Hence no two
+kept items are near, and every dropped one is near a kept one; a chain a-b-c whose ends are not near keeps
+both ends, where one item a component would lose one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit
 
 from divray.diversity.neighbours import Pairs, best_of
 
+Rule: TypeAlias = Literal["component", "independent"]
+
 SEED_PREFIX = "seed:"
 """Items whose id starts so are seed examples."""
+
+NEAR, CHAINED = 0, 1
+REASONS = (
+    "near copy of",
+    "linked by near copies to",
+    "kept: fixed",
+    "kept: no near neighbour",
+    "kept: near only to dropped ones",
+    "kept: most correct of its cluster",
+    "kept: most central of its cluster",
+    "kept: first id of its cluster",
+)
+"""What ``Decisions.why`` numbers; the first two name the item that stays instead."""
+_FIXED, _ALONE, _LEFT, _CORRECT, _CENTRAL, _FIRST = range(2, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,95 +50,153 @@ class Decisions:
     Attributes:
         cluster: int64 ``[n]``, the item with the smallest id in the connected component.
         kept: bool ``[n]``.
-        copy_of: int64 ``[n]``, for a dropped item the most similar kept one (then the smallest id), else -1.
+        copy_of: int64 ``[n]``, for a dropped item the most similar kept one (then the smallest id), or, where it
+            is near no kept one, the one that its component keeps; else -1.
         copy_similarity: float64 ``[n]``, similarity to ``copy_of``, else 0.
-        reason: Why, in words.
+        why: int8 ``[n]``, index into :data:`REASONS`.
     """
 
     cluster: npt.NDArray[np.int64]
     kept: npt.NDArray[np.bool_]
     copy_of: npt.NDArray[np.int64]
     copy_similarity: npt.NDArray[np.float64]
-    reason: list[str]
+    why: npt.NDArray[np.int8]
+
+    def reasons(self, ids: Any) -> pa.StringArray:
+        """Why, in words: strings ``[n]`` that name other items by ``ids``, an Arrow array or a sequence ``[n]``."""
+        return in_words(self.why, self.copy_of, self.copy_similarity, ids)
+
+
+def in_words(why: npt.NDArray[np.int8], copy_of: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64], ids: Any) -> pa.StringArray:
+    """The sentence of each item; ``copy_of`` indexes ``ids``."""
+    words = pa.array(REASONS, pa.string()).take(pa.array(why))
+    dropped = np.flatnonzero(why <= CHAINED)
+    if len(dropped) == 0:
+        return words
+    ids = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+    named = ids.take(pa.array(copy_of[dropped])).cast(pa.string())
+    if isinstance(named, pa.ChunkedArray):
+        named = named.combine_chunks()
+    named = pc.replace_substring_regex(named, f"^{SEED_PREFIX}", "seed ")
+    levels = pa.array([f" ({level / 100:.2f})" for level in range(101)], pa.string())
+    values = levels.take(pa.array(np.round(100 * similarity[dropped]).astype(np.int64)))
+    values = pc.if_else(pa.array(why[dropped] == NEAR), values, "")
+    said = pc.binary_join_element_wise(pc.binary_join_element_wise(words.take(pa.array(dropped)), named, " "), values, "")
+    return pc.replace_with_mask(words, pa.array(why <= CHAINED), said)
 
 
 def decide(
-    ids: Sequence[str],
+    ids: Sequence[Any] | pa.Array | pa.ChunkedArray,
     pairs: Pairs,
     correctness: npt.NDArray[np.float64] | None = None,
     fixed: npt.NDArray[np.bool_] | None = None,
-    group: npt.NDArray[np.int64] | None = None,
+    group: npt.NDArray[np.integer[Any]] | None = None,
+    rule: Rule = "independent",
 ) -> Decisions:
-    """Decide what stays by a greedy independent set.
+    """Decide what stays.
 
     The order is: fixed items, then correctness descending, centrality (number of near neighbours)
-    descending, id ascending.  Fixed items always stay, near each other or not.
+    descending, id ascending.  Fixed items always stay, near each other or not.  Items without near
+    neighbours cost next to nothing: only the others are ordered.
 
     Args:
-        ids: ``n`` distinct names.
+        ids: ``n`` distinct names, strings (ordered by code points) or integers.
         pairs: Near pairs; of rows, or of groups where ``group`` is given.
         correctness: float64 ``[n]`` or none; NaN counts as the lowest.
         fixed: bool ``[n]``, items that stay in any case (seeds, samples of earlier rounds).
-        group: int64 ``[n]``, equal for identical items, from 0 without gaps; pairs then join groups, and
+        group: int ``[n]``, equal for identical items, from 0 without gaps; pairs then join groups, and
             the members of a group are near each other with similarity 1.
+        rule: Of each component one item, or a greedy independent set.
     """
     n = len(ids)
-    fixed = np.zeros(n, bool) if fixed is None else fixed
     group = np.arange(n) if group is None else group
-    score = np.zeros(n) if correctness is None else np.where(np.isnan(correctness), -np.inf, correctness)
-    by_id = np.empty(n, np.int64)
-    by_id[sorted(range(n), key=ids.__getitem__)] = np.arange(n)
-    size = np.bincount(group, minlength=0)
+    size = np.bincount(group, minlength=1)
+    met = size > 1
+    met[pairs.left] = True
+    met[pairs.right] = True
+    rows = np.flatnonzero(met[group])
+    why = np.full(n, _ALONE, np.int8)
+    cluster, copy_of, copy_similarity, kept = np.arange(n), np.full(n, -1), np.zeros(n), np.ones(n, bool)
+    if fixed is not None:
+        why[fixed] = _FIXED
+    if len(rows):
+        number = np.cumsum(met) - 1
+        pairs = Pairs(number[pairs.left], number[pairs.right], pairs.similarity)
+        score = np.zeros(len(rows)) if correctness is None else np.nan_to_num(correctness[rows], nan=-np.inf)
+        held = np.zeros(len(rows), bool) if fixed is None else fixed[rows]
+        by_id = ranks((ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)).take(pa.array(rows)))
+        part = _decide(by_id, pairs, score, held, number[group[rows]], size[met], rule)
+        cluster[rows], kept[rows], copy_similarity[rows], why[rows] = rows[part.cluster], part.kept, part.copy_similarity, part.why
+        copy_of[rows] = np.where(part.copy_of >= 0, rows[part.copy_of], -1)
+    return Decisions(cluster, kept, copy_of, copy_similarity, why)
+
+
+def _decide(
+    by_id: npt.NDArray[np.int64],
+    pairs: Pairs,
+    score: npt.NDArray[np.float64],
+    fixed: npt.NDArray[np.bool_],
+    group: npt.NDArray[np.int64],
+    size: npt.NDArray[np.int64],
+    rule: Rule,
+) -> Decisions:
     groups = len(size)
     neighbours = np.bincount(pairs.left, size[pairs.right], groups) + np.bincount(pairs.right, size[pairs.left], groups)
     centrality = (neighbours + size - 1).astype(np.int64)[group]
-
-    order = np.lexsort((by_id, -centrality, -score, ~fixed))
-    best = np.full(groups, -1, np.int64)
-    best[group[order][::-1]] = order[::-1]
-    kept = _independent(order, best, group, fixed, pairs)
-
-    keeper = np.full(groups, -1, np.int64)
-    kept_rows = np.flatnonzero(kept)
-    kept_rows = kept_rows[np.argsort(-by_id[kept_rows])]
-    keeper[group[kept_rows]] = kept_rows
-    copy_of, copy_similarity = _keepers(kept, keeper, group, by_id, pairs)
+    order = _in_order(fixed, score, centrality, by_id)
     component = components(groups, pairs.left, pairs.right)[group]
-    cluster = _smallest(component, by_id)
-    reason = _reasons(ids, kept, fixed, copy_of, copy_similarity, centrality, score, order, component)
-    return Decisions(cluster, kept, copy_of, copy_similarity, reason)
+    first = _first_of(component, order)
+    if rule == "component":
+        kept = fixed.copy()
+        kept[first] = True
+    else:
+        kept = _independent(order, group, fixed, groups, pairs.left, pairs.right)
+
+    ascending = np.argsort(by_id)
+    keeper = np.full(groups, -1, np.int64)
+    kept_rows = ascending[kept[ascending]][::-1]
+    keeper[group[kept_rows]] = kept_rows
+    copy_of, copy_similarity, near = _keepers(kept, keeper, group, by_id, pairs)
+    copy_of = np.where(kept | near, copy_of, first[component])
+
+    loose = order[fixed.sum() :]
+    best, last = _first_of(component, loose), _first_of(component, loose[::-1])
+    best, last = best[component], last[component]
+    correct, central = score > score[last], centrality > centrality[last]
+    rows = np.arange(len(group))
+    choices = [fixed, ~kept & near, ~kept, centrality == 0, best != rows, correct, central]
+    why = np.select(choices, [_FIXED, NEAR, CHAINED, _ALONE, _LEFT, _CORRECT, _CENTRAL], _FIRST).astype(np.int8)
+    return Decisions(_first_of(component, ascending)[component], kept, copy_of, copy_similarity, why)
 
 
 def components(n: int, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Connected component of each of ``n`` nodes, int64 ``[n]`` from 0 without gaps."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(n, n))
-    return connected_components(graph, directed=False)[1].astype(np.int64) if n else np.zeros(0, np.int64)
+    """Connected component of each of ``n`` nodes, int64 ``[n]`` from 0 without gaps, in order of their first nodes."""
+    return _components(n, left, right)
 
 
-def _independent(
-    order: npt.NDArray[np.int64],
-    best: npt.NDArray[np.int64],
-    group: npt.NDArray[np.int64],
-    fixed: npt.NDArray[np.bool_],
-    pairs: Pairs,
-) -> npt.NDArray[np.bool_]:
-    groups = len(best)
-    rows = np.concatenate([pairs.left, pairs.right])
-    others = np.concatenate([pairs.right, pairs.left])[np.argsort(rows, kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=groups))])
-    kept = fixed.copy()
-    blocked = np.zeros(groups, bool)
-    for item in order:
-        home = group[item]
-        if not fixed[item] and (blocked[home] or best[home] != item):
-            continue
-        kept[item] = True
-        blocked[others[starts[home] : starts[home + 1]]] = True
-        blocked[home] = True
-    return kept
+def ranks(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """The place of each id in their ascending order, int64 ``[n]``; strings by code points."""
+    places = np.empty(len(ids), np.int64)
+    places[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
+    return places
+
+
+def _in_order(
+    fixed: npt.NDArray[np.bool_], score: npt.NDArray[np.float64], centrality: npt.NDArray[np.int64], by_id: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Fixed items, then by score and centrality descending, then by id."""
+    order = np.argsort((centrality.max(initial=0) - centrality) << 32 | by_id)
+    if len(score) and (score != score[0]).any():
+        order = order[np.argsort(-score[order], kind="stable")]
+    held = fixed[order]
+    return np.concatenate([order[held], order[~held]])
+
+
+def _first_of(component: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first item of each component in ``order``; -1 where it holds none."""
+    first = np.full(component.max(initial=-1) + 1, -1, np.int64)
+    first[component[order[::-1]]] = order[::-1]
+    return first
 
 
 def _keepers(
@@ -124,58 +205,66 @@ def _keepers(
     group: npt.NDArray[np.int64],
     by_id: npt.NDArray[np.int64],
     pairs: Pairs,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """For each dropped item its kept neighbour: in its own group, else over the pairs of groups."""
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """For each dropped item its kept neighbour, in its own group, else over the pairs of groups; and whether it has one."""
     has = keeper >= 0
-    rows, others = np.concatenate([pairs.left, pairs.right]), np.concatenate([pairs.right, pairs.left])
-    useful = has[others]
-    nearest, similarity = best_of(len(keeper), rows[useful], others[useful], np.tile(pairs.similarity, 2)[useful], by_id[keeper])
+    nearest, similarity = best_of(len(keeper), *pairs, by_id[keeper], has)
     inside = has[group]
+    near = inside | (nearest[group] >= 0)
     copy_of = np.where(inside, keeper[group], keeper[nearest[group]])
     values = np.where(inside, 1.0, similarity[group])
-    return np.where(kept, -1, copy_of), np.where(kept, 0.0, values)
+    return np.where(kept | ~near, -1, copy_of), np.where(kept, 0.0, values), near
 
 
-def _smallest(component: npt.NDArray[np.int64], by_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    names = np.empty(component.max(initial=-1) + 1, np.int64)
-    descending = np.argsort(-by_id)
-    names[component[descending]] = descending
-    return names[component]
+@njit(cache=True)
+def _root(parent, node):  # type: ignore[no-untyped-def]
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
 
 
-def _reasons(
-    ids: Sequence[str],
-    kept: npt.NDArray[np.bool_],
-    fixed: npt.NDArray[np.bool_],
-    copy_of: npt.NDArray[np.int64],
-    copy_similarity: npt.NDArray[np.float64],
-    centrality: npt.NDArray[np.int64],
-    score: npt.NDArray[np.float64],
-    order: npt.NDArray[np.int64],
-    component: npt.NDArray[np.int64],
-) -> list[str]:
-    members: dict[int, list[int]] = {}
-    for item in order[fixed.sum() :]:
-        members.setdefault(int(component[item]), []).append(int(item))
-    reasons = []
-    for item in range(len(ids)):
-        home = int(component[item])
-        if fixed[item]:
-            reasons.append("kept: fixed")
-        elif not kept[item]:
-            reasons.append(f"near copy of {_named(ids[copy_of[item]])} ({copy_similarity[item]:.2f})")
-        elif centrality[item] == 0:
-            reasons.append("kept: no near neighbour")
-        elif members[home][0] != item:
-            reasons.append("kept: near only to dropped ones")
-        elif score[item] > score[members[home][-1]]:
-            reasons.append("kept: most correct of its cluster")
-        elif centrality[item] > centrality[members[home][-1]]:
-            reasons.append("kept: most central of its cluster")
+@njit(cache=True)
+def _components(n, left, right):  # type: ignore[no-untyped-def]
+    """Union-find, the smaller node as the root (Tarjan 1975, with path halving)."""
+    parent = np.arange(n)
+    for edge in range(len(left)):
+        one, two = _root(parent, left[edge]), _root(parent, right[edge])
+        if one < two:
+            parent[two] = one
         else:
-            reasons.append("kept: first id of its cluster")
-    return reasons
+            parent[one] = two
+    label, count = np.empty(n, np.int64), 0
+    for node in range(n):
+        root = _root(parent, node)
+        if root == node:
+            label[node] = count
+            count += 1
+        else:
+            label[node] = label[root]
+    return label
 
 
-def _named(item: str) -> str:
-    return f"seed {item.removeprefix(SEED_PREFIX)}" if item.startswith(SEED_PREFIX) else item
+@njit(cache=True)
+def _independent(order, group, fixed, groups, left, right):  # type: ignore[no-untyped-def]
+    starts = np.zeros(groups + 1, np.int64)
+    for edge in range(len(left)):
+        starts[left[edge] + 1] += 1
+        starts[right[edge] + 1] += 1
+    for node in range(groups):
+        starts[node + 1] += starts[node]
+    ends, others = starts[:-1].copy(), np.empty(2 * len(left), np.int64)
+    for edge in range(len(left)):
+        for one, two in ((left[edge], right[edge]), (right[edge], left[edge])):
+            others[ends[one]] = two
+            ends[one] += 1
+    kept, blocked = fixed.copy(), np.zeros(groups, np.bool_)
+    for item in order:
+        home = group[item]
+        if blocked[home] and not fixed[item]:
+            continue
+        kept[item] = True
+        blocked[home] = True
+        for place in range(starts[home], ends[home]):
+            blocked[others[place]] = True
+    return kept

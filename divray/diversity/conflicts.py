@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import DiversityConfig
+from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import Pairs, best_of, near_duplicates
-from divray.diversity.shingles import Shingles, collapse, shingle
+from divray.diversity.shingles import Shingles, shingle
 from divray.diversity.texts import compared_texts
 
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
@@ -66,7 +67,7 @@ def label_conflicts(
         left, right, similarity = left[same], right[same], similarity[same]
     by_id = _ranks(rows[identity])
     preference = np.argsort(np.lexsort((by_id[items], new[items])))
-    other, best = best_of(len(items), np.append(left, right), np.append(right, left), np.tile(similarity, 2), preference)
+    other, best = best_of(len(items), left, right, similarity, preference, np.ones(len(items), bool))
     found = np.flatnonzero(new & (other[item_of] >= 0))
     against = pa.array(items[other[item_of[found]]])
     made = {

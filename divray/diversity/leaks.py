@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from divray.config import DiversityConfig
 from divray.diversity.conflicts import SPANS
+from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import best_of, near_duplicates
-from divray.diversity.shingles import collapse, shingle
+from divray.diversity.shingles import shingle
 from divray.diversity.texts import compared_texts
+
+Rows = npt.NDArray[np.int64]
 
 
 def near_reference(
@@ -49,12 +53,12 @@ def near_reference(
         sides = (np.concatenate([own, pairs.left, pairs.right]), np.concatenate([own, pairs.right, pairs.left]))
         similarity = np.concatenate([np.ones(len(first)), np.tile(pairs.similarity, 2)])
         useful = keeper[sides[1]] >= 0
-        nearest, best = best_of(len(first), sides[0][useful], keeper[sides[1][useful]], similarity[useful], preference)
+        nearest, best = _best_reference(len(first), sides[0][useful], keeper[sides[1][useful]], similarity[useful], preference)
         near = np.flatnonzero(nearest[group[:n]] >= 0)
         rows.append(near)
         others.append(nearest[group[near]])
         values.append(best[group[near]])
-    nearest, best = best_of(n, np.concatenate(rows), np.concatenate(others), np.concatenate(values), preference)
+    nearest, best = _best_reference(n, np.concatenate(rows), np.concatenate(others), np.concatenate(values), preference)
     near = np.flatnonzero(nearest >= 0)
     made = {
         identity: pa.array([ids[row] for row in near], pa.string()),
@@ -62,3 +66,13 @@ def near_reference(
         "similarity": pa.array(best[near], pa.float64()),
     }
     return pa.table(made).sort_by(identity)
+
+
+def _best_reference(
+    n: int, rows: Rows, others: Rows, similarity: npt.NDArray[np.float64], preference: Rows
+) -> tuple[Rows, npt.NDArray[np.float64]]:
+    """For each of ``n`` rows the best of the references ``others[i]`` that ``rows[i]`` is near, -1 where there is none."""
+    total = n + len(preference)
+    ranks = np.concatenate([np.zeros(n, np.int64), preference])
+    nearest, best = best_of(total, rows, n + others, similarity, ranks, np.arange(total) >= n)
+    return np.where(nearest[:n] >= 0, nearest[:n] - n, -1), best[:n]

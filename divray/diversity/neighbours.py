@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from divray.diversity.minhash import choose_bands, minhash_join
-from divray.diversity.prefixes import exact_join, join_cost, nearest_cost, nearest_sets, rank
+from divray.diversity.nearest import nearest_cost, nearest_sets, rank
+from divray.diversity.prefixes import Found, exact_join
 from divray.diversity.shingles import Shingles
 from divray.errors import InputError
+
+Method: TypeAlias = Literal["auto", "exact", "minhash"]
 
 EXACT_ROWS = 2_000
 """Up to this many sets the join is exact whatever it costs."""
@@ -40,7 +44,7 @@ def near_duplicates(
     threshold: float,
     permutations: int | None = None,
     bands: int | None = None,
-    method: Literal["auto", "exact", "minhash"] = "auto",
+    method: Method = "auto",
 ) -> Pairs:
     """All pairs of sets whose Jaccard similarity is at least ``threshold``.
 
@@ -63,19 +67,30 @@ def near_duplicates(
     Raises:
         InputError: the threshold is out of range, or the bands don't divide the permutations.
     """
+    return _sorted(*find_pairs(Shingles(offsets, values), threshold, permutations, bands, method))
+
+
+def find_pairs(
+    shingles: Shingles,
+    threshold: float,
+    permutations: int | None = None,
+    bands: int | None = None,
+    method: Method = "auto",
+) -> Found:
+    """:func:`near_duplicates` in no set order: ``(row, row, similarity)``."""
     if not 0 < threshold <= 1:
         raise InputError("diversity", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
-    shingles = Shingles(offsets, values)
     n = len(shingles)
     if n < 2:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     if method != "minhash":
-        ranked = rank(shingles)
-        if method == "exact" or n <= EXACT_ROWS or join_cost(ranked, threshold) <= EXACT_VISITS:
-            return _sorted(*exact_join(ranked, threshold))
+        most_visits = None if method == "exact" or n <= EXACT_ROWS else EXACT_VISITS
+        found = exact_join(shingles, threshold, most_visits)
+        if found is not None:
+            return found
     if permutations is None or bands is None:
         permutations, bands = choose_bands(threshold)
-    return _sorted(*minhash_join(shingles, threshold, permutations, bands))
+    return minhash_join(shingles, threshold, permutations, bands)
 
 
 def nearest_neighbours(
@@ -100,29 +115,74 @@ def nearest_neighbours(
         ranked = rank(shingles)
         if n <= EXACT_ROWS or nearest_cost(ranked) <= EXACT_VISITS:
             return nearest_sets(ranked, preference, floor)
-    pairs = pairs.at_least(floor)
-    rows, others = np.concatenate([pairs.left, pairs.right]), np.concatenate([pairs.right, pairs.left])
-    return best_of(n, rows, others, np.tile(pairs.similarity, 2), preference)
+    return best_of(n, *pairs.at_least(floor), preference, np.ones(n, bool))
+
+
+def nearest_items(
+    group: npt.NDArray[np.integer[Any]],
+    preference: npt.NDArray[np.int64],
+    pairs: Pairs,
+    sets: Shingles | None = None,
+    floor: float = 0.0,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For every item the most similar other one, where items of a group are equal.
+
+    Args:
+        group: int ``[n]``, from 0 without gaps.
+        preference: int64 ``[n]``; among equally similar items the one with the lowest is named.
+        pairs: Near pairs of groups; only these are looked at, unless ``sets``, the groups' sets, are given.
+        floor: Least similarity that counts; only with ``sets``.
+
+    Returns:
+        int64 ``[n]`` items (-1 where there is none) and float64 ``[n]`` similarities (then 0).
+    """
+    order = np.lexsort((preference, group))
+    first = np.ones(len(order), bool)
+    first[1:] = group[order[1:]] != group[order[:-1]]
+    best = order[first]  # of each group the most preferred item
+    if sets is None:
+        other, similarity = best_of(len(best), *pairs, preference[best], np.ones(len(best), bool))
+    else:
+        other, similarity = nearest_neighbours(sets, preference[best], floor, pairs)
+    nearest, values = np.where(other[group] >= 0, best[other[group]], -1), similarity[group]
+    # A twin is nearer than any: for the most preferred of a group the second, for the others that one.
+    second = np.full(len(best), -1, np.int64)
+    seconds = np.flatnonzero(~first & np.append(False, first[:-1]))
+    second[group[order[seconds]]] = order[seconds]
+    twin = np.where(best[group] == np.arange(len(group)), second[group], best[group])
+    return np.where(twin >= 0, twin, nearest), np.where(twin >= 0, 1.0, values)
 
 
 def best_of(
     n: int,
-    rows: npt.NDArray[np.int64],
-    others: npt.NDArray[np.int64],
+    left: npt.NDArray[np.int64],
+    right: npt.NDArray[np.int64],
     similarity: npt.NDArray[np.float64],
     preference: npt.NDArray[np.int64],
+    candidate: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Of the directed edges ``rows -> others`` each row's best: highest similarity, then lowest ``preference`` of the other."""
-    order = np.lexsort((preference[others], -similarity, rows))
-    rows, others, similarity = rows[order], others[order], similarity[order]
-    first = np.ones(len(rows), bool)
-    first[1:] = rows[1:] != rows[:-1]
+    """Each node's best neighbour that is a ``candidate``: highest similarity, then lowest ``preference``.
+
+    Returns:
+        int64 ``[n]`` (-1 where there is none) and the similarities, float64 ``[n]`` (then 0).
+    """
     nearest, best = np.full(n, -1, np.int64), np.zeros(n)
-    nearest[rows[first]], best[rows[first]] = others[first], similarity[first]
+    _best_of(left, right, similarity, preference, candidate, nearest, best)
     return nearest, best
 
 
 def _sorted(one: npt.NDArray[np.int64], two: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]) -> Pairs:
     left, right = np.minimum(one, two), np.maximum(one, two)
-    order = np.lexsort((right, left))
+    order = np.argsort(left << 32 | right)
     return Pairs(left[order], right[order], similarity[order])
+
+
+@njit(cache=True)
+def _best_of(left, right, similarity, preference, candidate, nearest, best):  # type: ignore[no-untyped-def]
+    for edge in range(len(left)):
+        value = similarity[edge]
+        for node, other in ((left[edge], right[edge]), (right[edge], left[edge])):
+            if not candidate[other] or value < best[node]:
+                continue
+            if value > best[node] or preference[other] < preference[nearest[node]]:
+                nearest[node], best[node] = other, value

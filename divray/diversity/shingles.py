@@ -28,6 +28,7 @@ _SPACE = r"[\s\v\x{1c}-\x{1f}\x{85}\p{Z}]"
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR = np.uint64(0xD1342543DE82EF95)
 
 
 class Shingles(NamedTuple):
@@ -81,18 +82,15 @@ def shingle(
     if array.null_count:
         row = pc.index(array.is_null(), True).as_py()
         raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
-    array = normalise(array, lower, strip_punctuation)
-    _, offset_buffer, data = array.buffers()
-    offsets, characters = np.zeros(1, np.int64), np.zeros(1, np.uint8)
-    if len(array):
-        offsets = np.frombuffer(offset_buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
-    if data is not None and data.size:
-        characters = np.frombuffer(data, dtype=np.uint8)
+    offsets, characters = _buffers(normalise(array, lower, strip_punctuation))
     return Shingles(*_hash_shingles(offsets, characters, size, kind == "word"))
 
 
 def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = False) -> pa.Array:
-    """Lower-case as ``str.lower`` does, and turn the blanks beyond ASCII into plain ones; a ``large_string`` array."""
+    """Lower-case as ``str.lower`` does, and turn the blanks beyond ASCII into plain ones; a ``large_string`` array.
+
+    Bytes that are no UTF-8 (files hold them, Arrow does not look) count as U+FFFD, each faulty sequence as one.
+    """
     array = array.cast(pa.large_string())
     if len(array) and (array.offset or np.frombuffer(array.buffers()[1], np.int64, 1)[0]):
         array = array.take(pa.array(np.arange(len(array))))  # ascii_lower misreads data that don't start at 0 (pyarrow 26.0)
@@ -101,9 +99,11 @@ def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = Fal
     if lower:
         lowered = pc.ascii_lower(array)
         if foreign is not None:
-            exact = pa.array([text.lower() for text in array.filter(foreign).to_pylist()], pa.large_string())
+            exact = pa.array([text.lower() for text in decoded(array.filter(foreign))], pa.large_string())
             lowered = pc.replace_with_mask(lowered, foreign, exact)
         array = lowered
+    elif foreign is not None:
+        array = pc.replace_with_mask(array, foreign, pa.array(decoded(array.filter(foreign)), pa.large_string()))
     if foreign is not None:
         array = pc.replace_substring_regex(array, r"[\x{85}\p{Z}]", " ")
     if strip_punctuation:
@@ -112,27 +112,25 @@ def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = Fal
     return array
 
 
-def collapse(shingles: Shingles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Group the rows whose sets are equal.
+def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    """One hash a text, of its bytes as they are; uint64 ``[n]``."""
+    return _hash_texts(*_buffers(texts.cast(pa.large_string())))
 
-    Returns:
-        ``(first, group)``: ``first[g]`` is the smallest row of group ``g`` (ascending), ``group[i]`` the group of row ``i``.
-    """
-    n = len(shingles)
-    if n == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    keys = _set_keys(shingles.offsets, shingles.values)
-    order = np.lexsort((np.arange(n), keys[:, 1], keys[:, 0]))
-    ordered = keys[order]
-    new = np.ones(n, bool)
-    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    smallest = order[new]
-    rank = np.empty(len(smallest), np.int64)
-    by_row = np.argsort(smallest)
-    rank[by_row] = np.arange(len(smallest))
-    group = np.empty(n, np.int64)
-    group[order] = rank[np.cumsum(new) - 1]
-    return smallest[by_row].astype(np.int64), group
+
+def _buffers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets ``[n + 1]`` and bytes of a ``large_string`` array."""
+    _, offset_buffer, data = array.buffers()
+    offsets, characters = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+    if len(array):
+        offsets = np.frombuffer(offset_buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    if data is not None and data.size:
+        characters = np.frombuffer(data, dtype=np.uint8)
+    return offsets, characters
+
+
+def decoded(texts: pa.Array) -> list[str]:
+    """Python strings, with U+FFFD for bytes that are no UTF-8."""
+    return [data.decode("utf-8", "replace") for data in texts.cast(pa.large_binary()).to_pylist()]
 
 
 def _flat(texts: Any) -> pa.Array:
@@ -142,7 +140,7 @@ def _flat(texts: Any) -> pa.Array:
 
 
 @njit(cache=True)
-def _mix(value: np.uint64) -> np.uint64:
+def mix(value: np.uint64) -> np.uint64:
     # The finaliser of splitmix64 (Steele et al. 2014).
     value = (value ^ (value >> np.uint64(30))) * _MIX_1
     value = (value ^ (value >> np.uint64(27))) * _MIX_2
@@ -179,18 +177,34 @@ def sort_unsigned(values, start, end):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _hash_words(characters, start, end, units):  # type: ignore[no-untyped-def]
     """Hash each word of one text into ``units``; returns how many there are."""
-    count, inside, state = 0, False, _FNV_OFFSET
+    count, length = 0, np.uint64(0)
+    state, eight = _FNV_OFFSET, np.uint64(0)
     for position in range(start, end):
         byte = characters[position]
-        if not _is_space(byte):
-            state, inside = (state ^ np.uint64(byte)) * _FNV_PRIME, True
-        elif inside:
-            units[count] = _mix(state)
-            count, inside, state = count + 1, False, _FNV_OFFSET
-    if inside:
-        units[count] = _mix(state)
+        if byte > 32 or not _is_space(byte):
+            eight = eight << np.uint64(8) | np.uint64(byte)
+            length += np.uint64(1)
+            if length & np.uint64(7) == 0:
+                state, eight = mix(state ^ eight), np.uint64(0)
+        elif length:
+            units[count] = mix((state ^ eight) + length * _STEP)
+            count, length = count + 1, np.uint64(0)
+            state, eight = _FNV_OFFSET, np.uint64(0)
+    if length:
+        units[count] = mix((state ^ eight) + length * _STEP)
         count += 1
     return count
+
+
+@njit(cache=True)
+def _hash_texts(offsets, characters):  # type: ignore[no-untyped-def]
+    hashes = np.empty(len(offsets) - 1, np.uint64)
+    for i in range(len(hashes)):
+        state = np.uint64(offsets[i + 1] - offsets[i])
+        for position in range(offsets[i], offsets[i + 1]):
+            state = (state ^ np.uint64(characters[position])) * _FNV_PRIME
+        hashes[i] = mix(state)
+    return hashes
 
 
 @njit(cache=True)
@@ -198,21 +212,80 @@ def _hash_characters(characters, start, end, units):  # type: ignore[no-untyped-
     """Hash each code point of one text into ``units``, a run of blanks as one; returns how many there are."""
     count, blank, position = 0, False, start
     while position < end:
-        if _is_space(characters[position]):
+        byte = characters[position]
+        if byte <= 32 and _is_space(byte):
             blank = count > 0
             position += 1
             continue
         if blank:
-            units[count] = _mix(np.uint64(32))
+            units[count] = mix(np.uint64(32))
             count, blank = count + 1, False
-        state = (_FNV_OFFSET ^ np.uint64(characters[position])) * _FNV_PRIME
+        point = np.uint64(byte)
         position += 1
         while position < end and characters[position] & 0xC0 == 0x80:
-            state = (state ^ np.uint64(characters[position])) * _FNV_PRIME
+            point = point << np.uint64(8) | np.uint64(characters[position])
             position += 1
-        units[count] = _mix(state)
+        units[count] = mix(point)
         count += 1
     return count
+
+
+@njit(cache=True)
+def _rank_into(source, start, end, target):  # type: ignore[no-untyped-def]
+    """Put ``source[start:end]`` into the same slots of ``target`` in order; of a repeated value's slots all but the first are 0.
+
+    Each value's place is the number of smaller ones: no branch to mispredict, and the inner loop is one of vectors.
+    """
+    for i in range(start, end):
+        target[i] = 0
+    for i in range(start, end):
+        value, smaller = source[i], np.int64(0)
+        for j in range(start, end):
+            smaller += np.int64(source[j] < value)
+        target[start + smaller] = value
+
+
+@njit(cache=True)
+def _sorted_set(made, count, spare, heads, out, at):  # type: ignore[no-untyped-def]
+    """Write ``made[:count]`` to ``out[at:]``, ascending and without repeats; returns how many are left.
+
+    The values are hashes, none of them 0: their leading bits spread them evenly over buckets of about eight.
+    ``spare`` is as long as ``made``; ``heads`` holds ``count / 4 + 2`` numbers.
+    """
+    bits = 0
+    while count > 24 and count >> bits > 8:
+        bits += 1
+    if bits == 0:
+        _rank_into(made, 0, count, spare)
+    else:
+        shift = np.uint64(64 - bits)
+        for b in range((1 << bits) + 1):
+            heads[b] = 0
+        for i in range(count):
+            heads[(made[i] >> shift) + np.uint64(1)] += 1
+        for b in range(1 << bits):
+            heads[b + 1] += heads[b]
+        for i in range(count):
+            b = made[i] >> shift
+            spare[heads[b]] = made[i]
+            heads[b] += 1
+        start = 0
+        for b in range(1 << bits):
+            if heads[b] - start > 64:  # one value many times over
+                sort_unsigned(spare, start, heads[b])
+                for i in range(start, heads[b]):
+                    made[i] = spare[i]
+            else:
+                _rank_into(spare, start, heads[b], made)
+            start = heads[b]
+        spare = made
+    last = at
+    out[at] = spare[0]
+    for i in range(1, count):
+        if spare[i] != 0 and spare[i] != out[last]:
+            last += 1
+            out[last] = spare[i]
+    return last + 1 - at
 
 
 @njit(cache=True)
@@ -222,7 +295,8 @@ def _hash_shingles(offsets, characters, size, words):  # type: ignore[no-untyped
     longest = 0
     for i in range(n):
         longest = max(longest, offsets[i + 1] - offsets[i])
-    units = np.empty(longest + 2, np.uint64)
+    units, made, spare = np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64)
+    heads = np.empty(longest // 4 + 4, np.int64)
     out = np.empty(max(16, (offsets[n] - offsets[0]) // (5 if words else 1) + n), np.uint64)
     cursor = 0
     for i in range(n):
@@ -231,37 +305,17 @@ def _hash_shingles(offsets, characters, size, words):  # type: ignore[no-untyped
         else:
             count = _hash_characters(characters, offsets[i], offsets[i + 1], units)
         width = min(size, count)
-        made = count - width + 1
-        if cursor + made > len(out):
-            larger = np.empty(cursor + made + len(out) // 2, np.uint64)
+        grams = count - width + 1
+        if cursor + grams > len(out):
+            larger = np.empty(cursor + grams + len(out) // 2, np.uint64)
             for j in range(cursor):
                 larger[j] = out[j]
             out = larger
-        for j in range(made):
-            state = _STEP
+        for j in range(grams):
+            state = np.uint64(width)
             for k in range(width):
-                state = _mix((state ^ units[j + k]) * _FNV_PRIME + _STEP)
-            out[cursor + j] = state
-        sort_unsigned(out, cursor, cursor + made)
-        first = cursor
-        cursor += 1
-        for j in range(first + 1, first + made):
-            if out[j] != out[cursor - 1]:
-                out[cursor] = out[j]
-                cursor += 1
+                state = state * _FACTOR + units[j + k]
+            made[j] = max(mix(state), np.uint64(1))
+        cursor += _sorted_set(made, grams, spare, heads, out, cursor)
         out_offsets[i + 1] = cursor
     return out_offsets, out[:cursor]
-
-
-@njit(cache=True)
-def _set_keys(offsets, values):  # type: ignore[no-untyped-def]
-    """128 bits a set, from two independent chains over its ordered shingles."""
-    n = len(offsets) - 1
-    keys = np.empty((n, 2), np.uint64)
-    for i in range(n):
-        one, two = _STEP, _FNV_OFFSET
-        for j in range(offsets[i], offsets[i + 1]):
-            one = _mix(one ^ values[j])
-            two = _mix(two * _FNV_PRIME + values[j])
-        keys[i, 0], keys[i, 1] = one, two
-    return keys

@@ -6,17 +6,15 @@ on rows sorted by id.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import DiversityConfig
-from divray.diversity.clusters import SEED_PREFIX, decide
-from divray.diversity.neighbours import near_duplicates, nearest_neighbours
-from divray.diversity.shingles import collapse, shingle
+from divray.diversity.clusters import SEED_PREFIX, decide, in_words, ranks
+from divray.diversity.distinct import collapse
+from divray.diversity.neighbours import near_duplicates, nearest_items
+from divray.diversity.shingles import shingle
 from divray.diversity.texts import compared_texts
 from divray.errors import InputError
 
@@ -63,14 +61,18 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     """
     table = table.sort_by("candidate_id")
     n = table.num_rows
-    ids: list[str] = table["candidate_id"].to_pylist()
+    id_columns = [table["candidate_id"]]
     texts = compared_texts(table, config.mask_entities)
     if kept is not None and kept.num_rows:
         kept = kept.sort_by("candidate_id")
-        ids = ids + kept["candidate_id"].to_pylist()
+        id_columns.append(kept["candidate_id"])
         texts = texts + compared_texts(kept, config.mask_entities)
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
+    chunks = [chunk.cast(pa.large_string()) for column in id_columns for chunk in column.chunks]
+    ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
+    by_id = ranks(ids)
+    ordered = ids.take(pa.array(np.argsort(by_id)))
+    if (repeated := pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()) >= 0:
+        twice = ordered[repeated].as_py()
         raise InputError("samples", "candidate_id", f"{twice!r} occurs twice", "Give every row, and every kept item, its own id.")
     fixed = np.arange(len(ids)) >= n
     correctness = np.full(len(ids), np.nan)
@@ -81,48 +83,21 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     first, group = collapse(shingles)
     sets = shingles.take(first)
     pairs = near_duplicates(*sets, config.threshold, config.permutations, config.bands)
-    decisions = decide(ids, pairs, correctness, fixed, group)
+    decisions = decide(ids, pairs, correctness, fixed, group, config.rule)
 
-    names = np.array(ids, dtype=object)
-    by_id = np.argsort(np.argsort(names))
     preference = by_id + np.where(decisions.kept, 0, len(ids))
-    representative = _most_preferred(group, preference)
     floor = min(NEIGHBOUR_FLOOR, config.threshold)
-    nearest_set, similarity = nearest_neighbours(sets, preference[representative], floor, pairs)
-    nearest = np.where(nearest_set[group] >= 0, representative[nearest_set[group]], -1)
-    similarity = similarity[group]
-    twin = _twins(group, preference)
-    nearest, similarity = np.where(twin >= 0, twin, nearest), np.where(twin >= 0, 1.0, similarity)
+    nearest, similarity = nearest_items(group, preference, pairs.at_least(floor), sets, floor)
 
+    names = pc.fill_null(ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0)), "")
     columns = {
-        "cluster": pa.array(list(names[decisions.cluster[:n]]), pa.string()),
-        "nearest_id": pa.array([ids[item] if item >= 0 else "" for item in nearest[:n]], pa.string()),
+        "cluster": ids.take(pa.array(decisions.cluster[:n])).cast(pa.string()),
+        "nearest_id": names.cast(pa.string()),
         "similarity": pa.array(similarity[:n], pa.float64()),
         "unique": pa.array(decisions.kept[:n], pa.bool_()),
-        "reason": pa.array(decisions.reason[:n], pa.string()),
+        "reason": in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids),
     }
     for name, column in columns.items():
         at = table.schema.get_field_index(name)
         table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
     return table
-
-
-def _most_preferred(group: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The member of each group with the lowest preference."""
-    members = np.argsort(-preference)
-    out = np.zeros(group.max(initial=-1) + 1, np.int64)
-    out[group[members]] = members
-    return out
-
-
-def _twins(group: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The most preferred other member of each item's own group, -1 where it is alone."""
-    order = np.lexsort((preference, group))
-    grouped = group[order]
-    starts = np.searchsorted(grouped, grouped)
-    at_start = np.arange(len(order)) == starts
-    other = np.where(at_start, starts + 1, starts)
-    exists = (other < len(order)) & (grouped[np.minimum(other, len(order) - 1)] == grouped)
-    out = np.full(len(group), -1, np.int64)
-    out[order] = np.where(exists, order[np.minimum(other, len(order) - 1)], -1)
-    return out

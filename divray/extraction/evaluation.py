@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from divray.config import Config
 from divray.extraction.inputs import SEEDS, SELECTED, TEST, examples_of, labels_of, remote, tuned, types_usable
 from divray.extraction.metrics import main_score, score
+from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.relations import Example
 from divray.runs import RunFolder
 
-Progress = Callable[[int, int], None]
-"""Called with (trainings done, trainings in all)."""
+Progress = Callable[[int, int, str], None]
+"""Called with (models done, models in all, a word on what goes on); the LLM counts as one."""
 
 PREDICTIONS = pa.schema(
     [
@@ -41,7 +42,7 @@ PREDICTIONS = pa.schema(
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``evaluation/predictions`` and ``evaluation.json``.
+    """Write ``evaluation/predictions``, ``evaluation.json`` and ``data/test_embeddings``.
 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main
     score, ``per_seed`` and ``seeds``, ``examples`` in all, ``k`` (median a relation),
@@ -51,6 +52,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     Returns:
         Counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
+    import ray
+
     tables = training_sets(run)
     sets = {name: examples for name in tables if (examples := examples_of(run, tables[name]))}
     labels, test = labels_of(run), examples_of(run, [TEST])
@@ -65,8 +68,12 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             keys[name, seed] = key
             wanted.setdefault(key, (tables[name], typed[name], seed))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
-    _train_missing(config, run, missing, len(wanted), on_progress)
+    total = len(wanted) + config.evaluation.llm
+    embedded = None if run.files(TEST_EMBEDDINGS) else remote(embed_test, config).remote(run.uri, config.models.encoder)
+    _train_missing(config, run, missing, len(wanted), (lambda done: on_progress(done, total, "")) if on_progress else None)
 
+    if embedded is not None:
+        ray.get(embedded)
     results, predictions = {}, []
     for name, examples in sets.items():
         parts = [pq.read_table(run.path(_part(keys[name, seed])), filesystem=run.fs) for seed in config.evaluation.seeds]
@@ -82,7 +89,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     if config.evaluation.llm:
         from divray.extraction.llm import extract
 
-        asked, answers, shown = extract(config, run)
+        tell = (lambda done, rows, note: on_progress(total - 1, total, note or f"llm: {done} of {rows} sentences")) if on_progress else None
+        asked, answers, shown = extract(config, run, tell)
         predictions.append(_prediction_table("llm", config.seed, asked, answers, [None] * len(asked)))
         results["llm"] = {
             **summarise([e.relation for e in asked], [answers], labels, config),
@@ -128,13 +136,17 @@ def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labe
 
 
 def _train_missing(
-    config: Config, run: RunFolder, missing: dict[str, tuple[list[str], bool, int]], total: int, on_progress: Progress | None
+    config: Config,
+    run: RunFolder,
+    missing: dict[str, tuple[list[str], bool, int]],
+    total: int,
+    on_progress: Callable[[int], None] | None,
 ) -> None:
     import ray
 
     def tell() -> None:
         if on_progress:
-            on_progress(total - len(waiting) - len(running), total)
+            on_progress(total - len(waiting) - len(running))
 
     task = remote(_train_and_predict, config)
     waiting = list(missing.items())

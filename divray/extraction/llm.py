@@ -31,8 +31,13 @@ STRATEGY = "extract"
 Renderer = Callable[[list[dict[str, str]]], str]
 
 
-def extract(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
+def extract(
+    config: Config, run: RunFolder, on_progress: Callable[[int, int, str], None] | None = None
+) -> tuple[list[Example], list[str | None], list[Example]]:
     """Have ``models.llm`` classify the test sentences (all, or ``evaluation.llm_test_limit`` of them).
+
+    Args:
+        on_progress: See :func:`divray.sampling.engine.complete`.
 
     Returns:
         The sentences asked, in order of the test set; the label of each, ``None`` where the engine
@@ -49,7 +54,7 @@ def extract(config: Config, run: RunFolder) -> tuple[list[Example], list[str | N
         for stale in (COMPLETIONS, f"{COMPLETIONS}.checkpoint"):
             run.delete(stale)
         run.write_table(REQUESTS, table, ROWS_PER_FILE)
-    complete(config, run, source=REQUESTS, target=COMPLETIONS, model=config.models.llm, greedy=True)
+    complete(config, run, source=REQUESTS, target=COMPLETIONS, model=config.models.llm, greedy=True, on_progress=on_progress)
     rows = run.read_table(COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
     labels = {relation.name for relation in relations}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from divray.report.intervals import busy_shares
-from divray.report.scan import batches, tally
+from divray.report.scan import asked, batches, tally
 
 if TYPE_CHECKING:
     from divray.config import Config
@@ -18,7 +18,7 @@ NAIVE = "naive"
 """Strategy of the baseline prompt, which never counts as part of the loop."""
 
 STEPS = ("candidates", "valid", "unique", "correct", "selected")
-COSTS = ("generated_tokens", "prompt_tokens", "engine_seconds")
+COSTS = ("generated_tokens", "prompt_tokens", "cached_tokens", "engine_seconds")
 
 
 class Cell(NamedTuple):
@@ -105,12 +105,13 @@ def account(config: Config, run: RunFolder) -> Account:
     keys = ["round", "relation", "strategy"]
     named = {name: pc.coalesce(pads.field(name) != "", False) for name in ("conflict", "near_test")}
     named["near_seed"] = pc.coalesce(pc.starts_with(pads.field("nearest_id"), "seed:"), False)
+    tokens = COSTS[:3]
     for number in rounds_of(config, run):
         folder = f"round-{number:02d}"
-        for key, (count,) in tally(run, f"{folder}/prompts", keys).items():
+        for key, (_, count) in tally(run, f"{folder}/prompts", keys, ["asked"], asked()).items():
             book.add(Cell(*key), {"candidates": count})
-        for key, (_, generated, prompt) in tally(run, f"{folder}/completions", keys, ["generated_tokens", "prompt_tokens"]).items():
-            book.add(Cell(*key), {"generated_tokens": generated, "prompt_tokens": prompt})
+        for key, (_, *amounts) in tally(run, f"{folder}/completions", keys, tokens).items():
+            book.add(Cell(*key), dict(zip(tokens, amounts, strict=True)))
         for (*cell, rejection), (count,) in tally(run, f"{folder}/samples", [*keys, "rejection"]).items():
             book.add(Cell(*cell), {"valid": 0 if rejection else count})
             if rejection:

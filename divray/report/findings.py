@@ -42,7 +42,7 @@ def findings(summary: dict[str, Any]) -> list[str]:
     if llm and (reference := seeds_and_generated(evaluation) or (rounds[-1] if rounds else None)):
         text = f"The LLM doing the task itself reaches {_score(evaluation, llm)}; the small model trained on {reference}"
         lines.append(f"{text} {_score(evaluation, reference, name=False)}.")
-    return lines + _diversity_finding(summary) + _cost_finding(summary)
+    return lines + _diversity_finding(summary) + _cost_finding(summary) + _quota_findings(summary) + _engine_finding(summary)
 
 
 def find(evaluation: Evaluation, word: str) -> str | None:
@@ -128,3 +128,23 @@ def _cost_finding(summary: dict[str, Any]) -> list[str]:
     if "engine_seconds_per_accepted" in summary:
         text += f" and {summary['engine_seconds_per_accepted']:,.2f} engine-seconds"
     return [text + (f"; with the naive prompt {naive:,.0f} tokens." if naive else ".")]
+
+
+def _quota_findings(summary: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, quota in summary.get("quota", {}).items():
+        short = [relation for relation, entry in quota["relations"].items() if entry["missing"]]
+        reached = "every relation reached it" if not short else f"{quota['missing']:,} samples are missing in {', '.join(short)}"
+        ended = "" if quota["ended_by"] == "quota" else f" (ended by the cap on {quota['ended_by']})"
+        saved = f"{quota['tokens_saved']:,} tokens saved against {quota['fixed_candidates_per_relation']:,} candidates for each relation"
+        lines.append(f"Quota of {quota['quota']} in {round_name(name)}: {reached}{ended}; {saved}.")
+    return lines
+
+
+def _engine_finding(summary: dict[str, Any]) -> list[str]:
+    time = summary.get("engine_time")
+    if not time:
+        return []
+    idle = ", ".join(f"{seconds:,.0f} s {cause.replace('_', ' ')}" for cause, seconds in time["idle_seconds"].items() if seconds >= 0.5)
+    text = f"Engines were busy {100 * time['busy_share']:.0f} % of their time" + (f" (idle: {idle})" if idle else "")
+    return [text + (f"; {summary['money']['total']:,.4g} spent at the given prices." if "money" in summary else ".")]

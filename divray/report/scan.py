@@ -62,3 +62,11 @@ def tally(
             for position, value in enumerate(values):
                 total[position] += value or 0
     return {key: tuple(values) for key, values in totals.items()}
+
+
+def asked() -> dict[str, pc.Expression]:
+    """For :func:`tally`: ``asked``, the candidates of a request row, which are its ``sentences`` and at least 1."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as pads
+
+    return {"asked": pc.max_element_wise(pads.field("sentences"), 1)}

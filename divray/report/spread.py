@@ -137,6 +137,25 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     return found
 
 
+def strategy_diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str, Scores]:
+    """Strategy -> mean scores of its valid samples of all rounds, at equal size where strategies are several.
+
+    A relation counts if every strategy has at least three samples of it.
+    """
+    import pyarrow.dataset as pads
+
+    tables = [f"round-{number:02d}/scores" for number in rounds_of(config, run)]
+    found: dict[str, list[Scores]] = {}
+    for relation in relations:
+        own = pads.field("relation") == relation
+        sets = {name: _read(run, tables, "candidate_id", own & (pads.field("strategy") == name)) for name in config.prompts.strategies}
+        size = min((len(sentences.ids) for sentences in sets.values()), default=0)
+        if len(sets) > 1 and size >= _LEAST:
+            for name, sentences in sets.items():
+                found.setdefault(name, []).append(sentences.score_at(size))
+    return {name: mean_scores(scores) for name, scores in found.items()}
+
+
 def _read(run: RunFolder, names: list[str], identity: str, where: pc.Expression, vectors: bool = True) -> Sentences:
     import numpy as np
 
@@ -159,18 +178,18 @@ def _read(run: RunFolder, names: list[str], identity: str, where: pc.Expression,
 
 
 def _examples(run: RunFolder, kind: str, where: pc.Expression) -> Sentences | None:
-    """The seeds or the test sentences of one relation, with vectors where ``data/…_embeddings`` has all of them.
+    """The seeds of one relation, with vectors where ``data/seed_embeddings`` has all of them, or its test sentences.
 
-    Of the test sentences those that have an embedding stand for all.
+    Of the test sentences those that have an embedding stand for all; before the evaluation none has, and none is read.
     """
     import numpy as np
 
     name = "data/seeds" if kind == "seed" else "data/test"
-    if not run.files(name, ".parquet"):
+    if not run.files(name if kind == "seed" else "data/test_embeddings", ".parquet"):
         return None
     found = _read(run, [name], "example_id", where, vectors=False)
     known = {row["example_id"]: row["embedding"] for row in rows(run, f"data/{kind}_embeddings", ["example_id", "embedding"])}
-    if kind == "test" and known:
+    if kind == "test":
         found = found.take([place for place, name in enumerate(found.ids) if name in known])
     if found.ids and all(name in known for name in found.ids):
         found.vectors = np.array([known[name] for name in found.ids], dtype=np.float32)

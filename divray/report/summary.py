@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from divray.report.account import NAIVE, Account, account, rounds_of
 from divray.report.clusters import conflict_pairs
+from divray.report.engines import engine_time, money
 from divray.report.findings import findings, headline
-from divray.report.spread import diversity
+from divray.report.spread import diversity, strategy_diversity
 
 if TYPE_CHECKING:
     from divray.config import Config
@@ -48,10 +49,22 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     found |= diversity(config, run, relations)
     if "scored" in book.fields:
         found["conflict_pairs"] = conflict_pairs(run, [f"round-{number:02d}" for number in rounds_of(config, run)])
+    for name, scores in strategy_diversity(config, run, relations).items():
+        found["per_strategy"].setdefault(name, {})["diversity"] = scores
     if any(cell.naive for cell in book.cells):
         rejected = book.reasons(book.rejections, lambda cell: cell.naive)
         found["naive"] = {**book.view(lambda cell: cell.naive), "rejections": rejected}
     found |= _pairs(config, run)
+    if time := engine_time(config, run):
+        found["engine_time"] = time
+    if prices := money(config, found):
+        found["money"] = prices
+    quotas = {f"round-{number:02d}": f"round-{number:02d}/quota.json" for number in rounds_of(config, run)}
+    if quotas := {name: run.read_json(file) for name, file in quotas.items() if run.exists(file)}:
+        found["quota"] = quotas
+    for record in records:
+        if "seed_acceptance" in record["counts"]:
+            found["seed_acceptance"] = record["counts"]["seed_acceptance"]
     found["seconds"] = {record["stage"]: record["seconds"] for record in records}
     for key, name in (("evaluation", "evaluation.json"), ("search", "search.json")):
         if run.exists(name):

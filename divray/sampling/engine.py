@@ -2,22 +2,32 @@
 
 ``complete`` reads request rows from Parquet, gives each to an engine, and writes what came back.
 Ray's job checkpoint makes it resumable: a row whose completion lies in the target is never asked
-again.  Engines report to :class:`EngineHealth`, so that one which dies at every start or on every
-batch is given up with its own cause instead of being restarted for ever.
+again.  Engines report to :class:`~divray.sampling.actors.EngineHealth`, so that one which dies at every
+start or on every batch is given up with its own cause instead of being restarted for ever.  What they
+report also stands in ``<target>.engines/``, one JSON file a pass, from which the report tells why an
+engine was idle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from divray.config import Config
 from divray.errors import EngineError
 from divray.runs import RunFolder
+from divray.sampling.actors import Answer, EngineHealth, stand_in_class, vllm_class
+from divray.sampling.ledger import whole_rows
+from divray.schemas import COMPLETIONS, PROMPTS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
 
 Progress = Callable[[int, int, str], None]
 """Called with (rows done, rows in all, a word on what goes on)."""
@@ -35,101 +45,11 @@ GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": 4096}
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
 
+ENDPOINT = "endpoint"
+"""Value of ``models.llm`` that stands for the server of ``engine.endpoint``."""
+
 MODEL_NAME = "/divray/llm"
 """What Ray is told; each engine makes the model it was really asked for local by itself."""
-
-
-class EngineHealth:
-    """What the engines of one pass say of themselves (a Ray actor).
-
-    Args:
-        max_starts: Starts without one finished batch after which :meth:`started` refuses.
-    """
-
-    def __init__(self, max_starts: int) -> None:
-        self.max_starts = max_starts
-        self.starts_in_vain = 0
-        self.ready = 0
-        self.rows = 0
-        self.cause = ""
-        self.given_up = False
-
-    def started(self) -> bool:
-        """An engine is about to start; ``False`` means: don't."""
-        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
-        self.starts_in_vain += 1
-        return not self.given_up
-
-    def is_ready(self) -> None:
-        self.ready += 1
-
-    def finished(self, rows: int) -> None:
-        self.starts_in_vain = 0
-        self.rows += rows
-
-    def failed(self, cause: str) -> None:
-        self.cause = cause
-        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
-
-    def state(self) -> dict[str, Any]:
-        return {"ready": self.ready, "rows": self.rows, "cause": self.cause, "given_up": self.given_up}
-
-
-def _engine_class() -> type:
-    import ray
-    from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStageUDF
-    from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
-
-    class Engine(vLLMEngineStageUDF):
-        """Ray's vLLM stage, with the model made local first and its fate reported."""
-
-        def __init__(self, *args: Any, reference: str, health: str, **kwargs: Any) -> None:
-            from divray.models import local_model
-
-            self.health: Any = ray.get_actor(health)
-            if not ray.get(self.health.started.remote()):
-                raise RuntimeError("the engine died at every try")
-            self.name: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
-            try:
-                super().__init__(*args, **{**kwargs, "model": local_model(reference)})
-            except BaseException as error:
-                ray.get(self.health.failed.remote(engine_cause(error)))
-                raise
-            self.generate_unreported: Any = self.llm.generate_async
-            self.llm.generate_async = self._generate
-            self.health.is_ready.remote()
-
-        async def _generate(self, row: dict[str, Any]) -> Any:
-            try:
-                return await self.generate_unreported(row)
-            except VLLM_FATAL_ERRORS as error:  # the caller ends this process next
-                await self.health.failed.remote(engine_cause(error))
-                raise
-
-        async def _generate_with_error_handling(self, row: dict[str, Any], batch_uuid: uuid.UUID) -> dict[str, Any]:
-            started = time.time()
-            output = await super()._generate_with_error_handling(row, batch_uuid)
-            return {**output, "started_at": started, "finished_at": time.time(), "engine": self.name}
-
-        async def udf(self, batch: list[dict[str, Any]]) -> Any:
-            async for response in super().udf(batch):
-                yield response
-            self.health.finished.remote(len(batch))
-
-    return Engine
-
-
-def engine_cause(error: BaseException) -> str:
-    """The engine's own last words: from its process's log where the exception says only that it died."""
-    try:
-        log = os.readlink("/proc/self/fd/2")
-        with open(log, encoding="utf-8", errors="replace") as stream:
-            lines = stream.read()[-200_000:].splitlines()
-    except OSError:
-        lines = []
-    said = [line.split("ERROR", 1)[-1].strip() for line in lines if "Error" in line and "EngineDead" not in line]
-    own = [line for line in said if any(mark in line for mark in ("Error: ", "Exception: ")) and "Engine core init" not in line]
-    return own[-1][-500:] if own else f"{type(error).__name__}: {error}"
 
 
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
@@ -141,7 +61,10 @@ def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
 def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> dict[str, Any]:
     """vLLM's sampling parameters of one request row."""
     sampling = config.sampling
-    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens, "stop": ["\n"], "seed": row["seed"]}
+    sentences = row.get("sentences") or 1
+    # Several sentences are a numbered list, ended by an empty line or by the pattern.
+    stop = ["\n"] if sentences == 1 else ["\n\n"]
+    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "stop": stop, "seed": row["seed"]}
     if greedy:
         parameters["temperature"] = 0.0
     else:
@@ -152,7 +75,15 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
 
 
 def complete(
-    config: Config, run: RunFolder, source: str, target: str, model: str, *, greedy: bool = False, on_progress: Progress | None = None
+    config: Config,
+    run: RunFolder,
+    source: str,
+    target: str,
+    model: str,
+    *,
+    greedy: bool = False,
+    on_progress: Progress | None = None,
+    answer: Answer | None = None,
 ) -> int:
     """Have the LLM complete every request row of table ``source`` into table ``target``.
 
@@ -161,9 +92,12 @@ def complete(
         run: Folder of both tables.
         source: Table of ``schemas.PROMPTS`` in small files.
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
-        model: Reference that :func:`divray.models.local_model` understands, resolved by each engine.
+        model: Reference that :func:`divray.models.local_model` understands, resolved by each engine, or
+            ``endpoint``: the server that ``engine.endpoint`` names.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
-        on_progress: Told about progress about once a second.
+        on_progress: Told about progress about once a second; rows that were there before don't count.
+        answer: A function that takes the engine's place on the same path: recorded completions, or a
+            measurement of everything but the engine.
 
     Returns:
         How many rows ``target`` holds.
@@ -171,17 +105,20 @@ def complete(
     Raises:
         EngineError: The engine died at every try; the message is its own cause.
     """
-    import pyarrow.parquet as pq
     import ray
 
     files = run.files(source, ".parquet")
-    total = sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in files)
+    total = whole_rows(run, source)
+    there = whole_rows(run, target)
+    if there == total:
+        return total  # and no engine is started
     health_name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
     health: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name).remote(config.engine.max_starts)
-    watch = _Watch(health, total, on_progress)
+    watch = _Watch(health, total - there, on_progress, run, f"{target}.engines/{time.time():.3f}.json")
     try:
         with watch:
-            _stream(config, run, source, target, model, health_name, len(files), greedy)
+            written = _stream(config, run, source, target, model, health_name, len(files), greedy, answer)
+            watch.backpressure = backpressure_seconds(written)
     except Exception as error:
         state: dict[str, Any] = ray.get(health.state.remote())
         if state["cause"]:
@@ -189,17 +126,15 @@ def complete(
         raise
     finally:
         ray.kill(health)
-    return sum(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows for file in run.files(target, ".parquet"))
+    return whole_rows(run, target)
 
 
-def _stream(config: Config, run: RunFolder, source: str, target: str, model: str, health: str, blocks: int, greedy: bool) -> None:
+def _stream(
+    config: Config, run: RunFolder, source: str, target: str, model: str, health: str, blocks: int, greedy: bool, answer: Answer | None
+) -> ray.data.Dataset:
     import ray.data
     from ray.data.checkpoint import CheckpointConfig
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from divray.cluster import uses_gpu
-
-    gpu = uses_gpu(config)
     context = ray.data.DataContext.get_current()
     before = context.checkpoint_config, context.max_consecutive_actor_init_deaths
     context.max_consecutive_actor_init_deaths = config.engine.max_starts - 1
@@ -210,57 +145,100 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, model: str
         override_filesystem=run.fs,
     )
     try:
-        processor = build_processor(
-            vLLMEngineProcessorConfig(
-                model_source=MODEL_NAME,
-                engine_kwargs=engine_arguments(config, gpu),
-                concurrency=config.engine.concurrency,
-                batch_size=config.engine.batch_size,
-                max_concurrent_batches=config.engine.concurrent_batches,
-                placement_group_config=None if gpu else {"bundles": [{"CPU": config.engine.cpus, "GPU": 0}]},
-                should_continue_on_error=True,
-                log_engine_metrics=False,
-                runtime_env={"env_vars": {} if gpu else _cpu_environment()},
-                chat_template_stage=False,
-                tokenize_stage=False,
-                detokenize_stage=False,
-            ),
-            preprocess=lambda row: {**row, "sampling_params": sampling_parameters(config, row, greedy)},
-            preprocess_map_kwargs={"num_cpus": 0.05},
-        )
-        stage = processor.get_stage_by_name("vLLMEngineStage")
-        # Not by assignment: that runs the stage's validator again, which then asks for a GPU.
-        processor.stages["vLLMEngineStage"] = type(stage).model_construct(
-            fn=_engine_class(),
-            fn_constructor_kwargs={**stage.fn_constructor_kwargs, "reference": model, "health": health},
-            map_batches_kwargs=stage.map_batches_kwargs,
-        )
+        if model == ENDPOINT and answer is None:
+            from divray.sampling.endpoint import endpoint_processor
+
+            processor = endpoint_processor(config, health, greedy)
+        else:
+            processor = _vllm_processor(config, model, health, greedy, answer)
         processor.postprocess = _completion_row
-        requests = run.dataset(source, override_num_blocks=blocks, num_cpus=0.1)
+        processor.preprocess_map_kwargs = {"num_cpus": 0.05}
         processor.postprocess_map_kwargs = {"num_cpus": 0.05}
-        processor(requests).write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
+        requests = run.dataset(source, override_num_blocks=blocks, num_cpus=0.1)
+        completions: ray.data.Dataset = processor(requests).map_batches(_typed, batch_format="pyarrow", num_cpus=0.05)
+        completions.write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
+        return completions
     finally:
         context.checkpoint_config, context.max_consecutive_actor_init_deaths = before
+
+
+def _vllm_processor(config: Config, model: str, health: str, greedy: bool, answer: Answer | None) -> Any:
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    from divray.cluster import uses_gpu
+
+    gpu = uses_gpu(config)
+    context = int(engine_arguments(config, gpu)["max_model_len"])
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=MODEL_NAME,
+            engine_kwargs=engine_arguments(config, gpu),
+            concurrency=config.engine.concurrency,
+            batch_size=config.engine.batch_size,
+            max_concurrent_batches=config.engine.concurrent_batches,
+            placement_group_config=None if gpu else {"bundles": [{"CPU": config.engine.cpus, "GPU": 0}]},
+            should_continue_on_error=True,
+            log_engine_metrics=False,
+            runtime_env={"env_vars": {} if gpu else cpu_environment()},
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+        ),
+        preprocess=lambda row: {**refused(row, context), "sampling_params": sampling_parameters(config, row, greedy)},
+    )
+    stage = processor.get_stage_by_name("vLLMEngineStage")
+    own = {"answer": answer} if answer else {"reference": model}
+    # Not by assignment: that runs the stage's validator again, which then asks for a GPU.
+    processor.stages["vLLMEngineStage"] = type(stage).model_construct(
+        fn=stand_in_class() if answer else vllm_class(),
+        fn_constructor_kwargs={**stage.fn_constructor_kwargs, **own, "health": health},
+        map_batches_kwargs=stage.map_batches_kwargs,
+    )
+    return processor
+
+
+def refused(row: dict[str, Any], context: int) -> dict[str, Any]:
+    """The row as the engine's stage takes it; one whose prompt leaves no room in ``context`` tokens goes past it as an error row."""
+    length = row.get("length") or 0
+    problem = f"the prompt of {length} tokens is longer than the context of {context}" if length >= context else ""
+    return {**row, "__inference_error__": problem}
 
 
 def _completion_row(row: dict[str, Any]) -> dict[str, Any]:
     # In place of Ray's own wrapper, which lets error rows through with other columns than successes have.
     data = row["__data"]
-    kept = {name: data[name] for name in ("candidate_id", "relation", "round", "strategy", "prompt_id", "prompt", "pattern", "seed")}
     return {
-        **kept,
+        **{name: data.get(name) for name in PROMPTS.names},
         "demonstrations": list(data["demonstrations"]),
-        "completion": data.get("generated_text", ""),
-        "prompt_tokens": data.get("num_input_tokens", 0),
-        "generated_tokens": data.get("num_generated_tokens", 0),
-        "started_at": data.get("started_at", 0.0),
-        "finished_at": data.get("finished_at", 0.0),
-        "engine": data.get("engine", ""),
-        "error": data.get("__inference_error__", ""),
+        "completion": data.get("generated_text") or "",
+        "prompt_tokens": data.get("num_input_tokens") or 0,
+        "cached_tokens": data.get("cached_tokens") or 0,
+        "generated_tokens": data.get("num_generated_tokens") or 0,
+        "finish_reason": data.get("finish_reason") or "",
+        "started_at": data.get("started_at") or 0.0,
+        "finished_at": data.get("finished_at") or 0.0,
+        "engine": data.get("engine") or "",
+        "error": data.get("__inference_error__") or "",
     }
 
 
-def _cpu_environment() -> dict[str, str]:
+def _typed(batch: pa.Table) -> pa.Table:
+    return batch.select(COMPLETIONS.names).cast(COMPLETIONS)
+
+
+def backpressure_seconds(written: ray.data.Dataset) -> float:
+    """How long Ray Data held requests back from the engines because what follows them was full."""
+    summary: Any = written.get_stats_summary()
+    pending, seconds = [summary], 0.0
+    while pending:
+        stats = pending.pop()
+        pending += stats.parents
+        if "Engine" in (stats.base_name or "") or "Http" in (stats.base_name or ""):
+            seconds += float(stats.extra_metrics.get("task_submission_backpressure_time") or 0.0)
+    return seconds
+
+
+def cpu_environment() -> dict[str, str]:
     # Without V1 multiprocessing the model runs in the engine's own process; otherwise a second process
     # waits for it in a busy loop on the one core that vLLM binds both to.
     defaults = {
@@ -273,10 +251,13 @@ def _cpu_environment() -> dict[str, str]:
 
 
 class _Watch:
-    """Tells about progress, and ends a pass whose engines have been given up."""
+    """Tells about progress, and keeps the record of the pass's engines in the run folder."""
 
-    def __init__(self, health: Any, total: int, on_progress: Progress | None) -> None:
+    def __init__(self, health: Any, total: int, on_progress: Progress | None, run: RunFolder, record: str) -> None:
         self.health, self.total, self.on_progress = health, total, on_progress
+        self.run, self.record = run, record
+        self.began_at, self.backpressure = time.time(), 0.0
+        self.known: dict[str, Any] = {}
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -287,14 +268,23 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self.done.set()
         self.thread.join(timeout=10)
+        self._tell()
 
     def _follow(self) -> None:
+        while not self.done.wait(1.0):
+            self._tell()
+
+    def _tell(self) -> None:
         import ray
 
-        while not self.done.wait(1.0):
-            try:
-                state = ray.get(self.health.state.remote(), timeout=10)
-            except ray.exceptions.RayError:
-                continue
-            if self.on_progress:
+        with contextlib.suppress(ray.exceptions.RayError, OSError):
+            state = ray.get(self.health.state.remote(), timeout=10)
+            if self.on_progress is not None:
                 self.on_progress(state["rows"], self.total, "" if state["ready"] else "engine starting")
+            if state["engines"] != self.known or self.done.is_set():
+                self.known = state["engines"]
+                ended = time.time() if self.done.is_set() else None
+                self.run.write_json(
+                    self.record,
+                    {"began_at": self.began_at, "ended_at": ended, "backpressure_seconds": self.backpressure, "engines": self.known},
+                )

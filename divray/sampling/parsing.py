@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from divray.relations import Span, parse_marked, span_problem
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]?$")
-_INNER_END = re.compile(r"(?<![A-Z])(?<!\b(?:Dr|Mr|Ms|St|vs|No))(?<!\b(?:Mrs|etc|Inc|Ltd))(?<!\bProf)[.!?][\"')]? +[A-Z0-9]")
+_INNER_END = re.compile(r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|vs|No))(?<!\b(?:Mrs|etc|Inc|Ltd))(?<!\bProf)[.!?][\"')]? +[A-Z0-9]")
+_LIST_NUMBER = re.compile(r"\n\s*\d+[.)](?=\s)")
 _WORD = re.compile(r"\w+")
 _PLACEHOLDERS = frozenset(
     {
@@ -54,17 +55,17 @@ def parse_completion(completion: str, error: str = "", truncated: bool = False) 
 
     Args:
         completion: What the engine returned.
-        error: The engine's own word where it refused the request, else ``""``.
+        error: Why the engine gave nothing (a reason of :mod:`divray.sampling.ledger`), else ``""``.
         truncated: Whether the token limit cut the completion.
 
     Returns:
-        A sample, or one of the rejections ``engine_error``, ``empty``, ``truncated``, ``no_head``,
+        A sample, or one of the rejections ``error`` itself, ``empty``, ``truncated``, ``no_head``,
         ``no_tail``, ``many_heads``, ``many_tails``, ``nested_marks``, ``empty_entity``,
         ``placeholder_entity``, ``long_entity``, ``same_entities``, ``bad_span``, ``too_short``,
         ``no_sentence_start``, ``no_sentence_end``, ``several_sentences``, ``repetition``.
     """
     if error:
-        return Parsed(rejection="engine_error")
+        return Parsed(rejection=error)
     marked = " ".join(completion.split())
     if not marked:
         return Parsed(rejection="empty")
@@ -76,6 +77,11 @@ def parse_completion(completion: str, error: str = "", truncated: bool = False) 
     text, head, tail = parsed
     problem = _form_problem(text, head, tail)
     return Parsed(rejection=problem) if problem else Parsed(text, head, tail)
+
+
+def split_completion(completion: str, count: int) -> list[str]:
+    """The sentences, at most ``count``, of a completion that is a numbered list from its first item's text on."""
+    return [part for part in _LIST_NUMBER.split(completion) if part.strip()][:count]
 
 
 def _form_problem(text: str, head: Span, tail: Span) -> str:

@@ -1,4 +1,4 @@
-"""The ``sample`` stage: request rows through the engine, and every completion to a sample or a rejection."""
+"""The ``sample`` stage: request rows through the engine, and every completion to samples or rejections."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from divray import console
 from divray.config import Config
 from divray.runs import RunFolder
+from divray.sampling.actors import Answer
 from divray.sampling.engine import Progress, complete
-from divray.sampling.parsing import parse_completion
+from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
+from divray.sampling.parsing import Parsed, parse_completion, split_completion
 from divray.schemas import SAMPLES
 
 
@@ -21,59 +24,175 @@ def policy_model(config: Config, run: RunFolder, round: int) -> str:
     return run.full_uri(name) if run.exists(f"{name}/config.json") else config.models.llm
 
 
-def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Complete ``round-XX/prompts`` into ``round-XX/completions`` and parse those into ``round-XX/samples``.
+def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None) -> dict[str, Any]:
+    """Complete ``round-XX/prompts`` into ``completions``, parse those into ``samples``, and list the ``failed``.
 
-    A call that was killed goes on where it was: finished completions are kept.  The samples are a pure
-    function of the completions, sorted by ``candidate_id``.
+    With waves the accepted samples so far decide on further prompts, which are written and completed in turn
+    (:mod:`divray.sampling.waves`).  A call that was killed goes on where it was: finished completions are
+    kept.  The samples are a pure function of the completions, sorted by ``candidate_id``.
+
+    Args:
+        answer: A function in the engine's place; see :func:`~divray.sampling.engine.complete`.
 
     Returns:
-        Counts: ``candidates``, ``valid``, ``rejections`` (reason -> count).
+        Counts: ``candidates``, ``valid``, ``rejections`` (reason -> count), ``failed`` (reason -> requests),
+        and with a quota ``missing`` (samples).
 
     Raises:
         EngineError: The engine died at every try.
     """
+    from divray.sampling.waves import wave_count
+
+    if wave_count(config) == 1 and config.sampling.quota is None:
+        return _pass(config, run, round, on_progress, answer)
+    return _waves(config, run, round, on_progress, answer)
+
+
+def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
     folder = f"round-{round:02d}"
-    complete(config, run, f"{folder}/prompts", f"{folder}/completions", policy_model(config, run, round), on_progress=on_progress)
+    model = policy_model(config, run, round)
+    complete(config, run, f"{folder}/prompts", f"{folder}/completions", model, on_progress=on_progress, answer=answer)
+    return parse_round(config, run, folder)
+
+
+def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
+    from divray import scoring
+    from divray.datasets.stage import read_relations
+    from divray.datasets.tables import table_examples
+    from divray.prompts import Wave, chat_renderer, request_rows, token_counter, write_prompts
+    from divray.prompts.accepted import accepted_samples
+    from divray.prompts.rows import split_by_strategy
+    from divray.sampling.waves import next_counts, quota_account, tallies_of, wave_count
+
+    folder = f"round-{round:02d}"
+    relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
+    chat, length = chat_renderer(config), token_counter(config)
+    wave = len(run.files(f"{folder}/waves"))
+    for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept from being recorded
+        if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
+            run.delete(file)
+    while True:
+        counts = _pass(config, run, round, on_progress, answer)
+        if config.sampling.quota is None and wave + 1 == wave_count(config):
+            return counts
+        scoring.run(config, run, round)
+        tallies, seconds = tallies_of(run, folder, [relation.name for relation in relations])
+        wanted, ended_by = next_counts(config, tallies, wave + 1, seconds)
+        if not wanted:
+            break
+        wave += 1
+        plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, folder), accepted_samples(run, range(round + 1)))
+        rows = request_rows(config, relations, seeds, round, chat, plan, length)
+        write_prompts(run, f"{folder}/prompts", rows, f"wave-{wave:02d}")
+        run.write_json(f"{folder}/waves/{wave:02d}.json", wanted)
+        console.log(f"{folder} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
+    if config.sampling.quota is None:
+        return counts
+    account = quota_account(config, tallies, ended_by, wave + 1)
+    run.write_json(f"{folder}/quota.json", account)
+    return {**counts, "waves": wave + 1, "missing": account["missing"]}
+
+
+def _asked(run: RunFolder, folder: str) -> dict[str, dict[str, int]]:
+    """Relation -> strategy -> candidates asked for so far."""
+    from divray.report.scan import asked, tally
+
+    found: dict[str, dict[str, int]] = {}
+    counted = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
+    for (relation, strategy), (_, count) in counted.items():
+        found.setdefault(relation, {})[strategy] = int(count)
+    return found
+
+
+def retry_failed(
+    config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None
+) -> dict[str, Any]:
+    """Ask again for the requests of a round whose failure was the engine's own, and for nothing else.
+
+    What succeeds now takes the failed row's place; the round is then parsed anew.
+
+    Returns:
+        Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
+    """
+    from divray.prompts import write_prompts
+
+    folder = f"round-{round:02d}"
+    again = retry_rows(run, folder)
+    if not again.num_rows:
+        return {"retried": 0, "mended": 0}
+    retry = f"{folder}/retry"
+    # A retry that was killed goes on only if it is still about the same requests.
+    if not run.files(f"{retry}/prompts") or not run.read_table(f"{retry}/prompts").equals(again):
+        run.delete(retry)
+        write_prompts(run, f"{retry}/prompts", iter(again.to_pylist()))
+    complete(
+        config, run, f"{retry}/prompts", f"{retry}/completions", policy_model(config, run, round), on_progress=on_progress, answer=answer
+    )
+    mended = put_in_place(run, f"{retry}/completions", f"{folder}/completions")
+    run.delete(retry)
+    return {"retried": again.num_rows, "mended": mended, **parse_round(config, run, folder)}
+
+
+def parse_round(config: Config, run: RunFolder, folder: str) -> dict[str, Any]:
+    """Write ``samples`` and ``failed`` of a round from its completions; returns the counts of :func:`run`."""
     run.delete(f"{folder}/samples")
     types = {row["name"]: (row["head_type"], row["tail_type"]) for row in run.read_json("data/relations.json")}
     parse = partial(parse_batch, types=_types_of(run, types), max_tokens=config.sampling.max_tokens)
     completions = run.dataset(f"{folder}/completions")
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(f"{folder}/samples"), filesystem=run.fs)
+    failed = write_ledger(run, folder)
     reasons: Counter[str] = Counter()
     batch: Any
     for batch in run.dataset(f"{folder}/samples", columns=["rejection"]).iter_batches(batch_format="pyarrow", batch_size=None):
         reasons.update(batch["rejection"].to_pylist())
     valid = reasons.pop("", 0)
-    return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items()))}
+    return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items())), "failed": failed}
 
 
 def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], max_tokens: int) -> pa.Table:
-    """Completions (``schemas.COMPLETIONS``) to samples (``schemas.SAMPLES``), row by row.
+    """Completions (``schemas.COMPLETIONS``) to samples (``schemas.SAMPLES``): a row for each candidate asked for.
 
     Args:
         types: Relation -> types of head and tail that its samples get.
-        max_tokens: A completion of that many tokens was cut by the limit.
+        max_tokens: A sentence of that many tokens was cut by the limit.
     """
+    from divray.prompts.rows import candidate_ids
+
     rows = []
     for row in batch.to_pylist():
-        parsed = parse_completion(row["completion"], row["error"], row["generated_tokens"] >= max_tokens)
         head_type, tail_type = types[row["relation"]]
-        rows.append(
-            {
-                **{name: row[name] for name in SAMPLES.names if name in row},
-                "text": parsed.text,
-                "head_start": parsed.head[0],
-                "head_end": parsed.head[1],
-                "tail_start": parsed.tail[0],
-                "tail_end": parsed.tail[1],
-                "head_type": head_type,
-                "tail_type": tail_type,
-                "rejection": parsed.rejection,
-            }
-        )
+        ids = candidate_ids(row["candidate_id"], row.get("sentences") or 1)
+        for candidate_id, completion, parsed in zip(ids, *parsed_parts(row, max_tokens), strict=True):
+            rows.append(
+                {
+                    **{name: row[name] for name in SAMPLES.names if name in row},
+                    "candidate_id": candidate_id,
+                    "completion": completion,
+                    "text": parsed.text,
+                    "head_start": parsed.head[0],
+                    "head_end": parsed.head[1],
+                    "tail_start": parsed.tail[0],
+                    "tail_end": parsed.tail[1],
+                    "head_type": head_type,
+                    "tail_type": tail_type,
+                    "rejection": parsed.rejection,
+                }
+            )
     return pa.Table.from_pylist(rows, SAMPLES)
+
+
+def parsed_parts(row: dict[str, Any], max_tokens: int) -> tuple[list[str], list[Parsed]]:
+    """The text of each candidate of one completion row, and what it parses to."""
+    sentences = row.get("sentences") or 1
+    cut = row.get("finish_reason") == "length" or row["generated_tokens"] >= max_tokens * sentences
+    error = failure_reason(row["error"]) if row["error"] else ""
+    if sentences == 1 or error:
+        return [row["completion"]] * sentences, [parse_completion(row["completion"], error, cut)] * sentences
+    parts = split_completion(row["completion"], sentences)
+    written = [parse_completion(part, truncated=cut and number == len(parts) - 1) for number, part in enumerate(parts)]
+    missing = sentences - len(parts)
+    return parts + [""] * missing, written + [Parsed(rejection="not_written")] * missing
 
 
 def _types_of(run: RunFolder, types: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

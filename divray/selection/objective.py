@@ -28,9 +28,7 @@ SHARPNESS = 10.0
 _SCALE = 1e9
 
 
-def greedy_selection(
-    correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[np.float32], k: int, weight: float
-) -> npt.NDArray[np.int64]:
+def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float) -> npt.NDArray[np.int64]:
     """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties go to the first row.
 
     Gains are compared to nine digits.

@@ -1,0 +1,181 @@
+"""From drafts to request rows: prompt texts, ids, seeds, tables.
+
+Rows are a pure function of the settings, the relations, the examples and the plan of their wave: they come
+out the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from divray.config import Config
+from divray.prompts.strategies import GROWING, NAIVE, STRATEGIES, Draft
+from divray.relations import Example, Relation, render_marked
+from divray.runs import RunFolder
+from divray.schemas import PROMPTS
+
+ROWS_PER_FILE = 32
+"""Request rows in one Parquet file, which is one block of the sampling pass and so the grain of a resume."""
+
+Renderer = Callable[[list[dict[str, str]]], str]
+Length = Callable[[str], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Which candidates of a round are asked for now.
+
+    Attributes:
+        number: 0 for a round's first wave.
+        first: Relation -> strategy -> candidates asked for in the waves before.
+        count: Relation -> strategy -> candidates asked for now.
+        accepted: Relation -> samples accepted before, in order of their ids.
+    """
+
+    number: int
+    count: Mapping[str, Mapping[str, int]]
+    first: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    accepted: Mapping[str, list[Example]] = field(default_factory=dict)
+
+
+def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None) -> str:
+    """Task, relation, wish and numbered demonstrations, up to the number of the new sentence.
+
+    Args:
+        relation: The relation that the sentence must state.
+        draft: The strategy's choices.
+        chat: Renders messages by the model's chat template; without it the prompt is plain text
+            that the model continues.
+    """
+    lines = [
+        "Each sentence below states one and the same relation between a head and a tail. The head stands in [ ] and the tail in { }.",
+        "",
+        f"Relation: {relation.name}",
+        f"Meaning: {relation.description}",
+    ]
+    if draft.wish:
+        lines.append("Every sentence is as different as possible from the others: other names, other words, another structure.")
+    lines.append("")
+    lines += [f"{number}. {render_marked(example)}" for number, example in enumerate(draft.demonstrations, 1)]
+    if draft.hint:
+        lines.append(draft.hint)
+    number = len(draft.demonstrations) + 1
+    if chat is None:
+        return "\n".join([*lines, f"{number}."])
+    last = number + draft.sentences - 1
+    wanted = f"sentence {number}" if last == number else f"sentences {number} to {last}, one a line"
+    lines.append(f"Write {wanted}, and nothing else.")
+    return chat([{"role": "user", "content": "\n".join(lines)}]) + f"{number}."
+
+
+def first_wave(config: Config, relations: list[Relation], round_: int) -> Wave:
+    """The round's first wave: everything, or a share of it where further waves follow."""
+    from divray.sampling.waves import opening_count
+
+    counts = split_by_strategy(config, {relation.name: opening_count(config) for relation in relations})
+    if round_ == 0:
+        counts = {name: {**shares, NAIVE: config.sampling.naive_candidates_per_relation} for name, shares in counts.items()}
+    return Wave(0, counts)
+
+
+def split_by_strategy(config: Config, wanted: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Relation -> candidates, to relation -> strategy -> candidates."""
+    return {name: apportion(config.prompts.strategies, count) for name, count in wanted.items()}
+
+
+def request_rows(
+    config: Config,
+    relations: list[Relation],
+    seeds: list[Example],
+    round_: int,
+    chat: Renderer | None = None,
+    wave: Wave | None = None,
+    length: Length | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together."""
+    slugs = _slugs(relations)
+    wave = wave or first_wave(config, relations, round_)
+    block = config.prompts.candidates_per_prompt
+    for relation in relations:
+        own = [seed for seed in seeds if seed.relation == relation.name]
+        for name, count in wave.count.get(relation.name, {}).items():
+            prefix = f"r{round_:02d}-{slugs[relation.name]}-{name}"
+            before = wave.first.get(relation.name, {}).get(name, 0)
+            examples = [*own, *wave.accepted.get(relation.name, [])] if name in GROWING else own
+            for start in range(0, count, block):
+                prompt_id = f"{prefix}-w{wave.number:02d}-{start // block:04d}" if wave.number else f"{prefix}-{start // block:04d}"
+                draft = STRATEGIES[name](config, relation, examples, random.Random(_number(config.seed, prompt_id)))
+                prompt = render_prompt(relation, draft, chat)
+                tokens = length(prompt) if length else None
+                end = min(start + block, count)
+                for number in range(start, end, draft.sentences):
+                    candidate_id = numbered(prefix, before + number)
+                    yield {
+                        "candidate_id": candidate_id,
+                        "relation": relation.name,
+                        "round": round_,
+                        "strategy": name,
+                        "prompt_id": prompt_id,
+                        "prompt": prompt,
+                        "pattern": draft.pattern if config.sampling.constrained else "",
+                        "seed": _number(config.seed, candidate_id) % 2**31,
+                        "demonstrations": [example.example_id for example in draft.demonstrations],
+                        "sentences": min(draft.sentences, end - number),
+                        "length": tokens,
+                    }
+
+
+def numbered(prefix: str, number: int) -> str:
+    """The id of candidate ``number`` of one relation and strategy."""
+    return f"{prefix}-{number:06d}"
+
+
+def candidate_ids(request_id: str, sentences: int) -> list[str]:
+    """The ids of the candidates of one request, whose first has the request's own."""
+    prefix, _, number = request_id.rpartition("-")
+    return [request_id, *(numbered(prefix, int(number) + further) for further in range(1, sentences))]
+
+
+def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], stem: str = "part") -> int:
+    """Write request rows in small files ``<stem>-XXXXXX`` as they come; returns how many.
+
+    The table is replaced, unless ``stem`` names a later wave.
+    """
+    if stem == "part":
+        run.delete(name)
+    total = part = 0
+    while chunk := list(islice(rows, ROWS_PER_FILE)):
+        run.write_parquet(f"{name}/{stem}-{part:06d}.parquet", pa.Table.from_pylist(chunk, PROMPTS))
+        total, part = total + len(chunk), part + 1
+    return total
+
+
+def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Largest remainders: whole numbers in proportion to ``shares`` that sum to ``total``."""
+    weight = sum(shares.values())
+    exact = {name: total * share / weight for name, share in shares.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def _slugs(relations: list[Relation]) -> dict[str, str]:
+    slugs: dict[str, str] = {}
+    for number, relation in enumerate(relations):
+        slug = re.sub(r"[^a-z0-9]+", "-", relation.name.lower()).strip("-") or f"relation-{number}"
+        slugs[relation.name] = slug if slug not in slugs.values() else f"{slug}-{number}"
+    return slugs
+
+
+def _number(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")

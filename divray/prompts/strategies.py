@@ -1,0 +1,110 @@
+"""The strategies: from a relation and a random generator to a :class:`Draft` of one prompt."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from divray.config import Config
+from divray.relations import Example, Relation
+from divray.sampling.constraint import SENTENCE, anchored_pattern, list_pattern
+
+NAIVE = "naive"
+"""The baseline: fixed demonstrations, no wish for difference, no attributes, no selection afterwards."""
+
+TOPICS = (
+    "farming", "the sea", "a hospital", "a football club", "a bakery", "space flight", "music", "a small town", "law",
+    "a power plant", "the weather", "a school", "railways", "film", "a bank", "mountains", "software", "a zoo", "painting",
+    "an election", "a building site", "cooking", "chemistry", "a newspaper", "forestry", "a museum", "cars", "medicine",
+)  # fmt: skip
+LENGTHS = ("a short sentence", "a sentence", "a long sentence", "a sentence that begins with a time or a place", "a passive sentence")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a strategy decides for one prompt.
+
+    Attributes:
+        demonstrations: Examples to show, in order.
+        hint: A line about the next sentence, or ``""``.
+        pattern: Regular expression of the completion.
+        wish: Whether the prompt asks for difference.
+        sentences: How many candidates one completion holds, as a numbered list.
+    """
+
+    demonstrations: tuple[Example, ...]
+    hint: str = ""
+    pattern: str = SENTENCE
+    wish: bool = True
+    sentences: int = 1
+
+
+Strategy = Callable[[Config, Relation, list[Example], random.Random], Draft]
+STRATEGIES: dict[str, Strategy] = {}
+GROWING: set[str] = set()
+"""Strategies whose examples are the seeds and, after them, the samples accepted so far."""
+
+
+def strategy(name: str, grows: bool = False) -> Callable[[Strategy], Strategy]:
+    """Register a function under ``name`` for ``prompts.strategies``.
+
+    Args:
+        grows: Give it the accepted samples of the rounds and waves before, after the seeds.
+    """
+
+    def register(function: Strategy) -> Strategy:
+        STRATEGIES[name] = function
+        (GROWING.add if grows else GROWING.discard)(name)
+        return function
+
+    return register
+
+
+@strategy(NAIVE)
+def naive(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
+    """The same demonstrations in the same order every time."""
+    return Draft(tuple(seeds[: config.prompts.demonstrations]), wish=False)
+
+
+@strategy("independent")
+def independent(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
+    """Other demonstrations and attributes in every prompt; the sentence may take any shape."""
+    shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
+    return Draft(tuple(shown), _hint(config, rng), wish=config.prompts.wish)
+
+
+@strategy("anchored")
+def anchored(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
+    """One seed's connective is kept between a new head and a new tail; that seed is shown last."""
+    anchor = seeds[rng.randrange(len(seeds))]
+    others = [seed for seed in seeds if seed is not anchor]
+    shown = rng.sample(others, min(config.prompts.demonstrations - 1, len(others)))
+    return Draft((*shown, anchor), _hint(config, rng), anchored_pattern(anchor), wish=config.prompts.wish)
+
+
+@strategy("one_by_one", grows=True)
+def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
+    """The seeds and what was accepted so far, all of it; a random part of it where it is more than a prompt holds.
+
+    The order stays, so that prompts of later waves begin as the earlier ones did and the engine's prefix
+    cache serves them.
+    """
+    shown = seeds
+    if len(seeds) > config.prompts.most_demonstrations:
+        chosen = sorted(rng.sample(range(len(seeds)), config.prompts.most_demonstrations))
+        shown = [seeds[number] for number in chosen]
+    return Draft(tuple(shown), _hint(config, rng), wish=config.prompts.wish)
+
+
+@strategy("all_at_once")
+def all_at_once(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
+    """Several sentences in one completion, each in sight of those before it."""
+    shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
+    count = config.prompts.sentences_per_completion
+    return Draft(tuple(shown), "", list_pattern(len(shown) + 1, count), config.prompts.wish, count)
+
+
+def _hint(config: Config, rng: random.Random) -> str:
+    topic, length = rng.choice(TOPICS), rng.choice(LENGTHS)
+    return f"Next: {length} about {topic}." if config.prompts.attributes else ""

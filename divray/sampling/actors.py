@@ -1,0 +1,193 @@
+"""The actors of a sampling pass: the engine itself, its stand-in, and the one that they report to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+"""From a request row to columns of its completion: ``generated_text``, ``num_generated_tokens``, …"""
+
+
+class EngineHealth:
+    """What the engines of one pass say of themselves (a Ray actor).
+
+    Args:
+        max_starts: Starts without one finished batch after which :meth:`started` refuses.
+    """
+
+    def __init__(self, max_starts: int) -> None:
+        self.max_starts = max_starts
+        self.starts_in_vain = 0
+        self.rows = 0
+        self.cause = ""
+        self.given_up = False
+        self.engines: dict[str, dict[str, float | None]] = {}
+
+    def started(self, engine: str) -> bool:
+        """An engine is about to start; ``False`` means: don't."""
+        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
+        self.starts_in_vain += 1
+        self.engines[engine] = {"created_at": time.time(), "ready_at": None}
+        return not self.given_up
+
+    def is_ready(self, engine: str) -> None:
+        self.engines[engine]["ready_at"] = time.time()
+
+    def finished(self, rows: int) -> None:
+        self.starts_in_vain = 0
+        self.rows += rows
+
+    def failed(self, cause: str) -> None:
+        self.cause = cause
+        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
+
+    def state(self) -> dict[str, Any]:
+        ready = sum(engine["ready_at"] is not None for engine in self.engines.values())
+        return {"ready": ready, "rows": self.rows, "cause": self.cause, "given_up": self.given_up, "engines": self.engines}
+
+
+class Reporter:
+    """One engine's voice: to :class:`EngineHealth`, and to Prometheus by Ray's metrics.
+
+    Raises:
+        RuntimeError: Too many engines have died before this one.
+    """
+
+    def __init__(self, health: str) -> None:
+        import ray
+        from ray.util.metrics import Counter, Gauge
+
+        self.health: Any = ray.get_actor(health)
+        self.engine: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+        if not ray.get(self.health.started.remote(self.engine)):
+            raise RuntimeError("the engine died at every try")
+        self.inside: int = 0
+        tags = ("engine",)
+        self.in_flight: Any = Gauge("divray_requests_in_flight", "Requests inside the engine.", tags)
+        self.answered: Any = Counter("divray_requests", "Requests that came back.", (*tags, "outcome"))
+        self.tokens: Any = Counter("divray_tokens", "Tokens by kind: prompt, cached (of the prompt), generated.", (*tags, "kind"))
+
+    def ready(self) -> None:
+        self.health.is_ready.remote(self.engine)
+
+    async def failed(self, cause: str) -> None:
+        await self.health.failed.remote(cause)
+
+    def enter(self, change: int) -> None:
+        """``change`` requests more (or, negative, fewer) are inside the engine."""
+        self.inside += change
+        self.in_flight.set(self.inside, {"engine": self.engine})
+
+    def batch(self, rows: list[dict[str, Any]]) -> None:
+        """A batch has come back; ``rows`` are the stage's outputs."""
+        self.health.finished.remote(len(rows))
+        errors = sum(bool(row.get("__inference_error__")) for row in rows)
+        for outcome, count in (("error", errors), ("ok", len(rows) - errors)):
+            if count:
+                self.answered.inc(count, {"engine": self.engine, "outcome": outcome})
+        for kind, column in (("prompt", "num_input_tokens"), ("cached", "cached_tokens"), ("generated", "num_generated_tokens")):
+            if total := sum(row.get(column) or 0 for row in rows):
+                self.tokens.inc(total, {"engine": self.engine, "kind": kind})
+
+
+def vllm_class() -> type:
+    """Ray's vLLM stage as a class that reports; made here so that only engines import it."""
+    import ray
+    from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStageUDF
+    from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
+
+    class Engine(vLLMEngineStageUDF):
+        """The model is made local first; each row gets its times and what else vLLM knows of it."""
+
+        def __init__(self, *args: Any, reference: str, health: str, **kwargs: Any) -> None:
+            from divray.models import local_model
+
+            self.reporter = Reporter(health)
+            try:
+                super().__init__(*args, **{**kwargs, "model": local_model(reference)})
+            except BaseException as error:
+                ray.get(self.reporter.health.failed.remote(engine_cause(error)))
+                raise
+            self.seen: dict[int, dict[str, Any]] = {}
+            llm: Any = self.llm
+            self.answer, self.generate = llm._generate_async, llm.generate_async
+            llm._generate_async, llm.generate_async = self._answer, self._generate
+            self.reporter.ready()
+
+        async def _answer(self, request: Any) -> Any:
+            started = time.time()
+            self.reporter.enter(1)
+            try:
+                output = await self.answer(request)
+            finally:
+                self.reporter.enter(-1)
+            self.seen[request.request_id] = {
+                "started_at": started,
+                "finished_at": time.time(),
+                "cached_tokens": output.num_cached_tokens,
+                "finish_reason": output.outputs[0].finish_reason or "",
+            }
+            return output
+
+        async def _generate(self, row: dict[str, Any]) -> Any:
+            try:
+                request, output, seconds = await self.generate(row)
+            except VLLM_FATAL_ERRORS as error:  # the caller ends this process next
+                await self.reporter.failed(engine_cause(error))
+                raise
+            return request, {**output, **self.seen.pop(request.request_id)}, seconds
+
+        async def _generate_with_error_handling(self, row: dict[str, Any], batch_uuid: uuid.UUID) -> dict[str, Any]:
+            asked = time.time()
+            output = await super()._generate_with_error_handling(row, batch_uuid)
+            return {"started_at": asked, "finished_at": asked, **output, "engine": self.reporter.engine}
+
+        async def udf(self, batch: list[dict[str, Any]]) -> Any:
+            outputs = []
+            async for output in super().udf(batch):
+                outputs.append(output)
+                yield output
+            self.reporter.batch(outputs)
+
+    return Engine
+
+
+def stand_in_class() -> type:
+    """A stage that takes the engine's place: every row is answered at once by a plain function."""
+    from ray.llm._internal.batch.stages.base import StatefulStageUDF
+
+    class StandIn(StatefulStageUDF):
+        def __init__(self, data_column: str, expected_input_keys: list[str], answer: Answer, health: str, **_: Any) -> None:
+            super().__init__(data_column, expected_input_keys)
+            self.answer, self.reporter = answer, Reporter(health)
+            self.reporter.ready()
+
+        async def udf(self, rows: list[dict[str, Any]]) -> Any:
+            outputs = []
+            for row in rows:
+                now = time.time()
+                answered = {"started_at": now, "finished_at": now, "engine": self.reporter.engine, **self.answer(row)}
+                outputs.append({self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answered})
+            for output in outputs:
+                yield output
+            self.reporter.batch(outputs)
+
+    return StandIn
+
+
+def engine_cause(error: BaseException) -> str:
+    """The engine's own last words: from its process's logs where the exception says only that it died."""
+    said: list[str] = []
+    for descriptor in (1, 2):
+        log = Path(f"/proc/self/fd/{descriptor}")
+        with contextlib.suppress(OSError):
+            lines = log.read_text(encoding="utf-8", errors="replace")[-200_000:].splitlines() if log.is_file() else []
+            said += [line.split("ERROR", 1)[-1].strip() for line in lines if "Error" in line and "EngineDead" not in line]
+    own = [line for line in said if any(mark in line for mark in ("Error: ", "Exception: ")) and "Engine core init" not in line]
+    return own[-1][-500:] if own else f"{type(error).__name__}: {error}"

@@ -1,0 +1,144 @@
+"""Waves: a round's candidates asked for in passes, each planned from what the ones before gave.
+
+Without a quota the candidates are spread evenly, and what a wave gives helps the next one's prompts (see
+``one_by_one``).  With a quota every relation is asked until it has ``sampling.quota`` accepted samples
+(valid, unique and correct by the ``score`` stage's own rules), and the budget goes to those that are short.
+A plan is a pure function of the tables of the waves before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from divray.config import Config, SamplingConfig
+from divray.prompts.strategies import NAIVE
+from divray.runs import RunFolder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+QUOTA_WAVES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """One relation in the round so far: candidates asked for, accepted, and tokens generated."""
+
+    asked: int
+    accepted: int
+    tokens: int
+
+
+def wave_count(config: Config) -> int:
+    """How many waves a round has, at most."""
+    return config.sampling.waves or (QUOTA_WAVES if config.sampling.quota else 1)
+
+
+def opening_count(config: Config) -> int:
+    """Candidates of each relation in a round's first wave."""
+    sampling = config.sampling
+    if sampling.quota is None:
+        return sampling.candidates_per_relation // wave_count(config) or sampling.candidates_per_relation
+    return min(_wanted(Tally(0, 0, 0), sampling.quota), sampling.candidates_per_relation)
+
+
+def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int, engine_seconds: float) -> tuple[dict[str, int], str]:
+    """Relation -> candidates of wave ``wave``, or none and the reason why the round ends here.
+
+    Args:
+        tallies: Every relation, in the user's order.
+        engine_seconds: Busy engine time of the round so far.
+    """
+    sampling = config.sampling
+    if wave >= wave_count(config):
+        return {}, "waves"
+    if sampling.quota is None:
+        left = wave_count(config) - wave
+        counts = {name: ceil((sampling.candidates_per_relation - tally.asked) / left) for name, tally in tallies.items()}
+        return {name: count for name, count in counts.items() if count > 0}, "candidates"
+    short = {name: tally for name, tally in tallies.items() if tally.accepted < sampling.quota}
+    if not short:
+        return {}, "quota"
+    wanted = {name: min(_wanted(tally, sampling.quota), 2 * max(tally.asked, sampling.quota)) for name, tally in short.items()}
+    room, cap = _room(sampling, tallies, engine_seconds)
+    if room <= 0:
+        return {}, cap
+    if (total := sum(wanted.values())) > room:
+        from divray.prompts.rows import apportion
+
+        wanted = apportion({name: count / total for name, count in wanted.items()}, room)
+    return {name: count for name, count in wanted.items() if count > 0}, ""
+
+
+def _wanted(tally: Tally, quota: int) -> int:
+    """Candidates that bring a relation to its quota at its acceptance rate so far (rule of succession)."""
+    return ceil((quota - tally.accepted) * (tally.asked + 2) / (tally.accepted + 1))
+
+
+def _room(sampling: SamplingConfig, tallies: Mapping[str, Tally], engine_seconds: float) -> tuple[int, str]:
+    """Candidates that the caps still allow, and the tightest cap's name."""
+    asked = sum(tally.asked for tally in tallies.values())
+    tokens = sum(tally.tokens for tally in tallies.values())
+    rooms = [((sampling.max_candidates or sampling.candidates_per_relation * len(tallies)) - asked, "candidates")]
+    if sampling.max_generated_tokens is not None and tokens:
+        rooms.append((int((sampling.max_generated_tokens - tokens) * asked / tokens), "generated tokens"))
+    if sampling.max_engine_seconds is not None and engine_seconds:
+        rooms.append((int((sampling.max_engine_seconds - engine_seconds) * asked / engine_seconds), "engine-seconds"))
+    return min(rooms)
+
+
+def tallies_of(run: RunFolder, folder: str, relations: list[str]) -> tuple[dict[str, Tally], float]:
+    """Each relation's :class:`Tally`, and the busy engine-seconds, from the tables of round ``folder``."""
+    from divray.report.scan import asked, tally
+
+    prompts = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
+    tokens = tally(run, f"{folder}/completions", ["relation", "strategy"], ["generated_tokens"])
+    scores = tally(run, f"{folder}/scores", ["relation", "strategy", "unique", "correct"])
+
+    def total(counts: dict[Any, tuple[float, ...]], relation: str, place: int) -> int:
+        return int(sum(values[place] for key, values in counts.items() if key[0] == relation and key[1] != NAIVE and False not in key[2:]))
+
+    found = {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
+    return found, _busy_seconds(run, f"{folder}/completions")
+
+
+def _busy_seconds(run: RunFolder, table: str) -> float:
+    from divray.report.intervals import union_length
+
+    rows: pa.Table = run.read_table(table, ["engine", "strategy", "started_at", "finished_at"])
+    seconds = 0.0
+    for engine in set(rows["engine"].to_pylist()) - {""}:
+        import pyarrow.compute as pc
+
+        own = rows.filter(pc.and_(pc.equal(rows["engine"], engine), pc.not_equal(rows["strategy"], NAIVE)))
+        seconds += union_length(own["started_at"].to_numpy(), own["finished_at"].to_numpy())
+    return seconds
+
+
+def quota_account(config: Config, tallies: Mapping[str, Tally], ended_by: str, waves: int) -> dict[str, Any]:
+    """What the quota gave: what is missing where, and the tokens saved against a fixed number for all.
+
+    The fixed number is what the relation that needed most was asked for; at its own tokens a candidate every
+    relation would have cost that many times more.
+    """
+    quota = config.sampling.quota or 0
+    fixed = max((tally.asked for tally in tallies.values()), default=0)
+    tokens = sum(tally.tokens for tally in tallies.values())
+    fixed_tokens = round(sum(fixed * tally.tokens / tally.asked for tally in tallies.values() if tally.asked))
+    return {
+        "quota": quota,
+        "waves": waves,
+        "ended_by": ended_by,
+        "relations": {
+            name: {"asked": tally.asked, "accepted": tally.accepted, "missing": max(0, quota - tally.accepted)}
+            for name, tally in tallies.items()
+        },
+        "missing": sum(max(0, quota - tally.accepted) for tally in tallies.values()),
+        "generated_tokens": tokens,
+        "fixed_candidates_per_relation": fixed,
+        "fixed_generated_tokens": fixed_tokens,
+        "tokens_saved": fixed_tokens - tokens,
+    }

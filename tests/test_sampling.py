@@ -1,0 +1,256 @@
+"""The sampling stage under the real Ray, with a plain function in the engine's place."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from divray.config import Config, load_config
+from divray.datasets import load_task
+from divray.datasets.stage import run as prepare
+from divray.errors import InputError
+from divray.pipeline import retry
+from divray.prompts import request_rows
+from divray.prompts import run as prompt
+from divray.quickstart import folder
+from divray.runs import RunFolder
+from divray.sampling.actors import Answer
+from divray.sampling.engine import complete, sampling_parameters
+from divray.sampling.ledger import failure_reason, whole_rows
+from divray.sampling.stage import parse_batch, parsed_parts, retry_failed
+from divray.sampling.stage import run as sample
+from divray.sampling.waves import Tally, next_counts, opening_count, quota_account
+from divray.schemas import COMPLETIONS, FAILED
+
+SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.batch_size=8"]
+
+
+def settings(*overrides: str) -> Config:
+    return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
+
+
+def begun(config: Config, uri: str) -> RunFolder:
+    run = RunFolder(uri)
+    prepare(config, run)
+    prompt(config, run, 0)
+    return run
+
+
+def playing(broken: Callable[[str], str] = lambda name: "") -> Answer:
+    """An engine that answers by the request's id; ``broken`` names the error of a request, or ``""``."""
+
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        import hashlib
+
+        name = row["candidate_id"]
+        if error := broken(name):
+            return {"__inference_error__": error, "generated_text": ""}
+        number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+        words = ["Anton", "Berta", "Carla", "Doro", "Emil", "Frida", "Gesa", "Hugo", "Ilse", "Jonas", "Karla", "Lutz"]
+        verbs = ["saw", "left", "met", "sold", "bought", "praised", "blamed", "found"]
+        places = ["harbour", "market", "hall", "tower", "garden", "bridge", "mill", "chapel", "square", "ferry", "inn", "yard"]
+        a, b, verb = words[number % 12], places[number // 12 % 12], verbs[number // 144 % 8]
+        when = places[number // 1152 % 12]
+        text = f" Near the {when} [{a} {number % 97}] {verb} the {{{b} {number % 89}}} in {1900 + number % 83}."
+        return {"generated_text": text, "num_generated_tokens": 9, "num_input_tokens": 40, "finish_reason": "stop"}
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("ValueError: min_p must be in [0, 1]", "rejected_request"),
+        ("VLLMValidationError: The decoder prompt (length 5000) is longer than the maximum model length of 2048", "prompt_too_long"),
+        ("the prompt of 5000 tokens is longer than the context of 2048", "prompt_too_long"),
+        ("APIConnectionError: Connection error.", "engine_error"),
+        ("RuntimeError: out of memory", "engine_error"),
+    ],
+)
+def test_whose_fault_an_error_is(error: str, reason: str) -> None:
+    assert failure_reason(error) == reason
+
+
+def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(ray_two_cpus: None, uri: str) -> None:
+    config = settings()
+    run = begun(config, uri)
+    asked = run.read_table("round-00/prompts").to_pylist()
+    lengths = run.read_table("round-00/prompts")["length"].to_pylist()
+    assert all(length and length > 50 for length in lengths)
+    long = {**asked[0], "length": 3000}
+    run.write_table("round-00/prompts", pa.Table.from_pylist([long, *asked[1:]], run.read_table("round-00/prompts").schema), 16)
+    flaky, refused, names = asked[1]["candidate_id"], asked[2]["candidate_id"], [row["candidate_id"] for row in asked]
+
+    def errors(name: str) -> str:
+        return "RuntimeError: a bad moment" if name == flaky else "ValueError: no" if name == refused else ""
+
+    counts = sample(config, run, 0, answer=playing(errors))
+    assert counts["candidates"] == len(asked)
+    assert counts["failed"] == {"engine_error": 1, "prompt_too_long": 1, "rejected_request": 1}
+    ledger = run.read_table("round-00/failed")
+    assert ledger.schema.equals(FAILED)
+    assert {row["candidate_id"]: row["reason"] for row in ledger.to_pylist()} == {
+        names[0]: "prompt_too_long",
+        flaky: "engine_error",
+        refused: "rejected_request",
+    }
+    before = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
+    assert before[names[0]]["engine"] == ""  # never reached one
+
+    counts = retry_failed(config, run, 0, answer=playing(lambda name: "" if name == flaky else "RuntimeError: asked twice"))
+    assert (counts["retried"], counts["mended"]) == (1, 1)
+    assert counts["failed"] == {"prompt_too_long": 1, "rejected_request": 1}
+    after = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
+    assert after.keys() == before.keys()
+    assert [name for name in names if after[name] != before[name]] == [flaky]
+    undisturbed = playing()({"candidate_id": flaky})
+    assert after[flaky]["completion"] == undisturbed["generated_text"]
+    assert run.read_table("round-00/completions").schema.equals(COMPLETIONS)
+    samples = run.read_table("round-00/samples")
+    assert samples["candidate_id"].to_pylist() == sorted(names)
+    assert Counter(samples["rejection"].to_pylist())[""] == len(names) - 2
+    assert retry_failed(config, run, 0)["retried"] == 0  # and no engine is started
+
+
+def test_a_round_that_is_not_sampled_yet_has_nothing_to_try_again(uri: str) -> None:
+    run = RunFolder(uri)
+    with pytest.raises(InputError, match=r"round-00\.sample"):
+        retry(settings(), run, None)
+
+
+@pytest.fixture
+def small_disk(uri: str) -> Iterator[Callable[[str], None]]:
+    """The table of completions on a disk of its own, which has room for a part of it; the function changes its size."""
+    place = Path(uri, "round-00", "completions")
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    if shutil.which("mount") is None or subprocess.run([*mount, "size=40k", "divray", place], capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    yield lambda size: subprocess.run([*mount, f"remount,size={size}", "divray", place], check=True) and None
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_leaves_nothing_half_written_that_counts(ray_two_cpus: None, uri: str, small_disk: Callable[[str], None]) -> None:
+    config = settings()
+    run = begun(config, uri)
+    total = run.read_table("round-00/prompts").num_rows
+    with pytest.raises(Exception, match="No space left"):
+        complete(config, run, "round-00/prompts", "round-00/completions", config.models.llm, answer=playing())
+    assert whole_rows(run, "round-00/completions") < total
+    small_disk("10m")
+    counts = sample(config, run, 0, answer=playing())
+    names = run.read_table("round-00/completions")["candidate_id"].to_pylist()
+    assert len(names) == len(set(names)) == total == counts["candidates"]
+
+
+def test_several_sentences_in_one_completion_are_candidates_of_their_own() -> None:
+    config = settings("prompts.strategies={all_at_once: 1}", "prompts.sentences_per_completion=3", "prompts.candidates_per_prompt=8")
+    task = load_task(config)
+    requests = [row for row in request_rows(config, task.relations, task.seeds, 0) if row["strategy"] == "all_at_once"]
+    assert [row["sentences"] for row in requests[:3]] == [3, 3, 2]
+    assert [row["candidate_id"][-6:] for row in requests[:3]] == ["000000", "000003", "000006"]
+    text = " The [storm] hit the {coast} at dawn.\n6. A [flood] came to the {town} then.\n"
+    assert re.fullmatch(requests[2]["pattern"], f"{text}7. The [gale] broke the {{mast}} in two.\n")
+    assert not re.fullmatch(requests[2]["pattern"], text)
+    parameters = sampling_parameters(config, requests[0], greedy=False)
+    assert (parameters["max_tokens"], parameters["stop"]) == (3 * 48, ["\n\n"])
+
+    came = {"completion": text, "generated_tokens": 20, "finish_reason": "stop", "error": ""}
+    types = {relation.name: ("", "") for relation in task.relations}
+    samples = parse_batch(pa.Table.from_pylist([{**row, **came} for row in requests], COMPLETIONS), types, 48).to_pylist()
+    assert len({row["candidate_id"] for row in samples}) == len(samples) == 6 * 8
+    assert Counter(row["rejection"] for row in samples) == {"": 6 * 6, "not_written": 6 * 2}
+    assert samples[1]["text"] == "A flood came to the town then."
+
+
+def test_only_the_last_sentence_of_a_cut_list_is_truncated() -> None:
+    row = {"completion": " The [storm] hit the {coast} twice.\n6. A [flood] came to", "sentences": 3, "generated_tokens": 9}
+    parts, parsed = parsed_parts({**row, "finish_reason": "length", "error": ""}, 48)
+    assert len(parts) == 3
+    assert [part.rejection for part in parsed] == ["", "truncated", "not_written"]
+
+
+def test_waves_without_a_quota_spread_the_candidates() -> None:
+    config = settings("sampling.waves=3", "sampling.candidates_per_relation=10")
+    asked = opening_count(config)
+    counts = [asked]
+    for wave in (1, 2):
+        wanted, _ = next_counts(config, {"a": Tally(asked, 0, 0)}, wave, 0.0)
+        counts.append(wanted["a"])
+        asked += wanted["a"]
+    assert counts == [3, 4, 3]
+    assert next_counts(config, {"a": Tally(10, 0, 0)}, 3, 0.0)[0] == {}
+
+
+def test_the_budget_goes_to_the_relations_that_are_short() -> None:
+    config = settings("sampling.quota=10", "sampling.candidates_per_relation=40")
+    assert opening_count(config) == 20
+    tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
+    wanted, ended = next_counts(config, tallies, 1, 0.0)
+    assert ended == ""
+    assert wanted.keys() == {"half", "poor"}
+    assert wanted["half"] < wanted["poor"]
+    assert sum(wanted.values()) <= 3 * 40 - 60
+    assert next_counts(config, {"full": Tally(20, 11, 400)}, 1, 0.0) == ({}, "quota")
+    assert next_counts(config, tallies, 6, 0.0) == ({}, "waves")
+
+
+@pytest.mark.parametrize(
+    ("cap", "name"),
+    [("max_candidates=60", "candidates"), ("max_generated_tokens=1200", "generated tokens"), ("max_engine_seconds=5", "engine-seconds")],
+)
+def test_a_cap_ends_the_round_with_its_name(cap: str, name: str) -> None:
+    config = settings("sampling.quota=10", f"sampling.{cap}", "sampling.candidates_per_relation=1000")
+    tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
+    assert next_counts(config, tallies, 1, 5.0) == ({}, name)
+
+
+def test_the_account_of_a_quota_says_what_is_missing_and_what_was_saved() -> None:
+    config = settings("sampling.quota=10")
+    account = quota_account(config, {"full": Tally(20, 11, 400), "poor": Tally(60, 4, 600)}, "candidates", 3)
+    assert account["relations"]["poor"] == {"asked": 60, "accepted": 4, "missing": 6}
+    assert account["missing"] == 6
+    assert account["fixed_candidates_per_relation"] == 60
+    assert account["fixed_generated_tokens"] == 60 * 20 + 600
+    assert account["tokens_saved"] == 800
+
+
+def test_a_cap_without_a_quota_is_an_error() -> None:
+    with pytest.raises(InputError, match="max_candidates goes with quota"):
+        settings("sampling.max_candidates=5")
+
+
+@pytest.mark.slow
+def test_a_quota_is_met_in_waves_that_a_kill_does_not_change(ray_two_cpus: None, uri: str) -> None:
+    overrides = ["sampling.quota=3", "sampling.waves=3", "sampling.candidates_per_relation=12", "correctness.threshold=0.3"]
+    config = settings(*overrides, "prompts.strategies={one_by_one: 1}", "sampling.naive_candidates_per_relation=0")
+    run = begun(config, uri)
+    counts = sample(config, run, 0, answer=playing())
+    account = run.read_json("round-00/quota.json")
+    prompts = run.read_table("round-00/prompts").to_pylist()
+    asked = Counter(row["relation"] for row in prompts)
+    assert {name: entry["asked"] for name, entry in account["relations"].items()} == asked
+    assert len({row["candidate_id"] for row in prompts}) == len(prompts) <= 6 * 12
+    assert counts["missing"] == account["missing"] == sum(entry["missing"] for entry in account["relations"].values())
+    assert account["waves"] > 1
+    later = [row for row in prompts if "-w01-" in row["prompt_id"]]
+    assert any(name.startswith("r00-") for row in later for name in row["demonstrations"])
+
+    # As after a kill while the last wave's prompts were written: they are planned again, and come out the same.
+    other = RunFolder(f"{uri}-2")
+    other.upload(uri, "")
+    last = account["waves"] - 1
+    other.delete(f"round-00/waves/{last:02d}.json")
+    other.delete(f"round-00/prompts/wave-{last:02d}-part-000000.parquet")
+    assert sample(config, other, 0, answer=playing()) == counts
+    assert other.read_table("round-00/prompts") == run.read_table("round-00/prompts")
+    assert other.read_table("round-00/samples") == run.read_table("round-00/samples")
+    assert other.read_json("round-00/quota.json") == account
