@@ -1,11 +1,18 @@
-"""Generated tokens a second: Ray Data -> vLLM actors against plain vLLM, on the same requests.
+"""The sampling path's figures, one after the other in one run: what Ray Data costs, what the prompts save.
 
-    python benchmarks/sampling.py CONFIG [section.key=value ...] --requests 256 --runs 3 --out benchmarks/results/sampling.json
+    python benchmarks/sampling.py CONFIG [section.key=value ...] --figures plain,naive,prefix,plumbing,start \\
+        --requests 256 --runs 5 --rows 1000000 --out benchmarks/results/sampling.json
 
-Both sides get the same request rows, engine arguments, sampling parameters and seeds.  Start-up is left
-out of both: on Ray's side by the rows' own times (first request in, last answer out), on the plain
-side by timing `generate` alone.  The sides alternate;
-each run starts both engines anew.
+plain     generated tokens a second, Ray Data -> vLLM actors over plain `vllm.LLM.generate`: the same request rows,
+          engine arguments, sampling parameters and seeds, alternating, each run with engines of its own.  Start-up
+          is left out of both: on Ray's side by the rows' own times (first request in, last answer out), on the
+          plain side by timing `generate` alone.
+naive     accepted samples (valid, unique, correct by the loop's own score) an engine-second over the naive
+          prompt's: fixed demonstrations, free decoding, parse and drop; both in one pass of one engine.
+prefix    prefix-cache hit rate and tokens a second, requests in the order the project emits them and shuffled.
+plumbing  rows a second through the whole path with a function in the engine's place that answers at once; the
+          driver's and the object store's memory meanwhile.
+start     seconds from command to first answer, split by cause; cold: the model is made ready for the first time.
 """
 
 from __future__ import annotations
@@ -14,59 +21,229 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from divray.config import Config, load_config
 from divray.pipeline import versions
+
+FIGURES = ("plain", "naive", "prefix", "plumbing", "start")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", default=[])
+    parser.add_argument("--figures", default="plain")
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the plumbing")
     parser.add_argument("--out")
-    parser.add_argument("--plain", help=argparse.SUPPRESS)
+    for step in ("plain", "first"):  # in a process of its own
+        parser.add_argument(f"--{step}-step", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.plain:
-        print(json.dumps(plain(config, arguments.plain)))
+    if arguments.plain_step:
+        print(json.dumps(plain(config, arguments.plain_step)))
         return
+    if arguments.first_step:
+        print(json.dumps(first_answer(config, arguments.first_step)))
+        return
+    figures = arguments.figures.split(",")
+    if unknown := set(figures) - set(FIGURES):
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}")
 
     from divray.sampling.engine import engine_arguments
 
-    with tempfile.TemporaryDirectory() as folder:
-        write_requests(config, folder, arguments.requests)
-        again = [sys.executable, __file__, arguments.config, *arguments.overrides, "--plain", folder]
-        runs: list[dict[str, Any]] = []
-        for number in range(arguments.runs):
-            through_ray = ray_data(config, folder, number)
-            own = subprocess.run(again, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-            runs.append({"ray_data": through_ray, "plain": json.loads(own)})
-            print(json.dumps(runs[-1]), flush=True)
-    ratios = [run["ray_data"]["tokens_per_second"] / run["plain"]["tokens_per_second"] for run in runs]
-    result = {
+    def again(step: str, folder: str, **environment: str) -> dict[str, Any]:
+        command = [sys.executable, __file__, arguments.config, *arguments.overrides, f"--{step}-step", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    result: dict[str, Any] = {
         "benchmark": "sampling",
         "command": " ".join(["python", "benchmarks/sampling.py", *sys.argv[1:]]),
         "machine": {"cpus": os.cpu_count(), "processor": processor(), "load_before": os.getloadavg()[0]},
         "versions": versions(),
         "engine_arguments": engine_arguments(config, gpu=config.engine.device == "gpu"),
         "requests": arguments.requests,
-        "runs": runs,
-        "median_ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
     }
-    print(json.dumps({key: result[key] for key in ("requests", "ratios", "median_ratio")}, indent=2))
+    for figure in figures:
+        with tempfile.TemporaryDirectory() as folder:
+            if figure == "plain":
+                found = against_plain(config, folder, arguments.requests, arguments.runs, again)
+            elif figure == "naive":
+                found = against_naive(config, folder)
+            elif figure == "prefix":
+                found = prefix_order(config, folder, arguments.requests)
+            elif figure == "plumbing":
+                found = plumbing(config, folder, arguments.rows)
+            else:
+                cold = again("first", f"{folder}/cold", DIVRAY_CACHE=f"{folder}/cache")
+                found = {"cold": cold, "warm": again("first", f"{folder}/warm", DIVRAY_CACHE=f"{folder}/cache")}
+        result[figure] = found
+        print(json.dumps({figure: found}, indent=2), flush=True)
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def against_plain(config: Config, folder: str, requests: int, count: int, again: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    write_requests(config, folder, requests)
+    runs: list[dict[str, Any]] = []
+    for number in range(count):
+        through_ray = ray_data(config, folder, "prompts", f"completions-{number}")
+        runs.append({"ray_data": through_ray, "plain": again("plain", folder)})
+        print(json.dumps(runs[-1]), flush=True)
+    ratios = [run["ray_data"]["tokens_per_second"] / run["plain"]["tokens_per_second"] for run in runs]
+    return {"median_ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios], "runs": runs}
+
+
+def against_naive(config: Config, folder: str) -> dict[str, Any]:
+    """Round 0 of the loop beside the naive prompt, each with ``candidates_per_relation`` candidates."""
+    import ray
+
+    from divray.cluster import connect
+    from divray.datasets.stage import run as prepare
+    from divray.prompts import run as prompt
+    from divray.report.account import account
+    from divray.runs import RunFolder
+    from divray.sampling.stage import run as sample
+    from divray.scoring import run as score
+
+    sampling = config.sampling.model_copy(update={"naive_candidates_per_relation": config.sampling.candidates_per_relation})
+    config = config.model_copy(update={"sampling": sampling})
+    run = RunFolder(folder)
+    connect(config)
+    prepare(config, run)
+    prompt(config, run, 0)
+    for file in run.files("round-00/prompts"):  # the naive prompt decodes freely
+        table = pq.read_table(run.path(file))
+        patterns = ["" if row["strategy"] == "naive" else row["pattern"] for row in table.to_pylist()]
+        run.write_parquet(file, table.set_column(table.schema.get_field_index("pattern"), "pattern", pa.array(patterns, pa.string())))
+    sample(config, run, 0)
+    score(config, run, 0)
+    ray.shutdown()
+    book = account(config, run)
+    views = {"loop": book.view(lambda cell: not cell.naive), "naive": book.view(lambda cell: cell.naive)}
+    rates = {name: view["correct"] / view["engine_seconds"] for name, view in views.items()}
+    ratio = round(rates["loop"] / rates["naive"], 2) if rates["naive"] else None
+    return {"ratio": ratio, "accepted_per_engine_second": rates, **views}
+
+
+def prefix_order(config: Config, folder: str, requests: int) -> dict[str, Any]:
+    import random
+
+    from divray.prompts import write_prompts
+    from divray.runs import RunFolder
+
+    write_requests(config, folder, requests)
+    run = RunFolder(folder)
+    rows = run.read_table("prompts").to_pylist()
+    random.Random(config.seed).shuffle(rows)
+    write_prompts(run, "shuffled", iter(rows))
+    found = {name: ray_data(config, folder, name, f"completions-{name}") for name in ("prompts", "shuffled")}
+    return {"emitted": found["prompts"], "shuffled": found["shuffled"]}
+
+
+def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
+    import ray
+
+    from divray.cluster import connect
+    from divray.datasets import load_task
+    from divray.prompts import request_rows
+    from divray.runs import RunFolder
+    from divray.sampling.engine import complete
+    from divray.schemas import PROMPTS
+
+    task, run, block = load_task(config), RunFolder(folder), 1000
+    pattern_rows = list(request_rows(config, task.relations, task.seeds, 0))
+    for start in range(0, count, block):
+        numbers = range(start, min(start + block, count))
+        rows = [{**pattern_rows[n % len(pattern_rows)], "candidate_id": f"p-{n:09d}"} for n in numbers]
+        run.write_parquet(f"prompts/part-{start // block:06d}.parquet", pa.Table.from_pylist(rows, PROMPTS))
+    connect(config)
+    with Memory() as memory:
+        began = time.time()
+        done = complete(config, run, "prompts", "completions", "", answer=lambda row: {"generated_text": " A [b] c {d}."})
+        seconds = time.time() - began
+    (record,) = (run.read_json(name) for name in run.files("completions.engines"))
+    ready = min(engine["ready_at"] for engine in record["engines"].values())
+    ray.shutdown()
+    return {
+        "rows": done,
+        "rows_per_second": round(done / (began + seconds - ready), 1),
+        "seconds": round(seconds, 2),
+        "driver_peak_mib": round(memory.driver / 2**20),
+        "driver_before_mib": round(memory.before / 2**20),
+        "object_store_peak_mib": round(memory.store),
+    }
+
+
+class Memory:
+    """Peaks of the driver's resident memory (bytes) and of the object store (MiB) while the block runs."""
+
+    def __enter__(self) -> Memory:
+        self.before = self.driver = psutil.Process().memory_info().rss
+        self.store = 0.0
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        from ray._private.internal_api import memory_summary
+
+        while not self.done.wait(1.0):
+            self.driver = max(self.driver, psutil.Process().memory_info().rss)
+            if said := re.search(r"Plasma memory usage (\d+(?:\.\d+)?) MiB", memory_summary(stats_only=True)):
+                self.store = max(self.store, float(said[1]))
+
+
+def first_answer(config: Config, folder: str) -> dict[str, float]:
+    """Where the time from the command to the first answer goes; in a process of its own, from its very start."""
+    began = psutil.Process().create_time()
+    from divray.cluster import connect
+    from divray.runs import RunFolder
+    from divray.sampling.engine import complete
+
+    imported = time.time()
+    connect(config)
+    connected = time.time()
+    write_requests(config, folder, 16)
+    prompted = time.time()
+    run = RunFolder(folder)
+    complete(config, run, "prompts", "completions", config.models.llm)
+    (record,) = (run.read_json(name) for name in run.files("completions.engines"))
+    created = min(engine["created_at"] for engine in record["engines"].values())
+    ready = min(engine["ready_at"] for engine in record["engines"].values())
+    first = min(run.read_table("completions", ["finished_at"])["finished_at"].to_pylist())
+    marks = {
+        "imports": imported,
+        "ray": connected,
+        "prompts": prompted,
+        "engine_process": created,
+        "engine_start": ready,
+        "first_answer": first,
+    }
+    times = [began, *marks.values()]
+    return {**{name: round(times[n + 1] - times[n], 2) for n, name in enumerate(marks)}, "total": round(first - began, 2)}
 
 
 def write_requests(config: Config, folder: str, count: int) -> None:
@@ -79,31 +256,37 @@ def write_requests(config: Config, folder: str, count: int) -> None:
     write_prompts(RunFolder(folder), "prompts", islice(rows, count))
 
 
-def ray_data(config: Config, folder: str, number: int) -> dict[str, float]:
+def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str, float]:
     import ray
 
     from divray.cluster import connect
     from divray.runs import RunFolder
     from divray.sampling.engine import complete
 
-    run, target = RunFolder(folder), f"completions-{number}"
+    run = RunFolder(folder)
     began = time.time()
     connect(config)
-    complete(config, run, "prompts", target, config.models.llm)
-    table = run.read_table(target, ["generated_tokens", "started_at", "finished_at"])
+    complete(config, run, source, target, config.models.llm)
+    table = run.read_table(target, ["prompt_tokens", "cached_tokens", "generated_tokens", "started_at", "finished_at"])
     ray.shutdown()
     first, last = min(table["started_at"].to_pylist()), max(table["finished_at"].to_pylist())
-    tokens = sum(table["generated_tokens"].to_pylist())
-    return {"tokens": tokens, "seconds": last - first, "tokens_per_second": tokens / (last - first), "start_up_seconds": first - began}
+    tokens, prompt, cached = (sum(table[f"{kind}_tokens"].to_pylist()) for kind in ("generated", "prompt", "cached"))
+    return {
+        "tokens": tokens,
+        "seconds": last - first,
+        "tokens_per_second": tokens / (last - first),
+        "prefix_hit_rate": cached / prompt,
+        "start_up_seconds": first - began,
+    }
 
 
 def plain(config: Config, folder: str) -> dict[str, float]:
     from divray.runs import RunFolder
-    from divray.sampling.engine import _cpu_environment, engine_arguments, sampling_parameters
+    from divray.sampling.engine import cpu_environment, engine_arguments, sampling_parameters
 
     gpu = config.engine.device == "gpu"
     if not gpu:
-        os.environ.update(_cpu_environment())
+        os.environ.update(cpu_environment())
     began = time.time()
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams

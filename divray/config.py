@@ -42,7 +42,7 @@ class TaskConfig(Section):
 
 
 class ModelsConfig(Section):
-    """Each is a hub id, a local folder, a URI, or `embedded:smollm2` / `embedded:minilm`."""
+    """Each is a hub id, a local folder, a URI, or `embedded:smollm2` / `embedded:minilm`; `llm` also `endpoint`: see `engine.endpoint`."""
 
     llm: str = "embedded:smollm2"
     encoder: str = "embedded:minilm"

@@ -29,6 +29,8 @@ def cache_folder() -> Path:
 
 def check_model(reference: str, where: str, field: str) -> None:
     """Raise :class:`InputError` where ``reference`` can't be a model; loads nothing."""
+    if reference == "endpoint" and field == "models.llm":  # `engine.endpoint` says where
+        return
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:

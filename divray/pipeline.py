@@ -99,6 +99,11 @@ def check(config: Config) -> Any:
         raise InputError(
             "config", "prompts.strategies", "needs at least one strategy with a positive share", "Write e.g. {independent: 1}."
         )
+    if config.models.llm == "endpoint":
+        if config.engine.endpoint is None or not config.engine.endpoint.url.startswith(("http://", "https://")):
+            raise InputError("config", "engine.endpoint", "`models.llm: endpoint` needs a url and a model", "Give url and model.")
+        if config.rounds > 1:
+            raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
     check_model(config.models.llm, "config", "models.llm")
     check_model(config.models.encoder, "config", "models.encoder")
     return load_task(config)

@@ -132,7 +132,7 @@ def small_disk(uri: str) -> Iterator[Callable[[str], None]]:
     place = Path(uri, "round-00", "completions")
     place.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o"]
-    if shutil.which("mount") is None or subprocess.run([*mount, "size=40k", "divray", place], capture_output=True, check=False).returncode:
+    if shutil.which("mount") is None or subprocess.run([*mount, "size=24k", "divray", place], capture_output=True, check=False).returncode:
         pytest.skip("no file system may be mounted here")
     yield lambda size: subprocess.run([*mount, f"remount,size={size}", "divray", place], check=True) and None
     subprocess.run(["umount", place], check=True)
@@ -141,7 +141,9 @@ def small_disk(uri: str) -> Iterator[Callable[[str], None]]:
 def test_a_full_disk_leaves_nothing_half_written_that_counts(ray_two_cpus: None, uri: str, small_disk: Callable[[str], None]) -> None:
     config = settings()
     run = begun(config, uri)
-    total = run.read_table("round-00/prompts").num_rows
+    prompts = run.read_table("round-00/prompts")
+    run.write_table("round-00/prompts", prompts, rows_per_file=8)
+    total = prompts.num_rows
     with pytest.raises(Exception, match="No space left"):
         complete(config, run, "round-00/prompts", "round-00/completions", config.models.llm, answer=playing())
     assert whole_rows(run, "round-00/completions") < total
