@@ -158,11 +158,11 @@ def _divert_messages() -> None:
     """
     from ray._private import worker
 
-    def divert(data: dict[str, Any], *_: Any) -> None:
+    def divert(data: dict[str, Any], print_file: Any, ignore_prefix: bool = False) -> None:
         if _native_output is not None:
             os.write(2, "".join(f"{line}\n" for line in data["lines"]).encode())
 
-    worker.print_worker_logs = divert
+    worker.print_worker_logs = divert  # type: ignore[assignment]
 
 
 def save_logs(run: RunFolder) -> None:
