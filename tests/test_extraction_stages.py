@@ -73,7 +73,7 @@ def run(tmp_path):
 @pytest.mark.slow
 def test_evaluation_compares_and_resumes(ray, config, run):
     told = []
-    counts = evaluation.run(config, run, 0, lambda done, total: told.append((done, total)))
+    counts = evaluation.run(config, run, 0, lambda done, total, note: told.append((done, total)))
     # `generated` and `round-01` hold the same samples and are trained once; an empty set is left out.
     assert counts == {"sets": 5, "trainings": 8, "kept": 0, "test": 6}
     assert told[0] == (0, 8) and told[-1] == (8, 8)

@@ -171,7 +171,7 @@ def diversity_of(
     texts: Sequence[str],
     embeddings: npt.NDArray[np.float32] | None = None,
     patterns: Sequence[str] | None = None,
-    sample_size: int = 16,
+    sample_size: int | None = 16,
 ) -> dict[str, float | int | None]:
     """All scores of one set of sentences, to six decimals.
 
@@ -179,7 +179,7 @@ def diversity_of(
         texts: ``n`` sentences, with their entities masked if structure is to be compared.
         embeddings: ``[n, d]`` unit vectors of the same rows, or none.
         patterns: Connective patterns of the same rows (:func:`~divray.diversity.texts.connective_patterns`), or none.
-        sample_size: ``k`` of the scores at a fixed size.
+        sample_size: ``k`` of the scores at a fixed size; ``None`` leaves them out.
 
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n) and the same ``_at_{k}``; ``distinct_1`` to ``distinct_3``;
@@ -192,13 +192,10 @@ def diversity_of(
     order = sorted(range(len(texts)), key=lambda row: (texts[row], bytes(ties[row])))
     texts = [texts[row] for row in order]
     grams = all_grams(words := words_of(texts), 4)
-    at = f"at_{sample_size}"
     vectors = _ngram_vectors(words, grams, (1, 2))
     scores: dict[str, float | None] = {
         "vendi_ngram": vendi_score(vectors[_drawn(len(texts), SAMPLED_ROWS)]),
-        f"vendi_ngram_{at}": vendi_at(vectors, sample_size),
         "vendi_embedding": None,
-        f"vendi_embedding_{at}": None,
         "mean_cosine": None,
         "mean_jaccard": mean_jaccard(shingle(texts)),
         "self_bleu": float(self_bleu(words, grams=grams).mean()) if len(texts) > 1 else None,
@@ -208,12 +205,16 @@ def diversity_of(
     if len(texts) > 1:
         drawn = words_of([texts[row] for row in _drawn(len(texts), ROUGE_ROWS)])
         scores["rouge_l"] = float(max_rouge_l(drawn).mean())
+    if sample_size is not None:
+        scores[f"vendi_ngram_at_{sample_size}"] = vendi_at(vectors, sample_size)
+        scores[f"vendi_embedding_at_{sample_size}"] = None
     scores |= {f"distinct_{n}": _distinct(grams[n - 1]) for n in (1, 2, 3)}
     if embeddings is not None and len(texts):
         found: npt.NDArray[Any] = np.asarray(embeddings, np.float32 if len(texts) > EXACT_PRODUCTS else np.float64)[order]
         found /= np.maximum(np.sqrt(np.einsum("ij,ij->i", found, found)), 1e-12)[:, None]
         scores["vendi_embedding"], scores["mean_cosine"] = vendi_score(found), mean_cosine(found)
-        scores[f"vendi_embedding_{at}"] = vendi_at(found, sample_size)
+        if sample_size is not None:
+            scores[f"vendi_embedding_at_{sample_size}"] = vendi_at(found, sample_size)
     return {"n": len(texts), **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
 
 

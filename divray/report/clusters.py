@@ -23,7 +23,7 @@ _SPANS = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 
 
 def largest_clusters(run: RunFolder, folders: list[str]) -> list[Row]:
-    """The clusters with the most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept`` and some ``members``.
+    """The clusters with the most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed`` and some ``members``.
 
     A cluster is the connected component of near-duplicates in one relation; seeds in it are not counted.  Shown are the
     kept members and then the dropped ones, each by id.
@@ -41,15 +41,16 @@ def largest_clusters(run: RunFolder, folders: list[str]) -> list[Row]:
     leading = sorted(sizes, key=lambda key: (-sizes[key], key))[: 4 * CLUSTERS]
     wanted = pa.array(sorted({name for _, name in leading}), pa.string())
     found: dict[tuple[str, str], Row] = {}
-    columns = ["candidate_id", "relation", *_SPANS, "cluster", "unique", "similarity"]
+    columns = ["candidate_id", "relation", *_SPANS, "cluster", "unique", "similarity", "nearest_id"]
     for folder in folders:
         for row in rows(run, f"{folder}/scores", columns, _compared() & pc.is_in(pads.field("cluster"), wanted)):
             key = row["relation"], row["cluster"]
             if key not in sizes:
                 continue
-            entry = found.setdefault(key, {"relation": key[0], "cluster": key[1], "size": 0, "kept": 0, "members": []})
+            entry = found.setdefault(key, {"relation": key[0], "cluster": key[1], "size": 0, "kept": 0, "near_seed": False, "members": []})
             entry["size"] += 1
             entry["kept"] += bool(row["unique"])
+            entry["near_seed"] |= (row["nearest_id"] or "").startswith("seed:")
             entry["members"] = sorted([*entry["members"], row], key=lambda r: (not r["unique"], r["candidate_id"]))[:MEMBERS]
     ranked = sorted(found.values(), key=lambda entry: (-entry["size"], entry["relation"], entry["cluster"]))
     return ranked[:CLUSTERS]

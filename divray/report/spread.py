@@ -63,7 +63,7 @@ class Sentences:
         """The scores; those that need embeddings are ``None`` without them."""
         from divray.diversity.scores import diversity_of
 
-        found = diversity_of(self.texts, self.vectors, self.patterns)
+        found = diversity_of(self.texts, self.vectors, self.patterns, sample_size=None)
         return {name: _plain(found.get(name)) for name in SCORES}
 
     def score_at(self, size: int) -> Scores:
