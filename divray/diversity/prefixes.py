@@ -60,13 +60,17 @@ class Postings(NamedTuple):
         return int((runs * (runs - 1) / 2).sum())
 
 
-def count_elements(values: npt.NDArray[np.uint64], bits: int | None = None) -> npt.NDArray[np.uint8]:
+def count_elements(
+    values: npt.NDArray[np.uint64], bits: int | None = None, counts: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
     """How many times each slot of a table of ``2^bits`` is hit, 255 for more; an element's slot are its leading bits.
 
     An element that occurs once has a slot of its own, and so a count of 1, with probability ``exp(-m / 2^bits)``.
+    Where ``counts`` is given, it is added to.
     """
-    counts = np.empty(1 << (table_bits(len(values)) if bits is None else bits), np.uint8)  # numpy has only these on huge pages
-    counts.fill(0)
+    if counts is None:
+        counts = np.empty(1 << (table_bits(len(values)) if bits is None else bits), np.uint8)  # numpy has only these on huge pages
+        counts.fill(0)
     _count(values, counts)
     return counts
 

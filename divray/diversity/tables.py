@@ -191,11 +191,11 @@ def judge(
     for batch in batches:
         texts, ids = columns_of(batch, settings, where)
         names.append(ids)
-        groups.append(_take_in(distinct, settings, texts))
-    group, ids = np.concatenate(groups), _ids(names, sum(map(len, groups)))
+        groups.append(take_in(distinct, settings, texts))
+    group, ids = np.concatenate(groups), joined_ids(names, sum(map(len, groups)))
     del groups, names
     check_ids(ids, where, settings.id_column or "row")
-    tests = [_take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
+    tests = [take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
     pairs = find_pairs(distinct.close(), settings.threshold, method=settings.method)
     return verdicts_of(ids, group, Pairs(*pairs), distinct.count, settings.rule, np.concatenate(tests) if tests else None)
 
@@ -329,7 +329,7 @@ def check_ids(ids: Any, where: str, name: str) -> None:
         raise InputError(where, name, f"{twice[0]!r} occurs twice", "Give every row its own id, or leave the id column out.")
 
 
-def _take_in(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> npt.NDArray[np.int32]:
+def take_in(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> npt.NDArray[np.int32]:
     """The groups of a batch of texts, -1 for those that are null."""
     if not texts.null_count:
         return distinct.add(settings.shingle(texts))
@@ -338,12 +338,13 @@ def _take_in(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> np
     return group
 
 
-def _ids(names: list[pa.Array | None], rows: int) -> Any:
-    if not names or names[0] is None:
+def joined_ids(names: list[pa.Array | None], rows: int) -> Any:
+    """The ids of all batches as one array; the rows' numbers where there are none."""
+    known = [part for part in names if part is not None]
+    if not known:
         return pa.array(np.arange(rows))
-    kind = names[0].type
-    kind = kind if pa.types.is_integer(kind) else pa.large_string()
-    return pa.concat_arrays([part.cast(kind) for part in names if part is not None])
+    kind = known[0].type if pa.types.is_integer(known[0].type) else pa.large_string()
+    return pa.concat_arrays([part.cast(kind) for part in known])
 
 
 def _is_string(kind: pa.DataType) -> bool:
