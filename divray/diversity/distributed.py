@@ -15,6 +15,7 @@ in the work folder once it is done; an interrupted call that is made again joins
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -106,10 +107,13 @@ def judge_on_ray(
         while waiting and work is not None:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             work.write_parquet(waiting.pop(done), ray.get(done))
-    parts = [
-        ray.get(edges[name]) if name in edges else pq.read_table(work.path(name), filesystem=work.fs) for name in names if work or edges
-    ]
+    parts = [ray.get(edges[name]) if name in edges else _edges(work, name) for name in names]
     return _decide(settings, slices, ray.get(groups), bases, total, pa.concat_tables(parts), files.name)
+
+
+def _edges(work: RunFolder | None, name: str) -> pa.Table:
+    assert work is not None
+    return pq.read_table(work.path(name), filesystem=work.fs)
 
 
 def work_name(files: ParquetSource, settings: DedupSettings, against: ParquetSource | None) -> str:
@@ -126,7 +130,7 @@ def _slices(files: ParquetSource, slice_rows: int, test: bool) -> list[Slice]:
         for number in range(metadata.num_row_groups):
             rows = metadata.row_group(number).num_rows
             cuts = np.linspace(0, rows, max(1, -(-rows // slice_rows)) + 1).astype(int).tolist()
-            found += [Slice(files.name, path, number, start, stop, test) for start, stop in zip(cuts, cuts[1:], strict=False)]
+            found += [Slice(files.name, path, number, start, stop, test) for start, stop in itertools.pairwise(cuts)]
     return found
 
 
