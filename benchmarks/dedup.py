@@ -40,6 +40,12 @@ QUICK = ("rensa-flags-16", "rensa-flags-32", "rensa-deduplicator", "rensa-dedupl
 SLOW = ("duckdb", "datasketch", "datasketch-32")
 OTHERS = ("text-dedup", "data-juicer", "datatrove")
 
+VERSIONS = """
+import importlib.metadata as m, json
+names = "numpy numba pyarrow rensa duckdb datasketch text-dedup py-data-juicer datatrove".split()
+print(json.dumps({d.metadata["Name"]: d.version for d in m.distributions() if d.metadata["Name"].lower() in names}))
+"""
+
 
 class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
@@ -193,17 +199,12 @@ def ratios(sides: dict[str, Any], rows: int) -> dict[str, Any]:
 
 
 def environment(bench: Bench) -> dict[str, Any]:
-    processor = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")), "?")
-    versions = {}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+    versions: dict[str, str] = {}
     for python in sorted(set(bench.python.values())):
-        code = (
-            "import importlib.metadata as m, json; names = 'numpy numba pyarrow rensa duckdb datasketch text-dedup py-data-juicer datatrove'; "
-            "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name'].lower() in names.split()}))"
-        )
-        label = "own" if python == sys.executable else "peers"
-        versions.setdefault(label, {}).update(
-            json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True).stdout or "{}")
-        )
+        done = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True)
+        versions |= {f"{name}{'' if python == sys.executable else ' (peers)'}": at for name, at in json.loads(done.stdout or "{}").items()}
     return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
 
 

@@ -66,9 +66,8 @@ def test_an_interrupted_call_goes_on(ray_two_cpus: None, texts: pa.Table, tmp_pa
     stamps = [(out / work.root / name).stat().st_mtime_ns for name in edges[1:]]
     work.delete(edges[0])
     seen: list[str] = []
-    monkeypatch.setattr(
-        RunFolder, "write_parquet", lambda self, name, table, write=RunFolder.write_parquet: (seen.append(name), write(self, name, table))
-    )
+    write = RunFolder.write_parquet
+    monkeypatch.setattr(RunFolder, "write_parquet", lambda self, name, table: (seen.append(name), write(self, name, table)))
     judge_on_ray(files, SETTINGS, None, work)
     assert seen == edges[:1]
     assert [(out / work.root / name).stat().st_mtime_ns for name in edges[1:]] == stamps
