@@ -87,7 +87,7 @@ def judge_on_ray(
     bases = np.cumsum(sizes[:, 0]) - sizes[:, 0]
     total = int(sizes[:, 0].sum())
 
-    names = [f"edges-{number:05d}-of-{partitions:05d}.parquet" for number in range(partitions)]
+    names = [f"edges-{number:05d}-of-{partitions:05d}-by-{slice_rows}.parquet" for number in range(partitions)]
     missing = [name for name in names if work is None or not work.exists(name)]
     edges: dict[str, Any] = {}
     if missing:
@@ -119,7 +119,7 @@ def _edges(work: RunFolder | None, name: str) -> pa.Table:
 def work_name(files: ParquetSource, settings: DedupSettings, against: ParquetSource | None) -> str:
     """A name for the work folder that changes with the input and the settings."""
     inputs = [(one.name, one.paths, one.rows) for one in (files, against) if one is not None]
-    stamps = [(info.size, str(info.mtime)) for info in files.fs.get_file_info(files.paths)]
+    stamps = [(i.size, str(i.mtime)) for one in (files, against) if one is not None for i in one.fs.get_file_info(one.paths)]
     return ".work-" + hashlib.sha256(json.dumps([inputs, stamps, asdict(settings)]).encode()).hexdigest()[:16]
 
 

@@ -99,9 +99,9 @@ def _check_band(offsets, values, keys, band, slots, threshold):  # type: ignore[
         heads[slot + 1] += heads[slot]
     ends, members = heads[:-1].copy(), np.empty(n, np.int32)
     for i in range(n):
-        slot = np.int64(keys[i, band] & mask)
-        members[ends[slot]] = i
-        ends[slot] += 1
+        own = np.int64(keys[i, band] & mask)
+        members[ends[own]] = i
+        ends[own] += 1
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found = 0
     for slot in range(slots):
