@@ -72,13 +72,8 @@ class Bench:
         out = self.folder / "answer.npz"
         command = [self.python[side], str(HERE / "dedup_sides.py"), side, str(self.corpus), str(threshold), shingles, str(out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-        done = subprocess.run(
-            ["taskset", "-c", "0,1" if side == "divray-ray-2" else str(self.arguments.core), *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-        )
+        cores = "0,1" if side == "divray-ray-2" else str(self.arguments.core)
+        done = subprocess.run(["taskset", "-c", cores, *command], env=environment, capture_output=True, text=True, cwd=self.folder)
         if done.returncode:
             print(f"{side}: failed, left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
             del self.python[side]
