@@ -9,7 +9,7 @@ import pytest
 
 from divray.diversity.distributed import judge_on_ray, work_name
 from divray.diversity.files import ParquetSource, deduplicate_files
-from divray.diversity.tables import DedupSettings, judge
+from divray.diversity.tables import DedupSettings, judge, near_duplicate_clusters
 from divray.runs import RunFolder
 
 SETTINGS = DedupSettings(id_column="id", size=2, threshold=0.6)
@@ -53,6 +53,13 @@ def test_any_slices_and_partitions_give_what_one_process_gives(ray_two_cpus: Non
     made = judge_on_ray(ParquetSource.open(str(shuffled)), SETTINGS, slice_rows=100)
     wanted = judge(texts.to_batches(), SETTINGS)
     assert pa.Table.from_batches(made.batches()) == pa.Table.from_batches(wanted.batches()).take(order)
+
+
+def test_a_ray_dataset_is_a_table(ray_two_cpus: None, texts: pa.Table) -> None:
+    import ray.data
+
+    made = near_duplicate_clusters(ray.data.from_arrow(texts), SETTINGS)
+    assert made == near_duplicate_clusters(texts, SETTINGS)
 
 
 def test_an_interrupted_call_goes_on(ray_two_cpus: None, texts: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

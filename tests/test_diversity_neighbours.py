@@ -111,3 +111,14 @@ def test_bad_arguments() -> None:
             near_duplicates(*shingles, threshold)
     with pytest.raises(InputError, match="bands"):
         near_duplicates(*shingles, 0.7, permutations=10, bands=3, method="minhash")
+
+
+@pytest.mark.parametrize("method", ["exact", "minhash"])
+def test_too_many_pairs_are_an_error(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+    from divray.diversity import prefixes
+
+    shingles = shingles_of([frozenset({*range(20), 100 + i}) for i in range(8)])
+    assert len(near_duplicates(*shingles, 0.8, method="exact")) == 28
+    monkeypatch.setattr(prefixes, "MOST_PAIRS", 10)
+    with pytest.raises(InputError, match="near each other"):
+        near_duplicates(*shingles, 0.8, method=method)

@@ -79,8 +79,8 @@ def judge_on_ray(
 
     slices = _slices(files, slice_rows, False) + ([] if against is None else _slices(against, slice_rows, True))
     partitions = partitions or max(4, -(-files.rows // ROWS_PER_PARTITION))
-    task = ray.remote(num_cpus=1)
-    read = task(_read).options(num_returns=3)
+    task: Any = ray.remote(num_cpus=1)
+    read: Any = task(_read).options(num_returns=3)
     made = [read.remote(one, settings) for one in slices]
     sets, groups, counts = [one[0] for one in made], [one[1] for one in made], [one[2] for one in made]
     sizes = np.array(ray.get(counts), np.int64).reshape(-1, 2)
@@ -95,8 +95,10 @@ def judge_on_ray(
         lanes = max(1, int(ray.cluster_resources().get("CPU", 1)))
         tables = [task(_counted).remote(bits, *sets[lane::lanes]) for lane in range(lanes) if sets[lane::lanes]]
         table = task(_added).remote(*tables)
-        send = task(_send).options(num_returns=partitions)
-        sent = [send.remote(one, int(base), table, settings.threshold, partitions) for one, base in zip(sets, bases, strict=True)]
+        send: Any = task(_send).options(num_returns=partitions)
+        sent: list[Any] = [
+            send.remote(one, int(base), table, settings.threshold, partitions) for one, base in zip(sets, bases, strict=True)
+        ]
         sent = [one if isinstance(one, list) else [one] for one in sent]
         del sets, tables, table
         for number, name in enumerate(names):
@@ -220,7 +222,7 @@ def _decide(
     number = components(total, left[equal], right[equal])
     near = Pairs(number[left[~equal]], number[right[~equal]], similarity[~equal])
     rows: dict[bool, list[npt.NDArray[np.int32]]] = {False: [np.zeros(0, np.int32)], True: [np.zeros(0, np.int32)]}
-    names = []
+    names: list[Any] = []
     for part, base, (group, ids) in zip(slices, bases, groups, strict=True):
         rows[part.test].append(np.where(group < 0, -1, number[np.maximum(group + base, 0)]).astype(np.int32))
         names += [] if part.test else ids

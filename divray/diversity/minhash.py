@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numba import njit
 
+from divray.diversity import prefixes
 from divray.diversity.prefixes import Found, grown, jaccard
 from divray.diversity.shingles import Shingles, mix
 from divray.errors import InputError
@@ -68,7 +69,11 @@ def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands:
     _band_keys(shingles.offsets, upper, factors, terms, length, keys)
     del upper
     slots = 1 << max(4, len(shingles).bit_length())
-    parts = [_check_band(*shingles, keys, band, slots, threshold) for band in range(bands)]
+    parts, found = [], 0
+    for band in range(bands):
+        parts.append(_check_band(*shingles, keys, band, slots, threshold, prefixes.MOST_PAIRS))
+        found += len(parts[-1][0])
+        prefixes.check_pairs(found, threshold)
     left, right, similarity = (np.concatenate([part[place] for part in parts]) for place in range(3))
     return left.astype(np.int64), right.astype(np.int64), similarity
 
@@ -89,7 +94,7 @@ def _band_keys(offsets, upper, factors, terms, length, keys):  # type: ignore[no
 
 
 @njit(cache=True)
-def _check_band(offsets, values, keys, band, slots, threshold):  # type: ignore[no-untyped-def]
+def _check_band(offsets, values, keys, band, slots, threshold, most):  # type: ignore[no-untyped-def]
     """Compare the pairs that agree in ``band`` and in none before it."""
     n, mask = len(keys), np.uint32(slots - 1)
     heads = np.zeros(slots + 1, np.int64)
@@ -124,4 +129,6 @@ def _check_band(offsets, values, keys, band, slots, threshold):  # type: ignore[
                         left, right, similarity = grown(left), grown(right), grown(similarity)
                     left[found], right[found], similarity[found] = i, j, value
                     found += 1
-    return left[:found].copy(), right[:found].copy(), similarity[:found].copy()
+                    if found == most:
+                        return left[:found], right[:found], similarity[:found]
+    return left[:found], right[:found], similarity[:found]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,10 @@ from divray.diversity.neighbours import Method, Pairs, best_of, find_pairs, near
 from divray.diversity.shingles import Shingles, shingle, text_hashes
 from divray.errors import InputError
 
-Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch]"
+if TYPE_CHECKING:
+    import ray.data
+
+Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch] | ray.data.Dataset"
 
 LEAKED, NO_TEXT = len(REASONS), len(REASONS) + 1
 ALL_REASONS = (*REASONS, "near test text", "kept: no text")
@@ -161,7 +164,8 @@ def near_duplicate_clusters(
     """Say of every row of a table of texts which near-duplicates it has and whether it stays.
 
     Args:
-        source: A table, or record batches that are taken one at a time.
+        source: A table, record batches that are taken one at a time, or a Ray dataset, which is streamed through here
+            (for one that is too large see :mod:`divray.diversity.distributed`).
         settings: How; or name them one by one: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
         against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
 
@@ -351,7 +355,10 @@ def _is_string(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _batches(source: Batches) -> Iterable[pa.RecordBatch]:
+def _batches(source: Any) -> Iterable[pa.RecordBatch]:
+    if hasattr(source, "iter_batches"):  # a Ray dataset
+        tables = source.iter_batches(batch_format="pyarrow", batch_size=_SLICE)
+        return (batch for table in tables for batch in table.to_batches())
     if not isinstance(source, pa.Table):
         return source
     return source.to_batches(max_chunksize=_SLICE) or [pa.RecordBatch.from_pylist([], source.schema)]
