@@ -36,16 +36,23 @@ from divray.diversity.shingles import shingle
 
 HERE = Path(__file__).parent
 OWN = ("divray", "divray-hashes")
+ON_RAY = ("divray-ray-1", "divray-ray-2")
 QUICK = ("rensa-flags-16", "rensa-flags-32", "rensa-deduplicator", "rensa-deduplicator-32")
 SLOW = ("duckdb", "datasketch", "datasketch-32")
 OTHERS = ("text-dedup", "data-juicer", "datatrove")
+
+VERSIONS = """
+import importlib.metadata as m, json
+names = "numpy numba pyarrow rensa duckdb datasketch text-dedup py-data-juicer datatrove".split()
+print(json.dumps({d.metadata["Name"]: d.version for d in m.distributions() if d.metadata["Name"].lower() in names}))
+"""
 
 
 class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
         self.corpus = folder / "corpus.parquet"
-        self.python = dict.fromkeys([*OWN, "divray-pairs"], sys.executable)
+        self.python = dict.fromkeys([*OWN, *ON_RAY, "divray-pairs"], sys.executable)
         self.python |= {} if not arguments.peers else dict.fromkeys([*QUICK, *SLOW], arguments.peers)
         given = vars(arguments)
         self.python |= {name: given[name.replace("-", "_")] for name in OTHERS if given[name.replace("-", "_")]}
@@ -65,9 +72,8 @@ class Bench:
         out = self.folder / "answer.npz"
         command = [self.python[side], str(HERE / "dedup_sides.py"), side, str(self.corpus), str(threshold), shingles, str(out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-        done = subprocess.run(
-            ["taskset", "-c", str(self.arguments.core), *command], env=environment, capture_output=True, text=True, cwd=self.folder
-        )
+        cores = "0,1" if side == "divray-ray-2" else str(self.arguments.core)
+        done = subprocess.run(["taskset", "-c", cores, *command], env=environment, capture_output=True, text=True, cwd=self.folder)
         if done.returncode:
             print(f"{side}: failed, left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
             del self.python[side]
@@ -156,7 +162,7 @@ def measure(bench: Bench, rows: int, arguments: argparse.Namespace) -> dict[str,
             thresholds = arguments.thresholds if rows <= arguments.truth_rows else []
             result["quality"], truths = quality(bench, thresholds, arguments.shingles)
             pairs = truths.get(arguments.threshold)
-        sides = [*OWN, *QUICK]
+        sides = [*OWN, *(ON_RAY if arguments.ray else ()), *QUICK]
         sides += SLOW[:1] if turn < arguments.slow_runs else ()
         sides += [*SLOW[1:], *OTHERS] if turn < arguments.slow_runs and rows <= arguments.slow_rows else ()
         sides = [side for side in sides if side not in arguments.without]
@@ -164,7 +170,7 @@ def measure(bench: Bench, rows: int, arguments: argparse.Namespace) -> dict[str,
             one, answer = bench.run(side, arguments.threshold, arguments.shingles)
             if one is None:
                 continue
-            if pairs is not None and side not in OWN and ("kept" in answer or "flags" in answer):
+            if pairs is not None and side not in (*OWN, *ON_RAY) and ("kept" in answer or "flags" in answer):
                 one["flags"] = flag_agreement(answer["flags"] if "flags" in answer else answer["kept"], "flags" in answer, pairs)
             figures[side].append(one)
     result["sides"] = {side: summary(runs) for side, runs in figures.items()}
@@ -183,27 +189,25 @@ def ratios(sides: dict[str, Any], rows: int) -> dict[str, Any]:
     """Each peer's CPU seconds ÷ the project's, and the project's peak memory ÷ the peer's."""
     made: dict[str, Any] = {"sentences_per_cpu_second": round(rows / sides["divray"]["cpu_seconds"])}
     for side, one in sides.items():
-        if side not in OWN:
+        if side not in (*OWN, *ON_RAY):
             base = sides["divray-hashes" if side.startswith("rensa-flags") else "divray"]
             made[side] = {
                 "speed": round(one["cpu_seconds"] / base["cpu_seconds"], 2),
                 "memory": round(base["peak_mib"] / one["peak_mib"], 2),
             }
+    for side in ON_RAY:
+        if side in sides:
+            made[side] = {"seconds ÷ one process": round(sides[side]["seconds"] / sides["divray"]["seconds"], 2)}
     return made
 
 
 def environment(bench: Bench) -> dict[str, Any]:
-    processor = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")), "?")
-    versions = {}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+    versions: dict[str, str] = {}
     for python in sorted(set(bench.python.values())):
-        code = (
-            "import importlib.metadata as m, json; names = 'numpy numba pyarrow rensa duckdb datasketch text-dedup py-data-juicer datatrove'; "
-            "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name'].lower() in names.split()}))"
-        )
-        label = "own" if python == sys.executable else "peers"
-        versions.setdefault(label, {}).update(
-            json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True).stdout or "{}")
-        )
+        done = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True)
+        versions |= {f"{name}{'' if python == sys.executable else ' (peers)'}": at for name, at in json.loads(done.stdout or "{}").items()}
     return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
 
 
@@ -220,6 +224,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], metavar="SIDE")
     parser.add_argument("--seed", type=int, default=None, help="default: from the clock")
     parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--ray", action="store_true", help="the stage on Ray, too; its `seconds` count, not its CPU time")
     parser.add_argument("--peers", help="Python with rensa, duckdb and datasketch")
     for name in OTHERS:
         parser.add_argument(f"--{name}", help=f"Python with {name}")

@@ -82,6 +82,27 @@ def divray_hashes(corpus: str, threshold: float, kind: str, size: int, clock: Ca
     return {"kept": flags(Shingles(offsets, values))}
 
 
+def divray_ray(workers: int) -> Callable[..., Answer]:
+    """The whole stage as Ray tasks; started and warm before the clock."""
+
+    def side(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
+        import ray
+
+        from divray.diversity.distributed import judge_on_ray
+        from divray.diversity.files import ParquetSource
+        from divray.diversity.tables import DedupSettings
+
+        ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
+        few = Path(corpus).with_name("few.parquet")
+        pq.write_table(pq.read_table(corpus).slice(0, 3000), few)
+        judge_on_ray(ParquetSource.open(str(few)), settings, slice_rows=500)
+        clock()
+        return {"kept": judge_on_ray(ParquetSource.open(corpus), settings).mask()}
+
+    return side
+
+
 def rensa_flags(bands: int) -> Callable[..., Answer]:
     def side(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
         from rensa import RMinHash, RMinHashLSH
@@ -181,6 +202,8 @@ SIDES: dict[str, Callable[..., Answer]] = {
     "divray": divray,
     "divray-pairs": divray_pairs,
     "divray-hashes": divray_hashes,
+    "divray-ray-1": divray_ray(1),
+    "divray-ray-2": divray_ray(2),
     "rensa-flags-16": rensa_flags(16),
     "rensa-flags-32": rensa_flags(32),
     "rensa-deduplicator": rensa_deduplicator(None),

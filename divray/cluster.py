@@ -71,6 +71,16 @@ def connect(config: Config) -> None:
     check_resources(config, ray.cluster_resources())
 
 
+def join_ray(address: str) -> None:
+    """Connect to Ray for a command that has no run settings; ``local`` starts a cluster of this machine's own."""
+    import ray
+
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed})
+
+
 def check_machine(config: Config) -> None:
     """Without connecting: what a cluster of this machine's own could never give, say so now.
 

@@ -55,6 +55,10 @@ class RunFolder:
         base, question, query = self.uri.partition("?")
         return f"{base}/{name}{question}{query}"
 
+    def inner(self, name: str) -> RunFolder:
+        """A folder inside this one, used like it."""
+        return RunFolder(self.full_uri(name))
+
     def exists(self, name: str) -> bool:
         return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 

@@ -97,7 +97,8 @@ def test_large_inputs_fall_back_on_the_pairs(monkeypatch: pytest.MonkeyPatch) ->
     shingles = shingles_of(sets)
     exact = near_duplicates(*shingles, 0.8)
     monkeypatch.setattr(neighbours, "EXACT_ROWS", 1)
-    monkeypatch.setattr(neighbours, "EXACT_VISITS", 0)
+    for name in ("EXACT_VISITS", "EXACT_VISITS_PER_SET", "NEAREST_VISITS"):
+        monkeypatch.setattr(neighbours, name, 0)
     assert listed(near_duplicates(*shingles, 0.8)) == listed(exact) == [(0, 1, 0.9)]
     nearest, similarity = nearest_neighbours(shingles, np.arange(4), 0.3, exact)
     assert nearest.tolist() == [1, 0, -1, -1] and similarity.tolist() == [0.9, 0.9, 0.0, 0.0]
@@ -110,3 +111,14 @@ def test_bad_arguments() -> None:
             near_duplicates(*shingles, threshold)
     with pytest.raises(InputError, match="bands"):
         near_duplicates(*shingles, 0.7, permutations=10, bands=3, method="minhash")
+
+
+@pytest.mark.parametrize("method", ["exact", "minhash"])
+def test_too_many_pairs_are_an_error(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+    from divray.diversity import prefixes
+
+    shingles = shingles_of([frozenset({*range(20), 100 + i}) for i in range(8)])
+    assert len(near_duplicates(*shingles, 0.8, method="exact")) == 28
+    monkeypatch.setattr(prefixes, "MOST_PAIRS", 10)
+    with pytest.raises(InputError, match="near each other"):
+        near_duplicates(*shingles, 0.8, method=method)

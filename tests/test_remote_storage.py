@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from divray import pipeline
@@ -52,6 +53,18 @@ def test_tables_records_and_models_live_there(bucket: str, tmp_path, monkeypatch
     assert (type(tmp_path)(there) / "config.json").read_text() == "{}"
     run.delete("t")
     assert not run.files("t")
+
+
+def test_near_duplicates_of_a_table_there(bucket: str) -> None:
+    from divray.diversity import deduplicate_files
+
+    run = RunFolder(bucket)
+    run.write_table("texts", pa.table({"text": ["a b c d", "e f g h", "A b c d"]}), rows_per_file=2)
+    assert deduplicate_files(run.full_uri("texts"), run.full_uri("deduped"))["kept"] == 2
+    assert run.files("deduped") == ["deduped/clusters.parquet", "deduped/kept.parquet"]
+    assert pq.read_table(run.path("deduped/kept.parquet"), filesystem=run.fs)["text"].to_pylist() == ["a b c d", "e f g h"]
+    run.delete("deduped")
+    run.delete("texts")
 
 
 @pytest.mark.slow

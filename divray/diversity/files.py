@@ -74,7 +74,9 @@ class ParquetSource:
                     raise _unreadable(path, error) from None
 
 
-def deduplicate_files(source: str, out: str, settings: DedupSettings | None = None, against: str | None = None) -> dict[str, int]:
+def deduplicate_files(
+    source: str, out: str, settings: DedupSettings | None = None, against: str | None = None, on_ray: bool = False
+) -> dict[str, int]:
     """Find the near-duplicates among the rows of Parquet files and write those that stay.
 
     Args:
@@ -83,6 +85,7 @@ def deduplicate_files(source: str, out: str, settings: DedupSettings | None = No
             ``clusters.parquet``, the table of :func:`~divray.diversity.tables.near_duplicate_clusters`.
         settings: How.
         against: File, folder or pattern of a test set with the same text column: rows near one of its texts are dropped.
+        on_ray: As tasks of the Ray cluster that this process is connected to (:mod:`divray.diversity.distributed`).
 
     Returns:
         Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``.
@@ -99,9 +102,17 @@ def deduplicate_files(source: str, out: str, settings: DedupSettings | None = No
     check_schema(files.schema, settings, source)
     if tests is not None:
         check_schema(tests.schema, settings, str(against), with_ids=False)
-    verdicts = judge(
-        files.batches(wanted), settings, None if tests is None else tests.batches([settings.text_column]), rows=files.rows, where=source
-    )
+    if on_ray:
+        from divray.diversity.distributed import judge_on_ray, work_name
+        from divray.runs import RunFolder
+
+        work = RunFolder(out).inner(work_name(files, settings, tests))
+        verdicts = judge_on_ray(files, settings, tests, work)
+        write(files, verdicts, fs, folder)
+        work.delete("")
+        return verdicts.counts()
+    compared = None if tests is None else tests.batches([settings.text_column])
+    verdicts = judge(files.batches(wanted), settings, compared, rows=files.rows, where=source)
     write(files, verdicts, fs, folder)
     return verdicts.counts()
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
-from divray.diversity.prefixes import grown, jaccard
-from divray.diversity.shingles import Shingles
+from divray.diversity import prefixes
+from divray.diversity.prefixes import Found, grown, jaccard
+from divray.diversity.shingles import Shingles, mix
 from divray.errors import InputError
 
 _SEED = 0x5EED
@@ -48,13 +48,12 @@ def _bands_needed(agreement: float, recall: float) -> int:
     return 1 if agreement >= 1.0 else max(1, math.ceil(math.log1p(-recall) / math.log1p(-agreement)))
 
 
-def minhash_join(
-    shingles: Shingles, threshold: float, permutations: int, bands: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Pairs with Jaccard similarity >= ``threshold`` that agree in a band, as ``(row, row, similarity)``.
+def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands: int) -> Found:
+    """Pairs with Jaccard similarity >= ``threshold`` that agree in a band, as ``(row, row, similarity)`` in no set order.
 
-    A band at a time, so that memory stays at one key a set.  A permutation is ``a x + b mod 2^32`` with odd
-    ``a`` on the upper half of each shingle's hash; the constants are the same in every process.
+    A permutation is ``a x + b mod 2^32`` with odd ``a`` on the upper half of each shingle's hash; the constants are the
+    same in every process.  Memory: 4 bytes a set and band, and 4 an element.  A pair is checked in the first band in
+    which it agrees, once.
 
     Raises:
         InputError: ``bands`` doesn't divide ``permutations``.
@@ -66,54 +65,70 @@ def minhash_join(
     factors = random.integers(0, 2**32, permutations, dtype=np.uint32) | np.uint32(1)
     terms = random.integers(0, 2**32, permutations, dtype=np.uint32)
     upper = (shingles.values >> np.uint64(32)).astype(np.uint32)
-    keys = np.empty(len(shingles), np.uint64)
-    packed, similarities = np.zeros(0, np.uint64), np.zeros(0)
+    keys = np.empty((len(shingles), bands), np.uint32)
+    _band_keys(shingles.offsets, upper, factors, terms, length, keys)
+    del upper
+    slots = 1 << max(4, len(shingles).bit_length())
+    parts, found = [], 0
     for band in range(bands):
-        part = slice(band * length, (band + 1) * length)
-        _band_keys(shingles.offsets, upper, factors[part], terms[part], keys)
-        order = np.argsort(keys, kind="stable").astype(np.int64)
-        pairs, values = _check_runs(keys, order, shingles.offsets, shingles.values, threshold)
-        packed, at = np.unique(np.concatenate([packed, pairs]), return_index=True)
-        similarities = np.concatenate([similarities, values])[at]
-    return (packed >> np.uint64(32)).astype(np.int64), (packed & np.uint64(0xFFFFFFFF)).astype(np.int64), similarities
+        parts.append(_check_band(*shingles, keys, band, slots, threshold, prefixes.MOST_PAIRS))
+        found += len(parts[-1][0])
+        prefixes.check_pairs(found, threshold)
+    left, right, similarity = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    return left.astype(np.int64), right.astype(np.int64), similarity
 
 
 @njit(cache=True)
-def _band_keys(offsets, upper, factors, terms, keys):  # type: ignore[no-untyped-def]
+def _band_keys(offsets, upper, factors, terms, length, keys):  # type: ignore[no-untyped-def]
+    """``keys[i, b]`` becomes 32 bits made of the least values of set ``i`` under the permutations of band ``b``."""
     for i in range(len(offsets) - 1):
-        key = np.uint64(0x9E3779B97F4A7C15)
-        for k in range(len(factors)):
-            factor, term = factors[k], terms[k]
-            least = np.uint32(0xFFFFFFFF)
-            for j in range(offsets[i], offsets[i + 1]):
-                least = min(least, np.uint32(upper[j] * factor + term))
-            key = (key ^ np.uint64(least)) * np.uint64(0xBF58476D1CE4E5B9)
-            key ^= key >> np.uint64(29)
-        keys[i] = key
+        for band in range(keys.shape[1]):
+            key = np.uint64(0x9E3779B97F4A7C15)
+            for k in range(band * length, (band + 1) * length):
+                factor, term = factors[k], terms[k]
+                least = np.uint32(0xFFFFFFFF)
+                for j in range(offsets[i], offsets[i + 1]):
+                    least = min(least, np.uint32(upper[j] * factor + term))
+                key = mix(key ^ np.uint64(least))
+            keys[i, band] = np.uint32(key >> np.uint64(32))
 
 
 @njit(cache=True)
-def _check_runs(keys, order, offsets, values, threshold):  # type: ignore[no-untyped-def]
-    """Compare all pairs within each run of equal keys; pairs come back as ``smaller row << 32 | larger row``."""
-    n = len(order)
-    pairs, similarity = np.empty(1024, np.uint64), np.empty(1024, np.float64)
-    found, start = 0, 0
-    while start < n:
-        end = start + 1
-        while end < n and keys[order[end]] == keys[order[start]]:
-            end += 1
-        for one in range(start, end):
-            for two in range(one + 1, end):
-                i, j = order[one], order[two]
-                size_i, size_j = offsets[i + 1] - offsets[i], offsets[j + 1] - offsets[j]
-                if min(size_i, size_j) < threshold * max(size_i, size_j) - 1e-9:
+def _check_band(offsets, values, keys, band, slots, threshold, most):  # type: ignore[no-untyped-def]
+    """Compare the pairs that agree in ``band`` and in none before it."""
+    n, mask = len(keys), np.uint32(slots - 1)
+    heads = np.zeros(slots + 1, np.int64)
+    for i in range(n):
+        heads[np.int64(keys[i, band] & mask) + 1] += 1
+    for slot in range(slots):
+        heads[slot + 1] += heads[slot]
+    ends, members = heads[:-1].copy(), np.empty(n, np.int32)
+    for i in range(n):
+        own = np.int64(keys[i, band] & mask)
+        members[ends[own]] = i
+        ends[own] += 1
+    left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
+    found = 0
+    for slot in range(slots):
+        for one in range(heads[slot], ends[slot]):
+            i = members[one]
+            size_i = offsets[i + 1] - offsets[i]
+            for two in range(one + 1, ends[slot]):
+                j = members[two]
+                size_j = offsets[j + 1] - offsets[j]
+                if keys[i, band] != keys[j, band] or min(size_i, size_j) < threshold * max(size_i, size_j) - 1e-9:
+                    continue
+                before = 0
+                while before < band and keys[i, before] != keys[j, before]:
+                    before += 1
+                if before < band:
                     continue
                 value = jaccard(values, offsets[i], offsets[i + 1], offsets[j], offsets[j + 1], threshold)
                 if value >= 0:
-                    if found == len(pairs):
-                        pairs, similarity = grown(pairs), grown(similarity)
-                    pairs[found] = np.uint64(i) << np.uint64(32) | np.uint64(j)
-                    similarity[found] = value
+                    if found == len(left):
+                        left, right, similarity = grown(left), grown(right), grown(similarity)
+                    left[found], right[found], similarity[found] = i, j, value
                     found += 1
-        start = end
-    return pairs[:found], similarity[:found]
+                    if found == most:
+                        return left[:found], right[:found], similarity[:found]
+    return left[:found], right[:found], similarity[:found]

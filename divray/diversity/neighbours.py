@@ -19,8 +19,11 @@ Method: TypeAlias = Literal["auto", "exact", "minhash"]
 EXACT_ROWS = 2_000
 """Up to this many sets the join is exact whatever it costs."""
 
-EXACT_VISITS = 1_000_000_000
-"""Above :data:`EXACT_ROWS` the join stays exact while it visits at most this many index entries (seconds)."""
+EXACT_VISITS, EXACT_VISITS_PER_SET = 100_000_000, 1_000
+"""Above :data:`EXACT_ROWS` the join stays exact while it looks at no more pairs than this, or than this many a set (20 µs)."""
+
+NEAREST_VISITS = 1_000_000_000
+"""The most index entries that are visited for neighbours below the threshold (seconds)."""
 
 
 class Pairs(NamedTuple):
@@ -84,7 +87,7 @@ def find_pairs(
     if n < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     if method != "minhash":
-        most_visits = None if method == "exact" or n <= EXACT_ROWS else EXACT_VISITS
+        most_visits = None if method == "exact" or n <= EXACT_ROWS else max(EXACT_VISITS, EXACT_VISITS_PER_SET * n)
         found = exact_join(shingles, threshold, most_visits)
         if found is not None:
             return found
@@ -98,7 +101,7 @@ def nearest_neighbours(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """For every set the most similar other one of at least ``floor``.
 
-    Exact where counting shared shingles through the whole index visits at most :data:`EXACT_VISITS`
+    Exact where counting shared shingles through the whole index visits at most :data:`NEAREST_VISITS`
     entries; beyond that only ``pairs`` are looked at, so that neighbours below their threshold go unnamed.
 
     Args:
@@ -113,7 +116,7 @@ def nearest_neighbours(
     n = len(shingles)
     if n >= 2:
         ranked = rank(shingles)
-        if n <= EXACT_ROWS or nearest_cost(ranked) <= EXACT_VISITS:
+        if n <= EXACT_ROWS or nearest_cost(ranked) <= NEAREST_VISITS:
             return nearest_sets(ranked, preference, floor)
     return best_of(n, *pairs.at_least(floor), preference, np.ones(n, bool))
 

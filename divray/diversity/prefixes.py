@@ -20,11 +20,15 @@ import numpy.typing as npt
 from numba import njit
 
 from divray.diversity.shingles import Shingles, sort_unsigned
+from divray.errors import InputError
 
 _HASH = np.uint64((1 << 48) - 1)
 _SMALL = 48
 COUNTED_BITS = 30
 """The table of counters has at most ``2^30`` of them."""
+
+MOST_PAIRS = 200_000_000
+"""More near pairs than these are an error rather than the end of the memory."""
 
 Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
@@ -60,13 +64,17 @@ class Postings(NamedTuple):
         return int((runs * (runs - 1) / 2).sum())
 
 
-def count_elements(values: npt.NDArray[np.uint64], bits: int | None = None) -> npt.NDArray[np.uint8]:
+def count_elements(
+    values: npt.NDArray[np.uint64], bits: int | None = None, counts: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
     """How many times each slot of a table of ``2^bits`` is hit, 255 for more; an element's slot are its leading bits.
 
     An element that occurs once has a slot of its own, and so a count of 1, with probability ``exp(-m / 2^bits)``.
+    Where ``counts`` is given, it is added to.
     """
-    counts = np.empty(1 << (table_bits(len(values)) if bits is None else bits), np.uint8)  # numpy has only these on huge pages
-    counts.fill(0)
+    if counts is None:
+        counts = np.empty(1 << (table_bits(len(values)) if bits is None else bits), np.uint8)  # numpy has only these on huge pages
+        counts.fill(0)
     _count(values, counts)
     return counts
 
@@ -112,8 +120,16 @@ def join(shingles: Shingles, found: Prefixes, posted: Postings, threshold: float
     """
     order = by_size(np.diff(shingles.offsets))
     mine = np.zeros(0, np.bool_) if own is None else own
-    left, right, similarity = _join(*shingles, order, *found, *posted, mine, threshold)
+    left, right, similarity = _join(*shingles, order, *found, *posted, mine, threshold, MOST_PAIRS)
+    check_pairs(len(left), threshold)
     return left.astype(np.int64), right.astype(np.int64), similarity
+
+
+def check_pairs(pairs: int, threshold: float) -> None:
+    """Raises InputError where there are :data:`MOST_PAIRS` pairs or more."""
+    if pairs >= MOST_PAIRS:
+        problem = f"more than {MOST_PAIRS:,} pairs of different texts are near each other at {threshold}"
+        raise InputError("texts", "", problem, "Raise the threshold, or take out what most of the texts have in common.")
 
 
 @njit(cache=True)
@@ -233,7 +249,7 @@ def _first_shared(keys, a, end_a, b, end_b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, own, threshold):  # type: ignore[no-untyped-def]
+def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, own, threshold, most):  # type: ignore[no-untyped-def]
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found, share = 0, threshold / (1.0 + threshold)
     heads, tails = starts.copy(), starts.copy()
@@ -265,6 +281,8 @@ def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, ow
                         left, right, similarity = grown(left), grown(right), grown(similarity)
                     left[found], right[found], similarity[found] = j, i, value
                     found += 1
+                    if found == most:
+                        return left[:found], right[:found], similarity[:found]
             end = tails[token]
             posted[end], sizes[end], rests[end] = i, size, rest
             tails[token] = end + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,10 @@ from divray.diversity.neighbours import Method, Pairs, best_of, find_pairs, near
 from divray.diversity.shingles import Shingles, shingle, text_hashes
 from divray.errors import InputError
 
-Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch]"
+if TYPE_CHECKING:
+    import ray.data
+
+Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch] | ray.data.Dataset"
 
 LEAKED, NO_TEXT = len(REASONS), len(REASONS) + 1
 ALL_REASONS = (*REASONS, "near test text", "kept: no text")
@@ -161,7 +164,8 @@ def near_duplicate_clusters(
     """Say of every row of a table of texts which near-duplicates it has and whether it stays.
 
     Args:
-        source: A table, or record batches that are taken one at a time.
+        source: A table, record batches that are taken one at a time, or a Ray dataset, which is streamed through here
+            (for one that is too large see :mod:`divray.diversity.distributed`).
         settings: How; or name them one by one: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
         against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
 
@@ -191,11 +195,11 @@ def judge(
     for batch in batches:
         texts, ids = columns_of(batch, settings, where)
         names.append(ids)
-        groups.append(_take_in(distinct, settings, texts))
-    group, ids = np.concatenate(groups), _ids(names, sum(map(len, groups)))
+        groups.append(take_in(distinct, settings, texts))
+    group, ids = np.concatenate(groups), joined_ids(names, sum(map(len, groups)))
     del groups, names
     check_ids(ids, where, settings.id_column or "row")
-    tests = [_take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
+    tests = [take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
     pairs = find_pairs(distinct.close(), settings.threshold, method=settings.method)
     return verdicts_of(ids, group, Pairs(*pairs), distinct.count, settings.rule, np.concatenate(tests) if tests else None)
 
@@ -329,7 +333,7 @@ def check_ids(ids: Any, where: str, name: str) -> None:
         raise InputError(where, name, f"{twice[0]!r} occurs twice", "Give every row its own id, or leave the id column out.")
 
 
-def _take_in(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> npt.NDArray[np.int32]:
+def take_in(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> npt.NDArray[np.int32]:
     """The groups of a batch of texts, -1 for those that are null."""
     if not texts.null_count:
         return distinct.add(settings.shingle(texts))
@@ -338,19 +342,23 @@ def _take_in(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> np
     return group
 
 
-def _ids(names: list[pa.Array | None], rows: int) -> Any:
-    if not names or names[0] is None:
+def joined_ids(names: list[pa.Array | None], rows: int) -> Any:
+    """The ids of all batches as one array; the rows' numbers where there are none."""
+    known = [part for part in names if part is not None]
+    if not known:
         return pa.array(np.arange(rows))
-    kind = names[0].type
-    kind = kind if pa.types.is_integer(kind) else pa.large_string()
-    return pa.concat_arrays([part.cast(kind) for part in names if part is not None])
+    kind = known[0].type if pa.types.is_integer(known[0].type) else pa.large_string()
+    return pa.concat_arrays([part.cast(kind) for part in known])
 
 
 def _is_string(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _batches(source: Batches) -> Iterable[pa.RecordBatch]:
+def _batches(source: Any) -> Iterable[pa.RecordBatch]:
+    if hasattr(source, "iter_batches"):  # a Ray dataset
+        tables = source.iter_batches(batch_format="pyarrow", batch_size=_SLICE)
+        return (batch for table in tables for batch in table.to_batches())
     if not isinstance(source, pa.Table):
         return source
     return source.to_batches(max_chunksize=_SLICE) or [pa.RecordBatch.from_pylist([], source.schema)]
