@@ -47,7 +47,7 @@ def connect(config: Config) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         for name, value in WORKER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        if config.models.llm.startswith("embedded:") and config.models.encoder.startswith("embedded:"):
+        if config.models.llm.startswith(("embedded:", "endpoint")) and config.models.encoder.startswith("embedded:"):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         passed = {k: v for k, v in os.environ.items() if k in WORKER_ENVIRONMENT or k.startswith(PASSED_ON)}
         shown = config.cluster.show_logs

@@ -293,6 +293,7 @@ def describe(config: Config) -> str:
         f"task {config.task.name}: {relations} relations, {len(task.seeds)} seed examples, {len(task.test)} test examples",
         f"requests: {relations * config.sampling.naive_candidates_per_relation} naive + {config.rounds} x {per_round} candidates, "
         f"at most {config.sampling.max_tokens} tokens each",
+        *([f"quota: {config.sampling.quota} accepted samples a relation and round, in waves"] if config.sampling.quota else []),
         f"data set: {config.selection.k} samples a relation",
         "stages: " + " -> ".join(record_name(stage, round_) for stage, round_ in schedule(config)),
         "",

@@ -68,7 +68,7 @@ FAILED = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-"""The ledger of requests that gave no whole completion, sorted by ``candidate_id``; ``reason`` is one of
+"""The ledger of requests that gave no whole completion, each file sorted by ``candidate_id``; ``reason`` is one of
 ``engine_error``, ``rejected_request``, ``prompt_too_long``, ``truncated`` and ``empty``."""
 
 SAMPLES = pa.schema(

@@ -9,7 +9,7 @@ import pytest
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
-from divray.prompts import NAIVE, ROWS_PER_FILE, STRATEGIES, render_prompt, request_rows, strategy, write_prompts
+from divray.prompts import NAIVE, ROWS_PER_FILE, STRATEGIES, render_prompt, request_rows, strategy, token_counter, write_prompts
 from divray.prompts import run as prompt
 from divray.quickstart import folder
 from divray.relations import render_marked
@@ -109,6 +109,14 @@ def test_rows_are_written_in_small_files(quickstart: Config, uri: str) -> None:
     table = run.read_table("round-00/prompts")
     assert table.schema == PROMPTS
     assert table == pa.Table.from_pylist(rows, PROMPTS)
+
+
+def test_long_prompts_are_counted_before_the_engine_sees_them(quickstart: Config) -> None:
+    count = token_counter(quickstart)
+    assert count is not None
+    assert count("word " * 10) is None
+    assert 2990 <= (count("word " * 3000) or 0) <= 3010
+    assert token_counter(load_config(folder() / "quickstart.yaml", ["models.llm=s3://bucket/model"])) is None
 
 
 def test_the_share_of_seeds_within_the_constraint_is_told(quickstart: Config, uri: str, capsys: pytest.CaptureFixture[str]) -> None:

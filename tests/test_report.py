@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from divray import schemas
 from divray.config import Config
 from divray.report import clusters, page, plots
+from divray.report.account import account
 from divray.report.engines import engine_time, money
 from divray.report.findings import findings, headline
 from divray.report.intervals import busy_shares, union_length
@@ -67,7 +68,8 @@ def test_union_length_agrees_with_counting(pairs: list[tuple[int, int]]) -> None
 
 def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
     run, config = RunFolder(str(tmp_path)), _config(rounds=1)
-    run.write_table("round-00/prompts", _table([{"candidate_id": "a"}], schemas.PROMPTS))
+    run.write_table("round-00/prompts", _table([{"candidate_id": "a"}, {"candidate_id": "b", "sentences": 4}], schemas.PROMPTS))
+    assert account(config, run).view(lambda cell: True)["candidates"] == 5
     times = [("one", 20.0, 24.0), ("one", 23.0, 30.0), ("one", 40.0, 45.0), ("two", 50.0, 60.0)]
     rows = [{"candidate_id": str(n), "engine": e, "started_at": a, "finished_at": b} for n, (e, a, b) in enumerate(times)]
     run.write_table("round-00/completions", _table(rows, schemas.COMPLETIONS))

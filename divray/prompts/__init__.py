@@ -48,6 +48,10 @@ LEAST_ACCEPTANCE = 0.95
 """Share of the seed sentences that the constraint should let through; below it the ``prompt`` stage says so."""
 
 
+LEAST_COUNTED = 2000
+"""Bytes of a prompt from which on it might not fit into a context."""
+
+
 def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave.
 
@@ -103,23 +107,34 @@ def chat_renderer(config: Config) -> Renderer | None:
 
 
 def token_counter(config: Config) -> Length | None:
-    """Counts a prompt's tokens as the engine will, or ``None`` where the model's tokenizer is not at hand here.
+    """Counts a long prompt's tokens as the engine will; ``None`` where the model's tokenizer is not at hand here.
 
+    A prompt of less than :data:`LEAST_COUNTED` bytes has fewer tokens than that and is not counted (``None``).
     Repeated prompts, which stand together, are counted once.
     """
-    from functools import lru_cache
+    from functools import cache, lru_cache
     from pathlib import Path
-
-    from tokenizers import Tokenizer
 
     from divray.models import local_model
 
     reference = config.models.llm
     if "://" in reference or reference == "endpoint":  # a whole model would have to come to the driver
         return None
-    try:
-        file = Path(local_model(reference)) / "tokenizer.json"
-        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(reference)
-    except Exception:  # the library raises nothing narrower; the engine says it all the same
-        return None
-    return lru_cache(maxsize=2)(lambda prompt: len(tokenizer.encode(prompt).ids))
+
+    @cache
+    def tokenizer() -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            file = Path(local_model(reference)) / "tokenizer.json"
+            return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(reference)
+        except Exception:  # the library raises nothing narrower; the engine says it all the same
+            return None
+
+    @lru_cache(maxsize=2)
+    def length(prompt: str) -> int | None:
+        if len(prompt.encode()) < LEAST_COUNTED or tokenizer() is None:
+            return None
+        return len(tokenizer().encode(prompt).ids)
+
+    return length

@@ -34,7 +34,8 @@ def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
         table = f"round-{number:02d}/completions"
         records = [run.read_json(name) for name in run.files(f"{table}.engines", ".json")]
         if records:
-            rounds[f"round-{number:02d}"] = _total([_pass(record, requests(run, table)) for record in records])
+            intervals = requests(run, table)
+            rounds[f"round-{number:02d}"] = _total([_pass(record, intervals) for record in records])
     if not rounds:
         return {}
     return {**_total(list(rounds.values())), "per_round": rounds}
@@ -55,35 +56,31 @@ def requests(run: RunFolder, table: str) -> Intervals:
 
 def _pass(record: dict[str, Any], intervals: Intervals) -> dict[str, Any]:
     """The time of one pass's engines, from when their processes began until the pass was over."""
+    import numpy as np
+
     engines: dict[str, dict[str, Any]] = record["engines"]
     idle, busy = dict.fromkeys(CAUSES, 0.0), 0.0
     for name, engine in engines.items():
         created, ready = engine["created_at"], engine["ready_at"]
-        starts, ends = intervals.get(name, ((), ()))
-        inside = [(start, end) for start, end in zip(starts, ends, strict=True) if start >= created and end <= (record["ended_at"] or end)]
-        last = max((end for _, end in inside), default=ready or created)
+        starts, ends = intervals.get(name, (np.empty(0), np.empty(0)))
+        own = (starts >= created) & (ends <= (record["ended_at"] or np.inf))
+        starts, ends = starts[own], ends[own]
+        last = float(ends.max(initial=ready or created))
         # One that was replaced, or whose driver was killed, has left no word of its end.
         replaced = [other["created_at"] for other in engines.values() if other["created_at"] >= last]
         over = min(replaced) if replaced else record["ended_at"] or last
         if ready is None:
             idle["start_up"] += over - created
             continue
-        own = union_length(*_columns(inside))
-        waiting = max(0.0, last - ready - own)
+        worked = union_length(starts, ends)
+        waiting = max(0.0, last - ready - worked)
         held = min(waiting, record["backpressure_seconds"] / len(engines))
-        busy += own
+        busy += worked
         idle["start_up"] += ready - created
         idle["back_pressure"] += held
         idle["waiting_for_input"] += waiting - held
         idle["tail"] += max(0.0, over - last)
     return {"busy_seconds": busy, "idle_seconds": idle, "engines": len(engines)}
-
-
-def _columns(pairs: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    import numpy as np
-
-    table = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
 
 
 def _total(parts: list[dict[str, Any]]) -> dict[str, Any]:

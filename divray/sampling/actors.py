@@ -144,9 +144,9 @@ def vllm_class() -> type:
             return request, {**output, **self.seen.pop(request.request_id)}, seconds
 
         async def _generate_with_error_handling(self, row: dict[str, Any], batch_uuid: uuid.UUID) -> dict[str, Any]:
-            asked = time.time()
+            asked, prompt = time.time(), row["prompt"]  # which Ray's own error rows have only the beginning of
             output = await super()._generate_with_error_handling(row, batch_uuid)
-            return {"started_at": asked, "finished_at": asked, **output, "engine": self.reporter.engine}
+            return {"started_at": asked, "finished_at": asked, **output, "prompt": prompt, "engine": self.reporter.engine}
 
         async def udf(self, batch: list[dict[str, Any]]) -> Any:
             outputs = []

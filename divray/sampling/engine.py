@@ -227,14 +227,14 @@ def _typed(batch: pa.Table) -> pa.Table:
 
 
 def backpressure_seconds(written: ray.data.Dataset) -> float:
-    """How long Ray Data held requests back from the engines because what follows them was full."""
+    """How long Ray Data let the engines' answers wait because what follows them was full, by its own statistics."""
     summary: Any = written.get_stats_summary()
     pending, seconds = [summary], 0.0
     while pending:
         stats = pending.pop()
         pending += stats.parents
-        if "Engine" in (stats.base_name or "") or "Http" in (stats.base_name or ""):
-            seconds += float(stats.extra_metrics.get("task_submission_backpressure_time") or 0.0)
+        if any(name in (stats.base_name or "") for name in ("(Engine)", "(Endpoint)", "(StandIn)")):
+            seconds += float(stats.extra_metrics.get("task_output_backpressure_time") or 0.0)
     return seconds
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from divray.runs import RunFolder
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
+
+ROWS_PER_PART = 10_000
 
 _REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError", "NotFoundError")
 _LENGTH = ("longer than the context", "maximum model length", "maximum context length", "max_model_len", "is too long")
@@ -29,32 +32,48 @@ def write_ledger(run: RunFolder, folder: str) -> dict[str, int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    parts = []
-    columns = ["candidate_id", "relation", "strategy", "error", "completion", "finish_reason"]
+    run.delete(f"{folder}/failed")
+    counts: Counter[str] = Counter()
+    held: list[dict[str, Any]] = []
+    parts = 0
+
+    def write() -> None:
+        nonlocal parts
+        table = pa.Table.from_pylist(held, FAILED).sort_by("candidate_id")
+        run.write_parquet(f"{folder}/failed/part-{parts:05d}.parquet", table)
+        parts += 1
+        held.clear()
+
     for file in run.files(f"{folder}/completions", ".parquet"):
-        table = _read(run, file, columns)
+        table = _read(run, file, [*FAILED.names[:3], "error", "completion", "finish_reason"])
         blank = pc.equal(pc.utf8_trim_whitespace(table["completion"]), "")
         failed = pc.or_(pc.or_(pc.not_equal(table["error"], ""), blank), pc.equal(table["finish_reason"], "length"))
-        rows = []
         for row in table.filter(failed).to_pylist():
-            own = failure_reason(row["error"]) if row["error"] else "truncated" if row["finish_reason"] == "length" else "empty"
-            rows.append({**{name: row[name] for name in FAILED.names if name in row}, "reason": own})
-        parts.append(pa.Table.from_pylist(rows, FAILED))
-    ledger = pa.concat_tables([FAILED.empty_table(), *parts]).sort_by("candidate_id")
-    run.write_table(f"{folder}/failed", ledger)
-    counts = ledger.group_by("reason").aggregate([([], "count_all")]).to_pylist()
-    return {row["reason"]: row["count_all"] for row in sorted(counts, key=lambda row: str(row["reason"]))}
+            reason = failure_reason(row["error"]) if row["error"] else "truncated" if row["finish_reason"] == "length" else "empty"
+            counts[reason] += 1
+            held.append({**{name: row[name] for name in FAILED.names if name in row}, "reason": reason})
+        if len(held) >= ROWS_PER_PART:
+            write()
+    if held or not parts:
+        write()
+    return dict(sorted(counts.items()))
 
 
 def retry_rows(run: RunFolder, folder: str) -> pa.Table:
     """The request rows (``schemas.PROMPTS``) of ``<folder>`` whose failure was the engine's own."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    parts = [PROMPTS.empty_table()]
+    again: list[str] = []
     for file in run.files(f"{folder}/completions", ".parquet"):
-        table = _read(run, file, [*PROMPTS.names, "error"])
-        again = [bool(error) and failure_reason(error) == ENGINE_ERROR for error in table["error"].to_pylist()]
-        parts.append(table.filter(pa.array(again, pa.bool_())).select(PROMPTS.names).cast(PROMPTS))
+        for row in _read(run, file, ["candidate_id", "error"]).to_pylist():
+            if row["error"] and failure_reason(row["error"]) == ENGINE_ERROR:
+                again.append(row["candidate_id"])
+    parts = [PROMPTS.empty_table()]
+    if again:
+        wanted = pa.array(again, pa.string())
+        tables = (_read(run, file, PROMPTS.names) for file in run.files(f"{folder}/prompts", ".parquet"))
+        parts += [table.filter(pc.is_in(table["candidate_id"], wanted)) for table in tables]
     return pa.concat_tables(parts).sort_by("candidate_id")
 
 
