@@ -172,7 +172,7 @@ def _divert_messages() -> None:
         if _native_output is not None:
             os.write(2, "".join(f"{line}\n" for line in data["lines"]).encode())
 
-    worker.print_worker_logs = divert  # type: ignore[assignment]
+    worker.print_worker_logs = divert
 
 
 def save_logs(run: RunFolder) -> None:
