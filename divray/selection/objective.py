@@ -48,6 +48,15 @@ def _gain(correctness, left, weight, sharpness):  # type: ignore[no-untyped-def]
     return round(((1.0 - weight) * correctness + weight * np.log(left) / np.log1p(sharpness)) * _SCALE) / _SCALE
 
 
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def _dot(one, other, length):  # type: ignore[no-untyped-def]
+    """Inner product of the first ``length`` components in float64; the sum may be taken in any order, the same each time."""
+    total = 0.0
+    for place in range(length):
+        total += np.float64(one[place]) * np.float64(other[place])
+    return total
+
+
 @njit(cache=True)
 def _greedy(correctness, vectors, k, weight, sharpness):  # type: ignore[no-untyped-def]
     """``factor[i]`` is the row of the Cholesky factor of sample ``i`` as far as the first ``known[i]`` choices."""
@@ -63,12 +72,7 @@ def _greedy(correctness, vectors, k, weight, sharpness):  # type: ignore[no-unty
             row = heap[0][1]
             for place in range(known[row], step):
                 other = chosen[place]
-                cosine = 0.0
-                for part in range(width):
-                    cosine += np.float64(vectors[row, part]) * np.float64(vectors[other, part])
-                shared = 0.0
-                for earlier in range(place):
-                    shared += factor[row, earlier] * factor[other, earlier]
+                cosine, shared = _dot(vectors[row], vectors[other], width), _dot(factor[row], factor[other], place)
                 factor[row, place] = (sharpness * cosine - shared) / np.sqrt(left[other])
                 # Subtracting can't take away what the ridge gives, except by rounding.
                 left[row] = max(left[row] - factor[row, place] ** 2, 1.0)
