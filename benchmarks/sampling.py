@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out")
     for step in ("plain", "first"):  # in a process of its own
         parser.add_argument(f"--{step}-step", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.plain_step:
         print(json.dumps(plain(config, arguments.plain_step)))
@@ -208,11 +208,13 @@ class Memory:
         self.thread.join()
 
     def _follow(self) -> None:
+        import ray
         from ray._private.internal_api import memory_summary
 
+        address = ray.get_runtime_context().gcs_address
         while not self.done.wait(1.0):
             self.driver = max(self.driver, psutil.Process().memory_info().rss)
-            if said := re.search(r"Plasma memory usage (\d+(?:\.\d+)?) MiB", memory_summary(stats_only=True)):
+            if said := re.search(r"Plasma memory usage (\d+(?:\.\d+)?) MiB", memory_summary(address, stats_only=True)):
                 self.store = max(self.store, float(said[1]))
 
 
