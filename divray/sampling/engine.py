@@ -11,6 +11,7 @@ engine was idle.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -107,6 +108,7 @@ def complete(
     """
     import ray
 
+    gc.collect()  # a pass that failed leaves its actors in reference cycles, and with them the CPUs they hold
     files = run.files(source, ".parquet")
     total = whole_rows(run, source)
     there = whole_rows(run, target)
