@@ -9,7 +9,7 @@ scored among themselves, so that they neither displace a sample of the loop nor 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,6 @@ from divray.config import Config
 from divray.diversity.across import NAIVE, across_relations, barred, dropped, marked, score_files
 from divray.runs import RunFolder
 from divray.schemas import SAMPLES, SCORES
-
-if TYPE_CHECKING:
-    from divray.diversity.embeddings import Encoder
 
 FEATURES = pa.field("features", pa.list_(pa.float32()))
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, pa.field("pool", pa.string())])
@@ -48,7 +45,7 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
         batch_size=256,
         compute=encoder,
         num_cpus=config.cluster.worker_cpus,
-        fn_constructor_args=(config,),
+        fn_constructor_args=_encoder_arguments(config),
     ).write_parquet(run.path(embedded), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
 
     judge = ray.remote(num_cpus=config.cluster.worker_cpus)(_fit).remote(config, run.uri, embedded)
@@ -67,8 +64,10 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 class _Features:
     """Actor: adds the embedding of the masked sentence and the features of the judge."""
 
-    def __init__(self, config: Config) -> None:
-        self.encoder = _encoder(config)
+    def __init__(self, reference: str, precision: str, runtime: str) -> None:
+        from divray.diversity.embeddings import Encoder
+
+        self.encoder = Encoder(reference, precision=precision, runtime=runtime)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from divray.correctness import sentence_features
@@ -85,10 +84,8 @@ class _Features:
         return batch.select(EMBEDDED.names).cast(EMBEDDED)
 
 
-def _encoder(config: Config) -> Encoder:
-    from divray.diversity.embeddings import Encoder
-
-    return Encoder(config.models.encoder, precision=config.engine.encoder_precision, runtime=config.engine.encoder_runtime)
+def _encoder_arguments(config: Config) -> tuple[str, str, str]:
+    return config.models.encoder, config.engine.encoder_precision, config.engine.encoder_runtime
 
 
 def _pairs(batch: pa.Table) -> zip[tuple[str, str]]:
@@ -102,11 +99,12 @@ def _valid(batch: pa.Table) -> pa.Table:
 def _fit(config: Config, uri: str, embedded: str) -> Any:
     """The judge, from the seeds and (a bounded number of) this round's samples; also embeds the seeds."""
     from divray.correctness import fit_judge, fitting_rows, sentence_features
-    from divray.diversity.embeddings import embedding_column, embedding_matrix
+    from divray.diversity.embeddings import Encoder, embedding_column, embedding_matrix
     from divray.diversity.texts import compared_texts
 
     run = RunFolder(uri)
-    encoder = _encoder(config)
+    reference, precision, runtime = _encoder_arguments(config)
+    encoder = Encoder(reference, precision=precision, runtime=runtime)
     seeds = run.read_table("data/seeds")
     forward = sentence_features(seeds, encoder.encode)
     backward = sentence_features(seeds, encoder.encode, reverse=True)
