@@ -198,7 +198,7 @@ def write_round(folder: RunFolder, rows: list[dict[str, Any]], rows_per_file: in
         "round-00/samples", pa.Table.from_pylist([{n: row[n] for n in SAMPLES.names} for row in samples], SAMPLES), rows_per_file
     )
     folder.write_table(
-        "round-00/scores", pa.Table.from_pylist([{n: row[n] for n in SCORES.names} for row in scores], SCORES), rows_per_file
+        "round-00/scores", pa.Table.from_pylist([{n: row.get(n, "") for n in SCORES.names} for row in scores], SCORES), rows_per_file
     )
 
 
