@@ -80,7 +80,7 @@ class Bench:
             return None, None
         figures = json.loads(done.stdout.strip().splitlines()[-1])
         print(f"{side:24s} {figures}", flush=True)
-        return figures, np.load(out)
+        return figures, dict(np.load(out))  # the next side writes to the same file
 
 
 def row_pairs(answer: Any) -> np.ndarray:
