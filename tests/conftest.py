@@ -86,7 +86,12 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
 
     def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         command = [RAY, "job", "submit", "--address", address, "--", sys.executable, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        for _ in range(40):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+            if "No available agent" not in done.stdout + done.stderr:  # the head answers before it takes jobs
+                break
+            time.sleep(3)
+        return done
 
     yield run
     import psutil
