@@ -61,3 +61,9 @@ def test_a_sample_always_has_sound_spans(completion: str) -> None:
     if not parsed.rejection:
         assert span_problem(parsed.text, parsed.head, parsed.tail) == ""
         assert parsed.text.endswith((".", "!", "?"))
+
+
+def test_full_stops_inside_a_sentence() -> None:
+    assert parse_completion(" The [firm] of J. Smith made 3.5 tons of {steel} for U.S. ships.").rejection == ""
+    assert parse_completion(" A small [window] makes a noise.4.1.1 in the old {turban} there.").rejection == "stray_full_stop"
+    assert parse_completion(" A small [window] is in part 4.1.1 of the old {turban} there.").rejection == "stray_full_stop"

@@ -10,6 +10,8 @@ from divray.relations import Span, parse_marked, span_problem
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]?$")
 _INNER_END = re.compile(r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|vs|No))(?<!\b(?:Mrs|etc|Inc|Ltd))(?<!\bProf)[.!?][\"')]? +[A-Z0-9]")
 _LIST_NUMBER = re.compile(r"\n\s*\d+[.)](?=\s)")
+_STRAY_STOP = re.compile(r"[a-z]\.[A-Z0-9]|[A-Z0-9]\.[0-9]+\.[A-Z0-9]")
+"""As in ``noise.4.1.1``: a small model that runs on in numbers."""
 _WORD = re.compile(r"\w+")
 _PLACEHOLDERS = frozenset(
     {
@@ -104,6 +106,8 @@ def _form_problem(text: str, head: Span, tail: Span) -> str:
         return "no_sentence_end"
     if _INNER_END.search(text):
         return "several_sentences"
+    if _STRAY_STOP.search(text):
+        return "stray_full_stop"
     lowered = [word.casefold() for word in words]
     trigrams = list(zip(lowered, lowered[1:], lowered[2:], strict=False))
     if len(trigrams) >= 4 and len(set(trigrams)) < 0.75 * len(trigrams):
