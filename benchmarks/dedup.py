@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from corpus import make_corpus
+from machine import machine
 
 from divray.diversity.clusters import components
 from divray.diversity.shingles import shingle
@@ -202,13 +203,11 @@ def ratios(sides: dict[str, Any], rows: int) -> dict[str, Any]:
 
 
 def environment(bench: Bench) -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
     versions: dict[str, str] = {}
     for python in sorted(set(bench.python.values())):
         done = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True)
         versions |= {f"{name}{'' if python == sys.executable else ' (peers)'}": at for name, at in json.loads(done.stdout or "{}").items()}
-    return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+    return {**machine(), "python": platform.python_version(), "versions": versions}
 
 
 def main() -> None:

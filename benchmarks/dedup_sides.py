@@ -35,7 +35,8 @@ def read_texts(corpus: str) -> list[str]:
 
 
 def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
-    from divray.diversity.tables import DedupSettings, judge
+    from divray.diversity.columns import DedupSettings
+    from divray.diversity.tables import judge
 
     settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
     judge(_few(corpus), settings)
@@ -48,7 +49,8 @@ def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[
 def divray_pairs(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
     """Not timed: the pairs behind ``divray``, and its clusters."""
     from divray.diversity import collapse, near_duplicates, shingle
-    from divray.diversity.tables import DedupSettings, judge
+    from divray.diversity.columns import DedupSettings
+    from divray.diversity.tables import judge
 
     table = pq.read_table(corpus)
     shingles = shingle(table["text"], kind, size)  # type: ignore[arg-type]
@@ -67,7 +69,7 @@ def divray_hashes(corpus: str, threshold: float, kind: str, size: int, clock: Ca
     from divray.diversity.distinct import Distinct
     from divray.diversity.neighbours import Pairs, find_pairs
     from divray.diversity.shingles import Shingles
-    from divray.diversity.tables import verdicts_of
+    from divray.diversity.verdicts import verdicts_of
 
     def flags(shingles: Shingles) -> np.ndarray:
         distinct = Distinct(len(shingles))
@@ -87,9 +89,9 @@ def divray_ray(workers: int) -> Callable[..., Answer]:
     def side(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
         import ray
 
+        from divray.diversity.columns import DedupSettings
         from divray.diversity.distributed import judge_on_ray
         from divray.diversity.files import ParquetSource
-        from divray.diversity.tables import DedupSettings
 
         ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]

@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import re
 import statistics
 import time
@@ -29,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from machine import machine
 
 from divray.diversity.embeddings import Encoder
 from divray.models import local_model
@@ -101,7 +101,7 @@ def main() -> None:
         "sentences": len(texts),
         "rounds": arguments.rounds,
         "cores": 1,
-        "machine": {"cpu": processor(), "bf16": instructions()},
+        "machine": machine(),
         "versions": {name: version(name) for name in packages if importlib.util.find_spec(name.replace("-", "_"))},
         "left_out": left_out,
         "rows": rows,
@@ -109,16 +109,6 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def instructions() -> list[str]:
-    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return [name for name in ("avx512f", "avx512_bf16", "amx_bf16") if flags and name in flags[1].split()]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import correctness
 import numpy as np
 import torch
 from correctness import Draw, Views, draw, project_judge, semeval_tasks
-from sampling import processor
+from machine import machine
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
@@ -142,7 +141,7 @@ def main() -> None:
     result = {
         "benchmark": "llm_likelihood",
         "command": " ".join(["python", "benchmarks/llm_likelihood.py", *sys.argv[1:]]),
-        "machine": {"cpus": os.cpu_count(), "processor": processor()},
+        "machine": machine(),
         "versions": versions(),
         "task": f"{task.name}, noisy, 0.35 right",
         "seeds": arguments.seeds,

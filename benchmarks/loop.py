@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from sampling import processor
+from machine import machine
 
 from divray.pipeline import read_config
 from divray.runs import RunFolder
@@ -36,7 +35,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "loop",
         "command": arguments.command,
-        "machine": {"cpus": os.cpu_count(), "processor": processor(), "note": arguments.note},
+        "machine": {**machine(), "note": arguments.note},
         "versions": summary["versions"],
         "seed": config.seed,
         "training_seeds": config.evaluation.seeds,

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from sampling import processor, write_requests
+from machine import machine
+from sampling import write_requests
 
 from divray.cluster import connect
 from divray.config import Config, load_config, override_config
@@ -50,7 +50,7 @@ def main() -> None:
     result = {
         "benchmark": "repeatability",
         "command": " ".join(["python", "benchmarks/repeatability.py", *sys.argv[1:]]),
-        "machine": {"cpus": os.cpu_count(), "processor": processor()},
+        "machine": machine(),
         "versions": versions(),
         "engine_arguments": engine_arguments(config, gpu=config.engine.device == "gpu"),
         "requests": arguments.requests,

@@ -10,6 +10,9 @@ plain     generated tokens a second, Ray Data -> vLLM actors over plain `vllm.LL
 naive     accepted samples (valid, unique, correct by the loop's own score) an engine-second over the naive
           prompt's: fixed demonstrations, free decoding, parse and drop; both in one pass of one engine.
 prefix    prefix-cache hit rate and tokens a second, requests in the order the project emits them and shuffled.
+http      generated tokens a second over those of datatrove's inference runner, which drives `vllm serve` over HTTP, by
+          the rows' own times on both sides; alternating, each run with an engine of its own.  Wants --peer, a Python
+          with datatrove.
 plumbing  rows a second through the whole path with a function in the engine's place that answers at once; the
           driver's and the object store's memory meanwhile.
 start     seconds from command to first answer, split by cause; cold: the model is made ready for the first time.
@@ -20,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -36,11 +38,12 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine import machine
 
 from divray.config import Config, load_config
 from divray.pipeline import versions
 
-FIGURES = ("plain", "naive", "prefix", "plumbing", "start")
+FIGURES = ("plain", "http", "naive", "prefix", "plumbing", "start")
 
 
 def main() -> None:
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the plumbing")
+    parser.add_argument("--peer", help="of `http`: a Python in whose environment datatrove is installed")
     parser.add_argument("--out")
     for step in ("plain", "first"):  # in a process of its own
         parser.add_argument(f"--{step}-step", help=argparse.SUPPRESS)
@@ -65,6 +69,8 @@ def main() -> None:
     figures = arguments.figures.split(",")
     if unknown := set(figures) - set(FIGURES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    if "http" in figures and not arguments.peer:
+        parser.error("http wants --peer")
 
     from divray.sampling.engine import engine_arguments
 
@@ -76,7 +82,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "sampling",
         "command": " ".join(["python", "benchmarks/sampling.py", *sys.argv[1:]]),
-        "machine": {"cpus": os.cpu_count(), "processor": processor(), "load_before": os.getloadavg()[0]},
+        "machine": machine(),
         "versions": versions(),
         "engine_arguments": engine_arguments(config, gpu=config.engine.device == "gpu"),
         "requests": arguments.requests,
@@ -85,6 +91,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if figure == "plain":
                 found = against_plain(config, folder, arguments.requests, arguments.runs, again)
+            elif figure == "http":
+                found = against_http(config, folder, arguments.requests, arguments.runs, arguments.peer)
             elif figure == "naive":
                 found = against_naive(config, folder)
             elif figure == "prefix":
@@ -109,6 +117,68 @@ def against_plain(config: Config, folder: str, requests: int, count: int, again:
         print(json.dumps(runs[-1]), flush=True)
     ratios = [run["ray_data"]["tokens_per_second"] / run["plain"]["tokens_per_second"] for run in runs]
     return {"median_ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios], "runs": runs}
+
+
+def against_http(config: Config, folder: str, requests: int, count: int, peer: str) -> dict[str, Any]:
+    write_requests(config, folder, requests)
+    runs: list[dict[str, Any]] = []
+    for number in range(count):
+        through_ray = ray_data(config, folder, "prompts", f"completions-{number}")
+        runs.append({"ray_data": through_ray, "http": over_http(config, folder, peer)})
+        print(json.dumps(runs[-1]), flush=True)
+    ratios = [run["ray_data"]["tokens_per_second"] / run["http"]["tokens_per_second"] for run in runs]
+    return {
+        "peer": "datatrove InferenceRunner, endpoint",
+        "median_ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "runs": runs,
+    }
+
+
+def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
+    """The same requests to a `vllm serve` with the same engine arguments, as many in flight as the pass through Ray has."""
+    import socket
+    import urllib.request
+
+    from divray.models import local_model
+    from divray.runs import RunFolder
+    from divray.sampling.engine import cpu_environment, engine_arguments, sampling_parameters
+
+    gpu = config.engine.device == "gpu"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--host=127.0.0.1", f"--port={port}", "--served-model-name=policy"]
+    for name, value in engine_arguments(config, gpu).items():
+        flag = name.replace("_", "-")
+        if name == "trust_remote_code":
+            continue
+        options.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag}={value}")
+    payloads = Path(folder, "payloads.jsonl")
+    with payloads.open("w") as lines:
+        for row in RunFolder(folder).read_table("prompts").to_pylist():
+            lines.write(json.dumps({"prompt": row["prompt"], **sampling_parameters(config, row, greedy=False)}) + "\n")
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", local_model(config.models.llm), *options]
+    environment = {**os.environ, **({} if gpu else cpu_environment())}
+    in_flight = config.engine.batch_size * config.engine.concurrent_batches
+    with Path(folder, "serve.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                    break
+                except OSError:
+                    if server.poll() is not None:
+                        raise RuntimeError(Path(folder, "serve.log").read_text()[-2000:]) from None
+                    time.sleep(0.5)
+            drive = [peer, str(Path(__file__).with_name("http_peer.py")), str(payloads), f"http://127.0.0.1:{port}", str(in_flight)]
+            done = subprocess.run(drive, capture_output=True, text=True, check=True)
+        finally:
+            for child in [*psutil.Process(server.pid).children(recursive=True), server]:
+                child.kill()
+            server.wait()
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def against_naive(config: Config, folder: str) -> dict[str, Any]:
@@ -307,14 +377,6 @@ def plain(config: Config, folder: str) -> dict[str, float]:
     seconds = time.time() - started
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "start_up_seconds": started - began}
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

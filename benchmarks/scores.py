@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import secrets
 import statistics
 import sys
@@ -27,6 +26,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
 import numpy as np
+from machine import machine
 
 from divray.diversity import scores
 from divray.diversity.ngrams import all_grams, words_of
@@ -94,7 +94,13 @@ def main() -> None:
         "entropy of patterns": lambda: scores.entropy(patterns),
         "all of diversity_of": lambda: scores.diversity_of(texts, embeddings, patterns),
     }
-    found: dict[str, Any] = {"rows": arguments.rows, "seed": seed, "repeats": arguments.repeats, "cores": 1, "machine": machine()}
+    found: dict[str, Any] = {
+        "rows": arguments.rows,
+        "seed": seed,
+        "repeats": arguments.repeats,
+        "cores": 1,
+        "machine": {**machine(), "numpy": np.__version__},
+    }
     results: dict[str, Any] = {}
     found["seconds"] = {}
     for name, function in parts.items():
@@ -129,11 +135,6 @@ def peers(folder: str, texts: list[str], embeddings: np.ndarray, own_vendi: floa
         "largest_difference": float(np.abs(np.array(value) - own).max()),
     }
     return found
-
-
-def machine() -> dict[str, str]:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.machine(), "python": platform.python_version(), "numpy": np.__version__}
 
 
 if __name__ == "__main__":

@@ -203,8 +203,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _dedup(arguments: argparse.Namespace) -> None:
+    from divray.diversity.columns import DedupSettings
     from divray.diversity.files import deduplicate_files
-    from divray.diversity.tables import DedupSettings
 
     kind, _, size = arguments.shingles.partition(":")
     if kind not in ("word", "char") or not size.isdecimal():

@@ -75,6 +75,9 @@ class SamplingConfig(Section):
     top_k: int = Field(0, ge=0)
     repetition_penalty: float = Field(1.0, gt=0)
     max_tokens: int = Field(48, ge=8, description="Of one sentence.")
+    base_share: float = Field(
+        0, ge=0, lt=1, description="From round 1 on: share of the candidates that the model before tuning gives, in the same pass (LoRA)."
+    )
     waves: int | None = Field(None, ge=1, description="Passes of a round, each with what the ones before gave; default: 1, with `quota` 6.")
     quota: int | None = Field(None, ge=1, description="Accepted samples a relation and round from which on no more is asked for it.")
     max_candidates: int | None = Field(
@@ -254,6 +257,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _base_share_needs_lora(self) -> Config:
+        if self.sampling.base_share and self.alignment.method != "lora":
+            raise ValueError("sampling.base_share goes with alignment.method: lora, where one engine holds both models")
+        return self
 
     def what(self) -> dict[str, Any]:
         """The settings that identify a run, as plain JSON values."""

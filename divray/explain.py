@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from divray.errors import InputError
-from divray.report.account import NAIVE, rounds_of
+from divray.report.account import rounds_of
 from divray.report.lookup import (
     CLUSTER_MEMBERS,
     SENTENCE,
@@ -23,6 +23,8 @@ from divray.report.lookup import (
     sentence_of,
 )
 from divray.report.scan import batches
+from divray.sampling.stage import policy_model
+from divray.schemas import NAIVE, TUNED
 
 if TYPE_CHECKING:
     from divray.config import Config
@@ -140,9 +142,9 @@ def _seed(config: Config, run: RunFolder, folders: list[str], seed: Row, count: 
 
 
 def _origin(config: Config, run: RunFolder, folder: str, folders: list[str], prompt: Row, completion: Row) -> Row:
-    policy = f"{folder}/policy"
     found: Row = {key: prompt[key] for key in ("round", "strategy", "prompt_id", "prompt", "pattern", "seed") if key in prompt}
-    found["model"] = run.full_uri(policy) if run.exists(f"{policy}/config.json") else config.models.llm
+    model, adapter = policy_model(config, run, prompt["round"])
+    found["model"] = adapter if adapter and prompt["policy"] == TUNED else model
     for key in ("engine", "prompt_tokens", "generated_tokens", "error"):
         if completion.get(key) not in (None, ""):
             found[key] = completion[key]

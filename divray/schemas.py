@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+BASE, TUNED = "base", "tuned"
+"""The model before DPO, and after it."""
+
+NAIVE = "naive"
+"""Strategy of the baseline prompt: fixed demonstrations, no wish for difference; it never counts as part of the loop."""
+
 _SPANS = [
     pa.field("text", pa.string()),
     pa.field("head_start", pa.int32()),
@@ -34,12 +40,14 @@ PROMPTS = pa.schema(
         pa.field("demonstrations", pa.list_(pa.string())),
         pa.field("sentences", pa.int32()),
         pa.field("length", pa.int32()),
+        pa.field("policy", pa.string()),
     ]
 )
 """One row a request, which is one candidate, or ``sentences`` of them (null: 1). ``prompt_id`` is shared
 by the candidates of one prompt text; ``pattern`` is the regular expression of the completion, ``""``
 for free text; ``demonstrations`` are ids of examples and of earlier samples; ``length`` is that of the
-prompt in tokens (null: not known before the engine)."""
+prompt in tokens (null: not known before the engine); ``policy`` is the model asked: ``tuned``, the round's own
+policy, or ``base``, the one that it was tuned from."""
 
 COMPLETIONS = pa.schema(
     [
@@ -80,6 +88,7 @@ SAMPLES = pa.schema(
         pa.field("prompt_id", pa.string()),
         pa.field("prompt", pa.string()),
         pa.field("completion", pa.string()),
+        pa.field("policy", pa.string()),
         *_SPANS,
         pa.field("rejection", pa.string()),
     ]
@@ -135,6 +144,7 @@ DATASET = pa.schema(
         *_SPANS,
         pa.field("round", pa.int32()),
         pa.field("strategy", pa.string()),
+        pa.field("policy", pa.string()),
         pa.field("correctness", pa.float64()),
         pa.field("novelty", pa.float64()),
     ]

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.diversity.across import NAIVE, across_relations, barred, dropped, marked, score_files
+from divray.diversity.across import across_relations, barred, dropped, marked, score_files
 from divray.runs import RunFolder
-from divray.schemas import SAMPLES, SCORES
+from divray.schemas import NAIVE, SAMPLES, SCORES
 
 FEATURES = pa.field("features", pa.list_(pa.float32()))
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, pa.field("pool", pa.string())])

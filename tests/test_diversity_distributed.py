@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from divray.diversity.columns import DedupSettings
 from divray.diversity.distributed import judge_on_ray, work_name
 from divray.diversity.files import ParquetSource, deduplicate_files
-from divray.diversity.tables import DedupSettings, judge, near_duplicate_clusters
+from divray.diversity.tables import judge, near_duplicate_clusters
 from divray.runs import RunFolder
 
 SETTINGS = DedupSettings(id_column="id", size=2, threshold=0.6)

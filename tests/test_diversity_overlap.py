@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_sentences import SHARED
 
 from divray.diversity import overlap
 from divray.diversity.ngrams import all_grams, counts_of, words_of
 from divray.diversity.overlap import max_rouge_l, self_bleu
 
 SENTENCES = st.lists(st.lists(st.sampled_from("abc"), max_size=9).map(" ".join), max_size=8)
-
-SHARED = [
-    "the cat sat on the mat and the dog sat on the mat",
-    "the cat sat on the red mat",
-    "a dog ran over the mat and the cat",
-    "rain fell",
-    "the cat",
-    "completely different words stand here today",
-    "the the the the the the the",
-]
 
 
 def bleu(references: list[list[str]], sentence: list[str], size: int) -> float:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_sentences import SHARED
 
 from divray.diversity import scores
 from divray.diversity.scores import distinct_n, diversity_of, entropy, mean_cosine, mean_jaccard, ngram_vectors, vendi_at, vendi_score
@@ -15,17 +16,6 @@ from divray.diversity.shingles import shingle
 from divray.diversity.texts import connective_patterns
 
 SENTENCES = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1, max_size=12)
-
-
-SHARED = [
-    "the cat sat on the mat and the dog sat on the mat",
-    "the cat sat on the red mat",
-    "a dog ran over the mat and the cat",
-    "rain fell",
-    "the cat",
-    "completely different words stand here today",
-    "the the the the the the the",
-]
 
 
 def direct_vendi(kernel: np.ndarray) -> float:

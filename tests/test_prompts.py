@@ -9,13 +9,13 @@ import pytest
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
-from divray.prompts import NAIVE, ROWS_PER_FILE, STRATEGIES, render_prompt, request_rows, strategy, token_counter, write_prompts
+from divray.prompts import ROWS_PER_FILE, STRATEGIES, render_prompt, request_rows, strategy, token_counter, write_prompts
 from divray.prompts import run as prompt
 from divray.quickstart import folder
 from divray.relations import render_marked
 from divray.runs import RunFolder
 from divray.sampling.constraint import accepts
-from divray.schemas import PROMPTS
+from divray.schemas import NAIVE, PROMPTS
 
 
 def rows_of(config: Config, round_: int = 0) -> list[dict]:

@@ -10,6 +10,7 @@ import pytest
 from divray.config import Config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
+from divray.datasets.tables import examples_table
 from divray.runs import RunFolder
 from divray.schemas import SAMPLES, SCORES
 from divray.scoring import run as score
@@ -23,10 +24,12 @@ def samples_of(config: Config) -> pa.Table:
     rows = []
     for number, name in enumerate(names):
         own = [example for example in task.test if example.relation == name][:9]
-        for place, example in enumerate([*own, own[0]]):
+        columns = examples_table([*own, own[0]]).to_pylist()
+        for place in range(10):
             label = names[(number + 2) % len(names)] if place == 8 else name
             rows.append(
                 {
+                    **columns[place],
                     "candidate_id": f"r00-{name}-{place}",
                     "relation": label,
                     "round": 0,
@@ -34,13 +37,6 @@ def samples_of(config: Config) -> pa.Table:
                     "prompt_id": f"p-{name}",
                     "prompt": "p",
                     "completion": "c",
-                    "text": example.text,
-                    "head_start": example.head[0],
-                    "head_end": example.head[1],
-                    "tail_start": example.tail[0],
-                    "tail_end": example.tail[1],
-                    "head_type": example.head_type,
-                    "tail_type": example.tail_type,
                     "rejection": "",
                 }
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from divray.diversity.clusters import Decisions, decide
+from divray.diversity.columns import DedupSettings
 from divray.diversity.conflicts import label_conflicts
 from divray.diversity.distinct import collapse
 from divray.diversity.embeddings import Encoder
@@ -14,7 +15,7 @@ from divray.diversity.scores import diversity_of, vendi_score
 from divray.diversity.semantic import novelty, semantic_pairs
 from divray.diversity.shingles import Shingles, shingle
 from divray.diversity.stage import deduplicate, fixed_items
-from divray.diversity.tables import DedupSettings, near_duplicate_clusters
+from divray.diversity.tables import near_duplicate_clusters
 
 __all__ = [
     "Decisions",

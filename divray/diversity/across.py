@@ -17,9 +17,8 @@ from divray.diversity.clusters import SEED_PREFIX
 from divray.diversity.conflicts import SPANS, label_conflicts
 from divray.diversity.leaks import near_reference
 from divray.runs import RunFolder
-from divray.schemas import SCORES
+from divray.schemas import NAIVE, SCORES
 
-NAIVE = "naive"
 TEST_PREFIX = "test:"
 """``nearest_id`` of a sample near the test set starts so."""
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.diversity.shingles import Shingles, mix
+from divray.diversity.hashing import mix
+from divray.diversity.shingles import Shingles
 
 _STEP, _PRIME, _START = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)
 

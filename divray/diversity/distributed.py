@@ -26,12 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.diversity.clusters import components
+from divray.diversity.columns import DedupSettings, check_ids, columns_of, joined_ids, take_in
 from divray.diversity.distinct import Distinct, collapse
 from divray.diversity.files import ParquetSource
 from divray.diversity.neighbours import Pairs
 from divray.diversity.prefixes import Prefixes, count_elements, join, postings, prefixes, table_bits
 from divray.diversity.shingles import Shingles
-from divray.diversity.tables import DedupSettings, Verdicts, check_ids, columns_of, joined_ids, take_in, verdicts_of
+from divray.diversity.verdicts import Verdicts, verdicts_of
 from divray.runs import RunFolder
 
 SLICE_ROWS = 250_000

@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.diversity.tables import DedupSettings, Verdicts, check_schema, judge
+from divray.diversity.columns import DedupSettings, check_schema
+from divray.diversity.tables import judge
+from divray.diversity.verdicts import Verdicts
 from divray.errors import InputError
 from divray.runs import open_uri
 

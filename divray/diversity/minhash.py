@@ -13,8 +13,9 @@ import numpy as np
 from numba import njit
 
 from divray.diversity import prefixes
+from divray.diversity.hashing import mix
 from divray.diversity.prefixes import Found, grown, jaccard
-from divray.diversity.shingles import Shingles, mix
+from divray.diversity.shingles import Shingles
 from divray.errors import InputError
 
 _SEED = 0x5EED

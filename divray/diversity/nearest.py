@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.diversity.shingles import Shingles, sort_unsigned
+from divray.diversity.hashing import sort_unsigned
+from divray.diversity.shingles import Shingles
 
 
 class RankedSets(NamedTuple):

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.diversity.shingles import Shingles, sort_unsigned
+from divray.diversity.hashing import sort_unsigned
+from divray.diversity.shingles import Shingles
 from divray.errors import InputError
 
 _HASH = np.uint64((1 << 48) - 1)

@@ -31,9 +31,8 @@ from divray.config import Config
 from divray.errors import InputError
 from divray.preferences.mined import CANDIDATES, mined_pairs
 from divray.preferences.paper import near_copy, paper_pairs
-from divray.preferences.rows import NAIVE
 from divray.runs import RunFolder
-from divray.schemas import PAIRS
+from divray.schemas import NAIVE, PAIRS
 
 if TYPE_CHECKING:
     import ray.data

@@ -9,9 +9,6 @@ import pyarrow as pa
 
 from divray.schemas import PAIRS
 
-NAIVE = "naive"
-"""Strategy of the baseline, which is never trained on."""
-
 Row = dict[str, Any]
 
 

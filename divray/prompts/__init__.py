@@ -22,14 +22,13 @@ from divray.prompts.rows import (
     request_rows,
     write_prompts,
 )
-from divray.prompts.strategies import GROWING, NAIVE, STRATEGIES, Draft, strategy
+from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example
 from divray.runs import RunFolder
 from divray.sampling.constraint import SENTENCE, acceptance, accepts
 
 __all__ = [
     "GROWING",
-    "NAIVE",
     "ROWS_PER_FILE",
     "STRATEGIES",
     "Draft",

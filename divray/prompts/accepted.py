@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from divray.prompts.strategies import NAIVE
 from divray.relations import Example
 from divray.runs import RunFolder
+from divray.schemas import NAIVE
 
 
 def accepted_samples(run: RunFolder, rounds: Iterable[int]) -> dict[str, list[Example]]:

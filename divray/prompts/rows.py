@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from math import floor
 from typing import Any
 
 import pyarrow as pa
 
 from divray.config import Config
-from divray.prompts.strategies import GROWING, NAIVE, STRATEGIES, Draft
+from divray.prompts.strategies import GROWING, STRATEGIES, Draft
 from divray.relations import Example, Relation, render_marked
 from divray.runs import RunFolder
-from divray.schemas import PROMPTS
+from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 ROWS_PER_FILE = 32
 """Request rows in one Parquet file, which is one block of the sampling pass and so the grain of a resume."""
@@ -130,7 +131,14 @@ def request_rows(
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": min(draft.sentences, end - number),
                         "length": tokens,
+                        "policy": BASE if round_ == 0 or _falls(before + number, draft.sentences, config.sampling.base_share) else TUNED,
                     }
+
+
+def _falls(number: int, step: int, share: float) -> bool:
+    """Does every ``1 / share``-th request, evenly spread, fall on the one that asks for candidate ``number``?"""
+    place = number // step
+    return floor((place + 1) * share) > floor(place * share)
 
 
 def numbered(prefix: str, number: int) -> str:

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from divray.config import Config
 from divray.relations import Example, Relation
 from divray.sampling.constraint import SENTENCE, anchored_pattern, list_pattern
-
-NAIVE = "naive"
-"""The baseline: fixed demonstrations, no wish for difference, no attributes, no selection afterwards."""
+from divray.schemas import NAIVE
 
 TOPICS = (
     "farming", "the sea", "a hospital", "a football club", "a bakery", "space flight", "music", "a small town", "law",

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from divray.report.intervals import busy_shares
 from divray.report.scan import asked, batches, tally
+from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config
     from divray.runs import RunFolder
 
-NAIVE = "naive"
-"""Strategy of the baseline prompt, which never counts as part of the loop."""
 
 STEPS = ("candidates", "valid", "unique", "correct", "selected")
 COSTS = ("generated_tokens", "prompt_tokens", "cached_tokens", "engine_seconds")
@@ -27,6 +26,7 @@ class Cell(NamedTuple):
     round: int
     relation: str
     strategy: str
+    policy: str
 
     @property
     def naive(self) -> bool:
@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 
 @dataclass
 class Account:
-    """Counts of a run by round, relation and strategy.
+    """Counts of a run by round, relation, strategy and policy.
 
     Attributes:
         cells: Cell -> field -> amount; times in seconds.
@@ -87,7 +87,7 @@ class Account:
         return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
     def values(self, of: Callable[[Cell], Any]) -> list[Any]:
-        """The different rounds, relations or strategies, sorted."""
+        """The different rounds, relations, strategies or policies, sorted."""
         return sorted({of(cell) for cell in self.cells})
 
 
@@ -102,7 +102,7 @@ def account(config: Config, run: RunFolder) -> Account:
     import pyarrow.dataset as pads
 
     book = Account()
-    keys = ["round", "relation", "strategy"]
+    keys = list(Cell._fields)
     named = {name: pc.coalesce(pads.field(name) != "", False) for name in ("conflict", "near_test")}
     named["near_seed"] = pc.coalesce(pc.starts_with(pads.field("nearest_id"), "seed:"), False)
     tokens = COSTS[:3]
@@ -118,7 +118,7 @@ def account(config: Config, run: RunFolder) -> Account:
                 book.rejections[Cell(*cell)][rejection] += int(count)
         columns = [*keys, "unique", "correct", "conflict", "near_test", "near_seed"]
         for key, (count, total) in tally(run, f"{folder}/scores", columns, ["correctness"], named).items():
-            place, (unique, correct, *flags) = Cell(*key[:3]), key[3:]
+            place, (unique, correct, *flags) = Cell(*key[: len(keys)]), key[len(keys) :]
             passed = {"unique": count if unique else 0, "correct": count if unique and correct else 0}
             book.add(place, {"scored": count, "correctness": total, "conflicts": count if flags[0] else 0, **passed})
             if not unique:
@@ -144,12 +144,12 @@ def _add_engine_seconds(book: Account, config: Config, run: RunFolder) -> None:
     cells: dict[Cell, int] = {}
     engines: dict[str, list[tuple[Any, Any, Any]]] = defaultdict(list)
     for number in rounds_of(config, run):
-        columns = ["round", "relation", "strategy", "engine", "started_at", "finished_at"]
+        columns = [*Cell._fields, "engine", "started_at", "finished_at"]
         for batch in batches(run, f"round-{number:02d}/completions", columns):
-            keys = zip(*(batch[name].to_pylist() for name in columns[:3]), strict=True)
+            keys = zip(*(batch[name].to_pylist() for name in Cell._fields), strict=True)
             codes = np.fromiter((cells.setdefault(Cell(*key), len(cells)) for key in keys), dtype=np.int64, count=batch.num_rows)
             names = np.asarray([name or "" for name in batch["engine"].to_pylist()], dtype=object)
-            starts, ends = (batch[name].to_numpy(zero_copy_only=False) for name in columns[4:])
+            starts, ends = (batch[name].to_numpy(zero_copy_only=False) for name in columns[-2:])
             for engine in sorted(set(names)):
                 mine = names == engine
                 engines[engine].append((codes[mine], starts[mine], ends[mine]))

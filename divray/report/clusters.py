@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from divray.report.account import NAIVE
 from divray.report.excerpts import BINS, Row, sentences_of
 from divray.report.scan import batches, rows, tally
+from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc

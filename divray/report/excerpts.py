@@ -7,8 +7,9 @@ import heapq
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from divray.report.account import NAIVE, rounds_of
+from divray.report.account import rounds_of
 from divray.report.scan import batches, rows
+from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config

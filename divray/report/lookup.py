@@ -6,8 +6,8 @@ import difflib
 import heapq
 from typing import TYPE_CHECKING, Any
 
-from divray.report.account import NAIVE
 from divray.report.scan import batches, rows
+from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     import numpy as np

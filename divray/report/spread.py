@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from divray.diversity.texts import connective_pattern
 from divray.relations import mask_entities
-from divray.report.account import NAIVE, rounds_of
+from divray.report.account import rounds_of
 from divray.report.scan import batches, rows
+from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,12 @@ import math
 import platform
 from typing import TYPE_CHECKING, Any
 
-from divray.report.account import NAIVE, Account, account, rounds_of
+from divray.report.account import Account, Cell, account, rounds_of
 from divray.report.clusters import conflict_pairs
 from divray.report.engines import engine_time, money
 from divray.report.findings import findings, headline
 from divray.report.spread import diversity, strategy_diversity
+from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config
@@ -152,6 +153,7 @@ def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
             name: book.view(lambda cell, name=name: cell.strategy == name)  # type: ignore[misc]
             for name in sorted({cell.strategy for cell in loop} - {NAIVE})
         },
+        "per_policy": _policies(book, loop),
         "per_relation_and_round": {
             name: {
                 f"round-{number:02d}": book.view(lambda cell, key=(name, number): not cell.naive and (cell.relation, cell.round) == key)  # type: ignore[misc]
@@ -159,6 +161,21 @@ def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
             }
             for name in relations
         },
+    }
+
+
+def _policies(book: Account, loop: list[Cell]) -> dict[str, Any]:
+    """Rounds that were sampled from two models at once: each model's view."""
+    models: dict[int, set[str]] = {}
+    for cell in loop:
+        models.setdefault(cell.round, set()).add(cell.policy)
+    return {
+        f"round-{number:02d}": {
+            policy: book.view(lambda cell, key=(number, policy): not cell.naive and (cell.round, cell.policy) == key)  # type: ignore[misc]
+            for policy in sorted(policies)
+        }
+        for number, policies in sorted(models.items())
+        if len(policies) > 1
     }
 
 

@@ -86,7 +86,10 @@ def _diversity(summary: dict[str, Any]) -> Table:
 def _cost(summary: dict[str, Any]) -> Table:
     table = _table("Cost", "", "tokens", "engine-seconds", "tokens/accepted", "engine-s/accepted")
     views = [(_text(name), view) for name, view in summary["per_strategy"].items()]
-    views = [*(views if len(views) > 1 else []), ("all", summary), *([("naive prompt", summary["naive"])] if "naive" in summary else [])]
+    views = views if len(views) > 1 else []
+    for name, models in summary.get("per_policy", {}).items():
+        views += [(f"{round_name(name)}, {policy} model", view) for policy, view in models.items()]
+    views += [("all", summary), *([("naive prompt", summary["naive"])] if "naive" in summary else [])]
     for name, view in views:
         fields = (("generated_tokens", 0), ("engine_seconds", 1), ("tokens_per_accepted", 0), ("engine_seconds_per_accepted", 2))
         table.add_row(name, *(_number(view.get(field), digits) for field, digits in fields))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from divray.schemas import BASE, TUNED
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 """From a request row to columns of its completion: ``generated_text``, ``num_generated_tokens``, …"""
@@ -105,7 +109,7 @@ def vllm_class() -> type:
     class Engine(vLLMEngineStageUDF):
         """The model is made local first; each row gets its times and what else vLLM knows of it."""
 
-        def __init__(self, *args: Any, reference: str, health: str, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, reference: str, adapter: str, gpu: bool, health: str, **kwargs: Any) -> None:
             from divray.models import local_model
 
             self.reporter = Reporter(health)
@@ -116,9 +120,14 @@ def vllm_class() -> type:
                 raise
             self.seen: dict[int, dict[str, Any]] = {}
             llm: Any = self.llm
+            self.adapters = adapters(local_model(adapter), blank=not gpu) if adapter else {}
+            llm._maybe_get_lora_request = self._adapter
             self.answer, self.generate = llm._generate_async, llm.generate_async
             llm._generate_async, llm.generate_async = self._answer, self._generate
             self.reporter.ready()
+
+        async def _adapter(self, row: dict[str, Any]) -> Any:
+            return self.adapters.get(row["policy"])
 
         async def _answer(self, request: Any) -> Any:
             started = time.time()
@@ -156,6 +165,29 @@ def vllm_class() -> type:
             self.reporter.batch(outputs)
 
     return Engine
+
+
+def adapters(folder: str, blank: bool) -> dict[str, Any]:
+    """Policy -> vLLM's request for its adapter; rows of another policy go without.
+
+    Args:
+        folder: Of the tuned policy's adapter.
+        blank: Give the base model an adapter as well, one whose product is zero: vLLM's CPU kernels (to 0.32) put the
+            last adapter into every row that has none.
+    """
+    from safetensors.torch import load_file, save_file
+    from vllm.lora.request import LoRARequest
+
+    found = {TUNED: LoRARequest("tuned", 1, folder)}
+    if blank:
+        copy = Path(tempfile.mkdtemp(prefix="divray-adapter-"))
+        shutil.copy(Path(folder, "adapter_config.json"), copy)
+        weights = load_file(Path(folder, "adapter_model.safetensors"))
+        save_file(
+            {name: weight * 0 if "lora_B" in name else weight for name, weight in weights.items()}, copy / "adapter_model.safetensors"
+        )
+        found[BASE] = LoRARequest("base", 2, str(copy))
+    return found
 
 
 def stand_in_class() -> type:

@@ -82,6 +82,7 @@ def complete(
     target: str,
     model: str,
     *,
+    adapter: str = "",
     greedy: bool = False,
     on_progress: Progress | None = None,
     answer: Answer | None = None,
@@ -95,6 +96,7 @@ def complete(
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
         model: Reference that :func:`divray.models.local_model` understands, resolved by each engine, or
             ``endpoint``: the server that ``engine.endpoint`` names.
+        adapter: Folder or URI of a LoRA adapter of ``model`` through which rows go whose ``policy`` is ``tuned``.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
         on_progress: Told about progress about once a second; rows that were there before don't count.
         answer: A function that takes the engine's place on the same path: recorded completions, or a
@@ -107,6 +109,7 @@ def complete(
         EngineError: The engine died at every try; the message is its own cause.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     gc.collect()  # a pass that failed leaves its actors in reference cycles, and with them the CPUs they hold
     files = run.files(source, ".parquet")
@@ -115,11 +118,12 @@ def complete(
     if there == total:
         return total  # and no engine is started
     health_name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
-    health: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name).remote(config.engine.max_starts)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that the pass can't lose
+    health: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name, scheduling_strategy=here).remote(config.engine.max_starts)
     watch = _Watch(health, total - there, on_progress, run, f"{target}.engines/{time.time():.3f}.json")
     try:
         with watch:
-            written = _stream(config, run, source, target, model, health_name, len(files), greedy, answer)
+            written = _stream(config, run, source, target, model, adapter, health_name, len(files), greedy, answer)
             watch.backpressure = backpressure_seconds(written)
     except Exception as error:
         state: dict[str, Any] = ray.get(health.state.remote())
@@ -132,7 +136,16 @@ def complete(
 
 
 def _stream(
-    config: Config, run: RunFolder, source: str, target: str, model: str, health: str, blocks: int, greedy: bool, answer: Answer | None
+    config: Config,
+    run: RunFolder,
+    source: str,
+    target: str,
+    model: str,
+    adapter: str,
+    health: str,
+    blocks: int,
+    greedy: bool,
+    answer: Answer | None,
 ) -> ray.data.Dataset:
     import ray.data
     from ray.data.checkpoint import CheckpointConfig
@@ -152,7 +165,7 @@ def _stream(
 
             processor = endpoint_processor(config, health, greedy)
         else:
-            processor = _vllm_processor(config, model, health, greedy, answer)
+            processor = _vllm_processor(config, model, adapter, health, greedy, answer)
         processor.postprocess = _completion_row
         processor.preprocess_map_kwargs = {"num_cpus": 0.05}
         processor.postprocess_map_kwargs = {"num_cpus": 0.05}
@@ -164,17 +177,21 @@ def _stream(
         context.checkpoint_config, context.max_consecutive_actor_init_deaths = before
 
 
-def _vllm_processor(config: Config, model: str, health: str, greedy: bool, answer: Answer | None) -> Any:
+def _vllm_processor(config: Config, model: str, adapter: str, health: str, greedy: bool, answer: Answer | None) -> Any:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     from divray.cluster import uses_gpu
 
     gpu = uses_gpu(config)
-    context = int(engine_arguments(config, gpu)["max_model_len"])
+    arguments = engine_arguments(config, gpu)
+    if adapter:
+        slots = 1 if gpu else 2  # see `actors.adapters`
+        arguments = {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": slots, **arguments}
+    context = int(arguments["max_model_len"])
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=MODEL_NAME,
-            engine_kwargs=engine_arguments(config, gpu),
+            engine_kwargs=arguments,
             concurrency=config.engine.concurrency,
             batch_size=config.engine.batch_size,
             max_concurrent_batches=config.engine.concurrent_batches,
@@ -189,7 +206,7 @@ def _vllm_processor(config: Config, model: str, health: str, greedy: bool, answe
         preprocess=lambda row: {**refused(row, context), "sampling_params": sampling_parameters(config, row, greedy)},
     )
     stage = processor.get_stage_by_name("vLLMEngineStage")
-    own = {"answer": answer} if answer else {"reference": model}
+    own = {"answer": answer} if answer else {"reference": model, "adapter": adapter, "gpu": gpu}
     # Not by assignment: that runs the stage's validator again, which then asks for a GPU.
     processor.stages["vLLMEngineStage"] = type(stage).model_construct(
         fn=stand_in_class() if answer else vllm_class(),

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from divray import console
+from divray.alignment import base_model
 from divray.config import Config
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer
@@ -18,10 +19,18 @@ from divray.sampling.parsing import Parsed, parse_completion, split_completion
 from divray.schemas import SAMPLES
 
 
-def policy_model(config: Config, run: RunFolder, round: int) -> str:
-    """The model that samples ``round``: its own policy where one was trained, else ``models.llm``."""
+def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
+    """The model that samples ``round`` and the LoRA adapter that the engine holds beside it, ``""`` for none.
+
+    That is the round's own policy where one was trained, else ``models.llm``.  With ``sampling.base_share``
+    it is the model that the policy was tuned from, and the policy's adapter.
+    """
     name = f"round-{round:02d}/policy"
-    return run.full_uri(name) if run.exists(f"{name}/config.json") else config.models.llm
+    if not run.exists(f"{name}/config.json"):
+        return config.models.llm, ""
+    if config.sampling.base_share and run.exists(f"{name}/adapter/adapter_config.json"):
+        return base_model(config, run, round), run.full_uri(f"{name}/adapter")
+    return run.full_uri(name), ""
 
 
 def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None) -> dict[str, Any]:
@@ -50,8 +59,8 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
 
 def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
     folder = f"round-{round:02d}"
-    model = policy_model(config, run, round)
-    complete(config, run, f"{folder}/prompts", f"{folder}/completions", model, on_progress=on_progress, answer=answer)
+    model, adapter = policy_model(config, run, round)
+    complete(config, run, f"{folder}/prompts", f"{folder}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
     return parse_round(config, run, folder)
 
 
@@ -125,9 +134,8 @@ def retry_failed(
     if not run.files(f"{retry}/prompts") or not run.read_table(f"{retry}/prompts").equals(again):
         run.delete(retry)
         write_prompts(run, f"{retry}/prompts", iter(again.to_pylist()))
-    complete(
-        config, run, f"{retry}/prompts", f"{retry}/completions", policy_model(config, run, round), on_progress=on_progress, answer=answer
-    )
+    model, adapter = policy_model(config, run, round)
+    complete(config, run, f"{retry}/prompts", f"{retry}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
     mended = put_in_place(run, f"{retry}/completions", f"{folder}/completions")
     run.delete(retry)
     return {"retried": again.num_rows, "mended": mended, **parse_round(config, run, folder)}

@@ -14,8 +14,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from divray.config import Config, SamplingConfig
-from divray.prompts.strategies import NAIVE
 from divray.runs import RunFolder
+from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from divray.config import Config, SelectionConfig
 from divray.relations import Relation
 from divray.runs import RunFolder
-from divray.schemas import DATASET
+from divray.schemas import DATASET, NAIVE
 from divray.selection.card import dataset_card
 from divray.selection.objective import greedy_selection, objective
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["chosen_samples", "greedy_selection", "objective", "run"]
 
-NAIVE = "naive"
 ALL = "dataset"
 SCORED_COLUMNS = ["candidate_id", *DATASET.names[1:], "correct", "unique", "embedding"]
 CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])

@@ -1,0 +1,178 @@
+"""What becomes of each row of a table of texts: kept or dropped, near what, and why, as a table of words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.diversity.clusters import REASONS, Rule, decide, in_words, ranks
+from divray.diversity.neighbours import Pairs, best_of, nearest_items
+
+LEAKED, NO_TEXT = len(REASONS), len(REASONS) + 1
+ALL_REASONS = (*REASONS, "near test text", "kept: no text")
+_ALONE = REASONS.index("kept: no near neighbour")
+_SLICE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What becomes of ``n`` rows; held for those only that are near something.
+
+    Attributes:
+        ids: Arrow array ``[n]``.
+        rows: int64 ``[k]``, ascending: the rows that the arrays below are about; the others are alone and stay.
+        cluster, copy_of, nearest: int64 ``[k]``, row numbers; -1 in the last two for none.
+        copy_similarity, similarity: float64 ``[k]``.
+        kept: bool ``[k]``.
+        why: int8 ``[k]``, index into :data:`ALL_REASONS`.
+    """
+
+    ids: Any
+    rows: npt.NDArray[np.int64]
+    cluster: npt.NDArray[np.int64]
+    kept: npt.NDArray[np.bool_]
+    copy_of: npt.NDArray[np.int64]
+    copy_similarity: npt.NDArray[np.float64]
+    nearest: npt.NDArray[np.int64]
+    similarity: npt.NDArray[np.float64]
+    why: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """bool ``[n]``, the rows that stay."""
+        stays = np.ones(len(self), bool)
+        stays[self.rows[~self.kept]] = False
+        return stays
+
+    def counts(self) -> dict[str, int]:
+        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text)."""
+        several = np.bincount(np.unique(self.cluster, return_inverse=True)[1]) if len(self.rows) else np.zeros(0)
+        leaked = int((self.why == LEAKED).sum())
+        return {"rows": len(self), "kept": int(self.mask().sum()), "clusters": int((several > 1).sum()), "leaked": leaked}
+
+    def schema(self) -> pa.Schema:
+        named = [(name, self.ids.type) for name in ("id", "cluster", "nearest_id")]
+        return pa.schema([*named, ("similarity", pa.float64()), ("kept", pa.bool_()), ("reason", pa.string())])
+
+    def batches(self, rows: int = _SLICE) -> Iterator[pa.RecordBatch]:
+        """The table of :func:`near_duplicate_clusters`, a slice of rows at a time."""
+        for start in range(0, len(self), rows):
+            yield self._batch(start, min(start + rows, len(self)))
+
+    def _batch(self, start: int, stop: int) -> pa.RecordBatch:
+        first, last = np.searchsorted(self.rows, [start, stop])
+        part, at = slice(first, last), self.rows[first:last] - start
+        cluster, kept, nearest = np.arange(start, stop), np.ones(stop - start, bool), np.full(stop - start, -1)
+        similarity, why = np.zeros(stop - start), np.full(stop - start, _ALONE, np.int8)
+        copy_of, copy_similarity = np.full(stop - start, -1), np.zeros(stop - start)
+        for whole, some in (
+            (cluster, self.cluster),
+            (kept, self.kept),
+            (nearest, self.nearest),
+            (similarity, self.similarity),
+            (why, self.why),
+            (copy_of, self.copy_of),
+            (copy_similarity, self.copy_similarity),
+        ):
+            whole[at] = some[part]
+        ids = self.ids[start:stop]
+        columns = [
+            ids,
+            self.ids.take(pa.array(cluster)),
+            self.ids.take(pa.array(nearest, mask=nearest < 0)),
+            pa.array(similarity, mask=nearest < 0),
+            pa.array(kept),
+            self._reasons(why, copy_of, copy_similarity),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema())
+
+    def _reasons(self, why: npt.NDArray[np.int8], copy_of: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]) -> pa.Array:
+        beyond = why >= LEAKED
+        said = in_words(np.where(beyond, _ALONE, why).astype(np.int8), copy_of, similarity, self.ids)
+        if not beyond.any():
+            return said
+        leaked = why == LEAKED
+        near = zip(copy_of[leaked].tolist(), similarity[leaked].tolist(), strict=True)
+        levels = [ALL_REASONS[NO_TEXT], *(f"{ALL_REASONS[LEAKED]} {row} ({value:.2f})" for row, value in near)]
+        at = np.zeros(int(beyond.sum()), np.int64)
+        at[leaked[beyond]] = np.arange(1, leaked.sum() + 1)
+        return pc.replace_with_mask(said, pa.array(beyond), pa.array(levels, pa.string()).take(pa.array(at)))
+
+
+def verdicts_of(
+    ids: Any, group: npt.NDArray[np.int32], pairs: Pairs, groups: int, rule: Rule, tests: npt.NDArray[np.int32] | None = None
+) -> Verdicts:
+    """Decide what stays among rows that are given as groups of equal sets and near pairs of groups.
+
+    Args:
+        ids: Arrow array ``[n]``, distinct.
+        group: int32 ``[n]``; -1 for a row without text.
+        pairs: Of groups.
+        groups: Their number.
+        tests: int32, the groups of the texts that nothing may be near to.
+    """
+    leaked, test_of, test_similarity = _leaks(pairs, groups, tests)
+    if tests is not None:
+        free = ~(leaked[pairs.left] | leaked[pairs.right])
+        pairs = Pairs(pairs.left[free], pairs.right[free], pairs.similarity[free])
+    met = np.bincount(group[group >= 0], minlength=groups) > 1
+    met[pairs.left] = True
+    met[pairs.right] = True
+    met &= ~leaked
+    number = np.cumsum(met) - 1
+    # A last entry is what group -1, no text, finds.
+    inside = np.append(met, False)[group]
+    special = np.append(leaked, True)[group]
+    rows = np.flatnonzero(inside | special)
+    inside, home = inside[rows], group[rows]
+    near = rows[inside]
+    own = number[home[inside]]
+    pairs = Pairs(number[pairs.left], number[pairs.right], pairs.similarity)
+    by_id = ranks(ids.take(pa.array(near)))
+    made = decide(pa.array(by_id), pairs, group=own, rule=rule)
+    preference = by_id + np.where(made.kept, 0, len(by_id))
+    nearest, similarity = nearest_items(own, preference, pairs)
+
+    bare = home < 0
+    gone = ~inside & ~bare
+    out = Verdicts(
+        ids,
+        rows,
+        cluster=rows.copy(),
+        kept=~gone,
+        copy_of=np.full(len(rows), -1),
+        copy_similarity=np.zeros(len(rows)),
+        nearest=np.full(len(rows), -1),
+        similarity=np.zeros(len(rows)),
+        why=np.where(bare, NO_TEXT, LEAKED).astype(np.int8),
+    )
+    out.copy_of[gone], out.copy_similarity[gone] = test_of[home[gone]], test_similarity[home[gone]]
+    out.cluster[inside], out.kept[inside], out.why[inside] = near[made.cluster], made.kept, made.why
+    out.copy_of[inside] = np.where(made.copy_of >= 0, near[made.copy_of], -1)
+    out.copy_similarity[inside] = made.copy_similarity
+    out.nearest[inside] = np.where(nearest >= 0, near[nearest], -1)
+    out.similarity[inside] = similarity
+    return out
+
+
+def _leaks(
+    pairs: Pairs, groups: int, tests: npt.NDArray[np.int32] | None
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For each group: is it near a test text, to which (the most similar, then the first), and how near."""
+    first = np.full(groups, -1, np.int64)
+    if tests is None:
+        return np.zeros(groups, bool), first, np.zeros(groups)
+    texts = np.flatnonzero(tests >= 0)[::-1]
+    first[tests[texts]] = texts
+    test = first >= 0
+    nearest, similarity = best_of(groups, *pairs, first, test)
+    nearest[test], similarity[test] = np.flatnonzero(test), 1.0
+    return nearest >= 0, first[nearest], similarity

@@ -1,0 +1,135 @@
+"""The sampling pass on the real vLLM while its engine's process, its actor and its node are killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from divray.config import Config, load_config
+from divray.datasets.stage import run as prepare
+from divray.prompts import run as prompt
+from divray.quickstart import folder
+from divray.runs import RunFolder
+from divray.sampling.stage import run as sample
+from divray.schemas import COMPLETIONS
+
+SMALL = [
+    "sampling.candidates_per_relation=16",
+    "sampling.naive_candidates_per_relation=0",
+    "sampling.max_tokens=32",
+    "engine.batch_size=8",
+    "engine.concurrent_batches=2",
+]
+TOTAL = 6 * 16
+PLAYED = ["generated_text", "num_generated_tokens", "num_input_tokens", "cached_tokens", "finish_reason", "__inference_error__"]
+
+
+def settings(*overrides: str) -> Config:
+    return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
+
+
+def begun(config: Config, uri: str) -> RunFolder:
+    run = RunFolder(uri)
+    prepare(config, run)
+    prompt(config, run, 0)
+    return run
+
+
+def engine_actor(run: RunFolder) -> psutil.Process:
+    """The process of the engine actor that started last."""
+    record = run.read_json(run.files("round-00/completions.engines")[-1])
+    newest = max(record["engines"], key=lambda name: record["engines"][name]["created_at"])
+    return psutil.Process(int(newest.rpartition(":")[2]))
+
+
+def engine_process(run: RunFolder) -> psutil.Process:
+    """vLLM's own process under that actor."""
+    (core,) = [child for child in engine_actor(run).children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
+    return core
+
+
+def undisturbed(config: Config, run: RunFolder, uri: str) -> pa.Table:
+    """The samples of a pass without faults in which the engine gives the completions of ``run``."""
+    rows = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
+    columns = ["completion", "generated_tokens", "prompt_tokens", "cached_tokens", "finish_reason", "error"]
+    answers = {name: dict(zip(PLAYED, (row[column] for column in columns), strict=True)) for name, row in rows.items()}
+    other = begun(config, uri)
+    sample(config, other, 0, answer=lambda row: answers[row["candidate_id"]])
+    return other.read_table("round-00/samples")
+
+
+def check(config: Config, run: RunFolder, counts: dict[str, Any], uri: str) -> None:
+    """No candidate is lost or there twice, none failed, and the table is that of an undisturbed pass."""
+    completions = run.read_table("round-00/completions")
+    assert completions.schema.names == COMPLETIONS.names
+    asked = sorted(run.read_table("round-00/prompts", ["candidate_id"])["candidate_id"].to_pylist())
+    assert sorted(completions["candidate_id"].to_pylist()) == asked
+    assert len(asked) == TOTAL
+    assert set(completions["error"].to_pylist()) == {""}
+    assert counts["candidates"] == TOTAL
+    assert set(counts["failed"]) <= {"truncated"}
+    assert undisturbed(config, run, uri) == run.read_table("round-00/samples")
+
+
+@pytest.mark.slow
+def test_engine_and_actor_killed(ray_two_cpus: None, uri: str) -> None:
+    config = settings()
+    run = begun(config, uri)
+    victims: list[tuple[int, Callable[[RunFolder], psutil.Process]]] = [(TOTAL // 2, engine_actor), (8, engine_process)]
+    killed: list[int] = []
+
+    def strike(done: int, total: int, note: str) -> None:
+        if victims and done >= victims[-1][0] and not note:
+            process = victims.pop()[1](run)
+            process.kill()
+            killed.append(process.pid)
+
+    counts = sample(config, run, 0, on_progress=strike)
+    assert len(killed) == 2
+    check(config, run, counts, f"{uri}-undisturbed")
+    (record,) = (run.read_json(name) for name in run.files("round-00/completions.engines"))
+    assert len(record["engines"]) == 3
+    assert len(set(run.read_table("round-00/completions", ["engine"])["engine"].to_pylist())) >= 2
+
+
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A head that is too small for an engine, and two nodes beside it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(2):
+        cluster.add_node(num_cpus=2)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_node_killed(three_nodes: None, uri: str) -> None:
+    from divray.cluster import connect
+
+    config = settings("engine.cpus=1.5")
+    connect(config)
+    run = begun(config, uri)
+    killed: list[int] = []
+
+    def strike(done: int, total: int, note: str) -> None:
+        if not killed and done >= TOTAL // 3 and not note:
+            raylet = engine_actor(run).parent()
+            assert raylet is not None
+            assert "raylet" in raylet.name()
+            raylet.kill()
+            killed.append(raylet.pid)
+
+    counts = sample(config, run, 0, on_progress=strike)
+    assert len(killed) == 1
+    check(config, run, counts, f"{uri}-undisturbed")
