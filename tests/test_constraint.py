@@ -28,7 +28,7 @@ def example(marked: str) -> Example:
         "The [old storm]-{flood} link is clear.",
         "In 2009, {Rome}'s [Ada] left; nobody knew.",
         "The U.S. ship [Ada] sank 3.5 miles off {Rome}.",
-        "[Lee], who met J. K. Rowe on page.com, left {Rome, Italy}.",
+        "[Lee], who met J. K. Rowe of the U.S.A., left {Rome, Italy}.",
     ],
 )
 def test_sentences_of_any_shape_pass(marked: str) -> None:
@@ -48,13 +48,14 @@ def test_sentences_of_any_shape_pass(marked: str) -> None:
         " [Ada] lives\tin {Rome}.\n",
         " [Ada]{Rome}.\n",
         " [Ada] lives in {Rome}, 1.2.3.4.5.6.7 of it.\n",
+        " The town lies at the sea.1. [Ada] lives in {Rome}.\n",
     ],
 )
 def test_what_is_no_marked_sentence_does_not_pass(completion: str) -> None:
     assert re.fullmatch(SENTENCE, completion) is None
 
 
-@pytest.mark.parametrize("inside", ["for 3.5 years", "by J. K. Rowe", "on a U.S. ship", "off page.com, a site,"])
+@pytest.mark.parametrize("inside", ["for 3.5 years", "by J. K. Rowe", "on a U.S. ship", "by the U.S.A., twice,"])
 def test_constraint_and_parser_agree_on_inner_stops(inside: str) -> None:
     marked = f"The [storm] of {{Rome}} was seen {inside} again."
     assert accepts(SENTENCE, example(marked))

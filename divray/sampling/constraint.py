@@ -5,12 +5,13 @@ either order, ended by ``.``, ``!`` or ``?`` and a newline.  No repetition is bo
 count, so that no sentence is ended in mid-word: a sentence that runs on is cut by ``max_tokens``
 and rejected as such.
 
-A full stop may also stand inside, at most :data:`INNER_STOPS` times around an entity, between a character
-and a letter or digit (``3.5``, ``U.S``) and after one capital letter and before a blank (``J. Smith``,
-``U.S. ships``).  Not after words such as ``Dr``: where the character after a stop does not decide what the
-stop is, the tokens that hold one must be tried one by one, and the grammar takes 30 to 80 times as long
-(0.5 to 1.4 ms a token with xgrammar 0.2, against 0.02 ms).  Only constructs that structured-decoding back
-ends share are used (no look-around, no back-references).
+A full stop may also stand inside, at most :data:`INNER_STOPS` times around an entity, between digits and
+after a capital letter (``3.5``, ``J. Smith``, ``U.S. ships``).  Not after a small letter (``page.com``): a
+small model that ends a sentence before it has marked both entities would run on from there.  Nor after words
+such as ``Dr``: where the character after a stop decides what the stop is, the tokens that hold one must be
+tried one by one, and the grammar takes 3 to 80 times as long (0.03 to 1.4 ms a token with xgrammar 0.2,
+against 0.01 ms).  Only constructs that structured-decoding back ends share are used (no look-around, no
+back-references).
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ from divray.sampling.parsing import MAX_ENTITY_WORDS
 
 _BLANKS = r"\n\r\t\x0b\x0c\x85\xa0\u2000-\u200b\u2028\u2029"
 _PLAIN = rf"[^\[\]{{}}<>|{_BLANKS}.!?]*"
-INNER_STOPS = 4
+INNER_STOPS = 3
 """Full stops inside each of the three parts before, between and after the entities; without a bound a small
 model that has not marked its second entity yet runs on in lists of numbers."""
 
-_INITIAL = r"\.[A-Z]\. |[A-Z]\. "
-_FREE = rf"{_PLAIN}((\.[A-Za-z0-9]|{_INITIAL}){_PLAIN}){{0,{INNER_STOPS}}}"
-_OPEN = rf"([ (\"'-]|{_INITIAL})"
+_FREE = rf"{_PLAIN}(([0-9]\.[0-9]|[A-Z]\.){_PLAIN}){{0,{INNER_STOPS}}}"
+_OPEN = r"([ (\"'-]|[A-Z]\. )"
 _WORD = rf"[^ \[\]{{}}<>|{_BLANKS}.,;:!?()\"]+"
 _ENTITY = rf"{_WORD}(,? {_WORD}){{0,{MAX_ENTITY_WORDS - 1}}}"
 _BEFORE = rf"({_FREE}{_OPEN})?"

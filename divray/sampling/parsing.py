@@ -64,7 +64,7 @@ def parse_completion(completion: str, error: str = "", truncated: bool = False) 
         A sample, or one of the rejections ``error`` itself, ``empty``, ``truncated``, ``no_head``,
         ``no_tail``, ``many_heads``, ``many_tails``, ``nested_marks``, ``empty_entity``,
         ``placeholder_entity``, ``long_entity``, ``same_entities``, ``bad_span``, ``too_short``,
-        ``no_sentence_start``, ``no_sentence_end``, ``several_sentences``, ``repetition``.
+        ``no_sentence_start``, ``no_sentence_end``, ``several_sentences``, ``stray_full_stop``, ``repetition``.
     """
     if error:
         return Parsed(rejection=error)
