@@ -28,7 +28,7 @@ def example(marked: str) -> Example:
         "The [old storm]-{flood} link is clear.",
         "In 2009, {Rome}'s [Ada] left; nobody knew.",
         "The U.S. ship [Ada] sank 3.5 miles off {Rome}.",
-        "[Lee], who met J. K. Rowe of the U.S.A., left {Rome, Italy}.",
+        "[Lee], who met J. K. Rowe 3.5 days ago, left {Rome, Italy}.",
     ],
 )
 def test_sentences_of_any_shape_pass(marked: str) -> None:
