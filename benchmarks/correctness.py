@@ -35,7 +35,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pyarrow as pa
 
-from divray.config import CorrectnessConfig, ExtractionConfig
 from divray.correctness import correctness_scores, fit_judge, sentence_features
 from divray.correctness.classifier import FEATURE_GRID, Labelled, by_fold, fit, on_grid
 from divray.datasets import Source, examples_table
@@ -43,6 +42,7 @@ from divray.datasets.fewrel import read_fewrel
 from divray.datasets.semeval import read_semeval
 from divray.diversity.embeddings import Encoder
 from divray.relations import Example, mask_entities
+from divray.sections import CorrectnessConfig, ExtractionConfig
 
 K, SAMPLES, MOST = 8, 60, 110
 SEEDS = (0, 1, 2)

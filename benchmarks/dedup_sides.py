@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-
-Answer = dict[str, Any]
-PERMUTATIONS = 128
+from dedup_peers import PERMUTATIONS, Answer, data_juicer, datatrove, text_dedup
 
 
 def grams(text: str, kind: str, size: int) -> list[str]:
@@ -212,6 +210,9 @@ SIDES: dict[str, Callable[..., Answer]] = {
     "datasketch": datasketch(None),
     "datasketch-32": datasketch(32),
     "duckdb": duckdb,
+    "text-dedup": text_dedup,
+    "data-juicer": data_juicer,
+    "datatrove": datatrove,
 }
 
 

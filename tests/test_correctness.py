@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 import divray
-from divray.config import CorrectnessConfig
 from divray.correctness import (
     Judge,
     correctness_scores,
@@ -24,6 +23,7 @@ from divray.correctness import (
 from divray.datasets import Source, examples_table, read_relations_file
 from divray.datasets.jsonl import read_jsonl
 from divray.relations import Example
+from divray.sections import CorrectnessConfig
 
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas", "Ines", "Bruno"]
 OTHERS = ["Zoe", "Ivo", "Mia", "Leo", "Uma", "Kai", "Eva", "Ned", "Amy", "Joe"]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.config import DiversityConfig
 from divray.diversity.conflicts import label_conflicts
 from divray.diversity.leaks import near_reference
 from divray.relations import mask_entities, parse_marked
+from divray.sections import DiversityConfig
 
 CONFIG = DiversityConfig(threshold=0.5)
 Row = dict[str, Any]

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.config import DiversityConfig
 from divray.diversity.semantic import novelty
 from divray.diversity.stage import compared_texts, deduplicate, fixed_items
 from divray.errors import InputError
 from divray.schemas import EXAMPLES, SCORES
+from divray.sections import DiversityConfig
 
 ADDED = ["cluster", "nearest_id", "similarity", "unique", "reason"]
 PLAIN = DiversityConfig(mask_entities=False)

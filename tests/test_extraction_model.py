@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from divray.config import ExtractionConfig
 from divray.errors import InputError
 from divray.extraction.predict import predict
 from divray.extraction.training import train
 from divray.relations import Example
+from divray.sections import ExtractionConfig
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
 PLACES = ["Alden", "Port Selby", "Monte Claro", "Kestrel Bay", "Rome", "Akoma Ridge"]

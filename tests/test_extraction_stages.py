@@ -29,7 +29,15 @@ def sentence(relation: str, number: int) -> Example:
 
 def selected(examples: list[Example], round_: int) -> pa.Table:
     rows = [
-        {**row, "sample_id": row["example_id"], "round": round_, "strategy": "independent", "correctness": 0.9, "novelty": 0.5}
+        {
+            **row,
+            "sample_id": row["example_id"],
+            "round": round_,
+            "strategy": "independent",
+            "policy": "base",
+            "correctness": 0.9,
+            "novelty": 0.5,
+        }
         for row in examples_table(examples).to_pylist()
     ]
     return pa.Table.from_pylist([{name: row[name] for name in DATASET.names} for row in rows], DATASET)

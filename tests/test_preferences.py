@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from divray.cluster import quiet_ray_data
-from divray.config import Config, PreferencesConfig, parse_config
+from divray.config import Config, parse_config
 from divray.datasets import examples_table
 from divray.errors import InputError
 from divray.preferences import mined_pairs, near_copy, paper_pairs, run
@@ -19,11 +19,13 @@ from divray.preferences.mined import CANDIDATES
 from divray.relations import Example, parse_marked, render_marked
 from divray.runs import RunFolder
 from divray.schemas import PAIRS, PROMPTS, SAMPLES, SCORES
+from divray.sections import PreferencesConfig
 
 
 def candidate(name: str, correctness: float, novelty: float, prompt: str = "p0", **other: Any) -> dict[str, Any]:
     row = {
-        "candidate_id": name, "relation": "r", "strategy": "independent", "prompt_id": prompt, "prompt": f"Prompt {prompt}\n1.",
+        "candidate_id": name, "relation": "r", "strategy": "independent",
+        "policy": "base", "prompt_id": prompt, "prompt": f"Prompt {prompt}\n1.",
         "completion": f" [{name}] is of {{{prompt}}}.\n", "correctness": correctness, "correct": correctness >= 0.4, "unique": True,
         "novelty": novelty, "valid": True,
     }  # fmt: skip

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from divray.cluster import quiet_ray_data
-from divray.config import Config, SelectionConfig, parse_config
+from divray.config import Config, parse_config
 from divray.runs import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
+from divray.sections import SelectionConfig
 from divray.selection import chosen_samples, greedy_selection, objective, run
 
 SHAPE = "{h} did the thing number {n} for {t} in round {r}."

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from divray.config import CorrectnessConfig
 from divray.correctness.classifier import Labelled, Linear, by_fold, fit, held_out
 from divray.relations import mask_entities
+from divray.sections import CorrectnessConfig
 
 _LEAST = 1e-6
 _DIGITS = 6

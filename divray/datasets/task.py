@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from divray.config import Config, TaskConfig
+from divray.config import Config
 from divray.datasets.fewrel import read_fewrel
 from divray.datasets.huggingface import read_huggingface
 from divray.datasets.jsonl import read_jsonl
@@ -23,6 +23,7 @@ from divray.datasets.source import Source
 from divray.datasets.tacred import read_tacred
 from divray.errors import InputError
 from divray.relations import MARKERS, Example, Relation
+from divray.sections import TaskConfig
 
 
 @dataclass(frozen=True)

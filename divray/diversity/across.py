@@ -12,12 +12,13 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.config import Config, DiversityConfig
+from divray.config import Config
 from divray.diversity.clusters import SEED_PREFIX
 from divray.diversity.conflicts import SPANS, label_conflicts
 from divray.diversity.leaks import near_reference
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SCORES
+from divray.sections import DiversityConfig
 
 TEST_PREFIX = "test:"
 """``nearest_id`` of a sample near the test set starts so."""

@@ -21,11 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.config import DiversityConfig
 from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import Pairs, best_of, near_duplicates
 from divray.diversity.shingles import Shingles, shingle
 from divray.diversity.texts import compared_texts
+from divray.sections import DiversityConfig
 
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
 Codes = npt.NDArray[np.int64]

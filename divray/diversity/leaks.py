@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from divray.config import DiversityConfig
 from divray.diversity.conflicts import SPANS
 from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import best_of, near_duplicates
 from divray.diversity.shingles import shingle
 from divray.diversity.texts import compared_texts
+from divray.sections import DiversityConfig
 
 Rows = npt.NDArray[np.int64]
 

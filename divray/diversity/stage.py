@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.config import DiversityConfig
 from divray.diversity.clusters import SEED_PREFIX, decide, in_words, ranks
 from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import near_duplicates, nearest_items
 from divray.diversity.shingles import shingle
 from divray.diversity.texts import compared_texts
 from divray.errors import InputError
+from divray.sections import DiversityConfig
 
 NEIGHBOUR_FLOOR = 0.3
 """Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""

@@ -12,6 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -69,7 +70,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             wanted.setdefault(key, (tables[name], typed[name], seed))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
     total = len(wanted) + config.evaluation.llm
-    embedded = None if run.files(TEST_EMBEDDINGS) else remote(embed_test, config).remote(run.uri, config.models.encoder)
+    embedded = None if run.files(TEST_EMBEDDINGS) else remote(embed_test, config).remote(config, run.uri)
     _train_missing(config, run, missing, len(wanted), (lambda done: on_progress(done, total, "")) if on_progress else None)
 
     if embedded is not None:
@@ -142,32 +143,31 @@ def _train_missing(
     total: int,
     on_progress: Callable[[int], None] | None,
 ) -> None:
-    import ray
+    import ray.data
 
-    def tell() -> None:
-        if on_progress:
-            on_progress(total - len(waiting) - len(running))
-
-    task = remote(_train_and_predict, config)
-    waiting = list(missing.items())
-    running: list[Any] = []
-    tell()
-    while waiting or running:
-        while waiting and len(running) < config.cluster.concurrent_trials:
-            key, (tables, typed, seed) = waiting.pop(0)
-            running.append(task.remote(config, run.uri, tables, typed, seed, _part(key)))
-        done, running = ray.wait(running)
-        ray.get(done)
-        tell()
+    tell = on_progress or (lambda done: None)
+    tell(total - len(missing))
+    if not missing:
+        return
+    jobs = [{"tables": tables, "typed": typed, "seed": seed, "target": _part(key)} for key, (tables, typed, seed) in missing.items()]
+    cluster = config.cluster
+    trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
+        partial(_train_and_predict, config=config, uri=run.uri),
+        num_cpus=cluster.worker_cpus,
+        concurrency=min(cluster.concurrent_trials, len(jobs)),
+    )
+    for done, _ in enumerate(trained.iter_rows(), total - len(missing) + 1):
+        tell(done)
 
 
-def _train_and_predict(config: Config, uri: str, tables: list[str], typed: bool, seed: int, target: str) -> None:
+def _train_and_predict(job: dict[str, Any], config: Config, uri: str) -> dict[str, Any]:
     from divray.extraction.training import train
 
     run = RunFolder(uri)
-    model = train(examples_of(run, tables), labels_of(run), config.models.encoder, tuned(config, run), seed, typed)
+    model = train(examples_of(run, job["tables"]), labels_of(run), config.models.encoder, tuned(config, run), job["seed"], job["typed"])
     found = model.predict(examples_of(run, [TEST]))
-    run.write_parquet(target, pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
+    run.write_parquet(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
+    return {"target": job["target"]}
 
 
 def _key(examples: Sequence[Example], *others: Any) -> str:

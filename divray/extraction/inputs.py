@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from divray.config import Config, ExtractionConfig
+from divray.config import Config
 from divray.extraction.markers import plain_type
 from divray.relations import Example, Relation
 from divray.runs import RunFolder
+from divray.sections import ExtractionConfig
 
 if TYPE_CHECKING:
     from ray.remote_function import RemoteFunction

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pyarrow as pa
 
+from divray.config import Config
 from divray.extraction.inputs import TEST
 from divray.runs import RunFolder
 
@@ -16,7 +17,7 @@ TEST_SENTENCES = 32
 TEST_EMBEDDINGS = "data/test_embeddings"
 
 
-def embed_test(uri: str, encoder: str) -> None:
+def embed_test(config: Config, uri: str) -> None:
     """Write ``data/test_embeddings``: ``example_id`` and ``embedding`` of the test sentences, by hash of their ids up to
     :data:`TEST_SENTENCES` a relation."""
     from divray.diversity.embeddings import Encoder, embedding_column
@@ -32,5 +33,6 @@ def embed_test(uri: str, encoder: str) -> None:
         if seen[relations[row]] <= TEST_SENTENCES:
             taken.append(row)
     some = test.take(pa.array(sorted(taken), pa.int64()))
-    embeddings = embedding_column(Encoder(encoder).encode(compared_texts(some, mask=True)))
+    encoder = Encoder(config.models.encoder, precision=config.engine.encoder_precision, runtime=config.engine.encoder_runtime)
+    embeddings = embedding_column(encoder.encode(compared_texts(some, mask=True)))
     run.write_table(TEST_EMBEDDINGS, pa.table({"example_id": some["example_id"], "embedding": embeddings}))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from divray.config import ExtractionConfig
 from divray.relations import Example
+from divray.sections import ExtractionConfig
 
 if TYPE_CHECKING:
     from divray.extraction.model import RelationExtractor

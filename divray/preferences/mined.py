@@ -7,9 +7,9 @@ from collections import defaultdict
 
 import pyarrow as pa
 
-from divray.config import PreferencesConfig
 from divray.preferences.rows import Row, pair_table
 from divray.schemas import SCORES
+from divray.sections import PreferencesConfig
 
 CANDIDATES = pa.schema(
     [

@@ -10,10 +10,10 @@ from itertools import zip_longest
 
 import pyarrow as pa
 
-from divray.config import PreferencesConfig
 from divray.preferences.rows import Row, pair_table
 from divray.relations import HEAD_CLOSE, HEAD_OPEN, TAIL_CLOSE, TAIL_OPEN, Example, render_marked
 from divray.schemas import NAIVE
+from divray.sections import PreferencesConfig
 
 EDITS = (("the", "this"), ("a", "one"), ("an", "one"), ("was", "has been"), ("is", "remains"), ("and", "as well as"), ("in", "within"))
 """Word for word, the first that occurs outside the entities is the slight edit of a near copy."""

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow.compute as pc
 
-    from divray.config import DiversityConfig
     from divray.runs import RunFolder
+    from divray.sections import DiversityConfig
 
 Row = dict[str, Any]
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from divray.config import Config, SamplingConfig
+from divray.config import Config
 from divray.runs import RunFolder
 from divray.schemas import NAIVE
+from divray.sections import SamplingConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.config import Config, SelectionConfig
+from divray.config import Config
 from divray.relations import Relation
 from divray.runs import RunFolder
 from divray.schemas import DATASET, NAIVE
+from divray.sections import SelectionConfig
 from divray.selection.card import dataset_card
 from divray.selection.objective import greedy_selection, objective
 

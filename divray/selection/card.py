@@ -94,6 +94,7 @@ _COLUMNS = {
     "tail_type": "type of the tail, or empty",
     "round": "sampling round that it comes from",
     "strategy": "prompt strategy that it comes from",
+    "policy": "who wrote it: `base`, the model before tuning, or `tuned`",
     "correctness": "estimated probability that the sentence states its relation in its direction",
     "novelty": "1 - cosine to the most similar other unique sample of its relation and round, entities masked",
 }

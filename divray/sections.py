@@ -1,0 +1,228 @@
+"""The sections of the settings file, each key with its default, its bounds and its meaning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskConfig(Section):
+    """The relations and the real data."""
+
+    name: str = Field(description="Name of the task, as it stands in the report.")
+    format: Literal["divray", "semeval", "tacred", "fewrel", "jsonl", "huggingface"] = "divray"
+    relations: str = Field(description="YAML list of relations: name, description, head_type, tail_type, examples; relative to this file.")
+    data: str | None = Field(None, description="Folder that the paths below are relative to; default: the config's folder.")
+    train: str | None = Field(None, description="Human examples from which the seeds are drawn; default: the examples in `relations`.")
+    test: str | None = Field(None, description="Human test examples; default: `test_per_relation` of the training file held out.")
+    patches: list[str] = Field([], description="TACRED only: JSON files of id -> label (Re-TACRED, TACREV).")
+    test_per_relation: int | None = Field(None, ge=1)
+    seeds_per_relation: int = Field(5, ge=1, description="K seed examples a relation.")
+    fewer_seeds: bool = Field(False, description="A relation with fewer than K examples gives those it has; otherwise that is an error.")
+    none_label: str | None = Field(None, description="The label that means: none of the relations.")
+    metric: Literal["micro", "macro", "semeval"] = Field(
+        "micro", description="F1 that leaves `none_label` out; `semeval`: the official directed macro-F1."
+    )
+
+
+class ModelsConfig(Section):
+    """Each is a hub id, a local folder, a URI, or `embedded:smollm2` / `embedded:minilm`; `llm` also `endpoint`: see `engine.endpoint`."""
+
+    llm: str = "embedded:smollm2"
+    encoder: str = "embedded:minilm"
+
+
+class PromptsConfig(Section):
+    """How a relation becomes requests."""
+
+    style: Literal["completion", "chat"] = Field("completion", description="`chat` renders the model's own chat template.")
+    strategies: dict[str, float] = Field({"independent": 0.5, "anchored": 0.5}, description="Strategy -> share of the candidates.")
+    demonstrations: int = Field(4, ge=1, description="Seed examples shown in a prompt.")
+    wish: bool = Field(True, description="Ask for a sentence as different as possible from the demonstrations.")
+    attributes: bool = Field(
+        False, description="Name a topic and a length in each prompt (AttrPrompt, arXiv 2306.15895); for LLMs that follow instructions."
+    )
+    candidates_per_prompt: int = Field(8, ge=1, description="Candidates that share one prompt text.")
+    most_demonstrations: int = Field(24, ge=1, description="`one_by_one`: seeds and accepted samples shown in a prompt, at most.")
+    sentences_per_completion: int = Field(4, ge=2, description="`all_at_once`: candidates written by one completion.")
+
+
+class SamplingConfig(Section):
+    """How many candidates, and how they are decoded."""
+
+    candidates_per_relation: int = Field(64, ge=1, description="Candidates a relation and round.")
+    naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
+    constrained: bool = Field(True, description="Structured decoding: head and tail marked inside one sentence.")
+    temperature: float = Field(0.6, gt=0)
+    min_p: float = Field(0.05, ge=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    repetition_penalty: float = Field(1.0, gt=0)
+    max_tokens: int = Field(48, ge=8, description="Of one sentence.")
+    base_share: float = Field(
+        0, ge=0, lt=1, description="From round 1 on: share of the candidates that the model before tuning gives, in the same pass (LoRA)."
+    )
+    waves: int | None = Field(None, ge=1, description="Passes of a round, each with what the ones before gave; default: 1, with `quota` 6.")
+    quota: int | None = Field(None, ge=1, description="Accepted samples a relation and round from which on no more is asked for it.")
+    max_candidates: int | None = Field(
+        None, ge=1, description="With `quota`: candidates a round, at most; default: `candidates_per_relation` for each relation."
+    )
+    max_generated_tokens: int | None = Field(None, ge=1, description="With `quota`: generated tokens a round, about.")
+    max_engine_seconds: float | None = Field(None, gt=0, description="With `quota`: busy engine-seconds a round, about.")
+
+    @model_validator(mode="after")
+    def _caps_need_quota(self) -> SamplingConfig:
+        caps = [name for name in ("max_candidates", "max_generated_tokens", "max_engine_seconds") if getattr(self, name) is not None]
+        if caps and self.quota is None:
+            raise ValueError(f"{caps[0]} goes with quota: set both, or neither")
+        return self
+
+
+class DiversityConfig(Section):
+    """Near-duplicates and diversity scores."""
+
+    shingle_kind: Literal["word", "char"] = "word"
+    shingle_size: int = Field(3, ge=1)
+    threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
+    rule: Literal["independent", "component"] = Field(
+        "independent", description="What stays: no two near each other, every dropped one near a kept one; or one of each cluster."
+    )
+    mask_entities: bool = Field(True, description="Compare structure, not names.")
+    permutations: int | None = Field(None, ge=1, description="MinHash, for sets too large to compare exactly; default: by `threshold`.")
+    bands: int | None = Field(None, ge=1, description="Must divide `permutations`; default: recall at `threshold` of 0.9999.")
+
+    conflicts: Literal["drop", "keep"] = Field(
+        "drop", description="A sentence that stands under two relations: drop it, or only report it."
+    )
+    guard_test: bool = Field(False, description="Drop every sample that is a near-duplicate of a test sentence.")
+
+    @model_validator(mode="after")
+    def _bands_divide(self) -> DiversityConfig:
+        if (self.permutations is None) != (self.bands is None):
+            raise ValueError("permutations and bands go together: give both or neither")
+        if self.permutations is not None and self.bands is not None and self.permutations % self.bands:
+            raise ValueError("bands must divide permutations")
+        return self
+
+
+class CorrectnessConfig(Section):
+    """Does the sentence say its relation, in its direction?"""
+
+    signals: list[Literal["seeds", "out_of_fold"]] = ["seeds", "out_of_fold"]
+    folds: int = Field(5, ge=2)
+    threshold: float = Field(
+        0.4, ge=0, le=1, description="Score from which a sample passes; 0.5: as likely right as a seed under its most tempting wrong label."
+    )
+    fit_per_relation: int = Field(2000, ge=1, description="Samples of a relation that the out-of-fold classifiers are fitted on, at most.")
+
+
+class PreferencesConfig(Section):
+    """How pairs are made."""
+
+    mode: Literal["mined", "paper"] = "mined"
+    max_pairs_per_relation: int = Field(32, ge=1)
+    quality: float = Field(
+        0.5, gt=0, le=1, description="Mined: share of a prompt's candidates that counts as best, and as worst (DivPO's p)."
+    )
+
+
+class AlignmentConfig(Section):
+    """DPO with TRL under DeepSpeed ZeRO."""
+
+    method: Literal["lora", "full"] = "lora"
+    lora_rank: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    beta: float = Field(0.1, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(4, ge=1, description="Pairs a worker and step.")
+    max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU without bf16 arithmetic takes fp32.")
+    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more computing.")
+
+
+class SelectionConfig(Section):
+    """Which samples make the data set."""
+
+    k: int = Field(16, ge=1, description="Samples a relation.")
+    diversity_weight: float = Field(0.5, ge=0, le=1, description="0: by correctness alone; 1: by diversity alone.")
+
+
+class SearchConfig(Section):
+    """Ray Tune over the RE model's hyperparameters."""
+
+    trials: int = Field(4, ge=0, description="0: train with the values below.")
+    learning_rate: tuple[float, float] = Field((5e-5, 3e-4), description="Log-uniform range; about a tenth of it for large encoders.")
+    epochs: tuple[int, int] = (8, 16)
+    dropout: tuple[float, float] = (0.0, 0.3)
+
+
+class ExtractionConfig(Section):
+    """The RE model: typed entity markers (Zhou & Chen 2022) on the encoder."""
+
+    learning_rate: float = Field(1e-4, gt=0, description="Of a small encoder; large ones want about 3e-5.")
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(16, ge=1)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    max_length: int = Field(96, ge=16, description="Tokens of the marked sentence.")
+    search: SearchConfig = SearchConfig()
+
+
+class EvaluationConfig(Section):
+    """What is compared on the test set."""
+
+    seeds: list[int] = Field([0, 1], min_length=1, description="Training seeds; the report shows mean and spread.")
+    llm: bool = Field(True, description="Let the LLM do RE itself, constrained to the labels.")
+    llm_test_limit: int | None = Field(None, ge=1, description="Test sentences (a seeded sample) given to the LLM; default: all.")
+
+
+class EndpointConfig(Section):
+    """An OpenAI-compatible server; `models.llm: endpoint` sends the requests there."""
+
+    url: str = Field(description="Base URL, up to and with `/v1`.")
+    model: str = Field(description="Name of the model on that server.")
+    key_variable: str = Field("OPENAI_API_KEY", description="Environment variable of the driver that holds the key; may be unset.")
+    requests_per_second: float | None = Field(None, gt=0, description="Rate limit over all.")
+    concurrency: int = Field(32, ge=1, description="Requests in flight, at most.")
+    max_retries: int = Field(6, ge=0, description="Tries after the first, with growing waits: 408, 409, 429, 5xx, lost connections.")
+    timeout: float = Field(120, gt=0, description="Seconds for one try.")
+    vllm: bool = Field(True, description="The server is vLLM: it takes `min_p`, `top_k` and the decoding constraint.")
+
+
+class EngineConfig(Section):
+    """How the LLM is served."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    concurrency: int | tuple[int, int] = Field(1, description="Engine actors; (min, max) for an autoscaling pool.")
+    cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
+    batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
+    concurrent_batches: int = Field(8, ge=1)
+    max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
+    encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Of the sentence encoder; `auto`: fp16 on a GPU, else fp32. Less moves a cosine by about 0.0001."
+    )
+    encoder_runtime: Literal["torch", "openvino"] = Field(
+        "torch", description="`openvino` (extra `fast`) is faster on CPUs; where it is not installed PyTorch is used."
+    )
+    vllm: dict[str, Any] = Field({}, description="Any vLLM engine argument.")
+    endpoint: EndpointConfig | None = None
+    price_per_hour: float | None = Field(None, ge=0, description="Money for an engine and hour, busy or idle; the report multiplies.")
+    price_per_million_tokens: float | None = Field(None, ge=0, description="Money for prompt and generated tokens.")
+
+
+class ClusterConfig(Section):
+    """What Ray is given."""
+
+    address: str | None = Field(None, description="Ray address; default: RAY_ADDRESS, else a cluster of this machine's own.")
+    train_workers: int = Field(1, ge=1, description="Ray Train workers for DPO.")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    concurrent_trials: int = Field(2, ge=1, description="RE models trained at the same time.")
+    worker_cpus: float = Field(0.5, gt=0, description="Ray CPUs of a scoring or RE training task.")
+    show_logs: bool = Field(False, description="Let Ray's and vLLM's log lines through to the terminal.")
