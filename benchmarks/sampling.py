@@ -104,8 +104,8 @@ def main() -> None:
                 found = {"cold": cold, "warm": again("first", f"{folder}/warm", DIVRAY_CACHE=f"{folder}/cache")}
         result[figure] = found
         print(json.dumps({figure: found}, indent=2), flush=True)
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
+        if arguments.out:
+            Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def against_plain(config: Config, folder: str, requests: int, count: int, again: Callable[..., dict[str, Any]]) -> dict[str, Any]:

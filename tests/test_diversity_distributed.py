@@ -42,10 +42,11 @@ def test_any_slices_and_partitions_give_what_one_process_gives(ray_two_cpus: Non
     files, tests = ParquetSource.open(str(tmp_path)), ParquetSource.open(str(tmp_path.with_suffix(".test")))
     for rule in ("component", "independent"):
         settings = DedupSettings(id_column="id", size=2, threshold=0.6, rule=rule)  # type: ignore[arg-type]
-        for against in (None, tests):
-            wanted = judge(files.batches(), settings, None if against is None else against.batches())
+        for against, earlier in ((None, None), (tests, None), (tests, tests)):
+            batches = [None if one is None else one.batches() for one in (against, earlier)]
+            wanted = judge(files.batches(), settings, *batches)
             for slice_rows, partitions in ((1000, 1), (60, 3), (33, None)):
-                made = judge_on_ray(files, settings, against, slice_rows=slice_rows, partitions=partitions)
+                made = judge_on_ray(files, settings, against, earlier, slice_rows=slice_rows, partitions=partitions)
                 assert pa.Table.from_batches(made.batches()) == pa.Table.from_batches(wanted.batches())
     order = pa.array(random.Random(1).sample(range(600), 600))
     shuffled = tmp_path / "shuffled"
@@ -67,8 +68,8 @@ def test_an_interrupted_call_goes_on(ray_two_cpus: None, texts: pa.Table, tmp_pa
     pq.write_table(texts, tmp_path / "in.parquet")
     source, out = str(tmp_path / "in.parquet"), tmp_path / "out"
     files = ParquetSource.open(source)
-    work = RunFolder(str(out)).inner(work_name(files, SETTINGS, None))
-    judge_on_ray(files, SETTINGS, None, work)
+    work = RunFolder(str(out)).inner(work_name(files, SETTINGS, None, None))
+    judge_on_ray(files, SETTINGS, work=work)
     edges = work.files("")
     assert len(edges) == 4
     stamps = [(out / work.root / name).stat().st_mtime_ns for name in edges[1:]]
@@ -76,7 +77,7 @@ def test_an_interrupted_call_goes_on(ray_two_cpus: None, texts: pa.Table, tmp_pa
     seen: list[str] = []
     write = RunFolder.write_parquet
     monkeypatch.setattr(RunFolder, "write_parquet", lambda self, name, table: (seen.append(name), write(self, name, table)))
-    judge_on_ray(files, SETTINGS, None, work)
+    judge_on_ray(files, SETTINGS, work=work)
     assert seen == edges[:1]
     assert [(out / work.root / name).stat().st_mtime_ns for name in edges[1:]] == stamps
     deduplicate_files(source, str(out), SETTINGS, on_ray=True)

@@ -41,21 +41,23 @@ def outcome(folder: Path) -> tuple[pa.Table, pa.Table]:
 @given(
     st.lists(st.one_of(WORDS, st.none()), max_size=14),
     st.lists(WORDS, max_size=2),
+    st.lists(WORDS, max_size=3),
     st.sampled_from(["component", "independent"]),
     st.sampled_from(["exact", "minhash"]),
     st.sampled_from([0.5, 0.75, 1.0]),
     st.integers(1, 5),
 )
 def test_every_row_is_as_brute_force_says(
-    texts: list[str | None], tests: list[str], rule: str, method: str, threshold: float, batch_rows: int
+    texts: list[str | None], tests: list[str], before: list[str], rule: str, method: str, threshold: float, batch_rows: int
 ) -> None:
     ids = [(7 * i) % 17 for i in range(len(texts))]
     table = pa.table({"name": pa.array(ids, pa.int32()), "text": pa.array(texts, pa.string())})
     against = pa.table({"text": pa.array(tests, pa.string())})
     chosen = DedupSettings(id_column="name", size=2, threshold=threshold, rule=rule, method=method)  # type: ignore[arg-type]
-    made = near_duplicate_clusters(iter(table.to_batches(max_chunksize=batch_rows)), chosen, against)
+    earlier = pa.table({"name": pa.array([100 + i for i in range(len(before))], pa.int32()), "text": pa.array(before, pa.string())})
+    made = near_duplicate_clusters(iter(table.to_batches(max_chunksize=batch_rows)), chosen, against, earlier)
     assert made.column_names == NAMES and made["id"].to_pylist() == ids and (made["cluster"].type == pa.int32() or not texts)
-    whole = near_duplicate_clusters(table, chosen, against)
+    whole = near_duplicate_clusters(table, chosen, against, earlier)
     assert made.equals(whole) or not texts
     if method == "minhash":  # may miss a pair, hence a looser check
         assert pc.all(pc.greater_equal(made["similarity"], threshold), min_count=0).as_py()
@@ -63,13 +65,21 @@ def test_every_row_is_as_brute_force_says(
     rows = by_id(made)
     sets = {i: grams(text, 2) for i, text in zip(ids, texts, strict=True) if text is not None}
     near = lambda a, b: len(a & b) / len(a | b)  # noqa: E731
-    leaked = {i for i, set_ in sets.items() if any(near(set_, grams(test, 2)) >= threshold for test in tests)}
+    references = [
+        *((f"earlier row {100 + n}", text) for n, text in enumerate(before)),
+        *((f"test text {n}", text) for n, text in enumerate(tests)),
+    ]
+    leaked = {}
+    for i, set_ in sets.items():
+        found = [(near(set_, grams(text, 2)), name) for name, text in references]
+        if found and max(value for value, _ in found) >= threshold:
+            leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
     free = {i: set_ for i, set_ in sets.items() if i not in leaked}
     for i in ids:
         row = rows[i]
         if i not in free:
             assert row["kept"] == (i not in leaked) and row["cluster"] == i and row["nearest_id"] is None
-            assert row["reason"] == "kept: no text" if i not in leaked else row["reason"].startswith("near test text ")
+            assert row["reason"] == ("kept: no text" if i not in leaked else f"near {leaked[i][1]} ({leaked[i][0]:.2f})")
             continue
         close = {j: near(free[i], free[j]) for j in free if j != i and near(free[i], free[j]) >= threshold}
         assert row["similarity"] == max(close.values(), default=None)
@@ -144,7 +154,7 @@ def test_files_folders_patterns_and_their_order(tmp_path: Path) -> None:
     chosen = DedupSettings(id_column="key")
     for name in (str(folder), str(folder / "*.parquet"), folder.as_uri()):
         counts = deduplicate_files(name, str(tmp_path / "out"), chosen)
-        assert counts == {"rows": 3, "kept": 2, "clusters": 1, "leaked": 0}
+        assert counts == {"rows": 3, "kept": 2, "clusters": 1, "leaked": 0, "known": 0}
         kept, clusters = outcome(tmp_path / "out")
         assert clusters["id"].to_pylist() == ["z", "y", "x"] and clusters["cluster"].to_pylist() == ["x", "y", "x"]
         assert kept.to_pydict() == {"key": ["y", "x"], "text": ["something else", "the same few words"], "extra": [2, 3]}
@@ -155,7 +165,7 @@ def test_a_test_set_is_guarded(tmp_path: Path) -> None:
     source = parquet(tmp_path / "in.parquet", text=["a b c d e f", "a b c d e g", "x y z", "q r s"])
     tests = parquet(tmp_path / "test.parquet", text=["unlike all", "a b c d e f"])
     counts = deduplicate_files(source, str(tmp_path / "out"), DedupSettings(threshold=0.6), tests)
-    assert counts == {"rows": 4, "kept": 2, "clusters": 0, "leaked": 2}
+    assert counts == {"rows": 4, "kept": 2, "clusters": 0, "leaked": 2, "known": 0}
     kept, clusters = outcome(tmp_path / "out")
     assert kept["text"].to_pylist() == ["x y z", "q r s"]
     assert clusters["reason"].to_pylist()[:2] == ["near test text 1 (1.00)", "near test text 1 (0.60)"]
@@ -234,3 +244,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert outcome(tmp_path / "out")[0]["name"].to_pylist() == ["p"]
     assert cli.main([*command, "--shingles", "wird:3"]) == 2
     assert "word:3" in capsys.readouterr().err
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORDS, max_size=10), st.lists(WORDS, max_size=10))
+def test_batches_one_after_the_other_keep_no_two_near(first: list[str], second: list[str]) -> None:
+    tables = [
+        pa.table({"id": pa.array([start + i for i in range(len(texts))], pa.int64()), "text": pa.array(texts, pa.string())})
+        for start, texts in ((0, first), (100, second))
+    ]
+    chosen = DedupSettings(id_column="id", size=2, threshold=0.6, rule="independent")
+    kept = tables[0].filter(near_duplicate_clusters(tables[0], chosen)["kept"])
+    made = near_duplicate_clusters(tables[1], chosen, earlier=kept)
+    added = tables[1].filter(made["kept"])
+    stays = pa.concat_tables([kept, added])
+    assert near_duplicate_clusters(stays, chosen)["kept"].to_pylist() == [True] * stays.num_rows

@@ -32,7 +32,7 @@ from divray.diversity.files import ParquetSource
 from divray.diversity.neighbours import Pairs
 from divray.diversity.prefixes import Prefixes, count_elements, join, postings, prefixes, table_bits
 from divray.diversity.shingles import Shingles
-from divray.diversity.verdicts import Verdicts, verdicts_of
+from divray.diversity.verdicts import References, Verdicts, verdicts_of
 from divray.runs import RunFolder
 
 SLICE_ROWS = 250_000
@@ -48,7 +48,7 @@ class Slice(NamedTuple):
     row_group: int
     start: int
     stop: int
-    test: bool
+    role: str  # "row", "earlier" or "test"
 
 
 class Piece(NamedTuple):
@@ -63,6 +63,7 @@ def judge_on_ray(
     files: ParquetSource,
     settings: DedupSettings,
     against: ParquetSource | None = None,
+    earlier: ParquetSource | None = None,
     work: RunFolder | None = None,
     slice_rows: int = SLICE_ROWS,
     partitions: int | None = None,
@@ -72,13 +73,15 @@ def judge_on_ray(
     Args:
         files: Where the rows lie; workers must be able to read them.
         against: Test set that no row that stays may be near.
+        earlier: Rows that earlier calls kept, which no row that stays may be near.
         work: Folder for the edges of finished partitions; none: an interrupted call begins anew.
         slice_rows: Most rows a task.
         partitions: Of the keys; default: one for :data:`ROWS_PER_PARTITION` rows, at least four.
     """
     import ray
 
-    slices = _slices(files, slice_rows, False) + ([] if against is None else _slices(against, slice_rows, True))
+    sources = {"row": files, "earlier": earlier, "test": against}
+    slices = [one for role, source in sources.items() if source is not None for one in _slices(source, slice_rows, role)]
     partitions = partitions or max(4, -(-files.rows // ROWS_PER_PARTITION))
     task: Any = ray.remote(num_cpus=1)
     read: Any = task(_read).options(num_returns=3)
@@ -119,21 +122,22 @@ def _edges(work: RunFolder | None, name: str) -> pa.Table:
     return pq.read_table(work.path(name), filesystem=work.fs)
 
 
-def work_name(files: ParquetSource, settings: DedupSettings, against: ParquetSource | None) -> str:
+def work_name(files: ParquetSource, settings: DedupSettings, *references: ParquetSource | None) -> str:
     """A name for the work folder that changes with the input and the settings."""
-    inputs = [(one.name, one.paths, one.rows) for one in (files, against) if one is not None]
-    stamps = [(i.size, str(i.mtime)) for one in (files, against) if one is not None for i in one.fs.get_file_info(one.paths)]
+    sources = (files, *references)
+    inputs = [None if one is None else (one.name, one.paths, one.rows) for one in sources]
+    stamps = [(i.size, str(i.mtime)) for one in sources if one is not None for i in one.fs.get_file_info(one.paths)]
     return ".work-" + hashlib.sha256(json.dumps([inputs, stamps, asdict(settings)]).encode()).hexdigest()[:16]
 
 
-def _slices(files: ParquetSource, slice_rows: int, test: bool) -> list[Slice]:
+def _slices(files: ParquetSource, slice_rows: int, role: str) -> list[Slice]:
     found = []
     for path in files.paths:
         metadata = pq.read_metadata(path, filesystem=files.fs)
         for number in range(metadata.num_row_groups):
             rows = metadata.row_group(number).num_rows
             cuts = np.linspace(0, rows, max(1, -(-rows // slice_rows)) + 1).astype(int).tolist()
-            found += [Slice(files.name, path, number, start, stop, test) for start, stop in itertools.pairwise(cuts)]
+            found += [Slice(files.name, path, number, start, stop, role) for start, stop in itertools.pairwise(cuts)]
     return found
 
 
@@ -142,11 +146,11 @@ def _read(part: Slice, settings: DedupSettings) -> tuple[Shingles, tuple[npt.NDA
     from divray.runs import open_uri
 
     fs, _ = open_uri(part.uri)
-    wanted = [settings.text_column] if part.test or settings.id_column is None else [settings.text_column, settings.id_column]
+    wanted = [settings.text_column] if part.role == "test" or settings.id_column is None else [settings.text_column, settings.id_column]
     table = pq.ParquetFile(fs.open_input_file(part.path)).read_row_group(part.row_group, columns=wanted, use_threads=False)
     distinct, groups, names = Distinct(part.stop - part.start), [np.zeros(0, np.int32)], []
     for batch in table.slice(part.start, part.stop - part.start).to_batches(max_chunksize=1 << 16):
-        texts, ids = columns_of(batch, settings, part.path, not part.test)
+        texts, ids = columns_of(batch, settings, part.path, part.role != "test")
         groups.append(take_in(distinct, settings, texts))
         names.append(ids)
     sets = distinct.close()
@@ -222,13 +226,14 @@ def _decide(
     equal = similarity == 1.0  # sets of similarity 1 are equal
     number = components(total, left[equal], right[equal])
     near = Pairs(number[left[~equal]], number[right[~equal]], similarity[~equal])
-    rows: dict[bool, list[npt.NDArray[np.int32]]] = {False: [np.zeros(0, np.int32)], True: [np.zeros(0, np.int32)]}
-    names: list[Any] = []
+    rows: dict[str, list[npt.NDArray[np.int32]]] = {"row": [np.zeros(0, np.int32)], "earlier": [], "test": []}
+    names: dict[str, list[Any]] = {"row": [], "earlier": [], "test": []}
     for part, base, (group, ids) in zip(slices, bases, groups, strict=True):
-        rows[part.test].append(np.where(group < 0, -1, number[np.maximum(group + base, 0)]).astype(np.int32))
-        names += [] if part.test else ids
-    group = np.concatenate(rows[False])
-    ids = joined_ids(names, len(group))
+        rows[part.role].append(np.where(group < 0, -1, number[np.maximum(group + base, 0)]).astype(np.int32))
+        names[part.role] += ids
+    group = np.concatenate(rows["row"])
+    ids = joined_ids(names["row"], len(group))
     check_ids(ids, where, settings.id_column or "row")
-    tests = np.concatenate(rows[True])
-    return verdicts_of(ids, group, near, int(number.max(initial=-1)) + 1, settings.rule, tests if any(s.test for s in slices) else None)
+    known = joined_ids(names["earlier"], sum(map(len, rows["earlier"])))
+    references = References.of(rows["earlier"], known, rows["test"]) if rows["earlier"] or rows["test"] else None
+    return verdicts_of(ids, group, near, int(number.max(initial=-1)) + 1, settings.rule, references)

@@ -77,7 +77,12 @@ class ParquetSource:
 
 
 def deduplicate_files(
-    source: str, out: str, settings: DedupSettings | None = None, against: str | None = None, on_ray: bool = False
+    source: str,
+    out: str,
+    settings: DedupSettings | None = None,
+    against: str | None = None,
+    earlier: str | None = None,
+    on_ray: bool = False,
 ) -> dict[str, int]:
     """Find the near-duplicates among the rows of Parquet files and write those that stay.
 
@@ -87,16 +92,19 @@ def deduplicate_files(
             ``clusters.parquet``, the table of :func:`~divray.diversity.tables.near_duplicate_clusters`.
         settings: How.
         against: File, folder or pattern of a test set with the same text column: rows near one of its texts are dropped.
+        earlier: File, folder or pattern of rows that earlier calls kept, with the same columns: rows near one of them are
+            dropped, and they are not compared with each other again.
         on_ray: As tasks of the Ray cluster that this process is connected to (:mod:`divray.diversity.distributed`).
 
     Returns:
-        Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``.
+        Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``, ``known``.
 
     Raises:
         InputError: see :class:`ParquetSource` and :func:`~divray.diversity.tables.judge`; nothing is written then.
     """
     settings = settings or DedupSettings()
-    files, tests = ParquetSource.open(source), None if against is None else ParquetSource.open(against)
+    files = ParquetSource.open(source)
+    tests, known = (None if name is None else ParquetSource.open(name) for name in (against, earlier))
     fs, folder = open_uri(out.rstrip("/"))
     if any(posixpath.dirname(path) == folder for path in files.paths):
         raise InputError(out, "", "the output folder holds the input", "Write to a folder of its own.")
@@ -104,17 +112,20 @@ def deduplicate_files(
     check_schema(files.schema, settings, source)
     if tests is not None:
         check_schema(tests.schema, settings, str(against), with_ids=False)
+    if known is not None:
+        check_schema(known.schema, settings, str(earlier))
     if on_ray:
         from divray.diversity.distributed import judge_on_ray, work_name
         from divray.runs import RunFolder
 
-        work = RunFolder(out).inner(work_name(files, settings, tests))
-        verdicts = judge_on_ray(files, settings, tests, work)
+        work = RunFolder(out).inner(work_name(files, settings, tests, known))
+        verdicts = judge_on_ray(files, settings, tests, known, work)
         write(files, verdicts, fs, folder)
         work.delete("")
         return verdicts.counts()
     compared = None if tests is None else tests.batches([settings.text_column])
-    verdicts = judge(files.batches(wanted), settings, compared, rows=files.rows, where=source)
+    before = None if known is None else known.batches(wanted)
+    verdicts = judge(files.batches(wanted), settings, compared, before, rows=files.rows, where=source)
     write(files, verdicts, fs, folder)
     return verdicts.counts()
 

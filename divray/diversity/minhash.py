@@ -49,12 +49,12 @@ def _bands_needed(agreement: float, recall: float) -> int:
     return 1 if agreement >= 1.0 else max(1, math.ceil(math.log1p(-recall) / math.log1p(-agreement)))
 
 
-def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands: int) -> Found:
+def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands: int, own: int | None = None) -> Found:
     """Pairs with Jaccard similarity >= ``threshold`` that agree in a band, as ``(row, row, similarity)`` in no set order.
 
     A permutation is ``a x + b mod 2^32`` with odd ``a`` on the upper half of each shingle's hash; the constants are the
     same in every process.  Memory: 4 bytes a set and band, and 4 an element.  A pair is checked in the first band in
-    which it agrees, once.
+    which it agrees, once.  Sets from number ``own`` on are not compared with each other.
 
     Raises:
         InputError: ``bands`` doesn't divide ``permutations``.
@@ -72,7 +72,7 @@ def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands:
     slots = 1 << max(4, len(shingles).bit_length())
     parts, found = [], 0
     for band in range(bands):
-        parts.append(_check_band(*shingles, keys, band, slots, threshold, prefixes.MOST_PAIRS))
+        parts.append(_check_band(*shingles, keys, band, slots, threshold, len(shingles) if own is None else own, prefixes.MOST_PAIRS))
         found += len(parts[-1][0])
         prefixes.check_pairs(found, threshold)
     left, right, similarity = (np.concatenate([part[place] for part in parts]) for place in range(3))
@@ -95,7 +95,7 @@ def _band_keys(offsets, upper, factors, terms, length, keys):  # type: ignore[no
 
 
 @njit(cache=True)
-def _check_band(offsets, values, keys, band, slots, threshold, most):  # type: ignore[no-untyped-def]
+def _check_band(offsets, values, keys, band, slots, threshold, foreign, most):  # type: ignore[no-untyped-def]
     """Compare the pairs that agree in ``band`` and in none before it."""
     n, mask = len(keys), np.uint32(slots - 1)
     heads = np.zeros(slots + 1, np.int64)
@@ -116,6 +116,8 @@ def _check_band(offsets, values, keys, band, slots, threshold, most):  # type: i
             size_i = offsets[i + 1] - offsets[i]
             for two in range(one + 1, ends[slot]):
                 j = members[two]
+                if i >= foreign and j >= foreign:
+                    continue
                 size_j = offsets[j + 1] - offsets[j]
                 if keys[i, band] != keys[j, band] or min(size_i, size_j) < threshold * max(size_i, size_j) - 1e-9:
                     continue

@@ -79,21 +79,24 @@ def find_pairs(
     permutations: int | None = None,
     bands: int | None = None,
     method: Method = "auto",
+    own: int | None = None,
 ) -> Found:
-    """:func:`near_duplicates` in no set order: ``(row, row, similarity)``."""
+    """:func:`near_duplicates` in no set order: ``(row, row, similarity)``; sets from number ``own`` on are not compared with
+    each other."""
     if not 0 < threshold <= 1:
         raise InputError("diversity", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
     n = len(shingles)
+    own = n if own is None else own
     if n < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     if method != "minhash":
         most_visits = None if method == "exact" or n <= EXACT_ROWS else max(EXACT_VISITS, EXACT_VISITS_PER_SET * n)
-        found = exact_join(shingles, threshold, most_visits)
+        found = exact_join(shingles, threshold, most_visits, own)
         if found is not None:
             return found
     if permutations is None or bands is None:
         permutations, bands = choose_bands(threshold)
-    return minhash_join(shingles, threshold, permutations, bands)
+    return minhash_join(shingles, threshold, permutations, bands, own)
 
 
 def nearest_neighbours(

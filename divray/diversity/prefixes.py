@@ -101,27 +101,37 @@ def by_size(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.argsort(sizes.astype(np.uint16) if small else sizes, kind="stable")
 
 
-def exact_join(shingles: Shingles, threshold: float, most_visits: int | None = None) -> Found | None:
+def exact_join(shingles: Shingles, threshold: float, most_visits: int | None = None, own: int | None = None) -> Found | None:
     """All pairs with Jaccard similarity >= ``threshold``, as ``(row, row, similarity)`` in no set order.
 
-    Returns ``None`` where it would look at more than ``most_visits`` pairs.
+    Sets from number ``own`` on are not compared with each other.  Returns ``None`` where it would look at more than
+    ``most_visits`` pairs.
     """
     found = prefixes(shingles, threshold, count_elements(shingles.values))
     posted = postings(found)
     if most_visits is not None and posted.visits() > most_visits:
         return None
-    return join(shingles, found, posted, threshold)
+    return join(shingles, found, posted, threshold, sets=own)
 
 
-def join(shingles: Shingles, found: Prefixes, posted: Postings, threshold: float, own: npt.NDArray[np.bool_] | None = None) -> Found:
-    """Check the pairs that meet in a key; where ``own`` is given, those whose *first* shared key is one of these.
+def join(
+    shingles: Shingles,
+    found: Prefixes,
+    posted: Postings,
+    threshold: float,
+    keys: npt.NDArray[np.bool_] | None = None,
+    sets: int | None = None,
+) -> Found:
+    """Check the pairs that meet in a key.
 
     Args:
-        own: bool, one an entry of ``found.keys``.
+        keys: bool, one an entry of ``found.keys``: only pairs whose *first* shared key is one of these.
+        sets: Only pairs of which one is among the first ``sets`` sets.
     """
     order = by_size(np.diff(shingles.offsets))
-    mine = np.zeros(0, np.bool_) if own is None else own
-    left, right, similarity = _join(*shingles, order, *found, *posted, mine, threshold, MOST_PAIRS)
+    mine = np.zeros(0, np.bool_) if keys is None else keys
+    first = len(shingles) if sets is None else sets
+    left, right, similarity = _join(*shingles, order, *found, *posted, mine, first, threshold, MOST_PAIRS)
     check_pairs(len(left), threshold)
     return left.astype(np.int64), right.astype(np.int64), similarity
 
@@ -250,7 +260,7 @@ def _first_shared(keys, a, end_a, b, end_b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, own, threshold, most):  # type: ignore[no-untyped-def]
+def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, own, first, threshold, most):  # type: ignore[no-untyped-def]
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found, share = 0, threshold / (1.0 + threshold)
     heads, tails = starts.copy(), starts.copy()
@@ -268,7 +278,7 @@ def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, ow
                 heads[token] += 1
             for entry in range(heads[token], tails[token]):
                 j = posted[entry]
-                if seen[j] == i:
+                if seen[j] == i or (i >= first and j >= first):
                     continue
                 seen[j] = i
                 # What two sets share lies at and after the first key that they share.

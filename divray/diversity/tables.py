@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from divray.diversity.columns import DedupSettings, check_ids, columns_of, joined_ids, take_in
 from divray.diversity.distinct import Distinct
 from divray.diversity.neighbours import Pairs, find_pairs
-from divray.diversity.verdicts import Verdicts, verdicts_of
+from divray.diversity.verdicts import References, Verdicts, verdicts_of
 
 if TYPE_CHECKING:
     import ray.data
@@ -28,7 +29,11 @@ _SLICE = 1 << 18
 
 
 def near_duplicate_clusters(
-    source: Batches, settings: DedupSettings | None = None, against: Batches | None = None, **options: Any
+    source: Batches,
+    settings: DedupSettings | None = None,
+    against: Batches | None = None,
+    earlier: Batches | None = None,
+    **options: Any,
 ) -> pa.Table:
     """Say of every row of a table of texts which near-duplicates it has and whether it stays.
 
@@ -37,6 +42,8 @@ def near_duplicate_clusters(
             (for one that is too large see :mod:`divray.diversity.distributed`).
         settings: How; or name them one by one: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
         against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
+        earlier: Rows that an earlier call kept, with the same columns: rows near one of them are dropped as well.  They are
+            not compared with each other again.
 
     Returns:
         One row a row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id`` and
@@ -47,7 +54,7 @@ def near_duplicate_clusters(
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
     """
     settings = DedupSettings(**options) if settings is None else settings
-    verdicts = judge(_batches(source), settings, None if against is None else _batches(against))
+    verdicts = judge(_batches(source), settings, *(None if one is None else _batches(one) for one in (against, earlier)))
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
 
 
@@ -55,22 +62,32 @@ def judge(
     batches: Iterable[pa.RecordBatch],
     settings: DedupSettings,
     against: Iterable[pa.RecordBatch] | None = None,
+    earlier: Iterable[pa.RecordBatch] | None = None,
     rows: int | None = None,
     where: str = "table",
 ) -> Verdicts:
     """:func:`near_duplicate_clusters` as arrays; ``rows`` is how many will come, if known; ``where`` names the source in errors."""
     distinct = Distinct(rows)
+    group, ids = _taken_in(batches, distinct, settings, where)
+    check_ids(ids, where, settings.id_column or "row")
+    own = distinct.count
+    known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
+    tests = [take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
+    pairs = find_pairs(distinct.close(), settings.threshold, method=settings.method, own=own)
+    references = None if against is None and earlier is None else References.of([known], known_ids, tests)
+    return verdicts_of(ids, group, Pairs(*pairs), distinct.count, settings.rule, references)
+
+
+def _taken_in(
+    batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: DedupSettings, where: str
+) -> tuple[npt.NDArray[np.int32], Any]:
+    """Group and id of each row."""
     groups, names = [np.zeros(0, np.int32)], []
     for batch in batches:
         texts, ids = columns_of(batch, settings, where)
         names.append(ids)
         groups.append(take_in(distinct, settings, texts))
-    group, ids = np.concatenate(groups), joined_ids(names, sum(map(len, groups)))
-    del groups, names
-    check_ids(ids, where, settings.id_column or "row")
-    tests = [take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
-    pairs = find_pairs(distinct.close(), settings.threshold, method=settings.method)
-    return verdicts_of(ids, group, Pairs(*pairs), distinct.count, settings.rule, np.concatenate(tests) if tests else None)
+    return np.concatenate(groups), joined_ids(names, sum(map(len, groups)))
 
 
 def _batches(source: Any) -> Iterable[pa.RecordBatch]:

@@ -14,10 +14,33 @@ import pyarrow.compute as pc
 from divray.diversity.clusters import REASONS, Rule, decide, in_words, ranks
 from divray.diversity.neighbours import Pairs, best_of, nearest_items
 
-LEAKED, NO_TEXT = len(REASONS), len(REASONS) + 1
-ALL_REASONS = (*REASONS, "near test text", "kept: no text")
+LEAKED, KNOWN, NO_TEXT = range(len(REASONS), len(REASONS) + 3)
+ALL_REASONS = (*REASONS, "near test text", "near earlier row", "kept: no text")
 _ALONE = REASONS.index("kept: no near neighbour")
 _SLICE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """Texts that no row that stays may be near to: first rows that earlier calls kept, then a test set's.
+
+    Attributes:
+        group: int32 ``[m]``, -1 for one without text.
+        names: strings ``[m]``: ids of earlier rows, numbers of test texts.
+        earlier: How many of them are earlier rows.
+    """
+
+    group: npt.NDArray[np.int32]
+    names: pa.StringArray
+    earlier: int
+
+    @classmethod
+    def of(cls, earlier: list[npt.NDArray[np.int32]], ids: Any, tests: list[npt.NDArray[np.int32]]) -> References:
+        """From the groups of both, batch by batch; ``ids`` are those of the earlier rows, an Arrow array."""
+        group = np.concatenate([np.zeros(0, np.int32), *earlier, *tests])
+        count = sum(map(len, earlier))
+        numbers = pa.array(np.arange(len(group) - count)).cast(pa.string())
+        return cls(group, pa.concat_arrays([ids.cast(pa.string()), numbers]), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +50,12 @@ class Verdicts:
     Attributes:
         ids: Arrow array ``[n]``.
         rows: int64 ``[k]``, ascending: the rows that the arrays below are about; the others are alone and stay.
-        cluster, copy_of, nearest: int64 ``[k]``, row numbers; -1 in the last two for none.
+        cluster, copy_of, nearest: int64 ``[k]``, row numbers; -1 in the last two for none; ``copy_of`` of a row that is
+            near a reference is the reference's number.
         copy_similarity, similarity: float64 ``[k]``.
         kept: bool ``[k]``.
         why: int8 ``[k]``, index into :data:`ALL_REASONS`.
+        references: strings ``[m]``, their names.
     """
 
     ids: Any
@@ -42,6 +67,7 @@ class Verdicts:
     nearest: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float64]
     why: npt.NDArray[np.int8]
+    references: Any
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,10 +79,10 @@ class Verdicts:
         return stays
 
     def counts(self) -> dict[str, int]:
-        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text)."""
+        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (near an earlier row)."""
         several = np.bincount(np.unique(self.cluster, return_inverse=True)[1]) if len(self.rows) else np.zeros(0)
-        leaked = int((self.why == LEAKED).sum())
-        return {"rows": len(self), "kept": int(self.mask().sum()), "clusters": int((several > 1).sum()), "leaked": leaked}
+        near = {"leaked": int((self.why == LEAKED).sum()), "known": int((self.why == KNOWN).sum())}
+        return {"rows": len(self), "kept": int(self.mask().sum()), "clusters": int((several > 1).sum()), **near}
 
     def schema(self) -> pa.Schema:
         named = [(name, self.ids.type) for name in ("id", "cluster", "nearest_id")]
@@ -99,16 +125,17 @@ class Verdicts:
         said = in_words(np.where(beyond, _ALONE, why).astype(np.int8), copy_of, similarity, self.ids)
         if not beyond.any():
             return said
-        leaked = why == LEAKED
-        near = zip(copy_of[leaked].tolist(), similarity[leaked].tolist(), strict=True)
-        levels = [ALL_REASONS[NO_TEXT], *(f"{ALL_REASONS[LEAKED]} {row} ({value:.2f})" for row, value in near)]
+        near = beyond & (why != NO_TEXT)
+        names = self.references.take(pa.array(copy_of[near])).to_pylist()
+        told = zip(why[near].tolist(), names, similarity[near].tolist(), strict=True)
+        levels = [ALL_REASONS[NO_TEXT], *(f"{ALL_REASONS[kind]} {name} ({value:.2f})" for kind, name, value in told)]
         at = np.zeros(int(beyond.sum()), np.int64)
-        at[leaked[beyond]] = np.arange(1, leaked.sum() + 1)
+        at[near[beyond]] = np.arange(1, near.sum() + 1)
         return pc.replace_with_mask(said, pa.array(beyond), pa.array(levels, pa.string()).take(pa.array(at)))
 
 
 def verdicts_of(
-    ids: Any, group: npt.NDArray[np.int32], pairs: Pairs, groups: int, rule: Rule, tests: npt.NDArray[np.int32] | None = None
+    ids: Any, group: npt.NDArray[np.int32], pairs: Pairs, groups: int, rule: Rule, references: References | None = None
 ) -> Verdicts:
     """Decide what stays among rows that are given as groups of equal sets and near pairs of groups.
 
@@ -117,10 +144,10 @@ def verdicts_of(
         group: int32 ``[n]``; -1 for a row without text.
         pairs: Of groups.
         groups: Their number.
-        tests: int32, the groups of the texts that nothing may be near to.
+        references: In the same groups; pairs among them may be left out of ``pairs``.
     """
-    leaked, test_of, test_similarity = _leaks(pairs, groups, tests)
-    if tests is not None:
+    leaked, test_of, test_similarity = _leaks(pairs, groups, references)
+    if references is not None:
         free = ~(leaked[pairs.left] | leaked[pairs.right])
         pairs = Pairs(pairs.left[free], pairs.right[free], pairs.similarity[free])
     met = np.bincount(group[group >= 0], minlength=groups) > 1
@@ -152,9 +179,12 @@ def verdicts_of(
         copy_similarity=np.zeros(len(rows)),
         nearest=np.full(len(rows), -1),
         similarity=np.zeros(len(rows)),
-        why=np.where(bare, NO_TEXT, LEAKED).astype(np.int8),
+        why=np.full(len(rows), NO_TEXT, np.int8),
+        references=pa.array([], pa.string()) if references is None else references.names,
     )
     out.copy_of[gone], out.copy_similarity[gone] = test_of[home[gone]], test_similarity[home[gone]]
+    if references is not None:
+        out.why[gone] = np.where(out.copy_of[gone] < references.earlier, KNOWN, LEAKED)
     out.cluster[inside], out.kept[inside], out.why[inside] = near[made.cluster], made.kept, made.why
     out.copy_of[inside] = np.where(made.copy_of >= 0, near[made.copy_of], -1)
     out.copy_similarity[inside] = made.copy_similarity
@@ -164,14 +194,14 @@ def verdicts_of(
 
 
 def _leaks(
-    pairs: Pairs, groups: int, tests: npt.NDArray[np.int32] | None
+    pairs: Pairs, groups: int, references: References | None
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """For each group: is it near a test text, to which (the most similar, then the first), and how near."""
+    """For each group: is it near a reference, to which (the most similar, then the first), and how near."""
     first = np.full(groups, -1, np.int64)
-    if tests is None:
+    if references is None:
         return np.zeros(groups, bool), first, np.zeros(groups)
-    texts = np.flatnonzero(tests >= 0)[::-1]
-    first[tests[texts]] = texts
+    texts = np.flatnonzero(references.group >= 0)[::-1]
+    first[references.group[texts]] = texts
     test = first >= 0
     nearest, similarity = best_of(groups, *pairs, first, test)
     nearest[test], similarity[test] = np.flatnonzero(test), 1.0
