@@ -62,23 +62,13 @@ def divray_pairs(corpus: str, threshold: float, kind: str, size: int, clock: Cal
 
 
 def divray_hashes(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
-    import pyarrow as pa
-
-    from divray.diversity.distinct import Distinct
-    from divray.diversity.neighbours import Pairs, find_pairs
-    from divray.diversity.shingles import Shingles
-    from divray.diversity.verdicts import verdicts_of
-
-    def flags(shingles: Shingles) -> np.ndarray:
-        distinct = Distinct(len(shingles))
-        group = distinct.add(shingles)
-        pairs = Pairs(*find_pairs(distinct.close(), threshold))
-        return verdicts_of(pa.array(np.arange(len(group))), group, pairs, distinct.count, "component").mask()
+    """The same question as the one-shot flags answer, exactly: which rows have a near-duplicate."""
+    from divray.diversity import Shingles, near_duplicate_flags
 
     offsets, values = _hashes(corpus)
-    flags(Shingles(offsets[:3000], values[: offsets[2999]]))
+    near_duplicate_flags(Shingles(offsets[:3000], values[: offsets[2999]]), threshold)
     clock()
-    return {"kept": flags(Shingles(offsets, values))}
+    return {"flags": near_duplicate_flags(Shingles(offsets, values), threshold)}
 
 
 def divray_ray(workers: int) -> Callable[..., Answer]:

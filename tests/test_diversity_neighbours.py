@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray.diversity.minhash import choose_bands, expected_recall
-from divray.diversity.neighbours import Pairs, near_duplicates, nearest_neighbours
+from divray.diversity.neighbours import Pairs, near_duplicate_flags, near_duplicates, nearest_neighbours
 from divray.diversity.shingles import Shingles
 from divray.errors import InputError
 
@@ -42,6 +42,13 @@ def listed(pairs: Pairs) -> list[tuple[int, int, float]]:
 @given(SETS, THRESHOLDS)
 def test_exact_join_is_brute_force(sets: list[frozenset[int]], threshold: float) -> None:
     assert listed(near_duplicates(*shingles_of(sets), threshold)) == brute(sets, threshold)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SETS, THRESHOLDS)
+def test_flags_say_who_is_in_a_pair(sets: list[frozenset[int]], threshold: float) -> None:
+    near = {row for one, two, _ in brute(sets, threshold) for row in (one, two)}
+    assert near_duplicate_flags(shingles_of(sets), threshold).tolist() == [row in near for row in range(len(sets))]
 
 
 @settings(max_examples=100, deadline=None)

@@ -9,7 +9,7 @@ from divray.diversity.distinct import collapse
 from divray.diversity.embeddings import Encoder
 from divray.diversity.files import deduplicate_files
 from divray.diversity.leaks import near_reference
-from divray.diversity.neighbours import Pairs, near_duplicates, nearest_neighbours
+from divray.diversity.neighbours import Pairs, near_duplicate_flags, near_duplicates, nearest_neighbours
 from divray.diversity.overlap import max_rouge_l, self_bleu
 from divray.diversity.scores import diversity_of, vendi_score
 from divray.diversity.semantic import novelty, semantic_pairs
@@ -32,6 +32,7 @@ __all__ = [
     "label_conflicts",
     "max_rouge_l",
     "near_duplicate_clusters",
+    "near_duplicate_flags",
     "near_duplicates",
     "near_reference",
     "nearest_neighbours",

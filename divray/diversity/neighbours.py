@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from divray.diversity.distinct import Distinct
 from divray.diversity.minhash import choose_bands, minhash_join
 from divray.diversity.nearest import nearest_cost, nearest_sets, rank
 from divray.diversity.prefixes import Found, exact_join
@@ -97,6 +98,23 @@ def find_pairs(
     if permutations is None or bands is None:
         permutations, bands = choose_bands(threshold)
     return minhash_join(shingles, threshold, permutations, bands, own)
+
+
+def near_duplicate_flags(shingles: Shingles, threshold: float, method: Method = "auto") -> npt.NDArray[np.bool_]:
+    """bool ``[n]``: has the row a near-duplicate among the others?
+
+    Args:
+        shingles: ``n`` sets, equal ones among them.
+        threshold: In (0, 1].
+        method: See :func:`near_duplicates`.
+    """
+    distinct = Distinct(len(shingles))
+    group = distinct.add(shingles)
+    left, right, _ = find_pairs(distinct.close(), threshold, method=method)
+    near = np.bincount(group, minlength=distinct.count) > 1
+    near[left] = True
+    near[right] = True
+    return near[group]
 
 
 def nearest_neighbours(
