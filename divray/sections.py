@@ -202,7 +202,7 @@ class EngineConfig(Section):
     concurrency: int | tuple[int, int] = Field(1, description="Engine actors; (min, max) for an autoscaling pool.")
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
     batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
-    concurrent_batches: int = Field(8, ge=1)
+    concurrent_batches: int = Field(14, ge=1, description="More in flight than vLLM's `max_num_seqs` keep its own queue from running dry.")
     max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
     encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Of the sentence encoder; `auto`: fp16 on a GPU, else fp32. Less moves a cosine by about 0.0001."
