@@ -158,7 +158,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
     with payloads.open("w") as lines:
         for row in RunFolder(folder).read_table("prompts").to_pylist():
             lines.write(json.dumps({"prompt": row["prompt"], **sampling_parameters(config, row, greedy=False)}) + "\n")
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", local_model(config.models.llm), *options]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={local_model(config.models.llm)}", *options]
     environment = {**os.environ, **({} if gpu else cpu_environment())}
     in_flight = config.engine.batch_size * config.engine.concurrent_batches
     with Path(folder, "serve.log").open("wb") as log:
@@ -175,8 +175,9 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
             drive = [peer, str(Path(__file__).with_name("http_peer.py")), str(payloads), f"http://127.0.0.1:{port}", str(in_flight)]
             done = subprocess.run(drive, capture_output=True, text=True, check=True)
         finally:
-            for child in [*psutil.Process(server.pid).children(recursive=True), server]:
-                child.kill()
+            if server.poll() is None:
+                for child in [*psutil.Process(server.pid).children(recursive=True), server]:
+                    child.kill()
             server.wait()
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -155,8 +155,9 @@ def test_a_real_vllm_server(ray_two_cpus: None, uri: str, tmp_path: Path) -> Non
         "--dtype=bfloat16",
     ]
     options += ["--max-num-seqs=32", "--max-num-batched-tokens=4096", "--dtype=bfloat16", "--enable-prompt-tokens-details"]
-    model = [local_model("embedded:smollm2"), "--served-model-name=m"]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *model]
+    # What `vllm serve` runs; that command itself looks for a distribution named `vllm`, which the CPU build is not.
+    model = [f"--model={local_model('embedded:smollm2')}", "--served-model-name=m"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *model]
     environment = {**os.environ, **cpu_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
