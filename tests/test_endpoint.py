@@ -176,7 +176,8 @@ def test_a_real_vllm_server(ray_two_cpus: None, uri: str, tmp_path: Path) -> Non
         assert complete(config, run, "prompts", "completions", "endpoint") == 24
         rows = run.read_table("completions").to_pylist()
         assert not [row["error"] for row in rows if row["error"]]
-        assert all("[" in row["completion"] and row["generated_tokens"] > 0 and row["prompt_tokens"] > 50 for row in rows)
+        assert all(row["generated_tokens"] > 0 and row["prompt_tokens"] > 50 for row in rows)
+        assert sum("[" in row["completion"] and "{" in row["completion"] for row in rows) > len(rows) // 2  # some are cut before
     finally:
         import psutil
 
