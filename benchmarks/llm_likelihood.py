@@ -123,10 +123,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="embedded:smollm2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--samples", type=int, default=24, help="a relation")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    correctness.SAMPLES = 24
+    torch.set_num_threads(arguments.threads)
+    correctness.SAMPLES = arguments.samples
     llm, views, task = Likelihood(arguments.model), Views(), semeval_tasks(arguments.data)[0]
     found: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:
@@ -145,6 +147,7 @@ def main() -> None:
         "versions": versions(),
         "task": f"{task.name}, noisy, 0.35 right",
         "seeds": arguments.seeds,
+        "samples_per_relation": arguments.samples,
         "auc": {name: {kind: round(float(np.mean([v[kind] for v in values])), 3) for kind in values[0]} for name, values in found.items()},
     }
     if arguments.out:
