@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
-from sampling import write_requests
+from sampling_sides import write_requests
 
 from divray.cluster import connect
 from divray.config import Config, load_config, override_config

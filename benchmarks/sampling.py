@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine
+from sampling_sides import over_http, plain, ray_data, write_requests
 
 from divray.config import Config, load_config
 from divray.pipeline import versions
@@ -90,9 +91,10 @@ def main() -> None:
     for figure in figures:
         with tempfile.TemporaryDirectory() as folder:
             if figure == "plain":
-                found = against_plain(config, folder, arguments.requests, arguments.runs, again)
+                found = beside(config, folder, arguments.requests, arguments.runs, "plain", partial(again, "plain", folder))
             elif figure == "http":
-                found = against_http(config, folder, arguments.requests, arguments.runs, arguments.peer)
+                other = partial(over_http, config, folder, arguments.peer)
+                found = {"peer": "datatrove", **beside(config, folder, arguments.requests, arguments.runs, "http", other)}
             elif figure == "naive":
                 found = against_naive(config, folder)
             elif figure == "prefix":
@@ -108,78 +110,15 @@ def main() -> None:
             Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
 
 
-def against_plain(config: Config, folder: str, requests: int, count: int, again: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def beside(config: Config, folder: str, requests: int, count: int, name: str, other: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The pass through Ray and another way, in turn; the ratios of their tokens a second."""
     write_requests(config, folder, requests)
     runs: list[dict[str, Any]] = []
     for number in range(count):
-        through_ray = ray_data(config, folder, "prompts", f"completions-{number}")
-        runs.append({"ray_data": through_ray, "plain": again("plain", folder)})
+        runs.append({"ray_data": ray_data(config, folder, "prompts", f"completions-{number}"), name: other()})
         print(json.dumps(runs[-1]), flush=True)
-    ratios = [run["ray_data"]["tokens_per_second"] / run["plain"]["tokens_per_second"] for run in runs]
+    ratios = [run["ray_data"]["tokens_per_second"] / run[name]["tokens_per_second"] for run in runs]
     return {"median_ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios], "runs": runs}
-
-
-def against_http(config: Config, folder: str, requests: int, count: int, peer: str) -> dict[str, Any]:
-    write_requests(config, folder, requests)
-    runs: list[dict[str, Any]] = []
-    for number in range(count):
-        through_ray = ray_data(config, folder, "prompts", f"completions-{number}")
-        runs.append({"ray_data": through_ray, "http": over_http(config, folder, peer)})
-        print(json.dumps(runs[-1]), flush=True)
-    ratios = [run["ray_data"]["tokens_per_second"] / run["http"]["tokens_per_second"] for run in runs]
-    return {
-        "peer": "datatrove InferenceRunner, endpoint",
-        "median_ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "runs": runs,
-    }
-
-
-def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
-    """The same requests to a `vllm serve` with the same engine arguments, as many in flight as the pass through Ray has."""
-    import socket
-    import urllib.request
-
-    from divray.models import local_model
-    from divray.runs import RunFolder
-    from divray.sampling.engine import cpu_environment, engine_arguments, sampling_parameters
-
-    gpu = config.engine.device == "gpu"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--host=127.0.0.1", f"--port={port}", "--served-model-name=policy"]
-    for name, value in engine_arguments(config, gpu).items():
-        flag = name.replace("_", "-")
-        if name == "trust_remote_code":
-            continue
-        options.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag}={value}")
-    payloads = Path(folder, "payloads.jsonl")
-    with payloads.open("w") as lines:
-        for row in RunFolder(folder).read_table("prompts").to_pylist():
-            lines.write(json.dumps({"prompt": row["prompt"], **sampling_parameters(config, row, greedy=False)}) + "\n")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={local_model(config.models.llm)}", *options]
-    environment = {**os.environ, **({} if gpu else cpu_environment())}
-    in_flight = config.engine.batch_size * config.engine.concurrent_batches
-    with Path(folder, "serve.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            for _ in range(600):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                    break
-                except OSError:
-                    if server.poll() is not None:
-                        raise RuntimeError(Path(folder, "serve.log").read_text()[-2000:]) from None
-                    time.sleep(0.5)
-            drive = [peer, str(Path(__file__).with_name("http_peer.py")), str(payloads), f"http://127.0.0.1:{port}", str(in_flight)]
-            done = subprocess.run(drive, capture_output=True, text=True, check=True)
-        finally:
-            if server.poll() is None:
-                for child in [*psutil.Process(server.pid).children(recursive=True), server]:
-                    child.kill()
-            server.wait()
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def against_naive(config: Config, folder: str) -> dict[str, Any]:
@@ -317,67 +256,6 @@ def first_answer(config: Config, folder: str) -> dict[str, float]:
     }
     times = [began, *marks.values()]
     return {**{name: round(times[n + 1] - times[n], 2) for n, name in enumerate(marks)}, "total": round(first - began, 2)}
-
-
-def write_requests(config: Config, folder: str, count: int) -> None:
-    from divray.datasets import load_task
-    from divray.prompts import request_rows, write_prompts
-    from divray.runs import RunFolder
-
-    task = load_task(config)
-    rows = request_rows(config, task.relations, task.seeds, 0)
-    write_prompts(RunFolder(folder), "prompts", islice(rows, count))
-
-
-def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str, float]:
-    import ray
-
-    from divray.cluster import connect
-    from divray.runs import RunFolder
-    from divray.sampling.engine import complete
-
-    run = RunFolder(folder)
-    began = time.time()
-    connect(config)
-    complete(config, run, source, target, config.models.llm)
-    table = run.read_table(target, ["prompt_tokens", "cached_tokens", "generated_tokens", "started_at", "finished_at"])
-    ray.shutdown()
-    first, last = min(table["started_at"].to_pylist()), max(table["finished_at"].to_pylist())
-    tokens, prompt, cached = (sum(table[f"{kind}_tokens"].to_pylist()) for kind in ("generated", "prompt", "cached"))
-    return {
-        "tokens": tokens,
-        "seconds": last - first,
-        "tokens_per_second": tokens / (last - first),
-        "prefix_hit_rate": cached / prompt,
-        "start_up_seconds": first - began,
-    }
-
-
-def plain(config: Config, folder: str) -> dict[str, float]:
-    from divray.runs import RunFolder
-    from divray.sampling.engine import cpu_environment, engine_arguments, sampling_parameters
-
-    gpu = config.engine.device == "gpu"
-    if not gpu:
-        os.environ.update(cpu_environment())
-    began = time.time()
-    from vllm import LLM, SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-
-    from divray.models import local_model
-
-    rows = RunFolder(folder).read_table("prompts").to_pylist()
-    llm = LLM(local_model(config.models.llm), **engine_arguments(config, gpu))
-    parameters = []
-    for row in rows:
-        values = sampling_parameters(config, row, greedy=False)
-        pattern = values.pop("structured_outputs", None)
-        parameters.append(SamplingParams(**values, structured_outputs=StructuredOutputsParams(**pattern) if pattern else None))
-    started = time.time()
-    outputs = llm.generate([row["prompt"] for row in rows], parameters, use_tqdm=False)
-    seconds = time.time() - started
-    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "start_up_seconds": started - began}
 
 
 if __name__ == "__main__":

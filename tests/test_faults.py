@@ -9,10 +9,9 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+from begun_runs import begun
 
 from divray.config import Config, load_config
-from divray.datasets.stage import run as prepare
-from divray.prompts import run as prompt
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.stage import run as sample
@@ -31,13 +30,6 @@ PLAYED = ["generated_text", "num_generated_tokens", "num_input_tokens", "cached_
 
 def settings(*overrides: str) -> Config:
     return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
-
-
-def begun(config: Config, uri: str) -> RunFolder:
-    run = RunFolder(uri)
-    prepare(config, run)
-    prompt(config, run, 0)
-    return run
 
 
 def engine_actor(run: RunFolder) -> psutil.Process:

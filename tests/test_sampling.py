@@ -13,14 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from begun_runs import begun
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
-from divray.datasets.stage import run as prepare
 from divray.errors import InputError
 from divray.pipeline import retry
 from divray.prompts import request_rows
-from divray.prompts import run as prompt
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer
@@ -36,13 +35,6 @@ SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_re
 
 def settings(*overrides: str) -> Config:
     return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
-
-
-def begun(config: Config, uri: str) -> RunFolder:
-    run = RunFolder(uri)
-    prepare(config, run)
-    prompt(config, run, 0)
-    return run
 
 
 def playing(broken: Callable[[str], str] = lambda name: "") -> Answer:

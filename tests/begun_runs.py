@@ -1,0 +1,15 @@
+"""Small runs of the quick-start task that have got as far as their first prompts."""
+
+from __future__ import annotations
+
+from divray.config import Config
+from divray.datasets.stage import run as prepare
+from divray.prompts import run as prompt
+from divray.runs import RunFolder
+
+
+def begun(config: Config, uri: str) -> RunFolder:
+    run = RunFolder(uri)
+    prepare(config, run)
+    prompt(config, run, 0)
+    return run
