@@ -114,13 +114,13 @@ def vllm_class() -> type:
 
             self.reporter = Reporter(health)
             try:
+                self.adapters = adapters(local_model(adapter), blank=not gpu) if adapter else {}
                 super().__init__(*args, **{**kwargs, "model": local_model(reference)})
             except BaseException as error:
                 ray.get(self.reporter.health.failed.remote(engine_cause(error)))
                 raise
             self.seen: dict[int, dict[str, Any]] = {}
             llm: Any = self.llm
-            self.adapters = adapters(local_model(adapter), blank=not gpu) if adapter else {}
             llm._maybe_get_lora_request = self._adapter
             self.answer, self.generate = llm._generate_async, llm.generate_async
             llm._generate_async, llm.generate_async = self._answer, self._generate
