@@ -8,8 +8,10 @@ from divray.config import load_config
 from divray.datasets import load_task
 from divray.quickstart import folder
 from divray.relations import Example, parse_marked
-from divray.sampling.constraint import SENTENCE, acceptance, accepts, anchored_pattern, completion_of
+from divray.sampling.constraint import Shape, acceptance, accepts, anchored_pattern, completion_of, sentence_pattern, shape_of
 from divray.sampling.parsing import parse_completion
+
+SENTENCE = sentence_pattern(Shape())
 
 
 def example(marked: str) -> Example:
@@ -75,7 +77,7 @@ def test_the_engines_grammar_reads_the_expression_as_python_does() -> None:
 
 def test_an_anchor_keeps_its_connective_and_nothing_else() -> None:
     seed = example("The [storm] led to severe {flooding} (again).")
-    pattern = anchored_pattern(seed)
+    pattern = anchored_pattern(seed, Shape())
     assert accepts(pattern, seed)
     assert accepts(pattern, example("Last May the [long drought] led to severe {losses}."))
     assert not accepts(pattern, example("The [storm] caused severe {flooding}."))
@@ -84,21 +86,35 @@ def test_an_anchor_keeps_its_connective_and_nothing_else() -> None:
 
 def test_a_short_connective_keeps_the_words_around() -> None:
     seed = example("In {1990}, [Ada] was born.")
-    pattern = anchored_pattern(seed)
+    pattern = anchored_pattern(seed, Shape())
     assert accepts(pattern, example("In {Rome}, [Bob Lee] was born."))
     assert not accepts(pattern, example("In {Rome}, [Bob Lee] was seen."))
 
 
 def test_special_characters_of_a_seed_are_literal() -> None:
     seed = example("[A+B] costs (about) $5* more than {C}.")
-    assert accepts(anchored_pattern(seed), seed)
+    assert accepts(anchored_pattern(seed, Shape()), seed)
 
 
 def test_the_quick_start_is_within_the_constraint() -> None:
     task = load_task(load_config(folder() / "quickstart.yaml"))
-    assert acceptance(task.seeds) == 1.0
-    assert acceptance(task.test) >= 0.95
-    assert all(accepts(anchored_pattern(seed), seed) for seed in task.seeds)
+    pattern = sentence_pattern(shape_of(task.seeds))
+    assert acceptance(task.seeds, pattern) == 1.0
+    assert acceptance(task.test, pattern) >= 0.95
+    assert all(accepts(anchored_pattern(seed, Shape()), seed) for seed in task.seeds)
+
+
+def test_room_for_the_words_of_every_seed_and_half_as_many_again() -> None:
+    long = example("Some " + "very " * 11 + "old [storm] hit {Rome}.")
+    assert shape_of([long, example("[Ada] lives in {Rome}.")]) == Shape(before=20, between=10)
+    assert shape_of([]) == Shape(before=10, between=10)
+
+
+@pytest.mark.parametrize(("before", "between", "passes"), [(2, 3, True), (3, 3, False), (2, 4, False), (0, 1, True)])
+def test_no_more_words_than_the_shape_has(before: int, between: int, passes: bool) -> None:
+    marked = f"{'the ' * before}[storm] {'near ' * between}{{Rome}} {'and ' * 30}on."
+    assert accepts(sentence_pattern(Shape(2, 3)), example(marked)) is passes
+    assert acceptance([example(marked)], anchored_pattern(example("A [storm] not far from {Rome}."), Shape(2, 3))) == 0
 
 
 def test_completion_has_a_blank_before_and_a_newline_after() -> None:

@@ -6,7 +6,7 @@ A strategy turns one relation and a random generator into a draft (:mod:`divray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import floor
 from typing import Any
 
@@ -25,7 +25,7 @@ from divray.prompts.rows import (
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example
 from divray.runs import RunFolder
-from divray.sampling.constraint import SENTENCE, acceptance, accepts
+from divray.sampling.constraint import acceptance, accepts, sentence_pattern, shape_of
 
 __all__ = [
     "GROWING",
@@ -74,14 +74,14 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     if config.sampling.constrained:
         counts["seed_acceptance"] = share = seed_acceptance(seeds)
         if share < LEAST_ACCEPTANCE:
-            outside = next(seed for seed in seeds if not accepts(SENTENCE, seed))
+            outside = next(seed for seed in seeds if not accepts(sentence_pattern(shape_of(seeds)), seed))
             console.log(f"only {share:.1%} of the seed sentences could be written under the decoding constraint; not: {outside.text}")
     return counts
 
 
-def seed_acceptance(seeds: Iterable[Example]) -> float:
-    """:func:`~divray.sampling.constraint.acceptance`, to three digits, never rounded up."""
-    return floor(1000 * acceptance(seeds)) / 1000
+def seed_acceptance(seeds: Sequence[Example]) -> float:
+    """:func:`~divray.sampling.constraint.acceptance` of the seeds' own shape, to three digits, never rounded up."""
+    return floor(1000 * acceptance(seeds, sentence_pattern(shape_of(seeds)))) / 1000
 
 
 def chat_renderer(config: Config) -> Renderer | None:

@@ -21,6 +21,7 @@ from divray.config import Config
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft
 from divray.relations import Example, Relation, render_marked
 from divray.runs import RunFolder
+from divray.sampling.constraint import shape_of
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 ROWS_PER_FILE = 32
@@ -102,7 +103,7 @@ def request_rows(
     length: Length | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together."""
-    slugs = _slugs(relations)
+    slugs, shape = _slugs(relations), shape_of(seeds)
     wave = wave or first_wave(config, relations, round_)
     block = config.prompts.candidates_per_prompt
     for relation in relations:
@@ -126,7 +127,7 @@ def request_rows(
                         "strategy": name,
                         "prompt_id": prompt_id,
                         "prompt": prompt,
-                        "pattern": draft.pattern if config.sampling.constrained else "",
+                        "pattern": draft.pattern(shape) if config.sampling.constrained else "",
                         "seed": _number(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": min(draft.sentences, end - number),

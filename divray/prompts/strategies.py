@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from divray.config import Config
 from divray.relations import Example, Relation
-from divray.sampling.constraint import SENTENCE, anchored_pattern, list_pattern
+from divray.sampling.constraint import Shape, anchored_pattern, list_pattern, sentence_pattern
 from divray.schemas import NAIVE
 
 TOPICS = (
@@ -26,14 +27,14 @@ class Draft:
     Attributes:
         demonstrations: Examples to show, in order.
         hint: A line about the next sentence, or ``""``.
-        pattern: Regular expression of the completion.
+        pattern: The regular expression of the completion, from the shape that sentences of the task may have.
         wish: Whether the prompt asks for difference.
         sentences: How many candidates one completion holds, as a numbered list.
     """
 
     demonstrations: tuple[Example, ...]
     hint: str = ""
-    pattern: str = SENTENCE
+    pattern: Callable[[Shape], str] = sentence_pattern
     wish: bool = True
     sentences: int = 1
 
@@ -78,7 +79,7 @@ def anchored(config: Config, relation: Relation, seeds: list[Example], rng: rand
     anchor = seeds[rng.randrange(len(seeds))]
     others = [seed for seed in seeds if seed is not anchor]
     shown = rng.sample(others, min(config.prompts.demonstrations - 1, len(others)))
-    return Draft((*shown, anchor), _hint(config, rng), anchored_pattern(anchor), wish=config.prompts.wish)
+    return Draft((*shown, anchor), _hint(config, rng), partial(anchored_pattern, anchor), wish=config.prompts.wish)
 
 
 @strategy("one_by_one", grows=True)
@@ -100,7 +101,7 @@ def all_at_once(config: Config, relation: Relation, seeds: list[Example], rng: r
     """Several sentences in one completion, each in sight of those before it."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
     count = config.prompts.sentences_per_completion
-    return Draft(tuple(shown), "", list_pattern(len(shown) + 1, count), config.prompts.wish, count)
+    return Draft(tuple(shown), "", partial(list_pattern, len(shown) + 1, count), config.prompts.wish, count)
 
 
 def _hint(config: Config, rng: random.Random) -> str:
