@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from divray.diversity.cells import approximate_semantic_pairs
 from divray.diversity.semantic import novelty, semantic_pairs
 from divray.errors import InputError
 
@@ -52,3 +53,37 @@ def test_bad_thresholds(threshold: float) -> None:
 def test_vectors_of_other_lengths_are_refused() -> None:
     with pytest.raises(InputError, match="unit length"):
         semantic_pairs(2 * np.eye(2), 0.5)
+
+
+def test_cells_find_the_pairs_that_they_state_and_no_other() -> None:
+    vectors = unit(3000, 24, 2)
+    rng = np.random.default_rng(3)
+    vectors[:300] = vectors[300:600] + 0.03 * rng.normal(size=(300, 24))
+    vectors[:300] /= np.linalg.norm(vectors[:300], axis=1, keepdims=True)
+    exact = semantic_pairs(vectors, 0.93)
+    there = set(zip(exact.left.tolist(), exact.right.tolist(), strict=True))
+    found = approximate_semantic_pairs(vectors, 0.93, 0.98, cells=60, sample=1500)
+    pairs = set(zip(found.pairs.left.tolist(), found.pairs.right.tolist(), strict=True))
+    assert pairs <= there and len(there) > 300
+    assert found.recall >= 0.98 and found.sampled_pairs > 100
+    assert len(pairs) / len(there) == pytest.approx(found.recall, abs=0.03)
+    by_pair = dict(zip(zip(exact.left.tolist(), exact.right.tolist(), strict=True), exact.similarity.tolist(), strict=True))
+    assert all(
+        similarity == pytest.approx(by_pair[left, right], abs=1e-12)
+        for left, right, similarity in zip(*(column.tolist() for column in found.pairs), strict=True)
+    )
+    fewer = approximate_semantic_pairs(vectors, 0.93, 0.1, cells=60, sample=1500)
+    assert fewer.cells_a_row == 1 and len(fewer.pairs) <= len(found.pairs)
+
+
+def test_a_small_partition_is_compared_whole() -> None:
+    vectors = unit(200, 24, 4)
+    found = approximate_semantic_pairs(vectors, 0.9)
+    assert (found.recall, found.sampled_pairs) == (1.0, 0)
+    assert all((a == b).all() for a, b in zip(found.pairs, semantic_pairs(vectors, 0.9), strict=True))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_hardly_any_rows_in_cells(n: int) -> None:
+    found = approximate_semantic_pairs(unit(n, 8, 5), -0.9, cells=3)
+    assert len(found.pairs) <= 1 and found.recall == 1.0

@@ -54,7 +54,7 @@ def test_sampling_parameters_of_a_row() -> None:
     row = {"pattern": "a+", "seed": 5}
     drawn = sampling_parameters(settings(), row, greedy=False)
     assert drawn["structured_outputs"] == {"regex": "a+"}
-    assert (drawn["seed"], drawn["temperature"], drawn["max_tokens"]) == (5, 0.6, 40)
+    assert (drawn["seed"], drawn["temperature"], drawn["max_tokens"]) == (5, 1.0, 40)
     greedy = sampling_parameters(settings(), {**row, "pattern": ""}, greedy=True)
     assert greedy["temperature"] == 0.0
     assert "structured_outputs" not in greedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from divray.diversity.cells import ApproximatePairs, approximate_semantic_pairs
 from divray.diversity.clusters import Decisions, decide
 from divray.diversity.columns import DedupSettings
 from divray.diversity.conflicts import label_conflicts
@@ -18,11 +19,13 @@ from divray.diversity.stage import deduplicate, fixed_items
 from divray.diversity.tables import near_duplicate_clusters
 
 __all__ = [
+    "ApproximatePairs",
     "Decisions",
     "DedupSettings",
     "Encoder",
     "Pairs",
     "Shingles",
+    "approximate_semantic_pairs",
     "collapse",
     "decide",
     "deduplicate",

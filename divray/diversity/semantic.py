@@ -23,7 +23,7 @@ def semantic_pairs(embeddings: npt.NDArray[np.floating[Any]], threshold: float, 
     """All pairs of rows whose cosine is at least ``threshold``; exact (recall and precision 1).
 
     The time is quadratic: about ``n^2 d`` operations, a minute a core for 100,000 rows of 384. Memory beyond the result is
-    ``block^2`` floats. One partition (a relation) at a time.
+    ``block^2`` floats. One partition (a relation) at a time; for larger ones see :mod:`divray.diversity.cells`.
 
     Args:
         embeddings: ``[n, d]``, rows of unit length.
@@ -33,25 +33,39 @@ def semantic_pairs(embeddings: npt.NDArray[np.floating[Any]], threshold: float, 
     Raises:
         InputError: The threshold is out of range, or the vectors are not of unit length.
     """
-    if not -1 < threshold <= 1:
-        raise InputError("semantic", "threshold", f"{threshold} is not in (-1, 1]", "Give e.g. 0.9.")
-    vectors = _unit(embeddings)
-    lefts, rights, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
-    for top in range(0, len(vectors), block):
-        rows = vectors[top : top + block]
-        for start in range(top, len(vectors), block):
-            near = np.argwhere(rows @ vectors[start : start + block].T >= threshold - _SLACK)
-            left, right = near[:, 0] + top, near[:, 1] + start
-            above = left < right
-            left, right = left[above], right[above]
+    vectors = unit_rows(embeddings, threshold)
+    n = len(vectors)
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for top in range(0, n, block):
+        left, right, cosine = pairs_between(vectors, np.arange(top, min(top + block, n)), np.arange(top, n), threshold, block)
+        above = left < right
+        found.append((left[above], right[above], cosine[above]))
+    left, right, cosine = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((right, left))
+    return Pairs(left[order], right[order], cosine[order])
+
+
+def pairs_between(
+    vectors: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+    others: npt.NDArray[np.int64],
+    threshold: float,
+    block: int = BLOCK,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Every ``(row, other)`` at or above ``threshold``, a row and itself too, and their cosines; in no order."""
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for top in range(0, len(rows), block):
+        some = rows[top : top + block]
+        own = vectors[some]
+        for start in range(0, len(others), block):
+            beside = others[start : start + block]
+            near = np.argwhere(own @ vectors[beside].T >= threshold - _SLACK)
+            left, right = some[near[:, 0]], beside[near[:, 1]]
             cosine = _cosines(vectors, left, right)
             keep = cosine >= threshold
-            lefts.append(left[keep])
-            rights.append(right[keep])
-            values.append(cosine[keep])
-    left, right = np.concatenate(lefts), np.concatenate(rights)
-    order = np.lexsort((right, left))
-    return Pairs(left[order], right[order], np.concatenate(values)[order])
+            found.append((left[keep], right[keep], cosine[keep]))
+    left, right, cosine = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return left, right, cosine
 
 
 def novelty(embeddings: npt.NDArray[np.floating[Any]], unique: npt.NDArray[np.bool_], block: int = BLOCK) -> npt.NDArray[np.float64]:
@@ -93,7 +107,14 @@ def _cosines(vectors: npt.NDArray[np.float32], left: npt.NDArray[np.int64], righ
     return out
 
 
-def _unit(embeddings: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+def unit_rows(embeddings: npt.NDArray[np.floating[Any]], threshold: float) -> npt.NDArray[np.float32]:
+    """The embeddings as float32, checked.
+
+    Raises:
+        InputError: The threshold is out of range, or the vectors are not of unit length.
+    """
+    if not -1 < threshold <= 1:
+        raise InputError("semantic", "threshold", f"{threshold} is not in (-1, 1]", "Give e.g. 0.9.")
     vectors = np.ascontiguousarray(embeddings, np.float32)
     lengths = np.einsum("ij,ij->i", vectors, vectors) if len(vectors) else np.ones(1)
     if not np.allclose(lengths, 1, atol=1e-3):
