@@ -105,6 +105,7 @@ def vllm_class() -> type:
     import ray
     from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStageUDF
     from ray.llm._internal.common.errors import VLLM_FATAL_ERRORS
+    from vllm.sampling_params import RequestOutputKind
 
     class Engine(vLLMEngineStageUDF):
         """The model is made local first; each row gets its times and what else vLLM knows of it."""
@@ -132,6 +133,8 @@ def vllm_class() -> type:
         async def _answer(self, request: Any) -> Any:
             started = time.time()
             self.reporter.enter(1)
+            # Otherwise every token of every request wakes this process, which shares its cores with the model.
+            request.params.output_kind = RequestOutputKind.FINAL_ONLY
             try:
                 output = await self.answer(request)
             finally:
