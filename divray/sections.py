@@ -204,6 +204,9 @@ class EngineConfig(Section):
     batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
     concurrent_batches: int = Field(14, ge=1, description="More in flight than vLLM's `max_num_seqs` keep its own queue from running dry.")
     max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
+    sampler: Literal["auto", "vllm"] = Field(
+        "auto", description="`auto`: on a CPU divray's own, of the same distribution, where only temperature and min_p are asked for."
+    )
     encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Of the sentence encoder; `auto`: fp16 on a GPU, else fp32. Less moves a cosine by about 0.0001."
     )

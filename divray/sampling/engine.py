@@ -55,22 +55,39 @@ MODEL_NAME = "/divray/llm"
 """What Ray is told; each engine makes the model it was really asked for local by itself."""
 
 
+OWN_SAMPLER = "divray.sampling.sampler:MinPSampler"
+SAMPLER_KEY = "divray_sampling"
+"""Where in a request's ``extra_args`` that sampler looks for ``temperature``, ``min_p`` and ``seed``."""
+
+
+def uses_own_sampler(config: Config, gpu: bool) -> bool:
+    """Whether :mod:`divray.sampling.sampler` draws the tokens: on CPU, where nothing is asked that it can't do."""
+    sampling = config.sampling
+    plain = sampling.top_p == 1 and not sampling.top_k and sampling.repetition_penalty == 1
+    taken = {"logits_processors", "speculative_config"} & config.engine.vllm.keys()
+    return config.engine.sampler == "auto" and not gpu and plain and not taken
+
+
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments: the defaults for the device, the user's own over them."""
     device = GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS
-    return {**COMMON_ENGINE_ARGUMENTS, **device, "seed": config.seed, **config.engine.vllm}
+    sampler = {"logits_processors": [OWN_SAMPLER]} if uses_own_sampler(config, gpu) else {}
+    return {**COMMON_ENGINE_ARGUMENTS, **device, **sampler, "seed": config.seed, **config.engine.vllm}
 
 
-def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> dict[str, Any]:
-    """vLLM's sampling parameters of one request row."""
+def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool, own_sampler: bool = False) -> dict[str, Any]:
+    """vLLM's sampling parameters of one request row; to vLLM a request that ``own_sampler`` draws is a greedy one."""
     sampling = config.sampling
     sentences = row.get("sentences") or 1
     # Several sentences are a numbered list, ended by an empty line or by the pattern.
     stop = ["\n"] if sentences == 1 else ["\n\n"]
     parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "stop": stop, "seed": row["seed"]}
-    if greedy:
+    if greedy or own_sampler:
         parameters["temperature"] = 0.0
-    else:
+    if own_sampler and not greedy:
+        drawn = {"temperature": sampling.temperature, "min_p": sampling.min_p, "seed": row["seed"]}
+        parameters["extra_args"] = {SAMPLER_KEY: drawn}
+    elif not greedy:
         parameters |= {name: getattr(sampling, name) for name in ("temperature", "min_p", "top_p", "top_k", "repetition_penalty")}
     if row["pattern"]:
         parameters["structured_outputs"] = {"regex": row["pattern"]}
@@ -185,7 +202,7 @@ def _vllm_processor(config: Config, model: str, adapter: str, health: str, greed
     from divray.cluster import uses_gpu
 
     gpu = uses_gpu(config)
-    arguments = engine_arguments(config, gpu)
+    arguments, own_sampler = engine_arguments(config, gpu), uses_own_sampler(config, gpu)
     if adapter:
         slots = 1 if gpu else 2  # see `actors.adapters`
         arguments = {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": slots, **arguments}
@@ -205,7 +222,7 @@ def _vllm_processor(config: Config, model: str, adapter: str, health: str, greed
             tokenize_stage=False,
             detokenize_stage=False,
         ),
-        preprocess=lambda row: {**refused(row, context), "sampling_params": sampling_parameters(config, row, greedy)},
+        preprocess=lambda row: {**refused(row, context), "sampling_params": sampling_parameters(config, row, greedy, own_sampler)},
     )
     stage = processor.get_stage_by_name("vLLMEngineStage")
     own = {"answer": answer} if answer else {"reference": model, "adapter": adapter, "gpu": gpu}
