@@ -54,11 +54,11 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
 
 def plain(config: Config, folder: str) -> dict[str, float]:
     from divray.runs import RunFolder
-    from divray.sampling.engine import cpu_environment, engine_arguments, sampling_parameters, uses_own_sampler
+    from divray.sampling.engine import cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
 
     gpu = config.engine.device == "gpu"
     if not gpu:
-        os.environ.update(cpu_environment())
+        os.environ.update(cpu_environment(), OMP_NUM_THREADS=str(engine_threads(config)))
     began = time.time()
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
@@ -86,7 +86,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
 
     from divray.models import local_model
     from divray.runs import RunFolder
-    from divray.sampling.engine import cpu_environment, engine_arguments, sampling_parameters
+    from divray.sampling.engine import cpu_environment, engine_arguments, engine_threads, sampling_parameters
 
     gpu = config.engine.device == "gpu"
     with socket.socket() as probe:
@@ -103,7 +103,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
         for row in RunFolder(folder).read_table("prompts").to_pylist():
             lines.write(json.dumps({"prompt": row["prompt"], **sampling_parameters(config, row, greedy=False)}) + "\n")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={local_model(config.models.llm)}", *options]
-    environment = {**os.environ, **({} if gpu else cpu_environment())}
+    environment = {**os.environ, **({} if gpu else {**cpu_environment(), "OMP_NUM_THREADS": str(engine_threads(config))})}
     in_flight = config.engine.batch_size * config.engine.concurrent_batches
     with Path(folder, "serve.log").open("wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

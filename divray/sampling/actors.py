@@ -110,12 +110,14 @@ def vllm_class() -> type:
     class Engine(vLLMEngineStageUDF):
         """The model is made local first; each row gets its times and what else vLLM knows of it."""
 
-        def __init__(self, *args: Any, reference: str, adapter: str, gpu: bool, health: str, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, reference: str, adapter: str, threads: Callable[[], int] | None, health: str, **kwargs: Any) -> None:
             from divray.models import local_model
 
             self.reporter = Reporter(health)
+            if threads is not None:  # on a CPU; the process with the model, started below, reads it
+                os.environ["OMP_NUM_THREADS"] = str(threads())
             try:
-                self.adapters = adapters(local_model(adapter), blank=not gpu) if adapter else {}
+                self.adapters = adapters(local_model(adapter), blank=threads is not None) if adapter else {}
                 super().__init__(*args, **{**kwargs, "model": local_model(reference)})
             except BaseException as error:
                 ray.get(self.reporter.health.failed.remote(engine_cause(error)))

@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from divray.config import Config
@@ -225,7 +226,8 @@ def _vllm_processor(config: Config, model: str, adapter: str, health: str, greed
         preprocess=lambda row: {**refused(row, context), "sampling_params": sampling_parameters(config, row, greedy, own_sampler)},
     )
     stage = processor.get_stage_by_name("vLLMEngineStage")
-    own = {"answer": answer} if answer else {"reference": model, "adapter": adapter, "gpu": gpu}
+    threads = None if gpu else partial(engine_threads, config)
+    own = {"answer": answer} if answer else {"reference": model, "adapter": adapter, "threads": threads}
     # Not by assignment: that runs the stage's validator again, which then asks for a GPU.
     processor.stages["vLLMEngineStage"] = type(stage).model_construct(
         fn=stand_in_class() if answer else vllm_class(),
@@ -283,9 +285,14 @@ def cpu_environment() -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "OMP_NUM_THREADS": "1",
     }
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def engine_threads(config: Config) -> int:
+    """CPU threads of an engine on this node: one core is left to Ray and vLLM's scheduler, the others are shared by the engines."""
+    cores, engines = len(os.sched_getaffinity(0)) - 1, config.engine.concurrency
+    return config.engine.threads or max(1, cores // (engines if isinstance(engines, int) else engines[1]))
 
 
 class _Watch:
