@@ -17,7 +17,7 @@ from divray.prompts import request_rows, write_prompts
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.actors import EngineHealth
-from divray.sampling.engine import complete, engine_arguments, sampling_parameters
+from divray.sampling.engine import SAMPLER_KEY, complete, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
 from divray.sampling.stage import parse_batch, policy_model
 from divray.sampling.stage import run as sample
 from divray.schemas import SAMPLES
@@ -58,6 +58,38 @@ def test_sampling_parameters_of_a_row() -> None:
     greedy = sampling_parameters(settings(), {**row, "pattern": ""}, greedy=True)
     assert greedy["temperature"] == 0.0
     assert "structured_outputs" not in greedy
+    own = sampling_parameters(settings(), row, greedy=False, own_sampler=True)
+    assert own["temperature"] == 0.0
+    assert own["extra_args"] == {SAMPLER_KEY: {"temperature": 1.0, "min_p": 0.1, "seed": 5}}
+    assert sampling_parameters(settings(), {**row, "pattern": ""}, greedy=True, own_sampler=True) == greedy
+
+
+@pytest.mark.parametrize(
+    ("override", "own"),
+    [
+        ("sampling.temperature=0.7", True),
+        ("sampling.top_p=0.9", False),
+        ("sampling.top_k=5", False),
+        ("sampling.repetition_penalty=1.1", False),
+        ("engine.sampler=vllm", False),
+        ("engine.vllm={logits_processors: []}", False),
+    ],
+)
+def test_the_own_sampler_draws_what_it_can(override: str, own: bool) -> None:
+    config = settings(override)
+    assert uses_own_sampler(config, gpu=False) is own
+    assert not uses_own_sampler(config, gpu=True)
+    assert bool(engine_arguments(config, gpu=False).get("logits_processors")) is own
+
+
+def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(9)))
+    assert engine_threads(settings()) == 8
+    assert engine_threads(settings("engine.concurrency=3")) == 2
+    assert engine_threads(settings("engine.concurrency=[1, 4]")) == 2
+    assert engine_threads(settings("engine.threads=5")) == 5
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    assert engine_threads(settings()) == 1
 
 
 @pytest.mark.slow

@@ -280,8 +280,10 @@ def backpressure_seconds(written: ray.data.Dataset) -> float:
 
 def cpu_environment() -> dict[str, str]:
     # Without V1 multiprocessing the model runs in the engine's own process; otherwise a second process
-    # waits for it in a busy loop on the one core that vLLM binds both to.
+    # waits for it in a busy loop.  Bound to cores, the model would share its own with the engine's other threads, and
+    # the engines of a machine would all be bound to the same ones.
     defaults = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
