@@ -54,7 +54,8 @@ def near_duplicate_clusters(
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
     """
     settings = DedupSettings(**options) if settings is None else settings
-    verdicts = judge(_batches(source), settings, *(None if one is None else _batches(one) for one in (against, earlier)))
+    tests, known = (None if one is None else _batches(one) for one in (against, earlier))
+    verdicts = judge(_batches(source), settings, tests, known)
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
 
 
