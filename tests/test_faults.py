@@ -32,11 +32,16 @@ def settings(*overrides: str) -> Config:
     return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
 
 
-def engine_actor(run: RunFolder) -> psutil.Process:
-    """The process of the engine actor that started last."""
+def ready_engines(run: RunFolder) -> list[str]:
+    """Those of the pass that have started so far, the last one last."""
     record = run.read_json(run.files("round-00/completions.engines")[-1])
-    newest = max(record["engines"], key=lambda name: record["engines"][name]["created_at"])
-    return psutil.Process(int(newest.rpartition(":")[2]))
+    engines = {name: engine["created_at"] for name, engine in record["engines"].items() if engine["ready_at"]}
+    return sorted(engines, key=engines.__getitem__)
+
+
+def engine_actor(run: RunFolder) -> psutil.Process:
+    """The process of the engine actor that became ready last."""
+    return psutil.Process(int(ready_engines(run)[-1].rpartition(":")[2]))
 
 
 def engine_process(run: RunFolder) -> psutil.Process:
@@ -72,12 +77,13 @@ def check(config: Config, run: RunFolder, counts: dict[str, Any], uri: str) -> N
 def test_engine_and_actor_killed(ray_two_cpus: None, uri: str) -> None:
     config = settings()
     run = begun(config, uri)
-    victims: list[tuple[int, Callable[[RunFolder], psutil.Process]]] = [(TOTAL // 2, engine_actor), (8, engine_process)]
+    victims: list[Callable[[RunFolder], psutil.Process]] = [engine_process, engine_actor]
     killed: list[int] = []
 
     def strike(done: int, total: int, note: str) -> None:
-        if victims and done >= victims[-1][0] and not note:
-            process = victims.pop()[1](run)
+        """The first engine dies once it has answered something, the one that replaces it as soon as it is ready."""
+        if done >= 8 and len(killed) < len(victims) and len(ready_engines(run)) > len(killed):
+            process = victims[len(killed)](run)
             process.kill()
             killed.append(process.pid)
 
