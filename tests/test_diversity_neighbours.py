@@ -122,10 +122,10 @@ def test_bad_arguments() -> None:
 
 @pytest.mark.parametrize("method", ["exact", "minhash"])
 def test_too_many_pairs_are_an_error(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
-    from divray.diversity import prefixes
+    from divray.diversity import joins
 
     shingles = shingles_of([frozenset({*range(20), 100 + i}) for i in range(8)])
     assert len(near_duplicates(*shingles, 0.8, method="exact")) == 28
-    monkeypatch.setattr(prefixes, "MOST_PAIRS", 10)
+    monkeypatch.setattr(joins, "MOST_PAIRS", 10)
     with pytest.raises(InputError, match="near each other"):
         near_duplicates(*shingles, 0.8, method=method)

@@ -1,4 +1,4 @@
-"""The exact join of :mod:`divray.diversity.prefixes` as Ray tasks, for more rows than one process should hold.
+"""The exact join of :mod:`divray.diversity.joins` as Ray tasks, for more rows than one process should hold.
 
 Each slice of the input is shingled by a task of its own, which leaves only its distinct sets in the object
 store.  The counters of all slices are added up, so that every task puts elements in the same order.  A set is
@@ -29,8 +29,9 @@ from divray.diversity.clusters import components
 from divray.diversity.columns import DedupSettings, check_ids, columns_of, joined_ids, take_in
 from divray.diversity.distinct import Distinct, collapse
 from divray.diversity.files import ParquetSource
+from divray.diversity.joins import join
 from divray.diversity.neighbours import Pairs
-from divray.diversity.prefixes import Prefixes, count_elements, join, postings, prefixes, table_bits
+from divray.diversity.prefixes import Prefixes, count_elements, postings, prefixes, table_bits
 from divray.diversity.shingles import Shingles
 from divray.diversity.verdicts import References, Verdicts, verdicts_of
 from divray.runs import RunFolder
@@ -160,7 +161,7 @@ def _read(part: Slice, settings: DedupSettings) -> tuple[Shingles, tuple[npt.NDA
 def _counted(bits: int, *sets: Shingles) -> npt.NDArray[np.uint8]:
     counts = None
     for one in sets:
-        counts = count_elements(one.values, bits, counts)
+        counts = count_elements(one, bits, counts)
     assert counts is not None
     return counts
 

@@ -107,7 +107,7 @@ def _hash_characters(characters, start, end, units):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _rank_into(source, start, end, target):  # type: ignore[no-untyped-def]
+def rank_into(source, start, end, target):  # type: ignore[no-untyped-def]
     """Put ``source[start:end]`` into the same slots of ``target`` in order; of a repeated value's slots all but the first are 0.
 
     Each value's place is the number of smaller ones: no branch to mispredict, and the inner loop is one of vectors.
@@ -132,7 +132,7 @@ def _sorted_set(made, count, spare, heads, out, at):  # type: ignore[no-untyped-
     while count > 24 and count >> bits > 8:
         bits += 1
     if bits == 0:
-        _rank_into(made, 0, count, spare)
+        rank_into(made, 0, count, spare)
     else:
         shift = np.uint64(64 - bits)
         for b in range((1 << bits) + 1):
@@ -152,7 +152,7 @@ def _sorted_set(made, count, spare, heads, out, at):  # type: ignore[no-untyped-
                 for i in range(start, heads[b]):
                     made[i] = spare[i]
             else:
-                _rank_into(spare, start, heads[b], made)
+                rank_into(spare, start, heads[b], made)
             start = heads[b]
         spare = made
     last = at

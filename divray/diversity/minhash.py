@@ -12,9 +12,10 @@ import math
 import numpy as np
 from numba import njit
 
-from divray.diversity import prefixes
+from divray.diversity import joins
 from divray.diversity.hashing import mix
-from divray.diversity.prefixes import Found, grown, jaccard
+from divray.diversity.joins import Found, jaccard
+from divray.diversity.prefixes import grown
 from divray.diversity.shingles import Shingles
 from divray.errors import InputError
 
@@ -72,9 +73,9 @@ def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands:
     slots = 1 << max(4, len(shingles).bit_length())
     parts, found = [], 0
     for band in range(bands):
-        parts.append(_check_band(*shingles, keys, band, slots, threshold, len(shingles) if own is None else own, prefixes.MOST_PAIRS))
+        parts.append(_check_band(*shingles, keys, band, slots, threshold, len(shingles) if own is None else own, joins.MOST_PAIRS))
         found += len(parts[-1][0])
-        prefixes.check_pairs(found, threshold)
+        joins.check_pairs(found, threshold)
     left, right, similarity = (np.concatenate([part[place] for part in parts]) for place in range(3))
     return left.astype(np.int64), right.astype(np.int64), similarity
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.diversity.distinct import Distinct
+from divray.diversity.distinct import collapse
+from divray.diversity.joins import Found, exact_flags, exact_join
 from divray.diversity.minhash import choose_bands, minhash_join
 from divray.diversity.nearest import nearest_cost, nearest_sets, rank
-from divray.diversity.prefixes import Found, exact_join
 from divray.diversity.shingles import Shingles
 from divray.errors import InputError
 
@@ -84,20 +84,27 @@ def find_pairs(
 ) -> Found:
     """:func:`near_duplicates` in no set order: ``(row, row, similarity)``; sets from number ``own`` on are not compared with
     each other."""
-    if not 0 < threshold <= 1:
-        raise InputError("diversity", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
+    _check(threshold)
     n = len(shingles)
     own = n if own is None else own
     if n < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     if method != "minhash":
-        most_visits = None if method == "exact" or n <= EXACT_ROWS else max(EXACT_VISITS, EXACT_VISITS_PER_SET * n)
-        found = exact_join(shingles, threshold, most_visits, own)
+        found = exact_join(shingles, threshold, _most_visits(n, method), own)
         if found is not None:
             return found
     if permutations is None or bands is None:
         permutations, bands = choose_bands(threshold)
     return minhash_join(shingles, threshold, permutations, bands, own)
+
+
+def _check(threshold: float) -> None:
+    if not 0 < threshold <= 1:
+        raise InputError("diversity", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
+
+
+def _most_visits(sets: int, method: Method) -> int | None:
+    return None if method == "exact" or sets <= EXACT_ROWS else max(EXACT_VISITS, EXACT_VISITS_PER_SET * sets)
 
 
 def near_duplicate_flags(shingles: Shingles, threshold: float, method: Method = "auto") -> npt.NDArray[np.bool_]:
@@ -108,13 +115,15 @@ def near_duplicate_flags(shingles: Shingles, threshold: float, method: Method = 
         threshold: In (0, 1].
         method: See :func:`near_duplicates`.
     """
-    distinct = Distinct(len(shingles))
-    group = distinct.add(shingles)
-    left, right, _ = find_pairs(distinct.close(), threshold, method=method)
-    near = np.bincount(group, minlength=distinct.count) > 1
-    near[left] = True
-    near[right] = True
-    return near[group]
+    _check(threshold)
+    first, group = collapse(shingles)
+    near = (np.bincount(group, minlength=len(first)) > 1)[group]
+    rows = np.zeros(len(shingles), np.bool_)
+    rows[first] = True
+    if method == "minhash" or not exact_flags(shingles, threshold, rows, near, _most_visits(len(first), method)):
+        left, right, _ = find_pairs(shingles.take(first), threshold, method="minhash")
+        near[first[left]] = near[first[right]] = True
+    return near[first][group]
 
 
 def nearest_neighbours(
