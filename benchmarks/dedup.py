@@ -164,7 +164,7 @@ def measure(bench: Bench, rows: int, arguments: argparse.Namespace) -> dict[str,
             result["quality"], truths = quality(bench, thresholds, arguments.shingles)
             pairs = truths.get(arguments.threshold)
         sides = [*OWN, *(ON_RAY if arguments.ray else ()), *QUICK]
-        sides += SLOW[:1] if turn < arguments.slow_runs else ()
+        sides += SLOW[:1] if turn < arguments.slow_runs or rows <= arguments.slow_rows else ()
         sides += [*SLOW[1:], *OTHERS] if turn < arguments.slow_runs and rows <= arguments.slow_rows else ()
         sides = [side for side in sides if side not in arguments.without]
         for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
@@ -214,7 +214,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 1_000_000])
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--slow-runs", type=int, default=1, help="turns in which the slow peers run, too")
+    parser.add_argument(
+        "--slow-runs", type=int, default=1, help="turns in which the slow peers run, too (DuckDB: in all, where these are given the rows)"
+    )
     parser.add_argument("--slow-rows", type=int, default=200_000, help="the most rows that the slowest peers are given")
     parser.add_argument("--truth-rows", type=int, default=10**9, help="the most rows at which recall and precision are measured")
     parser.add_argument("--shingles", default="word:3")

@@ -67,6 +67,9 @@ def datatrove(corpus: str, threshold: float, kind: str, size: int, clock: Callab
     def read() -> Any:
         return ParquetReader(str(Path(corpus).parent), glob_pattern=Path(corpus).name, id_key="id", doc_progress=False)
 
+    def row(_: Any, document: Any) -> dict[str, Any]:  # its own takes the id 0 for none
+        return {"id": document.id, "text": document.text}
+
     def run(stage: str, tasks: int, *steps: Any) -> None:
         LocalPipelineExecutor(list(steps), tasks=tasks, workers=1, logging_dir=str(folder / "logs" / stage)).run()
 
@@ -74,7 +77,7 @@ def datatrove(corpus: str, threshold: float, kind: str, size: int, clock: Callab
     run("signatures", 1, read(), MinhashDedupSignature(str(folder / "signatures"), config))
     run("buckets", config.num_buckets, MinhashDedupBuckets(str(folder / "signatures"), str(folder / "buckets"), config=config))
     run("clusters", 1, MinhashDedupCluster(str(folder / "buckets"), str(folder / "remove"), config=config))
-    run("filter", 1, read(), MinhashDedupFilter(str(folder / "remove")), ParquetWriter(str(folder / "kept"), compression=None))
+    run("filter", 1, read(), MinhashDedupFilter(str(folder / "remove")), ParquetWriter(str(folder / "kept"), compression=None, adapter=row))
     return _kept(corpus, [name for file in sorted((folder / "kept").glob("*.parquet")) for name in pq.read_table(file)["id"].to_pylist()])
 
 
