@@ -73,11 +73,13 @@ def main() -> None:
     if "http" in figures and not arguments.peer:
         parser.error("http wants --peer")
 
-    from divray.sampling.engine import engine_arguments
+    from divray.sampling.engine import cpu_environment, engine_arguments
+
+    own = {} if config.engine.device == "gpu" else cpu_environment()  # the C library reads it as the process starts
 
     def again(step: str, folder: str, **environment: str) -> dict[str, Any]:
         command = [sys.executable, __file__, arguments.config, *arguments.overrides, f"--{step}-step", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own, **environment})
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     result: dict[str, Any] = {

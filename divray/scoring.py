@@ -45,7 +45,7 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
         batch_size=256,
         compute=encoder,
         num_cpus=config.cluster.worker_cpus,
-        fn_constructor_args=_encoder_arguments(config),
+        fn_constructor_args=(config,),
     ).write_parquet(run.path(embedded), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
 
     judge = ray.remote(num_cpus=config.cluster.worker_cpus)(_fit).remote(config, run.uri, embedded)
@@ -64,10 +64,10 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 class _Features:
     """Actor: adds the embedding of the masked sentence and the features of the judge."""
 
-    def __init__(self, reference: str, precision: str, runtime: str) -> None:
+    def __init__(self, config: Config) -> None:
         from divray.diversity.embeddings import Encoder
 
-        self.encoder = Encoder(reference, precision=precision, runtime=runtime)
+        self.encoder = Encoder.of(config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from divray.correctness import sentence_features
@@ -82,10 +82,6 @@ class _Features:
         batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
         batch = batch.append_column(FEATURES, embedding_column(features)).append_column("pool", pa.array(pools, pa.string()))
         return batch.select(EMBEDDED.names).cast(EMBEDDED)
-
-
-def _encoder_arguments(config: Config) -> tuple[str, str, str]:
-    return config.models.encoder, config.engine.encoder_precision, config.engine.encoder_runtime
 
 
 def _pairs(batch: pa.Table) -> zip[tuple[str, str]]:
@@ -103,8 +99,7 @@ def _fit(config: Config, uri: str, embedded: str) -> Any:
     from divray.diversity.texts import compared_texts
 
     run = RunFolder(uri)
-    reference, precision, runtime = _encoder_arguments(config)
-    encoder = Encoder(reference, precision=precision, runtime=runtime)
+    encoder = Encoder.of(config)
     seeds = run.read_table("data/seeds")
     forward = sentence_features(seeds, encoder.encode)
     backward = sentence_features(seeds, encoder.encode, reverse=True)

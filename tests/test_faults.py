@@ -75,7 +75,7 @@ def check(config: Config, run: RunFolder, counts: dict[str, Any], uri: str) -> N
 
 @pytest.mark.slow
 def test_engine_and_actor_killed(ray_two_cpus: None, uri: str) -> None:
-    config = settings()
+    config = settings("engine.in_process=false")
     run = begun(config, uri)
     victims: list[Callable[[RunFolder], psutil.Process]] = [engine_process, engine_actor]
     killed: list[int] = []

@@ -15,6 +15,7 @@ cosine to the fp32 embedding is 0.9999 and up, and machines with other instructi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ import pyarrow as pa
 from divray.diversity.runtimes import open_runtime
 from divray.diversity.texts import compared_texts
 from divray.models import local_model
+
+if TYPE_CHECKING:
+    from divray.config import Config
 
 WIDTH = 8
 DECIMALS = 6
@@ -61,6 +65,11 @@ class Encoder:
         self.device, self.dimension = self.runtime.device, self.runtime.dimension
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.max_length = min(max_length, self.runtime.positions, self.tokenizer.model_max_length)
+
+    @classmethod
+    def of(cls, config: Config) -> Encoder:
+        """The encoder that a run's ``models.encoder`` and ``engine`` ask for."""
+        return cls(config.models.encoder, precision=config.engine.encoder_precision, runtime=config.engine.encoder_runtime)
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""

@@ -33,6 +33,5 @@ def embed_test(config: Config, uri: str) -> None:
         if seen[relations[row]] <= TEST_SENTENCES:
             taken.append(row)
     some = test.take(pa.array(sorted(taken), pa.int64()))
-    encoder = Encoder(config.models.encoder, precision=config.engine.encoder_precision, runtime=config.engine.encoder_runtime)
-    embeddings = embedding_column(encoder.encode(compared_texts(some, mask=True)))
+    embeddings = embedding_column(Encoder.of(config).encode(compared_texts(some, mask=True)))
     run.write_table(TEST_EMBEDDINGS, pa.table({"example_id": some["example_id"], "embedding": embeddings}))

@@ -110,11 +110,23 @@ def vllm_class() -> type:
     class Engine(vLLMEngineStageUDF):
         """The model is made local first; each row gets its times and what else vLLM knows of it."""
 
-        def __init__(self, *args: Any, reference: str, adapter: str, threads: Callable[[], int] | None, health: str, **kwargs: Any) -> None:
+        def __init__(
+            self,
+            *args: Any,
+            reference: str,
+            adapter: str,
+            threads: Callable[[], int] | None,
+            in_process: bool,
+            health: str,
+            **kwargs: Any,
+        ) -> None:
             from divray.models import local_model
+            from divray.sampling.in_process import InProcessEngine
 
             self.reporter = Reporter(health)
-            if threads is not None:  # on a CPU; the process with the model, started below, reads it
+            if in_process:
+                InProcessEngine.in_place_of_vllms(threads)
+            elif threads is not None:  # on a CPU; the process with the model, started below, reads it
                 os.environ["OMP_NUM_THREADS"] = str(threads())
             try:
                 self.adapters = adapters(local_model(adapter), blank=threads is not None) if adapter else {}
@@ -220,6 +232,8 @@ def stand_in_class() -> type:
 
 def engine_cause(error: BaseException) -> str:
     """The engine's own last words: from its process's logs where the exception says only that it died."""
+    if error.__cause__ is not None:
+        return f"{type(error.__cause__).__name__}: {error.__cause__}"
     said: list[str] = []
     for descriptor in (1, 2):
         log = Path(f"/proc/self/fd/{descriptor}")
