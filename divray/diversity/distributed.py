@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from divray.diversity.shingles import Shingles
 from divray.diversity.verdicts import References, Verdicts, verdicts_of
 from divray.runs import RunFolder
 
-SLICE_ROWS = 250_000
+SLICE_ROWS = 500_000
 ROWS_PER_PARTITION = 500_000
 TABLE_BITS = 28
 
@@ -77,13 +78,14 @@ def judge_on_ray(
         earlier: Rows that earlier calls kept, which no row that stays may be near.
         work: Folder for the edges of finished partitions; none: an interrupted call begins anew.
         slice_rows: Most rows a task.
-        partitions: Of the keys; default: one for :data:`ROWS_PER_PARTITION` rows, at least four.
+        partitions: Of the keys; default: one for :data:`ROWS_PER_PARTITION` rows, at least one a CPU up to four.
     """
     import ray
 
     sources = {"row": files, "earlier": earlier, "test": against}
     slices = [one for role, source in sources.items() if source is not None for one in _slices(source, slice_rows, role)]
-    partitions = partitions or max(4, -(-files.rows // ROWS_PER_PARTITION))
+    lanes = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    partitions = partitions or max(min(lanes, 4), -(-files.rows // ROWS_PER_PARTITION))
     task: Any = ray.remote(num_cpus=1)
     read: Any = task(_read).options(num_returns=3)
     made = [read.remote(one, settings) for one in slices]
@@ -97,7 +99,6 @@ def judge_on_ray(
     edges: dict[str, Any] = {}
     if missing:
         bits = min(TABLE_BITS, table_bits(int(sizes[:, 1].sum())))
-        lanes = max(1, int(ray.cluster_resources().get("CPU", 1)))
         tables = [task(_counted).remote(bits, *sets[lane::lanes]) for lane in range(lanes) if sets[lane::lanes]]
         table = task(_added).remote(*tables)
         send: Any = task(_send).options(num_returns=partitions)
@@ -148,14 +149,25 @@ def _read(part: Slice, settings: DedupSettings) -> tuple[Shingles, tuple[npt.NDA
 
     fs, _ = open_uri(part.uri)
     wanted = [settings.text_column] if part.role == "test" or settings.id_column is None else [settings.text_column, settings.id_column]
-    table = pq.ParquetFile(fs.open_input_file(part.path)).read_row_group(part.row_group, columns=wanted, use_threads=False)
     distinct, groups, names = Distinct(part.stop - part.start), [np.zeros(0, np.int32)], []
-    for batch in table.slice(part.start, part.stop - part.start).to_batches(max_chunksize=1 << 16):
+    for batch in _batches(pq.ParquetFile(fs.open_input_file(part.path)), part, wanted):
         texts, ids = columns_of(batch, settings, part.path, part.role != "test")
         groups.append(take_in(distinct, settings, texts))
         names.append(ids)
     sets = distinct.close()
     return Shingles(sets.offsets.copy(), sets.values.copy()), (np.concatenate(groups), names), (len(sets), len(sets.values))
+
+
+def _batches(file: pq.ParquetFile, part: Slice, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The slice's rows; those before it must be decoded, too, those after it are not."""
+    at = 0
+    for batch in file.iter_batches(batch_size=1 << 16, row_groups=[part.row_group], columns=columns, use_threads=False):
+        own = batch.slice(max(0, part.start - at), max(0, min(part.stop - at, len(batch)) - max(0, part.start - at)))
+        at += len(batch)
+        if len(own):
+            yield own
+        if at >= part.stop:
+            return
 
 
 def _counted(bits: int, *sets: Shingles) -> npt.NDArray[np.uint8]:

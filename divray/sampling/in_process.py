@@ -48,7 +48,7 @@ class InProcessEngine:
                 return cls(arguments, threads() if threads else None)
 
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        vllm.AsyncLLMEngine = Engine  # type: ignore[assignment,misc]
+        vllm.AsyncLLMEngine = Engine  # type: ignore[assignment]
 
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str, lora_request: Any = None) -> AsyncIterator[Any]:
         """The finished ``vllm.RequestOutput``, once.
