@@ -27,7 +27,7 @@ Vectors: TypeAlias = "npt.NDArray[Any] | csr_array"
 EXACT_PRODUCTS = 8192
 """Larger sets of float32 vectors are multiplied in float32."""
 
-_BLOCK = 65_536
+_BLOCK = 4096
 
 ROUGE_ROWS = 1024
 """From larger sets ROUGE-L takes this many rows, drawn by a fixed seed."""
