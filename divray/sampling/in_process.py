@@ -61,6 +61,9 @@ class InProcessEngine:
         self.arrivals.put((request_id, {"prompt": prompt, "params": sampling_params, "lora_request": lora_request}, answer))
         yield await asyncio.wrap_future(answer)
 
+    async def do_log_stats(self) -> None:
+        """Nothing: where statistics are wanted, the synchronous engine logs them in its steps."""
+
     def shutdown(self) -> None:
         """No request after this one is answered."""
         self.arrivals.put(None)
