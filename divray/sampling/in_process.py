@@ -91,6 +91,8 @@ class InProcessEngine:
             dead.__cause__ = error
             for answer in self.waiting.values():
                 _settle(answer, dead)
+            while (arrival := self.arrivals.get()) is not None:
+                _settle(arrival[2], dead)
 
     def _admit(self, engine: Any) -> bool:
         """Hand the requests that have arrived to the engine, waiting for one if it has nothing to do; ``False``: leave."""
