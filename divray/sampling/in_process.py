@@ -1,7 +1,7 @@
 """vLLM's engine within the actor that feeds it, where one of another process would only cost.
 
 ``vllm.AsyncLLM`` puts the model into a process beside the caller's.  On a GPU that hides the caller's Python behind
-the kernels; on a CPU it takes time from the model's own cores at every step, and vLLM is imported twice at the start.
+the kernels; on a CPU it hides nothing, and the start takes longer, since vLLM is then imported twice.
 """
 
 from __future__ import annotations
