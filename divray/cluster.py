@@ -45,6 +45,8 @@ def connect(config: Config) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray's own 15 lets its dashboard and the driver take the core from the model whenever they wake.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         for name, value in WORKER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if config.models.llm.startswith(("embedded:", "endpoint")) and config.models.encoder.startswith("embedded:"):
