@@ -8,7 +8,7 @@ plain     generated tokens a second, Ray Data -> vLLM actors over plain `vllm.LL
           is left out of both: on Ray's side by the rows' own times (first request in, last answer out), on the
           plain side by timing `generate` alone.
 naive     accepted samples (valid, unique, correct by the loop's own score) an engine-second over the naive
-          prompt's: fixed demonstrations, free decoding, parse and drop; both in one pass of one engine.
+          prompt's: fixed demonstrations, free decoding, parse and drop; drawn by divray's sampler and by vLLM's own.
 prefix    prefix-cache hit rate and tokens a second, requests in the order the project emits them and shuffled.
 http      generated tokens a second over those of datatrove's inference runner, which drives `vllm serve` over HTTP, by
           the rows' own times on both sides; alternating, each run with an engine of its own.  Wants --peer, a Python
@@ -37,7 +37,6 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 from machine import machine
 from sampling_sides import over_http, plain, ray_data, write_requests
 
@@ -98,7 +97,7 @@ def main() -> None:
                 other = partial(over_http, config, folder, arguments.peer)
                 found = {"peer": "datatrove", **beside(config, folder, arguments.requests, arguments.runs, "http", other)}
             elif figure == "naive":
-                found = against_naive(config, folder)
+                found = against_naive(config, folder, arguments.runs)
             elif figure == "prefix":
                 found = prefix_order(config, folder, arguments.requests)
             elif figure == "plumbing":
@@ -123,36 +122,53 @@ def beside(config: Config, folder: str, requests: int, count: int, name: str, ot
     return {"median_ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios], "runs": runs}
 
 
-def against_naive(config: Config, folder: str) -> dict[str, Any]:
-    """Round 0 of the loop beside the naive prompt, each with ``candidates_per_relation`` candidates."""
+def against_naive(config: Config, folder: str, count: int) -> dict[str, Any]:
+    """Round 0 of the loop beside the naive prompt, each with ``candidates_per_relation`` candidates and engines of its own, in turn.
+
+    The naive prompt goes through divray's sampler, so that prompts alone differ, and through vLLM's own, which is what a
+    script of a few lines would have.
+    """
+    candidates = config.sampling.candidates_per_relation
+    config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"naive_candidates_per_relation": candidates})})
+    stock = config.model_copy(update={"engine": config.engine.model_copy(update={"sampler": "vllm"})})
+    sides = {"loop": (config, False), "naive": (config, True), "naive_vllm_sampler": (stock, True)}
+    turns: list[dict[str, Any]] = []
+    for turn in range(count):
+        views = {name: round_zero(settings, f"{folder}/{name}-{turn}", naive) for name, (settings, naive) in sides.items()}
+        turns.append(views)
+        print(json.dumps(views), flush=True)
+    ratios = {
+        f"loop / {name}": [turn["loop"]["accepted_per_engine_second"] / turn[name]["accepted_per_engine_second"] for turn in turns]
+        for name in ("naive", "naive_vllm_sampler")
+    }
+    return {"median_ratio": {name: round(statistics.median(found), 2) for name, found in ratios.items()}, "ratios": ratios, "turns": turns}
+
+
+def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
+    """The loop's own or the naive candidates of round 0, sampled and scored by the loop's stages; their account."""
     import ray
 
     from divray.cluster import connect
+    from divray.datasets import load_task
     from divray.datasets.stage import run as prepare
-    from divray.prompts import run as prompt
+    from divray.prompts import request_rows, write_prompts
     from divray.report.account import account
     from divray.runs import RunFolder
     from divray.sampling.stage import run as sample
+    from divray.schemas import NAIVE
     from divray.scoring import run as score
 
-    sampling = config.sampling.model_copy(update={"naive_candidates_per_relation": config.sampling.candidates_per_relation})
-    config = config.model_copy(update={"sampling": sampling})
-    run = RunFolder(folder)
+    task, run = load_task(config), RunFolder(folder)
     connect(config)
     prepare(config, run)
-    prompt(config, run, 0)
-    for file in run.files("round-00/prompts"):  # the naive prompt decodes freely
-        table = pq.read_table(run.path(file))
-        patterns = ["" if row["strategy"] == "naive" else row["pattern"] for row in table.to_pylist()]
-        run.write_parquet(file, table.set_column(table.schema.get_field_index("pattern"), "pattern", pa.array(patterns, pa.string())))
+    rows = (row for row in request_rows(config, task.relations, task.seeds, 0) if (row["strategy"] == NAIVE) == naive)
+    # The naive prompt decodes freely.
+    write_prompts(run, "round-00/prompts", ({**row, "pattern": ""} if naive else row for row in rows))
     sample(config, run, 0)
     score(config, run, 0)
     ray.shutdown()
-    book = account(config, run)
-    views = {"loop": book.view(lambda cell: not cell.naive), "naive": book.view(lambda cell: cell.naive)}
-    rates = {name: view["correct"] / view["engine_seconds"] for name, view in views.items()}
-    ratio = round(rates["loop"] / rates["naive"], 2) if rates["naive"] else None
-    return {"ratio": ratio, "accepted_per_engine_second": rates, **views}
+    view = account(config, run).view(lambda _: True)
+    return {"accepted_per_engine_second": view["correct"] / view["engine_seconds"], **view}
 
 
 def prefix_order(config: Config, folder: str, requests: int) -> dict[str, Any]:
