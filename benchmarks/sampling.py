@@ -214,17 +214,16 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
         "rows": done,
         "rows_per_second": round(done / (began + seconds - ready), 1),
         "seconds": round(seconds, 2),
-        "driver_peak_mib": round(memory.driver / 2**20),
-        "driver_before_mib": round(memory.before / 2**20),
+        "driver_mib": {"before": mib(memory.driver[0]), "half-way": mib(memory.driver[len(memory.driver) // 2]), "peak": mib(max(memory.driver))},
         "object_store_peak_mib": round(memory.store),
     }
 
 
 class Memory:
-    """Peaks of the driver's resident memory (bytes) and of the object store (MiB) while the block runs."""
+    """The driver's own memory (bytes; without the object store's pages) each second, and the store's peak (MiB) while the block runs."""
 
     def __enter__(self) -> Memory:
-        self.before = self.driver = psutil.Process().memory_info().rss
+        self.driver = [own_memory()]
         self.store = 0.0
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -241,9 +240,18 @@ class Memory:
 
         address = ray.get_runtime_context().gcs_address
         while not self.done.wait(1.0):
-            self.driver = max(self.driver, psutil.Process().memory_info().rss)
+            self.driver.append(own_memory())
             if said := re.search(r"Plasma memory usage (\d+(?:\.\d+)?) MiB", memory_summary(address, stats_only=True)):
                 self.store = max(self.store, float(said[1]))
+
+
+def own_memory() -> int:
+    info = psutil.Process().memory_info()
+    return int(info.rss - info.shared)
+
+
+def mib(size: int) -> int:
+    return round(size / 2**20)
 
 
 def first_answer(config: Config, folder: str) -> dict[str, float]:
