@@ -214,7 +214,11 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
         "rows": done,
         "rows_per_second": round(done / (began + seconds - ready), 1),
         "seconds": round(seconds, 2),
-        "driver_mib": {"before": mib(memory.driver[0]), "half-way": mib(memory.driver[len(memory.driver) // 2]), "peak": mib(max(memory.driver))},
+        "driver_mib": {
+            "before": mib(memory.driver[0]),
+            "half-way": mib(memory.driver[len(memory.driver) // 2]),
+            "peak": mib(max(memory.driver)),
+        },
         "object_store_peak_mib": round(memory.store),
     }
 
