@@ -3,12 +3,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from divray.diversity.columns import DedupSettings
-from divray.diversity.distributed import judge_on_ray, work_name
+from divray.diversity.distributed import _added, judge_on_ray, work_name
 from divray.diversity.files import ParquetSource, deduplicate_files
 from divray.diversity.tables import judge, near_duplicate_clusters
 from divray.runs import RunFolder
@@ -55,6 +56,16 @@ def test_any_slices_and_partitions_give_what_one_process_gives(ray_two_cpus: Non
     made = judge_on_ray(ParquetSource.open(str(shuffled)), SETTINGS, slice_rows=100)
     wanted = judge(texts.to_batches(), SETTINGS)
     assert pa.Table.from_batches(made.batches()) == pa.Table.from_batches(wanted.batches()).take(order)
+
+
+def test_counters_of_several_slices_are_added_and_stop_at_255() -> None:
+    draw = np.random.default_rng(5)
+    tables = [draw.integers(0, 256, (1 << 18) + 3, dtype=np.uint8) for _ in range(3)]
+    wanted = np.minimum(np.sum(tables, axis=0, dtype=np.int64), 255)
+    for table in tables:
+        table.flags.writeable = False  # as they come from the object store
+    assert (_added(*tables) == wanted).all()
+    assert _added(tables[0]) is tables[0]
 
 
 def test_a_ray_dataset_is_a_table(ray_two_cpus: None, texts: pa.Table) -> None:

@@ -40,6 +40,7 @@ from divray.runs import RunFolder
 SLICE_ROWS = 500_000
 ROWS_PER_PARTITION = 500_000
 TABLE_BITS = 28
+_AT_ONCE = 1 << 18
 
 
 class Slice(NamedTuple):
@@ -179,10 +180,15 @@ def _counted(bits: int, *sets: Shingles) -> npt.NDArray[np.uint8]:
 
 
 def _added(*tables: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The sum, 255 for more."""
-    total = tables[0].copy() if len(tables) > 1 else tables[0]
-    for table in tables[1:]:
-        np.add(total, np.minimum(table, 255 - total), out=total)
+    """The sum, 255 for more; part by part, so that what lies between stays in the cache."""
+    if len(tables) == 1:
+        return tables[0]
+    total = np.empty_like(tables[0])
+    for start in range(0, len(total), _AT_ONCE):
+        part = tables[0][start : start + _AT_ONCE].copy()
+        for table in tables[1:]:
+            part += np.minimum(table[start : start + _AT_ONCE], 255 - part)
+        total[start : start + _AT_ONCE] = part
     return total
 
 
