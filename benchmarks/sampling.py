@@ -72,7 +72,7 @@ def main() -> None:
     if "http" in figures and not arguments.peer:
         parser.error("http wants --peer")
 
-    from divray.sampling.engine import cpu_environment, engine_arguments
+    from divray.sampling.arguments import cpu_environment, engine_arguments
 
     own = {} if config.engine.device == "gpu" else cpu_environment()  # the C library reads it as the process starts
 

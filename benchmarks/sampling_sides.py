@@ -54,7 +54,7 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
 
 def plain(config: Config, folder: str) -> dict[str, float]:
     from divray.runs import RunFolder
-    from divray.sampling.engine import cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
+    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
 
     gpu = config.engine.device == "gpu"
     if not gpu:
@@ -86,7 +86,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
 
     from divray.models import local_model
     from divray.runs import RunFolder
-    from divray.sampling.engine import cpu_environment, engine_arguments, engine_threads, sampling_parameters
+    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
 
     gpu = config.engine.device == "gpu"
     with socket.socket() as probe:

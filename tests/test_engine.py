@@ -17,7 +17,8 @@ from divray.prompts import request_rows, write_prompts
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.actors import EngineHealth
-from divray.sampling.engine import SAMPLER_KEY, complete, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
+from divray.sampling.arguments import SAMPLER_KEY, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
+from divray.sampling.engine import complete
 from divray.sampling.stage import parse_batch, policy_model
 from divray.sampling.stage import run as sample
 from divray.schemas import SAMPLES

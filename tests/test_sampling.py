@@ -23,7 +23,8 @@ from divray.prompts import request_rows
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer
-from divray.sampling.engine import complete, sampling_parameters
+from divray.sampling.arguments import sampling_parameters
+from divray.sampling.engine import complete
 from divray.sampling.ledger import failure_reason, whole_rows
 from divray.sampling.stage import parse_batch, parsed_parts, retry_failed
 from divray.sampling.stage import run as sample

@@ -36,7 +36,7 @@ def endpoint_processor(config: Config, health: str, greedy: bool) -> Any:
     import ray.data
     from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
-    from divray.sampling.engine import sampling_parameters
+    from divray.sampling.arguments import sampling_parameters
 
     endpoint = config.engine.endpoint
     assert endpoint is not None  # checked before the run began

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from divray.config import Config
 from divray.errors import EngineError
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer, EngineHealth, stand_in_class, vllm_class
+from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
 from divray.sampling.ledger import whole_rows
 from divray.schemas import COMPLETIONS, PROMPTS
 
@@ -34,65 +34,11 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 """Called with (rows done, rows in all, a word on what goes on)."""
 
-CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
-    "dtype": "bfloat16",
-    "enforce_eager": True,
-    "max_model_len": 2048,
-    "max_num_seqs": 128,
-    "max_num_batched_tokens": 4096,
-    # A seeded request whose prefill is split kills vLLM's CPU engine (0.29 to 0.32).
-    "enable_chunked_prefill": False,
-    # vLLM's own 128 leaves most of a short prompt out of the prefix cache, which holds whole blocks; the kernels want 32.
-    "block_size": 32,
-}
-GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": 4096}
-COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
-
-
 ENDPOINT = "endpoint"
 """Value of ``models.llm`` that stands for the server of ``engine.endpoint``."""
 
 MODEL_NAME = "/divray/llm"
 """What Ray is told; each engine makes the model it was really asked for local by itself."""
-
-
-OWN_SAMPLER = "divray.sampling.sampler:MinPSampler"
-SAMPLER_KEY = "divray_sampling"
-"""Where in a request's ``extra_args`` that sampler looks for ``temperature``, ``min_p`` and ``seed``."""
-
-
-def uses_own_sampler(config: Config, gpu: bool) -> bool:
-    """Whether :mod:`divray.sampling.sampler` draws the tokens: on CPU, where nothing is asked that it can't do."""
-    sampling = config.sampling
-    plain = sampling.top_p == 1 and not sampling.top_k and sampling.repetition_penalty == 1
-    taken = {"logits_processors", "speculative_config"} & config.engine.vllm.keys()
-    return config.engine.sampler == "auto" and not gpu and plain and not taken
-
-
-def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
-    """vLLM's engine arguments: the defaults for the device, the user's own over them."""
-    device = GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS
-    sampler = {"logits_processors": [OWN_SAMPLER]} if uses_own_sampler(config, gpu) else {}
-    return {**COMMON_ENGINE_ARGUMENTS, **device, **sampler, "seed": config.seed, **config.engine.vllm}
-
-
-def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool, own_sampler: bool = False) -> dict[str, Any]:
-    """vLLM's sampling parameters of one request row; to vLLM a request that ``own_sampler`` draws is a greedy one."""
-    sampling = config.sampling
-    sentences = row.get("sentences") or 1
-    # Several sentences are a numbered list, ended by an empty line or by the pattern.
-    stop = ["\n"] if sentences == 1 else ["\n\n"]
-    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "stop": stop, "seed": row["seed"]}
-    if greedy or own_sampler:
-        parameters["temperature"] = 0.0
-    if own_sampler and not greedy:
-        drawn = {"temperature": sampling.temperature, "min_p": sampling.min_p, "seed": row["seed"]}
-        parameters["extra_args"] = {SAMPLER_KEY: drawn}
-    elif not greedy:
-        parameters |= {name: getattr(sampling, name) for name in ("temperature", "min_p", "top_p", "top_k", "repetition_penalty")}
-    if row["pattern"]:
-        parameters["structured_outputs"] = {"regex": row["pattern"]}
-    return parameters
 
 
 def complete(
@@ -143,7 +89,8 @@ def complete(
     watch = _Watch(health, total - there, on_progress, run, f"{target}.engines/{time.time():.3f}.json")
     try:
         with watch:
-            written = _stream(config, run, source, target, model, adapter, health_name, len(files), greedy, answer)
+            asked = _Asked(model, adapter, greedy, answer, health_name)
+            written = _stream(config, run, source, target, asked, len(files))
             watch.backpressure = backpressure_seconds(written)
     except Exception as error:
         state: dict[str, Any] = ray.get(health.state.remote())
@@ -155,18 +102,17 @@ def complete(
     return whole_rows(run, target)
 
 
-def _stream(
-    config: Config,
-    run: RunFolder,
-    source: str,
-    target: str,
-    model: str,
-    adapter: str,
-    health: str,
-    blocks: int,
-    greedy: bool,
-    answer: Answer | None,
-) -> ray.data.Dataset:
+class _Asked(NamedTuple):
+    """Who answers a pass, and how; ``health`` names its :class:`~divray.sampling.actors.EngineHealth`."""
+
+    model: str
+    adapter: str
+    greedy: bool
+    answer: Answer | None
+    health: str
+
+
+def _stream(config: Config, run: RunFolder, source: str, target: str, asked: _Asked, blocks: int) -> ray.data.Dataset:
     import ray.data
     from ray.data.checkpoint import CheckpointConfig
 
@@ -180,12 +126,12 @@ def _stream(
         override_filesystem=run.fs,
     )
     try:
-        if model == ENDPOINT and answer is None:
+        if asked.model == ENDPOINT and asked.answer is None:
             from divray.sampling.endpoint import endpoint_processor
 
-            processor = endpoint_processor(config, health, greedy)
+            processor = endpoint_processor(config, asked.health, asked.greedy)
         else:
-            processor = _vllm_processor(config, model, adapter, health, greedy, answer)
+            processor = _vllm_processor(config, asked)
         processor.postprocess = _completion_row
         processor.preprocess_map_kwargs = {"num_cpus": 0.05}
         processor.postprocess_map_kwargs = {"num_cpus": 0.05}
@@ -197,14 +143,14 @@ def _stream(
         context.checkpoint_config, context.max_consecutive_actor_init_deaths = before
 
 
-def _vllm_processor(config: Config, model: str, adapter: str, health: str, greedy: bool, answer: Answer | None) -> Any:
+def _vllm_processor(config: Config, asked: _Asked) -> Any:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     from divray.cluster import uses_gpu
 
-    gpu = uses_gpu(config)
+    gpu, greedy = uses_gpu(config), asked.greedy  # what a row's function holds goes to every worker
     arguments, own_sampler = engine_arguments(config, gpu), uses_own_sampler(config, gpu)
-    if adapter:
+    if asked.adapter:
         slots = 1 if gpu else 2  # see `actors.adapters`
         arguments = {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": slots, **arguments}
     context = int(arguments["max_model_len"])
@@ -228,11 +174,15 @@ def _vllm_processor(config: Config, model: str, adapter: str, health: str, greed
     stage = processor.get_stage_by_name("vLLMEngineStage")
     threads = None if gpu else partial(engine_threads, config)
     in_process = not gpu if config.engine.in_process is None else config.engine.in_process
-    own = {"answer": answer} if answer else {"reference": model, "adapter": adapter, "threads": threads, "in_process": in_process}
+    own = {"reference": asked.model, "adapter": asked.adapter, "threads": threads, "in_process": in_process}
     # Not by assignment: that runs the stage's validator again, which then asks for a GPU.
     processor.stages["vLLMEngineStage"] = type(stage).model_construct(
-        fn=stand_in_class() if answer else vllm_class(),
-        fn_constructor_kwargs={**stage.fn_constructor_kwargs, **own, "health": health},
+        fn=stand_in_class() if asked.answer else vllm_class(),
+        fn_constructor_kwargs={
+            **stage.fn_constructor_kwargs,
+            **({"answer": asked.answer} if asked.answer else own),
+            "health": asked.health,
+        },
         map_batches_kwargs=stage.map_batches_kwargs,
     )
     return processor
@@ -277,29 +227,6 @@ def backpressure_seconds(written: ray.data.Dataset) -> float:
         if any(name in (stats.base_name or "") for name in ("(Engine)", "(Endpoint)", "(StandIn)")):
             seconds += float(stats.extra_metrics.get("task_output_backpressure_time") or 0.0)
     return seconds
-
-
-def cpu_environment() -> dict[str, str]:
-    # Without V1 multiprocessing the model runs in the engine's own process; otherwise a second process
-    # waits for it in a busy loop.  Bound to cores, the model would share its own with the engine's other threads, and
-    # the engines of a machine would all be bound to the same ones.  glibc gives the memory of a step's tensors back after
-    # each and faults it in again for the next, above all in the arena of a thread that is not the first.
-    defaults = {
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
-    return {name: os.environ.get(name, value) for name, value in defaults.items()}
-
-
-def engine_threads(config: Config) -> int:
-    """CPU threads of an engine on this node: one core is left to Ray and vLLM's scheduler, the others are shared by the engines."""
-    cores, engines = len(os.sched_getaffinity(0)) - 1, config.engine.concurrency
-    return config.engine.threads or max(1, cores // (engines if isinstance(engines, int) else engines[1]))
 
 
 class _Watch:

@@ -4,7 +4,7 @@ vLLM's own CPU sampler draws one exponential number a vocabulary entry and seede
 time with a 135M model and 128 requests.  This one draws a single number a token.  It samples from the same distribution
 (temperature, then min-p; arXiv 2407.01082) by inverting its cumulative sum over the few tokens that min-p leaves, and
 hands vLLM the result as the largest logit; its requests are greedy ones to vLLM, with
-:data:`~divray.sampling.engine.SAMPLER_KEY` among their ``extra_args``.
+:data:`~divray.sampling.arguments.SAMPLER_KEY` among their ``extra_args``.
 
 The number is a hash of the request's seed and of the token's place, so that a request is drawn alike in any batch.
 """
@@ -21,7 +21,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from divray.sampling.engine import SAMPLER_KEY
+from divray.sampling.arguments import SAMPLER_KEY
 
 _PEAK = 1e9
 """The logit of the chosen token; above any that a model or a penalty gives."""

@@ -1,0 +1,83 @@
+"""What vLLM is told: engine arguments for the device, sampling parameters of a request, an engine's environment on a CPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from divray.config import Config
+
+CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "enforce_eager": True,
+    "max_model_len": 2048,
+    "max_num_seqs": 128,
+    "max_num_batched_tokens": 4096,
+    # A seeded request whose prefill is split kills vLLM's CPU engine (0.29 to 0.32).
+    "enable_chunked_prefill": False,
+    # vLLM's own 128 leaves most of a short prompt out of the prefix cache, which holds whole blocks; the kernels want 32.
+    "block_size": 32,
+}
+GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": 4096}
+COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
+
+OWN_SAMPLER = "divray.sampling.sampler:MinPSampler"
+SAMPLER_KEY = "divray_sampling"
+"""Where in a request's ``extra_args`` that sampler looks for ``temperature``, ``min_p`` and ``seed``."""
+
+
+def uses_own_sampler(config: Config, gpu: bool) -> bool:
+    """Whether :mod:`divray.sampling.sampler` draws the tokens: on CPU, where nothing is asked that it can't do."""
+    sampling = config.sampling
+    plain = sampling.top_p == 1 and not sampling.top_k and sampling.repetition_penalty == 1
+    taken = {"logits_processors", "speculative_config"} & config.engine.vllm.keys()
+    return config.engine.sampler == "auto" and not gpu and plain and not taken
+
+
+def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments: the defaults for the device, the user's own over them."""
+    device = GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS
+    sampler = {"logits_processors": [OWN_SAMPLER]} if uses_own_sampler(config, gpu) else {}
+    return {**COMMON_ENGINE_ARGUMENTS, **device, **sampler, "seed": config.seed, **config.engine.vllm}
+
+
+def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool, own_sampler: bool = False) -> dict[str, Any]:
+    """vLLM's sampling parameters of one request row; to vLLM a request that ``own_sampler`` draws is a greedy one."""
+    sampling = config.sampling
+    sentences = row.get("sentences") or 1
+    # Several sentences are a numbered list, ended by an empty line or by the pattern.
+    stop = ["\n"] if sentences == 1 else ["\n\n"]
+    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "stop": stop, "seed": row["seed"]}
+    if greedy or own_sampler:
+        parameters["temperature"] = 0.0
+    if own_sampler and not greedy:
+        drawn = {"temperature": sampling.temperature, "min_p": sampling.min_p, "seed": row["seed"]}
+        parameters["extra_args"] = {SAMPLER_KEY: drawn}
+    elif not greedy:
+        parameters |= {name: getattr(sampling, name) for name in ("temperature", "min_p", "top_p", "top_k", "repetition_penalty")}
+    if row["pattern"]:
+        parameters["structured_outputs"] = {"regex": row["pattern"]}
+    return parameters
+
+
+def cpu_environment() -> dict[str, str]:
+    # Without V1 multiprocessing the model runs in the engine's own process; otherwise a second process
+    # waits for it in a busy loop.  Bound to cores, the model would share its own with the engine's other threads, and
+    # the engines of a machine would all be bound to the same ones.  glibc gives the memory of a step's tensors back after
+    # each and faults it in again for the next, above all in the arena of a thread that is not the first.
+    defaults = {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def engine_threads(config: Config) -> int:
+    """CPU threads of an engine on this node: one core is left to Ray and vLLM's scheduler, the others are shared by the engines."""
+    cores, engines = len(os.sched_getaffinity(0)) - 1, config.engine.concurrency
+    return config.engine.threads or max(1, cores // (engines if isinstance(engines, int) else engines[1]))
