@@ -125,8 +125,8 @@ def beside(config: Config, folder: str, requests: int, count: int, name: str, ot
 def against_naive(config: Config, folder: str, count: int) -> dict[str, Any]:
     """Round 0 of the loop beside the naive prompt, each with ``candidates_per_relation`` candidates and engines of its own, in turn.
 
-    The naive prompt goes through divray's sampler, so that prompts alone differ, and through vLLM's own, which is what a
-    script of a few lines would have.
+    The naive prompt goes through divray's sampler, so that prompts alone differ, and through vLLM's own without a seed a
+    request, which is what a script of a few lines would have and vLLM's faster way.
     """
     candidates = config.sampling.candidates_per_relation
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"naive_candidates_per_relation": candidates})})
@@ -163,7 +163,8 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     prepare(config, run)
     rows = (row for row in request_rows(config, task.relations, task.seeds, 0) if (row["strategy"] == NAIVE) == naive)
     # The naive prompt decodes freely.
-    write_prompts(run, "round-00/prompts", ({**row, "pattern": ""} if naive else row for row in rows))
+    free = {"pattern": ""} if config.engine.sampler == "auto" else {"pattern": "", "seed": None}
+    write_prompts(run, "round-00/prompts", ({**row, **free} if naive else row for row in rows))
     sample(config, run, 0)
     score(config, run, 0)
     ray.shutdown()
