@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
             stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
         if name == "sample":
             stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
-        stage.add_argument("--force", action="store_true", help="do it again although it is done")
+        stage.add_argument("--force", action="store_true", help="do it again although it is done; what came after it counts as not done")
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", _export)
     export.add_argument("run", help="run folder")
     export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
@@ -173,6 +173,7 @@ def _stage(arguments: argparse.Namespace) -> None:
         pipeline.retry(config, run, arguments.round)
         return
     for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
+        pipeline.undo(config, run, stage, round_)
         pipeline.run_stage(config, run, stage, round_)
 
 

@@ -47,6 +47,8 @@ def connect(config: Config) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Ray's own 15 lets its dashboard and the driver take the core from the model whenever they wake.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # After Ray's own second the workers would be gone by when the engine has started, and start again beside the model.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
         for name, value in WORKER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if config.models.llm.startswith(("embedded:", "endpoint")) and config.models.encoder.startswith("embedded:"):
@@ -131,10 +133,9 @@ def check_resources(config: Config, total: dict[str, float]) -> None:
         return
     cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
     gpu_engine = config.engine.device == "gpu" or (config.engine.device == "auto" and gpus >= 1)
-    least = config.engine.concurrency if isinstance(config.engine.concurrency, int) else config.engine.concurrency[0]
+    least = config.engine.pool[0]
     size = int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
     # Tasks of Ray's own hold one whole CPU here and there; engines must leave it free.
-    least = 1 if isinstance(config.engine.concurrency, int) else least
     asked = [
         ("engine.cpus", 1 + (0 if gpu_engine else config.engine.cpus * least), "CPU", cpus),
         ("engine.concurrency", least * size if gpu_engine else 0, "GPU", gpus),

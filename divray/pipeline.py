@@ -167,6 +167,23 @@ def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None,
     return chosen
 
 
+def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
+    """Take a finished stage off the record, and all that came after it; completions that were asked for there go."""
+    from divray.sampling.ledger import forget_completions
+
+    if stage.name == "report" or run.record(record_name(stage, round_)) is None:
+        return
+    order = list(schedule(config))
+    after = order[order.index((stage, round_)) :]
+    done = [record_name(other, number) for other, number in after[1:] if run.record(record_name(other, number))]
+    if done:
+        console.log(f"no longer done, since they came after {record_name(stage, round_)}: {', '.join(done)}")
+    for other, number in reversed(after):
+        run.forget(record_name(other, number))
+        if other.name == "sample":
+            forget_completions(run, f"round-{number:02d}")
+
+
 def read_config(run: RunFolder) -> Config:
     """The settings that a run was begun with.
 
@@ -245,6 +262,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     connect(config)
     for number in done:
         name = record_name(stage, number)
+        before: Any = run.record(name)
         started = time.monotonic()
         try:
             with console.stage_progress(f"{name} again", unit=stage.unit) as update:
@@ -252,10 +270,10 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         finally:
             save_logs(run)
         console.log(f"{name}: {counts['retried']} requests tried again, {counts['mended']} mended")
+        if run.record(name) is None:  # the samples were written anew
+            run.finish(name, before["seconds"] + time.monotonic() - started, {**before["counts"], **counts})
         if not counts["mended"]:
             continue
-        record = run.record(name) or {}
-        run.finish(name, record.get("seconds", 0.0) + time.monotonic() - started, counts)
         older = [record_name(other, r) for other, r in schedule(config) if r >= number and run.record(record_name(other, r))]
         older = older[older.index(name) + 1 :]
         if older:

@@ -165,6 +165,10 @@ class RunFolder:
         name = f"stages/{stage}.json"
         return self.read_json(name) if self.exists(name) else None
 
+    def forget(self, stage: str) -> None:
+        """Take a stage off the record: what it wrote is about to change."""
+        self.delete(f"stages/{stage}.json")
+
     def finish(self, stage: str, seconds: float, counts: Mapping[str, Any]) -> None:
         """Put a stage on record as finished; everything it wrote counts from now on."""
         at = datetime.now(UTC).isoformat(timespec="seconds")

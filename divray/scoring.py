@@ -50,6 +50,10 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 
     judge = ray.remote(num_cpus=config.cluster.worker_cpus)(_fit).remote(config, run.uri, embedded)
     marks = ray.remote(num_cpus=config.cluster.worker_cpus)(across_relations).remote(config, run.uri, embedded, round)
+    if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
+        ray.get([judge, marks])
+        run.write_table(f"{folder}/scores", SCORES.empty_table())
+        return _counts(config, run, f"{folder}/scores")
     seeds = run.read_table("data/seeds")
     rows = run.dataset(embedded)
     score = partial(_score_pool, config=config, uri=run.uri, round=round, judge=judge, marks=marks, seeds=ray.put(seeds))
@@ -57,8 +61,7 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     scored = rows.groupby("pool", num_partitions=partitions).map_groups(score, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     scored.sort("candidate_id").write_parquet(run.path(f"{folder}/scores"), filesystem=run.fs)
     run.delete(embedded)
-    counts = _counts(run, f"{folder}/scores")
-    return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}
+    return _counts(config, run, f"{folder}/scores")
 
 
 class _Features:
@@ -168,7 +171,7 @@ def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     return pads.dataset(files, filesystem=run.fs).to_table(columns, filter=own)
 
 
-def _counts(run: RunFolder, table: str) -> dict[str, int]:
+def _counts(config: Config, run: RunFolder, table: str) -> dict[str, int]:
     counts = dict.fromkeys(("scored", "unique", "correct", "conflicts", "near_test"), 0)
     columns = ["strategy", "unique", "correct", "conflict", "near_test"]
     batch: Any
@@ -179,4 +182,4 @@ def _counts(run: RunFolder, table: str) -> dict[str, int]:
         counts["correct"] += pc.sum(pc.and_(own["unique"], own["correct"])).as_py() or 0
         for name, column in (("conflicts", "conflict"), ("near_test", "near_test")):
             counts[name] += pc.sum(pc.not_equal(own[column], "")).as_py() or 0
-    return counts
+    return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}

@@ -135,7 +135,7 @@ class AlignmentConfig(Section):
     """DPO with TRL under DeepSpeed ZeRO."""
 
     method: Literal["lora", "full"] = "lora"
-    lora_rank: int = Field(16, ge=1)
+    lora_rank: int = Field(16, ge=1, le=512)
     learning_rate: float = Field(1e-3, gt=0)
     beta: float = Field(0.1, gt=0)
     epochs: float = Field(1.0, gt=0)
@@ -199,7 +199,7 @@ class EngineConfig(Section):
     """How the LLM is served."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    concurrency: int | tuple[int, int] = Field(1, description="Engine actors; (min, max) for an autoscaling pool.")
+    concurrency: int | tuple[int, int] = Field(1, description="Engine actors: so many, or from min to max, as there is work.")
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
     threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's, less one for Ray.")
     in_process: bool | None = Field(None, description="vLLM within the actor's process, not in one beside it; default: on a CPU.")
@@ -219,6 +219,17 @@ class EngineConfig(Section):
     endpoint: EndpointConfig | None = None
     price_per_hour: float | None = Field(None, ge=0, description="Money for an engine and hour, busy or idle; the report multiplies.")
     price_per_million_tokens: float | None = Field(None, ge=0, description="Money for prompt and generated tokens.")
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """The least and the most engine actors."""
+        return (self.concurrency, self.concurrency) if isinstance(self.concurrency, int) else self.concurrency
+
+    @model_validator(mode="after")
+    def _a_pool_has_engines(self) -> EngineConfig:
+        if not 1 <= self.pool[0] <= self.pool[1]:
+            raise ValueError(f"concurrency {self.concurrency} is no pool: give a number from 1, or [min, max] with 1 <= min <= max")
+        return self
 
 
 class ClusterConfig(Section):

@@ -55,6 +55,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.startswith("/page"):
+            return self._say(200, "<html>Welcome</html>")
+        if not self.path.startswith("/v1"):
+            return self._say(404, {"error": {"message": "no such place"}})
         self.server.keys.add(self.headers["Authorization"])
         if SECRET not in self.headers["Authorization"]:
             return self._say(401, {"error": {"message": "no such key"}})
@@ -69,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "text": " The [storm] hit the {coast}.", "finish_reason": "stop", "logprobs": None}
         self._say(200, {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
 
-    def _say(self, status: int, value: dict[str, Any]) -> None:
+    def _say(self, status: int, value: Any) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -124,6 +128,18 @@ def test_a_busy_and_a_broken_server_are_waited_for(ray_two_cpus: None, uri: str,
     monkeypatch.setenv("SOME_KEY", "wrong")
     with pytest.raises(EngineError, match="no such key"):
         complete(config, requests(config, f"{uri}-2", 1, 4), "prompts", "completions", "endpoint")
+
+
+@pytest.mark.parametrize(("path", "words"), [("/v2", "no such place"), ("/page", "not a completion")])
+def test_a_wrong_address_is_said_at_once(
+    ray_two_cpus: None, uri: str, server: Server, monkeypatch: pytest.MonkeyPatch, path: str, words: str
+) -> None:
+    monkeypatch.setenv("SOME_KEY", SECRET)
+    config = settings(server.url.replace("/v1", path))
+    run = requests(config, uri, 1, 8)
+    with pytest.raises(EngineError, match=words):
+        complete(config, run, "prompts", "completions", "endpoint")
+    assert not run.files("completions", ".parquet")
 
 
 def test_what_only_vllm_knows_is_sent_only_to_vllm() -> None:

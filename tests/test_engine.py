@@ -30,6 +30,18 @@ def settings(*overrides: str) -> Config:
     return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
 
 
+def test_a_pool_may_start_all_at_once_and_an_overcome_cause_is_forgotten() -> None:
+    health = EngineHealth(3, pool=4)
+    assert [health.started(f"e{number}") for number in range(5)] == [True] * 5
+    health.failed("RuntimeError: a bad moment")
+    health.is_ready("e4")
+    assert health.state()["cause"] == ""
+    assert [health.started("e5"), health.started("e6")] == [True, False]
+    health.failed("RuntimeError: the last word")
+    health.is_ready("e5")
+    assert health.state()["cause"] == "RuntimeError: the last word"
+
+
 def test_health_gives_up_after_starts_in_vain() -> None:
     health = EngineHealth(2)
     assert health.started("a")

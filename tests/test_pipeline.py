@@ -62,6 +62,7 @@ def test_a_stage_waits_for_those_before_it(quickstart: Config, uri: str) -> None
     [
         ("engine.cpus=2", {"CPU": 2}, "engine.cpus"),
         ("engine.device=gpu", {"CPU": 8}, "engine.concurrency"),
+        ("engine.concurrency=4", {"CPU": 2}, "engine.cpus"),
         ("cluster.train_workers=4", {"CPU": 2}, "cluster.cpus_per_worker"),
         ("cluster.gpus_per_worker=1", {"CPU": 8}, "cluster.gpus_per_worker"),
         ("cluster.worker_cpus=3", {"CPU": 2}, "cluster.worker_cpus"),
@@ -81,6 +82,7 @@ BAD_INPUT = [
     ({"models": {"llm": "/no/such/folder"}}, "models.llm"),
     ({"models": {"encoder": "embedded:nothing"}}, "models.encoder"),
     ({"prompts": {"strategies": {"clever": 1}}}, "unknown strategy"),
+    ({"engine": {"concurrency": [4, 2]}}, "no pool"),
     ({"task": {"relations": "missing.yaml"}}, "missing.yaml"),
     ({"task": {"test": "missing.jsonl"}}, "missing.jsonl"),
     ({"task": {"seeds_per_relation": 50}}, "50"),

@@ -89,6 +89,17 @@ def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
     assert money(priced, summary) == pytest.approx({"engine_hours": 0.61, "tokens": 2.0, "total": 2.61, "per_accepted": 0.6525})
 
 
+def test_an_engine_that_never_got_ready_was_starting_until_it_was_replaced(tmp_path: Path) -> None:
+    run, config = RunFolder(str(tmp_path)), _config(rounds=1)
+    engines = {"one": {"created_at": 0.0, "ready_at": None}, "two": {"created_at": 60.0, "ready_at": 70.0}}
+    run.write_table("round-00/prompts", _table([{"candidate_id": "a"}], schemas.PROMPTS))
+    row = {"candidate_id": "a", "engine": "two", "started_at": 70.0, "finished_at": 80.0}
+    run.write_table("round-00/completions", _table([row], schemas.COMPLETIONS))
+    record = {"began_at": 0.0, "ended_at": 80.0, "backpressure_seconds": 0.0, "engines": engines}
+    run.write_json("round-00/completions.engines/1.json", record)
+    assert engine_time(config, run)["idle_seconds"]["start_up"] == 70
+
+
 # a small run folder -----------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from begun_runs import begun
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.errors import InputError
-from divray.pipeline import retry
+from divray.pipeline import STAGES, retry, undo
 from divray.prompts import request_rows
 from divray.quickstart import folder
 from divray.runs import RunFolder
@@ -28,7 +28,7 @@ from divray.sampling.engine import complete
 from divray.sampling.ledger import failure_reason, whole_rows
 from divray.sampling.stage import parse_batch, parsed_parts, retry_failed
 from divray.sampling.stage import run as sample
-from divray.sampling.waves import Tally, next_counts, opening_count, quota_account
+from divray.sampling.waves import Tally, next_counts, opening_counts, quota_account
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
 
 SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.batch_size=8"]
@@ -118,6 +118,69 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     assert retry_failed(config, run, 0)["retried"] == 0  # and no engine is started
 
 
+def test_a_retry_that_was_killed_goes_on_where_it_was(ray_two_cpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings()
+    run = begun(config, uri)
+    names = run.read_table("round-00/prompts")["candidate_id"].to_pylist()
+    flaky = set(names[1:4])
+    sample(config, run, 0, answer=playing(lambda name: "RuntimeError: a bad moment" if name in flaky else ""))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("divray.sampling.stage.parse_round", killed)
+        still = playing(lambda name: "RuntimeError: again" if name == names[1] else "")
+        with pytest.raises(KeyboardInterrupt):
+            retry_failed(config, run, 0, answer=still)
+    assert Counter(run.read_table("round-00/samples")["rejection"].to_pylist())["engine_error"] == 3
+    counts = retry_failed(config, run, 0, answer=playing(lambda name: "" if name == names[1] else "RuntimeError: asked twice"))
+    assert (counts["retried"], counts["mended"]) == (1, 1)
+    assert Counter(run.read_table("round-00/samples")["rejection"].to_pylist())["engine_error"] == 0
+    assert len(run.files("round-00/completions.engines")) == 3
+    assert not run.files("round-00/retry")
+
+
+def test_what_is_done_again_takes_what_came_after_off_the_record(ray_two_cpus: None, uri: str) -> None:
+    config = settings()
+    run = begun(config, uri)
+    sample(config, run, 0, answer=playing())
+    for name in ("prepare", "round-00.prompt", "round-00.sample", "round-00.score", "select"):
+        run.finish(name, 1.0, {})
+    undo(config, run, STAGES["score"], 0)
+    assert run.record("round-00.sample") is not None
+    assert run.record("round-00.score") is None and run.record("select") is None
+    undo(config, run, STAGES["score"], 0)  # not on record: nothing to undo
+    assert run.files("round-00/completions")
+    undo(config, run, STAGES["prompt"], 0)
+    assert run.record("round-00.sample") is None
+    assert not run.files("round-00/completions") and not run.files("round-00/completions.checkpoint")
+
+    other = playing(lambda name: "RuntimeError: this time")
+    assert sample(config, run, 0, answer=other)["valid"] == 0  # every candidate was asked for again
+
+
+def test_a_pool_of_engines_starts_as_one(ray_two_cpus: None, uri: str) -> None:
+    config = settings("engine.concurrency=4", "engine.cpus=0.25", "engine.max_starts=2")
+    run, play = begun(config, uri), playing()
+
+    def once_all_are_there(row: dict[str, Any]) -> dict[str, Any]:
+        import json
+        import time
+
+        records = list(Path(uri, "round-00", "completions.engines").glob("*.json"))
+        for _ in range(600):
+            if records and len(json.loads(records[0].read_text())["engines"]) == 4:
+                return play(row)
+            time.sleep(0.1)
+            records = list(Path(uri, "round-00", "completions.engines").glob("*.json"))
+        raise TimeoutError("the pool is not full")
+
+    assert sample(config, run, 0, answer=once_all_are_there)["candidates"] == 60
+    (record,) = (run.read_json(name) for name in run.files("round-00/completions.engines"))
+    assert len(record["engines"]) == 4
+
+
 def test_a_round_that_is_not_sampled_yet_has_nothing_to_try_again(uri: str) -> None:
     run = RunFolder(uri)
     with pytest.raises(InputError, match=r"round-00\.sample"):
@@ -158,8 +221,9 @@ def test_several_sentences_in_one_completion_are_candidates_of_their_own() -> No
     assert [row["sentences"] for row in requests[:3]] == [3, 3, 2]
     assert [row["candidate_id"][-6:] for row in requests[:3]] == ["000000", "000003", "000006"]
     text = " The [storm] hit the {coast} at dawn.\n6. A [flood] came to the {town} then.\n"
-    assert re.fullmatch(requests[2]["pattern"], f"{text}7. The [gale] broke the {{mast}} in two.\n")
-    assert not re.fullmatch(requests[2]["pattern"], text)
+    third = f"{text}7. The [gale] broke the {{mast}} in two.\n"
+    assert [bool(re.fullmatch(row["pattern"], third)) for row in requests[:3]] == [True, True, False]
+    assert [bool(re.fullmatch(row["pattern"], text)) for row in requests[:3]] == [False, False, True]
     parameters = sampling_parameters(config, requests[0], greedy=False)
     assert (parameters["max_tokens"], parameters["stop"]) == (3 * 48, ["\n\n"])
 
@@ -178,9 +242,22 @@ def test_only_the_last_sentence_of_a_cut_list_is_truncated() -> None:
     assert [part.rejection for part in parsed] == ["", "truncated", "not_written"]
 
 
+def test_what_is_beyond_the_sentences_asked_for_truncates_none_of_them() -> None:
+    row = {"completion": " The [storm] hit the {coast} twice.\n6. A [flood] came to", "sentences": 1, "generated_tokens": 9}
+    list_of_two = {**row, "completion": f"{row['completion']} the {{town}} then.\n7. The [gale]", "sentences": 2}
+    assert [part.rejection for part in parsed_parts({**list_of_two, "finish_reason": "length", "error": ""}, 48)[1]] == ["", ""]
+
+
+def test_a_sentence_that_ends_with_the_last_token_allowed_is_whole() -> None:
+    row = {"completion": " The [storm] hit the {coast} twice.", "sentences": 1, "generated_tokens": 48, "error": ""}
+    assert parsed_parts({**row, "finish_reason": "stop"}, 48)[1][0].rejection == ""
+    assert parsed_parts({**row, "finish_reason": "length"}, 48)[1][0].rejection == "truncated"
+    assert parsed_parts({**row, "finish_reason": ""}, 48)[1][0].rejection == "truncated"  # of a server that gives none
+
+
 def test_waves_without_a_quota_spread_the_candidates() -> None:
     config = settings("sampling.waves=3", "sampling.candidates_per_relation=10")
-    asked = opening_count(config)
+    asked = opening_counts(config, ["a", "b"])["a"]
     counts = [asked]
     for wave in (1, 2):
         wanted, _ = next_counts(config, {"a": Tally(asked, 0, 0)}, wave, 0.0)
@@ -192,7 +269,7 @@ def test_waves_without_a_quota_spread_the_candidates() -> None:
 
 def test_the_budget_goes_to_the_relations_that_are_short() -> None:
     config = settings("sampling.quota=10", "sampling.candidates_per_relation=40")
-    assert opening_count(config) == 20
+    assert opening_counts(config, ["full", "half", "poor"]) == {"full": 20, "half": 20, "poor": 20}
     tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
     wanted, ended = next_counts(config, tallies, 1, 0.0)
     assert ended == ""
@@ -200,7 +277,14 @@ def test_the_budget_goes_to_the_relations_that_are_short() -> None:
     assert wanted["half"] < wanted["poor"]
     assert sum(wanted.values()) <= 3 * 40 - 60
     assert next_counts(config, {"full": Tally(20, 11, 400)}, 1, 0.0) == ({}, "quota")
+    assert next_counts(config, {"full": Tally(20, 11, 400)}, 6, 0.0) == ({}, "quota")  # reached in the last wave
     assert next_counts(config, tallies, 6, 0.0) == ({}, "waves")
+
+
+def test_the_first_wave_keeps_to_the_cap_on_candidates() -> None:
+    config = settings("sampling.quota=10", "sampling.max_candidates=50", "sampling.candidates_per_relation=40")
+    counts = opening_counts(config, ["a", "b", "c", "d", "e", "f"])
+    assert sorted(counts.values()) == [8, 8, 8, 8, 9, 9]
 
 
 @pytest.mark.parametrize(

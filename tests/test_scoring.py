@@ -46,6 +46,16 @@ def samples_of(config: Config) -> pa.Table:
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
+def test_a_round_without_a_valid_sample_has_an_empty_table_of_scores(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
+    run, samples = RunFolder(uri), samples_of(quickstart)
+    prepare(quickstart, run)
+    rejected = [{**row, "rejection": "truncated"} for row in samples.to_pylist()]
+    run.write_table("round-00/samples", pa.Table.from_pylist(rejected, SAMPLES))
+    assert set(score(quickstart, run, 0).values()) == {0}
+    assert run.read_table("round-00/scores").equals(SCORES.empty_table())
+    assert run.files("data/seed_embeddings")
+
+
 @pytest.mark.slow
 def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
     run, samples = RunFolder(uri), samples_of(quickstart)

@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import floor
 from typing import Any
@@ -21,7 +21,8 @@ from divray.config import Config
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft
 from divray.relations import Example, Relation, render_marked
 from divray.runs import RunFolder
-from divray.sampling.constraint import shape_of
+from divray.sampling.constraint import list_pattern, shape_of
+from divray.sampling.waves import apportion, opening_counts
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 ROWS_PER_FILE = 32
@@ -80,9 +81,7 @@ def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None
 
 def first_wave(config: Config, relations: list[Relation], round_: int) -> Wave:
     """The round's first wave: everything, or a share of it where further waves follow."""
-    from divray.sampling.waves import opening_count
-
-    counts = split_by_strategy(config, {relation.name: opening_count(config) for relation in relations})
+    counts = split_by_strategy(config, opening_counts(config, [relation.name for relation in relations]))
     if round_ == 0:
         counts = {name: {**shares, NAIVE: config.sampling.naive_candidates_per_relation} for name, shares in counts.items()}
     return Wave(0, counts)
@@ -115,10 +114,10 @@ def request_rows(
             for start in range(0, count, block):
                 prompt_id = f"{prefix}-w{wave.number:02d}-{start // block:04d}" if wave.number else f"{prefix}-{start // block:04d}"
                 draft = STRATEGIES[name](config, relation, examples, random.Random(_number(config.seed, prompt_id)))
-                prompt = render_prompt(relation, draft, chat)
-                tokens = length(prompt) if length else None
                 end = min(start + block, count)
                 for number in range(start, end, draft.sentences):
+                    asked = replace(draft, sentences=min(draft.sentences, end - number))
+                    prompt = render_prompt(relation, asked, chat)
                     candidate_id = numbered(prefix, before + number)
                     yield {
                         "candidate_id": candidate_id,
@@ -127,11 +126,13 @@ def request_rows(
                         "strategy": name,
                         "prompt_id": prompt_id,
                         "prompt": prompt,
-                        "pattern": draft.pattern(shape) if config.sampling.constrained else "",
+                        "pattern": list_pattern(draft.pattern(shape), len(draft.demonstrations) + 1, asked.sentences)
+                        if config.sampling.constrained
+                        else "",
                         "seed": _number(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
-                        "sentences": min(draft.sentences, end - number),
-                        "length": tokens,
+                        "sentences": asked.sentences,
+                        "length": length(prompt) if length else None,
                         "policy": BASE if round_ == 0 or _falls(before + number, draft.sentences, config.sampling.base_share) else TUNED,
                     }
 
@@ -165,17 +166,6 @@ def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], ste
         run.write_parquet(f"{name}/{stem}-{part:06d}.parquet", pa.Table.from_pylist(chunk, PROMPTS))
         total, part = total + len(chunk), part + 1
     return total
-
-
-def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Largest remainders: whole numbers in proportion to ``shares`` that sum to ``total``."""
-    weight = sum(shares.values())
-    exact = {name: total * share / weight for name, share in shares.items()}
-    counts = {name: int(value) for name, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
-    for name in by_remainder[: total - sum(counts.values())]:
-        counts[name] += 1
-    return counts
 
 
 def _slugs(relations: list[Relation]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from functools import partial
 
 from divray.config import Config
 from divray.relations import Example, Relation
-from divray.sampling.constraint import Shape, anchored_pattern, list_pattern, sentence_pattern
+from divray.sampling.constraint import Shape, anchored_pattern, sentence_pattern
 from divray.schemas import NAIVE
 
 TOPICS = (
@@ -27,7 +27,7 @@ class Draft:
     Attributes:
         demonstrations: Examples to show, in order.
         hint: A line about the next sentence, or ``""``.
-        pattern: The regular expression of the completion, from the shape that sentences of the task may have.
+        pattern: The regular expression of a sentence, from the shape that sentences of the task may have.
         wish: Whether the prompt asks for difference.
         sentences: How many candidates one completion holds, as a numbered list.
     """
@@ -100,8 +100,7 @@ def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: ra
 def all_at_once(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
     """Several sentences in one completion, each in sight of those before it."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
-    count = config.prompts.sentences_per_completion
-    return Draft(tuple(shown), "", partial(list_pattern, len(shown) + 1, count), config.prompts.wish, count)
+    return Draft(tuple(shown), wish=config.prompts.wish, sentences=config.prompts.sentences_per_completion)
 
 
 def _hint(config: Config, rng: random.Random) -> str:

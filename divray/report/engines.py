@@ -67,7 +67,7 @@ def _pass(record: dict[str, Any], intervals: Intervals) -> dict[str, Any]:
         starts, ends = starts[own], ends[own]
         last = float(ends.max(initial=ready or created))
         # One that was replaced, or whose driver was killed, has left no word of its end.
-        replaced = [other["created_at"] for other in engines.values() if other["created_at"] >= last]
+        replaced = [other["created_at"] for other in engines.values() if other is not engine and other["created_at"] >= last]
         over = min(replaced) if replaced else record["ended_at"] or last
         if ready is None:
             idle["start_up"] += over - created

@@ -22,11 +22,12 @@ class EngineHealth:
     """What the engines of one pass say of themselves (a Ray actor).
 
     Args:
-        max_starts: Starts without one finished batch after which :meth:`started` refuses.
+        max_starts: Starts without one finished batch after which an engine is given up.
+        pool: How many engines start at once, at most.
     """
 
-    def __init__(self, max_starts: int) -> None:
-        self.max_starts = max_starts
+    def __init__(self, max_starts: int, pool: int = 1) -> None:
+        self.max_starts = max_starts + pool - 1
         self.starts_in_vain = 0
         self.rows = 0
         self.cause = ""
@@ -41,7 +42,10 @@ class EngineHealth:
         return not self.given_up
 
     def is_ready(self, engine: str) -> None:
+        """An engine has started, so whatever ended one before it is overcome."""
         self.engines[engine]["ready_at"] = time.time()
+        if not self.given_up:
+            self.cause = ""
 
     def finished(self, rows: int) -> None:
         self.starts_in_vain = 0

@@ -21,6 +21,9 @@ CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
 GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": 4096}
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for ``max_lora_rank``."""
+
 OWN_SAMPLER = "divray.sampling.sampler:MinPSampler"
 SAMPLER_KEY = "divray_sampling"
 """Where in a request's ``extra_args`` that sampler looks for ``temperature``, ``min_p`` and ``seed``."""
@@ -79,5 +82,4 @@ def cpu_environment() -> dict[str, str]:
 
 def engine_threads(config: Config) -> int:
     """CPU threads of an engine on this node: one core is left to Ray and vLLM's scheduler, the others are shared by the engines."""
-    cores, engines = len(os.sched_getaffinity(0)) - 1, config.engine.concurrency
-    return config.engine.threads or max(1, cores // (engines if isinstance(engines, int) else engines[1]))
+    return config.engine.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // config.engine.pool[1])

@@ -89,9 +89,8 @@ def sentence_pattern(shape: Shape) -> str:
     return rf" {_before(shape)}({head}{between}{tail}|{tail}{between}{head}){_AFTER}{_END}"
 
 
-def list_pattern(first: int, count: int, shape: Shape) -> str:
-    """``count`` sentences as the lines of a list whose first number, ``first``, stands in the prompt already."""
-    sentence = sentence_pattern(shape)
+def list_pattern(sentence: str, first: int, count: int) -> str:
+    """``count`` sentences of pattern ``sentence`` as lines of a list whose first number, ``first``, stands in the prompt already."""
     return sentence + "".join(rf"{number}\.{sentence}" for number in range(first + 1, first + count))
 
 

@@ -70,7 +70,7 @@ def payload(row: dict[str, Any], parameters: dict[str, Any], vllm: bool, chat: b
 
 
 def _endpoint_class() -> type:
-    from openai import APIConnectionError, APIError, AsyncOpenAI, AuthenticationError, PermissionDeniedError
+    from openai import APIConnectionError, APIError, AsyncOpenAI, AuthenticationError, NotFoundError, PermissionDeniedError
     from ray.llm._internal.batch.stages.http_request_stage import HttpRequestUDF
 
     class Endpoint(HttpRequestUDF):
@@ -96,12 +96,12 @@ def _endpoint_class() -> type:
                 self.reporter.enter(1)
                 try:
                     found |= answered(await create(model=self.settings.model, **body))
-                except (AuthenticationError, PermissionDeniedError) as error:  # no other request will fare better
-                    await self.reporter.failed(f"{type(error).__name__}: {error}")
+                except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:  # no other request will fare better
+                    await self.reporter.failed(f"{type(error).__name__}: {error} ({self.url})")
                     raise
-                except APIError as error:
+                except (APIError, UnexpectedAnswer) as error:
                     found["__inference_error__"] = f"{type(error).__name__}: {error}"
-                    if isinstance(error, APIConnectionError) and not self.any_answer:
+                    if isinstance(error, APIConnectionError | UnexpectedAnswer) and not self.any_answer:
                         await self.reporter.failed(f"{found['__inference_error__']} ({self.url})")
                         raise
                 finally:
@@ -121,10 +121,21 @@ def _endpoint_class() -> type:
     return Endpoint
 
 
+class UnexpectedAnswer(Exception):
+    """The server answered with something other than a completion, such as a page of HTML."""
+
+
 def answered(response: Any) -> dict[str, Any]:
-    """Columns of one completion from the server's answer; a list number that a chat model repeats goes."""
-    choice, usage = response.choices[0], response.usage
-    text = choice.text if hasattr(choice, "text") else _NUMBER.sub("", choice.message.content or "")
+    """Columns of one completion from the server's answer; a list number that a chat model repeats goes.
+
+    Raises:
+        UnexpectedAnswer: It is no completion.
+    """
+    try:
+        choice, usage = response.choices[0], response.usage
+        text = choice.text if hasattr(choice, "text") else _NUMBER.sub("", choice.message.content or "")
+    except (AttributeError, IndexError, TypeError) as error:
+        raise UnexpectedAnswer(f"not a completion: {str(response)[:200]}") from error
     details = getattr(usage, "prompt_tokens_details", None)
     return {
         "generated_text": text,

@@ -23,7 +23,7 @@ from divray.config import Config
 from divray.errors import EngineError
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer, EngineHealth, stand_in_class, vllm_class
-from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
+from divray.sampling.arguments import LORA_RANKS, cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
 from divray.sampling.ledger import whole_rows
 from divray.schemas import COMPLETIONS, PROMPTS
 
@@ -85,7 +85,8 @@ def complete(
         return total  # and no engine is started
     health_name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that the pass can't lose
-    health: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name, scheduling_strategy=here).remote(config.engine.max_starts)
+    made = ray.remote(num_cpus=0)(EngineHealth).options(name=health_name, scheduling_strategy=here)
+    health: Any = made.remote(config.engine.max_starts, config.engine.pool[1])
     watch = _Watch(health, total - there, on_progress, run, f"{target}.engines/{time.time():.3f}.json")
     try:
         with watch:
@@ -94,8 +95,9 @@ def complete(
             watch.backpressure = backpressure_seconds(written)
     except Exception as error:
         state: dict[str, Any] = ray.get(health.state.remote())
-        if state["cause"]:
-            raise EngineError(f"the LLM engine failed at every try; its own words: {state['cause']}") from error
+        if state["cause"] or state["given_up"]:
+            words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
+            raise EngineError(f"the LLM engine failed at every try; {words}") from error
         raise
     finally:
         ray.kill(health)
@@ -152,13 +154,14 @@ def _vllm_processor(config: Config, asked: _Asked) -> Any:
     arguments, own_sampler = engine_arguments(config, gpu), uses_own_sampler(config, gpu)
     if asked.adapter:
         slots = 1 if gpu else 2  # see `actors.adapters`
-        arguments = {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": slots, **arguments}
+        rank = next(rank for rank in LORA_RANKS if rank >= config.alignment.lora_rank)
+        arguments = {"enable_lora": True, "max_lora_rank": rank, "max_loras": slots, **arguments}
     context = int(arguments["max_model_len"])
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=MODEL_NAME,
             engine_kwargs=arguments,
-            concurrency=config.engine.concurrency,
+            concurrency=config.engine.pool,
             batch_size=config.engine.batch_size,
             max_concurrent_batches=config.engine.concurrent_batches,
             placement_group_config=None if gpu else {"bundles": [{"CPU": config.engine.cpus, "GPU": 0}]},

@@ -16,7 +16,7 @@ ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_t
 
 ROWS_PER_PART = 10_000
 
-_REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError", "NotFoundError")
+_REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError")
 _LENGTH = ("longer than the context", "maximum model length", "maximum context length", "max_model_len", "is too long")
 
 
@@ -77,6 +77,15 @@ def retry_rows(run: RunFolder, folder: str) -> pa.Table:
     return pa.concat_tables(parts).sort_by("candidate_id")
 
 
+def forget_completions(run: RunFolder, folder: str) -> None:
+    """Remove what the engine wrote for ``<folder>``, and the prompts that followed from it (waves after the first)."""
+    for name in ("completions", "completions.checkpoint", "completions.engines", "retry", "waves", "quota.json"):
+        run.delete(f"{folder}/{name}")
+    for file in run.files(f"{folder}/prompts"):
+        if file.rpartition("/")[2].startswith("wave-"):
+            run.delete(file)
+
+
 def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
     """Let the successful rows of table ``answers`` take the places of their failed ones; returns how many.
 
@@ -85,7 +94,10 @@ def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
     """
     import pyarrow as pa
 
-    found = {row["candidate_id"]: row for row in run.read_table(answers, COMPLETIONS.names).to_pylist() if not row["error"]}
+    found: dict[str, dict[str, Any]] = {}
+    for file in run.files(answers, ".parquet"):
+        with contextlib.suppress(pa.ArrowInvalid):  # one that a kill cut short
+            found |= {row["candidate_id"]: row for row in _read(run, file, COMPLETIONS.names).to_pylist() if not row["error"]}
     placed = 0
     for file in run.files(completions, ".parquet"):
         rows: list[dict[str, Any]] = _read(run, file, COMPLETIONS.names).to_pylist()

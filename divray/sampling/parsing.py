@@ -81,9 +81,9 @@ def parse_completion(completion: str, error: str = "", truncated: bool = False) 
     return Parsed(rejection=problem) if problem else Parsed(text, head, tail)
 
 
-def split_completion(completion: str, count: int) -> list[str]:
-    """The sentences, at most ``count``, of a completion that is a numbered list from its first item's text on."""
-    return [part for part in _LIST_NUMBER.split(completion) if part.strip()][:count]
+def split_completion(completion: str) -> list[str]:
+    """The sentences of a completion that is a numbered list from its first item's text on."""
+    return [part for part in _LIST_NUMBER.split(completion) if part.strip()]
 
 
 def _form_problem(text: str, head: Span, tail: Span) -> str:

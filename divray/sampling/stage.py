@@ -77,7 +77,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
     relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
     chat, length = chat_renderer(config), token_counter(config)
     wave = len(run.files(f"{folder}/waves"))
-    for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept from being recorded
+    for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
@@ -126,23 +126,28 @@ def retry_failed(
     from divray.prompts import write_prompts
 
     folder = f"round-{round:02d}"
-    again = retry_rows(run, folder)
-    if not again.num_rows:
-        return {"retried": 0, "mended": 0}
     retry = f"{folder}/retry"
-    # A retry that was killed goes on only if it is still about the same requests.
-    if not run.files(f"{retry}/prompts") or not run.read_table(f"{retry}/prompts").equals(again):
+    killed = bool(run.files(retry))
+    mended = put_in_place(run, f"{retry}/completions", f"{folder}/completions")  # of a retry that was killed
+    again = retry_rows(run, folder)
+    if not again.num_rows and not killed:
+        return {"retried": 0, "mended": 0}
+    if again.num_rows:
         run.delete(retry)
         write_prompts(run, f"{retry}/prompts", iter(again.to_pylist()))
-    model, adapter = policy_model(config, run, round)
-    complete(config, run, f"{retry}/prompts", f"{retry}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
-    mended = put_in_place(run, f"{retry}/completions", f"{folder}/completions")
+        model, adapter = policy_model(config, run, round)
+        complete(config, run, f"{retry}/prompts", f"{retry}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
+        mended += put_in_place(run, f"{retry}/completions", f"{folder}/completions")
+        for record in run.files(f"{retry}/completions.engines"):
+            run.write_bytes(record.replace("/retry/", "/"), run.read_bytes(record))
+    counts = parse_round(config, run, folder)
     run.delete(retry)
-    return {"retried": again.num_rows, "mended": mended, **parse_round(config, run, folder)}
+    return {"retried": again.num_rows, "mended": mended, **counts}
 
 
 def parse_round(config: Config, run: RunFolder, folder: str) -> dict[str, Any]:
     """Write ``samples`` and ``failed`` of a round from its completions; returns the counts of :func:`run`."""
+    run.forget(f"{folder}.sample")
     run.delete(f"{folder}/samples")
     types = {row["name"]: (row["head_type"], row["tail_type"]) for row in run.read_json("data/relations.json")}
     parse = partial(parse_batch, types=_types_of(run, types), max_tokens=config.sampling.max_tokens)
@@ -193,14 +198,16 @@ def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], max_tokens: 
 def parsed_parts(row: dict[str, Any], max_tokens: int) -> tuple[list[str], list[Parsed]]:
     """The text of each candidate of one completion row, and what it parses to."""
     sentences = row.get("sentences") or 1
-    cut = row.get("finish_reason") == "length" or row["generated_tokens"] >= max_tokens * sentences
+    # A stop string that comes with the last token allowed ends a whole sentence.
+    reason = row.get("finish_reason")
+    cut = reason == "length" if reason else row["generated_tokens"] >= max_tokens * sentences
     error = failure_reason(row["error"]) if row["error"] else ""
     if sentences == 1 or error:
         return [row["completion"]] * sentences, [parse_completion(row["completion"], error, cut)] * sentences
-    parts = split_completion(row["completion"], sentences)
-    written = [parse_completion(part, truncated=cut and number == len(parts) - 1) for number, part in enumerate(parts)]
-    missing = sentences - len(parts)
-    return parts + [""] * missing, written + [Parsed(rejection="not_written")] * missing
+    parts = split_completion(row["completion"])
+    written = [parse_completion(part, truncated=cut and number == len(parts) - 1) for number, part in enumerate(parts)][:sentences]
+    missing = sentences - len(written)
+    return parts[:sentences] + [""] * missing, written + [Parsed(rejection="not_written")] * missing
 
 
 def _types_of(run: RunFolder, types: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

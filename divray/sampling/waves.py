@@ -8,7 +8,7 @@ A plan is a pure function of the tables of the waves before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -38,12 +38,17 @@ def wave_count(config: Config) -> int:
     return config.sampling.waves or (QUOTA_WAVES if config.sampling.quota else 1)
 
 
-def opening_count(config: Config) -> int:
-    """Candidates of each relation in a round's first wave."""
+def opening_counts(config: Config, relations: Sequence[str]) -> dict[str, int]:
+    """Relation -> candidates in a round's first wave."""
     sampling = config.sampling
     if sampling.quota is None:
-        return sampling.candidates_per_relation // wave_count(config) or sampling.candidates_per_relation
-    return min(_wanted(Tally(0, 0, 0), sampling.quota), sampling.candidates_per_relation)
+        count = sampling.candidates_per_relation // wave_count(config) or sampling.candidates_per_relation
+    else:
+        count = min(_wanted(Tally(0, 0, 0), sampling.quota), sampling.candidates_per_relation)
+    counts = dict.fromkeys(relations, count)
+    if sampling.max_candidates is None or sum(counts.values()) <= sampling.max_candidates:
+        return counts
+    return apportion({name: 1 / len(counts) for name in counts}, sampling.max_candidates)
 
 
 def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int, engine_seconds: float) -> tuple[dict[str, int], str]:
@@ -54,24 +59,33 @@ def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int, engine_
         engine_seconds: Busy engine time of the round so far.
     """
     sampling = config.sampling
+    short = {name: tally for name, tally in tallies.items() if sampling.quota is None or tally.accepted < sampling.quota}
+    if not short:
+        return {}, "quota"
     if wave >= wave_count(config):
         return {}, "waves"
     if sampling.quota is None:
         left = wave_count(config) - wave
         counts = {name: ceil((sampling.candidates_per_relation - tally.asked) / left) for name, tally in tallies.items()}
         return {name: count for name, count in counts.items() if count > 0}, "candidates"
-    short = {name: tally for name, tally in tallies.items() if tally.accepted < sampling.quota}
-    if not short:
-        return {}, "quota"
     wanted = {name: min(_wanted(tally, sampling.quota), 2 * max(tally.asked, sampling.quota)) for name, tally in short.items()}
     room, cap = _room(sampling, tallies, engine_seconds)
     if room <= 0:
         return {}, cap
     if (total := sum(wanted.values())) > room:
-        from divray.prompts.rows import apportion
-
         wanted = apportion({name: count / total for name, count in wanted.items()}, room)
     return {name: count for name, count in wanted.items() if count > 0}, ""
+
+
+def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Largest remainders: whole numbers in proportion to ``shares`` that sum to ``total``."""
+    weight = sum(shares.values())
+    exact = {name: total * share / weight for name, share in shares.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 def _wanted(tally: Tally, quota: int) -> int:
