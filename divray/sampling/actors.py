@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,39 +70,52 @@ class Reporter:
 
     def __init__(self, health: str) -> None:
         import ray
-        from ray.util.metrics import Counter, Gauge
+        from ray.util import metrics
 
         self.health: Any = ray.get_actor(health)
         self.engine: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
         if not ray.get(self.health.started.remote(self.engine)):
             raise RuntimeError("the engine died at every try")
-        self.inside: int = 0
+        self.inside, self.since = 0, time.monotonic()
         tags = ("engine",)
-        self.in_flight: Any = Gauge("divray_requests_in_flight", "Requests inside the engine.", tags)
-        self.answered: Any = Counter("divray_requests", "Requests that came back.", (*tags, "outcome"))
-        self.tokens: Any = Counter("divray_tokens", "Tokens by kind: prompt, cached (of the prompt), generated.", (*tags, "kind"))
+        self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests inside the engine.", tags)
+        self.seconds: Any = metrics.Counter("divray_engine_seconds", "Seconds by state: start_up, busy, idle.", (*tags, "state"))
+        own = (*tags, "relation")
+        self.answered: Any = metrics.Counter("divray_requests", "Requests that came back.", (*own, "outcome"))
+        self.tokens: Any = metrics.Counter("divray_tokens", "Tokens by kind: prompt, cached (of the prompt), generated.", (*own, "kind"))
 
     def ready(self) -> None:
+        self._spent("start_up")
         self.health.is_ready.remote(self.engine)
+
+    def _spent(self, state: str) -> None:
+        now = time.monotonic()
+        if now > self.since:
+            self.seconds.inc(now - self.since, {"engine": self.engine, "state": state})
+        self.since = now
 
     async def failed(self, cause: str) -> None:
         await self.health.failed.remote(cause)
 
     def enter(self, change: int) -> None:
         """``change`` requests more (or, negative, fewer) are inside the engine."""
+        self._spent("busy" if self.inside else "idle")
         self.inside += change
         self.in_flight.set(self.inside, {"engine": self.engine})
 
-    def batch(self, rows: list[dict[str, Any]]) -> None:
-        """A batch has come back; ``rows`` are the stage's outputs."""
+    def batch(self, rows: list[tuple[str, dict[str, Any]]]) -> None:
+        """A batch has come back: relation and output of each request."""
         self.health.finished.remote(len(rows))
-        errors = sum(bool(row.get("__inference_error__")) for row in rows)
-        for outcome, count in (("error", errors), ("ok", len(rows) - errors)):
-            if count:
-                self.answered.inc(count, {"engine": self.engine, "outcome": outcome})
-        for kind, column in (("prompt", "num_input_tokens"), ("cached", "cached_tokens"), ("generated", "num_generated_tokens")):
-            if total := sum(row.get(column) or 0 for row in rows):
-                self.tokens.inc(total, {"engine": self.engine, "kind": kind})
+        counts: Counter[tuple[str, str]] = Counter()
+        tokens: Counter[tuple[str, str]] = Counter()
+        for relation, row in rows:
+            counts[relation, "error" if row.get("__inference_error__") else "ok"] += 1
+            for kind, column in (("prompt", "num_input_tokens"), ("cached", "cached_tokens"), ("generated", "num_generated_tokens")):
+                tokens[relation, kind] += row.get(column) or 0
+        for (relation, outcome), count in counts.items():
+            self.answered.inc(count, {"engine": self.engine, "relation": relation, "outcome": outcome})
+        for (relation, kind), count in (+tokens).items():
+            self.tokens.inc(count, {"engine": self.engine, "relation": relation, "kind": kind})
 
 
 def vllm_class() -> type:
@@ -179,9 +193,10 @@ def vllm_class() -> type:
             return {"started_at": asked, "finished_at": asked, **output, "prompt": prompt, "engine": self.reporter.engine}
 
         async def udf(self, batch: list[dict[str, Any]]) -> Any:
+            relations = {row[self.IDX_IN_BATCH_COLUMN]: row["relation"] for row in batch}
             outputs = []
             async for output in super().udf(batch):
-                outputs.append(output)
+                outputs.append((relations[output[self.IDX_IN_BATCH_COLUMN]], output))
                 yield output
             self.reporter.batch(outputs)
 
@@ -225,9 +240,11 @@ def stand_in_class() -> type:
             outputs = []
             for row in rows:
                 now = time.time()
+                self.reporter.enter(1)
                 answered = {"started_at": now, "finished_at": now, "engine": self.reporter.engine, **self.answer(row)}
-                outputs.append({self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answered})
-            for output in outputs:
+                outputs.append((row["relation"], {self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], **answered}))
+                self.reporter.enter(-1)
+            for _, output in outputs:
                 yield output
             self.reporter.batch(outputs)
 

@@ -111,11 +111,13 @@ def _endpoint_class() -> type:
             return {**found, "finished_at": time.time(), **place}
 
         async def udf(self, batch: list[dict[str, Any]]) -> Any:
+            relations = {row[self.IDX_IN_BATCH_COLUMN]: row["relation"] for row in batch}
             tasks = [asyncio.ensure_future(self._ask(row)) for row in batch]
             outputs = []
             for task in asyncio.as_completed(tasks):
-                outputs.append(await task)
-                yield outputs[-1]
+                output = await task
+                outputs.append((relations[output[self.IDX_IN_BATCH_COLUMN]], output))
+                yield output
             self.reporter.batch(outputs)
 
     return Endpoint
