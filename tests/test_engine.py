@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from divray.config import Config, load_config
@@ -19,9 +20,9 @@ from divray.runs import RunFolder
 from divray.sampling.actors import EngineHealth
 from divray.sampling.arguments import SAMPLER_KEY, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
 from divray.sampling.engine import complete
-from divray.sampling.stage import parse_batch, policy_model
+from divray.sampling.stage import parse_batch, policy_model, retry_failed
 from divray.sampling.stage import run as sample
-from divray.schemas import SAMPLES
+from divray.schemas import COMPLETIONS, SAMPLES
 
 SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=0", "sampling.max_tokens=40", "engine.batch_size=8"]
 
@@ -112,13 +113,16 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     task = load_task(config)
     rows = list(request_rows(config, task.relations, task.seeds, 0))
     rows[3] = {**rows[3], "prompt": "word " * 5000}
+    for number, pattern in ((5, "("), (6, r"\n"), (7, " ([a-z]+ ){300}")):  # refused, empty, cut by its limit
+        rows[number] = {**rows[number], "pattern": pattern}
+    spoilt = {rows[number]["candidate_id"]: reason for number, reason in ((5, "rejected_request"), (6, "empty"), (7, "truncated"))}
     write_prompts(run, "round-00/prompts", iter(rows[:32]))
     assert complete(config, run, "round-00/prompts", "round-00/completions", config.models.llm) == 32
     first = run.read_table("round-00/completions").sort_by("candidate_id")
     by_id = {row["candidate_id"]: row for row in first.to_pylist()}
     assert set(by_id) == {row["candidate_id"] for row in rows[:32]}
-    refused = by_id.pop(rows[3]["candidate_id"])
-    assert refused["error"]
+    refused = [by_id.pop(rows[number]["candidate_id"]) for number in (3, 5)]
+    assert all(row["error"] for row in refused)
     assert all(row["error"] == "" and row["generated_tokens"] > 0 and row["engine"] for row in by_id.values())
     assert all(row["finished_at"] > row["started_at"] > 0 for row in by_id.values())
 
@@ -142,6 +146,9 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     assert any(row["cached_tokens"] > 0 for row in by_id.values())
     ledger = {row["candidate_id"]: row for row in run.read_table("round-00/failed").to_pylist()}
     assert ledger[rows[3]["candidate_id"]]["reason"] == "prompt_too_long"
+    assert {name: ledger[name]["reason"] for name in spoilt} == spoilt
+    rejected = {row["candidate_id"]: row["rejection"] for row in samples.to_pylist()}
+    assert {name: rejected[name] for name in spoilt} == spoilt
     assert Counter(row["reason"] for row in ledger.values()) == counts["failed"]
     passes = [run.read_json(name) for name in run.files("round-00/completions.engines")]
     assert len(passes) == 2
@@ -152,6 +159,16 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     run.write_table("round-00/completions", second.sort_by([("completion", "descending")]), rows_per_file=5)
     sample(config, run, 0)
     assert run.read_table("round-00/samples") == samples
+
+    # A request that the engine failed is tried again, under its own seed, and no other.
+    lost = next(row for row in kept.values() if row["finish_reason"] == "stop" and row["completion"].strip())
+    failed = {**lost, "completion": "", "generated_tokens": 0, "finish_reason": "", "error": "RuntimeError: a bad moment"}
+    run.write_table("round-00/completions", pa.Table.from_pylist([*(kept | {lost["candidate_id"]: failed}).values()], COMPLETIONS))
+    counts = retry_failed(config, run, 0)
+    assert (counts["retried"], counts["mended"]) == (1, 1)
+    mended = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
+    assert [name for name in kept if mended[name] != kept[name]] == [lost["candidate_id"]]
+    assert mended[lost["candidate_id"]]["error"] == "" and mended[lost["candidate_id"]]["generated_tokens"] > 0
 
 
 @pytest.mark.slow
@@ -169,8 +186,6 @@ def test_an_engine_that_dies_at_every_start_is_given_up_with_its_cause(ray_two_c
 
 
 def test_parsing_is_row_by_row(quickstart: Config) -> None:
-    import pyarrow as pa
-
     base = dict.fromkeys(("candidate_id", "strategy", "prompt_id", "prompt"), "x") | {"round": 0, "relation": "r", "error": ""}
     rows = [
         {**base, "completion": " The [storm] caused a {flood}.", "generated_tokens": 9},
