@@ -65,15 +65,12 @@ def test_every_row_is_as_brute_force_says(
     rows = by_id(made)
     sets = {i: grams(text, 2) for i, text in zip(ids, texts, strict=True) if text is not None}
     near = lambda a, b: len(a & b) / len(a | b)  # noqa: E731
-    references = [
-        *((f"earlier row {100 + n}", text) for n, text in enumerate(before)),
-        *((f"test text {n}", text) for n, text in enumerate(tests)),
-    ]
     leaked = {}
     for i, set_ in sets.items():
-        found = [(near(set_, grams(text, 2)), name) for name, text in references]
-        if found and max(value for value, _ in found) >= threshold:
-            leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
+        for kind, texts_ in (("test text", dict(enumerate(tests))), ("earlier row", dict(enumerate(before, 100)))):
+            found = [(near(set_, grams(text, 2)), f"{kind} {name}") for name, text in texts_.items()]
+            if i not in leaked and max((value for value, _ in found), default=0) >= threshold:
+                leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
     free = {i: set_ for i, set_ in sets.items() if i not in leaked}
     for i in ids:
         row = rows[i]
