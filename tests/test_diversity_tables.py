@@ -219,13 +219,13 @@ def test_a_failure_leaves_the_older_result(tmp_path: Path, monkeypatch: pytest.M
     source, out = parquet(tmp_path / "in.parquet", text=["a b c", "a b c"]), tmp_path / "out"
     deduplicate_files(source, str(out))
     before = [file.read_bytes() for file in sorted(out.iterdir())]
-    from divray.diversity import files
+    from divray.diversity import outputs
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("disk full")
         yield
 
-    monkeypatch.setattr(files, "_staying", broken)
+    monkeypatch.setattr(outputs, "_staying", broken)
     with pytest.raises(RuntimeError):
         deduplicate_files(source, str(out))
     assert [file.read_bytes() for file in sorted(out.iterdir())] == before
@@ -256,3 +256,13 @@ def test_batches_one_after_the_other_keep_no_two_near(first: list[str], second: 
     added = tables[1].filter(made["kept"])
     stays = pa.concat_tables([kept, added])
     assert near_duplicate_clusters(stays, chosen)["kept"].to_pylist() == [True] * stays.num_rows
+
+
+def test_ids_of_no_rows_have_the_type_of_the_input() -> None:
+    for kind, wanted in ((pa.string(), pa.large_string()), (pa.int32(), pa.int32())):
+        none = pa.schema([("id", kind), ("text", pa.string())]).empty_table()
+        for source in (none, none.to_reader()):
+            assert near_duplicate_clusters(source, id_column="id")["nearest_id"].type == wanted
+    made = near_duplicate_clusters(iter([]), id_column="id")
+    assert made.column_names == NAMES and made["id"].type == pa.null()
+    assert near_duplicate_clusters(iter([]))["id"].type == pa.int64()

@@ -251,8 +251,8 @@ def _decide(
         rows[part.role].append(np.where(group < 0, -1, number[np.maximum(group + base, 0)]).astype(np.int32))
         names[part.role] += ids
     group = np.concatenate(rows["row"])
-    ids = joined_ids(names["row"], len(group))
+    ids = joined_ids(names["row"], settings, len(group))
     check_ids(ids, where, settings.id_column or "row")
-    known = joined_ids(names["earlier"], sum(map(len, rows["earlier"])))
+    known = joined_ids(names["earlier"], settings, sum(map(len, rows["earlier"])))
     references = References.of(rows["earlier"], known, rows["test"]) if rows["earlier"] or rows["test"] else None
     return verdicts_of(ids, group, near, int(number.max(initial=-1)) + 1, settings.rule, references)
