@@ -114,12 +114,21 @@ def test_what_a_killed_call_left_is_cleared(tmp_path: Path, monkeypatch: pytest.
     assert sorted(one.name for one in out.iterdir()) == [".kept.parquet.mine.tmp", "clusters.parquet", "kept.parquet"]
 
 
-def test_files_are_replaced_on_any_file_system(tmp_path: Path) -> None:
-    for fs, base in ((pafs.LocalFileSystem(), f"{tmp_path}/"), (pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "")):
-        for text in ("older", "newer"):
-            (tmp_path / "beside").write_text(text)
-            outputs._replace(fs, f"{base}beside", f"{base}there")
-            assert (tmp_path / "there").read_text() == text and not (tmp_path / "beside").exists()
+def test_files_are_replaced_at_once_where_the_file_system_can(tmp_path: Path) -> None:
+    class Told:
+        def __init__(self, type_name: str) -> None:
+            self.fs, self.type_name, self.calls = pafs.LocalFileSystem(), type_name, list[str]()
+
+        def __getattr__(self, name: str) -> Any:
+            self.calls.append(name)
+            return getattr(self.fs, name)
+
+    for kind, calls in (("local", ["move"]), ("hdfs", ["get_file_info", "delete_file", "move"])):
+        (tmp_path / "there").write_text("older")
+        (tmp_path / "beside").write_text("newer")
+        fs: Any = Told(kind)
+        outputs._replace(fs, str(tmp_path / "beside"), str(tmp_path / "there"))
+        assert fs.calls == calls and (tmp_path / "there").read_text() == "newer" and not (tmp_path / "beside").exists()
 
 
 def test_a_result_of_which_nothing_stayed_is_an_input_like_any_other(tmp_path: Path) -> None:
