@@ -80,7 +80,7 @@ def divray_ray(workers: int) -> Callable[..., Answer]:
 
         from divray.diversity.columns import DedupSettings
         from divray.diversity.distributed import judge_on_ray
-        from divray.diversity.files import ParquetSource
+        from divray.diversity.sources import ParquetSource
 
         ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]

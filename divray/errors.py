@@ -26,6 +26,10 @@ class InputError(DivrayError):
         place = f"{where}: {field}" if field else where
         super().__init__(f"{place}: {problem}. {mend}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        """A worker's error reaches the driver whole."""
+        return type(self), (self.where, self.field, self.problem, self.mend)
+
 
 class ResourceError(DivrayError):
     """The cluster can never give what the configuration asks for."""

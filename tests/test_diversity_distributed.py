@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from divray.diversity import distributed, neighbours
 from divray.diversity.columns import DedupSettings
 from divray.diversity.distributed import _added, judge_on_ray, work_name
-from divray.diversity.files import ParquetSource, deduplicate_files
+from divray.diversity.files import deduplicate_files
+from divray.diversity.partitions import Task, join_part, send
+from divray.diversity.prefixes import count_elements
+from divray.diversity.sources import ParquetSource, judge_files
 from divray.diversity.tables import judge, near_duplicate_clusters
+from divray.errors import InputError
 from divray.runs import RunFolder
 
 SETTINGS = DedupSettings(id_column="id", size=2, threshold=0.6)
@@ -96,3 +102,60 @@ def test_an_interrupted_call_goes_on(ray_two_cpus: None, texts: pa.Table, tmp_pa
     deduplicate_files(source, str(tmp_path / "alone"), SETTINGS)
     for name in ("kept.parquet", "clusters.parquet"):
         assert pq.read_table(out / name) == pq.read_table(tmp_path / "alone" / name)
+
+
+def test_the_other_tables_count_for_the_partitions(
+    ray_two_cpus: None, texts: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(texts.slice(0, 20), tmp_path / "in.parquet")
+    pq.write_table(texts.slice(20, 400), tmp_path / "earlier.parquet")
+    pq.write_table(texts.slice(420), tmp_path / "test.parquet")
+    files, earlier, tests = (ParquetSource.open(str(tmp_path / f"{name}.parquet")) for name in ("in", "earlier", "test"))
+    monkeypatch.setattr(distributed, "ROWS_PER_PARTITION", 100)
+    work = RunFolder(str(tmp_path / "work"))
+    made = judge_on_ray(files, SETTINGS, tests, earlier, work)
+    assert len(work.files("")) == 6
+    assert pa.Table.from_batches(made.batches()) == pa.Table.from_batches(judge_files(files, SETTINGS, tests, earlier).batches())
+
+
+def test_references_are_not_compared_with_each_other(texts: pa.Table) -> None:
+    given = texts["text"].drop_null()
+    parts = [SETTINGS.shingle(given.slice(0, 50)), SETTINGS.shingle(given.slice(50))]
+    table = count_elements(parts[1], counts=count_elements(parts[0], 16))
+    pieces = [send(sets, base, table, SETTINGS.threshold, 1) for sets, base in zip(parts, (0, 50), strict=True)]
+    every, some = (join_part(Task(SETTINGS.threshold, 1, own), 0, *pieces).to_pandas() for own in (len(given), 50))
+    near = some[some["similarity"] < 1]
+    assert (near[["left", "right"]].min(axis=1) < 50).all()
+    wanted = every[(every["similarity"] == 1) | (every[["left", "right"]].min(axis=1) < 50)]
+    assert 0 < len(some) == len(wanted) < len(every)
+
+
+def test_ray_is_exact_or_says_why_not(ray_two_cpus: None, texts: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(texts, tmp_path / "in.parquet")
+    files = ParquetSource.open(str(tmp_path / "in.parquet"))
+    with pytest.raises(InputError, match="MinHash runs in one process only"):
+        judge_on_ray(files, replace(SETTINGS, method="minhash"))
+    for name in ("EXACT_ROWS", "EXACT_VISITS", "EXACT_VISITS_PER_SET"):
+        monkeypatch.setattr(neighbours, name, 0)
+    with pytest.raises(InputError, match=r"^texts: one partition of the exact join would look at .* more than 0") as raised:
+        deduplicate_files(str(tmp_path / "in.parquet"), str(tmp_path / "out"), SETTINGS, on_ray=True)
+    assert "--method exact" in str(raised.value) and "Traceback" not in str(raised.value)
+    exact = replace(SETTINGS, method="exact")
+    made = judge_on_ray(files, exact)
+    assert pa.Table.from_batches(made.batches()) == pa.Table.from_batches(judge_files(files, exact).batches())
+
+
+def test_tables_without_rows_or_texts(ray_two_cpus: None, tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+    pq.write_table(pa.table([["p", "q", "r"], ["a b c", "a b c", "d"]], schema=schema), tmp_path / "some.parquet")
+    pq.write_table(pa.table([["s", "t"], [None, None]], schema=schema), tmp_path / "null.parquet")
+    pq.write_table(schema.empty_table(), tmp_path / "empty.parquet")
+    pq.ParquetWriter(tmp_path / "none.parquet", schema).close()
+    assert pq.read_metadata(tmp_path / "none.parquet").num_row_groups == 0
+    some, *others = (ParquetSource.open(str(tmp_path / f"{name}.parquet")) for name in ("some", "null", "empty", "none"))
+    for other in others:
+        for given in ((other,), (some, other, other), (other, some, some), (other, other, None), (other, None, other)):
+            rest = (*given[1:], None, None)[:2]
+            made, wanted = judge_on_ray(given[0], SETTINGS, *rest), judge_files(given[0], SETTINGS, *rest)
+            assert made.schema() == wanted.schema() and made.schema().field("id").type == pa.large_string()
+            assert pa.Table.from_batches(made.batches(), made.schema()) == pa.Table.from_batches(wanted.batches(), wanted.schema())

@@ -65,15 +65,12 @@ def test_every_row_is_as_brute_force_says(
     rows = by_id(made)
     sets = {i: grams(text, 2) for i, text in zip(ids, texts, strict=True) if text is not None}
     near = lambda a, b: len(a & b) / len(a | b)  # noqa: E731
-    references = [
-        *((f"earlier row {100 + n}", text) for n, text in enumerate(before)),
-        *((f"test text {n}", text) for n, text in enumerate(tests)),
-    ]
     leaked = {}
     for i, set_ in sets.items():
-        found = [(near(set_, grams(text, 2)), name) for name, text in references]
-        if found and max(value for value, _ in found) >= threshold:
-            leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
+        for kind, texts_ in (("test text", dict(enumerate(tests))), ("earlier row", dict(enumerate(before, 100)))):
+            found = [(near(set_, grams(text, 2)), f"{kind} {name}") for name, text in texts_.items()]
+            if i not in leaked and max((value for value, _ in found), default=0) >= threshold:
+                leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
     free = {i: set_ for i, set_ in sets.items() if i not in leaked}
     for i in ids:
         row = rows[i]
@@ -222,13 +219,13 @@ def test_a_failure_leaves_the_older_result(tmp_path: Path, monkeypatch: pytest.M
     source, out = parquet(tmp_path / "in.parquet", text=["a b c", "a b c"]), tmp_path / "out"
     deduplicate_files(source, str(out))
     before = [file.read_bytes() for file in sorted(out.iterdir())]
-    from divray.diversity import files
+    from divray.diversity import outputs
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("disk full")
         yield
 
-    monkeypatch.setattr(files, "_staying", broken)
+    monkeypatch.setattr(outputs, "_staying", broken)
     with pytest.raises(RuntimeError):
         deduplicate_files(source, str(out))
     assert [file.read_bytes() for file in sorted(out.iterdir())] == before
@@ -259,3 +256,13 @@ def test_batches_one_after_the_other_keep_no_two_near(first: list[str], second: 
     added = tables[1].filter(made["kept"])
     stays = pa.concat_tables([kept, added])
     assert near_duplicate_clusters(stays, chosen)["kept"].to_pylist() == [True] * stays.num_rows
+
+
+def test_ids_of_no_rows_have_the_type_of_the_input() -> None:
+    for kind, wanted in ((pa.string(), pa.large_string()), (pa.int32(), pa.int32())):
+        none = pa.schema([("id", kind), ("text", pa.string())]).empty_table()
+        for source in (none, none.to_reader()):
+            assert near_duplicate_clusters(source, id_column="id")["nearest_id"].type == wanted
+    made = near_duplicate_clusters(iter([]), id_column="id")
+    assert made.column_names == NAMES and made["id"].type == pa.null()
+    assert near_duplicate_clusters(iter([]))["id"].type == pa.int64()

@@ -63,11 +63,7 @@ def columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str, with_
     check_schema(batch.schema, settings, where, with_ids)
     texts = batch.column(settings.text_column)
     ids = batch.column(settings.id_column) if with_ids and settings.id_column is not None else None
-    if pa.types.is_dictionary(texts.type):
-        texts = texts.dictionary_decode()
-    if ids is not None and pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
-    return texts.cast(pa.large_string()), ids
+    return _decoded(texts).cast(pa.large_string()), None if ids is None else _decoded(ids)
 
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str, with_ids: bool = True) -> None:
@@ -96,6 +92,8 @@ def check_ids(ids: Any, where: str, name: str) -> None:
     Raises:
         InputError: names the row, or the id that occurs twice.
     """
+    if not len(ids):
+        return
     if ids.null_count:
         raise InputError(where, name, f"null in row {pc.index(ids.is_null(), True).as_py()}", "Give every row an id.")
     if pa.types.is_integer(ids.type):
@@ -121,13 +119,24 @@ def take_in(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> npt
     return group
 
 
-def joined_ids(names: list[pa.Array | None], rows: int) -> Any:
-    """The ids of all batches as one array; the rows' numbers where there are none."""
+def joined_ids(names: list[pa.Array | None], settings: DedupSettings, rows: int) -> Any:
+    """The ids of all batches as one array; the rows' numbers where they have no other; of no type where no batch came."""
+    if settings.id_column is None:
+        return pa.array(np.arange(rows))
     known = [part for part in names if part is not None]
     if not known:
-        return pa.array(np.arange(rows))
+        return pa.nulls(0)
     kind = known[0].type if pa.types.is_integer(known[0].type) else pa.large_string()
     return pa.concat_arrays([part.cast(kind) for part in known])
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if not pa.types.is_dictionary(kind):
+        return column
+    if pa.types.is_string_view(kind.value_type):  # no kernel takes from these
+        column = column.cast(pa.dictionary(kind.index_type, pa.large_string()))
+    return column.dictionary_decode()
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -21,7 +21,8 @@ class Distinct:
     about 40 a set of the distinct ones.
 
     Args:
-        rows: How many rows will come, if known: room for them is then made once, from the first batches.
+        rows: How many rows will come, if known: room for them is then made once, from the first batches.  Should more come,
+            room grows by half as it does for an unknown number.
     """
 
     def __init__(self, rows: int | None = None) -> None:
@@ -61,7 +62,7 @@ class Distinct:
 
     def _share(self) -> float:
         """By how much the rows to come exceed those seen."""
-        return 1.5 if self.rows is None else max(1.0, 1.02 * self.rows / max(self.seen, 1))
+        return 1.5 if self.rows is None or self.seen > self.rows else 1.02 * self.rows / max(self.seen, 1)
 
 
 def collapse(shingles: Shingles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -7,6 +7,9 @@ keys: each pair in the one partition that holds the first key that both share.  
 share all keys, hence meet too.  Only edges between near sets come back, and what stays is decided on them as in
 one process.
 
+It is this join or none.  One process changes to MinHash where a row meets too many others in its keys; here that is an
+error, which ``method="exact"`` ignores.
+
 Partitions are cut by hashes of word n-grams, not by relation or file, so that no large group of rows ends in one of
 them.  The result is the same, row for row, for any number of workers, slices and partitions.  A partition's edges lie
 in the work folder once it is done; an interrupted call that is made again joins only the others.
@@ -14,6 +17,7 @@ in the work folder once it is done; an interrupted call that is made again joins
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -28,13 +32,14 @@ import pyarrow.parquet as pq
 
 from divray.diversity.clusters import components
 from divray.diversity.columns import DedupSettings, check_ids, columns_of, joined_ids, take_in
-from divray.diversity.distinct import Distinct, collapse
-from divray.diversity.files import ParquetSource
-from divray.diversity.joins import join
-from divray.diversity.neighbours import Pairs
-from divray.diversity.prefixes import Prefixes, count_elements, postings, prefixes, table_bits
+from divray.diversity.distinct import Distinct
+from divray.diversity.neighbours import Pairs, most_visits
+from divray.diversity.partitions import Task, join_part, send
+from divray.diversity.prefixes import count_elements, table_bits
 from divray.diversity.shingles import Shingles
+from divray.diversity.sources import ParquetSource, judge_files
 from divray.diversity.verdicts import References, Verdicts, verdicts_of
+from divray.errors import DivrayError, InputError
 from divray.runs import RunFolder
 
 SLICE_ROWS = 500_000
@@ -54,14 +59,6 @@ class Slice(NamedTuple):
     role: str  # "row", "earlier" or "test"
 
 
-class Piece(NamedTuple):
-    """The sets of one slice that a partition must see, with their number over all slices and their prefix keys."""
-
-    numbers: npt.NDArray[np.int64]
-    sets: Shingles
-    found: Prefixes
-
-
 def judge_on_ray(
     files: ParquetSource,
     settings: DedupSettings,
@@ -71,7 +68,8 @@ def judge_on_ray(
     slice_rows: int = SLICE_ROWS,
     partitions: int | None = None,
 ) -> Verdicts:
-    """:func:`divray.diversity.tables.judge` on the Ray cluster that this process is connected to; always exact.
+    """:func:`divray.diversity.tables.judge` on the Ray cluster that this process is connected to; always exact.  Tables
+    without texts are judged here.
 
     Args:
         files: Where the rows lie; workers must be able to read them.
@@ -79,50 +77,94 @@ def judge_on_ray(
         earlier: Rows that earlier calls kept, which no row that stays may be near.
         work: Folder for the edges of finished partitions; none: an interrupted call begins anew.
         slice_rows: Most rows a task.
-        partitions: Of the keys; default: one for :data:`ROWS_PER_PARTITION` rows, at least one a CPU up to four.
+        partitions: Of the keys; default: one for :data:`ROWS_PER_PARTITION` rows of all three, at least one a CPU up to four.
+
+    Raises:
+        InputError: MinHash is asked for, or the exact join would look at more pairs than ``method="auto"`` allows.
     """
     import ray
 
+    if settings.method == "minhash":
+        raise InputError("dedup", "method", "MinHash runs in one process only", "Leave --ray out, or take --method auto or exact.")
+    if not files.rows:
+        return judge_files(files, settings, against, earlier)
     sources = {"row": files, "earlier": earlier, "test": against}
     slices = [one for role, source in sources.items() if source is not None for one in _slices(source, slice_rows, role)]
-    lanes = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    partitions = partitions or max(min(lanes, 4), -(-files.rows // ROWS_PER_PARTITION))
-    task: Any = ray.remote(num_cpus=1)
-    read: Any = task(_read).options(num_returns=3)
-    made = [read.remote(one, settings) for one in slices]
-    sets, groups, counts = [one[0] for one in made], [one[1] for one in made], [one[2] for one in made]
-    sizes = np.array(ray.get(counts), np.int64).reshape(-1, 2)
-    bases = np.cumsum(sizes[:, 0]) - sizes[:, 0]
-    total = int(sizes[:, 0].sum())
+    rows = sum(source.rows for source in sources.values() if source is not None)
+    partitions = partitions or max(min(_lanes(), 4), -(-rows // ROWS_PER_PARTITION))
+    with _errors_of_tasks():
+        read: Any = ray.remote(num_cpus=1)(_read).options(num_returns=3)
+        made = [read.remote(one, settings) for one in slices]
+        sets, groups = [one[0] for one in made], [one[1] for one in made]
+        sizes = np.array(ray.get([one[2] for one in made]), np.int64).reshape(-1, 2)
+        del made
+        if not sizes[:, 0].any():
+            return judge_files(files, settings, against, earlier)
+        own = int(sizes[[one.role == "row" for one in slices], 0].sum())
+        told = Task(settings.threshold, partitions, own, most_visits(int(sizes[:, 0].sum()), settings.method))
+        edges = _joined(sets, sizes, told, f"by-{slice_rows}", work)
+        return _decide(settings, slices, ray.get(groups), sizes[:, 0], edges, files.name)
 
-    names = [f"edges-{number:05d}-of-{partitions:05d}-by-{slice_rows}.parquet" for number in range(partitions)]
+
+@contextlib.contextmanager
+def _errors_of_tasks() -> Iterator[None]:
+    """What a task raises on purpose, as it raised it."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DivrayError):
+            raise error.cause from None
+        raise
+
+
+def _joined(sets: list[Any], sizes: npt.NDArray[np.int64], told: Task, cut: str, work: RunFolder | None) -> pa.Table:
+    """The edges of all partitions.
+
+    Args:
+        sets: References to each slice's; emptied, so that Ray lets go of what has been sent.
+        sizes: int64 ``[slices, 2]``, how many sets and elements each has.
+        cut: How the slices were made, a part of the names of the files in ``work``.
+    """
+    import ray
+
+    names = [f"edges-{number:05d}-of-{told.partitions:05d}-{cut}.parquet" for number in range(told.partitions)]
     missing = [name for name in names if work is None or not work.exists(name)]
     edges: dict[str, Any] = {}
     if missing:
-        bits = min(TABLE_BITS, table_bits(int(sizes[:, 1].sum())))
+        task: Any = ray.remote(num_cpus=1)
+        lanes, bits = _lanes(), min(TABLE_BITS, table_bits(int(sizes[:, 1].sum())))
         tables = [task(_counted).remote(bits, *sets[lane::lanes]) for lane in range(lanes) if sets[lane::lanes]]
         table = task(_added).remote(*tables)
-        send: Any = task(_send).options(num_returns=partitions)
+        sender: Any = task(send).options(num_returns=told.partitions)
+        bases = np.cumsum(sizes[:, 0]) - sizes[:, 0]
         sent: list[Any] = [
-            send.remote(one, int(base), table, settings.threshold, partitions) for one, base in zip(sets, bases, strict=True)
+            sender.remote(one, int(base), table, told.threshold, told.partitions) for one, base in zip(sets, bases, strict=True)
         ]
         sent = [one if isinstance(one, list) else [one] for one in sent]
-        del sets, tables, table
+        sets.clear()
+        del tables, table
         for number, name in enumerate(names):
             if name in missing:
-                edges[name] = task(_join_part).remote(settings.threshold, number, partitions, *[one[number] for one in sent])
+                edges[name] = task(join_part).remote(told, number, *[one[number] for one in sent])
         del sent
         waiting = {ref: name for name, ref in edges.items()}
         while waiting and work is not None:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             work.write_parquet(waiting.pop(done), ray.get(done))
-    parts = [ray.get(edges[name]) if name in edges else _edges(work, name) for name in names]
-    return _decide(settings, slices, ray.get(groups), bases, total, pa.concat_tables(parts), files.name)
+    return pa.concat_tables([ray.get(edges[name]) if name in edges else _left_there(work, name) for name in names])
 
 
-def _edges(work: RunFolder | None, name: str) -> pa.Table:
+def _left_there(work: RunFolder | None, name: str) -> pa.Table:
     assert work is not None
     return pq.read_table(work.path(name), filesystem=work.fs)
+
+
+def _lanes() -> int:
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def work_name(files: ParquetSource, settings: DedupSettings, *references: ParquetSource | None) -> str:
@@ -192,67 +234,21 @@ def _added(*tables: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return total
 
 
-def _send(sets: Shingles, base: int, table: npt.NDArray[np.uint8], threshold: float, partitions: int) -> Any:
-    """For every partition the sets that hold one of its keys."""
-    found = prefixes(sets, threshold, table)
-    owner = _owners(found.keys, partitions)
-    holder = np.repeat(np.arange(len(sets)), np.diff(found.offsets))
-    pieces = []
-    for partition in range(partitions):
-        inside = np.zeros(len(sets), bool)
-        inside[holder[owner == partition]] = True
-        rows = np.flatnonzero(inside)
-        keys = Shingles(found.offsets, found.keys).take(rows)
-        pieces.append(Piece(base + rows, sets.take(rows), Prefixes(keys.offsets, keys.values, found.skipped[rows])))
-    return pieces if partitions > 1 else pieces[0]
-
-
-def _owners(keys: npt.NDArray[np.uint64], partitions: int) -> npt.NDArray[np.int64]:
-    return ((keys >> np.uint64(20)) & np.uint64(0xFFFFFFF)).astype(np.int64) % partitions
-
-
-def _join_part(threshold: float, partition: int, partitions: int, *pieces: Piece) -> pa.Table:
-    """Edges ``left, right, similarity`` between numbers of sets; those of similarity 1 between equal sets among them."""
-    numbers = np.concatenate([piece.numbers for piece in pieces])
-    sets = _stacked([piece.sets for piece in pieces])
-    keys = _stacked([Shingles(piece.found.offsets, piece.found.keys) for piece in pieces])
-    skipped = np.concatenate([piece.found.skipped for piece in pieces])
-    first, group = collapse(sets)
-    if len(first) < len(group):
-        twins = np.flatnonzero(first[group] != np.arange(len(group)))
-        held = keys.values[keys.offsets[twins]]
-        twins = twins[_owners(held, partitions) == partition]  # once: where the first key belongs
-        equal = numbers[first[group[twins]]], numbers[twins], np.ones(len(twins))
-        sets, keys, skipped, numbers = sets.take(first), keys.take(first), skipped[first], numbers[first]
-    else:
-        equal = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    found = Prefixes(keys.offsets, keys.values, skipped)
-    left, right, similarity = join(sets, found, postings(found), threshold, _owners(found.keys, partitions) == partition)
-    columns = [np.concatenate(pair) for pair in ((equal[0], numbers[left]), (equal[1], numbers[right]), (equal[2], similarity))]
-    return pa.table({"left": columns[0], "right": columns[1], "similarity": columns[2]})
-
-
-def _stacked(parts: list[Shingles]) -> Shingles:
-    ends = np.cumsum([0, *(part.offsets[-1] for part in parts)])
-    offsets = [part.offsets[1:] + start for part, start in zip(parts, ends[:-1], strict=True)]
-    return Shingles(np.concatenate([np.zeros(1, np.int64), *offsets]), np.concatenate([part.values for part in parts]))
-
-
 def _decide(
-    settings: DedupSettings, slices: list[Slice], groups: list[Any], bases: npt.NDArray[np.int64], total: int, edges: pa.Table, where: str
+    settings: DedupSettings, slices: list[Slice], groups: list[Any], sizes: npt.NDArray[np.int64], edges: pa.Table, where: str
 ) -> Verdicts:
     left, right, similarity = (edges[name].to_numpy() for name in ("left", "right", "similarity"))
     equal = similarity == 1.0  # sets of similarity 1 are equal
-    number = components(total, left[equal], right[equal])
+    number = components(int(sizes.sum()), left[equal], right[equal])
     near = Pairs(number[left[~equal]], number[right[~equal]], similarity[~equal])
     rows: dict[str, list[npt.NDArray[np.int32]]] = {"row": [np.zeros(0, np.int32)], "earlier": [], "test": []}
     names: dict[str, list[Any]] = {"row": [], "earlier": [], "test": []}
-    for part, base, (group, ids) in zip(slices, bases, groups, strict=True):
+    for part, base, (group, ids) in zip(slices, np.cumsum(sizes) - sizes, groups, strict=True):
         rows[part.role].append(np.where(group < 0, -1, number[np.maximum(group + base, 0)]).astype(np.int32))
         names[part.role] += ids
     group = np.concatenate(rows["row"])
-    ids = joined_ids(names["row"], len(group))
+    ids = joined_ids(names["row"], settings, len(group))
     check_ids(ids, where, settings.id_column or "row")
-    known = joined_ids(names["earlier"], sum(map(len, rows["earlier"])))
+    known = joined_ids(names["earlier"], settings, sum(map(len, rows["earlier"])))
     references = References.of(rows["earlier"], known, rows["test"]) if rows["earlier"] or rows["test"] else None
     return verdicts_of(ids, group, near, int(number.max(initial=-1)) + 1, settings.rule, references)

@@ -90,7 +90,7 @@ def find_pairs(
     if n < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     if method != "minhash":
-        found = exact_join(shingles, threshold, _most_visits(n, method), own)
+        found = exact_join(shingles, threshold, most_visits(n, method), own)
         if found is not None:
             return found
     if permutations is None or bands is None:
@@ -103,7 +103,8 @@ def _check(threshold: float) -> None:
         raise InputError("diversity", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
 
 
-def _most_visits(sets: int, method: Method) -> int | None:
+def most_visits(sets: int, method: Method) -> int | None:
+    """How many pairs the exact join of so many distinct sets may look at; ``None``: any number."""
     return None if method == "exact" or sets <= EXACT_ROWS else max(EXACT_VISITS, EXACT_VISITS_PER_SET * sets)
 
 
@@ -120,7 +121,7 @@ def near_duplicate_flags(shingles: Shingles, threshold: float, method: Method = 
     near = (np.bincount(group, minlength=len(first)) > 1)[group]
     rows = np.zeros(len(shingles), np.bool_)
     rows[first] = True
-    if method == "minhash" or not exact_flags(shingles, threshold, rows, near, _most_visits(len(first), method)):
+    if method == "minhash" or not exact_flags(shingles, threshold, rows, near, most_visits(len(first), method)):
         left, right, _ = find_pairs(shingles.take(first), threshold, method="minhash")
         near[first[left]] = near[first[right]] = True
     return near[first][group]

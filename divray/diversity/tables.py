@@ -8,8 +8,9 @@ Rows whose text is null have nothing to be compared and stay.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,8 @@ def near_duplicate_clusters(
     Returns:
         One row a row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id`` and
         ``similarity``, the most similar other row from the threshold on (of equally similar ones first a kept one, then
-        the smallest id), else null; ``kept``; ``reason``, in words.
+        the smallest id), else null; ``kept``; ``reason``, in words.  Ids are of the input's type; of type null where no
+        batch came to show it.
 
     Raises:
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
@@ -67,7 +69,8 @@ def judge(
     rows: int | None = None,
     where: str = "table",
 ) -> Verdicts:
-    """:func:`near_duplicate_clusters` as arrays; ``rows`` is how many will come, if known; ``where`` names the source in errors."""
+    """:func:`near_duplicate_clusters` as arrays; ``rows`` is how many will come, if known, those of ``against`` and
+    ``earlier`` among them; ``where`` names the source in errors."""
     distinct = Distinct(rows)
     group, ids = _taken_in(batches, distinct, settings, where)
     check_ids(ids, where, settings.id_column or "row")
@@ -88,13 +91,15 @@ def _taken_in(
         texts, ids = columns_of(batch, settings, where)
         names.append(ids)
         groups.append(take_in(distinct, settings, texts))
-    return np.concatenate(groups), joined_ids(names, sum(map(len, groups)))
+    return np.concatenate(groups), joined_ids(names, settings, sum(map(len, groups)))
 
 
 def _batches(source: Any) -> Iterable[pa.RecordBatch]:
     if hasattr(source, "iter_batches"):  # a Ray dataset
         tables = source.iter_batches(batch_format="pyarrow", batch_size=_SLICE)
         return (batch for table in tables for batch in table.to_batches())
-    if not isinstance(source, pa.Table):
-        return source
-    return source.to_batches(max_chunksize=_SLICE) or [pa.RecordBatch.from_pylist([], source.schema)]
+    if isinstance(source, pa.Table):
+        source = source.to_batches(max_chunksize=_SLICE) or [pa.RecordBatch.from_pylist([], source.schema)]
+    if isinstance(source, pa.RecordBatchReader):  # none may come, and the ids have a type all the same
+        source = itertools.chain([pa.RecordBatch.from_pylist([], source.schema)], source)
+    return cast(Iterable[pa.RecordBatch], source)

@@ -22,7 +22,7 @@ _SLICE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Texts that no row that stays may be near to: first rows that earlier calls kept, then a test set's.
+    """Texts that no row that stays may be near to: rows that earlier calls kept, then a test set's, which count first.
 
     Attributes:
         group: int32 ``[m]``, -1 for one without text.
@@ -79,7 +79,7 @@ class Verdicts:
         return stays
 
     def counts(self) -> dict[str, int]:
-        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (near an earlier row)."""
+        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (else near an earlier row)."""
         several = np.bincount(np.unique(self.cluster, return_inverse=True)[1]) if len(self.rows) else np.zeros(0)
         near = {"leaked": int((self.why == LEAKED).sum()), "known": int((self.why == KNOWN).sum())}
         return {"rows": len(self), "kept": int(self.mask().sum()), "clusters": int((several > 1).sum()), **near}
@@ -196,13 +196,17 @@ def verdicts_of(
 def _leaks(
     pairs: Pairs, groups: int, references: References | None
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """For each group: is it near a reference, to which (the most similar, then the first), and how near."""
-    first = np.full(groups, -1, np.int64)
-    if references is None:
-        return np.zeros(groups, bool), first, np.zeros(groups)
-    texts = np.flatnonzero(references.group >= 0)[::-1]
-    first[references.group[texts]] = texts
-    test = first >= 0
-    nearest, similarity = best_of(groups, *pairs, first, test)
-    nearest[test], similarity[test] = np.flatnonzero(test), 1.0
-    return nearest >= 0, first[nearest], similarity
+    """For each group: is it near a reference, to which, and how near; to a test text if to any, the most similar, then the first."""
+    chosen, best = np.full(groups, -1, np.int64), np.zeros(groups)
+    if references is not None:
+        tests = np.arange(len(references.group)) >= references.earlier
+        for kind in (tests, ~tests):
+            texts = np.flatnonzero(kind & (references.group >= 0))[::-1]
+            first = np.full(groups, -1, np.int64)
+            first[references.group[texts]] = texts
+            own = first >= 0
+            nearest, similarity = best_of(groups, *pairs, first, own)
+            nearest[own], similarity[own] = np.flatnonzero(own), 1.0
+            named = (chosen < 0) & (nearest >= 0)
+            chosen[named], best[named] = first[nearest[named]], similarity[named]
+    return chosen >= 0, chosen, best
