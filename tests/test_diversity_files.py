@@ -41,6 +41,14 @@ def test_no_input_is_written_over(tmp_path: Path, option: str, message: str) -> 
     assert Path(held).read_bytes() == before and [one.name for one in Path(held).parent.iterdir()] == ["kept.parquet"]
 
 
+def test_a_result_may_lie_beside_its_input(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "texts.parquet", text=["a b c", "a b c"])
+    for _ in range(2):
+        assert deduplicate_files(source, str(tmp_path))["kept"] == 1
+    with pytest.raises(InputError, match="holds the input"):
+        deduplicate_files(str(tmp_path / "*.parquet"), str(tmp_path))
+
+
 def test_hidden_and_temporary_folders_are_left_out(tmp_path: Path) -> None:
     parquet(tmp_path / ".in" / "a.parquet", text=["a b c"])
     parquet(tmp_path / ".in" / "sub" / "b.parquet", text=["d e f"])

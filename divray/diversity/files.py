@@ -5,13 +5,12 @@ The texts are read twice, each time by batch: once to be compared, once to copy 
 
 from __future__ import annotations
 
-import posixpath
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
 from divray.diversity.columns import DedupSettings, check_schema
-from divray.diversity.outputs import check_copied, output_folder, write
+from divray.diversity.outputs import CLUSTERS, KEPT, check_copied, output_folder, write
 from divray.diversity.sources import ParquetSource, judge_files
 from divray.errors import InputError
 from divray.runs import RunFolder, open_uri
@@ -30,8 +29,8 @@ def deduplicate_files(
     Args:
         source: File, folder or pattern; a path or any URI that ``pyarrow.fs`` opens.
         out: Folder to write to: ``kept.parquet``, the rows that stay with all their columns, in input order, and
-            ``clusters.parquet``, the table of :func:`~divray.diversity.tables.near_duplicate_clusters`.  No input may lie
-            in it, and it in no input folder.
+            ``clusters.parquet``, the table of :func:`~divray.diversity.tables.near_duplicate_clusters`.  It may lie in
+            no input folder and write over no input.
         settings: How.
         against: File, folder or pattern of a test set with the same text column: rows near one of its texts are dropped.
         earlier: File, folder or pattern of rows that earlier calls kept, with the same columns: rows near one of them are
@@ -76,7 +75,9 @@ def _check_apart(out: str, inputs: dict[str, ParquetSource | None]) -> None:
     for said, files in inputs.items():
         if files is None:
             continue
-        if any(posixpath.dirname(_place(files.fs, one)) == folder for one in files.paths):
+        places = [PurePosixPath(_place(files.fs, one)) for one in files.paths]
+        named = files.paths == [open_uri(files.name)[1]]  # a pattern would take the result for input the next time
+        if any(str(one.parent) == folder and (not named or one.name in (KEPT, CLUSTERS)) for one in places):
             raise InputError(out, "", f"the output folder holds {said}", "Write to a folder of its own.")
         within = None if files.folder is None else _place(files.fs, files.folder)
         if within is not None and PurePosixPath(folder).is_relative_to(within):
