@@ -42,6 +42,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.seen: Counter[str] = Counter()
+        self.times: list[float] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str] = set()
 
@@ -64,13 +65,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._say(401, {"error": {"message": "no such key"}})
         request = f"{body['seed']}"
         self.server.seen[request] += 1
-        if "born_in" in body["prompt"]:
+        self.server.times.append(time.monotonic())
+        chat = self.path.endswith("/chat/completions")
+        if "born_in" in (body["messages"][0]["content"] if chat else body["prompt"]):
             return self._say(400, {"error": {"message": "not about that"}})
         if self.server.seen[request] <= 2:
             return self._say(429 if self.server.seen[request] == 1 else 500, {"error": {"message": "later"}})
         self.server.bodies.append(body)
         usage = {"prompt_tokens": 30, "completion_tokens": 7, "total_tokens": 37, "prompt_tokens_details": {"cached_tokens": 16}}
-        choice = {"index": 0, "text": " The [storm] hit the {coast}.", "finish_reason": "stop", "logprobs": None}
+        said = {"text": " The [storm] hit the {coast}."}
+        if chat:
+            said = {"message": {"role": "assistant", "content": "6. The [storm] hit the {coast}."}}
+        choice = {"index": 0, **said, "finish_reason": "stop", "logprobs": None}
         self._say(200, {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
 
     def _say(self, status: int, value: Any) -> None:
@@ -128,6 +134,22 @@ def test_a_busy_and_a_broken_server_are_waited_for(ray_two_cpus: None, uri: str,
     monkeypatch.setenv("SOME_KEY", "wrong")
     with pytest.raises(EngineError, match="no such key"):
         complete(config, requests(config, f"{uri}-2", 1, 4), "prompts", "completions", "endpoint")
+
+
+def test_chat_is_asked_in_messages_and_no_faster_than_told(
+    ray_two_cpus: None, uri: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", SECRET)
+    config = settings(server.url, "prompts.style=chat")
+    assert config.engine.endpoint is not None
+    limited = config.engine.endpoint.model_copy(update={"requests_per_second": 20.0})
+    config = config.model_copy(update={"engine": config.engine.model_copy(update={"endpoint": limited})})
+    run = requests(config, uri, 1, 8)
+    assert complete(config, run, "prompts", "completions", "endpoint") == 8
+    assert {row["completion"] for row in run.read_table("completions").to_pylist()} == {" The [storm] hit the {coast}."}
+    assert all("sentence" in body["messages"][0]["content"] for body in server.bodies)
+    assert len(server.times) == 3 * 8
+    assert server.times[-1] - server.times[0] >= (3 * 8 - 2) / 20  # a slow machine only makes it longer
 
 
 @pytest.mark.parametrize(("path", "words"), [("/v2", "no such place"), ("/page", "not a completion")])

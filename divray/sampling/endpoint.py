@@ -70,6 +70,7 @@ def payload(row: dict[str, Any], parameters: dict[str, Any], vllm: bool, chat: b
 
 
 def _endpoint_class() -> type:
+    from httpx import AsyncClient, Limits
     from openai import APIConnectionError, APIError, AsyncOpenAI, AuthenticationError, NotFoundError, PermissionDeniedError
     from ray.llm._internal.batch.stages.http_request_stage import HttpRequestUDF
 
@@ -77,7 +78,11 @@ def _endpoint_class() -> type:
         def __init__(self, data_column: str, expected_input_keys: list[str], url: str, settings: Any, key: Key, health: str) -> None:
             super().__init__(data_column, expected_input_keys, url, max_retries=settings.max_retries)
             self.settings, self.reporter, self.any_answer = settings, Reporter(health), False
-            self.client = AsyncOpenAI(base_url=url, api_key=key.value, max_retries=settings.max_retries, timeout=settings.timeout)
+            limits = Limits(max_connections=settings.concurrency)
+            sender = AsyncClient(event_hooks={"request": [self._turn_again]}, limits=limits, timeout=settings.timeout)
+            self.client = AsyncOpenAI(
+                base_url=url, api_key=key.value, max_retries=settings.max_retries, timeout=settings.timeout, http_client=sender
+            )
             self.slots, self.next_at = asyncio.Semaphore(settings.concurrency), 0.0
             self.reporter.ready()
 
@@ -86,6 +91,11 @@ def _endpoint_class() -> type:
                 now = time.monotonic()
                 self.next_at = max(now, self.next_at) + 1 / self.settings.requests_per_second
                 await asyncio.sleep(self.next_at - now - 1 / self.settings.requests_per_second)
+
+        async def _turn_again(self, request: Any) -> None:
+            """The client's own further tries count, too."""
+            if request.headers.get("x-stainless-retry-count", "0") != "0":
+                await self._turn()
 
         async def _ask(self, row: dict[str, Any]) -> dict[str, Any]:
             body = json.loads(row["payload"])
