@@ -70,7 +70,6 @@ def payload(row: dict[str, Any], parameters: dict[str, Any], vllm: bool, chat: b
 
 
 def _endpoint_class() -> type:
-    from httpx import AsyncClient, Limits
     from openai import APIConnectionError, APIError, AsyncOpenAI, AuthenticationError, NotFoundError, PermissionDeniedError
     from ray.llm._internal.batch.stages.http_request_stage import HttpRequestUDF
 
@@ -78,8 +77,9 @@ def _endpoint_class() -> type:
         def __init__(self, data_column: str, expected_input_keys: list[str], url: str, settings: Any, key: Key, health: str) -> None:
             super().__init__(data_column, expected_input_keys, url, max_retries=settings.max_retries)
             self.settings, self.reporter, self.any_answer = settings, Reporter(health), False
-            limits = Limits(max_connections=settings.concurrency)
-            sender = AsyncClient(event_hooks={"request": [self._turn_again]}, limits=limits, timeout=settings.timeout)
+            from openai import DefaultAsyncHttpxClient  # here, since it can't be sent to an actor
+
+            sender = DefaultAsyncHttpxClient(event_hooks={"request": [self._turn_again]}, timeout=settings.timeout)
             self.client = AsyncOpenAI(
                 base_url=url, api_key=key.value, max_retries=settings.max_retries, timeout=settings.timeout, http_client=sender
             )
