@@ -29,6 +29,15 @@ WORKER_ENVIRONMENT = {
 }
 """Set in every worker unless the user's own environment says otherwise."""
 
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's own 15 lets its dashboard and the driver take the core from the model whenever they wake.
+    "RAY_worker_niceness": "0",
+    # After Ray's own second the workers would be gone by when the engine has started, and start again beside the model.
+    "RAY_idle_worker_killing_time_threshold_ms": "120000",
+}
+"""Set before Ray starts on this machine unless the user's own environment says otherwise."""
+
 PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR", "PYTHONPATH")
 """Prefixes of the driver's variables that workers get too."""
 
@@ -42,14 +51,9 @@ def connect(config: Config) -> None:
     import ray
 
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray's own 15 lets its dashboard and the driver take the core from the model whenever they wake.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        # After Ray's own second the workers would be gone by when the engine has started, and start again beside the model.
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
-        for name, value in WORKER_ENVIRONMENT.items():
+        for name, value in (RAY_ENVIRONMENT | WORKER_ENVIRONMENT).items():
             os.environ.setdefault(name, value)
         if config.models.llm.startswith(("embedded:", "endpoint")) and config.models.encoder.startswith("embedded:"):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -80,7 +84,8 @@ def join_ray(address: str) -> None:
     import ray
 
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed})
 
