@@ -1,27 +1,44 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Four passes.  The samples stream through encoder actors; one task fits the judge of correctness; one task
-looks across all relations (:mod:`divray.diversity.across`); each relation's rows are judged, deduplicated
-against the seeds and the rounds before, and measured for novelty.  The rows of the naive baseline are
-scored among themselves, so that they neither displace a sample of the loop nor vouch for one.
+Five passes.  The samples stream through encoder actors; one task fits the judge of correctness; one task
+looks across all relations (:mod:`divray.diversity.across`); the rows are judged by batches, and each relation's
+texts, without vectors, are deduplicated against the seeds and the rounds before; the rows are measured for
+novelty by batches again (:mod:`divray.diversity.novelties`).  The rows of the naive baseline are scored among
+themselves, so that they neither displace a sample of the loop nor vouch for one.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections import Counter
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from divray.cluster import uses_gpu
 from divray.config import Config
 from divray.diversity.across import across_relations, barred, dropped, marked, score_files
+from divray.diversity.novelties import novelties, pools_of, staying_vectors
+from divray.diversity.texts import SPANS
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 
 FEATURES = pa.field("features", pa.list_(pa.float32()))
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, pa.field("pool", pa.string())])
+
+COMPARED = pa.schema(
+    [*(EMBEDDED.field(name) for name in ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")), SCORES.field("correctness")]
+)
+"""What is grouped by relation."""
+
+_DECISIONS = ("cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
+DECIDED = pa.schema(
+    [COMPARED.field("candidate_id"), *(SCORES.field(name) for name in ("correctness", *_DECISIONS)), EMBEDDED.field("pool")]
+)
+
+PART_ROWS = 4096
+"""Rows of a file, and of a task that measures novelty, at least where there are as many."""
 
 
 def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
@@ -34,34 +51,50 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     import ray
 
     folder = f"round-{round:02d}"
-    embedded = f"{folder}/embedded"
-    for name in (embedded, f"{folder}/scores"):
+    embedded, decided = f"{folder}/embedded", f"{folder}/decided"
+    for name in (embedded, decided, f"{folder}/scores"):
         run.delete(name)
-    encoder = ray.data.ActorPoolStrategy(size=1)
+    task: Any = ray.remote(num_cpus=config.cluster.worker_cpus)
+    actors = encoders(config)
     valid = run.dataset(f"{folder}/samples").map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    valid.map_batches(
-        _Features,
-        batch_format="pyarrow",
-        batch_size=256,
-        compute=encoder,
-        num_cpus=config.cluster.worker_cpus,
-        fn_constructor_args=(config,),
-    ).write_parquet(run.path(embedded), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
+    valid.map_batches(_Features, batch_format="pyarrow", batch_size=256, fn_constructor_args=(config,), **actors).write_parquet(
+        run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
+    )
 
-    judge = ray.remote(num_cpus=config.cluster.worker_cpus)(_fit).remote(config, run.uri, embedded)
-    marks = ray.remote(num_cpus=config.cluster.worker_cpus)(across_relations).remote(config, run.uri, embedded, round)
+    judge = task(_fit).options(num_gpus=actors["num_gpus"]).remote(config, run.uri, embedded)
+    marks = task(across_relations).remote(config, run.uri, embedded, round)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
         ray.get([judge, marks])
         run.write_table(f"{folder}/scores", SCORES.empty_table())
-        return _counts(config, run, f"{folder}/scores")
+        return _counts(config, run, folder)
     seeds = run.read_table("data/seeds")
-    rows = run.dataset(embedded)
-    score = partial(_score_pool, config=config, uri=run.uri, round=round, judge=judge, marks=marks, seeds=ray.put(seeds))
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
-    scored = rows.groupby("pool", num_partitions=partitions).map_groups(score, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
+    by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
+    decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
+    rows = run.dataset(embedded, columns=[*COMPARED.names[:-1], FEATURES.name])
+    groups = rows.map_batches(partial(_judged, judge=judge), **by_batch).groupby("pool", num_partitions=partitions)
+    groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
+
+    parts, verdicts = ([run.path(file) for file in run.files(table, ".parquet")] for table in (embedded, decided))
+    staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools_of(run.uri, verdicts)}
+    measure = partial(_measured, uri=run.uri, verdicts=verdicts, staying=staying, threshold=config.correctness.threshold)
+    rows = run.dataset(embedded, columns=[*SAMPLES.names, "embedding", "pool"])
+    scored = rows.map_batches(measure, batch_size=PART_ROWS, **by_batch)
     scored.sort("candidate_id").write_parquet(run.path(f"{folder}/scores"), filesystem=run.fs)
-    run.delete(embedded)
-    return _counts(config, run, f"{folder}/scores")
+    for name in (embedded, decided):
+        run.delete(name)
+    return _counts(config, run, folder)
+
+
+def encoders(config: Config) -> dict[str, Any]:
+    """The pool of encoder actors: up to one a GPU where the LLM's device is one, else one a CPU (an encoder is one thread),
+    less the CPU that Ray's other tasks need."""
+    import ray
+
+    total, gpu, cpus = ray.cluster_resources(), uses_gpu(config), config.cluster.worker_cpus
+    most = total.get("GPU", 1) if gpu else (total.get("CPU", 1) - 1) / max(1, cpus)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(most)))
+    return {"compute": pool, "num_cpus": cpus, "num_gpus": 1 if gpu else 0}
 
 
 class _Features:
@@ -130,33 +163,54 @@ def _features_of(run: RunFolder, table: str, ids: pa.ChunkedArray) -> pa.Table:
     return pads.dataset(files, filesystem=run.fs).to_table(["candidate_id", "features"], filter=wanted).sort_by("candidate_id")
 
 
-def _score_pool(rows: pa.Table, config: Config, uri: str, round: int, judge: Any, marks: Any, seeds: Any) -> pa.Table:
-    """One relation's rows (or its naive ones), scored (``schemas.SCORES``)."""
+def _judged(batch: pa.Table, judge: Any) -> pa.Table:
+    """What near-duplicates and their order need of each row: :data:`COMPARED`."""
     import ray
 
     from divray.diversity.embeddings import embedding_matrix
-    from divray.diversity.semantic import novelty
+
+    if not batch.num_rows:
+        return COMPARED.empty_table()
+    correctness = ray.get(judge).score(batch, embedding_matrix(batch[FEATURES.name]))
+    return batch.append_column("correctness", pa.array(correctness, pa.float64())).select(COMPARED.names).cast(COMPARED)
+
+
+def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any) -> pa.Table:
+    """What stays of one relation's rows (or its naive ones), and why: :data:`DECIDED`."""
+    import ray
+
     from divray.diversity.stage import deduplicate, fixed_items
 
     if not rows.num_rows:
-        return SCORES.empty_table()
-    rows = rows.select(EMBEDDED.names).cast(EMBEDDED).sort_by("candidate_id")
+        return DECIDED.empty_table()
     relation = rows["relation"][0].as_py()
     is_naive = rows["strategy"][0].as_py() == NAIVE
-    correctness = ray.get(judge).score(rows, embedding_matrix(rows["features"]))
-    rows = rows.append_column("correctness", pa.array(correctness, pa.float64()))
-    rows = rows.append_column("correct", pa.array(correctness >= config.correctness.threshold))
     examples = ray.get(seeds)
     own = examples.filter(pc.equal(examples["relation"], relation))
     before = None if is_naive else _earlier(RunFolder(uri), relation, round)
-    rows = marked(rows, ray.get(marks))
+    rows = marked(rows.select(COMPARED.names).cast(COMPARED).sort_by("candidate_id"), ray.get(marks))
     out = barred(rows, config.diversity)
     free = deduplicate(rows.filter(pc.invert(out)), config.diversity, fixed_items(own, before))
     rows = pa.concat_tables([free, dropped(rows.filter(out)).select(free.column_names)]).sort_by("candidate_id")
-    unique = rows["unique"].to_numpy(zero_copy_only=False).astype(bool)
-    embeddings = embedding_matrix(rows["embedding"])
-    rows = rows.append_column("novelty", pa.array(novelty(np.asarray(embeddings), unique), pa.float64()))
-    return rows.select(SCORES.names).cast(SCORES)
+    return rows.select(DECIDED.names).cast(DECIDED)
+
+
+def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str, Any], threshold: float) -> pa.Table:
+    """A batch of any relations, with what was decided of it and its novelty (``schemas.SCORES``)."""
+    import pyarrow.dataset as pads
+
+    if not batch.num_rows:
+        return SCORES.empty_table()
+    ids = pads.field("candidate_id")
+    ends = pc.min_max(batch["candidate_id"])
+    near = pads.dataset(verdicts, filesystem=RunFolder(uri).fs).to_table(filter=(ids >= ends["min"]) & (ids <= ends["max"]))
+    own = near.take(pc.index_in(batch["candidate_id"], value_set=near["candidate_id"].combine_chunks()))
+    made = {name: own[name] for name in DECIDED.names if name in SCORES.names and name not in SAMPLES.names}
+    made["correct"] = pc.greater_equal(own["correctness"], threshold)
+    made["novelty"] = pa.array(novelties(batch, staying), pa.float64())
+    for name, column in made.items():
+        batch = batch.append_column(SCORES.field(name), column)
+    return batch.select(SCORES.names).cast(SCORES)
 
 
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
@@ -171,15 +225,30 @@ def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     return pads.dataset(files, filesystem=run.fs).to_table(columns, filter=own)
 
 
-def _counts(config: Config, run: RunFolder, table: str) -> dict[str, int]:
+def _counts(config: Config, run: RunFolder, folder: str) -> dict[str, int]:
+    """The counts of :func:`run`; those of each relation also go to Prometheus."""
     counts = dict.fromkeys(("scored", "unique", "correct", "conflicts", "near_test"), 0)
-    columns = ["strategy", "unique", "correct", "conflict", "near_test"]
+    relations: Counter[tuple[str, str]] = Counter()
+    columns = ["relation", "strategy", "unique", "correct", "conflict", "near_test"]
     batch: Any
-    for batch in run.dataset(table, columns=columns).iter_batches(batch_format="pyarrow", batch_size=None):
+    for batch in run.dataset(f"{folder}/scores", columns=columns).iter_batches(batch_format="pyarrow", batch_size=None):
         own = batch.filter(pc.not_equal(batch["strategy"], NAIVE))
-        counts["scored"] += own.num_rows
-        counts["unique"] += pc.sum(own["unique"]).as_py() or 0
-        counts["correct"] += pc.sum(pc.and_(own["unique"], own["correct"])).as_py() or 0
+        unique = own.filter(own["unique"])
+        for name, rows in (("scored", own), ("unique", unique), ("correct", unique.filter(unique["correct"]))):
+            counts[name] += rows.num_rows
+            for entry in rows["relation"].value_counts().to_pylist():
+                relations[entry["values"], name] += entry["counts"]
         for name, column in (("conflicts", "conflict"), ("near_test", "near_test")):
             counts[name] += pc.sum(pc.not_equal(own[column], "")).as_py() or 0
+    gauge = _gauge()
+    for (relation, name), count in relations.items():
+        outcome = {"scored": "valid", "correct": "accepted"}.get(name, name)
+        gauge.set(count, {"round": folder, "relation": relation, "outcome": outcome})
     return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}
+
+
+@cache
+def _gauge() -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge("divray_samples", "Samples of a round: valid, unique, accepted (unique and correct).", ("round", "relation", "outcome"))

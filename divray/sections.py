@@ -88,6 +88,7 @@ class DiversityConfig(Section):
 
     shingle_kind: Literal["word", "char"] = "word"
     shingle_size: int = Field(3, ge=1)
+    strip_punctuation: bool = Field(False, description="Take punctuation off both ends of each word before sentences are compared.")
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
     rule: Literal["independent", "component"] = Field(
         "independent", description="What stays: no two near each other, every dropped one near a kept one; or one of each cluster."

@@ -54,6 +54,21 @@ def uri(tmp_path: Path) -> str:
     return str(tmp_path / "run")
 
 
+def exported(words: str) -> list[str]:
+    """Divray's lines on Ray's Prometheus endpoint, once one of them holds ``words``; Ray exports every few seconds."""
+    import ray
+
+    (node,) = ray.nodes()
+    lines: list[str] = []
+    for _ in range(80):
+        with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_divray_")]
+        if any(words in line for line in lines):
+            break
+        time.sleep(1)
+    return lines
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

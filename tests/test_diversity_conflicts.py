@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divray.diversity import conflicts, leaks, stage
 from divray.diversity.conflicts import label_conflicts
 from divray.diversity.leaks import near_reference
+from divray.diversity.neighbours import Pairs, near_duplicates
+from divray.diversity.stage import deduplicate, fixed_items
+from divray.errors import InputError
 from divray.relations import mask_entities, parse_marked
 from divray.sections import DiversityConfig
 
@@ -169,3 +174,145 @@ def test_the_guard_agrees_with_all_pairs(new: list[Row], test: list[Row], thresh
     reference = table(test).rename_columns(["example_id", *table(test).column_names[1:]])
     made = near_reference(table(new), reference, DiversityConfig(threshold=threshold, mask_entities=mask))
     assert [tuple(r.values()) for r in made.to_pylist()] == expected
+
+
+def sentence_rows(prefix: str, seed: int, count: int, relations: list[str]) -> list[Row]:
+    """Sentences of few words, so that many are near each other."""
+    random = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        a, b, c, d, e = random.choice(list("abc"), 5)
+        made.append(row(f"{prefix}{number}", str(random.choice(relations)), f"the {a} [{b}] of {c} and {{{d}}} here {e}"))
+    return made
+
+
+class Spy:
+    """Stands for ``near_duplicates``; counts the pairs of sets that both belong to old rows."""
+
+    def __init__(self, honour: bool) -> None:
+        self.honour, self.calls, self.both_old = honour, 0, 0
+
+    def __call__(self, *arguments: Any, own: int, **options: Any) -> Pairs:
+        pairs = near_duplicates(*arguments, own=own if self.honour else None, **options)
+        self.calls += 1
+        self.both_old += int((pairs.left >= own).sum())  # left < right
+        return pairs
+
+
+def test_old_rows_are_not_compared_with_each_other_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = sentence_rows("n", 0, 60, ["r", "s"]), sentence_rows("seed:", 1, 80, ["r", "s"])
+    many = sentence_rows("m", 2, 200, ["r"])
+    apart = deduplicate(table(sentence_rows("o", 3, 80, ["r"])), CONFIG)
+    reference = table(old).rename_columns(["example_id", *table(old).column_names[1:]])
+    made, both_old = {}, {}
+    for honour in (False, True):
+        spies = {module: Spy(honour) for module in (conflicts, leaks, stage)}
+        for module, spy in spies.items():
+            monkeypatch.setattr(module, "near_duplicates", spy)
+        made[honour] = [
+            label_conflicts(table(new), CONFIG, table(old)),
+            near_reference(table(new), reference, CONFIG),
+            near_reference(table(many), reference, CONFIG),
+            deduplicate(table(new), CONFIG, fixed_items(reference.slice(0, 5), apart)),
+        ]
+        assert all(spy.calls for spy in spies.values())
+        both_old[honour] = [spies[module].both_old for module in (conflicts, leaks)]
+    assert all(one.equals(other) for one, other in zip(made[False], made[True], strict=True))
+    assert all(part.num_rows > 5 for part in made[True])
+    assert min(both_old[False]) > 0 and both_old[True] == [0, 0]
+
+
+def test_earlier_samples_near_each_other_give_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "near_duplicates", spy := Spy(True))
+    deduplicate(table(sentence_rows("n", 0, 10, ["r"])), CONFIG, fixed_items(samples=table(sentence_rows("o", 1, 80, ["r"]))))
+    assert (spy.calls, spy.both_old) == (1, 0)
+
+
+BAD = "The [caf\u00e9] caused the {flood} in the valley last year ."
+
+
+def bytes_of(rows: list[Row], broken: bool = True) -> pa.Table:
+    """As :func:`table`, with a byte in each text that is no UTF-8."""
+    made = table(rows)
+    texts = [r["text"].encode("latin-1" if broken else "utf-8") for r in rows]
+    column = pa.array(texts, pa.binary())
+    return made.set_column(made.schema.get_field_index("text"), "text", pa.StringArray.from_buffers(len(texts), *column.buffers()[1:]))
+
+
+def test_bytes_that_are_no_utf8_are_compared() -> None:
+    rows = bytes_of([row("a", "cause", BAD), row("b", "origin", BAD), row("c", "cause", BAD)])
+    assert label_conflicts(rows, CONFIG)["candidate_id"].to_pylist() == ["a", "b", "c"]
+    reference = rows.slice(1).rename_columns(["example_id", *rows.column_names[1:]])
+    for mask in (False, True):
+        config = DiversityConfig(mask_entities=mask)
+        assert near_reference(rows, reference, config)["near"].to_pylist() == ["b"] * 3
+        assert deduplicate(rows, config)["unique"].to_pylist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint8(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_ids_of_other_kinds(kind: pa.DataType) -> None:
+    rows = table([row(str(n), "cause" if n % 2 else "origin", BAD) for n in (10, 9)])
+    rows = rows.set_column(0, "candidate_id", rows["candidate_id"].cast(kind))
+    names = rows["candidate_id"].to_pylist()
+    made = label_conflicts(rows, CONFIG)
+    assert dict(zip(made["candidate_id"].to_pylist(), made["conflict"].to_pylist(), strict=True)) == {
+        names[0]: names[1],
+        names[1]: names[0],
+    }
+    reference = rows.rename_columns(["example_id", *rows.column_names[1:]])
+    near = near_reference(rows, reference, CONFIG)
+    assert near.schema.field("near").type == getattr(kind, "value_type", kind) and near["near"].to_pylist() == [min(names)] * 2
+    assert deduplicate(rows, CONFIG, fixed_items(reference))["nearest_id"].to_pylist() == [f"seed:{min(map(str, names))}"] * 2
+
+
+def without(name: str) -> pa.Table:
+    return table([row("a", "r", BAD)]).drop_columns([name])
+
+
+def with_null(name: str) -> pa.Table:
+    return table([row("a", "r", BAD), {**row("b", "r", BAD), name: None}])
+
+
+@pytest.mark.parametrize("function", ["label_conflicts", "near_reference", "deduplicate"])
+@pytest.mark.parametrize("name", ["candidate_id", "text", "relation", "head_end"])
+def test_missing_columns_and_nulls_are_told(function: str, name: str) -> None:
+    good = table([row("a", "s", BAD)])
+    reference = good.rename_columns(["example_id", *good.column_names[1:]])
+    calls = {
+        "label_conflicts": lambda bad: label_conflicts(bad, CONFIG),
+        "near_reference": lambda bad: near_reference(bad, reference, CONFIG),
+        "deduplicate": lambda bad: deduplicate(bad, CONFIG),
+    }
+    if name == "relation" and function != "label_conflicts":
+        assert calls[function](without(name)).num_rows == calls[function](with_null(name)).num_rows - 1 == 1
+        return
+    with pytest.raises(InputError, match=f"{name}: null in row 1"):
+        calls[function](with_null(name))
+    if name == "head_end" and function != "deduplicate":  # without spans the texts alone are compared
+        calls[function](without(name))
+        return
+    with pytest.raises(InputError, match=f"{name}: no such column. The columns are: "):
+        calls[function](without(name))
+
+
+def test_columns_of_a_wrong_kind_are_told() -> None:
+    good = table([row("a", "s", BAD)])
+    with pytest.raises(InputError, match="texts must be strings"):
+        label_conflicts(good.set_column(2, "text", pa.array([1])), CONFIG)
+    with pytest.raises(InputError, match="spans must be integers"):
+        deduplicate(good.set_column(3, "head_start", pa.array(["1"])), CONFIG)
+    numbered = good.set_column(0, "candidate_id", pa.array([1]))
+    with pytest.raises(InputError, match="ids of one kind"):
+        label_conflicts(numbered, CONFIG, good)
+
+
+def test_punctuation_is_stripped_where_the_settings_say_so() -> None:
+    config = DiversityConfig(threshold=0.9, strip_punctuation=True)
+    plain, marked = row("a", "r", "The [storm] caused , they said , a {flood} ."), row("b", "s", "The [storm] caused they said a {flood}")
+    assert found([plain, marked], config=DiversityConfig(threshold=0.9)) == {}
+    assert found([plain, marked], config=config) == {"a": "b", "b": "a"}
+    reference = table([marked]).rename_columns(["example_id", *table([marked]).column_names[1:]])
+    assert near_reference(table([plain]), reference, config)["near"].to_pylist() == ["b"]
+    assert near_reference(table([plain]), reference, DiversityConfig(threshold=0.9)).num_rows == 0
+    assert deduplicate(table([plain, marked]), config)["unique"].to_pylist() == [True, False]
+    assert deduplicate(table([plain, marked]), DiversityConfig(threshold=0.9))["unique"].to_pylist() == [True, True]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 from shared_sentences import SHARED
 
 from divray.diversity import scores
+from divray.diversity.overlap import max_rouge_l, self_bleu
 from divray.diversity.scores import distinct_n, diversity_of, entropy, mean_cosine, mean_jaccard, ngram_vectors, vendi_at, vendi_score
 from divray.diversity.shingles import shingle
 from divray.diversity.texts import connective_patterns
+from divray.errors import InputError
 
 SENTENCES = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1, max_size=12)
 
@@ -140,3 +144,37 @@ def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scores, "SAMPLED_ROWS", 8)
     made = diversity_of([f"word{i} other{i} third{i}" for i in range(50)])
     assert made["vendi_ngram"] == pytest.approx(8) and made["mean_jaccard"] == 0
+
+
+SCORES_OF_TEXTS: list[Callable[[Any], Any]] = [
+    diversity_of,
+    lambda texts: diversity_of(["a"] * len(texts), patterns=texts),
+    lambda texts: self_bleu(texts).tolist(),
+    lambda texts: max_rouge_l(texts).tolist(),
+    lambda texts: distinct_n(texts, 2),
+    entropy,
+    lambda texts: ngram_vectors(texts).toarray().tolist(),
+]
+
+
+@pytest.mark.parametrize("score", SCORES_OF_TEXTS)
+def test_scores_take_arrow_columns(score: Callable[[Any], Any]) -> None:
+    expected = score(SHARED)
+    for column in (
+        pa.array(SHARED),
+        pa.array(SHARED, pa.large_string()),
+        pa.array(SHARED).dictionary_encode(),
+        pa.chunked_array([SHARED[:2], SHARED[2:]]),
+        pa.array(["", *SHARED])[1:],
+    ):
+        assert score(column) == expected
+    score(pa.chunked_array([], pa.string()))
+    broken = pa.array([b"caf\xe9", b"two words"], pa.binary())
+    score(pa.StringArray.from_buffers(2, *broken.buffers()[1:]))
+
+
+@pytest.mark.parametrize("score", SCORES_OF_TEXTS)
+@pytest.mark.parametrize("texts", [["a", None], pa.array(["a", None]), pa.chunked_array([["a"], [None]])])
+def test_scores_of_a_null_are_an_error(score: Callable[[Any], Any], texts: Any) -> None:
+    with pytest.raises(InputError, match="row 1: null instead of a text"):
+        score(texts)

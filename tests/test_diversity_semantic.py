@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from divray.diversity import cells, joins
 from divray.diversity.cells import approximate_semantic_pairs
-from divray.diversity.semantic import novelty, semantic_pairs
+from divray.diversity.semantic import distances, novelty, pairs_between, semantic_pairs
 from divray.errors import InputError
 
 
@@ -87,3 +88,39 @@ def test_a_small_partition_is_compared_whole() -> None:
 def test_hardly_any_rows_in_cells(n: int) -> None:
     found = approximate_semantic_pairs(unit(n, 8, 5), -0.9, cells=3)
     assert len(found.pairs) <= 1 and found.recall == 1.0
+
+
+def test_more_pairs_than_memory_holds_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.tile(np.eye(4, dtype=np.float32)[:1], (100, 1))
+    monkeypatch.setattr(joins, "MOST_PAIRS", 4951)  # one more than there are
+    assert len(semantic_pairs(vectors, 0.9, 7)) == len(approximate_semantic_pairs(vectors, 0.9).pairs) == 4950
+    monkeypatch.setattr(joins, "MOST_PAIRS", 4950)
+    for find in (
+        lambda: semantic_pairs(vectors, 0.9, 7),
+        lambda: approximate_semantic_pairs(vectors, 0.9),
+        lambda: approximate_semantic_pairs(vectors, 0.9, cells=3, sample=10),
+        lambda: pairs_between(vectors, np.arange(50), np.arange(100), 0.9),
+    ):
+        with pytest.raises(InputError, match="more than 4,950 pairs"):
+            find()
+
+
+@pytest.mark.parametrize("compacted", [1, 1000, 1 << 20])
+def test_a_pair_in_many_cells_counts_once(monkeypatch: pytest.MonkeyPatch, compacted: int) -> None:
+    vectors = unit(400, 6, 6)
+    exact = semantic_pairs(vectors, 0.3)
+    monkeypatch.setattr(joins, "MOST_PAIRS", 2 * len(exact) + 401)  # the estimate meets each pair twice, and each row itself
+    monkeypatch.setattr(cells, "_COMPACTED", compacted)
+    found = approximate_semantic_pairs(vectors, 0.3, 1.0, cells=8, sample=400)
+    assert found.cells_a_row >= 4 and found.pairs.left.tolist() == exact.left.tolist()
+    assert found.pairs.similarity.tolist() == pytest.approx(exact.similarity.tolist(), abs=1e-12)
+
+
+def test_distances_of_parts_are_those_of_the_whole() -> None:
+    vectors = unit(300, 40, 7)
+    unique = np.arange(300) % 3 > 0
+    own = np.where(unique, np.cumsum(unique) - 1, -1)
+    whole = novelty(vectors, unique)
+    for block in (7, 512):
+        parts = [distances(vectors[some], vectors[unique], own[some], block) for some in (slice(0, 10), slice(10, 211), slice(211, 300))]
+        assert (np.concatenate(parts) == whole).all()

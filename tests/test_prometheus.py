@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-import ray
 from begun_runs import begun
+from conftest import exported
 
 from divray.config import load_config
 from divray.quickstart import folder
 from divray.sampling.stage import run as sample
 
 SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.batch_size=8"]
-
-
-def exported() -> str:
-    (node,) = ray.nodes()
-    return urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5).read().decode()
 
 
 def test_engines_tell_prometheus_by_relation_and_state(ray_two_cpus: None, uri: str) -> None:
@@ -39,15 +33,9 @@ def test_engines_tell_prometheus_by_relation_and_state(ray_two_cpus: None, uri: 
 
     passing = threading.Thread(target=sample, args=(config, run, 0), kwargs={"answer": held})
     passing.start()
-    said = ""
-    for _ in range(80):
-        said = exported()
-        if 'kind="generated"' in said:
-            break
-        time.sleep(1)
+    lines = exported('kind="generated"')
     seen.touch()
     passing.join()
-    lines = [line for line in said.splitlines() if line.startswith("ray_divray_")]
     assert any("ray_divray_tokens" in line and 'relation="born_in"' in line and 'kind="generated"' in line for line in lines)
     assert any("ray_divray_requests" in line and 'outcome="ok"' in line for line in lines)
     assert any("ray_divray_engine_seconds" in line and 'state="start_up"' in line for line in lines)

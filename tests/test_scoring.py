@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+import uuid
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from conftest import exported
 
+from divray import scoring
 from divray.config import Config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
@@ -66,6 +72,7 @@ def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quicksta
     assert first.schema.names == SCORES.names
     assert first["candidate_id"].to_pylist() == sorted(name for name in samples["candidate_id"].to_pylist() if name != "r00-x")
     rows = {row["candidate_id"]: row for row in first.to_pylist()}
+    assert any('relation="born_in"' in line and 'outcome="accepted"' in line for line in exported('outcome="accepted"'))
     assert counts == {
         "scored": 6 * 9 + 1,
         "unique": sum(row["unique"] for row in rows.values() if row["strategy"] != "naive"),
@@ -92,3 +99,84 @@ def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quicksta
     run.write_table("round-00/samples", samples.take(shuffled), rows_per_file=7)
     score(quickstart, run, 0)
     assert run.read_table("round-00/scores") == first
+
+
+def one_large_relation(config: Config) -> pa.Table:
+    """The samples of one relation many times over with other first words, so that nine rows in ten are of it."""
+    samples = samples_of(config)
+    names = samples["relation"].to_pylist()
+    most = pc.equal(samples["relation"], names[0])
+    copies = [samples]
+    for number in range(60):
+        own = samples.filter(pc.and_(most, pc.equal(samples["rejection"], ""))).to_pylist()
+        for row in own:
+            front = f"Number {number} and {number * number} : "
+            row["candidate_id"] += f"-{number:02d}"
+            row["text"] = front + row["text"]
+            for name in ("head_start", "head_end", "tail_start", "tail_end"):
+                row[name] += len(front)
+        copies.append(pa.Table.from_pylist(own, SAMPLES))
+    return pa.concat_tables(copies)
+
+
+@pytest.mark.slow
+def test_a_relation_with_most_rows_is_spread_over_tasks(
+    ray_two_cpus: None, quickstart: Config, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, samples = RunFolder(uri), one_large_relation(quickstart)
+    share = pc.mean(pc.equal(samples["relation"], samples["relation"][0]).cast(pa.int32())).as_py()
+    assert share > 0.9
+    prepare(quickstart, run)
+    run.write_table("round-00/samples", samples)
+    whole = scoring._measured
+    made, tasks = [], []
+    for rows in (10_000, 64):
+        seen = tmp_path / str(rows)
+        seen.mkdir()
+
+        def noted(batch: pa.Table, seen: Path = seen, **options: Any) -> pa.Table:
+            import ray
+
+            (seen / f"{ray.get_runtime_context().get_task_id()}.{uuid.uuid4().hex}").touch()
+            return whole(batch, **options)
+
+        monkeypatch.setattr(scoring, "PART_ROWS", rows)
+        monkeypatch.setattr(scoring, "_measured", noted)
+        score(quickstart, run, 0)
+        made.append(run.read_table("round-00/scores"))
+        tasks.append(len({file.name.partition(".")[0] for file in seen.iterdir()}))
+    assert made[0] == made[1] and made[0].num_rows == samples.num_rows - 1
+    assert tasks[1] > max(2, tasks[0])
+    # Novelty is that of the relation as a whole.
+    from divray.diversity.embeddings import embedding_matrix
+    from divray.diversity.semantic import novelty
+
+    relation = samples["relation"][0].as_py()
+    own = made[1].filter(pc.and_(pc.equal(made[1]["relation"], relation), pc.not_equal(made[1]["strategy"], "naive")))
+    assert 1 < sum(own["unique"].to_pylist()) < own.num_rows
+    expected = novelty(embedding_matrix(own["embedding"]), own["unique"].to_numpy())
+    assert own["novelty"].to_pylist() == expected.tolist()
+    assert not run.files("round-00/embedded") and not run.files("round-00/decided")
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "most", "gpus"),
+    [
+        ({"CPU": 2.0}, "auto", 1, 0),
+        ({"CPU": 1.0}, "auto", 1, 0),
+        ({"CPU": 16.0}, "auto", 15, 0),
+        ({"CPU": 16.0, "GPU": 4.0}, "auto", 4, 1),
+        ({"CPU": 16.0, "GPU": 4.0}, "cpu", 15, 0),
+        ({"CPU": 16.0, "GPU": 4.0}, "gpu", 4, 1),
+    ],
+)
+def test_encoders_grow_with_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, quickstart: Config, resources: dict[str, float], device: str, most: int, gpus: int
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    config = quickstart.model_copy(update={"engine": quickstart.engine.model_copy(update={"device": device})})
+    made = scoring.encoders(config)
+    assert (made["compute"].min_size, made["compute"].max_size, made["num_gpus"]) == (1, most, gpus)

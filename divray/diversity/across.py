@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.diversity.clusters import SEED_PREFIX
-from divray.diversity.conflicts import SPANS, label_conflicts
+from divray.diversity.conflicts import label_conflicts
 from divray.diversity.leaks import near_reference
+from divray.diversity.texts import SPANS
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SCORES
 from divray.sections import DiversityConfig

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from divray.diversity.joins import check_pairs
 from divray.diversity.neighbours import Pairs
-from divray.diversity.semantic import BLOCK, pairs_between, semantic_pairs, unit_rows
+from divray.diversity.semantic import BLOCK, pairs_among, pairs_between, semantic_pairs, unit_rows
 
 EXACT_ROWS = 20_000
 """Rows up to which all products are taken."""
 MOST_CELLS_A_ROW = 32
 _TRAINING_ROWS_A_CELL = 50
+_COMPACTED = 1 << 20
 
 
 class ApproximatePairs(NamedTuple):
@@ -115,12 +117,17 @@ def _within_cells(vectors: npt.NDArray[np.float32], places: npt.NDArray[np.int32
     n, width = places.shape
     order = np.argsort(places, axis=None, kind="stable")
     ends = np.cumsum(np.bincount(places.ravel()))
-    keys, values = [np.zeros(0, np.int64)], [np.zeros(0)]
+    pairs, cosines = np.zeros(0, np.int64), np.zeros(0)
+    keys, values, waiting = [pairs], [cosines], 0
     for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-        rows = order[start:end] // width
-        left, right, cosine = pairs_between(vectors, rows, rows, threshold)
-        above = left < right
-        keys.append(left[above] * n + right[above])
-        values.append(cosine[above])
-    pairs, first = np.unique(np.concatenate(keys), return_index=True)
-    return Pairs(pairs // n, pairs % n, np.concatenate(values)[first])
+        left, right, cosine = pairs_among(vectors, np.sort(order[start:end] // width), threshold)
+        keys.append(left * n + right)
+        values.append(cosine)
+        waiting += len(left)
+        if waiting > max(len(pairs), _COMPACTED) or end == ends[-1]:
+            # A pair stands in up to ``width`` cells; held and counted it is once.
+            pairs, first = np.unique(np.concatenate(keys), return_index=True)
+            cosines = np.concatenate(values)[first]
+            check_pairs(len(pairs), threshold)
+            keys, values, waiting = [pairs], [cosines], 0
+    return Pairs(pairs // n, pairs % n, cosines)

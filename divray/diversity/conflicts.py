@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 
 from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import Pairs, best_of, near_duplicates
-from divray.diversity.shingles import Shingles, shingle
-from divray.diversity.texts import compared_texts
+from divray.diversity.shingles import Shingles, configured_shingles
+from divray.diversity.texts import SPANS, checked, compared_texts, strings_of
+from divray.errors import InputError
 from divray.sections import DiversityConfig
 
-SPANS = ("head_start", "head_end", "tail_start", "tail_end")
 Codes = npt.NDArray[np.int64]
 
 
@@ -47,18 +47,20 @@ def label_conflicts(
         sorted, rows in conflict only.
 
     Raises:
-        InputError: A text is null, or the threshold is out of range.
+        InputError: A column is missing or of a wrong kind, a text, label or id is null, or the threshold is out of range.
     """
     marked = set(SPANS) <= set(table.column_names)
     wanted = [identity, label, "text", *(SPANS if marked else ())]
-    parts = [part.select(wanted).replace_schema_metadata() for part in (table, known) if part is not None]
-    rows = pa.concat_tables(parts, promote_options="permissive")
+    given = [(part, where) for part, where in ((table, "table"), (known, "known")) if part is not None]
+    parts = [checked(part, where, identity, label, marked).select(wanted).replace_schema_metadata() for part, where in given]
+    rows = _stacked(parts, identity)
     new = np.arange(rows.num_rows) < table.num_rows
-    first, group = collapse(shingles := shingle(rows["text"], config.shingle_kind, config.shingle_size))
+    first, group = collapse(shingles := configured_shingles(rows["text"], config))
     labels = _codes(rows[label])
     item_of, items = _items(rows, group, labels, new, identity, marked)
     sets = shingles.take(first)
-    pairs = near_duplicates(*sets, config.threshold, config.permutations, config.bands)
+    own = int(np.searchsorted(first, table.num_rows))
+    pairs = near_duplicates(*sets, config.threshold, config.permutations, config.bands, own=own)
     left, right, similarity = _crossings(pairs, group[items], labels[items], new[items])
     if marked:
         same = _same_roles(rows, items[left], items[right])
@@ -79,6 +81,13 @@ def label_conflicts(
     return pa.table(made).combine_chunks().sort_by(identity)
 
 
+def _stacked(parts: list[pa.Table], identity: str) -> pa.Table:
+    kinds = {pa.types.is_integer(part.schema.field(identity).type) for part in parts if part.num_rows}
+    if len(kinds) > 1:
+        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
+    return pa.concat_tables([part for part in parts if part.num_rows] or parts[:1], promote_options="permissive")
+
+
 def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], identity: str, marked: bool) -> tuple[Codes, Codes]:
     """Rows that differ in nothing that matters here are one item: ``(item of each row, a row of each item)``.
 
@@ -87,7 +96,7 @@ def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool
     keys = [group, labels, new.astype(np.int64)]
     if marked:
         spans = [rows[name].to_numpy() for name in SPANS]
-        texts = rows["text"].to_pylist()
+        texts = strings_of(rows["text"])
         entities = [f"{text[a:b]}\0{text[c:d]}".lower() for text, a, b, c, d in zip(texts, *spans, strict=True)]
         keys.append(_codes(pa.array(entities, pa.large_string())))
     order = np.lexsort((_ranks(rows[identity]), *keys))
@@ -134,8 +143,9 @@ def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bo
 
 def _same_roles(rows: pa.Table, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
     involved, places = np.unique(np.append(left, right), return_inverse=True)
-    some = rows.select(["text", *SPANS]).take(pa.array(involved)).to_pylist()
-    entities = [(_words(row, "head"), _words(row, "tail")) for row in some]
+    some = rows.select(["text", *SPANS]).take(pa.array(involved))
+    texts, spans = strings_of(some["text"]), (some[name].to_pylist() for name in SPANS)
+    entities = [(_words(text[a:b]), _words(text[c:d])) for text, a, b, c, d in zip(texts, *spans, strict=True)]
     same = np.zeros(len(left), bool)
     for number, (a, b) in enumerate(zip(places[: len(left)], places[len(left) :], strict=True)):
         (head_a, tail_a), (head_b, tail_b) = entities[a], entities[b]
@@ -144,14 +154,14 @@ def _same_roles(rows: pa.Table, left: Codes, right: Codes) -> npt.NDArray[np.boo
     return same
 
 
-def _words(row: dict[str, Any], role: str) -> set[str]:
-    return set(row["text"][row[f"{role}_start"] : row[f"{role}_end"]].lower().split())
+def _words(entity: str) -> set[str]:
+    return set(entity.lower().split())
 
 
 def _near_masked(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
     involved, places = np.unique(np.append(left, right), return_inverse=True)
     texts = compared_texts(rows.take(pa.array(involved)), mask=True)
-    similarity = pairwise_jaccard(shingle(texts, config.shingle_kind, config.shingle_size), places[: len(left)], places[len(left) :])
+    similarity = pairwise_jaccard(configured_shingles(texts, config), places[: len(left)], places[len(left) :])
     return similarity >= config.threshold
 
 

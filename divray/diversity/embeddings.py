@@ -69,7 +69,8 @@ class Encoder:
     @classmethod
     def of(cls, config: Config) -> Encoder:
         """The encoder that a run's ``models.encoder`` and ``engine`` ask for."""
-        return cls(config.models.encoder, precision=config.engine.encoder_precision, runtime=config.engine.encoder_runtime)
+        device = "cpu" if config.engine.device == "cpu" else None
+        return cls(config.models.encoder, device=device, precision=config.engine.encoder_precision, runtime=config.engine.encoder_runtime)
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""

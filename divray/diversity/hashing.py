@@ -13,6 +13,9 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FACTOR = np.uint64(0xD1342543DE82EF95)
 
+FEW = 24
+"""Up to so many values :func:`rank_into` is the fastest way to put them in order."""
+
 
 @njit(cache=True)
 def mix(value: np.uint64) -> np.uint64:
@@ -129,7 +132,7 @@ def _sorted_set(made, count, spare, heads, out, at):  # type: ignore[no-untyped-
     ``spare`` is as long as ``made``; ``heads`` holds ``count / 4 + 2`` numbers.
     """
     bits = 0
-    while count > 24 and count >> bits > 8:
+    while count > FEW and count >> bits > 8:
         bits += 1
     if bits == 0:
         rank_into(made, 0, count, spare)

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from divray.diversity.conflicts import SPANS
+from divray.diversity.clusters import ranks
 from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import best_of, near_duplicates
-from divray.diversity.shingles import shingle
-from divray.diversity.texts import compared_texts
+from divray.diversity.shingles import configured_shingles
+from divray.diversity.texts import SPANS, checked, compared_texts
 from divray.sections import DiversityConfig
 
 Rows = npt.NDArray[np.int64]
@@ -33,39 +33,42 @@ def near_reference(
         ``similarity`` (the larger of the two); sorted, near rows only.
 
     Raises:
-        InputError: A text is null, or the threshold is out of range.
+        InputError: A column is missing or of a wrong kind, a text or id is null, or the threshold is out of range.
     """
-    n = table.num_rows
-    ids = table[identity].to_pylist()
-    names = reference[reference_identity].to_pylist()
-    preference = np.argsort(np.argsort(np.array(names, dtype=str))) if names else np.zeros(0, np.int64)
+    n, m = table.num_rows, reference.num_rows
     marked = config.mask_entities and set(SPANS) <= set(table.column_names) & set(reference.column_names)
+    table = checked(table, "table", identity, spans=marked)
+    reference = checked(reference, "reference", reference_identity, spans=marked)
+    preference = ranks(reference[reference_identity])
     rows, others, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for mask in (False, True) if marked else (False,):
-        texts = compared_texts(table, mask) + compared_texts(reference, mask)
-        first, group = collapse(shingles := shingle(texts, config.shingle_kind, config.shingle_size))
-        pairs = near_duplicates(*shingles.take(first), config.threshold, config.permutations, config.bands)
+        # Only pairs across the two tables count, so that rows of the larger one are not compared with each other.
+        small, large = (table, reference) if n < m else (reference, table)
+        first, group = collapse(shingles := configured_shingles(compared_texts(small, mask) + compared_texts(large, mask), config))
+        own = int(np.searchsorted(first, min(n, m)))
+        pairs = near_duplicates(*shingles.take(first), config.threshold, config.permutations, config.bands, own=own)
+        mine, theirs = (group[:n], group[n:]) if n < m else (group[m:], group[:m])
         # One reference row, the preferred one, stands for all with the same set.
         keeper = np.full(len(first), -1, np.int64)
         by_preference = np.argsort(-preference)
-        keeper[group[n:][by_preference]] = by_preference
-        own = np.arange(len(first))
-        sides = (np.concatenate([own, pairs.left, pairs.right]), np.concatenate([own, pairs.right, pairs.left]))
+        keeper[theirs[by_preference]] = by_preference
+        own_groups = np.arange(len(first))
+        sides = (np.concatenate([own_groups, pairs.left, pairs.right]), np.concatenate([own_groups, pairs.right, pairs.left]))
         similarity = np.concatenate([np.ones(len(first)), np.tile(pairs.similarity, 2)])
         useful = keeper[sides[1]] >= 0
         nearest, best = _best_reference(len(first), sides[0][useful], keeper[sides[1][useful]], similarity[useful], preference)
-        near = np.flatnonzero(nearest[group[:n]] >= 0)
+        near = np.flatnonzero(nearest[mine] >= 0)
         rows.append(near)
-        others.append(nearest[group[near]])
-        values.append(best[group[near]])
+        others.append(nearest[mine[near]])
+        values.append(best[mine[near]])
     nearest, best = _best_reference(n, np.concatenate(rows), np.concatenate(others), np.concatenate(values), preference)
     near = np.flatnonzero(nearest >= 0)
     made = {
-        identity: pa.array([ids[row] for row in near], pa.string()),
-        "near": pa.array([names[nearest[row]] for row in near], pa.string()),
+        identity: table[identity].take(pa.array(near)),
+        "near": reference[reference_identity].take(pa.array(nearest[near])),
         "similarity": pa.array(best[near], pa.float64()),
     }
-    return pa.table(made).sort_by(identity)
+    return pa.table(made).combine_chunks().sort_by(identity)
 
 
 def _best_reference(

@@ -48,7 +48,7 @@ def nearest_cost(sets: RankedSets) -> int:
 
 
 def nearest_sets(
-    sets: RankedSets, preference: npt.NDArray[np.int64], floor: float
+    sets: RankedSets, preference: npt.NDArray[np.int64], floor: float, own: int | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """For every set the most similar other one, by counting shared elements through a full index.
 
@@ -56,6 +56,7 @@ def nearest_sets(
         sets: ``n`` sets.
         preference: int64 ``[n]`` by original row; among equally similar sets the lowest is named.
         floor: Similarities below it don't count.
+        own: Original rows from this number on are neighbours only, and have none themselves.
 
     Returns:
         ``(nearest, similarity)`` by original row: int64 ``[n]`` (-1 where there is none), float64 ``[n]`` (then 0).
@@ -65,9 +66,9 @@ def nearest_sets(
     by_rank = np.argsort(sets.ranks, kind="stable")
     posted = np.repeat(np.arange(n, dtype=np.int32), np.diff(sets.offsets))[by_rank]
     found, values = np.full(n, -1, np.int64), np.zeros(n)
-    _nearest(
-        sets.offsets, sets.ranks, starts, posted, np.zeros(n, np.int32), np.empty(n, np.int32), preference[sets.rows], floor, found, values
-    )
+    asked = np.flatnonzero(sets.rows < (n if own is None else own))
+    shared, touched = np.zeros(n, np.int32), np.empty(n, np.int32)
+    _nearest(sets.offsets, sets.ranks, starts, posted, shared, touched, preference[sets.rows], floor, asked, found, values)
     nearest, similarity = np.full(n, -1, np.int64), np.zeros(n)
     nearest[sets.rows] = np.where(found >= 0, sets.rows[found], -1)
     similarity[sets.rows] = values
@@ -81,9 +82,8 @@ def _sort_rows(offsets, values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _nearest(offsets, ranks, starts, posted, shared, touched, preference, floor, nearest, similarity):  # type: ignore[no-untyped-def]
-    n = len(offsets) - 1
-    for i in range(n):
+def _nearest(offsets, ranks, starts, posted, shared, touched, preference, floor, asked, nearest, similarity):  # type: ignore[no-untyped-def]
+    for i in asked:
         count = 0
         for j in range(offsets[i], offsets[i + 1]):
             for entry in range(starts[ranks[j]], starts[ranks[j] + 1]):

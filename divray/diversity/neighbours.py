@@ -49,6 +49,7 @@ def near_duplicates(
     permutations: int | None = None,
     bands: int | None = None,
     method: Method = "auto",
+    own: int | None = None,
 ) -> Pairs:
     """All pairs of sets whose Jaccard similarity is at least ``threshold``.
 
@@ -67,11 +68,12 @@ def near_duplicates(
         threshold: In (0, 1].
         permutations: MinHash permutations; default: by :func:`~divray.diversity.minhash.choose_bands`.
         bands: MinHash bands; must divide ``permutations``.
+        own: Sets from this number on are not compared with each other.
 
     Raises:
         InputError: the threshold is out of range, or the bands don't divide the permutations.
     """
-    return _sorted(*find_pairs(Shingles(offsets, values), threshold, permutations, bands, method))
+    return _sorted(*find_pairs(Shingles(offsets, values), threshold, permutations, bands, method, own))
 
 
 def find_pairs(
@@ -128,7 +130,7 @@ def near_duplicate_flags(shingles: Shingles, threshold: float, method: Method = 
 
 
 def nearest_neighbours(
-    shingles: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs
+    shingles: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """For every set the most similar other one of at least ``floor``.
 
@@ -140,6 +142,7 @@ def nearest_neighbours(
         preference: int64 ``[n]``; among equally similar sets the one with the lowest is named.
         floor: Least similarity that counts, above 0.
         pairs: Pairs already found by :func:`near_duplicates`.
+        own: Sets from this number on are neighbours only; what is said of them is of no use.
 
     Returns:
         int64 ``[n]`` rows (-1 where there is none) and float64 ``[n]`` similarities (then 0).
@@ -148,7 +151,7 @@ def nearest_neighbours(
     if n >= 2:
         ranked = rank(shingles)
         if n <= EXACT_ROWS or nearest_cost(ranked) <= NEAREST_VISITS:
-            return nearest_sets(ranked, preference, floor)
+            return nearest_sets(ranked, preference, floor, own)
     return best_of(n, *pairs.at_least(floor), preference, np.ones(n, bool))
 
 
@@ -158,6 +161,7 @@ def nearest_items(
     pairs: Pairs,
     sets: Shingles | None = None,
     floor: float = 0.0,
+    own: int | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """For every item the most similar other one, where items of a group are equal.
 
@@ -166,6 +170,7 @@ def nearest_items(
         preference: int64 ``[n]``; among equally similar items the one with the lowest is named.
         pairs: Near pairs of groups; only these are looked at, unless ``sets``, the groups' sets, are given.
         floor: Least similarity that counts; only with ``sets``.
+        own: Groups from this number on are neighbours only; only with ``sets``.
 
     Returns:
         int64 ``[n]`` items (-1 where there is none) and float64 ``[n]`` similarities (then 0).
@@ -177,7 +182,7 @@ def nearest_items(
     if sets is None:
         other, similarity = best_of(len(best), *pairs, preference[best], np.ones(len(best), bool))
     else:
-        other, similarity = nearest_neighbours(sets, preference[best], floor, pairs)
+        other, similarity = nearest_neighbours(sets, preference[best], floor, pairs, own)
     nearest, values = np.where(other[group] >= 0, best[other[group]], -1), similarity[group]
     # A twin is nearer than any: for the most preferred of a group the second, for the others that one.
     second = np.full(len(best), -1, np.int64)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
+
+from divray.diversity.shingles import Texts
+from divray.diversity.texts import strings_of
 
 Numbers = npt.NDArray[np.int64]
 
@@ -50,9 +52,13 @@ class Grams(NamedTuple):
         return int(self.ids.max(initial=-1)) + 1
 
 
-def words_of(texts: Sequence[str]) -> Words:
-    """The words of the lower-cased texts, split at white space."""
-    split = [text.lower().split() for text in texts]
+def words_of(texts: Texts) -> Words:
+    """The words of the lower-cased texts, split at white space.
+
+    Raises:
+        InputError: a text is null.
+    """
+    split = [text.lower().split() for text in strings_of(texts)]
     offsets = np.zeros(len(split) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, split), np.int64, len(split)), out=offsets[1:])
     flat = pa.array([word for words in split for word in words], pa.large_string())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from divray.diversity.ngrams import Grams, Numbers, Words, all_grams, counts_of, words_of
+from divray.diversity.shingles import Texts
 
 SMOOTHING = 0.1
 """Stands for a count of no match (method 1 of Chen and Cherry 2014)."""
@@ -17,7 +16,7 @@ ROUGE_WORDS = 512
 """ROUGE-L compares the first words of a text, up to so many."""
 
 
-def self_bleu(texts: Sequence[str] | Words, size: int = 4, grams: list[Grams] | None = None) -> npt.NDArray[np.float64]:
+def self_bleu(texts: Texts | Words, size: int = 4, grams: list[Grams] | None = None) -> npt.NDArray[np.float64]:
     """BLEU of each sentence against all the others (Zhu et al. 2018, arXiv 1802.01886); high is repetitive.
 
     BLEU is that of Papineni et al. (2002) with uniform weights over n-grams of 1 to ``size`` words, the closest other
@@ -28,7 +27,7 @@ def self_bleu(texts: Sequence[str] | Words, size: int = 4, grams: list[Grams] | 
     (but for sorting).
 
     Args:
-        texts: ``n`` sentences.
+        texts: ``n`` sentences, in a sequence or an Arrow column; none of them null.
         size: Longest n-gram.
         grams: ``all_grams(words, size)`` where known already.
 
@@ -83,7 +82,7 @@ def _closest_lengths(lengths: Numbers) -> Numbers:
     return np.where(counts > 1, distinct, nearest)[place]
 
 
-def max_rouge_l(texts: Sequence[str] | Words) -> npt.NDArray[np.float64]:
+def max_rouge_l(texts: Texts | Words) -> npt.NDArray[np.float64]:
     """The largest ROUGE-L F1 of each sentence with any of the others (Lin 2004; as a filter: Wang et al. 2023, arXiv 2212.10560).
 
     ``F1 = 2 l / (a + b)`` for two sentences of ``a`` and ``b`` words whose longest common subsequence has ``l``.

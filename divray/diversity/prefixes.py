@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.diversity.hashing import rank_into, sort_unsigned
+from divray.diversity.hashing import FEW, rank_into, sort_unsigned
 from divray.diversity.shingles import Shingles
 
 _HASH = np.uint64((1 << 48) - 1)
-_FEW = 24
 
 Mask = npt.NDArray[np.bool_]
 ALL: Mask = np.zeros(0, np.bool_)
@@ -175,7 +174,7 @@ def _prefixes(offsets, values, rows, counts, shift, threshold):  # type: ignore[
 @njit(cache=True)
 def _in_order(keys, count, ordered):  # type: ignore[no-untyped-def]
     """Put ``keys[:count]`` into ``ordered``, ascending; equal ones, which no order tells apart, as one and zeros after it."""
-    if count <= _FEW:
+    if count <= FEW:
         rank_into(keys, 0, count, ordered)
         return
     sort_unsigned(keys, 0, count)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from divray.diversity.ngrams import Grams, Words, all_grams, grams_of, words_of
 from divray.diversity.overlap import max_rouge_l, self_bleu
-from divray.diversity.shingles import Shingles, shingle
+from divray.diversity.shingles import Shingles, Texts, shingle
+from divray.diversity.texts import strings_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -87,7 +88,7 @@ def vendi_at(vectors: Vectors, size: int, draws: int = 64, seed: int = 0) -> flo
     return float(np.mean([vendi_score(vectors[_drawn(n, size, seed * draws + draw)]) for draw in range(draws)]))
 
 
-def ngram_vectors(texts: Sequence[str], sizes: Sequence[int] = (1, 2)) -> csr_array:
+def ngram_vectors(texts: Texts, sizes: Sequence[int] = (1, 2)) -> csr_array:
     """Vectors whose inner products are the n-gram kernel: the mean over ``sizes`` of the cosine of n-gram counts.
 
     Words are those of the lower-cased text split at white space.  A text without an n-gram of some size has
@@ -116,7 +117,7 @@ def _ngram_vectors(words: Words, grams: Sequence[Grams], sizes: Sequence[int]) -
     return hstack(blocks, format="csr")
 
 
-def distinct_n(texts: Sequence[str], n: int) -> float:
+def distinct_n(texts: Texts, n: int) -> float:
     """Different n-grams of words ÷ all n-grams, over the whole set (Li et al. 2016, arXiv 1510.03055); 0 where there are none.
 
     Falls with the size of the set.
@@ -128,12 +129,12 @@ def _distinct(grams: Grams) -> float:
     return grams.distinct / len(grams.ids) if len(grams.ids) else 0.0
 
 
-def entropy(values: Sequence[str]) -> float:
+def entropy(values: Texts) -> float:
     """Shannon entropy of the frequencies of equal values, in nats: 0 for one value, ``ln n`` for ``n`` different ones, 0 for none.
 
     Grows with the size of the set.
     """
-    counts = np.array(sorted(Counter(values).values()), np.float64)
+    counts = np.array(sorted(Counter(strings_of(values)).values()), np.float64)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum()) + 0.0
 
@@ -168,15 +169,15 @@ def mean_jaccard(shingles: Shingles) -> float | None:
 
 
 def diversity_of(
-    texts: Sequence[str],
+    texts: Texts,
     embeddings: npt.NDArray[np.float32] | None = None,
-    patterns: Sequence[str] | None = None,
+    patterns: Texts | None = None,
     sample_size: int | None = 16,
 ) -> dict[str, float | int | None]:
     """All scores of one set of sentences, to six decimals.
 
     Args:
-        texts: ``n`` sentences, with their entities masked if structure is to be compared.
+        texts: ``n`` sentences, in a sequence or an Arrow column, with their entities masked if structure is to be compared.
         embeddings: ``[n, d]`` unit vectors of the same rows, or none.
         patterns: Connective patterns of the same rows (:func:`~divray.diversity.texts.connective_patterns`), or none.
         sample_size: ``k`` of the scores at a fixed size; ``None`` leaves them out.
@@ -187,7 +188,11 @@ def diversity_of(
         ``mean_cosine`` of the embeddings; ``mean_jaccard`` of word 3-grams; ``pattern_entropy`` in nats. ``None`` where a
         score is undefined: too few rows, no embeddings, no patterns. ``vendi_ngram`` and ``mean_jaccard`` of more than
         :data:`SAMPLED_ROWS` rows, and ``rouge_l`` of more than :data:`ROUGE_ROWS`, are those of a sample of that many.
+
+    Raises:
+        InputError: a text or a pattern is null.
     """
+    texts = strings_of(texts)
     ties = [b""] * len(texts) if embeddings is None else embeddings
     order = sorted(range(len(texts)), key=lambda row: (texts[row], bytes(ties[row])))
     texts = [texts[row] for row in order]
@@ -200,7 +205,7 @@ def diversity_of(
         "mean_jaccard": mean_jaccard(shingle(texts)),
         "self_bleu": float(self_bleu(words, grams=grams).mean()) if len(texts) > 1 else None,
         "rouge_l": None,
-        "pattern_entropy": entropy(patterns) if patterns else None,
+        "pattern_entropy": entropy(patterns) if patterns is not None and len(patterns) else None,
     }
     if len(texts) > 1:
         drawn = words_of([texts[row] for row in _drawn(len(texts), ROUGE_ROWS)])

@@ -12,7 +12,7 @@ hashed sets, hence on the shingles themselves up to that chance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ import pyarrow.compute as pc
 
 from divray.diversity.hashing import hash_shingles, hash_texts
 from divray.errors import InputError
+
+if TYPE_CHECKING:
+    from divray.sections import DiversityConfig
 
 Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
@@ -80,6 +83,11 @@ def shingle(
         raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
     offsets, characters = _buffers(normalise(array, lower, strip_punctuation))
     return Shingles(*hash_shingles(offsets, characters, size, kind == "word"))
+
+
+def configured_shingles(texts: Texts, config: DiversityConfig) -> Shingles:
+    """:func:`shingle` as a run's settings ask for it."""
+    return shingle(texts, config.shingle_kind, config.shingle_size, strip_punctuation=config.strip_punctuation)
 
 
 def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = False) -> pa.Array:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from divray.diversity.clusters import SEED_PREFIX, decide, in_words, ranks
 from divray.diversity.distinct import collapse
 from divray.diversity.neighbours import near_duplicates, nearest_items
-from divray.diversity.shingles import shingle
-from divray.diversity.texts import compared_texts
+from divray.diversity.shingles import configured_shingles
+from divray.diversity.texts import checked, compared_texts
 from divray.errors import InputError
 from divray.sections import DiversityConfig
 
@@ -29,12 +29,15 @@ def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) 
     samples of earlier rounds (``schemas.SCORES`` rows; those with ``unique`` false are left out)."""
     parts = []
     if seeds is not None:
-        names = pa.array([SEED_PREFIX + name for name in seeds["example_id"].to_pylist()], pa.string())
+        seeds = checked(seeds, "seeds", "example_id", spans=True)
+        names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"].cast(pa.string()), "")
         parts.append(seeds.append_column("candidate_id", names).select(_FIXED_COLUMNS))
     if samples is not None:
         if "unique" in samples.column_names:
             samples = samples.filter(pc.equal(samples["unique"], True))
-        parts.append(samples.select(_FIXED_COLUMNS))
+        samples = checked(samples, "samples", "candidate_id", spans=True)
+        samples = samples.select(_FIXED_COLUMNS)
+        parts.append(samples.set_column(0, "candidate_id", samples["candidate_id"].cast(pa.string())))
     if not parts:
         kinds = [pa.string()] * 2 + [pa.int32()] * 4
         return pa.schema(zip(_FIXED_COLUMNS, kinds, strict=True)).empty_table()
@@ -48,7 +51,8 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
         table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and
             maybe ``correctness``; any other columns are passed through.
         config: Shingles, threshold, masking.
-        kept: Items that stay whatever comes, from :func:`fixed_items`; their ids don't occur in ``table``.
+        kept: Items that stay whatever comes, from :func:`fixed_items`; their ids don't occur in ``table``.  Its samples are taken
+            to be apart, as an earlier call leaves them: they are compared with ``table`` and with seeds, not with each other.
 
     Returns:
         ``table`` sorted by ``candidate_id``, with the columns ``cluster``, ``nearest_id``, ``similarity``,
@@ -57,14 +61,19 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
         the smallest id), else ``""`` with similarity 0.
 
     Raises:
-        InputError: an id occurs twice, or a text is null.
+        InputError: a column is missing or of a wrong kind, an id occurs twice, or a text or an id is null.
     """
+    table = checked(table, "samples", "candidate_id", spans=config.mask_entities)
     table = table.sort_by("candidate_id")
-    n = table.num_rows
+    n = compared = table.num_rows
     id_columns = [table["candidate_id"]]
     texts = compared_texts(table, config.mask_entities)
     if kept is not None and kept.num_rows:
-        kept = kept.sort_by("candidate_id")
+        kept = checked(kept, "kept", "candidate_id", spans=config.mask_entities)
+        # Seeds come first: they alone may be near each other.
+        is_seed = pc.starts_with(kept["candidate_id"].cast(pa.large_string()), SEED_PREFIX)
+        compared += pc.sum(is_seed).as_py()
+        kept = pa.concat_tables([kept.filter(is_seed), kept.filter(pc.invert(is_seed))])
         id_columns.append(kept["candidate_id"])
         texts = texts + compared_texts(kept, config.mask_entities)
     chunks = [chunk.cast(pa.large_string()) for column in id_columns for chunk in column.chunks]
@@ -79,15 +88,16 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     if "correctness" in table.column_names:
         correctness[:n] = table["correctness"].cast(pa.float64()).to_numpy()
 
-    shingles = shingle(texts, config.shingle_kind, config.shingle_size)
+    shingles = configured_shingles(texts, config)
     first, group = collapse(shingles)
     sets = shingles.take(first)
-    pairs = near_duplicates(*sets, config.threshold, config.permutations, config.bands)
+    own = int(np.searchsorted(first, compared))
+    pairs = near_duplicates(*sets, config.threshold, config.permutations, config.bands, own=own)
     decisions = decide(ids, pairs, correctness, fixed, group, config.rule)
 
     preference = by_id + np.where(decisions.kept, 0, len(ids))
     floor = min(NEIGHBOUR_FLOOR, config.threshold)
-    nearest, similarity = nearest_items(group, preference, pairs.at_least(floor), sets, floor)
+    nearest, similarity = nearest_items(group, preference, pairs.at_least(floor), sets, floor, own=int(np.searchsorted(first, n)))
 
     names = pc.fill_null(ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0)), "")
     columns = {

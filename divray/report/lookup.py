@@ -82,11 +82,11 @@ def nearest_sentences(
     import pyarrow as pa
 
     from divray.diversity.clusters import SEED_PREFIX
-    from divray.diversity.shingles import Shingles, shingle
+    from divray.diversity.shingles import Shingles, configured_shingles
     from divray.diversity.texts import compared_texts
 
     def sets(table: pa.Table) -> Shingles:
-        return shingle(compared_texts(table, settings.mask_entities), settings.shingle_kind, settings.shingle_size)
+        return configured_shingles(compared_texts(table, settings.mask_entities), settings)
 
     own = sets(pa.Table.from_pylist([sentence])).values
     of_relation = field("relation") == sentence["relation"]

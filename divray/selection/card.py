@@ -49,7 +49,8 @@ def dataset_card(config: Config, relations: list[Relation], dataset: pa.Table, c
         f"- Seeds: {config.task.seeds_per_relation} human examples a relation, shown to the model in part.",
         f"- Samples come from round(s) {', '.join(map(str, rounds)) or 'none'}, by strategy {', '.join(strategies) or 'none'}. "
         "After each round the model is tuned by DPO on pairs made from its own samples or from the seeds.",
-        f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams, "
+        f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams"
+        f"{' without punctuation' if config.diversity.strip_punctuation else ''}, "
         f"Jaccard {config.diversity.threshold:g} or more), and samples with a correctness score below {config.correctness.threshold:g}.",
         f"- Of what was left, {config.selection.k} a relation were chosen greedily for correctness and diversity together "
         f"(log-determinant, diversity weight {config.selection.diversity_weight:g}). Seed of the run: {config.seed}.",
