@@ -208,8 +208,6 @@ def test_bad_files(tmp_path: Path) -> None:
     parquet(folder / "b.parquet", text=["a"], more=[1])
     with pytest.raises(InputError, match="columns differ"):
         deduplicate_files(str(folder), out)
-    with pytest.raises(InputError, match="holds the input"):
-        deduplicate_files(str(folder / "a.parquet"), str(folder))
     for options in ({"threshold": 0.0}, {"size": 0}):
         with pytest.raises(InputError):
             DedupSettings(**options)  # type: ignore[arg-type]
