@@ -88,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     dedup.add_argument("--keep-case", action="store_true", help="tell upper from lower case")
     dedup.add_argument("--near-test", metavar="TEST", help="Parquet of a test set: drop all rows near one of its texts")
     dedup.add_argument("--earlier", metavar="KEPT", help="Parquet of rows that earlier calls kept: drop all rows near one of them, too")
+    dedup.add_argument(
+        "--index", metavar="FOLDER", help="drop all rows near one in this index too, and add those that stay (made if need be)"
+    )
     dedup.add_argument("--ray", metavar="ADDRESS", help="do it as Ray tasks: the cluster's address, or `local` for one of this machine")
     return parser
 
@@ -227,10 +230,16 @@ def _dedup(arguments: argparse.Namespace) -> None:
 
         join_ray(arguments.ray)
     counts = deduplicate_files(
-        arguments.source, arguments.out, settings, against=arguments.near_test, earlier=arguments.earlier, on_ray=bool(arguments.ray)
+        arguments.source,
+        arguments.out,
+        settings,
+        against=arguments.near_test,
+        earlier=arguments.earlier,
+        index=arguments.index,
+        on_ray=bool(arguments.ray),
     )
     near = f", {counts['leaked']} near test texts" if arguments.near_test else ""
-    near += f", {counts['known']} near earlier rows" if arguments.earlier else ""
+    near += f", {counts['known']} near earlier rows" if arguments.earlier or arguments.index else ""
     print(f"{counts['rows']} rows: {counts['kept']} stay, {counts['clusters']} clusters{near} -> {arguments.out}")
 
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import posixpath
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,36 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     import ray.data
 
+_REPLACING = ("local", "s3", "gcs")
+"""File systems that move at once over an older file."""
+
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows."""
     if "://" in uri:
         return pafs.FileSystem.from_uri(uri)
     return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+
+
+def beside(path: str) -> str:
+    """A path in the same folder for what will be moved to ``path``; most readers pass over its name, which begins with a full stop."""
+    folder, name = posixpath.split(path)
+    return posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+
+
+@contextlib.contextmanager
+def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
+    """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails."""
+    path = beside(target)
+    try:
+        yield path
+        if fs.type_name not in _REPLACING and fs.get_file_info(target).type != pafs.FileType.NotFound:
+            fs.delete_file(target)
+        fs.move(path, target)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk's leavings; nothing there
+            fs.delete_file(path)
+        raise
 
 
 class RunFolder:
@@ -87,15 +111,8 @@ class RunFolder:
             with self.fs.open_output_stream(target) as stream:
                 stream.write(data)
             return
-        beside = f"{target}.{uuid.uuid4().hex}.tmp"
-        try:
-            with self.fs.open_output_stream(beside) as stream:
-                stream.write(data)
-            self.fs.move(beside, target)
-        except BaseException:
-            with contextlib.suppress(OSError):  # a full disk's leavings
-                self.fs.delete_file(beside)
-            raise
+        with placed(self.fs, target) as path, self.fs.open_output_stream(path) as stream:
+            stream.write(data)
 
     def read_bytes(self, name: str) -> bytes:
         with self.fs.open_input_stream(self.path(name)) as stream:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,40 +105,25 @@ def test_what_a_killed_call_left_is_cleared(tmp_path: Path, monkeypatch: pytest.
     deduplicate_files(source, str(out))
     before = (out / "kept.parquet").read_bytes()
     moved: list[str] = []
-    replace = outputs._replace
+    placed = outputs.placed
 
-    def killed(fs: pafs.FileSystem, path: str, target: str) -> None:
-        if moved:
-            raise SystemExit
+    @contextlib.contextmanager
+    def killed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
+        with placed(fs, target) as path:
+            yield path
+            if moved:
+                raise SystemExit
         moved.append(target)
-        replace(fs, path, target)
 
-    monkeypatch.setattr(outputs, "_replace", killed)
+    monkeypatch.setattr(outputs, "placed", killed)
     with pytest.raises(SystemExit):
         deduplicate_files(source, str(out))
     assert moved == [str(out / "clusters.parquet")] and (out / "kept.parquet").read_bytes() == before
-    monkeypatch.setattr(outputs, "_replace", replace)
+    monkeypatch.setattr(outputs, "placed", placed)
     (out / f".kept.parquet.{'0f' * 16}.tmp").write_bytes(b"half")
     (out / ".kept.parquet.mine.tmp").write_bytes(b"another's")
     deduplicate_files(source, str(out))
     assert sorted(one.name for one in out.iterdir()) == [".kept.parquet.mine.tmp", "clusters.parquet", "kept.parquet"]
-
-
-def test_files_are_replaced_at_once_where_the_file_system_can(tmp_path: Path) -> None:
-    class Told:
-        def __init__(self, type_name: str) -> None:
-            self.fs, self.type_name, self.calls = pafs.LocalFileSystem(), type_name, list[str]()
-
-        def __getattr__(self, name: str) -> Any:
-            self.calls.append(name)
-            return getattr(self.fs, name)
-
-    for kind, calls in (("local", ["move"]), ("hdfs", ["get_file_info", "delete_file", "move"])):
-        (tmp_path / "there").write_text("older")
-        (tmp_path / "beside").write_text("newer")
-        fs: Any = Told(kind)
-        outputs._replace(fs, str(tmp_path / "beside"), str(tmp_path / "there"))
-        assert fs.calls == calls and (tmp_path / "there").read_text() == "newer" and not (tmp_path / "beside").exists()
 
 
 def test_a_result_of_which_nothing_stayed_is_an_input_like_any_other(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 
 from divray.errors import InputError
 from divray.models import check_model
-from divray.runs import RunFolder
+from divray.runs import RunFolder, placed
 
 
 def test_tables_files_and_records(uri: str) -> None:
@@ -68,3 +70,20 @@ def test_models_are_checked_without_loading(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="safetensors"):
         check_model(str(tmp_path), "f", "k")
+
+
+def test_files_are_replaced_at_once_where_the_file_system_can(tmp_path: Path) -> None:
+    class Told:
+        def __init__(self, type_name: str) -> None:
+            self.fs, self.type_name, self.calls = pafs.LocalFileSystem(), type_name, list[str]()
+
+        def __getattr__(self, name: str) -> Any:
+            self.calls.append(name)
+            return getattr(self.fs, name)
+
+    for kind, calls in (("local", ["move"]), ("hdfs", ["get_file_info", "delete_file", "move"])):
+        (tmp_path / "there").write_text("older")
+        fs: Any = Told(kind)
+        with placed(fs, str(tmp_path / "there")) as path:
+            Path(path).write_text("newer")
+        assert fs.calls == calls and (tmp_path / "there").read_text() == "newer" and len(list(tmp_path.iterdir())) == 1

@@ -9,6 +9,7 @@ from divray.diversity.conflicts import label_conflicts
 from divray.diversity.distinct import collapse
 from divray.diversity.embeddings import Encoder
 from divray.diversity.files import deduplicate_files
+from divray.diversity.index import TextIndex
 from divray.diversity.leaks import near_reference
 from divray.diversity.neighbours import Pairs, near_duplicate_flags, near_duplicates, nearest_neighbours
 from divray.diversity.overlap import max_rouge_l, self_bleu
@@ -25,6 +26,7 @@ __all__ = [
     "Encoder",
     "Pairs",
     "Shingles",
+    "TextIndex",
     "approximate_semantic_pairs",
     "collapse",
     "decide",

@@ -5,11 +5,13 @@ The texts are read twice, each time by batch: once to be compared, once to copy 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
 from divray.diversity.columns import DedupSettings, check_schema
+from divray.diversity.index import TextIndex
 from divray.diversity.outputs import CLUSTERS, KEPT, check_copied, output_folder, write
 from divray.diversity.sources import ParquetSource, judge_files
 from divray.errors import InputError
@@ -22,6 +24,7 @@ def deduplicate_files(
     settings: DedupSettings | None = None,
     against: str | None = None,
     earlier: str | None = None,
+    index: str | None = None,
     on_ray: bool = False,
 ) -> dict[str, int]:
     """Find the near-duplicates among the rows of Parquet files and write those that stay.
@@ -35,16 +38,20 @@ def deduplicate_files(
         against: File, folder or pattern of a test set with the same text column: rows near one of its texts are dropped.
         earlier: File, folder or pattern of rows that earlier calls kept, with the same columns: rows near one of them are
             dropped, and they are not compared with each other again.
+        index: Folder of a :class:`~divray.diversity.index.TextIndex`, made if need be: rows near one in it are dropped, and those
+            that stay are added once the result is written.  A call made again with the same rows gives the same result.
         on_ray: As tasks of the Ray cluster that this process is connected to (:mod:`divray.diversity.distributed`).
 
     Returns:
         Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``, ``known``.
 
     Raises:
-        InputError: see :class:`~divray.diversity.sources.ParquetSource`, :func:`~divray.diversity.tables.judge` and
-            :func:`~divray.diversity.outputs.output_folder`; nothing is written then.
+        InputError: see :class:`~divray.diversity.sources.ParquetSource`, :func:`~divray.diversity.tables.judge`,
+            :class:`~divray.diversity.index.TextIndex` and :func:`~divray.diversity.outputs.output_folder`; nothing is written then.
     """
     settings = settings or DedupSettings()
+    if on_ray and index is not None:
+        raise InputError("dedup", "index", "an index is used in one process only", "Leave --ray out, or name kept rows with --earlier.")
     files = ParquetSource.open(source)
     tests, known = (None if name is None else ParquetSource.open(name) for name in (against, earlier))
     _check_apart(out, {"the input": files, "the test set of --near-test": tests, "the rows of --earlier": known})
@@ -54,10 +61,13 @@ def deduplicate_files(
         check_schema(tests.schema, settings, str(against), with_ids=False)
     if known is not None:
         check_schema(known.schema, settings, str(earlier))
-    with output_folder(out) as (fs, folder):
+    with output_folder(out) as (fs, folder), contextlib.nullcontext() if index is None else output_folder(index):
         if not on_ray:
-            verdicts = judge_files(files, settings, tests, known)
+            indexed = None if index is None else TextIndex(index, settings)
+            verdicts = judge_files(files, settings, tests, known, indexed)
             write(files, verdicts, fs, folder)
+            if indexed is not None:
+                indexed.commit()
             return verdicts.counts()
         from divray.diversity.distributed import judge_on_ray, work_name
 

@@ -85,8 +85,8 @@ def check_pairs(pairs: int, threshold: float) -> None:
 
 
 @njit(cache=True)
-def jaccard(values, start_a, end_a, start_b, end_b, threshold):  # type: ignore[no-untyped-def]
-    """Jaccard similarity of two ascending slices of ``values``; -1 as soon as it can't reach ``threshold``."""
+def jaccard(values, start_a, end_a, others, start_b, end_b, threshold):  # type: ignore[no-untyped-def]
+    """Jaccard similarity of an ascending slice of ``values`` and one of ``others``; -1 as soon as it can't reach ``threshold``."""
     total = (end_a - start_a) + (end_b - start_b)
     shared = np.int64(0)
     if total <= _SMALL:
@@ -94,7 +94,7 @@ def jaccard(values, start_a, end_a, start_b, end_b, threshold):  # type: ignore[
         for a in range(start_a, end_a):
             value, hits = values[a], np.int64(0)
             for b in range(start_b, end_b):
-                hits += np.int64(values[b] == value)
+                hits += np.int64(others[b] == value)
             shared += hits
     else:
         needed = int(np.ceil(threshold / (1.0 + threshold) * total - 1e-9))
@@ -102,11 +102,11 @@ def jaccard(values, start_a, end_a, start_b, end_b, threshold):  # type: ignore[
         while a < end_a and b < end_b:
             if shared + min(end_a - a, end_b - b) < needed:
                 return -1.0
-            if values[a] == values[b]:
+            if values[a] == others[b]:
                 shared += 1
                 a += 1
                 b += 1
-            elif values[a] < values[b]:
+            elif values[a] < others[b]:
                 a += 1
             else:
                 b += 1
@@ -155,7 +155,7 @@ def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, ow
                     continue
                 if len(own) > 0 and _first_shared(keys, key_offsets[i], k + 1, key_offsets[j], key_offsets[j + 1]) != keys[k]:
                     continue
-                value = jaccard(values, offsets[i], offsets[i + 1], offsets[j], offsets[j + 1], threshold)
+                value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
                 if value >= 0 and flags:
                     near[i] = near[j] = True
                 elif value >= 0:

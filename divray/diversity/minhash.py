@@ -127,7 +127,7 @@ def _check_band(offsets, values, keys, band, slots, threshold, foreign, most):  
                     before += 1
                 if before < band:
                     continue
-                value = jaccard(values, offsets[i], offsets[i + 1], offsets[j], offsets[j + 1], threshold)
+                value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
                 if value >= 0:
                     if found == len(left):
                         left, right, similarity = grown(left), grown(right), grown(similarity)

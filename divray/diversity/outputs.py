@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,13 +15,12 @@ import pyarrow.parquet as pq
 from divray.diversity.sources import ParquetSource
 from divray.diversity.verdicts import Verdicts
 from divray.errors import InputError
-from divray.runs import open_uri
+from divray.runs import beside, open_uri, placed
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 
 _BESIDE = re.compile(rf"\.({re.escape(KEPT)}|{re.escape(CLUSTERS)})\.[0-9a-f]{{32}}\.tmp")
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-_REPLACING = ("local", "s3", "gcs")
 
 
 @contextlib.contextmanager
@@ -43,7 +41,7 @@ def output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
                 fs.delete_file(info.path)
             if info.base_name in (KEPT, CLUSTERS) and info.type == pafs.FileType.Directory:
                 raise IsADirectoryError(f"{info.base_name} is a folder there")
-        tried = _beside(folder, KEPT)
+        tried = beside(posixpath.join(folder, KEPT))
         fs.open_output_stream(tried).close()
         fs.delete_file(tried)
     except OSError as error:
@@ -73,28 +71,10 @@ def check_copied(files: ParquetSource) -> None:
 
 def write(files: ParquetSource, verdicts: Verdicts, fs: pafs.FileSystem, folder: str) -> None:
     """Write both files beside their places, then move them there."""
-    beside = {name: _beside(folder, name) for name in (CLUSTERS, KEPT)}
-    try:
-        _write(fs, beside[CLUSTERS], verdicts.schema(), verdicts.batches())
-        _write(fs, beside[KEPT], files.schema, _staying(files, verdicts.mask()))
-        for name, path in beside.items():  # whenever this is killed, a kept.parquet lies there if one lay there before
-            _replace(fs, path, posixpath.join(folder, name))
-    except BaseException:
-        for path in beside.values():
-            if fs.get_file_info(path).type != pafs.FileType.NotFound:
-                fs.delete_file(path)
-        raise
-
-
-def _beside(folder: str, name: str) -> str:
-    return posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-
-
-def _replace(fs: pafs.FileSystem, path: str, target: str) -> None:
-    """Move; at once over an older file where the file system can."""
-    if fs.type_name not in _REPLACING and fs.get_file_info(target).type != pafs.FileType.NotFound:
-        fs.delete_file(target)
-    fs.move(path, target)
+    # The last to be entered is moved first: whenever this is killed, a kept.parquet lies there if one lay there before.
+    with placed(fs, posixpath.join(folder, KEPT)) as kept, placed(fs, posixpath.join(folder, CLUSTERS)) as clusters:
+        _write(fs, clusters, verdicts.schema(), verdicts.batches())
+        _write(fs, kept, files.schema, _staying(files, verdicts.mask()))
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from divray.diversity.columns import DedupSettings
+from divray.diversity.index import TextIndex
 from divray.diversity.tables import judge
 from divray.diversity.verdicts import Verdicts
 from divray.errors import InputError
@@ -75,14 +76,18 @@ class ParquetSource:
 
 
 def judge_files(
-    files: ParquetSource, settings: DedupSettings, against: ParquetSource | None = None, earlier: ParquetSource | None = None
+    files: ParquetSource,
+    settings: DedupSettings,
+    against: ParquetSource | None = None,
+    earlier: ParquetSource | None = None,
+    index: TextIndex | None = None,
 ) -> Verdicts:
     """:func:`divray.diversity.tables.judge` on Parquet files."""
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
     tests = None if against is None else against.batches([settings.text_column])
     known = None if earlier is None else earlier.batches(wanted)
     rows = sum(one.rows for one in (files, against, earlier) if one is not None)
-    return judge(files.batches(wanted), settings, tests, known, rows=rows, where=files.name)
+    return judge(files.batches(wanted), settings, tests, known, index, rows=rows, where=files.name)
 
 
 def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str | None, list[str]]:

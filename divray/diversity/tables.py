@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from divray.diversity.columns import DedupSettings, check_ids, columns_of, joined_ids, take_in
 from divray.diversity.distinct import Distinct
+from divray.diversity.index import TextIndex, digest_of
 from divray.diversity.neighbours import Pairs, find_pairs
+from divray.diversity.shingles import Shingles, text_hashes
 from divray.diversity.verdicts import References, Verdicts, verdicts_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def near_duplicate_clusters(
     settings: DedupSettings | None = None,
     against: Batches | None = None,
     earlier: Batches | None = None,
+    index: TextIndex | None = None,
     **options: Any,
 ) -> pa.Table:
     """Say of every row of a table of texts which near-duplicates it has and whether it stays.
@@ -45,6 +48,7 @@ def near_duplicate_clusters(
         against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
         earlier: Rows that an earlier call kept, with the same columns: rows near one of them are dropped as well.  They are
             not compared with each other again.
+        index: Of rows that earlier calls kept, with the same effect; those that stay are put into it, for its ``commit``.
 
     Returns:
         One row a row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id`` and
@@ -57,7 +61,7 @@ def near_duplicate_clusters(
     """
     settings = DedupSettings(**options) if settings is None else settings
     tests, known = (None if one is None else _batches(one) for one in (against, earlier))
-    verdicts = judge(_batches(source), settings, tests, known)
+    verdicts = judge(_batches(source), settings, tests, known, index)
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
 
 
@@ -66,6 +70,7 @@ def judge(
     settings: DedupSettings,
     against: Iterable[pa.RecordBatch] | None = None,
     earlier: Iterable[pa.RecordBatch] | None = None,
+    index: TextIndex | None = None,
     rows: int | None = None,
     where: str = "table",
 ) -> Verdicts:
@@ -77,9 +82,26 @@ def judge(
     own = distinct.count
     known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
     tests = [take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
-    pairs = find_pairs(distinct.close(), settings.threshold, method=settings.method, own=own)
-    references = None if against is None and earlier is None else References.of([known], known_ids, tests)
-    return verdicts_of(ids, group, Pairs(*pairs), distinct.count, settings.rule, references)
+    sets = distinct.close()
+    pairs = Pairs(*find_pairs(sets, settings.threshold, method=settings.method, own=own))
+    if index is None:
+        references = None if against is None and earlier is None else References.of([known], known_ids, tests)
+        return verdicts_of(ids, group, pairs, distinct.count, settings.rule, references)
+    digest = digest_of(settings, sets, group, known, *tests, text_hashes(ids.cast(pa.large_string())))
+    found = index.near(Shingles(sets.offsets[: own + 1], sets.values[: sets.offsets[own]]), digest)
+    # The indexed sets that were found count as groups after all others.
+    base, groups = distinct.count, distinct.count + len(found.names)
+    names = pa.concat_arrays([known_ids.cast(pa.string()), found.names])
+    references = References.of([known, np.arange(base, groups, dtype=np.int32)], names, tests)
+    pairs = Pairs(
+        np.concatenate([pairs.left, found.sets]),
+        np.concatenate([pairs.right, base + found.rows]),
+        np.concatenate([pairs.similarity, found.similarity]),
+    )
+    verdicts = verdicts_of(ids, group, pairs, groups, settings.rule, references)
+    stays = np.flatnonzero(verdicts.mask() & (group >= 0))
+    index.put(digest, ids.take(pa.array(stays)), sets.take(group[stays].astype(np.int64)))
+    return verdicts
 
 
 def _taken_in(
