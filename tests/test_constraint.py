@@ -31,6 +31,7 @@ def example(marked: str) -> Example:
         "In 2009, {Rome}'s [Ada] left; nobody knew.",
         "The U.S. ship [Ada] sank 3.5 miles off {Rome}.",
         "[Lee], who met J. K. Rowe 3.5 days ago, left {Rome, Italy}.",
+        "For $1,234.56 (or 3.5-4.5 a day) a \"[bed]\" stands in the {rock 'n' roll} hotel of J. R. Lee.",
     ],
 )
 def test_sentences_of_any_shape_pass(marked: str) -> None:
@@ -51,10 +52,25 @@ def test_sentences_of_any_shape_pass(marked: str) -> None:
         " [Ada]{Rome}.\n",
         " [Ada] lives in {Rome}, 1.2.3.4.5.6.7 of it.\n",
         " The town lies at the sea.1. [Ada] lives in {Rome}.\n",
+        " [Ada] was born in {Rome} in 1986.3 of it.\n",
+        " [Ada] was born in {Rome}, 3.14159 of it.\n",
+        " [Ada] lives in  {Rome}.\n",
+        " [Ada] lives in {Rome}  now.\n",
+        " [Ada] lives in {Rome} .\n",
+        " [Ada] lives in {/Rome}.\n",
+        " [-Ada] lives in {Rome}.\n",
     ],
 )
 def test_what_is_no_marked_sentence_does_not_pass(completion: str) -> None:
     assert re.fullmatch(SENTENCE, completion) is None
+
+
+@pytest.mark.parametrize("marked", ["[Ada_Lee] lives in {Rome}.", "The *big* [storm] hit {Rome}.", "[Ada] left {Rome} \\\\bf."])
+def test_rare_signs_pass_where_a_seed_has_them(marked: str) -> None:
+    seed = example(marked)
+    assert not accepts(sentence_pattern(shape_of([])), seed)
+    assert shape_of([seed]).signs == next(sign for sign in "_*\\" if sign in marked)
+    assert accepts(sentence_pattern(shape_of([seed])), seed)
 
 
 @pytest.mark.parametrize("inside", ["for 3.5 years", "by J. K. Rowe", "on a U.S. ship", "by the U.S.A., twice,"])
@@ -68,11 +84,19 @@ def test_the_engines_grammar_reads_the_expression_as_python_does() -> None:
     import xgrammar
 
     pieces = ["<end>", "\n", " ", ".", " The", " [", "]", " {", "}", " storm", " caused", " flood", " U", ".S", " 3", ".5", " Dr", "x"]
+    pieces += ["\\", "^", "_", "-", "1986"]
     compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(pieces, stop_token_ids=[0]))
     matcher = xgrammar.GrammarMatcher(compiler.compile_regex(SENTENCE))
     for piece in (" The", " U", ".S", ".", " [", "x", "]", " caused", " {", "x", "}", " 3", ".5", ".", "\n"):
         assert matcher.accept_token(pieces.index(piece)), piece
     assert matcher.accept_token(0)
+    matcher.reset()
+    for piece, barred in ((" The", "\\^_"), (" ", " "), ("-", "\\"), (" [", "-_"), ("x", ""), ("-", "^"), ("x", ""), ("]", "")):
+        assert matcher.accept_token(pieces.index(piece)), piece
+        assert not any(matcher.accept_token(pieces.index(sign)) for sign in barred), piece
+    for piece in (" {", "x", "}", " ", "1986"):
+        assert matcher.accept_token(pieces.index(piece)), piece
+    assert not matcher.accept_token(pieces.index(".5"))
 
 
 def test_an_anchor_keeps_its_connective_and_nothing_else() -> None:

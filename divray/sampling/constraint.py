@@ -6,7 +6,7 @@ bounded (:class:`Shape`), so that a model comes to its second entity; no repetit
 count and nothing after the second entity is bounded by words, so that no sentence is ended in mid-word or
 mid-phrase: one that runs on is cut by ``max_tokens`` and rejected as such.
 
-A full stop may also stand inside, between digits and after a capital letter (``3.5``, ``J. Smith``, ``U.S.
+A full stop may also stand inside, in a short number and after a capital letter (``3.5``, ``J. Smith``, ``U.S.
 ships``).  Not after a small letter (``page.com``): a small model that ends a sentence before it has marked both
 entities would run on from there.  Nor after words such as ``Dr``: where the character after a stop decides what
 the stop is, the tokens that hold one must be tried one by one, and the grammar takes up to 20 times as long
@@ -26,28 +26,31 @@ from divray.relations import Example, render_marked
 from divray.sampling.parsing import MAX_ENTITY_WORDS
 
 _BLANKS = r"\n\r\t\x0b\x0c\x85\xa0\u2000-\u200b\u2028\u2029"
-_PLAIN = rf"[^\[\]{{}}<>|{_BLANKS}.!?]*"
-_UNBROKEN = rf"[^ \[\]{{}}<>|{_BLANKS}.!?]*"
+_NEVER = rf"\[\]{{}}<>|{_BLANKS} .!?"
 INNER_STOPS = 3
-"""Full stops after the second entity, and capital letters with one (``U.S.A.``) in a word before it, which may have
-two between digits; without a bound a small model runs on in lists of numbers."""
-
-_FREE = rf"{_PLAIN}(([0-9]\.[0-9]|[A-Z]\.){_PLAIN}){{0,{INNER_STOPS}}}"
-_FREE_WORD = rf"{_UNBROKEN}(([A-Z]\.){{1,{INNER_STOPS}}}{_UNBROKEN}|([0-9]\.[0-9]{_UNBROKEN}){{1,2}})?"
-_OPEN = r"([ (\"'-]|[A-Z]\. )"
-_LETTERS = rf"[^ \[\]{{}}<>|{_BLANKS}.,;:!?()\"]+"
-_WORD = rf"({_LETTERS}|\"{_LETTERS}\")"
-_ENTITY = rf"{_WORD}(,? {_WORD}){{0,{MAX_ENTITY_WORDS - 1}}}"
-_AFTER = rf"([ ,;:'’)\"-]{_FREE})?"
+"""Capital letters with a full stop in a word (``U.S.A.``); of numbers with one it has two at most.  Without a bound, and with
+stops in longer numbers, a small model ends a sentence after a year and runs on in digits."""
+_NUMBER = r"[0-9]{1,3}\.[0-9]{1,3}"
+_OPEN = r"( ?[(\"'-]| )"
+_NO_FIRST = r"'’‘/&%+@…–—\-"
 _END = r"[.!?][\"')]?\n"
+
+RARE_SIGNS = "\\_*#=~^`"
+"""Signs that few sentences have, and that a small model puts into one of ten; they are let through where a seed has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Where a sentence has its entities: the most words before the first, and between the two."""
+    """What a sentence may look like.
+
+    Attributes:
+        before, between: The most words before the first entity, and between the two.
+        signs: Those of :data:`RARE_SIGNS` that it may have.
+    """
 
     before: int = 30
     between: int = 30
+    signs: str = ""
 
 
 LEAST_WORDS, SLACK = 10, 1.5
@@ -59,11 +62,28 @@ def shape_of(seeds: Iterable[Example]) -> Shape:
     Without it a small model often marks one entity and never comes to the other: a quarter of its completions.
     """
     before = between = 0
+    found: set[str] = set()
     for seed in seeds:
         first, second = sorted((seed.head, seed.tail))
         before = max(before, len(seed.text[: first[0]].split()))
         between = max(between, len(seed.text[first[1] : second[0]].split()))
-    return Shape(*(max(LEAST_WORDS, ceil(SLACK * words)) for words in (before, between)))
+        found.update(seed.text)
+    before, between = (max(LEAST_WORDS, ceil(SLACK * words)) for words in (before, between))
+    return Shape(before, between, "".join(sign for sign in RARE_SIGNS if sign in found))
+
+
+def _character(shape: Shape, but: str = "") -> str:
+    """One character of a sentence, no blank and none of ``but``."""
+    barred = "".join(sign for sign in RARE_SIGNS if sign not in shape.signs).replace("\\", r"\\")
+    return rf"[^{_NEVER}{barred}{but}]"
+
+
+def _entity(shape: Shape) -> str:
+    inside = ',;:()"'
+    letters = f"{_character(shape, inside)}+"
+    first = f"{_character(shape, inside + _NO_FIRST)}({letters})?"
+    word, first_word = (rf"({one}|\"{one}\")" for one in (letters, first))
+    return rf"{first_word}(,? {word}){{0,{MAX_ENTITY_WORDS - 1}}}"
 
 
 def _head(entity: str) -> str:
@@ -74,19 +94,29 @@ def _tail(entity: str) -> str:
     return rf"\{{{entity}\}}"
 
 
-def _words(most: int) -> str:
-    return rf"{_FREE_WORD}( {_FREE_WORD}){{0,{most - 1}}}"
+def _word(shape: Shape) -> str:
+    any_, last = _character(shape), _character(shape, "0-9")
+    initials = rf"([A-Z]\.){{1,{INNER_STOPS}}}"
+    number = rf"(({any_}*{last})?{_NUMBER}){{1,2}}({last}{any_}*)?"
+    return rf"({any_}+({initials}{any_}*)?|{initials}{any_}*|{number})"
 
 
 def _before(shape: Shape) -> str:
-    return rf"({_words(shape.before)}{_OPEN})?"
+    word = _word(shape)
+    return rf"({word}?( {word}){{0,{shape.before - 1}}}{_OPEN})?"
+
+
+def _on(shape: Shape, most: int | None = None) -> str:
+    """How a sentence goes on after an entity: maybe a sign, then words with one blank before each, so many at most."""
+    word = _word(shape)
+    return rf"([,;:'’)\"-]{word}?)?( {word}){{0,{'' if most is None else most}}}"
 
 
 def sentence_pattern(shape: Shape) -> str:
     """Any one sentence of that shape with one head and one tail, in either order."""
-    head, tail = _head(_ENTITY), _tail(_ENTITY)
-    between = rf"( |-|[ ,;:'’)\"-]{_words(shape.between)}{_OPEN})"
-    return rf" {_before(shape)}({head}{between}{tail}|{tail}{between}{head}){_AFTER}{_END}"
+    head, tail = _head(_entity(shape)), _tail(_entity(shape))
+    between = rf"{_on(shape, shape.between)}{_OPEN}"
+    return rf" {_before(shape)}({head}{between}{tail}|{tail}{between}{head}){_on(shape)}{_END}"
 
 
 def list_pattern(sentence: str, first: int, count: int) -> str:
@@ -107,14 +137,14 @@ def anchored_pattern(example: Example, shape: Shape) -> str:
     sentence may go on.
     """
     (first, second) = sorted((example.head, example.tail))
-    entity = {example.head: _head(_ENTITY), example.tail: _tail(_ENTITY)}
+    entity = {example.head: _head(_entity(shape)), example.tail: _tail(_entity(shape))}
     connective = example.text[first[1] : second[0]]
     core = f"{entity[first]}{_literal(connective)}{entity[second]}"
     words = re.findall(r"\w+", connective)
     if len(words) >= 2 or any(len(word) >= 4 for word in words):
-        return f" {_before(shape)}{core}{_AFTER}{_END}"
+        return f" {_before(shape)}{core}{_on(shape)}{_END}"
     before, after = example.text[: first[0]], re.sub(r"[.!?][\"')]?$", "", example.text[second[1] :])
-    return rf" {_literal(before)}{core}{_literal(after)}{_AFTER}{_END}"
+    return rf" {_literal(before)}{core}{_literal(after)}{_on(shape)}{_END}"
 
 
 def _literal(text: str) -> str:
