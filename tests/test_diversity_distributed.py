@@ -13,7 +13,7 @@ from divray.diversity import distributed, neighbours
 from divray.diversity.columns import DedupSettings
 from divray.diversity.distributed import _added, judge_on_ray, work_name
 from divray.diversity.files import deduplicate_files
-from divray.diversity.partitions import Task, join_part, send
+from divray.diversity.partitions import Held, Task, join_part, send
 from divray.diversity.prefixes import count_elements
 from divray.diversity.sources import ParquetSource, judge_files
 from divray.diversity.tables import judge, near_duplicate_clusters
@@ -122,7 +122,7 @@ def test_references_are_not_compared_with_each_other(texts: pa.Table) -> None:
     given = texts["text"].drop_null()
     parts = [SETTINGS.shingle(given.slice(0, 50)), SETTINGS.shingle(given.slice(50))]
     table = count_elements(parts[1], counts=count_elements(parts[0], 16))
-    pieces = [send(sets, base, table, SETTINGS.threshold, 1) for sets, base in zip(parts, (0, 50), strict=True)]
+    pieces = [send(Held(sets, None), base, table, SETTINGS.threshold, 1) for sets, base in zip(parts, (0, 50), strict=True)]
     every, some = (join_part(Task(SETTINGS.threshold, 1, own), 0, *pieces).to_pandas() for own in (len(given), 50))
     near = some[some["similarity"] < 1]
     assert (near[["left", "right"]].min(axis=1) < 50).all()
@@ -133,8 +133,6 @@ def test_references_are_not_compared_with_each_other(texts: pa.Table) -> None:
 def test_ray_is_exact_or_says_why_not(ray_two_cpus: None, texts: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(texts, tmp_path / "in.parquet")
     files = ParquetSource.open(str(tmp_path / "in.parquet"))
-    with pytest.raises(InputError, match="MinHash runs in one process only"):
-        judge_on_ray(files, replace(SETTINGS, method="minhash"))
     for name in ("EXACT_ROWS", "EXACT_VISITS", "EXACT_VISITS_PER_SET"):
         monkeypatch.setattr(neighbours, name, 0)
     with pytest.raises(InputError, match=r"^texts: one partition of the exact join would look at .* more than 0") as raised:
@@ -143,6 +141,19 @@ def test_ray_is_exact_or_says_why_not(ray_two_cpus: None, texts: pa.Table, tmp_p
     exact = replace(SETTINGS, method="exact")
     made = judge_on_ray(files, exact)
     assert pa.Table.from_batches(made.batches()) == pa.Table.from_batches(judge_files(files, exact).batches())
+
+
+def test_minhash_on_ray_proposes_what_it_does_in_one_process(ray_two_cpus: None, texts: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(texts, tmp_path / "in.parquet")
+    pq.write_table(texts.slice(100, 5), tmp_path / "test.parquet")
+    files, tests = (ParquetSource.open(str(tmp_path / f"{name}.parquet")) for name in ("in", "test"))
+    for kind, size, method in (("word", 2, "minhash"), ("char", 4, "auto"), ("char", 4, "minhash")):
+        settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=0.6, method=method)  # type: ignore[arg-type]
+        wanted = judge_files(files, replace(settings, method="minhash"), tests)
+        for slice_rows, partitions in ((1000, 1), (60, 3), (33, None)):
+            made = judge_on_ray(files, settings, tests, slice_rows=slice_rows, partitions=partitions)
+            assert pa.Table.from_batches(made.batches()) == pa.Table.from_batches(wanted.batches())
+    assert wanted.counts()["leaked"] > 5 and wanted.counts()["clusters"] > 20
 
 
 def test_tables_without_rows_or_texts(ray_two_cpus: None, tmp_path: Path) -> None:

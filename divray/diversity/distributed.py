@@ -1,4 +1,4 @@
-"""The exact join of :mod:`divray.diversity.joins` as Ray tasks, for more rows than one process should hold.
+"""The joins of :mod:`divray.diversity.joins` and :mod:`~divray.diversity.minhash` as Ray tasks, for more rows than one process should hold.
 
 Each slice of the input is shingled by a task of its own, which leaves only its distinct sets in the object
 store.  The counters of all slices are added up, so that every task puts elements in the same order.  A set is
@@ -7,8 +7,9 @@ keys: each pair in the one partition that holds the first key that both share.  
 share all keys, hence meet too.  Only edges between near sets come back, and what stays is decided on them as in
 one process.
 
-It is this join or none.  One process changes to MinHash where a row meets too many others in its keys; here that is an
-error, which ``method="exact"`` ignores.
+With MinHash the keys are bands (:mod:`divray.diversity.minhash`), of which only those that several sets have are sent on.
+One process changes to it where a row meets too many others in its keys; here ``method="auto"`` means the exact join of word
+n-grams, with an error where one process would change, and MinHash of character n-grams.
 
 Partitions are cut by hashes of word n-grams, not by relation or file, so that no large group of rows ends in one of
 them.  The result is the same, row for row, for any number of workers, slices and partitions.  A partition's edges lie
@@ -33,13 +34,14 @@ import pyarrow.parquet as pq
 from divray.diversity.clusters import components
 from divray.diversity.columns import DedupSettings, check_ids, columns_of, joined_ids, take_in
 from divray.diversity.distinct import Distinct
+from divray.diversity.minhash import band_sets, choose_bands
 from divray.diversity.neighbours import Pairs, most_visits
-from divray.diversity.partitions import Task, join_part, send
+from divray.diversity.partitions import Held, Task, join_part, send
 from divray.diversity.prefixes import count_elements, table_bits
 from divray.diversity.shingles import Shingles
 from divray.diversity.sources import ParquetSource, judge_files
 from divray.diversity.verdicts import References, Verdicts, verdicts_of
-from divray.errors import DivrayError, InputError
+from divray.errors import DivrayError
 from divray.runs import RunFolder
 
 SLICE_ROWS = 500_000
@@ -68,8 +70,8 @@ def judge_on_ray(
     slice_rows: int = SLICE_ROWS,
     partitions: int | None = None,
 ) -> Verdicts:
-    """:func:`divray.diversity.tables.judge` on the Ray cluster that this process is connected to; always exact.  Tables
-    without texts are judged here.
+    """:func:`divray.diversity.tables.judge` on the Ray cluster that this process is connected to.  Tables without
+    texts are judged here.
 
     Args:
         files: Where the rows lie; workers must be able to read them.
@@ -80,12 +82,10 @@ def judge_on_ray(
         partitions: Of the keys; default: one for :data:`ROWS_PER_PARTITION` rows of all three, at least one a CPU up to four.
 
     Raises:
-        InputError: MinHash is asked for, or the exact join would look at more pairs than ``method="auto"`` allows.
+        InputError: The exact join would look at more pairs than ``method="auto"`` allows.
     """
     import ray
 
-    if settings.method == "minhash":
-        raise InputError("dedup", "method", "MinHash runs in one process only", "Leave --ray out, or take --method auto or exact.")
     if not files.rows:
         return judge_files(files, settings, against, earlier)
     sources = {"row": files, "earlier": earlier, "test": against}
@@ -101,7 +101,8 @@ def judge_on_ray(
         if not sizes[:, 0].any():
             return judge_files(files, settings, against, earlier)
         own = int(sizes[[one.role == "row" for one in slices], 0].sum())
-        told = Task(settings.threshold, partitions, own, most_visits(int(sizes[:, 0].sum()), settings.method))
+        most = None if _banding(settings) else most_visits(int(sizes[:, 0].sum()), settings.method)
+        told = Task(settings.threshold, partitions, own, most)
         edges = _joined(sets, sizes, told, f"by-{slice_rows}", work)
         return _decide(settings, slices, ray.get(groups), sizes[:, 0], edges, files.name)
 
@@ -124,7 +125,7 @@ def _joined(sets: list[Any], sizes: npt.NDArray[np.int64], told: Task, cut: str,
 
     Args:
         sets: References to each slice's; emptied, so that Ray lets go of what has been sent.
-        sizes: int64 ``[slices, 2]``, how many sets and elements each has.
+        sizes: int64 ``[slices, 2]``, how many sets each has, and how many elements they are searched by.
         cut: How the slices were made, a part of the names of the files in ``work``.
     """
     import ray
@@ -186,8 +187,14 @@ def _slices(files: ParquetSource, slice_rows: int, role: str) -> list[Slice]:
     return found
 
 
-def _read(part: Slice, settings: DedupSettings) -> tuple[Shingles, tuple[npt.NDArray[np.int32], Any], tuple[int, int]]:
-    """A slice's distinct sets; the set of each row and its id; how many sets and elements there are."""
+def _banding(settings: DedupSettings) -> tuple[int, int] | None:
+    """Permutations and bands of MinHash; ``None`` for the exact join."""
+    approximate = settings.method == "minhash" or (settings.method == "auto" and settings.kind == "char")
+    return choose_bands(settings.threshold) if approximate else None
+
+
+def _read(part: Slice, settings: DedupSettings) -> tuple[Held, tuple[npt.NDArray[np.int32], Any], tuple[int, int]]:
+    """A slice's distinct sets; the set of each row and its id; how many sets there are and how many elements they are searched by."""
     from divray.runs import open_uri
 
     fs, _ = open_uri(part.uri)
@@ -198,7 +205,9 @@ def _read(part: Slice, settings: DedupSettings) -> tuple[Shingles, tuple[npt.NDA
         groups.append(take_in(distinct, settings, texts))
         names.append(ids)
     sets = distinct.close()
-    return Shingles(sets.offsets.copy(), sets.values.copy()), (np.concatenate(groups), names), (len(sets), len(sets.values))
+    banding = _banding(settings)
+    held = Held(Shingles(sets.offsets.copy(), sets.values.copy()), None if banding is None else band_sets(sets, *banding))
+    return held, (np.concatenate(groups), names), (len(sets), len(held.searched.values))
 
 
 def _batches(file: pq.ParquetFile, part: Slice, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -213,10 +222,10 @@ def _batches(file: pq.ParquetFile, part: Slice, columns: list[str]) -> Iterator[
             return
 
 
-def _counted(bits: int, *sets: Shingles) -> npt.NDArray[np.uint8]:
+def _counted(bits: int, *parts: Held) -> npt.NDArray[np.uint8]:
     counts = None
-    for one in sets:
-        counts = count_elements(one, bits, counts)
+    for one in parts:
+        counts = count_elements(one.searched, bits, counts)
     assert counts is not None
     return counts
 

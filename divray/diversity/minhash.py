@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from divray.diversity import joins
@@ -60,16 +61,7 @@ def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands:
     Raises:
         InputError: ``bands`` doesn't divide ``permutations``.
     """
-    if bands < 1 or permutations % bands:
-        raise InputError("diversity", "bands", f"{bands} does not divide {permutations} permutations", "Choose a divisor.")
-    length = permutations // bands
-    random = np.random.Generator(np.random.PCG64(_SEED))
-    factors = random.integers(0, 2**32, permutations, dtype=np.uint32) | np.uint32(1)
-    terms = random.integers(0, 2**32, permutations, dtype=np.uint32)
-    upper = (shingles.values >> np.uint64(32)).astype(np.uint32)
-    keys = np.empty((len(shingles), bands), np.uint32)
-    _band_keys(shingles.offsets, upper, factors, terms, length, keys)
-    del upper
+    keys = band_keys(shingles, permutations, bands)
     slots = 1 << max(4, len(shingles).bit_length())
     parts, found = [], 0
     for band in range(bands):
@@ -78,6 +70,34 @@ def minhash_join(shingles: Shingles, threshold: float, permutations: int, bands:
         joins.check_pairs(found, threshold)
     left, right, similarity = (np.concatenate([part[place] for part in parts]) for place in range(3))
     return left.astype(np.int64), right.astype(np.int64), similarity
+
+
+def band_keys(shingles: Shingles, permutations: int, bands: int) -> npt.NDArray[np.uint32]:
+    """uint32 ``[n, bands]``, made of the least values of each set under the permutations of each band."""
+    if bands < 1 or permutations % bands:
+        raise InputError("diversity", "bands", f"{bands} does not divide {permutations} permutations", "Choose a divisor.")
+    random = np.random.Generator(np.random.PCG64(_SEED))
+    factors = random.integers(0, 2**32, permutations, dtype=np.uint32) | np.uint32(1)
+    terms = random.integers(0, 2**32, permutations, dtype=np.uint32)
+    upper = (shingles.values >> np.uint64(32)).astype(np.uint32)
+    keys = np.empty((len(shingles), bands), np.uint32)
+    _band_keys(shingles.offsets, upper, factors, terms, permutations // bands, keys)
+    return keys
+
+
+def band_sets(shingles: Shingles, permutations: int, bands: int) -> Shingles:
+    """The bands of each set as a set of hashes, which two sets share where they agree in a band."""
+    keys = band_keys(shingles, permutations, bands)
+    numbered = keys.astype(np.uint64) << np.uint64(16) | np.arange(bands, dtype=np.uint64)
+    return Shingles(np.arange(len(keys) + 1) * bands, np.sort(_mixed(numbered), axis=1).ravel())
+
+
+@njit(cache=True)
+def _mixed(keys):  # type: ignore[no-untyped-def]
+    for i in range(keys.shape[0]):
+        for j in range(keys.shape[1]):
+            keys[i, j] = mix(keys[i, j])
+    return keys
 
 
 @njit(cache=True)

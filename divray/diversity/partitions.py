@@ -1,4 +1,7 @@
-"""One partition of the exact join: the sets that hold one of its keys, and the pairs that meet in those keys."""
+"""One partition of the join: the sets that hold one of its keys, and the pairs that meet in those keys.
+
+Keys are elements of the sets' prefixes (:mod:`divray.diversity.prefixes`) or, for MinHash, those bands that several sets have.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,19 @@ from divray.diversity.joins import join
 from divray.diversity.prefixes import Prefixes, postings, prefixes
 from divray.diversity.shingles import Shingles
 from divray.errors import InputError
+
+_ANYWHERE = -(1 << 30)
+
+
+class Held(NamedTuple):
+    """The distinct sets of one slice, and the bands by which MinHash finds them."""
+
+    sets: Shingles
+    bands: Shingles | None
+
+    @property
+    def searched(self) -> Shingles:
+        return self.sets if self.bands is None else self.bands
 
 
 class Piece(NamedTuple):
@@ -39,9 +55,11 @@ class Task(NamedTuple):
     most_visits: int | None = None
 
 
-def send(sets: Shingles, base: int, table: npt.NDArray[np.uint8], threshold: float, partitions: int) -> Any:
+def send(held: Held, base: int, table: npt.NDArray[np.uint8], threshold: float, partitions: int) -> Any:
     """For every partition the sets that hold one of its keys; a :class:`Piece` each, alone where there is one partition."""
-    found = prefixes(sets, threshold, table)
+    sets, found = held.sets, prefixes(held.searched, threshold if held.bands is None else 0.0, table)
+    if held.bands is not None:  # shared bands say nothing about where in the sets shared elements are
+        found.skipped.fill(_ANYWHERE)
     owner = _owners(found.keys, partitions)
     holder = np.repeat(np.arange(len(sets)), np.diff(found.offsets))
     pieces = []
@@ -85,7 +103,7 @@ def join_part(task: Task, partition: int, *pieces: Piece) -> pa.Table:
     visits = posted.visits(mine)
     if task.most_visits is not None and visits > task.most_visits:
         problem = f"one partition of the exact join would look at {visits:,} pairs, more than {task.most_visits:,}"
-        mend = "Compare longer shingles (words rather than characters), run it without --ray, or insist with --method exact."
+        mend = "Compare longer shingles, take --method minhash, or insist with --method exact."
         raise InputError("texts", "", problem, mend)
     own = int(np.searchsorted(numbers, task.own))
     left, right, similarity = join(sets, found, posted, task.threshold, mine, own)
