@@ -63,8 +63,25 @@ def test_near_duplicates_of_a_table_there(bucket: str) -> None:
     assert deduplicate_files(run.full_uri("texts"), run.full_uri("deduped"))["kept"] == 2
     assert run.files("deduped") == ["deduped/clusters.parquet", "deduped/kept.parquet"]
     assert pq.read_table(run.path("deduped/kept.parquet"), filesystem=run.fs)["text"].to_pylist() == ["a b c d", "e f g h"]
-    run.delete("deduped")
-    run.delete("texts")
+    for name in ("deduped", "texts"):
+        run.delete(name)
+
+
+def test_an_index_there(bucket: str) -> None:
+    from divray.diversity import deduplicate_files
+
+    run = RunFolder(bucket)
+
+    def counts(*texts: str) -> dict[str, int]:
+        run.write_table("texts", pa.table({"text": texts}))
+        return deduplicate_files(run.full_uri("texts"), run.full_uri("deduped"), index=run.full_uri("index"))
+
+    assert counts("a b c d", "e f g h", "A b c d") == counts("a b c d", "e f g h", "A b c d")
+    assert len(run.files("index")) == 1
+    assert counts("E f g h", "new words here")["known"] == 1
+    assert len(run.files("index")) == 2
+    for name in ("deduped", "texts", "index"):
+        run.delete(name)
 
 
 @pytest.mark.slow

@@ -38,7 +38,6 @@ from divray.diversity.minhash import band_sets, choose_bands
 from divray.diversity.neighbours import Pairs, most_visits
 from divray.diversity.partitions import Held, Task, join_part, send
 from divray.diversity.prefixes import count_elements, table_bits
-from divray.diversity.shingles import Shingles
 from divray.diversity.sources import ParquetSource, judge_files
 from divray.diversity.verdicts import References, Verdicts, verdicts_of
 from divray.errors import DivrayError
@@ -206,7 +205,7 @@ def _read(part: Slice, settings: DedupSettings) -> tuple[Held, tuple[npt.NDArray
         names.append(ids)
     sets = distinct.close()
     banding = _banding(settings)
-    held = Held(Shingles(sets.offsets.copy(), sets.values.copy()), None if banding is None else band_sets(sets, *banding))
+    held = Held(sets, None if banding is None else band_sets(sets, *banding))
     return held, (np.concatenate(groups), names), (len(sets), len(held.searched.values))
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from divray.errors import InputError
 from divray.models import check_model
 from divray.relations import Example, parse_marked, span_problem
-from divray.runs import open_uri
+from divray.runs import open_uri, placed
 
 BATCH = 1024
 Row = dict[str, Any]
@@ -147,9 +147,8 @@ def _writer(target: str) -> Iterator[Callable[[list[Row]], None]]:
     """Writes batches of rows; the file appears under its name only when the block ends well."""
     filesystem, path = open_uri(target)
     filesystem.create_dir(posixpath.dirname(path), recursive=True)
-    beside = f"{path}.tmp" if isinstance(filesystem, pafs.LocalFileSystem) else path
     parquet: pq.ParquetWriter | None = None
-    with filesystem.open_output_stream(beside) as stream:
+    with placed(filesystem, path) as beside, filesystem.open_output_stream(beside) as stream:
 
         def write(rows: list[Row]) -> None:
             nonlocal parquet
@@ -160,12 +159,6 @@ def _writer(target: str) -> Iterator[Callable[[list[Row]], None]]:
             parquet = parquet or pq.ParquetWriter(stream, table.schema)
             parquet.write_table(table)
 
-        try:
-            yield write
-            if parquet:
-                parquet.close()
-        except BaseException:
-            filesystem.delete_file(beside)
-            raise
-    if beside != path:
-        filesystem.move(beside, path)
+        yield write
+        if parquet:
+            parquet.close()
