@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from divray.report.excerpts import BINS, Row, sentences_of
-from divray.report.scan import batches, rows, tally
+from divray.report.lookup import sentences_of
+from divray.report.scan import BINS, SPANS, Row, batches, rows, tally
 from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ CLUSTERS = 5
 MEMBERS = 4
 CONFLICTS = 8
 LABEL_PAIRS = 12
-
-_SPANS = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 
 
 def largest_clusters(run: RunFolder, folders: list[str]) -> list[Row]:
@@ -41,7 +39,7 @@ def largest_clusters(run: RunFolder, folders: list[str]) -> list[Row]:
     leading = sorted(sizes, key=lambda key: (-sizes[key], key))[: 4 * CLUSTERS]
     wanted = pa.array(sorted({name for _, name in leading}), pa.string())
     found: dict[tuple[str, str], Row] = {}
-    columns = ["candidate_id", "relation", *_SPANS, "cluster", "unique", "similarity", "nearest_id"]
+    columns = ["candidate_id", "relation", *SPANS, "cluster", "unique", "similarity", "nearest_id"]
     for folder in folders:
         for row in rows(run, f"{folder}/scores", columns, _compared() & pc.is_in(pads.field("cluster"), wanted)):
             key = row["relation"], row["cluster"]
@@ -60,7 +58,7 @@ def conflicts(run: RunFolder, folders: list[str]) -> list[Row]:
     """Some labelling conflicts, each with the sample's row and the ``other`` one; the pairs of labels take turns."""
     import pyarrow.dataset as pads
 
-    columns = ["candidate_id", "relation", *_SPANS, "conflict", "conflict_relation", "unique"]
+    columns = ["candidate_id", "relation", *SPANS, "conflict", "conflict_relation", "unique"]
     where = (pads.field("conflict") != "") & (pads.field("strategy") != NAIVE)
     groups: dict[tuple[str, str], list[Row]] = {}
     seen: set[frozenset[str]] = set()

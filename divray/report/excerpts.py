@@ -7,30 +7,25 @@ import heapq
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from divray.report import clusters
 from divray.report.account import rounds_of
-from divray.report.scan import batches, rows
+from divray.report.lookup import sentences_of
+from divray.report.scan import BINS, SPANS, Row, batches, rows
 from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config
     from divray.runs import RunFolder
 
-Row = dict[str, Any]
-
 SAMPLES_PER_RELATION = 5
 REJECTIONS_PER_REASON = 2
 NEAR_DUPLICATES = 8
 PAIRS = 3
-BINS = 20
-
-_SPANS = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 
 
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
     """Rows for the report: ``near_duplicates``, ``clusters``, ``conflicts``, ``similarities``, ``samples``, ``rejections``, ``pairs``,
     ``histogram``."""
-    from divray.report import clusters
-
     folders = [f"round-{number:02d}" for number in rounds_of(config, run)]
     return {
         "near_duplicates": near_duplicates(run, folders),
@@ -52,7 +47,7 @@ def near_duplicates(run: RunFolder, folders: list[str]) -> list[Row]:
     import pyarrow.dataset as pads
 
     where = (~pads.field("unique")) & (pads.field("strategy") != NAIVE) & (pads.field("nearest_id") != "")
-    columns = ["candidate_id", "relation", *_SPANS, "nearest_id", "similarity", "reason"]
+    columns = ["candidate_id", "relation", *SPANS, "nearest_id", "similarity", "reason"]
     best: dict[str, list[Row]] = defaultdict(list)
     for folder in folders:
         for row in rows(run, f"{folder}/scores", columns, where):
@@ -67,7 +62,7 @@ def near_duplicates(run: RunFolder, folders: list[str]) -> list[Row]:
 
 def samples(run: RunFolder) -> dict[str, list[Row]]:
     """Relation -> some of its selected samples, in the order of a hash of their ids."""
-    columns = ["sample_id", "relation", *_SPANS, "head_type", "tail_type", "round", "strategy", "correctness", "novelty"]
+    columns = ["sample_id", "relation", *SPANS, "head_type", "tail_type", "round", "strategy", "correctness", "novelty"]
     return _first_by_hash(rows(run, "dataset", columns), "relation", "sample_id", SAMPLES_PER_RELATION)
 
 
@@ -104,25 +99,6 @@ def histogram(run: RunFolder, folders: list[str]) -> dict[str, list[int]]:
     if not sum(int(count.sum()) for count in counts.values()):
         return {}
     return {"passed": counts[True].tolist(), "failed": counts[False].tolist()}
-
-
-def sentences_of(run: RunFolder, folders: list[str], ids: set[str]) -> dict[str, Row]:
-    """Sentence of each id, ``seed:<example_id>`` for a seed; ``unique`` says whether it was kept."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.dataset as pads
-
-    wanted = pa.array(sorted(ids), pa.string())
-    found: dict[str, Row] = {}
-    for folder in folders:
-        columns = ["candidate_id", "relation", *_SPANS, "unique"]
-        for row in rows(run, f"{folder}/scores", columns, pc.is_in(pads.field("candidate_id"), wanted)):
-            found[row["candidate_id"]] = row
-    seeds = pa.array(sorted(i.removeprefix("seed:") for i in ids if i.startswith("seed:")), pa.string())
-    if len(seeds):
-        for row in rows(run, "data/seeds", ["example_id", "relation", *_SPANS], pc.is_in(pads.field("example_id"), seeds)):
-            found[f"seed:{row['example_id']}"] = {**row, "unique": True}
-    return found
 
 
 def _first_by_hash(found: Any, key: str, identity: str, count: int) -> dict[str, list[Row]]:

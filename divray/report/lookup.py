@@ -6,7 +6,7 @@ import difflib
 import heapq
 from typing import TYPE_CHECKING, Any
 
-from divray.report.scan import batches, rows
+from divray.report.scan import SPANS, Row, batches, rows
 from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from divray.runs import RunFolder
     from divray.sections import DiversityConfig
 
-Row = dict[str, Any]
-
 CLUSTER_MEMBERS = 8
-SENTENCE = ["relation", "text", "head_start", "head_end", "tail_start", "tail_end"]
+SENTENCE = ["relation", *SPANS]
 
 
 def sentence_of(run: RunFolder, folders: list[str], name: str, test: bool = False) -> Row | None:
@@ -36,6 +34,25 @@ def sentence_of(run: RunFolder, folders: list[str], name: str, test: bool = Fals
         if row := row_of(run, f"{folder}/samples", "candidate_id", name, ["candidate_id", *SENTENCE]):
             return {**row, "id": name}
     return None
+
+
+def sentences_of(run: RunFolder, folders: list[str], ids: set[str]) -> dict[str, Row]:
+    """Sentence of each id, ``seed:<example_id>`` for a seed; ``unique`` says whether it was kept."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.dataset as pads
+
+    wanted = pa.array(sorted(ids), pa.string())
+    found: dict[str, Row] = {}
+    for folder in folders:
+        columns = ["candidate_id", "relation", *SPANS, "unique"]
+        for row in rows(run, f"{folder}/scores", columns, pc.is_in(pads.field("candidate_id"), wanted)):
+            found[row["candidate_id"]] = row
+    seeds = pa.array(sorted(i.removeprefix("seed:") for i in ids if i.startswith("seed:")), pa.string())
+    if len(seeds):
+        for row in rows(run, "data/seeds", ["example_id", "relation", *SPANS], pc.is_in(pads.field("example_id"), seeds)):
+            found[f"seed:{row['example_id']}"] = {**row, "unique": True}
+    return found
 
 
 def row_of(run: RunFolder, table: str, column: str, value: str, columns: list[str] | None = None) -> Row | None:

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
     from divray.runs import RunFolder
 
+Row = dict[str, Any]
 Columns = Sequence[str] | dict[str, "pc.Expression"]
+
+SPANS = ["text", "head_start", "head_end", "tail_start", "tail_end"]
+BINS = 20
 
 
 def batches(run: RunFolder, name: str, columns: Columns, where: pc.Expression | None = None) -> Iterator[pa.RecordBatch]:

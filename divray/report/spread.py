@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from divray.diversity.texts import connective_pattern
 from divray.relations import mask_entities
 from divray.report.account import rounds_of
-from divray.report.scan import batches, rows
+from divray.report.scan import SPANS, batches, rows
 from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ SCORES = (
     "pattern_entropy",
 )
 REFERENCES = ("seeds", "test", "naive", "selected")
-_SPANS = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 _CHUNKS = 8
 _LEAST = 3
 
@@ -165,9 +164,9 @@ def _read(run: RunFolder, names: list[str], identity: str, where: pc.Expression,
     patterns: list[str] = []
     parts: list[np.ndarray] = []
     for name in names:
-        for batch in batches(run, name, [identity, *_SPANS, *(["embedding"] if vectors else [])], where):
+        for batch in batches(run, name, [identity, *SPANS, *(["embedding"] if vectors else [])], where):
             ids += batch[identity].to_pylist()
-            for text, *spans in zip(*(batch[column].to_pylist() for column in _SPANS), strict=True):
+            for text, *spans in zip(*(batch[column].to_pylist() for column in SPANS), strict=True):
                 head, tail = (spans[0], spans[1]), (spans[2], spans[3])
                 texts.append(mask_entities(text, head, tail))
                 patterns.append(connective_pattern(text, head, tail))
