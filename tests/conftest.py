@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RAY = str(Path(sys.executable).parent / "ray")
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Pytest keeps what is logged until the test ends: with a failed pass's traceback its actors, and the CPUs that they hold."""
+    record.exc_info = None
+    return True
+
+
+logging.getLogger("ray.data.exceptions").addFilter(without_traceback)
 
 
 @pytest.fixture(scope="session")
