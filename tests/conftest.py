@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,13 +31,18 @@ Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
 
 
-def without_traceback(record: logging.LogRecord) -> bool:
-    """Pytest keeps what is logged until the test ends: with a failed pass's traceback its actors, and the CPUs that they hold."""
-    record.exc_info = None
-    return True
+_record = logging.getLogRecordFactory()
 
 
-logging.getLogger("ray.data.exceptions").addFilter(without_traceback)
+def without_traceback(name: str, *rest: Any, **more: Any) -> logging.LogRecord:
+    """Pytest keeps what Ray logs until the test ends: with a failed pass's traceback its actors, and the CPUs that they hold."""
+    record = _record(name, *rest, **more)
+    if name.startswith("ray."):
+        record.exc_info = None
+    return record
+
+
+logging.setLogRecordFactory(without_traceback)
 
 
 @pytest.fixture(scope="session")
