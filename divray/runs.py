@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -38,6 +39,12 @@ def beside(path: str) -> str:
     """A path in the same folder for what will be moved to ``path``; most readers pass over its name, which begins with a full stop."""
     folder, name = posixpath.split(path)
     return posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+
+
+def target_of(name: str) -> str | None:
+    """The name of the file for which :func:`beside` made ``name``; ``None`` where it made it for none."""
+    made = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", name)
+    return made[1] if made else None
 
 
 @contextlib.contextmanager

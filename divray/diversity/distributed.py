@@ -11,7 +11,7 @@ With MinHash the keys are bands (:mod:`divray.diversity.minhash`), of which only
 One process changes to it where a row meets too many others in its keys; here ``method="auto"`` means the exact join of word
 n-grams, with an error where one process would change, and MinHash of character n-grams.
 
-Partitions are cut by hashes of word n-grams, not by relation or file, so that no large group of rows ends in one of
+Partitions are cut by hashes of the keys, not by relation or file, so that no large group of rows ends in one of
 them.  The result is the same, row for row, for any number of workers, slices and partitions.  A partition's edges lie
 in the work folder once it is done; an interrupted call that is made again joins only the others.
 """

@@ -1,12 +1,8 @@
 """Sets that stayed, on disk, so that the next batch of texts is compared with them and they are not read again.
 
 An index is a folder with one Arrow file for each batch that was added.  A file holds the batch's sets and, for each
-element, the rows that hold it (an inverted file); it is mapped into memory, so that a look-up reads only the pages that
-it needs.
-
-Of two sets with ``J(x, y) >= t``, ``y`` holds at least ``⌈t |x|⌉`` elements of ``x``, hence one of any ``|x| - ⌈t |x|⌉ + 1``
-of them: the prefix filter of :mod:`divray.diversity.prefixes`, from one side.  Those that the fewest indexed sets hold are
-looked up, and each set found there is checked as a whole.  So nothing is missed, at any threshold.
+element, the rows that hold it (an inverted file); it is mapped into memory, so that a look-up (:mod:`divray.diversity.lookups`)
+reads only the pages that it needs.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-import re
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -22,21 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
-from numba import njit
 
 from divray.diversity.columns import DedupSettings
-from divray.diversity.hashing import sort_unsigned
-from divray.diversity.joins import MOST_PAIRS, check_pairs, jaccard
-from divray.diversity.neighbours import most_visits
-from divray.diversity.prefixes import grown
+from divray.diversity.joins import MOST_PAIRS, check_pairs
+from divray.diversity.lookups import look_up, postings_of, runs_of
+from divray.diversity.neighbours import Pairs, most_visits
 from divray.diversity.shingles import Shingles
 from divray.errors import InputError
-from divray.runs import open_uri, placed
+from divray.runs import open_uri, placed, target_of
 
 _MADE = b"divray.index"
-_LEFT = re.compile(r"\.\d+-[0-9a-f]+\.arrow\.[0-9a-f]{32}\.tmp")
-_ROW = np.uint64((1 << 32) - 1)
-_SHIFT = np.uint64(32)
 
 
 class Known(NamedTuple):
@@ -54,10 +44,18 @@ class Known(NamedTuple):
     similarity: npt.NDArray[np.float64]
     names: pa.StringArray
 
+    def beside(self, pairs: Pairs, sets: int) -> Pairs:
+        """With ``pairs`` of the ``sets`` themselves; the indexed ones are numbered after these."""
+        return Pairs(
+            np.concatenate([pairs.left, self.sets]),
+            np.concatenate([pairs.right, sets + self.rows]),
+            np.concatenate([pairs.similarity, self.similarity]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One file: ``ids[i]`` stands for set ``i``; postings are the upper half of an element, then a row, ascending."""
+    """One file: ``ids[i]`` stands for set ``i``; postings are those of :mod:`divray.diversity.lookups`."""
 
     name: str
     ids: Any
@@ -86,7 +84,7 @@ class TextIndex:
                 uri, "index", f"no folder ({str(error).splitlines()[0][:120]})", "Give the folder of an index, or a new one."
             ) from None
         paths = sorted(one.path for one in found if one.type == pafs.FileType.File and one.path.endswith(".arrow"))
-        self._left = [one.path for one in found if _LEFT.fullmatch(one.base_name)]
+        self._left = [one.path for one in found if (target_of(one.base_name) or "").endswith(".arrow")]
         self.batches = [self._opened(path) for path in paths]
         self._next: tuple[str, Any, Shingles] | None = None
 
@@ -105,10 +103,10 @@ class TextIndex:
         left, right, similarity, names = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)], [pa.array([], pa.string())]
         base = 0
         for batch in before:
-            starts, counts = _runs(sets.values, order, batch.postings)
+            starts, counts = runs_of(sets.values, order, batch.postings)
             limit = most_visits(len(sets) + len(batch.sets), self.settings.method)
             most = np.iinfo(np.int64).max if limit is None else limit
-            complete, *pairs = _look_up(*sets, starts, counts, batch.postings, *batch.sets, self.settings.threshold, most, MOST_PAIRS)
+            complete, *pairs = look_up(*sets, starts, counts, batch.postings, *batch.sets, self.settings.threshold, most, MOST_PAIRS)
             if not complete:
                 problem = f"a look-up would compare more than {most:,} pairs"
                 raise InputError(self.uri, "index", problem, "Compare longer shingles, or insist with method exact.")
@@ -132,9 +130,7 @@ class TextIndex:
         (digest, ids, sets), self._next = self._next, None
         if digest in [batch.name for batch in self.batches]:
             return
-        rows = np.repeat(np.arange(len(sets), dtype=np.uint64), np.diff(sets.offsets))
-        postings = (sets.values >> _SHIFT << _SHIFT) | rows
-        postings.sort()
+        postings = postings_of(sets)
         columns = {"ids": ids, "offsets": pa.array(sets.offsets), "values": pa.array(sets.values), "postings": pa.array(postings)}
         held = {name: pa.LargeListArray.from_arrays(pa.array([0, len(column)]), column) for name, column in columns.items()}
         made = pa.RecordBatch.from_pydict(held, metadata={_MADE: json.dumps(self._made()).encode()})
@@ -176,74 +172,3 @@ def digest_of(settings: DedupSettings, sets: Shingles, *parts: npt.NDArray[Any])
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
-
-
-@njit(cache=True)
-def _from(postings, at, least):  # type: ignore[no-untyped-def]
-    """The first place from ``at`` on whose element is ``least`` or more, in steps that double."""
-    low, high, step = at, at, 1
-    while high < len(postings) and postings[high] >> _SHIFT < least:
-        low = high + 1
-        high += step
-        step *= 2
-    high = min(high, len(postings))
-    while low < high:
-        middle = (low + high) // 2
-        if postings[middle] >> _SHIFT < least:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(cache=True)
-def _runs(values, order, postings):  # type: ignore[no-untyped-def]
-    """Where each element's postings start, and how many they are; elements are taken in ascending ``order``."""
-    starts, counts = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
-    start = end = 0
-    for n in range(len(order)):
-        element = values[order[n]] >> _SHIFT
-        if n == 0 or element != values[order[n - 1]] >> _SHIFT:
-            start = _from(postings, end, element)
-            end = _from(postings, start, element + np.uint64(1))
-        starts[order[n]], counts[order[n]] = start, end - start
-    return starts, counts
-
-
-@njit(cache=True)
-def _look_up(offsets, values, starts, counts, postings, held_offsets, held_values, threshold, most_visits, most):  # type: ignore[no-untyped-def]
-    """``(True, sets, rows, similarity)`` of the near pairs; ``False`` first where it would look at more than ``most_visits`` postings."""
-    left, right, similarity = np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty(1024, np.float64)
-    seen = np.full(len(held_offsets) - 1, -1, np.int32)
-    longest = 0
-    for i in range(len(offsets) - 1):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    rarest = np.empty(longest, np.uint64)
-    found, visits = 0, 0
-    for i in range(len(offsets) - 1):
-        start, size = offsets[i], offsets[i + 1] - offsets[i]
-        for j in range(size):
-            rarest[j] = np.uint64(counts[start + j]) << _SHIFT | np.uint64(j)
-        sort_unsigned(rarest, 0, size)
-        for j in range(size - int(np.ceil(threshold * size - 1e-9)) + 1):
-            place = start + np.int64(rarest[j] & _ROW)
-            visits += counts[place]
-            if visits > most_visits:
-                return False, left[:0], right[:0], similarity[:0]
-            for entry in range(starts[place], starts[place] + counts[place]):
-                row = np.int64(postings[entry] & _ROW)
-                if seen[row] == i:
-                    continue
-                seen[row] = i
-                other = held_offsets[row + 1] - held_offsets[row]
-                if min(size, other) < threshold * max(size, other) - 1e-9:
-                    continue
-                value = jaccard(values, start, start + size, held_values, held_offsets[row], held_offsets[row + 1], threshold)
-                if value >= 0:
-                    if found == len(left):
-                        left, right, similarity = grown(left), grown(right), grown(similarity)
-                    left[found], right[found], similarity[found] = i, row, value
-                    found += 1
-                    if found == most:
-                        return True, left[:found], right[:found], similarity[:found]
-    return True, left[:found], right[:found], similarity[:found]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -15,11 +14,10 @@ import pyarrow.parquet as pq
 from divray.diversity.sources import ParquetSource
 from divray.diversity.verdicts import Verdicts
 from divray.errors import InputError
-from divray.runs import beside, open_uri, placed
+from divray.runs import beside, open_uri, placed, target_of
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 
-_BESIDE = re.compile(rf"\.({re.escape(KEPT)}|{re.escape(CLUSTERS)})\.[0-9a-f]{{32}}\.tmp")
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
@@ -37,7 +35,7 @@ def output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
         is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
         fs.create_dir(folder, recursive=True)
         for info in fs.get_file_info(pafs.FileSelector(folder)):
-            if _BESIDE.fullmatch(info.base_name):
+            if target_of(info.base_name) in (KEPT, CLUSTERS):
                 fs.delete_file(info.path)
             if info.base_name in (KEPT, CLUSTERS) and info.type == pafs.FileType.Directory:
                 raise IsADirectoryError(f"{info.base_name} is a folder there")

@@ -84,23 +84,18 @@ def judge(
     tests = [take_in(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
     sets = distinct.close()
     pairs = Pairs(*find_pairs(sets, settings.threshold, method=settings.method, own=own))
-    if index is None:
-        references = None if against is None and earlier is None else References.of([known], known_ids, tests)
-        return verdicts_of(ids, group, pairs, distinct.count, settings.rule, references)
-    digest = digest_of(settings, sets, group, known, *tests, text_hashes(ids.cast(pa.large_string())))
-    found = index.near(Shingles(sets.offsets[: own + 1], sets.values[: sets.offsets[own]]), digest)
-    # The indexed sets that were found count as groups after all others.
-    base, groups = distinct.count, distinct.count + len(found.names)
-    names = pa.concat_arrays([known_ids.cast(pa.string()), found.names])
-    references = References.of([known, np.arange(base, groups, dtype=np.int32)], names, tests)
-    pairs = Pairs(
-        np.concatenate([pairs.left, found.sets]),
-        np.concatenate([pairs.right, base + found.rows]),
-        np.concatenate([pairs.similarity, found.similarity]),
-    )
+    groups = distinct.count
+    if index is not None:
+        digest = digest_of(settings, sets, group, known, *tests, text_hashes(ids.cast(pa.large_string())))
+        found = index.near(Shingles(sets.offsets[: own + 1], sets.values[: sets.offsets[own]]), digest)
+        pairs, groups = found.beside(pairs, groups), groups + len(found.names)
+        known = np.concatenate([known, np.arange(distinct.count, groups, dtype=np.int32)])
+        known_ids = pa.concat_arrays([known_ids.cast(pa.string()), found.names])
+    references = None if against is None and earlier is None and index is None else References.of([known], known_ids, tests)
     verdicts = verdicts_of(ids, group, pairs, groups, settings.rule, references)
-    stays = np.flatnonzero(verdicts.mask() & (group >= 0))
-    index.put(digest, ids.take(pa.array(stays)), sets.take(group[stays].astype(np.int64)))
+    if index is not None:
+        stays = np.flatnonzero(verdicts.mask() & (group >= 0))
+        index.put(digest, ids.take(pa.array(stays)), sets.take(group[stays].astype(np.int64)))
     return verdicts
 
 

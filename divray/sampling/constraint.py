@@ -106,7 +106,7 @@ def _before(shape: Shape) -> str:
     return rf"({word}?( {word}){{0,{shape.before - 1}}}{_OPEN})?"
 
 
-def _on(shape: Shape, most: int | None = None) -> str:
+def _continuation(shape: Shape, most: int | None = None) -> str:
     """How a sentence goes on after an entity: maybe a sign, then words with one blank before each, so many at most."""
     word = _word(shape)
     return rf"([,;:'’)\"-]{word}?)?( {word}){{0,{'' if most is None else most}}}"
@@ -115,8 +115,8 @@ def _on(shape: Shape, most: int | None = None) -> str:
 def sentence_pattern(shape: Shape) -> str:
     """Any one sentence of that shape with one head and one tail, in either order."""
     head, tail = _head(_entity(shape)), _tail(_entity(shape))
-    between = rf"{_on(shape, shape.between)}{_OPEN}"
-    return rf" {_before(shape)}({head}{between}{tail}|{tail}{between}{head}){_on(shape)}{_END}"
+    between = rf"{_continuation(shape, shape.between)}{_OPEN}"
+    return rf" {_before(shape)}({head}{between}{tail}|{tail}{between}{head}){_continuation(shape)}{_END}"
 
 
 def list_pattern(sentence: str, first: int, count: int) -> str:
@@ -142,9 +142,9 @@ def anchored_pattern(example: Example, shape: Shape) -> str:
     core = f"{entity[first]}{_literal(connective)}{entity[second]}"
     words = re.findall(r"\w+", connective)
     if len(words) >= 2 or any(len(word) >= 4 for word in words):
-        return f" {_before(shape)}{core}{_on(shape)}{_END}"
+        return f" {_before(shape)}{core}{_continuation(shape)}{_END}"
     before, after = example.text[: first[0]], re.sub(r"[.!?][\"')]?$", "", example.text[second[1] :])
-    return rf" {_literal(before)}{core}{_literal(after)}{_on(shape)}{_END}"
+    return rf" {_literal(before)}{core}{_literal(after)}{_continuation(shape)}{_END}"
 
 
 def _literal(text: str) -> str:
