@@ -132,6 +132,8 @@ def against_naive(config: Config, folder: str, count: int) -> dict[str, Any]:
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"naive_candidates_per_relation": candidates})})
     stock = config.model_copy(update={"engine": config.engine.model_copy(update={"sampler": "vllm"})})
     sides = {"loop": (config, False), "naive": (config, True), "naive_vllm_sampler": (stock, True)}
+    few = stock.model_copy(update={"sampling": stock.sampling.model_copy(update={"naive_candidates_per_relation": 4})})
+    round_zero(few, f"{folder}/warm-up", True)  # vLLM compiles its sampler once a machine
     turns: list[dict[str, Any]] = []
     for turn in range(count):
         views = {name: round_zero(settings, f"{folder}/{name}-{turn}", naive) for name, (settings, naive) in sides.items()}
@@ -151,7 +153,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     from divray.cluster import connect
     from divray.datasets import load_task
     from divray.datasets.stage import run as prepare
-    from divray.prompts import request_rows, write_prompts
+    from divray.prompts import request_rows, token_counter, write_prompts
     from divray.report.account import account
     from divray.runs import RunFolder
     from divray.sampling.stage import run as sample
@@ -161,7 +163,11 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     task, run = load_task(config), RunFolder(folder)
     connect(config)
     prepare(config, run)
-    rows = (row for row in request_rows(config, task.relations, task.seeds, 0) if (row["strategy"] == NAIVE) == naive)
+    rows = (
+        row
+        for row in request_rows(config, task.relations, task.seeds, 0, length=token_counter(config))
+        if (row["strategy"] == NAIVE) == naive
+    )
     # The naive prompt decodes freely.
     free = {"pattern": ""} if config.engine.sampler == "auto" else {"pattern": "", "seed": None}
     write_prompts(run, "round-00/prompts", ({**row, **free} if naive else row for row in rows))

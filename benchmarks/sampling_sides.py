@@ -20,11 +20,11 @@ from divray.config import Config
 
 def write_requests(config: Config, folder: str, count: int) -> None:
     from divray.datasets import load_task
-    from divray.prompts import request_rows, write_prompts
+    from divray.prompts import request_rows, token_counter, write_prompts
     from divray.runs import RunFolder
 
     task = load_task(config)
-    rows = request_rows(config, task.relations, task.seeds, 0)
+    rows = request_rows(config, task.relations, task.seeds, 0, length=token_counter(config))
     write_prompts(RunFolder(folder), "prompts", islice(rows, count))
 
 

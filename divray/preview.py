@@ -14,7 +14,7 @@ def preview(config: Config, count: int) -> Iterator[str]:
     """Blocks of text: each relation's prompt for each strategy, and ``count`` completions with their verdict."""
     from divray.cluster import connect
     from divray.datasets import examples_table
-    from divray.prompts import chat_renderer, request_rows, write_prompts
+    from divray.prompts import chat_renderer, request_rows, token_counter, write_prompts
     from divray.sampling.engine import complete
     from divray.sampling.stage import parsed_parts
 
@@ -28,11 +28,12 @@ def preview(config: Config, count: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="divray-preview-") as folder:
         run = RunFolder(folder)
         run.write_table("data/seeds", examples_table(task.seeds))
-        write_prompts(run, "prompts", request_rows(config, task.relations, task.seeds, 0, chat_renderer(config)))
+        rows = request_rows(config, task.relations, task.seeds, 0, chat_renderer(config), length=token_counter(config))
+        write_prompts(run, "prompts", rows)
         complete(config, run, "prompts", "completions", config.models.llm)
-        rows = run.read_table("completions").sort_by("candidate_id").to_pylist()
+        completions = run.read_table("completions").sort_by("candidate_id").to_pylist()
     shown = ""
-    for row in rows:
+    for row in completions:
         if row["prompt_id"] != shown:
             shown = row["prompt_id"]
             yield f"\n=== {row['relation']} / {row['strategy']}\n{row['prompt']}"

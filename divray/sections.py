@@ -47,6 +47,9 @@ class PromptsConfig(Section):
     attributes: bool = Field(
         False, description="Name a topic and a length in each prompt (AttrPrompt, arXiv 2306.15895); for LLMs that follow instructions."
     )
+    cache_block: int = Field(
+        32, ge=0, description="Tokens in a block of the engine's prefix cache; prompts get notes that let them end with a block. 0: none."
+    )
     candidates_per_prompt: int = Field(8, ge=1, description="Candidates that share one prompt text.")
     most_demonstrations: int = Field(24, ge=1, description="`one_by_one`: seeds and accepted samples shown in a prompt, at most.")
     sentences_per_completion: int = Field(4, ge=2, description="`all_at_once`: candidates written by one completion.")

@@ -102,22 +102,43 @@ def test_the_engines_grammar_reads_the_expression_as_python_does() -> None:
 def test_an_anchor_keeps_its_connective_and_nothing_else() -> None:
     seed = example("The [storm] led to severe {flooding} (again).")
     pattern = anchored_pattern(seed, Shape())
-    assert accepts(pattern, seed)
     assert accepts(pattern, example("Last May the [long drought] led to severe {losses}."))
     assert not accepts(pattern, example("The [storm] caused severe {flooding}."))
     assert not accepts(pattern, example("The {storm} led to severe [flooding]."))
 
 
+@pytest.mark.parametrize(
+    ("seed", "marked", "passes"),
+    [
+        ("The [storm] led to severe {floods} and to fires.", "A [war] led to severe {hunger} and to fires.", False),
+        ("The [storm] led to severe {floods} and to fires.", "A [war] led to severe {hunger} an hour ago.", True),
+        ("The [storm] led to severe {floods} and to fires.", "A [war] led to severe {hunger} andante.", True),
+        ("The [storm] led to severe {floods} and to fires.", "A [war] led to severe {hunger}.", True),
+        ("[Ada] is a native of {Rome}, a town.", "[Bob] is a native of {Bern}, a village.", False),
+        ("[Ada] is a native of {Rome}, a town.", "[Bob] is a native of {Bern}, the city.", True),
+        ("The [storm] led to severe {floods}.", "A [war] led to severe {hunger}.", False),
+        ("The [storm] led to severe {floods}.", "A [war] led to severe {hunger} in many lands.", True),
+        ("The [storm] led to severe {floods}.", "As one more thing, a [war] led to severe {hunger} in many lands.", False),
+    ],
+)
+def test_an_anchored_sentence_goes_on_otherwise_than_its_anchor(seed: str, marked: str, passes: bool) -> None:
+    assert accepts(anchored_pattern(example(seed), Shape()), example(marked)) is passes
+
+
 def test_a_short_connective_keeps_the_words_around() -> None:
     seed = example("In {1990}, [Ada] was born.")
     pattern = anchored_pattern(seed, Shape())
-    assert accepts(pattern, example("In {Rome}, [Bob Lee] was born."))
-    assert not accepts(pattern, example("In {Rome}, [Bob Lee] was seen."))
+    assert accepts(pattern, example("In {Rome}, [Bob Lee] was born on a boat."))
+    assert not accepts(pattern, example("In {Rome}, [Bob Lee] was born."))
+    assert not accepts(pattern, example("In {Rome}, [Bob Lee] was seen on a boat."))
 
 
 def test_special_characters_of_a_seed_are_literal() -> None:
     seed = example("[A+B] costs (about) $5* more than {C}.")
-    assert accepts(anchored_pattern(seed, Shape()), seed)
+    assert accepts(anchored_pattern(seed, Shape()), example("[A+B] costs (about) $5* more than {C} and its kin."))
+    odd = example("[A] is more than {C} ^-a\\b of it.")
+    assert accepts(anchored_pattern(odd, shape_of([odd])), example("[A] is more than {C} ^-a of it."))
+    assert not accepts(anchored_pattern(odd, shape_of([odd])), odd)
 
 
 def test_the_quick_start_is_within_the_constraint() -> None:
@@ -125,7 +146,7 @@ def test_the_quick_start_is_within_the_constraint() -> None:
     pattern = sentence_pattern(shape_of(task.seeds))
     assert acceptance(task.seeds, pattern) == 1.0
     assert acceptance(task.test, pattern) >= 0.95
-    assert all(accepts(anchored_pattern(seed, Shape()), seed) for seed in task.seeds)
+    assert not any(accepts(anchored_pattern(seed, Shape()), seed) for seed in task.seeds)
 
 
 def test_room_for_the_words_of_every_seed_and_half_as_many_again() -> None:

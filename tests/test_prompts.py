@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from statistics import fmean
 
 import pyarrow as pa
 import pytest
@@ -11,10 +12,11 @@ from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
 from divray.prompts import ROWS_PER_FILE, STRATEGIES, render_prompt, request_rows, strategy, token_counter, write_prompts
 from divray.prompts import run as prompt
+from divray.prompts.notes import fitting_notes, tokens_outside
 from divray.quickstart import folder
 from divray.relations import render_marked
 from divray.runs import RunFolder
-from divray.sampling.constraint import accepts
+from divray.sampling.constraint import anchored_pattern, shape_of
 from divray.schemas import NAIVE, PROMPTS
 
 
@@ -62,11 +64,42 @@ def test_a_prompt_shows_relation_demonstrations_and_the_next_number(quickstart: 
         assert row["prompt"].endswith(f"\n{len(row['demonstrations']) + 1}.")
 
 
-def test_an_anchored_pattern_belongs_to_the_last_demonstration(quickstart: Config) -> None:
-    seeds = {seed.example_id: seed for seed in load_task(quickstart).seeds}
+def test_an_anchored_pattern_belongs_to_the_first_demonstration(quickstart: Config) -> None:
+    task = load_task(quickstart)
+    seeds, shape = {seed.example_id: seed for seed in task.seeds}, shape_of(task.seeds)
     anchored = [row for row in rows_of(quickstart) if row["strategy"] == "anchored"]
     assert anchored
-    assert all(accepts(row["pattern"], seeds[row["demonstrations"][-1]]) for row in anchored)
+    assert all(row["pattern"] == anchored_pattern(seeds[row["demonstrations"][0]], shape) for row in anchored)
+
+
+def test_notes_let_the_prompts_of_a_relation_end_with_a_block(quickstart: Config) -> None:
+    task, count = load_task(quickstart), token_counter(quickstart)
+    plain, noted = (
+        list(request_rows(config, task.relations, task.seeds, 0, length=count))
+        for config in (load_config(folder() / "quickstart.yaml", ["prompts.cache_block=0"]), quickstart)
+    )
+    assert [row["candidate_id"] for row in plain] == [row["candidate_id"] for row in noted]
+    outside: dict[str, list[float]] = {}
+    for relation in task.relations:
+        for rows in (plain, noted):
+            own = [row for row in rows if row["relation"] == relation.name and row["strategy"] != NAIVE]
+            outside.setdefault(relation.name, []).append(fmean(tokens_outside(row["length"], 32) for row in own))
+            heads = {row["prompt"].partition("\n\n1.")[0] for row in own}
+            assert len(heads) == 1
+    assert all(after <= before for before, after in outside.values())
+    assert fmean(after for _, after in outside.values()) < 7 < fmean(before for before, _ in outside.values())
+    naive = [row["prompt"] for row in noted if row["strategy"] == NAIVE]
+    assert naive == [row["prompt"] for row in plain if row["strategy"] == NAIVE]
+
+
+def test_notes_need_a_tokenizer_and_follow_it() -> None:
+    def prompt(notes: tuple[str, ...]) -> str:
+        return " ".join(["word"] * 30 + list(notes))
+
+    assert fitting_notes([prompt], lambda text: None, 32) == ()
+    assert fitting_notes([prompt], lambda text: 33, 32) == ()
+    words = fitting_notes([prompt], lambda text: len(text.split()), 32)
+    assert tokens_outside(len(prompt(words).split()), 32) == 1
 
 
 def test_free_decoding_has_no_pattern() -> None:
@@ -111,10 +144,10 @@ def test_rows_are_written_in_small_files(quickstart: Config, uri: str) -> None:
     assert table == pa.Table.from_pylist(rows, PROMPTS)
 
 
-def test_long_prompts_are_counted_before_the_engine_sees_them(quickstart: Config) -> None:
+def test_prompts_are_counted_before_the_engine_sees_them(quickstart: Config) -> None:
     count = token_counter(quickstart)
     assert count is not None
-    assert count("word " * 10) is None
+    assert 10 <= (count("word " * 10) or 0) <= 12
     assert 2990 <= (count("word " * 3000) or 0) <= 3010
     assert token_counter(load_config(folder() / "quickstart.yaml", ["models.llm=s3://bucket/model"])) is None
 

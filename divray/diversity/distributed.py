@@ -45,6 +45,8 @@ from divray.runs import RunFolder
 
 SLICE_ROWS = 500_000
 ROWS_PER_PARTITION = 500_000
+DECODING = 0.25
+"""What it takes to decode a row, as a share of what it takes to read it and make its set."""
 TABLE_BITS = 28
 _AT_ONCE = 1 << 18
 
@@ -77,7 +79,7 @@ def judge_on_ray(
         against: Test set that no row that stays may be near.
         earlier: Rows that earlier calls kept, which no row that stays may be near.
         work: Folder for the edges of finished partitions; none: an interrupted call begins anew.
-        slice_rows: Most rows a task.
+        slice_rows: Rows a task, on average.
         partitions: Of the keys; default: one for :data:`ROWS_PER_PARTITION` rows of all three, at least one a CPU up to four.
 
     Raises:
@@ -102,7 +104,7 @@ def judge_on_ray(
         own = int(sizes[[one.role == "row" for one in slices], 0].sum())
         most = None if _banding(settings) else most_visits(int(sizes[:, 0].sum()), settings.method)
         told = Task(settings.threshold, partitions, own, most)
-        edges = _joined(sets, sizes, told, f"by-{slice_rows}", work)
+        edges = _joined(sets, sizes, told, f"cut-{slice_rows}", work)
         return _decide(settings, slices, ray.get(groups), sizes[:, 0], edges, files.name)
 
 
@@ -180,10 +182,17 @@ def _slices(files: ParquetSource, slice_rows: int, role: str) -> list[Slice]:
     for path in files.paths:
         metadata = pq.read_metadata(path, filesystem=files.fs)
         for number in range(metadata.num_row_groups):
-            rows = metadata.row_group(number).num_rows
-            cuts = np.linspace(0, rows, max(1, -(-rows // slice_rows)) + 1).astype(int).tolist()
+            cuts = _cuts(metadata.row_group(number).num_rows, slice_rows)
             found += [Slice(files.name, path, number, start, stop, role) for start, stop in itertools.pairwise(cuts)]
     return found
+
+
+def _cuts(rows: int, slice_rows: int) -> list[int]:
+    """Where a row group is cut so that its slices take equally long: each also decodes the rows before it, so later ones are smaller."""
+    count = max(1, -(-rows // slice_rows))
+    share = (1 - DECODING) ** np.arange(count)
+    ends = np.rint(rows * np.cumsum(share) / share.sum()).astype(int)
+    return [0, *ends.tolist()]
 
 
 def _banding(settings: DedupSettings) -> tuple[int, int] | None:

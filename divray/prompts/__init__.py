@@ -47,10 +47,6 @@ LEAST_ACCEPTANCE = 0.95
 """Share of the seed sentences that the constraint should let through; below it the ``prompt`` stage says so."""
 
 
-LEAST_COUNTED = 2000
-"""Bytes of a prompt from which on it might not fit into a context."""
-
-
 def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave.
 
@@ -106,9 +102,8 @@ def chat_renderer(config: Config) -> Renderer | None:
 
 
 def token_counter(config: Config) -> Length | None:
-    """Counts a long prompt's tokens as the engine will; ``None`` where the model's tokenizer is not at hand here.
+    """Counts a prompt's tokens as the engine will; ``None`` where the model's tokenizer is not at hand here.
 
-    A prompt of less than :data:`LEAST_COUNTED` bytes has fewer tokens than that and is not counted (``None``).
     Repeated prompts, which stand together, are counted once.
     """
     from functools import cache, lru_cache
@@ -132,8 +127,6 @@ def token_counter(config: Config) -> Length | None:
 
     @lru_cache(maxsize=2)
     def length(prompt: str) -> int | None:
-        if len(prompt.encode()) < LEAST_COUNTED or tokenizer() is None:
-            return None
-        return len(tokenizer().encode(prompt).ids)
+        return len(tokenizer().encode(prompt).ids) if tokenizer() is not None else None
 
     return length

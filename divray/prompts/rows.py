@@ -11,13 +11,15 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from math import floor
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from divray.config import Config
+from divray.prompts.notes import fitting_notes
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft
 from divray.relations import Example, Relation, render_marked
 from divray.runs import RunFolder
@@ -27,6 +29,9 @@ from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 ROWS_PER_FILE = 32
 """Request rows in one Parquet file, which is one block of the sampling pass and so the grain of a resume."""
+
+MEASURED = 12
+"""Prompts of each strategy whose length counts when a relation's notes are chosen."""
 
 Renderer = Callable[[list[dict[str, str]]], str]
 Length = Callable[[str], int | None]
@@ -49,7 +54,7 @@ class Wave:
     accepted: Mapping[str, list[Example]] = field(default_factory=dict)
 
 
-def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None) -> str:
+def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None, notes: tuple[str, ...] = ()) -> str:
     """Task, relation, wish and numbered demonstrations, up to the number of the new sentence.
 
     Args:
@@ -57,6 +62,7 @@ def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None
         draft: The strategy's choices.
         chat: Renders messages by the model's chat template; without it the prompt is plain text
             that the model continues.
+        notes: Lines that end the head of the prompt (:mod:`divray.prompts.notes`).
     """
     lines = [
         "Each sentence below states one and the same relation between a head and a tail. The head stands in [ ] and the tail in { }.",
@@ -66,7 +72,7 @@ def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None
     ]
     if draft.wish:
         lines.append("Every sentence is as different as possible from the others: other names, other words, another structure.")
-    lines.append("")
+    lines += [*notes, ""]
     lines += [f"{number}. {render_marked(example)}" for number, example in enumerate(draft.demonstrations, 1)]
     if draft.hint:
         lines.append(draft.hint)
@@ -104,27 +110,24 @@ def request_rows(
     """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together."""
     slugs, shape = _slugs(relations), shape_of(seeds)
     wave = wave or first_wave(config, relations, round_)
-    block = config.prompts.candidates_per_prompt
     for relation in relations:
         own = [seed for seed in seeds if seed.relation == relation.name]
+        planned = partial(_planned, config, wave, relation, f"r{round_:02d}-{slugs[relation.name]}", own)
+        notes = _notes(config, relation, planned, chat, length)
         for name, count in wave.count.get(relation.name, {}).items():
-            prefix = f"r{round_:02d}-{slugs[relation.name]}-{name}"
             before = wave.first.get(relation.name, {}).get(name, 0)
-            examples = [*own, *wave.accepted.get(relation.name, [])] if name in GROWING else own
-            for start in range(0, count, block):
-                prompt_id = f"{prefix}-w{wave.number:02d}-{start // block:04d}" if wave.number else f"{prefix}-{start // block:04d}"
-                draft = STRATEGIES[name](config, relation, examples, random.Random(_number(config.seed, prompt_id)))
-                end = min(start + block, count)
-                for number in range(start, end, draft.sentences):
-                    asked = replace(draft, sentences=min(draft.sentences, end - number))
-                    prompt = render_prompt(relation, asked, chat)
-                    candidate_id = numbered(prefix, before + number)
+            for plan in planned(name, count):
+                draft = plan.draft
+                for number in range(plan.start, plan.end, draft.sentences):
+                    asked = replace(draft, sentences=min(draft.sentences, plan.end - number))
+                    prompt = render_prompt(relation, asked, chat, () if name == NAIVE else notes)
+                    candidate_id = numbered(plan.prefix, before + number)
                     yield {
                         "candidate_id": candidate_id,
                         "relation": relation.name,
                         "round": round_,
                         "strategy": name,
-                        "prompt_id": prompt_id,
+                        "prompt_id": plan.prompt_id,
                         "prompt": prompt,
                         "pattern": list_pattern(draft.pattern(shape), len(draft.demonstrations) + 1, asked.sentences)
                         if config.sampling.constrained
@@ -135,6 +138,46 @@ def request_rows(
                         "length": length(prompt) if length else None,
                         "policy": BASE if round_ == 0 or _falls(before + number, draft.sentences, config.sampling.base_share) else TUNED,
                     }
+
+
+class _Planned(NamedTuple):
+    """One prompt and the candidates ``start`` to ``end`` of its wave that it asks for."""
+
+    prefix: str
+    prompt_id: str
+    start: int
+    end: int
+    draft: Draft
+
+
+def _planned(
+    config: Config, wave: Wave, relation: Relation, prefix: str, seeds: list[Example], strategy: str, count: int
+) -> Iterator[_Planned]:
+    prefix, block = f"{prefix}-{strategy}", config.prompts.candidates_per_prompt
+    examples = [*seeds, *wave.accepted.get(relation.name, [])] if strategy in GROWING else seeds
+    for start in range(0, count, block):
+        prompt_id = f"{prefix}-w{wave.number:02d}-{start // block:04d}" if wave.number else f"{prefix}-{start // block:04d}"
+        draft = STRATEGIES[strategy](config, relation, examples, random.Random(_number(config.seed, prompt_id)))
+        yield _Planned(prefix, prompt_id, start, min(start + block, count), draft)
+
+
+def _notes(
+    config: Config,
+    relation: Relation,
+    planned: Callable[[str, int], Iterator[_Planned]],
+    chat: Renderer | None,
+    length: Length | None,
+) -> tuple[str, ...]:
+    """The notes of a relation: of this wave's strategies the same, and of later waves' as well while lengths stay alike."""
+    block = config.prompts.cache_block
+    if not block or length is None:
+        return ()
+    some = [plan.draft for name in config.prompts.strategies for plan in planned(name, MEASURED * config.prompts.candidates_per_prompt)]
+    return fitting_notes([partial(_rendered, relation, draft, chat) for draft in some], length, block)
+
+
+def _rendered(relation: Relation, draft: Draft, chat: Renderer | None, notes: tuple[str, ...]) -> str:
+    return render_prompt(relation, draft, chat, notes)
 
 
 def _falls(number: int, step: int, share: float) -> bool:

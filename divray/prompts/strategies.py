@@ -75,11 +75,11 @@ def independent(config: Config, relation: Relation, seeds: list[Example], rng: r
 
 @strategy("anchored")
 def anchored(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
-    """One seed's connective is kept between a new head and a new tail; that seed is shown last."""
+    """One seed's connective is kept between a new head and a new tail; that seed is shown first, so that less of it is copied."""
     anchor = seeds[rng.randrange(len(seeds))]
     others = [seed for seed in seeds if seed is not anchor]
     shown = rng.sample(others, min(config.prompts.demonstrations - 1, len(others)))
-    return Draft((*shown, anchor), _hint(config, rng), partial(anchored_pattern, anchor), wish=config.prompts.wish)
+    return Draft((anchor, *shown), _hint(config, rng), partial(anchored_pattern, anchor), wish=config.prompts.wish)
 
 
 @strategy("one_by_one", grows=True)

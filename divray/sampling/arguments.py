@@ -28,9 +28,14 @@ OWN_SAMPLER = "divray.sampling.sampler:MinPSampler"
 SAMPLER_KEY = "divray_sampling"
 """Where in a request's ``extra_args`` that sampler looks for ``temperature``, ``min_p`` and ``seed``."""
 
+DISTINCT_ENTITIES = "divray.sampling.entities:DistinctEntities"
+ENTITIES_KEY = "divray_distinct_entities"
+"""Where in a request's ``extra_args`` that processor looks whether it is wanted."""
+
 
 def uses_own_sampler(config: Config, gpu: bool) -> bool:
-    """Whether :mod:`divray.sampling.sampler` draws the tokens: on CPU, where nothing is asked that it can't do."""
+    """Whether divray's own logits processors run (:mod:`~divray.sampling.sampler`, :mod:`~divray.sampling.entities`): on a CPU,
+    where nothing is asked that the sampler can't do."""
     sampling = config.sampling
     plain = sampling.top_p == 1 and not sampling.top_k and sampling.repetition_penalty == 1
     taken = {"logits_processors", "speculative_config"} & config.engine.vllm.keys()
@@ -40,8 +45,9 @@ def uses_own_sampler(config: Config, gpu: bool) -> bool:
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments: the defaults for the device, the user's own over them."""
     device = GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS
-    sampler = {"logits_processors": [OWN_SAMPLER]} if uses_own_sampler(config, gpu) else {}
-    return {**COMMON_ENGINE_ARGUMENTS, **device, **sampler, "seed": config.seed, **config.engine.vllm}
+    # In this order: the sampler draws from what the other one leaves.
+    own = {"logits_processors": [DISTINCT_ENTITIES, OWN_SAMPLER]} if uses_own_sampler(config, gpu) else {}
+    return {**COMMON_ENGINE_ARGUMENTS, **device, **own, "seed": config.seed, **config.engine.vllm}
 
 
 def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool, own_sampler: bool = False) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool, own_s
         parameters["temperature"] = 0.0
     if own_sampler and not greedy:
         drawn = {"temperature": sampling.temperature, "min_p": sampling.min_p, "seed": row["seed"]}
-        parameters["extra_args"] = {SAMPLER_KEY: drawn}
+        parameters["extra_args"] = {SAMPLER_KEY: drawn, ENTITIES_KEY: bool(row["pattern"])}
     elif not greedy:
         parameters |= {name: getattr(sampling, name) for name in ("temperature", "min_p", "top_p", "top_k", "repetition_penalty")}
     if row["pattern"]:

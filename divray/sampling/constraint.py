@@ -33,6 +33,7 @@ stops in longer numbers, a small model ends a sentence after a year and runs on 
 _NUMBER = r"[0-9]{1,3}\.[0-9]{1,3}"
 _OPEN = r"( ?[(\"'-]| )"
 _NO_FIRST = r"'’‘/&%+@…–—\-"
+_AFTER_ENTITY = r"[,;:'’)\"-]"
 _END = r"[.!?][\"')]?\n"
 
 RARE_SIGNS = "\\_*#=~^`"
@@ -54,6 +55,9 @@ class Shape:
 
 
 LEAST_WORDS, SLACK = 10, 1.5
+
+FREE_WORDS = 3
+"""Words at least that follow an anchor which ended its own sentence, and words at most that one has before it more than in its own."""
 
 
 def shape_of(seeds: Iterable[Example]) -> Shape:
@@ -101,22 +105,40 @@ def _word(shape: Shape) -> str:
     return rf"({any_}+({initials}{any_}*)?|{initials}{any_}*|{number})"
 
 
-def _before(shape: Shape) -> str:
+def _before(shape: Shape, most: int) -> str:
     word = _word(shape)
-    return rf"({word}?( {word}){{0,{shape.before - 1}}}{_OPEN})?"
+    return rf"({word}?( {word}){{0,{most - 1}}}{_OPEN})?"
 
 
-def _continuation(shape: Shape, most: int | None = None) -> str:
-    """How a sentence goes on after an entity: maybe a sign, then words with one blank before each, so many at most."""
+def _continuation(shape: Shape, most: int | None = None, least: int = 0) -> str:
+    """How a sentence goes on after an entity: maybe a sign, then words with one blank before each, so many at least and at most."""
     word = _word(shape)
-    return rf"([,;:'’)\"-]{word}?)?( {word}){{0,{'' if most is None else most}}}"
+    return rf"({_AFTER_ENTITY}{word}?)?( {word}){{{least},{'' if most is None else most}}}"
+
+
+def _other_continuation(shape: Shape, after: str) -> str:
+    """A continuation that begins otherwise than ``after``; the sentence may end there, unless ``after`` is empty."""
+    begins = re.match(rf"{_AFTER_ENTITY}? (\S+)", after)
+    if begins:
+        return rf"({_AFTER_ENTITY}? {_other_word(shape, begins[1])}( {_word(shape)})*)?"
+    return _continuation(shape, least=0 if after else FREE_WORDS)
+
+
+def _other_word(shape: Shape, word: str) -> str:
+    """Any word but this one."""
+    letters = f"{_character(shape)}+"
+    on = letters  # what follows the letters of ``word`` in a longer word
+    for sign in reversed(word):
+        on = f"({_literal(sign)}{on}|{_character(shape, re.escape(sign))}({letters})?)"
+        on = f"({on})?"  # a word that ends here is another one
+    return on.removesuffix("?")
 
 
 def sentence_pattern(shape: Shape) -> str:
     """Any one sentence of that shape with one head and one tail, in either order."""
     head, tail = _head(_entity(shape)), _tail(_entity(shape))
     between = rf"{_continuation(shape, shape.between)}{_OPEN}"
-    return rf" {_before(shape)}({head}{between}{tail}|{tail}{between}{head}){_continuation(shape)}{_END}"
+    return rf" {_before(shape, shape.before)}({head}{between}{tail}|{tail}{between}{head}){_continuation(shape)}{_END}"
 
 
 def list_pattern(sentence: str, first: int, count: int) -> str:
@@ -132,19 +154,23 @@ def completion_of(example: Example) -> str:
 def anchored_pattern(example: Example, shape: Shape) -> str:
     """The sentence of ``example`` with its connective kept and everything else free.
 
-    The connective is the text between the two entities.  Where that says nothing (less than two words and
-    none of four letters, as in ``In {1990}, [Ada] was born``), all the text around the entities is kept, and the
-    sentence may go on.
+    The connective is the text between the two entities.  Where it says nothing (less than two words and none of four letters,
+    as in ``In {1990}, [Ada] was born``), all the text around the entities is kept.  Behind the second entity, or the text
+    kept, the sentence goes on otherwise than ``example``: it would be a copy with other names.
     """
-    (first, second) = sorted((example.head, example.tail))
+    first, second = sorted((example.head, example.tail))
     entity = {example.head: _head(_entity(shape)), example.tail: _tail(_entity(shape))}
-    connective = example.text[first[1] : second[0]]
+    before, connective, after = example.text[: first[0]], example.text[first[1] : second[0]], _ending(example.text[second[1] :])
     core = f"{entity[first]}{_literal(connective)}{entity[second]}"
     words = re.findall(r"\w+", connective)
     if len(words) >= 2 or any(len(word) >= 4 for word in words):
-        return f" {_before(shape)}{core}{_continuation(shape)}{_END}"
-    before, after = example.text[: first[0]], re.sub(r"[.!?][\"')]?$", "", example.text[second[1] :])
-    return rf" {_literal(before)}{core}{_literal(after)}{_continuation(shape)}{_END}"
+        return f" {_before(shape, min(shape.before, len(before.split()) + FREE_WORDS))}{core}{_other_continuation(shape, after)}{_END}"
+    return rf" {_literal(before)}{core}{_literal(after)}{_continuation(shape, least=FREE_WORDS)}{_END}"
+
+
+def _ending(text: str) -> str:
+    """``text`` without the stop that ends its sentence."""
+    return re.sub(r"[.!?][\"')]?$", "", text)
 
 
 def _literal(text: str) -> str:

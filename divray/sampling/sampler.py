@@ -23,6 +23,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from divray.sampling.arguments import SAMPLER_KEY
 
+_SLICE = 128
 _PEAK = 1e9
 """The logit of the chosen token; above any that a model or a penalty gives."""
 
@@ -75,8 +76,7 @@ def choose(logits: torch.Tensor, temperature: torch.Tensor, least: torch.Tensor,
     Returns:
         int64 ``[n]``.
     """
-    top = logits.max(dim=1).values
-    rows, tokens = torch.nonzero(logits >= (top + least)[:, None].clamp(min=torch.finfo().min), as_tuple=True)
+    rows, tokens, top = _likely(logits, least)
     weights = torch.exp((logits[rows, tokens] - top[rows]) / temperature[rows]).double().numpy()
     sums = np.cumsum(weights)
     last = np.cumsum(np.bincount(rows.numpy(), minlength=len(logits))) - 1
@@ -84,6 +84,23 @@ def choose(logits: torch.Tensor, temperature: torch.Tensor, least: torch.Tensor,
     wanted = before + drawn * (sums[last] - before)
     first = np.concatenate([[0], last[:-1] + 1])
     return tokens[torch.from_numpy(np.clip(np.searchsorted(sums, wanted, side="right"), first, last))]
+
+
+def _likely(logits: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows and tokens of the logits at most ``-least`` below their row's largest, in order, and each row's largest.
+
+    The vocabulary is read once, for the largest of each slice; only slices that hold such a logit are looked into.
+    """
+    count, size = logits.shape
+    width = -(-size // _SLICE) * _SLICE
+    sliced = logits if width == size else torch.nn.functional.pad(logits, (0, width - size), value=-math.inf)
+    sliced = sliced.view(count, width // _SLICE, _SLICE)
+    tops = sliced.amax(dim=2)
+    top = tops.amax(dim=1)
+    bound = (top + least).clamp(min=torch.finfo().min)
+    rows, slices = torch.nonzero(tops >= bound[:, None], as_tuple=True)
+    found, places = torch.nonzero(sliced[rows, slices] >= bound[rows, None], as_tuple=True)
+    return rows[found], slices[found] * _SLICE + places, top
 
 
 def uniform(seeds: npt.NDArray[np.uint64], places: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
