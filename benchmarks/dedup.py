@@ -37,7 +37,7 @@ from divray.diversity.shingles import shingle
 
 HERE = Path(__file__).parent
 OWN = ("divray", "divray-hashes")
-ON_RAY = ("divray-ray-1", "divray-ray-2")
+ON_RAY = ("divray-ray-1", "divray-ray-2", "divray-ray-1-again", "divray-ray-2-again")
 QUICK = ("rensa-flags-16", "rensa-flags-32", "rensa-deduplicator", "rensa-deduplicator-32")
 SLOW = ("duckdb", "datasketch", "datasketch-32")
 OTHERS = ("text-dedup", "data-juicer", "datatrove")
@@ -73,7 +73,7 @@ class Bench:
         out = self.folder / "answer.npz"
         command = [self.python[side], str(HERE / "dedup_sides.py"), side, str(self.corpus), str(threshold), shingles, str(out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-        cores = "0,1" if side == "divray-ray-2" else str(self.arguments.core)
+        cores = "0,1" if side.startswith("divray-ray-2") else str(self.arguments.core)
         done = subprocess.run(["taskset", "-c", cores, *command], env=environment, capture_output=True, text=True, cwd=self.folder)
         if done.returncode:
             print(f"{side}: failed, left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
@@ -199,6 +199,9 @@ def ratios(sides: dict[str, Any], rows: int) -> dict[str, Any]:
     for side in ON_RAY:
         if side in sides:
             made[side] = {"seconds ÷ one process": round(sides[side]["seconds"] / sides["divray"]["seconds"], 2)}
+    for one, two in (("divray-ray-1", "divray-ray-2"), ("divray-ray-1-again", "divray-ray-2-again")):
+        if one in sides and two in sides:
+            made[two]["times as fast as one worker"] = round(sides[one]["seconds"] / sides[two]["seconds"], 2)
     return made
 
 

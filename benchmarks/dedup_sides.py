@@ -72,8 +72,8 @@ def divray_hashes(corpus: str, threshold: float, kind: str, size: int, clock: Ca
     return {"flags": near_duplicate_flags(Shingles(offsets, values), threshold)}
 
 
-def divray_ray(workers: int) -> Callable[..., Answer]:
-    """The whole stage as Ray tasks; started and warm before the clock."""
+def divray_ray(workers: int, again: bool = False) -> Callable[..., Answer]:
+    """The whole stage as Ray tasks, started before the clock; ``again``: called once before, so that its memory has been touched."""
 
     def side(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
         import ray
@@ -89,6 +89,8 @@ def divray_ray(workers: int) -> Callable[..., Answer]:
         few = Path(corpus).with_name("few.parquet")
         pq.write_table(pq.read_table(corpus).slice(0, 3000), few)
         judge_on_ray(ParquetSource.open(str(few)), settings, slice_rows=500)
+        if again:
+            judge_on_ray(ParquetSource.open(corpus), settings)
         clock()
         return {"kept": judge_on_ray(ParquetSource.open(corpus), settings).mask()}
 
@@ -196,6 +198,8 @@ SIDES: dict[str, Callable[..., Answer]] = {
     "divray-hashes": divray_hashes,
     "divray-ray-1": divray_ray(1),
     "divray-ray-2": divray_ray(2),
+    "divray-ray-1-again": divray_ray(1, again=True),
+    "divray-ray-2-again": divray_ray(2, again=True),
     "rensa-flags-16": rensa_flags(16),
     "rensa-flags-32": rensa_flags(32),
     "rensa-deduplicator": rensa_deduplicator(None),

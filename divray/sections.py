@@ -146,7 +146,7 @@ class AlignmentConfig(Section):
     batch_size: int = Field(4, ge=1, description="Pairs a worker and step.")
     max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")
     zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU without bf16 arithmetic takes fp32.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU that multiplies fp32 faster takes fp32.")
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more computing.")
 
 

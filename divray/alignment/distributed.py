@@ -77,11 +77,3 @@ def every_worker(mine: bool) -> bool:
     answers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, mine)
     return all(answers)
-
-
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; one that doesn't is faster in fp32."""
-    import torch
-
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"bf16": True}
-    return any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))

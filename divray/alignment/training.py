@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from divray.alignment.distributed import every_worker, has_bf16, reporter, shared_folder, zero_settings
+from divray.alignment.distributed import every_worker, reporter, shared_folder, zero_settings
 from divray.alignment.pairs import read_pairs, tokenize_pairs
 from divray.alignment.policy import public_name, publish_policy
 from divray.alignment.shared_prompt import can_share, share_prompts
 from divray.models import cache_folder, local_model
+from divray.precision import cpu_precision
 from divray.runs import RunFolder
 
 CHECKPOINTS = {"lora": 4, "full": 2}
@@ -131,7 +132,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     dataset = Dataset.from_dict(rows)
     if not len(dataset):
         return None, left_out, False
-    bf16 = settings["precision"] == "bf16" and every_worker(not cpu or has_bf16())
+    bf16 = settings["precision"] == "bf16" and every_worker(not cpu or cpu_precision() == "bf16")
     batches = math.ceil(math.ceil(len(dataset) / settings["batch_size"]) / dist.get_world_size())
     args = DPOConfig(
         output_dir=str(folder / "checkpoints"),

@@ -111,10 +111,13 @@ def request_rows(
     slugs, shape = _slugs(relations), shape_of(seeds)
     wave = wave or first_wave(config, relations, round_)
     for relation in relations:
+        counts = wave.count.get(relation.name)
+        if not counts:
+            continue
         own = [seed for seed in seeds if seed.relation == relation.name]
         planned = partial(_planned, config, wave, relation, f"r{round_:02d}-{slugs[relation.name]}", own)
         notes = _notes(config, relation, planned, chat, length)
-        for name, count in wave.count.get(relation.name, {}).items():
+        for name, count in counts.items():
             before = wave.first.get(relation.name, {}).get(name, 0)
             for plan in planned(name, count):
                 draft = plan.draft
@@ -168,16 +171,12 @@ def _notes(
     chat: Renderer | None,
     length: Length | None,
 ) -> tuple[str, ...]:
-    """The notes of a relation: of this wave's strategies the same, and of later waves' as well while lengths stay alike."""
+    """The notes of a relation, one choice for all strategies, whose prompts then share their head."""
     block = config.prompts.cache_block
     if not block or length is None:
         return ()
     some = [plan.draft for name in config.prompts.strategies for plan in planned(name, MEASURED * config.prompts.candidates_per_prompt)]
-    return fitting_notes([partial(_rendered, relation, draft, chat) for draft in some], length, block)
-
-
-def _rendered(relation: Relation, draft: Draft, chat: Renderer | None, notes: tuple[str, ...]) -> str:
-    return render_prompt(relation, draft, chat, notes)
+    return fitting_notes([partial(render_prompt, relation, draft, chat) for draft in some], length, block)
 
 
 def _falls(number: int, step: int, share: float) -> bool:
