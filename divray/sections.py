@@ -142,6 +142,9 @@ class AlignmentConfig(Section):
     lora_rank: int = Field(16, ge=1, le=512)
     learning_rate: float = Field(1e-3, gt=0)
     beta: float = Field(0.1, gt=0)
+    ld_alpha: float = Field(
+        0.0, ge=0, le=1, description="Weight of the tokens by which one text of a pair is longer (LD-DPO, arXiv 2409.06411); 1: plain DPO."
+    )
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(4, ge=1, description="Pairs a worker and step.")
     max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")

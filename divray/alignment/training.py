@@ -137,6 +137,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     args = DPOConfig(
         output_dir=str(folder / "checkpoints"),
         beta=settings["beta"],
+        ld_alpha=settings["ld_alpha"],
         learning_rate=settings["learning_rate"],
         num_train_epochs=settings["epochs"],
         per_device_train_batch_size=settings["batch_size"],
