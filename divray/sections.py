@@ -208,7 +208,7 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     concurrency: int | tuple[int, int] = Field(1, description="Engine actors: so many, or from min to max, as there is work.")
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
-    threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's, less one for Ray.")
+    threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's cores, from four on less one for Ray.")
     in_process: bool | None = Field(None, description="vLLM within the actor's process, not in one beside it; default: on a CPU.")
     batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
     concurrent_batches: int = Field(14, ge=1, description="More in flight than vLLM's `max_num_seqs` keep its own queue from running dry.")

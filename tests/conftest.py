@@ -100,6 +100,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
     environment.pop("RAY_ADDRESS", None)
     start = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", "--node-ip-address=127.0.0.1"]
     start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    start += [f"--dashboard-agent-listen-port={free_port()}"]  # the default one belongs to any other Ray on this machine
     said = tmp_path_factory.mktemp("head") / "log"
     with said.open("wb") as log:
         head = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)

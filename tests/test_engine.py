@@ -98,14 +98,15 @@ def test_the_own_sampler_draws_what_it_can(override: str, own: bool) -> None:
     assert bool(engine_arguments(config, gpu=False).get("logits_processors")) is own
 
 
-def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_leaves_one_core_of_many_and_shares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(9)))
     assert engine_threads(settings()) == 8
     assert engine_threads(settings("engine.concurrency=3")) == 2
     assert engine_threads(settings("engine.concurrency=[1, 4]")) == 2
     assert engine_threads(settings("engine.threads=5")) == 5
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
-    assert engine_threads(settings()) == 1
+    for cores, threads in ((4, 3), (3, 3), (2, 2), (1, 1)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        assert engine_threads(settings()) == threads
 
 
 @pytest.mark.slow
