@@ -62,6 +62,11 @@ class SamplingConfig(Section):
     naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
     constrained: bool = Field(True, description="Structured decoding: head and tail marked inside one sentence.")
     temperature: float = Field(1.0, gt=0)
+    tuned_temperature_factor: float = Field(
+        1.3,
+        gt=0,
+        description="After DPO, which sharpens what the LLM would say: so many times `temperature`, for the tuned policy's requests.",
+    )
     min_p: float = Field(0.1, ge=0, le=1)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -208,7 +213,7 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     concurrency: int | tuple[int, int] = Field(1, description="Engine actors: so many, or from min to max, as there is work.")
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
-    threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's cores, from four on less one for Ray.")
+    threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's, from four on less one.")
     in_process: bool | None = Field(None, description="vLLM within the actor's process, not in one beside it; default: on a CPU.")
     batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
     concurrent_batches: int = Field(14, ge=1, description="More in flight than vLLM's `max_num_seqs` keep its own queue from running dry.")

@@ -22,7 +22,7 @@ from divray.sampling.arguments import ENTITIES_KEY, SAMPLER_KEY, engine_argument
 from divray.sampling.engine import complete
 from divray.sampling.stage import parse_batch, policy_model, retry_failed
 from divray.sampling.stage import run as sample
-from divray.schemas import COMPLETIONS, SAMPLES
+from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
 
 SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=0", "sampling.max_tokens=40", "engine.batch_size=8"]
 
@@ -78,6 +78,16 @@ def test_sampling_parameters_of_a_row() -> None:
     free = sampling_parameters(settings(), {**row, "pattern": ""}, greedy=False, own_sampler=True)
     assert free["extra_args"][ENTITIES_KEY] is False
     assert sampling_parameters(settings(), {**row, "pattern": ""}, greedy=True, own_sampler=True) == greedy
+
+
+def test_the_tuned_policy_has_a_temperature_of_its_own() -> None:
+    config = settings("sampling.temperature=0.8", "sampling.tuned_temperature_factor=1.5")
+    row = {"pattern": "", "seed": 5}
+    for policy, expected in ((BASE, 0.8), (TUNED, 1.2)):
+        assert sampling_parameters(config, {**row, "policy": policy}, greedy=False)["temperature"] == pytest.approx(expected)
+        own = sampling_parameters(config, {**row, "policy": policy}, greedy=False, own_sampler=True)["extra_args"][SAMPLER_KEY]
+        assert own["temperature"] == pytest.approx(expected)
+    assert sampling_parameters(config, {**row, "policy": TUNED}, greedy=True)["temperature"] == 0.0
 
 
 @pytest.mark.parametrize(

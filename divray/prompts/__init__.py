@@ -1,7 +1,7 @@
 """Relations and demonstrations to request rows.
 
 A strategy turns one relation and a random generator into a draft (:mod:`divray.prompts.strategies`); the rest
-(ids, seeds, rendering, tables) is the same for all (:mod:`divray.prompts.rows`).
+is the same for all: counts, ids and seeds (:mod:`divray.prompts.plan`), rendering and tables (:mod:`divray.prompts.rows`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,8 @@ from math import floor
 from typing import Any
 
 from divray.config import Config
-from divray.prompts.rows import (
-    ROWS_PER_FILE,
-    Length,
-    Renderer,
-    Wave,
-    candidate_ids,
-    first_wave,
-    render_prompt,
-    request_rows,
-    write_prompts,
-)
+from divray.prompts.plan import Wave, candidate_ids, first_wave
+from divray.prompts.rows import ROWS_PER_FILE, Length, Renderer, render_prompt, request_rows, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example
 from divray.runs import RunFolder

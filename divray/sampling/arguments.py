@@ -8,6 +8,7 @@ from typing import Any
 
 from divray.config import Config
 from divray.precision import cpu_precision
+from divray.schemas import TUNED
 
 CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
     "enforce_eager": True,
@@ -69,13 +70,15 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool, own_s
     # Several sentences are a numbered list, ended by an empty line or by the pattern.
     stop = ["\n"] if sentences == 1 else ["\n\n"]
     parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "stop": stop, "seed": row["seed"]}
+    temperature = sampling.temperature * (sampling.tuned_temperature_factor if row.get("policy") == TUNED else 1.0)
     if greedy or own_sampler:
         parameters["temperature"] = 0.0
     if own_sampler and not greedy:
-        drawn = {"temperature": sampling.temperature, "min_p": sampling.min_p, "seed": row["seed"]}
+        drawn = {"temperature": temperature, "min_p": sampling.min_p, "seed": row["seed"]}
         parameters["extra_args"] = {SAMPLER_KEY: drawn, ENTITIES_KEY: bool(row["pattern"])}
     elif not greedy:
-        parameters |= {name: getattr(sampling, name) for name in ("temperature", "min_p", "top_p", "top_k", "repetition_penalty")}
+        others = {name: getattr(sampling, name) for name in ("min_p", "top_p", "top_k", "repetition_penalty")}
+        parameters |= {"temperature": temperature, **others}
     if row["pattern"]:
         parameters["structured_outputs"] = {"regex": row["pattern"]}
     return parameters

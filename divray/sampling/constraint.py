@@ -127,11 +127,11 @@ def _other_continuation(shape: Shape, after: str) -> str:
 def _other_word(shape: Shape, word: str) -> str:
     """Any word but this one."""
     letters = f"{_character(shape)}+"
-    on = letters  # what follows the letters of ``word`` in a longer word
-    for sign in reversed(word):
-        on = f"({_literal(sign)}{on}|{_character(shape, re.escape(sign))}({letters})?)"
-        on = f"({on})?"  # a word that ends here is another one
-    return on.removesuffix("?")
+    others = letters  # of those that begin with ``word``: longer ones
+    for place in reversed(range(len(word))):
+        others = f"{_literal(word[place])}{others}|{_character(shape, re.escape(word[place]))}({letters})?"
+        others = f"({others})?" if place else f"({others})"  # one that ends in mid-word is another, too
+    return others
 
 
 def sentence_pattern(shape: Shape) -> str:

@@ -70,7 +70,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
     from divray.datasets.tables import table_examples
     from divray.prompts import Wave, chat_renderer, request_rows, token_counter, write_prompts
     from divray.prompts.accepted import accepted_samples
-    from divray.prompts.rows import split_by_strategy
+    from divray.prompts.plan import split_by_strategy
     from divray.sampling.waves import next_counts, quota_account, tallies_of, wave_count
 
     folder = f"round-{round:02d}"
@@ -170,7 +170,7 @@ def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], max_tokens: 
         types: Relation -> types of head and tail that its samples get.
         max_tokens: A sentence of that many tokens was cut by the limit.
     """
-    from divray.prompts.rows import candidate_ids
+    from divray.prompts.plan import candidate_ids
 
     rows = []
     for row in batch.to_pylist():
