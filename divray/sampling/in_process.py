@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
-Arrival = tuple[str, dict[str, Any], "Future[Any]"]
+Arrival = tuple[Any, str | None, "Future[Any]"]
+"""A request as vLLM's core takes it, the prompt's text, and where the answer goes."""
 
 
 class InProcessEngine:
@@ -33,9 +34,10 @@ class InProcessEngine:
         self.arguments, self.threads = arguments, threads
         self.arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
         self.waiting: dict[str, Future[Any]] = {}
-        self.started: Future[None] = Future()
+        self.started: Future[Any] = Future()
         threading.Thread(target=self._serve, name="vllm", daemon=True).start()
-        self.started.result()
+        self.engine: Any = self.started.result()
+        self.tasks: Any = self.engine.get_supported_tasks()
 
     @classmethod
     def in_place_of_vllms(cls, threads: Callable[[], int] | None) -> None:
@@ -57,8 +59,11 @@ class InProcessEngine:
             EngineDeadError: The engine failed, not this request; its cause is ``__cause__``.
             ValueError: vLLM doesn't take the request.
         """
+        # Tokens and grammar are made here, not between two steps of the model.
+        process = self.engine.input_processor.process_inputs
+        request = process(request_id, prompt, sampling_params, supported_tasks=self.tasks, lora_request=lora_request)
         answer: Future[Any] = Future()
-        self.arrivals.put((request_id, {"prompt": prompt, "params": sampling_params, "lora_request": lora_request}, answer))
+        self.arrivals.put((request, prompt if isinstance(prompt, str) else prompt.get("prompt"), answer))
         yield await asyncio.wrap_future(answer)
 
     async def do_log_stats(self) -> None:
@@ -80,7 +85,7 @@ class InProcessEngine:
         except BaseException as error:
             self.started.set_exception(error)
             return
-        self.started.set_result(None)
+        self.started.set_result(engine)
         try:
             while self._admit(engine):
                 for output in engine.step():
@@ -100,9 +105,10 @@ class InProcessEngine:
             arrival = self.arrivals.get()
             if arrival is None:
                 return False
-            name, request, answer = arrival
+            request, text, answer = arrival
+            name = request.request_id
             try:
-                engine.add_request(name, **request)
+                engine.add_request(name, request, request.params, prompt_text=text)
                 self.waiting[name] = answer
             except Exception as error:
                 _settle(answer, error)
