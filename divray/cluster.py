@@ -140,6 +140,8 @@ def check_resources(config: Config, total: dict[str, float]) -> None:
     gpu_engine = config.engine.device == "gpu" or (config.engine.device == "auto" and gpus >= 1)
     least = config.engine.pool[0]
     size = int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
+    if size > 1 and not gpu_engine:
+        raise ResourceError("engine.vllm spreads the model over several GPUs (tensor or pipeline parallel), the cluster has none. Drop it.")
     # Tasks of Ray's own hold one whole CPU here and there; engines must leave it free.
     asked = [
         ("engine.cpus", 1 + (0 if gpu_engine else config.engine.cpus * least), "CPU", cpus),

@@ -63,6 +63,7 @@ def test_a_stage_waits_for_those_before_it(quickstart: Config, uri: str) -> None
         ("engine.cpus=2", {"CPU": 2}, "engine.cpus"),
         ("engine.device=gpu", {"CPU": 8}, "engine.concurrency"),
         ("engine.concurrency=4", {"CPU": 2}, "engine.cpus"),
+        ("engine.vllm={tensor_parallel_size: 2}", {"CPU": 8}, "engine.vllm"),
         ("cluster.train_workers=4", {"CPU": 2}, "cluster.cpus_per_worker"),
         ("cluster.gpus_per_worker=1", {"CPU": 8}, "cluster.gpus_per_worker"),
         ("cluster.worker_cpus=3", {"CPU": 2}, "cluster.worker_cpus"),
