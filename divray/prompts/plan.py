@@ -76,7 +76,7 @@ def planned(
         yield Planned(prompt_id, start, min(start + block, count), draft)
 
 
-def falls(number: int, step: int, share: float) -> bool:
+def evenly_picked(number: int, step: int, share: float) -> bool:
     """Does every ``1 / share``-th request, evenly spread, fall on the one that asks for candidate ``number``?"""
     place = number // step
     return floor((place + 1) * share) > floor(place * share)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from divray.config import Config
 from divray.prompts.notes import fitting_notes
-from divray.prompts.plan import Planned, Wave, falls, first_wave, number_of, numbered, planned, slugs_of
+from divray.prompts.plan import Planned, Wave, evenly_picked, first_wave, number_of, numbered, planned, slugs_of
 from divray.prompts.strategies import Draft
 from divray.relations import Example, Relation, render_marked
 from divray.runs import RunFolder
@@ -102,7 +102,9 @@ def request_rows(
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,
                         "length": length(prompt) if length else None,
-                        "policy": BASE if round_ == 0 or falls(before + number, draft.sentences, config.sampling.base_share) else TUNED,
+                        "policy": BASE
+                        if round_ == 0 or evenly_picked(before + number, draft.sentences, config.sampling.base_share)
+                        else TUNED,
                     }
 
 

@@ -59,7 +59,7 @@ class InProcessEngine:
             EngineDeadError: The engine failed, not this request; its cause is ``__cause__``.
             ValueError: vLLM doesn't take the request.
         """
-        # Tokens and grammar are made here, not between two steps of the model.
+        # Tokens are made and the pattern is checked here, not between two steps of the model.
         process = self.engine.input_processor.process_inputs
         request = process(request_id, prompt, sampling_params, supported_tasks=self.tasks, lora_request=lora_request)
         answer: Future[Any] = Future()
