@@ -14,17 +14,35 @@ llm_engine = pytest.importorskip("vllm.v1.engine.llm_engine")
 exceptions = pytest.importorskip("vllm.v1.engine.exceptions")
 
 
+MOST_STEPS = 5000
+"""What ``Counting`` takes."""
+
+
+def processed(request_id: str, prompt: dict[str, Any], params: Any, *, supported_tasks: Any, lora_request: Any) -> Any:
+    """In place of vLLM's tokens and checks."""
+    assert supported_tasks == ("generate",)
+    if not prompt["prompt"]:
+        raise ValueError("the prompt is empty")
+    return SimpleNamespace(request_id=request_id, steps=prompt["steps"], params=params)
+
+
 class Counting:
     """Finishes each request after as many steps as its prompt says, once ``waits_for`` of them are there together."""
 
     def __init__(self, fails_at: int | None, waits_for: int) -> None:
         self.left: dict[str, int] = {}
         self.steps, self.fails_at, self.waits_for = 0, fails_at, waits_for
+        self.input_processor = SimpleNamespace(process_inputs=processed)
 
-    def add_request(self, request_id: str, prompt: int, params: Any, lora_request: Any) -> None:
-        if prompt < 0:
-            raise ValueError("the prompt is empty")
-        self.left[request_id] = prompt
+    def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    def add_request(self, request_id: str, request: Any, params: Any, prompt_text: str | None) -> None:
+        assert params is request.params
+        assert request.request_id == request_id
+        if request.steps > MOST_STEPS:
+            raise ValueError("more than the engine holds")
+        self.left[request_id] = request.steps
 
     def step(self) -> list[Any]:
         if len(self.left) < self.waits_for:
@@ -44,7 +62,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None, waits_f
 
 
 async def ask(engine: InProcessEngine, name: str, steps: int) -> str:
-    answers = [answer.request_id async for answer in engine.generate(steps, None, name)]
+    prompt = {"prompt": name if steps else "", "steps": steps}
+    answers = [answer.request_id async for answer in engine.generate(prompt, {"n": 1}, name)]
     assert len(answers) == 1
     return str(answers[0])
 
@@ -61,11 +80,13 @@ def test_requests_advance_together_and_each_gets_its_own_answer(monkeypatch: pyt
     made.shutdown()
 
 
-def test_a_request_that_the_engine_refuses_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_refused_before_or_by_the_engine_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine(monkeypatch)
-    one, bad, two = asyncio.run(ask_all(made, {"one": 3, "bad": -1, "two": 2}))
+    one, empty, two, large = asyncio.run(ask_all(made, {"one": 3, "empty": 0, "two": 2, "large": MOST_STEPS + 1}))
     assert (one, two) == ("one", "two")
-    assert isinstance(bad, ValueError)
+    assert isinstance(empty, ValueError)
+    assert isinstance(large, ValueError)
+    assert (str(empty), str(large)) == ("the prompt is empty", "more than the engine holds")
     made.shutdown()
 
 
