@@ -141,8 +141,7 @@ def _decide(
     rule: Rule,
 ) -> Decisions:
     groups = len(size)
-    neighbours = np.bincount(pairs.left, size[pairs.right], groups) + np.bincount(pairs.right, size[pairs.left], groups)
-    centrality = (neighbours + size - 1).astype(np.int64)[group]
+    centrality = (_neighbours(pairs.left, pairs.right, size) + size - 1)[group]
     order = _in_order(fixed, score, centrality, by_id)
     component = components(groups, pairs.left, pairs.right)[group]
     first = _first_of(component, order)
@@ -243,6 +242,16 @@ def _components(n, left, right):  # type: ignore[no-untyped-def]
         else:
             label[node] = label[root]
     return label
+
+
+@njit(cache=True)
+def _neighbours(left, right, size):  # type: ignore[no-untyped-def]
+    """How many items the groups next to each have."""
+    held = np.zeros(len(size), np.int64)
+    for edge in range(len(left)):
+        held[left[edge]] += size[right[edge]]
+        held[right[edge]] += size[left[edge]]
+    return held
 
 
 @njit(cache=True)

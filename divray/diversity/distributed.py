@@ -48,6 +48,7 @@ ROWS_PER_PARTITION = 500_000
 DECODING = 0.25
 """What it takes to decode a row, as a share of what it takes to read it and make its set."""
 TABLE_BITS = 28
+ROLES = ("row", "earlier", "test")
 _AT_ONCE = 1 << 18
 
 
@@ -59,7 +60,7 @@ class Slice(NamedTuple):
     row_group: int
     start: int
     stop: int
-    role: str  # "row", "earlier" or "test"
+    role: str  # of ROLES
 
 
 def judge_on_ray(
@@ -89,7 +90,7 @@ def judge_on_ray(
 
     if not files.rows:
         return judge_files(files, settings, against, earlier)
-    sources = {"row": files, "earlier": earlier, "test": against}
+    sources = dict(zip(ROLES, (files, earlier, against), strict=True))
     slices = [one for role, source in sources.items() if source is not None for one in _slices(source, slice_rows, role)]
     rows = sum(source.rows for source in sources.values() if source is not None)
     partitions = partitions or max(min(_lanes(), 4), -(-rows // ROWS_PER_PARTITION))
@@ -104,8 +105,9 @@ def judge_on_ray(
         own = int(sizes[[one.role == "row" for one in slices], 0].sum())
         most = None if _banding(settings) else most_visits(int(sizes[:, 0].sum()), settings.method)
         told = Task(settings.threshold, partitions, own, most)
-        edges = _joined(sets, sizes, told, f"cut-{slice_rows}", work)
-        return _decide(settings, slices, ray.get(groups), sizes[:, 0], edges, files.name)
+        joins = _joins(sets, sizes, told, f"cut-{slice_rows}", work)
+        named = _named(settings, slices, ray.get(groups), sizes[:, 0], files.name)
+        return _decide(settings, named, int(sizes[:, 0].sum()), _edges(joins, work))
 
 
 @contextlib.contextmanager
@@ -121,19 +123,19 @@ def _errors_of_tasks() -> Iterator[None]:
         raise
 
 
-def _joined(sets: list[Any], sizes: npt.NDArray[np.int64], told: Task, cut: str, work: RunFolder | None) -> pa.Table:
-    """The edges of all partitions.
+def _joins(sets: list[Any], sizes: npt.NDArray[np.int64], told: Task, cut: str, work: RunFolder | None) -> dict[str, Any]:
+    """Begin to join all partitions: of each the name of its file in ``work`` and a reference to its edges, ``None`` where they lie there.
 
     Args:
         sets: References to each slice's; emptied, so that Ray lets go of what has been sent.
         sizes: int64 ``[slices, 2]``, how many sets each has, and how many elements they are searched by.
-        cut: How the slices were made, a part of the names of the files in ``work``.
+        cut: How the slices were made, a part of the names.
     """
     import ray
 
     names = [f"edges-{number:05d}-of-{told.partitions:05d}-{cut}.parquet" for number in range(told.partitions)]
+    joins: dict[str, Any] = dict.fromkeys(names)
     missing = [name for name in names if work is None or not work.exists(name)]
-    edges: dict[str, Any] = {}
     if missing:
         task: Any = ray.remote(num_cpus=1)
         lanes, bits = _lanes(), min(TABLE_BITS, table_bits(int(sizes[:, 1].sum())))
@@ -145,17 +147,22 @@ def _joined(sets: list[Any], sizes: npt.NDArray[np.int64], told: Task, cut: str,
             sender.remote(one, int(base), table, told.threshold, told.partitions) for one, base in zip(sets, bases, strict=True)
         ]
         sent = [one if isinstance(one, list) else [one] for one in sent]
-        sets.clear()
-        del tables, table
         for number, name in enumerate(names):
             if name in missing:
-                edges[name] = task(join_part).remote(told, number, *[one[number] for one in sent])
-        del sent
-        waiting = {ref: name for name, ref in edges.items()}
-        while waiting and work is not None:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            work.write_parquet(waiting.pop(done), ray.get(done))
-    return pa.concat_tables([ray.get(edges[name]) if name in edges else _left_there(work, name) for name in names])
+                joins[name] = task(join_part).remote(told, number, *[one[number] for one in sent])
+    sets.clear()
+    return joins
+
+
+def _edges(joins: dict[str, Any], work: RunFolder | None) -> pa.Table:
+    """The edges of all partitions, each left in ``work`` once it is done."""
+    import ray
+
+    waiting = {ref: name for name, ref in joins.items() if ref is not None}
+    while waiting and work is not None:
+        (done,), _ = ray.wait(list(waiting), num_returns=1)
+        work.write_parquet(waiting.pop(done), ray.get(done))
+    return pa.concat_tables([_left_there(work, name) if ref is None else ray.get(ref) for name, ref in joins.items()])
 
 
 def _left_there(work: RunFolder | None, name: str) -> pa.Table:
@@ -251,21 +258,37 @@ def _added(*tables: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return total
 
 
-def _decide(
-    settings: DedupSettings, slices: list[Slice], groups: list[Any], sizes: npt.NDArray[np.int64], edges: pa.Table, where: str
-) -> Verdicts:
+class _Named(NamedTuple):
+    """The rows of all slices in their order: by role the set of each, of the rows and of the earlier ones the ids too."""
+
+    sets: dict[str, npt.NDArray[np.int32]]
+    ids: Any
+    earlier: Any
+
+
+def _named(settings: DedupSettings, slices: list[Slice], groups: list[Any], sizes: npt.NDArray[np.int64], where: str) -> _Named:
+    """Put the rows of all slices together.
+
+    Raises:
+        InputError: An id is null or occurs twice.
+    """
+    sets: dict[str, list[npt.NDArray[np.int32]]] = {role: [np.zeros(0, np.int32)] for role in ROLES}
+    names: dict[str, list[Any]] = {role: [] for role in ROLES}
+    for part, base, (group, ids) in zip(slices, np.cumsum(sizes) - sizes, groups, strict=True):
+        sets[part.role].append(np.where(group < 0, np.int32(-1), group + np.int32(base)))
+        names[part.role] += ids
+    rows = {role: np.concatenate(parts) for role, parts in sets.items()}
+    ids = joined_ids(names["row"], settings, len(rows["row"]))
+    check_ids(ids, where, settings.id_column or "row")
+    return _Named(rows, ids, joined_ids(names["earlier"], settings, len(rows["earlier"])))
+
+
+def _decide(settings: DedupSettings, named: _Named, sets: int, edges: pa.Table) -> Verdicts:
     left, right, similarity = (edges[name].to_numpy() for name in ("left", "right", "similarity"))
     equal = similarity == 1.0  # sets of similarity 1 are equal
-    number = components(int(sizes.sum()), left[equal], right[equal])
+    number = components(sets, left[equal], right[equal])
     near = Pairs(number[left[~equal]], number[right[~equal]], similarity[~equal])
-    rows: dict[str, list[npt.NDArray[np.int32]]] = {"row": [np.zeros(0, np.int32)], "earlier": [], "test": []}
-    names: dict[str, list[Any]] = {"row": [], "earlier": [], "test": []}
-    for part, base, (group, ids) in zip(slices, np.cumsum(sizes) - sizes, groups, strict=True):
-        rows[part.role].append(np.where(group < 0, -1, number[np.maximum(group + base, 0)]).astype(np.int32))
-        names[part.role] += ids
-    group = np.concatenate(rows["row"])
-    ids = joined_ids(names["row"], settings, len(group))
-    check_ids(ids, where, settings.id_column or "row")
-    known = joined_ids(names["earlier"], settings, sum(map(len, rows["earlier"])))
-    references = References.of(rows["earlier"], known, rows["test"]) if rows["earlier"] or rows["test"] else None
-    return verdicts_of(ids, group, near, int(number.max(initial=-1)) + 1, settings.rule, references)
+    of_set = np.append(number, -1).astype(np.int32)  # a last entry is what set -1, no text, finds
+    row, earlier, test = (of_set[named.sets[role]] for role in ROLES)
+    references = References.of([earlier], named.earlier, [test]) if len(earlier) or len(test) else None
+    return verdicts_of(named.ids, row, near, int(number.max(initial=-1)) + 1, settings.rule, references)

@@ -60,7 +60,8 @@ def join(
     """Check the pairs that meet in a key.
 
     Args:
-        keys: bool, one an entry of ``found.keys``: only pairs whose *first* shared key is one of these.
+        keys: bool, one an entry of ``found.keys``: only pairs whose *first* shared key is one of these.  Of each distinct key
+            all entries, or all but those of whole sets, which are then in no pair.
         sets: Only pairs of which one is among the first ``sets`` sets.
     """
     order = by_size(np.diff(shingles.offsets))

@@ -167,7 +167,7 @@ def nearest_items(
 
     Args:
         group: int ``[n]``, from 0 without gaps.
-        preference: int64 ``[n]``; among equally similar items the one with the lowest is named.
+        preference: int64 ``[n]``, distinct and from 0 to below 2^32; among equally similar items the one with the lowest is named.
         pairs: Near pairs of groups; only these are looked at, unless ``sets``, the groups' sets, are given.
         floor: Least similarity that counts; only with ``sets``.
         own: Groups from this number on are neighbours only; only with ``sets``.
@@ -175,7 +175,7 @@ def nearest_items(
     Returns:
         int64 ``[n]`` items (-1 where there is none) and float64 ``[n]`` similarities (then 0).
     """
-    order = np.lexsort((preference, group))
+    order = np.argsort(group.astype(np.int64) << 32 | preference)
     first = np.ones(len(order), bool)
     first[1:] = group[order[1:]] != group[order[:-1]]
     best = order[first]  # of each group the most preferred item

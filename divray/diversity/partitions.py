@@ -90,16 +90,14 @@ def join_part(task: Task, partition: int, *pieces: Piece) -> pa.Table:
     keys = _stacked([Shingles(piece.found.offsets, piece.found.keys) for piece in pieces])
     skipped = np.concatenate([piece.found.skipped for piece in pieces])
     first, group = collapse(sets)
-    if len(first) < len(group):
-        twins = np.flatnonzero(first[group] != np.arange(len(group)))
-        held = keys.values[keys.offsets[twins]]
-        twins = twins[_owners(held, task.partitions) == partition]  # once: where the first key belongs
-        equal = numbers[first[group[twins]]], numbers[twins], np.ones(len(twins))
-        sets, keys, skipped, numbers = sets.take(first), keys.take(first), skipped[first], numbers[first]
-    else:
-        equal = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     found = Prefixes(keys.offsets, keys.values, skipped)
     posted, mine = postings(found), _owners(found.keys, task.partitions) == partition
+    twins = np.flatnonzero(first[group] != np.arange(len(group)))
+    own_twins = twins[mine[found.offsets[twins]]]  # once: where the first key belongs
+    equal = numbers[first[group[own_twins]]], numbers[own_twins], np.ones(len(own_twins))
+    single = np.ones(len(group), bool)
+    single[twins] = False
+    mine &= np.repeat(single, np.diff(found.offsets))
     visits = posted.visits(mine)
     if task.most_visits is not None and visits > task.most_visits:
         problem = f"one partition of the exact join would look at {visits:,} pairs, more than {task.most_visits:,}"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from numba import njit
 
 from divray.diversity.hashing import hash_shingles, hash_texts
 from divray.errors import InputError
@@ -49,10 +50,7 @@ class Shingles(NamedTuple):
 
     def take(self, rows: npt.NDArray[np.int64]) -> Shingles:
         """The sets ``rows``, in that order."""
-        sizes = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        where = np.repeat(self.offsets[:-1][rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
-        return Shingles(offsets, self.values[where])
+        return Shingles(*_take(self.offsets, self.values, rows))
 
 
 def shingle(
@@ -141,3 +139,16 @@ def _flat(texts: Any) -> pa.Array:
     if isinstance(texts, pa.ChunkedArray):
         return texts.cast(pa.large_string()).combine_chunks()
     return texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+
+
+@njit(cache=True)
+def _take(offsets, values, rows):  # type: ignore[no-untyped-def]
+    out_offsets = np.zeros(len(rows) + 1, np.int64)
+    for place in range(len(rows)):
+        out_offsets[place + 1] = out_offsets[place] + offsets[rows[place] + 1] - offsets[rows[place]]
+    out = np.empty(out_offsets[-1], values.dtype)
+    for place in range(len(rows)):
+        at = out_offsets[place] - offsets[rows[place]]
+        for j in range(offsets[rows[place]], offsets[rows[place] + 1]):
+            out[at + j] = values[j]
+    return out_offsets, out
