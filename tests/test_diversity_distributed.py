@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -128,6 +129,30 @@ def test_references_are_not_compared_with_each_other(texts: pa.Table) -> None:
     assert (near[["left", "right"]].min(axis=1) < 50).all()
     wanted = every[(every["similarity"] == 1) | (every[["left", "right"]].min(axis=1) < 50)]
     assert 0 < len(some) == len(wanted) < len(every)
+
+
+@pytest.mark.parametrize("partitions", [2, 3, 11])
+def test_a_phrase_of_most_texts_is_a_matter_of_several_partitions(partitions: int) -> None:
+    """900 texts whose only words in common are a phrase that each of them has, so that all pairs meet in its keys."""
+    draw = random.Random(9)
+    texts = [
+        "the very same phrase in all of these texts",
+        *(f"the very same phrase in all of these texts x{draw.randrange(300)}" for _ in range(899)),
+    ]
+    parts = [SETTINGS.shingle(texts[:500]), SETTINGS.shingle(texts[500:])]
+    table = count_elements(parts[1], counts=count_elements(parts[0], 16))
+
+    def edges(of: int) -> list[pd.DataFrame]:
+        sent = [send(Held(sets, None), base, table, 0.6, of) for sets, base in zip(parts, (0, 500), strict=True)]
+        sent = [one if of > 1 else [one] for one in sent]
+        return [join_part(Task(0.6, of, 900), number, *[one[number] for one in sent]).to_pandas() for number in range(of)]
+
+    def rows(made: list[pd.DataFrame]) -> list[tuple[int, int, float]]:
+        return sorted(pd.concat(made).itertuples(index=False, name=None))
+
+    made, found = edges(partitions), rows(edges(1))
+    assert rows(made) == found
+    assert max(map(len, made)) < 1.5 * len(found) / min(partitions, 8)
 
 
 def test_ray_is_exact_or_says_why_not(ray_two_cpus: None, texts: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

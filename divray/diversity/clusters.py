@@ -120,12 +120,14 @@ def decide(
     if fixed is not None:
         why[fixed] = _FIXED
     if len(rows):
-        number = np.cumsum(met) - 1
-        pairs = Pairs(number[pairs.left], number[pairs.right], pairs.similarity)
+        home = group[rows].astype(np.int64, copy=False)
+        if not met.all():
+            number = np.cumsum(met) - 1
+            pairs, home = Pairs(number[pairs.left], number[pairs.right], pairs.similarity), number[home]
         score = np.zeros(len(rows)) if correctness is None else np.nan_to_num(correctness[rows], nan=-np.inf)
         held = np.zeros(len(rows), bool) if fixed is None else fixed[rows]
         by_id = ranks((ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)).take(pa.array(rows)))
-        part = _decide(by_id, pairs, score, held, number[group[rows]], size[met], rule)
+        part = _decide(by_id, pairs, score, held, home, size[met], rule)
         cluster[rows], kept[rows], copy_similarity[rows], why[rows] = rows[part.cluster], part.kept, part.copy_similarity, part.why
         copy_of[rows] = np.where(part.copy_of >= 0, rows[part.copy_of], -1)
     return Decisions(cluster, kept, copy_of, copy_similarity, why)

@@ -154,7 +154,7 @@ def _joins(sets: list[Any], sizes: npt.NDArray[np.int64], told: Task, cut: str, 
     return joins
 
 
-def _edges(joins: dict[str, Any], work: RunFolder | None) -> pa.Table:
+def _edges(joins: dict[str, Any], work: RunFolder | None) -> list[pa.Table]:
     """The edges of all partitions, each left in ``work`` once it is done."""
     import ray
 
@@ -162,7 +162,7 @@ def _edges(joins: dict[str, Any], work: RunFolder | None) -> pa.Table:
     while waiting and work is not None:
         (done,), _ = ray.wait(list(waiting), num_returns=1)
         work.write_parquet(waiting.pop(done), ray.get(done))
-    return pa.concat_tables([_left_there(work, name) if ref is None else ray.get(ref) for name, ref in joins.items()])
+    return [_left_there(work, name) if ref is None else ray.get(ref) for name, ref in joins.items()]
 
 
 def _left_there(work: RunFolder | None, name: str) -> pa.Table:
@@ -283,12 +283,28 @@ def _named(settings: DedupSettings, slices: list[Slice], groups: list[Any], size
     return _Named(rows, ids, joined_ids(names["earlier"], settings, len(rows["earlier"])))
 
 
-def _decide(settings: DedupSettings, named: _Named, sets: int, edges: pa.Table) -> Verdicts:
-    left, right, similarity = (edges[name].to_numpy() for name in ("left", "right", "similarity"))
-    equal = similarity == 1.0  # sets of similarity 1 are equal
-    number = components(sets, left[equal], right[equal])
-    near = Pairs(number[left[~equal]], number[right[~equal]], similarity[~equal])
+def _decide(settings: DedupSettings, named: _Named, sets: int, edges: list[pa.Table]) -> Verdicts:
+    parts = [Pairs(*(part[name].to_numpy() for name in ("left", "right", "similarity"))) for part in edges]
+    equal = [part.similarity == 1.0 for part in parts]  # sets of similarity 1 are equal
+    left, right = (np.concatenate([part[side][same] for part, same in zip(parts, equal, strict=True)]) for side in (0, 1))
+    number = components(sets, left, right)
     of_set = np.append(number, -1).astype(np.int32)  # a last entry is what set -1, no text, finds
     row, earlier, test = (of_set[named.sets[role]] for role in ROLES)
     references = References.of([earlier], named.earlier, [test]) if len(earlier) or len(test) else None
-    return verdicts_of(named.ids, row, near, int(number.max(initial=-1)) + 1, settings.rule, references)
+    return verdicts_of(named.ids, row, _numbered(parts, equal, number), int(number.max(initial=-1)) + 1, settings.rule, references)
+
+
+def _numbered(parts: list[Pairs], equal: list[npt.NDArray[np.bool_]], number: npt.NDArray[np.int64]) -> Pairs:
+    """The pairs of different sets by the sets' numbers, part by part, so that nothing is held twice."""
+    count = sum(int((~same).sum()) for same in equal)
+    near = Pairs(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count))
+    at = 0
+    for part, same in zip(parts, equal, strict=True):
+        stop = at + int((~same).sum())
+        near.left[at:stop], near.right[at:stop], near.similarity[at:stop] = (
+            number[part.left[~same]],
+            number[part.right[~same]],
+            part.similarity[~same],
+        )
+        at = stop
+    return near

@@ -15,6 +15,11 @@ _SMALL = 48
 MOST_PAIRS = 200_000_000
 """More near pairs than these are an error rather than the end of the memory."""
 
+PASSED, INDEXED, ASKED = np.int8(0), np.int8(1), np.int8(2)
+"""What becomes of a key of a set: nothing, found by other sets, or that and finding others."""
+EVERY: npt.NDArray[np.int8] = np.zeros(0, np.int8)
+"""All keys are asked."""
+
 Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
@@ -45,7 +50,7 @@ def exact_flags(shingles: Shingles, threshold: float, rows: Mask, near: Mask, mo
     posted = postings(found)
     if most_visits is not None and posted.visits() > most_visits:
         return False
-    _join(*shingles, by_size(np.diff(shingles.offsets)), *found, *posted, ALL, len(shingles), near, threshold, MOST_PAIRS)
+    _join(*shingles, by_size(np.diff(shingles.offsets)), *found, *posted, EVERY, len(shingles), near, threshold, MOST_PAIRS)
     return True
 
 
@@ -54,20 +59,19 @@ def join(
     found: Prefixes,
     posted: Postings,
     threshold: float,
-    keys: Mask | None = None,
+    use: npt.NDArray[np.int8] = EVERY,
     sets: int | None = None,
 ) -> Found:
     """Check the pairs that meet in a key.
 
     Args:
-        keys: bool, one an entry of ``found.keys``: only pairs whose *first* shared key is one of these.  Of each distinct key
-            all entries, or all but those of whole sets, which are then in no pair.
+        use: One an entry of ``found.keys``; only pairs whose *first* shared key is used are found, by the larger set of the
+            two (of equally large ones the later) where that asks.  A set's keys may all be passed: it is then in no pair.
         sets: Only pairs of which one is among the first ``sets`` sets.
     """
     order = by_size(np.diff(shingles.offsets))
-    mine = ALL if keys is None else keys
     first = len(shingles) if sets is None else sets
-    left, right, similarity = _join(*shingles, order, *found, *posted, mine, first, ALL, threshold, MOST_PAIRS)
+    left, right, similarity = _join(*shingles, order, *found, *posted, use, first, ALL, threshold, MOST_PAIRS)
     check_pairs(len(left), threshold)
     return left.astype(np.int64), right.astype(np.int64), similarity
 
@@ -129,7 +133,7 @@ def _first_shared(keys, a, end_a, b, end_b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, own, first, near, threshold, most):  # type: ignore[no-untyped-def]
+def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, use, first, near, threshold, most):  # type: ignore[no-untyped-def]
     """The pairs; none where there is ``near``, which says of each set whether it is in one and is all that is wanted then."""
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found, share, flags = 0, threshold / (1.0 + threshold), len(near) > 0
@@ -140,13 +144,14 @@ def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, ow
         size = offsets[i + 1] - offsets[i]
         least = threshold * size - 1e-9
         for k in range(key_offsets[i], key_offsets[i + 1]):
-            if len(own) > 0 and not own[k]:
+            if len(use) > 0 and use[k] == PASSED:
                 continue
             token = tokens[k]
             rest = size - skipped[i] - (k - key_offsets[i])
+            asked = len(use) == 0 or use[k] == ASKED
             while heads[token] < tails[token] and sizes[heads[token]] < least:
                 heads[token] += 1
-            for entry in range(heads[token], tails[token]):
+            for entry in range(heads[token], tails[token] if asked else heads[token]):
                 j = posted[entry]
                 if seen[j] == i or (i >= first and j >= first) or (flags and near[i] and near[j]):
                     continue
@@ -154,7 +159,7 @@ def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, ow
                 # What two sets share lies at and after the first key that they share.
                 if min(rest, rests[entry]) < share * (size + sizes[entry]) - 1e-9:
                     continue
-                if len(own) > 0 and _first_shared(keys, key_offsets[i], k + 1, key_offsets[j], key_offsets[j + 1]) != keys[k]:
+                if len(use) > 0 and _first_shared(keys, key_offsets[i], k + 1, key_offsets[j], key_offsets[j + 1]) != keys[k]:
                     continue
                 value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
                 if value >= 0 and flags:
