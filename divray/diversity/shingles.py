@@ -50,7 +50,11 @@ class Shingles(NamedTuple):
 
     def take(self, rows: npt.NDArray[np.int64]) -> Shingles:
         """The sets ``rows``, in that order."""
-        return Shingles(*_take(self.offsets, self.values, rows))
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(np.diff(self.offsets)[rows], out=offsets[1:])
+        values = np.empty(offsets[-1], self.values.dtype)  # numpy has only these on huge pages
+        _copy(self.offsets, self.values, rows, offsets, values)
+        return Shingles(offsets, values)
 
 
 def shingle(
@@ -142,13 +146,8 @@ def _flat(texts: Any) -> pa.Array:
 
 
 @njit(cache=True)
-def _take(offsets, values, rows):  # type: ignore[no-untyped-def]
-    out_offsets = np.zeros(len(rows) + 1, np.int64)
-    for place in range(len(rows)):
-        out_offsets[place + 1] = out_offsets[place] + offsets[rows[place] + 1] - offsets[rows[place]]
-    out = np.empty(out_offsets[-1], values.dtype)
+def _copy(offsets, values, rows, out_offsets, out):  # type: ignore[no-untyped-def]
     for place in range(len(rows)):
         at = out_offsets[place] - offsets[rows[place]]
         for j in range(offsets[rows[place]], offsets[rows[place] + 1]):
             out[at + j] = values[j]
-    return out_offsets, out
