@@ -81,10 +81,10 @@ def recorded(stage: str) -> Callable[[Path], bool]:
 KILLS = (
     Kill("round-00.sample", lambda out: len(completed(out)) >= 16),
     Kill("round-00.score", recorded("round-00.sample"), 8),
-    Kill("round-00.mine", recorded("round-00.score"), 1),
+    Kill("round-00.mine", recorded("round-00.score")),
     Kill("round-01.align", recorded("round-00.mine"), 20),
     Kill("round-01.sample", lambda out: len(completed(out, 1)) >= 16),
-    Kill("select", recorded("round-01.score"), 1),
+    Kill("select", recorded("round-01.score")),
     Kill("tune", lambda out: any((out / "tune").glob("*")), 8),
     Kill("train", recorded("tune"), 3),
     Kill("evaluate", lambda out: any((out / "evaluation" / "parts").glob("*.parquet"))),
