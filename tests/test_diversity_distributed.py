@@ -15,7 +15,7 @@ from divray.diversity.columns import DedupSettings
 from divray.diversity.distributed import _added, judge_on_ray, work_name
 from divray.diversity.files import deduplicate_files
 from divray.diversity.partitions import Held, Task, join_part, send
-from divray.diversity.prefixes import count_elements
+from divray.diversity.prefixes import count_elements, postings, prefixes
 from divray.diversity.sources import ParquetSource, judge_files
 from divray.diversity.tables import judge, near_duplicate_clusters
 from divray.errors import InputError
@@ -142,15 +142,17 @@ def test_a_phrase_of_most_texts_is_a_matter_of_several_partitions(partitions: in
     parts = [SETTINGS.shingle(texts[:500]), SETTINGS.shingle(texts[500:])]
     table = count_elements(parts[1], counts=count_elements(parts[0], 16))
 
-    def edges(of: int) -> list[pd.DataFrame]:
+    def edges(of: int, most: int | None = None) -> list[pd.DataFrame]:
         sent = [send(Held(sets, None), base, table, 0.6, of) for sets, base in zip(parts, (0, 500), strict=True)]
         sent = [one if of > 1 else [one] for one in sent]
-        return [join_part(Task(0.6, of, 900), number, *[one[number] for one in sent]).to_pandas() for number in range(of)]
+        return [join_part(Task(0.6, of, 900, most), number, *[one[number] for one in sent]).to_pandas() for number in range(of)]
 
     def rows(made: list[pd.DataFrame]) -> list[tuple[int, int, float]]:
         return sorted(pd.concat(made).itertuples(index=False, name=None))
 
-    made, found = edges(partitions), rows(edges(1))
+    every = SETTINGS.shingle(sorted(set(texts)))
+    share = 1.5 * postings(prefixes(every, 0.6, table)).visits() / min(partitions, 8)
+    made, found = edges(partitions, int(share)), rows(edges(1))
     assert rows(made) == found
     assert max(map(len, made)) < 1.5 * len(found) / min(partitions, 8)
 

@@ -115,7 +115,7 @@ def join_part(task: Task, partition: int, *pieces: Piece) -> pa.Table:
     single = np.ones(len(group), bool)
     single[twins] = False
     use[~np.repeat(single, np.diff(found.offsets))] = PASSED
-    visits = posted.visits(use != PASSED)
+    visits = posted.visits(use != PASSED, use == ASKED)
     if task.most_visits is not None and visits > task.most_visits:
         problem = f"one partition of the exact join would look at {visits:,} pairs, more than {task.most_visits:,}"
         mend = "Compare longer shingles, take --method minhash, or insist with --method exact."

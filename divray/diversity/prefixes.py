@@ -57,11 +57,13 @@ class Postings(NamedTuple):
     tokens: npt.NDArray[np.uint32]
     starts: npt.NDArray[np.int64]
 
-    def visits(self, entries: Mask = ALL) -> int:
-        """Upper bound on the pairs that the join looks at where only ``entries`` of ``Prefixes.keys`` count."""
-        runs = np.bincount(self.tokens[entries]) if len(entries) else np.diff(self.starts)
-        runs = runs.astype(np.float64)
-        return int((runs * (runs - 1) / 2).sum())
+    def visits(self, held: Mask = ALL, asked: Mask = ALL) -> int:
+        """Upper bound on the pairs that the join looks at where, of the entries of ``Prefixes.keys``, only ``held`` are found and
+        only ``asked``, some of these, find others; if they are not all of a key's, about their share of its bound."""
+        keys = len(self.starts) - 1
+        runs = (np.bincount(self.tokens[held], minlength=keys) if len(held) else np.diff(self.starts)).astype(np.float64)
+        asks = np.bincount(self.tokens[asked], minlength=keys) if len(asked) else runs
+        return int((asks * (runs - 1) / 2).sum())
 
 
 def count_elements(
