@@ -125,25 +125,19 @@ def beside(config: Config, folder: str, requests: int, count: int, name: str, ot
 def against_naive(config: Config, folder: str, count: int) -> dict[str, Any]:
     """Round 0 of the loop beside the naive prompt, each with ``candidates_per_relation`` candidates and engines of its own, in turn.
 
-    The naive prompt goes through divray's sampler, so that prompts alone differ, and through vLLM's own without a seed a
-    request, which is what a script of a few lines would have and vLLM's faster way.
+    Both are sampled by vLLM with the same parameters and judged by the same judge: the prompts alone differ.
     """
     candidates = config.sampling.candidates_per_relation
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"naive_candidates_per_relation": candidates})})
-    stock = config.model_copy(update={"engine": config.engine.model_copy(update={"sampler": "vllm"})})
-    sides = {"loop": (config, False), "naive": (config, True), "naive_vllm_sampler": (stock, True)}
-    few = stock.model_copy(update={"sampling": stock.sampling.model_copy(update={"naive_candidates_per_relation": 4})})
+    few = config.model_copy(update={"sampling": config.sampling.model_copy(update={"naive_candidates_per_relation": 4})})
     round_zero(few, f"{folder}/warm-up", True)  # vLLM compiles its sampler once a machine
     turns: list[dict[str, Any]] = []
     for turn in range(count):
-        views = {name: round_zero(settings, f"{folder}/{name}-{turn}", naive) for name, (settings, naive) in sides.items()}
+        views = {name: round_zero(config, f"{folder}/{name}-{turn}", name == "naive") for name in ("loop", "naive")}
         turns.append(views)
         print(json.dumps(views), flush=True)
-    ratios = {
-        f"loop / {name}": [turn["loop"]["accepted_per_engine_second"] / turn[name]["accepted_per_engine_second"] for turn in turns]
-        for name in ("naive", "naive_vllm_sampler")
-    }
-    return {"median_ratio": {name: round(statistics.median(found), 2) for name, found in ratios.items()}, "ratios": ratios, "turns": turns}
+    ratios = [turn["loop"]["accepted_per_engine_second"] / turn["naive"]["accepted_per_engine_second"] for turn in turns]
+    return {"median_ratio": round(statistics.median(ratios), 2), "ratios": ratios, "turns": turns}
 
 
 def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
@@ -158,7 +152,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     from divray.runs import RunFolder
     from divray.sampling.stage import run as sample
     from divray.schemas import NAIVE
-    from divray.scoring import run as score
+    from divray.scoring.stage import run as score
 
     task, run = load_task(config), RunFolder(folder)
     connect(config)
@@ -168,9 +162,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
         for row in request_rows(config, task.relations, task.seeds, 0, length=token_counter(config))
         if (row["strategy"] == NAIVE) == naive
     )
-    # The naive prompt decodes freely.
-    free = {"pattern": ""} if config.engine.sampler == "auto" else {"pattern": "", "seed": None}
-    write_prompts(run, "round-00/prompts", ({**row, **free} if naive else row for row in rows))
+    write_prompts(run, "round-00/prompts", rows)
     sample(config, run, 0)
     score(config, run, 0)
     ray.shutdown()

@@ -54,7 +54,7 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
 
 def plain(config: Config, folder: str) -> dict[str, float]:
     from divray.runs import RunFolder
-    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
+    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
 
     gpu = config.engine.device == "gpu"
     if not gpu:
@@ -69,7 +69,7 @@ def plain(config: Config, folder: str) -> dict[str, float]:
     llm = LLM(local_model(config.models.llm), **engine_arguments(config, gpu))
     parameters = []
     for row in rows:
-        values = sampling_parameters(config, row, greedy=False, own_sampler=uses_own_sampler(config, gpu))
+        values = sampling_parameters(config, row, greedy=False)
         pattern = values.pop("structured_outputs", None)
         parameters.append(SamplingParams(**values, structured_outputs=StructuredOutputsParams(**pattern) if pattern else None))
     started = time.time()
@@ -95,7 +95,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
     options = ["--host=127.0.0.1", f"--port={port}", "--served-model-name=policy"]
     for name, value in engine_arguments(config, gpu).items():
         flag = name.replace("_", "-")
-        if name in ("trust_remote_code", "logits_processors"):  # the server draws by vLLM's own sampler
+        if name == "trust_remote_code":
             continue
         options.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag}={value}")
     payloads = Path(folder, "payloads.jsonl")

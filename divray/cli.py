@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ examples:
   divray run divray/quickstart/quickstart.yaml --out runs/demo   the whole loop, or the rest of it
   divray run my.yaml --out s3://bucket/runs/1 selection.k=32     settings on the command line win
   divray explain runs/demo SAMPLE_ID                             why one sample was kept or dropped
+  divray review runs/demo --number 50                            read samples blind and say which are right
   divray predict runs/demo sentences.jsonl answers.jsonl         the trained RE model at work
   divray dedup texts.parquet --out deduped --threshold 0.7       near-duplicates of any table, without the loop
 
@@ -66,11 +68,25 @@ def build_parser() -> argparse.ArgumentParser:
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", _export)
     export.add_argument("run", help="run folder")
     export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
+    export.add_argument("--all", action="store_true", help="every accepted sample, not only the selected ones")
     explain = add("explain", "Show where a sample came from, what stands near it, and why it was kept or dropped.", _explain)
     explain.add_argument("run", help="run folder")
     explain.add_argument("sample_id", help="id of a candidate or of a seed example")
     explain.add_argument("--neighbours", type=int, default=5, metavar="N", help="nearest sentences shown (default 5)")
     explain.add_argument("--json", action="store_true", help="print everything as JSON")
+    review = add("review", "Read some of the samples blind and say which are right; report and card then show the share.", _review)
+    review.add_argument("run", help="run folder")
+    review.add_argument("--number", type=int, default=50, metavar="N", help="samples to read (default 50)")
+    review.add_argument("--of", choices=("selected", "scored"), default="selected", help="selected samples, or all that were scored")
+    review.add_argument("--reader", default="reader", metavar="NAME", help="who reads; each reader's answers are kept apart")
+    review.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write a page to read on instead (default RUN/review.html)",
+    )
+    review.add_argument("--answers", metavar="FILE", help="take in the answers that such a page saved")
     predict = add("predict", "Label sentences with the run's RE model.", _predict)
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
@@ -183,7 +199,7 @@ def _stage(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from divray.export import export
 
-    print(f"{export(arguments.run, arguments.target)} samples -> {arguments.target}")
+    print(f"{export(arguments.run, arguments.target, arguments.all)} samples -> {arguments.target}")
 
 
 def _explain(arguments: argparse.Namespace) -> None:
@@ -192,6 +208,33 @@ def _explain(arguments: argparse.Namespace) -> None:
 
     found = explain(arguments.run, arguments.sample_id, max(arguments.neighbours, 1))
     console.print_explanation(found, arguments.json)
+
+
+def _review(arguments: argparse.Namespace) -> None:
+    from divray import console, pipeline
+    from divray.report import review
+    from divray.report.summary import run as report
+    from divray.runs import RunFolder
+    from divray.selection import write_card
+
+    run = RunFolder(arguments.run)
+    config = pipeline.read_config(run)
+    if arguments.answers:
+        given = review.take_answers(config, run, arguments.answers, arguments.reader)
+    else:
+        drawn = review.draw(config, run, max(arguments.number, 1), arguments.of)
+        if arguments.html is not None:
+            folder, name = os.path.split(arguments.html) if arguments.html else (arguments.run, "review.html")
+            RunFolder(folder or ".").write_text(name, review.page(drawn))
+            print(f"{len(drawn)} samples -> {arguments.html or run.path(name)}; then: divray review {arguments.run} --answers answers.json")
+            return
+        given = review.review(run, drawn, arguments.reader, console.ask_key)
+    figures = review.review_figures(run)
+    if record := run.record("select"):
+        write_card(config, run, record["counts"])
+    if run.exists("report.html"):
+        report(config, run, config.rounds - 1)
+    print(f"{given} answers kept. {review.as_sentence(figures) if figures else 'No selected sample has been read yet.'}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:

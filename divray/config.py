@@ -61,7 +61,7 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file, put the ``section.key=value`` overrides over it, and check every key.
 
-    ``task.data`` and ``task.relations`` come back absolute: relative paths count from the file's own
+    ``task.data``, ``task.relations`` and ``prompts.pairs_file`` come back absolute: relative paths count from the file's own
     folder, those of the overrides from the current one.
 
     Raises:
@@ -89,7 +89,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         "data": absolute("task.data", config.task.data) if config.task.data else str(path.parent.resolve()),
         "relations": absolute("task.relations", config.task.relations),
     }
-    return config.model_copy(update={"task": config.task.model_copy(update=paths)})
+    pairs = absolute("prompts.pairs_file", config.prompts.pairs_file) if config.prompts.pairs_file else None
+    prompts = config.prompts.model_copy(update={"pairs_file": pairs})
+    return config.model_copy(update={"task": config.task.model_copy(update=paths), "prompts": prompts})
 
 
 def override_config(config: Config, overrides: list[str] | tuple[str, ...]) -> Config:

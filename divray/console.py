@@ -116,6 +116,27 @@ def print_explanation(found: dict[str, Any], as_json: bool = False) -> None:
         console.print(item)
 
 
+def ask_key(text: str) -> str:
+    """Show ``text`` on stdout and wait for a key; without a terminal for a line. ``q`` at the end of the input."""
+    console = _stdout()
+    console.rule()
+    console.print("\n".join(printable(line) for line in text.split("\n")), markup=False, end="")
+    if not sys.stdin.isatty():
+        key = sys.stdin.readline()
+    else:
+        import termios
+        import tty
+
+        before = termios.tcgetattr(sys.stdin)
+        try:
+            tty.setcbreak(sys.stdin, termios.TCSADRAIN)
+            key = sys.stdin.read(1)
+        finally:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+    console.print()
+    return key.strip().lower() if key else "q"
+
+
 def _stdout() -> Console:
     from rich.console import Console
 

@@ -84,7 +84,7 @@ def _candidate(config: Config, run: RunFolder, folder: str, folders: list[str], 
         "origin": _origin(config, run, folder, folders, prompt, completion),
         "completion": completion.get("completion"),
         "rejection": sample.get("rejection", ""),
-        "scores": {key: scored[key] for key in ("correctness", "correct", "unique", "novelty", "reason") if key in scored},
+        "scores": {key: scored[key] for key in ("correctness", "correct", "audit", "unique", "novelty", "reason") if key in scored},
         "gate": config.correctness.threshold,
         "threshold": config.diversity.threshold,
         "cluster": None,
@@ -102,8 +102,8 @@ def _candidate(config: Config, run: RunFolder, folder: str, folders: list[str], 
         for key, other in (("conflict", scored.get("conflict")), ("near_test", scored.get("near_test"))):
             if other:
                 found[key] = sentence_of(run, folders, other, test=key == "near_test")
-    if run.files("dataset", ".parquet"):
-        found["selected"] = row_of(run, "dataset", "sample_id", name, ["sample_id"]) is not None
+    if run.files("comparison/selected", ".parquet"):
+        found["selected"] = row_of(run, "comparison/selected", "sample_id", name, ["sample_id"]) is not None
     found["outcome"], found["why"] = _outcome(config, run, found, prompt["strategy"])
     return found
 
@@ -154,6 +154,10 @@ def _origin(config: Config, run: RunFolder, folder: str, folders: list[str], pro
     return found
 
 
+def _limit(config: Config, reason: str) -> float:
+    return config.diversity.seed_threshold if "seed" in reason else config.diversity.threshold
+
+
 def _outcome(config: Config, run: RunFolder, found: Row, strategy: str) -> tuple[str, str]:
     scores = found["scores"]
     if found["completion"] is None:
@@ -167,22 +171,21 @@ def _outcome(config: Config, run: RunFolder, found: Row, strategy: str) -> tuple
             return "near test", f"Dropped, since the test set is guarded: {scores['reason']}."
         if found["conflict"] and scores["reason"].startswith("labelling conflict"):
             return "conflict", f"Dropped: {scores['reason']}. One sentence can't teach two labels."
-        return "near copy", f"Dropped: {scores['reason']}; near-duplicates have a similarity of {config.diversity.threshold:g} or more."
+        return "near copy", f"Dropped: {scores['reason']}; from {_limit(config, scores['reason']):g} on it counts as one."
     if not scores["correct"]:
         return "below the gate", (
-            f"Dropped: its correctness {scores['correctness']:.2f} is below the gate of {config.correctness.threshold:g}"
-            f" ({scores['reason']})."
+            f"Dropped: its score {scores['correctness']:.2f} is below the gate ({config.correctness.threshold}) ({scores['reason']})."
         )
     if strategy == NAIVE:
         return "baseline", "A sample of the naive baseline, which is only compared with; none of them is selected."
     if found["selected"]:
-        return "selected", f"In the data set: unique ({scores['reason']}) and correct ({scores['correctness']:.2f})."
+        return "selected", f"Selected: unique ({scores['reason']}) and correct ({scores['correctness']:.2f})."
     if found["selected"] is None:
         return "accepted", f"Unique ({scores['reason']}) and correct ({scores['correctness']:.2f}); nothing has been selected yet."
-    taken = sum(batch.num_rows for batch in batches(run, "dataset", ["relation"], field("relation") == found["relation"]))
+    taken = sum(batch.num_rows for batch in batches(run, "comparison/selected", ["relation"], field("relation") == found["relation"]))
     if taken < config.selection.k:
         return "repeated", "Unique and correct, but the same text, but for case and blanks, stands in an earlier round."
     return (
         "more than K",
-        f"Unique and correct, but {taken} others make a better set together: more than K = {config.selection.k} were there.",
+        f"In the data set, but not selected: there were more than K = {config.selection.k}, and others make a better set together.",
     )

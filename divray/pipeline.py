@@ -53,7 +53,7 @@ STAGES = {
         Stage("align", "divray.alignment", "Train the round's policy on the pairs of the rounds before (DPO).", True, "steps"),
         Stage("prompt", "divray.prompts", "Write the round's request rows.", True),
         Stage("sample", "divray.sampling.stage", "Let the LLM complete the request rows, and parse what it wrote.", True, "candidates"),
-        Stage("score", "divray.scoring", "Correctness, near-duplicates and novelty of the samples.", True),
+        Stage("score", "divray.scoring.stage", "Correctness, near-duplicates and novelty of the samples.", True),
         Stage("mine", "divray.preferences", "Find the preference pairs for the next round's policy.", True),
         Stage("select", "divray.selection", "Choose K samples a relation from all rounds."),
         Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", unit="trials"),
@@ -91,6 +91,8 @@ def check(config: Config) -> Any:
     from divray.datasets import load_task
     from divray.models import check_model
     from divray.prompts import STRATEGIES
+    from divray.prompts.pairs import read_pairs
+    from divray.prompts.parsing import form_of
 
     for name in config.prompts.strategies:
         if name not in STRATEGIES:
@@ -106,7 +108,14 @@ def check(config: Config) -> Any:
             raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
     check_model(config.models.llm, "config", "models.llm")
     check_model(config.models.encoder, "config", "models.encoder")
-    return load_task(config)
+    if config.correctness.llm is not None and config.correctness.llm != "endpoint":
+        check_model(config.correctness.llm, "config", "correctness.llm")
+    elif config.correctness.llm and config.engine.endpoint is None:
+        raise InputError("config", "engine.endpoint", "`correctness.llm: endpoint` needs a url and a model", "Give url and model.")
+    task = load_task(config)
+    if config.prompts.pairs_file:
+        read_pairs(config.prompts.pairs_file, task.relations, form_of(task.seeds, task.relations))
+    return task
 
 
 def open_run(config: Config, uri: str) -> RunFolder:

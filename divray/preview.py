@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from textwrap import indent
+from typing import Any
 
 from divray.config import Config
 from divray.pipeline import check
 from divray.runs import RunFolder
 
 
-def preview(config: Config, count: int) -> Iterator[str]:
-    """Blocks of text: each relation's prompt for each strategy, and ``count`` completions with their verdict."""
-    from divray.cluster import connect
-    from divray.datasets import examples_table
-    from divray.prompts import chat_renderer, request_rows, token_counter, write_prompts
-    from divray.sampling.engine import complete
-    from divray.sampling.stage import parsed_parts
+def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
+    """Blocks of text: each relation's prompt for each strategy, and ``count`` completions with their verdicts.
 
-    task = check(config)
+    Args:
+        answer: A function in the engine's place; see :func:`divray.sampling.engine.complete`.
+    """
+    from divray.cluster import connect
+    from divray.datasets.stage import read_relations
+    from divray.datasets.stage import run as prepare
+    from divray.datasets.tables import table_examples
+    from divray.prompts import run as prompt
+    from divray.prompts.parsing import form_of
+    from divray.sampling.engine import complete
+    from divray.sampling.stage import parsed_records
+
+    check(config)
     wanted = count * len(config.prompts.strategies)
     sampling = config.sampling.model_copy(
         update={"candidates_per_relation": wanted, "naive_candidates_per_relation": count, "waves": 1, "quota": None}
     )
-    config = config.model_copy(update={"sampling": sampling})
+    config = config.model_copy(update={"sampling": sampling, "rounds": 1})
     connect(config)
     with tempfile.TemporaryDirectory(prefix="divray-preview-") as folder:
         run = RunFolder(folder)
-        run.write_table("data/seeds", examples_table(task.seeds))
-        rows = request_rows(config, task.relations, task.seeds, 0, chat_renderer(config), length=token_counter(config))
-        write_prompts(run, "prompts", rows)
-        complete(config, run, "prompts", "completions", config.models.llm)
+        prepare(config, run)
+        prompt(config, run, 0, answer=answer)
+        complete(config, run, "round-00/prompts", "completions", config.models.llm, answer=answer)
         completions = run.read_table("completions").sort_by("candidate_id").to_pylist()
+        form = form_of(table_examples(run.read_table("data/seeds")), read_relations(run))
     shown = ""
     for row in completions:
         if row["prompt_id"] != shown:
             shown = row["prompt_id"]
             yield f"\n=== {row['relation']} / {row['strategy']}\n{row['prompt']}"
-        for completion, parsed in zip(*parsed_parts(row, config.sampling.max_tokens), strict=True):
-            yield f"  [{parsed.rejection or 'valid'}] {completion.strip()}"
+        verdicts = ", ".join(parsed.rejection or "valid" for parsed in parsed_records(row, form, config.sampling.max_tokens))
+        yield f"  [{verdicts}]\n{indent(row['completion'].strip(), '    ')}"

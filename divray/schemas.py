@@ -35,6 +35,8 @@ PROMPTS = pa.schema(
         pa.field("strategy", pa.string()),
         pa.field("prompt_id", pa.string()),
         pa.field("prompt", pa.string()),
+        pa.field("head", pa.string()),
+        pa.field("tail", pa.string()),
         pa.field("pattern", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("demonstrations", pa.list_(pa.string())),
@@ -44,10 +46,10 @@ PROMPTS = pa.schema(
     ]
 )
 """One row a request, which is one candidate, or ``sentences`` of them (null: 1). ``prompt_id`` is shared
-by the candidates of one prompt text; ``pattern`` is the regular expression of the completion, ``""``
-for free text; ``demonstrations`` are ids of examples and of earlier samples; ``length`` is that of the
-prompt in tokens (null: not known before the engine); ``policy`` is the model asked: ``tuned``, the round's own
-policy, or ``base``, the one that it was tuned from."""
+by the candidates of one prompt text; ``head`` and ``tail`` are the pair that the prompt gives, ``""`` where the LLM writes
+it; ``pattern`` is the JSON schema or the regular expression of the completion, ``""`` for free text; ``demonstrations``
+are ids of examples and of earlier samples; ``length`` is that of the prompt in tokens (null: not known before the
+engine); ``policy`` is the model asked: ``tuned``, the round's own policy, or ``base``, the one that it was tuned from."""
 
 COMPLETIONS = pa.schema(
     [
@@ -101,6 +103,7 @@ SCORES = pa.schema(
         *SAMPLES,
         pa.field("correctness", pa.float64()),
         pa.field("correct", pa.bool_()),
+        pa.field("audit", pa.float64()),
         pa.field("cluster", pa.string()),
         pa.field("nearest_id", pa.string()),
         pa.field("similarity", pa.float64()),
@@ -115,8 +118,9 @@ SCORES = pa.schema(
 )
 """The valid samples only, sorted by ``candidate_id``.
 
-``correctness`` in [0, 1]; ``correct`` is the gate on it. ``cluster`` is the smallest id of the
-connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles)
+``correctness`` in [0, 1] is the judge's probability that the sentence is right; ``correct`` is the gate on it.  ``audit`` is the
+same by a second judge with other signals, on which nothing in the loop depends: the report prints that one. ``cluster`` is the
+smallest id of the connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles)
 name the nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether
 this one stays, and ``reason`` says why. ``novelty`` is 1 - cosine to the nearest other unique
 sample of its relation. ``conflict`` and ``conflict_relation`` name a row (a sample of this or an earlier
@@ -141,12 +145,15 @@ DATASET = pa.schema(
     [
         pa.field("sample_id", pa.string()),
         pa.field("relation", pa.string()),
+        pa.field("rank", pa.int32()),
         *_SPANS,
         pa.field("round", pa.int32()),
         pa.field("strategy", pa.string()),
         pa.field("policy", pa.string()),
         pa.field("correctness", pa.float64()),
+        pa.field("audit", pa.float64()),
         pa.field("novelty", pa.float64()),
     ]
 )
-"""The selected training samples. ``sample_id`` is the ``candidate_id`` of the sample."""
+"""The data set: every accepted sample. ``sample_id`` is the ``candidate_id`` of the sample; ``rank`` counts from 1 in each
+relation, and the samples up to rank K (``selection.k``) are the selected ones."""

@@ -41,14 +41,17 @@ class PromptsConfig(Section):
     """How a relation becomes requests."""
 
     style: Literal["completion", "chat"] = Field("completion", description="`chat` renders the model's own chat template.")
-    strategies: dict[str, float] = Field({"independent": 0.5, "anchored": 0.5}, description="Strategy -> share of the candidates.")
-    demonstrations: int = Field(4, ge=1, description="Seed examples shown in a prompt.")
+    strategies: dict[str, float] = Field({"independent": 1.0}, description="Strategy -> share of the candidates.")
+    pairs: Literal["with", "first"] = Field(
+        "with", description="The LLM writes head and tail `with` the sentence, or a pool of pairs `first` and then a sentence for each."
+    )
+    pairs_file: str | None = Field(
+        None, description="Your own pairs, relative to this file: .jsonl, .csv or .parquet with relation, head, tail."
+    )
+    demonstrations: int = Field(5, ge=1, description="Seed examples shown in a prompt.")
     wish: bool = Field(True, description="Ask for a sentence as different as possible from the demonstrations.")
     attributes: bool = Field(
         False, description="Name a topic and a length in each prompt (AttrPrompt, arXiv 2306.15895); for LLMs that follow instructions."
-    )
-    cache_block: int = Field(
-        32, ge=0, description="Tokens in a block of the engine's prefix cache; prompts get notes that let them end with a block. 0: none."
     )
     candidates_per_prompt: int = Field(8, ge=1, description="Candidates that share one prompt text.")
     most_demonstrations: int = Field(24, ge=1, description="`one_by_one`: seeds and accepted samples shown in a prompt, at most.")
@@ -60,8 +63,8 @@ class SamplingConfig(Section):
 
     candidates_per_relation: int = Field(64, ge=1, description="Candidates a relation and round.")
     naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
-    constrained: bool = Field(True, description="Structured decoding: head and tail marked inside one sentence.")
-    temperature: float = Field(1.0, gt=0)
+    constrained: bool = Field(True, description="Structured decoding: chat models answer in JSON under a schema, lists have their length.")
+    temperature: float = Field(0.9, gt=0)
     tuned_temperature_factor: float = Field(
         1.3,
         gt=0,
@@ -71,7 +74,7 @@ class SamplingConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     repetition_penalty: float = Field(1.0, gt=0)
-    max_tokens: int = Field(48, ge=8, description="Of one sentence.")
+    max_tokens: int = Field(96, ge=8, description="Of one record.")
     base_share: float = Field(
         0, ge=0, lt=1, description="From round 1 on: share of the candidates that the model before tuning gives, in the same pass (LoRA)."
     )
@@ -98,6 +101,7 @@ class DiversityConfig(Section):
     shingle_size: int = Field(3, ge=1)
     strip_punctuation: bool = Field(False, description="Take punctuation off both ends of each word before sentences are compared.")
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
+    seed_threshold: float = Field(0.5, gt=0, le=1, description="The same to a seed example, from which a sample is a copy of it.")
     rule: Literal["independent", "component"] = Field(
         "independent", description="What stays: no two near each other, every dropped one near a kept one; or one of each cluster."
     )
@@ -122,12 +126,12 @@ class DiversityConfig(Section):
 class CorrectnessConfig(Section):
     """Does the sentence say its relation, in its direction?"""
 
-    signals: list[Literal["seeds", "out_of_fold"]] = ["seeds", "out_of_fold"]
-    folds: int = Field(5, ge=2)
-    threshold: float = Field(
-        0.4, ge=0, le=1, description="Score from which a sample passes; 0.5: as likely right as a seed under its most tempting wrong label."
+    llm: str | None = Field(
+        None, description="An LLM that reads, too: its likelihoods, and its yes or no. Hub id, folder, `embedded:…` or `endpoint`."
     )
-    fit_per_relation: int = Field(2000, ge=1, description="Samples of a relation that the out-of-fold classifiers are fitted on, at most.")
+    threshold: float | Literal["auto"] = Field(
+        0.5, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
+    )
 
 
 class PreferencesConfig(Section):
@@ -135,9 +139,6 @@ class PreferencesConfig(Section):
 
     mode: Literal["mined", "paper"] = "mined"
     max_pairs_per_relation: int = Field(32, ge=1)
-    quality: float = Field(
-        0.5, gt=0, le=1, description="Mined: share of a prompt's candidates that counts as best, and as worst (DivPO's p)."
-    )
 
 
 class AlignmentConfig(Section):
@@ -218,9 +219,6 @@ class EngineConfig(Section):
     batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
     concurrent_batches: int = Field(14, ge=1, description="More in flight than vLLM's `max_num_seqs` keep its own queue from running dry.")
     max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
-    sampler: Literal["auto", "vllm"] = Field(
-        "auto", description="`auto`: on a CPU divray's own, of the same distribution, where only temperature and min_p are asked for."
-    )
     encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Of the sentence encoder; `auto`: fp16 on a GPU, else fp32. Less moves a cosine by about 0.0001."
     )

@@ -15,7 +15,7 @@ def test_the_command_line_stands_over_the_file_over_the_default() -> None:
     config = load_config(QUICKSTART, ["selection.k=3", "engine.vllm.max_num_seqs=7"])
     assert config.selection.k == 3
     assert config.engine.vllm == {"max_num_seqs": 7}
-    assert config.sampling.max_tokens == 48
+    assert config.sampling.max_tokens == 96
 
 
 def test_a_resolved_config_reads_back_the_same() -> None:

@@ -99,6 +99,7 @@ def _summary() -> dict[str, Any]:
     view = {"candidates": 1200, "valid": 900, "unique": 700, "correct": 420, "selected": 80, "generated_tokens": 36000}
     return {
         "headline": "Seeds + generated: 61.2 [b]micro-F1",
+        "review": {"readers": 2, "number": 50, "share": 0.84, "low": 0.714, "high": 0.917},
         **view,
         "engine_seconds": 100.0,
         "tokens_per_accepted": 85.7,
@@ -116,7 +117,20 @@ def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_summary(_summary())
     out, err = capsys.readouterr()
     assert err == ""
-    for text in ("61.2 [b]micro-F1", "1,200", "naive prompt", "300 no tail", "macro-F1", "58.0", "1.1", "6.30", "1,434", "round 1"):
+    for text in (
+        "2 people read 50 of the selected samples: 84 % right [71, 92].",
+        "second judge",
+        "61.2 [b]micro-F1",
+        "1,200",
+        "naive prompt",
+        "300 no tail",
+        "macro-F1",
+        "58.0",
+        "1.1",
+        "6.30",
+        "1,434",
+        "round 1",
+    ):
         assert text in out, text
     assert "\x1b[2J" not in out
 

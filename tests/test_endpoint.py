@@ -24,7 +24,8 @@ from divray.datasets import load_task
 from divray.errors import EngineError, InputError
 from divray.models import local_model
 from divray.pipeline import check
-from divray.prompts import request_rows, write_prompts
+from divray.prompts import chat_renderer, request_rows, write_prompts
+from divray.prompts.record import read_records
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.endpoint import Key, payload
@@ -32,6 +33,8 @@ from divray.sampling.engine import complete
 from divray.sampling.ledger import failure_reason
 
 SECRET = "sk-very-secret"
+RECORD = " Ada Varn\nTail (place): Alden\nSentence: Ada Varn saw the lights of Alden."
+RECORD_JSON = '{"head": "Ada Varn", "tail": "Alden", "sentence": "Ada Varn saw the lights of Alden."}'
 
 
 class Server(ThreadingHTTPServer):
@@ -73,9 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._say(429 if self.server.seen[request] == 1 else 500, {"error": {"message": "later"}})
         self.server.bodies.append(body)
         usage = {"prompt_tokens": 30, "completion_tokens": 7, "total_tokens": 37, "prompt_tokens_details": {"cached_tokens": 16}}
-        said = {"text": " The [storm] hit the {coast}."}
+        said: dict[str, Any] = {"text": RECORD}
         if chat:
-            said = {"message": {"role": "assistant", "content": "6. The [storm] hit the {coast}."}}
+            said = {"message": {"role": "assistant", "content": RECORD_JSON}}
         choice = {"index": 0, **said, "finish_reason": "stop", "logprobs": None}
         self._say(200, {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
 
@@ -107,7 +110,8 @@ def settings(url: str, *overrides: str) -> Config:
 
 def requests(config: Config, uri: str, every: int, count: int) -> RunFolder:
     run, task = RunFolder(uri), load_task(config)
-    write_prompts(run, "prompts", islice(request_rows(config, task.relations, task.seeds, 0), 0, every * count, every))
+    rows = request_rows(config, task.relations, task.seeds, 0, chat_renderer(config))
+    write_prompts(run, "prompts", islice(rows, 0, every * count, every))
     return run
 
 
@@ -124,7 +128,7 @@ def test_a_busy_and_a_broken_server_are_waited_for(ray_two_cpus: None, uri: str,
     assert good
     assert all((row["generated_tokens"], row["cached_tokens"], row["finish_reason"]) == (7, 16, "stop") for row in good)
     assert all(server.seen[str(row["seed"])] == (1 if row["error"] else 3) for row in rows)
-    assert all(body["structured_outputs"]["regex"] and body["min_p"] == 0.1 for body in server.bodies)
+    assert all(body["stop"] == ["\n\n"] and body["min_p"] == 0.1 for body in server.bodies)
     written = b"".join(path.read_bytes() for path in Path(uri).rglob("*") if path.is_file())
     assert SECRET.encode() not in written
 
@@ -146,8 +150,9 @@ def test_chat_is_asked_in_messages_and_no_faster_than_told(
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"endpoint": limited})})
     run = requests(config, uri, 1, 8)
     assert complete(config, run, "prompts", "completions", "endpoint") == 8
-    assert {row["completion"] for row in run.read_table("completions").to_pylist()} == {" The [storm] hit the {coast}."}
-    assert all("sentence" in body["messages"][0]["content"] for body in server.bodies)
+    assert {row["completion"] for row in run.read_table("completions").to_pylist()} == {RECORD_JSON}
+    assert all("Answer in JSON" in body["messages"][0]["content"] for body in server.bodies)
+    assert all(json.loads(body["structured_outputs"]["json"])["required"] == ["head", "tail", "sentence"] for body in server.bodies)
     assert len(server.times) == 3 * 8
     assert server.times[-1] - server.times[0] >= 1.6  # 2.3 as planned; a slow machine only makes it longer
 
@@ -215,7 +220,7 @@ def test_a_real_vllm_server(ray_two_cpus: None, uri: str, tmp_path: Path) -> Non
         rows = run.read_table("completions").to_pylist()
         assert not [row["error"] for row in rows if row["error"]]
         assert all(row["generated_tokens"] > 0 and row["prompt_tokens"] > 50 for row in rows)
-        assert sum("[" in row["completion"] and "{" in row["completion"] for row in rows) > len(rows) // 2  # some are cut before
+        assert sum(len(read_records(row["completion"])) == 1 for row in rows) > len(rows) // 2  # some are cut before
     finally:
         import psutil
 

@@ -15,16 +15,17 @@ from divray.datasets.stage import run as prepare
 from divray.errors import EngineError, InputError
 from divray.models import local_model
 from divray.prompts import request_rows, write_prompts
+from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.actors import EngineHealth
-from divray.sampling.arguments import ENTITIES_KEY, SAMPLER_KEY, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
+from divray.sampling.arguments import engine_arguments, engine_threads, sampling_parameters
 from divray.sampling.engine import complete
 from divray.sampling.stage import parse_batch, policy_model, retry_failed
 from divray.sampling.stage import run as sample
 from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
 
-SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=0", "sampling.max_tokens=40", "engine.batch_size=8"]
+SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=0", "sampling.max_tokens=64", "engine.batch_size=8"]
 
 
 def settings(*overrides: str) -> Config:
@@ -64,48 +65,23 @@ def test_the_users_engine_arguments_win() -> None:
     assert "enforce_eager" not in engine_arguments(config, gpu=True)
 
 
+ROW = {"strategy": "independent", "pattern": "", "head": "", "seed": 5}
+
+
 def test_sampling_parameters_of_a_row() -> None:
-    row = {"pattern": "a+", "seed": 5}
-    drawn = sampling_parameters(settings(), row, greedy=False)
+    drawn = sampling_parameters(settings(), {**ROW, "pattern": "a+"}, greedy=False)
     assert drawn["structured_outputs"] == {"regex": "a+"}
-    assert (drawn["seed"], drawn["temperature"], drawn["max_tokens"]) == (5, 1.0, 40)
-    greedy = sampling_parameters(settings(), {**row, "pattern": ""}, greedy=True)
+    assert (drawn["seed"], drawn["temperature"], drawn["min_p"], drawn["max_tokens"]) == (5, 1.0, 0.1, 64)
+    greedy = sampling_parameters(settings(), ROW, greedy=True)
     assert greedy["temperature"] == 0.0
-    assert "structured_outputs" not in greedy
-    own = sampling_parameters(settings(), row, greedy=False, own_sampler=True)
-    assert own["temperature"] == 0.0
-    assert own["extra_args"] == {SAMPLER_KEY: {"temperature": 1.0, "min_p": 0.1, "seed": 5}, ENTITIES_KEY: True}
-    free = sampling_parameters(settings(), {**row, "pattern": ""}, greedy=False, own_sampler=True)
-    assert free["extra_args"][ENTITIES_KEY] is False
-    assert sampling_parameters(settings(), {**row, "pattern": ""}, greedy=True, own_sampler=True) == greedy
+    assert "structured_outputs" not in greedy and "min_p" not in greedy
 
 
 def test_the_tuned_policy_has_a_temperature_of_its_own() -> None:
     config = settings("sampling.temperature=0.8", "sampling.tuned_temperature_factor=1.5")
-    row = {"pattern": "", "seed": 5}
     for policy, expected in ((BASE, 0.8), (TUNED, 1.2)):
-        assert sampling_parameters(config, {**row, "policy": policy}, greedy=False)["temperature"] == pytest.approx(expected)
-        own = sampling_parameters(config, {**row, "policy": policy}, greedy=False, own_sampler=True)["extra_args"][SAMPLER_KEY]
-        assert own["temperature"] == pytest.approx(expected)
-    assert sampling_parameters(config, {**row, "policy": TUNED}, greedy=True)["temperature"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("override", "own"),
-    [
-        ("sampling.temperature=0.7", True),
-        ("sampling.top_p=0.9", False),
-        ("sampling.top_k=5", False),
-        ("sampling.repetition_penalty=1.1", False),
-        ("engine.sampler=vllm", False),
-        ("engine.vllm={logits_processors: []}", False),
-    ],
-)
-def test_the_own_sampler_draws_what_it_can(override: str, own: bool) -> None:
-    config = settings(override)
-    assert uses_own_sampler(config, gpu=False) is own
-    assert not uses_own_sampler(config, gpu=True)
-    assert bool(engine_arguments(config, gpu=False).get("logits_processors")) is own
+        assert sampling_parameters(config, {**ROW, "policy": policy}, greedy=False)["temperature"] == pytest.approx(expected)
+    assert sampling_parameters(config, {**ROW, "policy": TUNED}, greedy=True)["temperature"] == 0.0
 
 
 def test_an_engine_leaves_one_core_of_many_and_shares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +142,7 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     passes = [run.read_json(name) for name in run.files("round-00/completions.engines")]
     assert len(passes) == 2
     assert all(engine["ready_at"] >= engine["created_at"] for record in passes for engine in record["engines"].values())
-    assert counts["valid"] >= len(rows) // 2
-    assert counts["rejections"].get("same_entities", 0) <= 1  # one in ten, were they let through
+    assert counts["valid"] >= len(rows) // 4
 
     # What comes after the engine is a function of its completions alone, however they are partitioned.
     run.write_table("round-00/completions", second.sort_by([("completion", "descending")]), rows_per_file=5)
@@ -199,15 +174,17 @@ def test_an_engine_that_dies_at_every_start_is_given_up_with_its_cause(ray_two_c
     assert str(broken) in str(caught.value) or "NoSuch" in str(caught.value) or "tokenizer" in str(caught.value).lower()
 
 
-def test_parsing_is_row_by_row(quickstart: Config) -> None:
+def test_parsing_is_row_by_row() -> None:
     base = dict.fromkeys(("candidate_id", "strategy", "prompt_id", "prompt"), "x") | {"round": 0, "relation": "r", "error": ""}
     rows = [
-        {**base, "completion": " The [storm] caused a {flood}.", "generated_tokens": 9},
-        {**base, "completion": " The [storm] caused a", "generated_tokens": 40},
+        {**base, "head": "", "tail": "", "completion": " storm\nTail: flood\nSentence: The storm caused a flood.", "generated_tokens": 9},
+        {**base, "head": "", "tail": "", "completion": " storm\nTail: flood\nSentence: The storm", "generated_tokens": 40},
+        {**base, "head": "storm", "tail": "flood", "completion": " A flood came after the storm.", "generated_tokens": 9},
     ]
-    parsed = parse_batch(pa.Table.from_pylist(rows), {"r": ("event", "event")}, 40).to_pylist()
-    assert [row["rejection"] for row in parsed] == ["", "truncated"]
-    assert parsed[0]["text"][parsed[0]["tail_start"] : parsed[0]["tail_end"]] == "flood"
+    parsed = parse_batch(pa.Table.from_pylist(rows), {"r": ("event", "event")}, form_of([], []), 40).to_pylist()
+    assert [row["rejection"] for row in parsed] == ["", "truncated", ""]
+    for row in parsed[::2]:
+        assert row["text"][row["tail_start"] : row["tail_end"]] == "flood"
     assert parsed[0]["head_type"] == "event"
     assert examples_table([]).num_rows == 0
 
@@ -218,7 +195,7 @@ def test_the_base_model_and_its_tuned_policy_answer_in_one_pass(ray_two_cpus: No
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = settings("sampling.base_share=0.5", "sampling.constrained=false", "sampling.max_tokens=12")
+    config = settings("sampling.base_share=0.5", "sampling.max_tokens=12")
     run = RunFolder(uri)
     prepare(config, run)
     base = AutoModelForCausalLM.from_pretrained(local_model(config.models.llm), dtype=torch.bfloat16)

@@ -21,7 +21,13 @@ from divray.report.explanation import explanation
 from divray.runs import RunFolder
 
 CONFIG = Config.model_validate(
-    {"task": {"name": "Tiny", "relations": "r.yaml"}, "rounds": 1, "selection": {"k": 1}, "diversity": {"guard_test": True}}
+    {
+        "task": {"name": "Tiny", "relations": "r.yaml"},
+        "rounds": 1,
+        "selection": {"k": 1},
+        "diversity": {"guard_test": True},
+        "correctness": {"threshold": "auto"},
+    }
 )
 CASES = {
     "r00-a-000": "The [storm] caused the {flood} in the wide valley last year .",
@@ -67,7 +73,11 @@ def run(uri: str) -> RunFolder:
     run.write_table("round-00/prompts", table(rows, schemas.PROMPTS))
     run.write_table("round-00/completions", table(rows[:8] + rows[9:], schemas.COMPLETIONS))
     run.write_table("round-00/samples", table(rows[:8] + rows[9:], schemas.SAMPLES))
-    scored = [row | {"correctness": 0.9 - n / 10, "correct": n != 2, "novelty": 0.5} for n, row in enumerate(rows) if n < 6 or n == 9]
+    scored = [
+        row | {"correctness": 0.9 - n / 10, "correct": n != 2, "audit": 0.6, "novelty": 0.5}
+        for n, row in enumerate(rows)
+        if n < 6 or n == 9
+    ]
     marks = {4: {"conflict": "r00-b-000", "conflict_relation": "place"}, 5: {"near_test": "t9"}}
     reasons = {4: "labelling conflict with r00-b-000 under place (0.90)", 5: "near test example t9 (1.00)"}
     for number, row in enumerate(scored):
@@ -79,16 +89,16 @@ def run(uri: str) -> RunFolder:
     run.write_table("round-00/samples", table([*rows[:8], rows[9], {**other, "rejection": ""}], schemas.SAMPLES))
     pair = {"pair_id": "p", "kind": "mined", "chosen_id": "r00-a-000", "rejected_id": "r00-a-002"}
     run.write_table("round-00/pairs", table([pair], schemas.PAIRS))
-    run.write_table("dataset", table([{"sample_id": "r00-a-000", "relation": "cause"}], schemas.DATASET))
+    run.write_table("comparison/selected", table([{"sample_id": "r00-a-000", "relation": "cause"}], schemas.DATASET))
     return run
 
 
 @pytest.mark.parametrize(
     ("number", "outcome", "words"),
     [
-        (0, "selected", "In the data set"),
+        (0, "selected", "Selected: unique"),
         (1, "near copy", "near copy of r00-a-000 (1.00)"),
-        (2, "below the gate", "0.70 is below the gate of 0.4"),
+        (2, "below the gate", "0.70 is below the gate (auto)"),
         (3, "more than K", "more than K = 1"),
         (4, "conflict", "under place"),
         (5, "near test", "near test example t9"),
@@ -144,7 +154,16 @@ def test_an_unknown_id_names_close_ones(run: RunFolder, capsys: pytest.CaptureFi
 def test_on_the_terminal(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", run.uri, "r00-a-001", "--neighbours", "1"]) == 0
     shown = capsys.readouterr().out
-    for words in ("near copy", "The quake caused the fire", "1.00  kept  r00-a-000", "2 samples, 1 kept", "round 0", "shown: s/1"):
+    for words in (
+        "near copy",
+        "The quake caused the fire",
+        "1.00  kept  r00-a-000",
+        "2 samples, 1 kept",
+        "round 0",
+        "shown: s/1",
+        "(passes the gate, auto)",
+        "second judge 0.600",
+    ):
         assert words in shown
     assert main(["explain", run.uri, "r00-a-001", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == explain(run.uri, "r00-a-001")

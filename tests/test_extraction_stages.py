@@ -32,10 +32,12 @@ def selected(examples: list[Example], round_: int) -> pa.Table:
         {
             **row,
             "sample_id": row["example_id"],
+            "rank": 1,
             "round": round_,
             "strategy": "independent",
             "policy": "base",
             "correctness": 0.9,
+            "audit": 0.8,
             "novelty": 0.5,
         }
         for row in examples_table(examples).to_pylist()
@@ -71,7 +73,7 @@ def run(tmp_path):
     run.write_table("data/seeds", examples_table([sentence(r, n) for r in LABELS for n in range(2)]))
     run.write_table("data/test", examples_table([sentence(r, n) for r in LABELS for n in (6, 7)]))
     generated = [sentence(r, n) for r in LABELS for n in range(2, 6)]
-    run.write_table("dataset", selected(generated, 1))
+    run.write_table("comparison/selected", selected(generated, 1))
     run.write_table("comparison/round-00", selected([e for e in generated if e.relation != "lives_in"], 0))
     run.write_table("comparison/round-01", selected(generated, 1))
     run.write_table("comparison/naive", selected([], 0))

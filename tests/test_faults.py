@@ -20,7 +20,7 @@ from divray.schemas import COMPLETIONS
 SMALL = [
     "sampling.candidates_per_relation=16",
     "sampling.naive_candidates_per_relation=0",
-    "sampling.max_tokens=32",
+    "sampling.max_tokens=64",
     "engine.batch_size=8",
     "engine.concurrent_batches=2",
 ]

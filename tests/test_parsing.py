@@ -1,69 +1,269 @@
+"""From a record to a sample: which sentences are taken, which are not and why, and where the spans come from."""
+
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from made_examples import marked
 
-from divray.relations import span_problem
-from divray.sampling.parsing import parse_completion
+from divray.prompts.parsing import Form, Parsed, bare_name, form_of, mentions, parse_record
+from divray.prompts.record import Record
+from divray.relations import Relation
+
+RELATION = Relation("r", "The head works for the tail.", "person", "organization")
+SEEDS = ("[Maria Lopez] works as a welder at {Nordhaven Shipyards}.", "Last year {Greenfield Foods} gave a job to [Tom Becker].")
 
 
-def test_a_good_completion_becomes_a_sample() -> None:
-    parsed = parse_completion(" The [storm] caused  a {flood}.\n")
-    assert parsed.rejection == ""
-    assert parsed.text == "The storm caused a flood."
-    assert parsed.text[slice(*parsed.head)] == "storm"
-    assert parsed.text[slice(*parsed.tail)] == "flood"
+def form(*seeds: str, relation: Relation = RELATION) -> Form:
+    return form_of([marked(seed) for seed in seeds], [relation])
+
+
+def parsed(head: str, tail: str, sentence: str, *seeds: str) -> Parsed:
+    return parse_record(Record(head, tail, sentence), form(*(seeds or SEEDS)))
+
+
+def test_a_good_record_becomes_a_sample() -> None:
+    made = parsed(" Ada  Varn", "Hask Motors", " In May, Hask Motors  hired Ada Varn. ")
+    assert made == Parsed("In May, Hask Motors hired Ada Varn.", (26, 34), (8, 19), "")
 
 
 @pytest.mark.parametrize(
-    ("completion", "reason"),
+    ("head", "tail", "sentence", "reason"),
     [
-        ("", "empty"),
-        ("  \n", "empty"),
-        ("The storm caused a {flood}.", "no_head"),
-        ("The [storm] caused a flood.", "no_tail"),
-        ("The [storm] and [wind] caused a {flood}.", "many_heads"),
-        ("The [storm] caused a {flood} and {fire}.", "many_tails"),
-        ("The [storm {caused}] a flood.", "nested_marks"),
-        ("The [ ] caused a {flood}.", "empty_entity"),
-        ("The [head] caused the {tail} to move.", "placeholder_entity"),
-        ("The [storm] caused a {Storm} at night.", "same_entities"),
-        ("The [storm]y day caused a {flood}.", "bad_span"),
-        ("[Ada] saw {Rome}.", "too_short"),
-        ("the [storm] caused a {flood}.", "no_sentence_start"),
-        ("The [storm] caused a {flood}", "no_sentence_end"),
-        ("The [storm] caused a {flood}. It was bad.", "several_sentences"),
-        ("The [storm] hit the {WBO}. It was bad.", "several_sentences"),
-        ("The [storm] and the sea and the sea and the sea and the sea hit {Rome}.", "repetition"),
-        ("The [one two three four five six seven eight nine] caused a {flood}.", "long_entity"),
+        ("", "Hask", "Someone works at Hask now.", "placeholder_entity"),
+        ("the person", "Hask", "The person works at Hask now.", "placeholder_entity"),
+        ("Head (person)", "Hask", "Head (person) works at Hask now.", "placeholder_entity"),
+        ('"Organization"', "Hask", 'The "Organization" works at Hask now.', "placeholder_entity"),
+        ("…", "Hask", "… works at Hask now.", "placeholder_entity"),
+        (
+            "one two three four five six seven eight nine",
+            "Hask",
+            "So one two three four five six seven eight nine saw Hask.",
+            "long_entity",
+        ),
+        ("a" * 61, "Hask", f"So {'a' * 61} works at Hask.", "long_entity"),
+        ("Hask", "hask", "So Hask works at hask now.", "same_entities"),
+        ("maria  lopez", "Nordhaven Shipyards", "There maria lopez left Nordhaven Shipyards.", "seed_pair"),
+        ("Maria Lopez", "welder", "Maria Lopez works as a welder at Nordhaven  Shipyards.", "seed_sentence"),
+        ("Ada Varn", "Hask", "She works at Hask now.", "missing_head"),
+        ("Ada Varn", "Hask", "Ada Varn works at the firm.", "missing_tail"),
+        ("Ada Varn", "Hask", "Ada Varn, or Ada Varn the elder, works at Hask.", "doubled_head"),
+        ("Ada Varn", "Hask", "At Hask, Ada Varn is what Hask needs.", "doubled_tail"),
+        ("Ada Varn", "Varn", "The welder Ada Varn came late.", "overlap"),
+        ("Ada", "Hask", "At Hask the welder Ada Varn came late.", "part_of_name"),
+        ("Ada Varn", "Hask", "Ada Varn works for a Hask-owned firm.", "part_of_name"),
+        ("Ada", "Hask", "Ada left Hask.", "too_short"),
+        ("Ada Varn", "Hask Motor Works", "1. Ada Varn, Hask Motor Works.", "too_short"),
+        ("Ada Varn", "Hask", "Head: Ada Varn works at Hask.", "label_in_sentence"),
+        ("Ada Varn", "Hask", "Ada Varn, Tail (organization): Hask now.", "label_in_sentence"),
+        ("Ada Varn", "Hask", "there Ada Varn works at Hask.", "small_start"),
+        ("Ada Varn", "Hask", "Ada Varn works at Hask now", "no_end"),
+        ("Ada Varn", "Hask", "Ada Varn works at Hask now,", "no_end"),
+        ("Ada Varn", "Hask", "Ada Varn works there. She likes Hask.", "several_sentences"),
+        ("Ada Varn", "Hask", "Is Ada Varn there? So says Hask.", "several_sentences"),
+        ("Ada Varn", "Hask", "Ada Varn and the sea and the sea and the sea and the sea at Hask.", "repetition"),
     ],
 )
-def test_every_rejection_has_its_reason(completion: str, reason: str) -> None:
-    parsed = parse_completion(completion)
-    assert parsed.rejection == reason
-    assert parsed.text == ""
-    assert parsed.head == parsed.tail == (0, 0)
+def test_every_rejection_has_its_reason(head: str, tail: str, sentence: str, reason: str) -> None:
+    assert parsed(head, tail, sentence) == Parsed(rejection=reason)
 
 
-def test_what_the_engine_says_comes_first() -> None:
-    assert parse_completion("", error="rejected_request").rejection == "rejected_request"
-    assert parse_completion("The [storm] caused a {flood}.", truncated=True).rejection == "truncated"
+LANGUAGES = {
+    "Russian": (
+        "Город {Белогорск} помнит [Олега Сомова].",
+        "Иван Петров",
+        "Заречье",
+        "Иван Петров родился в городе Заречье много лет назад.",
+    ),
+    "French": (
+        "[Chloé Roux] est née à {Sablemont} en hiver.",
+        "Élodie Martin",
+        "Clinique Verte",
+        "Élodie Martin travaille comme infirmière à Clinique Verte.",
+    ),
+    "Polish": (
+        "[Żaneta Wilk] mieszka od dawna w {Łące Małej}.",
+        "Łukasz Nowak",
+        "Barze Śląskim",
+        "Łukasz Nowak pracuje itd. łącznie rok w Barze Śląskim.",
+    ),
+    "Greek": (
+        "Η [Ελένη Μάρκου] ζει στη {Λιμνιά}.",
+        "Γιάννης Ρίτσος",
+        "Μονεμβασιά",
+        "Γιάννης Ρίτσος γεννήθηκε στη Μονεμβασιά πριν από χρόνια.",
+    ),
+    "German": (
+        "In der Stadt {Aldenau} lebt der Maler [Jan Holt].",
+        "Anton Berg",
+        "Hask Werke",
+        "Heute arbeitet der Schlosser Anton Berg bei der Firma Hask Werke.",
+    ),
+    "Turkish": (
+        "[İpek Şahin] her sabah {Yeşilova} köyüne gider.",
+        "İlker Öz",
+        "Çınar Ltd",
+        "Her sabah İlker Öz’ün yolu Çınar Ltd önünden geçer.",
+    ),
+    "Arabic": ("تعمل [ليلى حسن] في شركة {النور} منذ سنوات.", "أحمد علي", "القاهرة", "ولد أحمد علي في مدينة القاهرة قبل سنوات."),
+    "Hebrew": ("[דנה כהן] עובדת בחברת {אורן} שנים רבות.", "יוסי לוי", "מפעל הגליל", "השנה התחיל יוסי לוי לעבוד אצל מפעל הגליל."),
+    "small first letter of a name": (
+        "The gene {p16} is blocked by [CDK4] in cells.",
+        "p53",
+        "p21",
+        "p53 activates the gene p21 in these cells.",
+    ),
+    "Greek letter in a name": (
+        "The gene {p16} is blocked by [CDK4] in cells.",
+        "α-synuclein",
+        "TNF-α",
+        "α-synuclein inhibits the protein TNF-α in mice.",
+    ),
+    "curly quotes": (
+        "“[Tom Becker] left {Nordhaven Foods},” said the cook.",
+        "Ada Varn",
+        "Hask Motors",
+        "“Ada Varn runs Hask Motors,” said the clerk.",
+    ),
+    "Japanese": ("[佐藤花子]は{京都}に住んでいる。", "山田太郎", "東京", "山田太郎は東京で生まれた。"),
+    "Chinese": ("[林晓岚]在{明光医院}当护士。", "周远", "北河大学", "周远是北河大学的教授。"),
+    "Chinese, the entities side by side": ("{南风公司}[许明]昨天来了。", "周远", "白河市", "白河市周远，他在那里长大。"),
+    "Korean": ("[김하늘]은 {새벽마을}에서 태어났다.", "이도윤", "푸른강", "이도윤은 푸른강에서 오래 살았다."),
+    "Hindi": ("[सीमा वर्मा] का घर {नीलगाँव} में है।", "राम शर्मा", "पीपलपुर", "राम शर्मा की माँ की बहन की शादी की बात पीपलपुर की है।"),
+    "Thai": ("[สมชาย]ทำงานที่{บ้านสวน}มานาน", "กานดา", "โรงสีใหม่", "กานดาทำงานที่โรงสีใหม่มาหลายปี"),
+    "Burmese": ("[မောင်မောင်]သည်{ရွာသစ်}တွင်နေသည်။", "လှလှ", "မြို့ဟောင်း", "လှလှသည်မြို့ဟောင်းတွင်နေသည်။"),
+    "Armenian": ("[Անի Մելյան] ապրում է {Լեռնագյուղ} գյուղում։", "Արամ Գևորգյան", "Ձորավան", "Արամ Գևորգյան ծնվել է Ձորավան քաղաքում։"),
+}
 
 
-def test_titles_do_not_end_a_sentence() -> None:
-    assert parse_completion("[Dr. Chen] works for {Acme Inc} in Rome.").rejection == ""
+@pytest.mark.parametrize(("seed", "head", "tail", "sentence"), LANGUAGES.values(), ids=LANGUAGES)
+@pytest.mark.parametrize("normal", ["NFC", "NFD"])
+def test_a_sentence_with_the_habits_of_the_seeds_is_taken_in_any_script(
+    seed: str, head: str, tail: str, sentence: str, normal: str
+) -> None:
+    seed, head, tail, sentence = (unicodedata.normalize(normal, text) for text in (seed, head, tail, sentence))
+    made = parsed(head, tail, sentence, seed)
+    assert made.rejection == ""
+    assert (made.text[slice(*made.head)], made.text[slice(*made.tail)]) == (head, tail)
 
 
-@given(st.text(alphabet="ab []{}.A", max_size=40))
-def test_a_sample_always_has_sound_spans(completion: str) -> None:
-    parsed = parse_completion(completion)
-    if not parsed.rejection:
-        assert span_problem(parsed.text, parsed.head, parsed.tail) == ""
-        assert parsed.text.endswith((".", "!", "?"))
+@pytest.mark.parametrize(
+    ("head", "tail", "sentence", "seed", "reason"),
+    [
+        ("Ada", "Hask", "there Ada works at Hask.", "today [Tom] left {Greenfield} for good.", "small_start"),
+        ("Ada", "Hask", "Today Ada works at Hask", "Welder [Tom] leaves {Greenfield} at last", "no_end"),
+        ("Ada", "Hask", "Ada works there. She likes Hask.", "Here comes [Tom] again. He left {Greenfield} for good.", "several_sentences"),
+        ("Ада", "Вира", "Ада служит там. Она любит Вира.", "Вот пришёл [Лев] снова. Он любит {Луч}.", "several_sentences"),
+        ("Άννα", "Βίρα", "Η Άννα ζει μακριά. Αγαπά τη Βίρα.", "Ο [Νίκος] ζει. Εδώ είναι η {Λίμνη}.", "several_sentences"),
+        ("Ada", "Hask", "Ada left Hask.", "[Tom] quit {Greenfield}.", "too_short"),
+        ("Ada", "Hask", "Today welder Ada Varn left Hask.", "So did [Tom] Becker at {Greenfield}.", "part_of_name"),
+        ("head", "stone", "The head is made of stone.", "The {mason} cut the [head] of the lion.", "placeholder_entity"),
+    ],
+)
+def test_a_rule_holds_only_where_the_seeds_keep_it(head: str, tail: str, sentence: str, seed: str, reason: str) -> None:
+    assert parsed(head, tail, sentence, SEEDS[0]).rejection == reason
+    assert parsed(head, tail, sentence, seed).rejection == ""
 
 
-def test_full_stops_inside_a_sentence() -> None:
-    assert parse_completion(" The [firm] of J. Smith made 3.5 tons of {steel} for U.S. ships.").rejection == ""
-    assert parse_completion(" A small [window] makes a noise.4.1.1 in the old {turban} there.").rejection == "stray_full_stop"
-    assert parse_completion(" A small [window] is in part 4.1.1 of the old {turban} there.").rejection == "stray_full_stop"
+@pytest.mark.parametrize(
+    ("wrapped", "seed"),
+    [
+        ("1. Ada works at Hask now.", "1. [Tom] quit {Greenfield} last year."),
+        ("- Ada works at Hask now.", "- [Tom] quit {Greenfield} last year."),
+        ('"Ada works at Hask now."', '"[Tom] quit {Greenfield} last year."'),
+        ("„Ada works at Hask now.“", "„[Tom] quit {Greenfield} last year.“"),
+    ],
+)
+def test_numbers_and_quotes_around_a_sentence_go_unless_the_seeds_have_them(wrapped: str, seed: str) -> None:
+    assert parsed("Ada", "Hask", wrapped).text == "Ada works at Hask now."
+    assert parsed("Ada", "Hask", wrapped, seed).text == wrapped
+
+
+def test_quotes_within_a_sentence_stay() -> None:
+    for text in ('"Ada works here," says Hask, "and there."', '"Ada" is the name of a ship at Hask.'):
+        assert parsed("Ada", "Hask", text).text == text
+
+
+@pytest.mark.parametrize("name", ['"Ada Varn"', "“Ada Varn”", "1. Ada Varn", "- Ada Varn", "Ada Varn.", "*Ada Varn*", "Ada Varn,"])
+def test_what_an_llm_puts_around_a_name_is_no_part_of_it(name: str) -> None:
+    assert bare_name(name) == "Ada Varn"
+    made = parsed(name, "Hask Motors.", "Today Ada Varn works at Hask Motors.")
+    assert (made.text[slice(*made.head)], made.text[slice(*made.tail)]) == ("Ada Varn", "Hask Motors")
+
+
+@pytest.mark.parametrize("tail", ["Hask Inc.", "Hask Inc .", "Hask Inc"])
+def test_the_sign_that_ends_a_sentence_is_no_part_of_a_name(tail: str) -> None:
+    made = parsed("Ada", tail, f"Today Ada works at {tail.removesuffix('.')}.")
+    assert made.text[slice(*made.tail)] == "Hask Inc"
+    made = parsed("Ada", "Hask Inc.", "Today Hask Inc. hired Ada.")
+    assert made.text[slice(*made.tail)] == "Hask Inc."
+
+
+@pytest.mark.parametrize(("head", "tail"), [("1. FC Alden", "B.C. Hask"), ("“Ada”", "Hask & Co.")])
+def test_numbers_quotes_and_stops_that_stand_in_the_sentence_stay(head: str, tail: str) -> None:
+    made = parsed(head, tail, f"Last year {head} played against {tail} in the rain.")
+    assert (made.text[slice(*made.head)], made.text[slice(*made.tail)]) == (head, tail)
+
+
+@pytest.mark.parametrize(
+    ("text", "entity", "found"),
+    [
+        ("Ada saw Ada and ada.", "Ada", ["Ada", "Ada", "ada"]),
+        ("The storm caused a flood.", "Flood", ["flood"]),
+        ("Storm and STORM", "storm", ["Storm"]),
+        ("Adaline saw Varnada.", "Ada", []),
+        ("Ada's car and Ada’s boat", "Ada", ["Ada", "Ada"]),
+        ("an Ada-like one", "Ada", ["Ada"]),
+        ("Ada Varn", "Ada Varn", ["Ada Varn"]),
+        ("A.B. left", "A.B.", ["A.B."]),
+        ("a a a", "a a", ["a a", "a a"]),
+        ("nothing", "", []),
+        ("short", "longer than that", []),
+        ("İpek ve İpek", "İpek", ["İpek", "İpek"]),
+        ("Die Straße nach Groß Alden", "Groß Alden", ["Groß Alden"]),
+        ("Weiß und weiß, ßß Alden", "Alden", ["Alden"]),
+        ("Straße, İstanbul, straße", "straße", ["Straße", "straße"]),
+        ("ﬁne Alden", "Alden", ["Alden"]),
+        ("राम ने रामू को देखा", "राम", ["राम"]),
+        ("cafe\u0301 cafe", "cafe", ["cafe"]),
+        ("東京都は東京", "東京", ["東京", "東京"]),
+        ("x2 and 2 of 12", "2", ["2"]),
+    ],
+)
+def test_a_mention_is_a_word_of_its_own(text: str, entity: str, found: list[str]) -> None:
+    spans = mentions(text, entity)
+    assert [text[slice(*span)] for span in spans] == found
+    assert spans == sorted(set(spans))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "whole"),
+    [
+        ("Ada of Hask works there.", True),
+        ("Today Ada of Hask works.", True),
+        ("Welder Ada left Hask early.", True),
+        ("The new welder Ada left Hask.", True),
+        ("At Hask, Ada came late.", True),
+        ("Long ago Mrs Ada left Hask.", False),
+        ("Long ago Ada Varn left Hask.", False),
+        ("Long ago Ada left Hask Motors.", False),
+        ("Long ago Ada left West-Hask early.", False),
+        ("The Hask-born cook met Ada.", False),
+    ],
+)
+def test_a_mention_is_no_half_of_a_longer_name(sentence: str, whole: bool) -> None:
+    assert (parsed("Ada", "Hask", sentence).rejection or "whole") == ("whole" if whole else "part_of_name")
+
+
+def test_a_few_seeds_with_half_a_name_change_nothing_and_a_quarter_does() -> None:
+    half = "So did [Tom] Becker at {Greenfield} in May."
+    sentence = ("Ada", "Hask", "Today welder Ada Varn left Hask.")
+    assert parsed(*sentence, half, *SEEDS, *SEEDS).rejection == "part_of_name"
+    assert parsed(*sentence, half, *SEEDS).rejection == ""
+
+
+def test_a_task_without_types_or_seeds_has_a_form() -> None:
+    bare = form_of([], [Relation("r", "")])
+    assert (bare.ended, bare.capital, bare.single, bare.least_words) == (True, True, True, 4)
+    assert parse_record(Record("Ada", "the person", "Ada is the person that came."), bare).rejection == ""

@@ -147,7 +147,7 @@ def test_a_stage_command_outside_a_run_is_refused(tmp_path: Path, capsys: pytest
 def test_the_command_line_is_as_documented() -> None:
     parser = build_parser()
     commands = next(action.choices for action in parser._actions if action.dest == "command")
-    assert set(commands) == {*STAGES, "run", "plan", "preview", "export", "predict", "explain", "dedup"}
+    assert set(commands) == {*STAGES, "run", "plan", "preview", "export", "predict", "explain", "review", "dedup"}
 
 
 def test_settings_may_stand_before_and_after_options(capsys: pytest.CaptureFixture[str]) -> None:

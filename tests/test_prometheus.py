@@ -29,7 +29,8 @@ def test_engines_tell_prometheus_by_relation_and_state(ray_two_cpus: None, uri: 
             if seen.exists():
                 break
             time.sleep(0.1)
-        return {"generated_text": " A [b] met {c}.", "num_generated_tokens": 7, "num_input_tokens": 40, "finish_reason": "stop"}
+        record = " Ada Varn\nTail (thing): Hask\nSentence: Once Ada Varn met Hask."
+        return {"generated_text": record, "num_generated_tokens": 7, "num_input_tokens": 40, "finish_reason": "stop"}
 
     passing = threading.Thread(target=sample, args=(config, run, 0), kwargs={"answer": held})
     passing.start()

@@ -2,27 +2,29 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from statistics import fmean
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
-from divray.datasets.stage import run as prepare
-from divray.prompts import ROWS_PER_FILE, STRATEGIES, render_prompt, request_rows, strategy, token_counter, write_prompts
-from divray.prompts import run as prompt
-from divray.prompts.notes import fitting_notes, tokens_outside
+from divray.prompts import ROWS_PER_FILE, STRATEGIES, Wave, render_prompt, request_rows, strategy, token_counter, write_prompts
+from divray.prompts.record import as_json, as_lines, labels
+from divray.prompts.rows import Renderer, gives_pair
 from divray.quickstart import folder
-from divray.relations import render_marked
 from divray.runs import RunFolder
-from divray.sampling.constraint import anchored_pattern, shape_of
 from divray.schemas import NAIVE, PROMPTS
 
 
-def rows_of(config: Config, round_: int = 0) -> list[dict]:
+def rows_of(config: Config, round_: int = 0, pool: dict[str, list[tuple[str, str]]] | None = None, **other: Any) -> list[dict]:
     task = load_task(config)
-    return list(request_rows(config, task.relations, task.seeds, round_))
+    return list(request_rows(config, task.relations, task.seeds, round_, pool=pool, **other))
+
+
+def asked(messages: list[dict[str, str]]) -> str:
+    """A chat template."""
+    return f"<{messages[0]['role']}>{messages[0]['content']}<assistant>"
 
 
 def test_the_same_settings_give_the_same_rows(quickstart: Config) -> None:
@@ -52,59 +54,81 @@ def test_candidates_of_one_prompt_share_its_text_and_stand_together(quickstart: 
     assert sum(a != b for a, b in pairwise(order)) == len(texts) - 1
 
 
-def test_a_prompt_shows_relation_demonstrations_and_the_next_number(quickstart: Config) -> None:
+@pytest.mark.parametrize("chat", [None, asked])
+def test_a_prompt_shows_the_relation_and_its_demonstrations_as_records(quickstart: Config, chat: Renderer | None) -> None:
     task = load_task(quickstart)
     seeds = {seed.example_id: seed for seed in task.seeds}
     relations = {relation.name: relation for relation in task.relations}
-    for row in rows_of(quickstart)[::17]:
-        assert relations[row["relation"]].description in row["prompt"]
-        for number, name in enumerate(row["demonstrations"], 1):
-            assert f"\n{number}. {render_marked(seeds[name])}\n" in row["prompt"]
+    for row in rows_of(quickstart, chat=chat)[::17]:
+        relation = relations[row["relation"]]
+        assert relation.description in row["prompt"]
+        assert len(row["demonstrations"]) == quickstart.prompts.demonstrations
+        for name in row["demonstrations"]:
             assert seeds[name].relation == row["relation"]
-        assert row["prompt"].endswith(f"\n{len(row['demonstrations']) + 1}.")
+            shown = as_json(seeds[name]) if chat else as_lines(relation, seeds[name])
+            assert f"\n{shown}\n" in row["prompt"]
+        end = "Answer in JSON.<assistant>" if chat else f"\n\n{labels(relation)[0]}"
+        assert row["prompt"].endswith(end)
+        assert (row["head"], row["tail"]) == ("", "")
 
 
-def test_an_anchored_pattern_belongs_to_the_first_demonstration(quickstart: Config) -> None:
-    task = load_task(quickstart)
-    seeds, shape = {seed.example_id: seed for seed in task.seeds}, shape_of(task.seeds)
-    anchored = [row for row in rows_of(quickstart) if row["strategy"] == "anchored"]
-    assert anchored
-    assert all(row["pattern"] == anchored_pattern(seeds[row["demonstrations"][0]], shape) for row in anchored)
+POOL = {"employed_by": [(f"Person {number}", f"Firm {number}") for number in range(12)]}
 
 
-def test_notes_let_the_prompts_of_a_relation_end_with_a_block(quickstart: Config) -> None:
-    task, count = load_task(quickstart), token_counter(quickstart)
-    plain, noted = (
-        list(request_rows(config, task.relations, task.seeds, 0, length=count))
-        for config in (load_config(folder() / "quickstart.yaml", ["prompts.cache_block=0"]), quickstart)
+@pytest.mark.parametrize("chat", [None, asked])
+def test_a_prompt_of_the_pool_gives_its_pair(quickstart: Config, chat: Renderer | None) -> None:
+    rows = rows_of(quickstart, pool=POOL, chat=chat)
+    given = [row for row in rows if row["head"]]
+    assert {(row["relation"], row["strategy"]) for row in given} == {("employed_by", "independent")}
+    assert len(given) == quickstart.sampling.candidates_per_relation
+    for row in given:
+        end = (
+            f'head is "{row["head"]}" and whose tail is "{row["tail"]}"'
+            if chat
+            else f"{row['head']}\nTail (organization): {row['tail']}\nSentence:"
+        )
+        assert end in row["prompt"] if chat else row["prompt"].endswith(end)
+    prompts = pa.chunked_array([[row["prompt"] for row in rows]])
+    assert gives_pair(prompts).to_pylist() == [bool(row["head"]) for row in rows]
+
+
+def test_prompts_take_the_pool_in_turn() -> None:
+    strategies = "prompts.strategies={independent: 1, one_by_one: 1}"
+    config = load_config(
+        folder() / "quickstart.yaml", [strategies, "sampling.candidates_per_relation=32", "prompts.candidates_per_prompt=8"]
     )
-    assert [row["candidate_id"] for row in plain] == [row["candidate_id"] for row in noted]
-    outside: dict[str, list[float]] = {}
-    for relation in task.relations:
-        for rows in (plain, noted):
-            own = [row for row in rows if row["relation"] == relation.name and row["strategy"] != NAIVE]
-            outside.setdefault(relation.name, []).append(fmean(tokens_outside(row["length"], 32) for row in own))
-            heads = {row["prompt"].partition("\n\n1.")[0] for row in own}
-            assert len(heads) == 1
-    assert all(after <= before for before, after in outside.values())
-    assert fmean(after for _, after in outside.values()) < 7 < fmean(before for before, _ in outside.values())
-    naive = [row["prompt"] for row in noted if row["strategy"] == NAIVE]
-    assert naive == [row["prompt"] for row in plain if row["strategy"] == NAIVE]
+    rows = [row for round_ in (0, 1) for row in rows_of(config, round_, POOL) if row["head"]]
+    taken = {(row["round"], row["prompt_id"]): row["head"] for row in rows}
+    assert len(taken) == len(set(taken.values())) == 8  # of 12: no pair twice before all were taken
 
 
-def test_notes_need_a_tokenizer_and_follow_it() -> None:
-    def prompt(notes: tuple[str, ...]) -> str:
-        return " ".join(["word"] * 30 + list(notes))
+def test_the_prompts_of_a_later_wave_take_further_pairs(quickstart: Config) -> None:
+    first = Wave(0, {"employed_by": {"independent": 11}})
+    later = Wave(1, {"employed_by": {"independent": 13}}, {"employed_by": {"independent": 11}})
+    rows = [rows_of(quickstart, 0, POOL, wave=wave) for wave in (first, later)]
+    pairs = [[row["head"] for row in some] for some in rows]
+    assert pairs == [["Person 0"] * 8 + ["Person 1"] * 3, ["Person 2"] * 8 + ["Person 3"] * 5]
+    assert all(len({row["prompt"] for row in some if row["prompt_id"] == one["prompt_id"]}) == 1 for some in rows for one in some)
 
-    assert fitting_notes([prompt], lambda text: None, 32) == ()
-    assert fitting_notes([prompt], lambda text: 33, 32) == ()
-    words = fitting_notes([prompt], lambda text: len(text.split()), 32)
-    assert tokens_outside(len(prompt(words).split()), 32) == 1
+
+def test_a_list_of_records_has_no_pair_given() -> None:
+    config = load_config(folder() / "quickstart.yaml", ["prompts.strategies={all_at_once: 1}"])
+    assert not [row for row in rows_of(config, pool=POOL) if row["head"]]
 
 
-def test_free_decoding_has_no_pattern() -> None:
-    config = load_config(folder() / "quickstart.yaml", ["sampling.constrained=false"])
-    assert {row["pattern"] for row in rows_of(config)} == {""}
+@pytest.mark.parametrize(
+    ("override", "chat", "kinds"),
+    [
+        ("prompts.strategies={independent: 1}", None, {""}),
+        ("prompts.strategies={independent: 1}", asked, {"{"}),
+        ("prompts.strategies={all_at_once: 1}", None, {"", " "}),  # the naive ones, and lists
+        ("prompts.strategies={all_at_once: 1}", asked, {"{"}),
+        ("sampling.constrained=false", asked, {""}),
+    ],
+)
+def test_chats_and_lists_are_decoded_under_a_pattern(override: str, chat: Renderer | None, kinds: set[str]) -> None:
+    config = load_config(folder() / "quickstart.yaml", [override])
+    assert {row["pattern"][:1] for row in rows_of(config, chat=chat)} == kinds
 
 
 def test_naive_prompts_are_all_alike_and_have_no_wish(quickstart: Config) -> None:
@@ -129,9 +153,16 @@ def test_a_user_may_register_a_strategy(quickstart: Config) -> None:
 def test_chat_prompts_go_through_the_template(quickstart: Config) -> None:
     task = load_task(quickstart)
     draft = STRATEGIES[NAIVE](quickstart, task.relations[0], task.seeds[:5], None)  # type: ignore[arg-type]
-    prompt = render_prompt(task.relations[0], draft, lambda messages: f"<{messages[0]['role']}>{messages[0]['content']}<assistant>")
+    prompt = render_prompt(task.relations[0], draft, chat=asked)
     assert prompt.startswith("<user>")
-    assert prompt.endswith("<assistant>5.")
+    assert prompt.endswith("<assistant>")
+
+
+def test_attributes_are_the_last_thing_before_the_record() -> None:
+    config = load_config(folder() / "quickstart.yaml", ["prompts.attributes=true"])
+    rows = [row for row in rows_of(config) if row["strategy"] != NAIVE]
+    hints = {row["prompt"].split("\n")[-2] for row in rows}
+    assert len(hints) > 6 and all(hint.startswith("Next: a") for hint in hints)
 
 
 def test_rows_are_written_in_small_files(quickstart: Config, uri: str) -> None:
@@ -150,15 +181,3 @@ def test_prompts_are_counted_before_the_engine_sees_them(quickstart: Config) -> 
     assert 10 <= (count("word " * 10) or 0) <= 12
     assert 2990 <= (count("word " * 3000) or 0) <= 3010
     assert token_counter(load_config(folder() / "quickstart.yaml", ["models.llm=s3://bucket/model"])) is None
-
-
-def test_the_share_of_seeds_within_the_constraint_is_told(quickstart: Config, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunFolder(uri)
-    prepare(quickstart, run)
-    assert prompt(quickstart, run, 0)["seed_acceptance"] == 1.0
-    assert "constraint" not in capsys.readouterr().err
-    seeds = run.read_table("data/seeds")
-    texts = [text[:-1] if number < 2 else text for number, text in enumerate(seeds["text"].to_pylist())]  # two without their full stop
-    run.write_table("data/seeds", seeds.set_column(seeds.schema.get_field_index("text"), "text", pa.array(texts)))
-    assert prompt(quickstart, run, 0)["seed_acceptance"] == 0.933
-    assert "93.3%" in capsys.readouterr().err

@@ -152,6 +152,7 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
                 scores = {
                     "cluster": name,
                     "correctness": n / 10,
+                    "audit": n / 20,
                     "correct": n > 3,
                     "unique": n not in (1, 2),
                     "nearest_id": near,
@@ -160,11 +161,11 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
                 vector = [1.0, 0.0] if n % 2 else [0.6, 0.8]
                 rows["scores"].append({**sample, **scores, "reason": f"near copy {text}", "novelty": 0.5, "embedding": vector})
                 if n in (4, 5) and not naive:
-                    dataset.append({**sample, "sample_id": name, "correctness": n / 10, "novelty": 0.5})
+                    dataset.append({**sample, "sample_id": name, "correctness": n / 10, "audit": n / 20, "novelty": 0.5})
         for kind, schema in (("prompts", schemas.PROMPTS), ("completions", schemas.COMPLETIONS), ("samples", schemas.SAMPLES)):
             run.write_table(f"round-{number:02d}/{kind}", _table(rows[kind], schema), rows_per_file=files)
         run.write_table(f"round-{number:02d}/scores", _table(rows["scores"], schemas.SCORES), rows_per_file=files)
-    run.write_table("dataset", _table(dataset, schemas.DATASET))
+    run.write_table("comparison/selected", _table(dataset, schemas.DATASET))
     pair = {"pair_id": "p", "relation": relations[0], "chosen": f"good {text}", "rejected": "bad", "kind": "mined"}
     run.write_table("round-00/pairs", _table([pair], schemas.PAIRS))
     run.write_json("round-00/alignment.json", [{"step": s, "loss": 0.7 - s / 10, "rewards/margins": s / 5} for s in (1, 2, 3)])
@@ -330,7 +331,7 @@ def test_same_folder_same_output_however_it_was_partitioned(tmp_path: Path, simp
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("left", ["prompts", "samples", "scores", "dataset"])
+@pytest.mark.parametrize("left", ["prompts", "samples", "scores", "selected"])
 def test_unfinished_run(tmp_path: Path, simple_scores: None, left: str) -> None:
     run = RunFolder(str(tmp_path / "run"))
     _fill(run)
@@ -340,18 +341,37 @@ def test_unfinished_run(tmp_path: Path, simple_scores: None, left: str) -> None:
         run.delete(f"round-00/{name}")
     run.delete("round-01")
     run.delete("evaluation.json")
-    if left != "dataset":
-        run.delete("dataset")
+    if left != "selected":
+        run.delete("comparison")
     counts = report(_config(), run, 0)
     summary = run.read_json("summary.json")
     assert counts["candidates"] == 16
     assert ("valid" in summary, "unique" in summary, "selected" in summary) == (
         left != "prompts",
-        left in ("scores", "dataset"),
-        left == "dataset",
+        left in ("scores", "selected"),
+        left == "selected",
     )
     assert "evaluation" not in summary
     assert "<h2>" in run.read_text("report.html")
+
+
+def test_correctness_is_the_second_judge_s_and_people_s(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    run.write_json("review/answers.json", [{"sample_id": "0-0-04", "reader": "ada", "right": True, "at": ""}])
+    reason = "of 9 candidates 5 were no valid record"
+    run.write_json(
+        "stages/select.json", {"stage": "select", "finished_at": "2026", "seconds": 1, "counts": {"reasons": {"causes": reason}}}
+    )
+    report(_config(), run, 0)
+    found = run.read_json("summary.json")
+    assert found["mean_correctness_selected"] == 0.225  # of 4 / 20 and 5 / 20
+    assert found["review"]["share"] == found["review"]["relations"]["causes"]["share"] == 1
+    said = "A person read 1 of the selected samples: 100 % right [21, 100]."
+    assert found["findings"][0] == said
+    assert f"causes has fewer samples than asked for: {reason}." in found["findings"]
+    html = run.read_text("report.html")
+    assert said in html and "1 of 1" in html and "second judge" in html and "(the gate) of the valid samples" in html
 
 
 def test_empty_run(tmp_path: Path) -> None:

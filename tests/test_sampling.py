@@ -20,13 +20,15 @@ from divray.datasets import load_task
 from divray.errors import InputError
 from divray.pipeline import STAGES, retry, undo
 from divray.prompts import request_rows
+from divray.prompts.parsing import form_of
+from divray.prompts.record import labels
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer
 from divray.sampling.arguments import sampling_parameters
 from divray.sampling.engine import complete
 from divray.sampling.ledger import failure_reason, whole_rows
-from divray.sampling.stage import parse_batch, parsed_parts, retry_failed
+from divray.sampling.stage import parse_batch, parsed_records, retry_failed
 from divray.sampling.stage import run as sample
 from divray.sampling.waves import Tally, next_counts, opening_counts, quota_account
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
@@ -53,7 +55,8 @@ def playing(broken: Callable[[str], str] = lambda name: "") -> Answer:
         places = ["harbour", "market", "hall", "tower", "garden", "bridge", "mill", "chapel", "square", "ferry", "inn", "yard"]
         a, b, verb = words[number % 12], places[number // 12 % 12], verbs[number // 144 % 8]
         when = places[number // 1152 % 12]
-        text = f" Near the {when} [{a} {number % 97}] {verb} the {{{b} {number % 89}}} in {1900 + number % 83}."
+        head, tail = f"{a} {number % 97}", f"{b} {number % 89}"
+        text = f" {head}\nTail (thing): {tail}\nSentence: Near the {when} {head} {verb} the {tail} in {1900 + number % 83}."
         return {"generated_text": text, "num_generated_tokens": 9, "num_input_tokens": 40, "finish_reason": "stop"}
 
     return answer
@@ -214,45 +217,103 @@ def test_a_full_disk_leaves_nothing_half_written_that_counts(ray_two_cpus: None,
     assert len(names) == len(set(names)) == total == counts["candidates"]
 
 
-def test_several_sentences_in_one_completion_are_candidates_of_their_own() -> None:
+RECORDS = (
+    " The storm\nTail (place): coast\nSentence: The storm hit the coast at dawn.\n",
+    " flood\nTail (place): town\nSentence: A flood came to the town then.\n",
+    " gale\nTail (place): mast\nSentence: The gale broke the mast in two.\n",
+)
+FORM = form_of([], [])
+
+
+def test_several_records_in_one_completion_are_candidates_of_their_own() -> None:
     config = settings("prompts.strategies={all_at_once: 1}", "prompts.sentences_per_completion=3", "prompts.candidates_per_prompt=8")
     task = load_task(config)
     requests = [row for row in request_rows(config, task.relations, task.seeds, 0) if row["strategy"] == "all_at_once"]
     assert [row["sentences"] for row in requests[:3]] == [3, 3, 2]
     assert [row["candidate_id"][-6:] for row in requests[:3]] == ["000000", "000003", "000006"]
-    text = " The [storm] hit the {coast} at dawn.\n6. A [flood] came to the {town} then.\n"
-    third = f"{text}7. The [gale] broke the {{mast}} in two.\n"
-    assert [bool(re.fullmatch(row["pattern"], third)) for row in requests[:3]] == [True, True, False]
-    assert [bool(re.fullmatch(row["pattern"], text)) for row in requests[:3]] == [False, False, True]
+    relation = task.relations[0]
+    kinds = [record.replace("(place)", f"({relation.tail_type})") for record in RECORDS]
+    two, three = (f"\n{labels(relation)[0]}".join(kinds[:count]) for count in (2, 3))
+    assert [bool(re.fullmatch(row["pattern"], three)) for row in requests[:3]] == [True, True, False]
+    assert [bool(re.fullmatch(row["pattern"], two)) for row in requests[:3]] == [False, False, True]
     parameters = sampling_parameters(config, requests[0], greedy=False)
-    assert (parameters["max_tokens"], parameters["stop"]) == (3 * 48, ["\n\n"])
+    assert (parameters["max_tokens"], "stop" in parameters) == (3 * config.sampling.max_tokens, False)
 
-    came = {"completion": text, "generated_tokens": 20, "finish_reason": "stop", "error": ""}
+    came = {"completion": two, "generated_tokens": 20, "finish_reason": "stop", "error": ""}
     types = {relation.name: ("", "") for relation in task.relations}
-    samples = parse_batch(pa.Table.from_pylist([{**row, **came} for row in requests], COMPLETIONS), types, 48).to_pylist()
+    samples = parse_batch(pa.Table.from_pylist([{**row, **came} for row in requests], COMPLETIONS), types, FORM, 48).to_pylist()
     assert len({row["candidate_id"] for row in samples}) == len(samples) == 6 * 8
     assert Counter(row["rejection"] for row in samples) == {"": 6 * 6, "not_written": 6 * 2}
     assert samples[1]["text"] == "A flood came to the town then."
 
 
-def test_only_the_last_sentence_of_a_cut_list_is_truncated() -> None:
-    row = {"completion": " The [storm] hit the {coast} twice.\n6. A [flood] came to", "sentences": 3, "generated_tokens": 9}
-    parts, parsed = parsed_parts({**row, "finish_reason": "length", "error": ""}, 48)
-    assert len(parts) == 3
-    assert [part.rejection for part in parsed] == ["", "truncated", "not_written"]
+def rejections(completion: str, asked: int = 1, given: tuple[str, str] = ("", ""), **other: Any) -> list[str]:
+    row = {"completion": completion, "sentences": asked, "head": given[0], "tail": given[1], "generated_tokens": 9, "error": ""}
+    return [parsed.rejection for parsed in parsed_records({**row, "finish_reason": "stop", **other}, FORM, 48)]
 
 
-def test_what_is_beyond_the_sentences_asked_for_truncates_none_of_them() -> None:
-    row = {"completion": " The [storm] hit the {coast} twice.\n6. A [flood] came to", "sentences": 1, "generated_tokens": 9}
-    list_of_two = {**row, "completion": f"{row['completion']} the {{town}} then.\n7. The [gale]", "sentences": 2}
-    assert [part.rejection for part in parsed_parts({**list_of_two, "finish_reason": "length", "error": ""}, 48)[1]] == ["", ""]
+@pytest.mark.parametrize(
+    ("completion", "asked", "finish_reason", "reasons"),
+    [
+        (" ", 2, "stop", ["empty"] * 2),
+        ("Sure, here it comes.", 1, "stop", ["no_record"]),
+        ("Sure, here it comes.", 2, "stop", ["not_written"] * 2),
+        ("Sure, here it", 1, "length", ["truncated"]),
+        (RECORDS[0], 2, "stop", ["", "not_written"]),
+        (f"{RECORDS[0]}\nHead (event):{RECORDS[1][:-9]}", 3, "length", ["", "truncated", "truncated"]),
+        (f"{RECORDS[0]}\nHead (event): A fl", 3, "length", ["", "truncated", "truncated"]),
+        (f"{RECORDS[0]}\nHead (event):{RECORDS[1]}\nHead (event):{RECORDS[2][:-9]}", 2, "length", ["", ""]),
+        (f"{RECORDS[0]}\nHead: x\nTail: y\nSentence: z", 2, "stop", ["", "missing_head"]),
+        ('{"head": "storm", "tail": "coast", "sentence": "The storm hit the coast twice."}', 1, "stop", [""]),
+        (
+            '[{"head": "storm", "tail": "coast", "sentence": "The storm hit the coast twice."}, {"head": "a fl',
+            2,
+            "length",
+            ["", "truncated"],
+        ),
+    ],
+)
+def test_only_what_was_not_written_whole_is_lost(completion: str, asked: int, finish_reason: str, reasons: list[str]) -> None:
+    assert rejections(completion, asked, finish_reason=finish_reason) == reasons
 
 
-def test_a_sentence_that_ends_with_the_last_token_allowed_is_whole() -> None:
-    row = {"completion": " The [storm] hit the {coast} twice.", "sentences": 1, "generated_tokens": 48, "error": ""}
-    assert parsed_parts({**row, "finish_reason": "stop"}, 48)[1][0].rejection == ""
-    assert parsed_parts({**row, "finish_reason": "length"}, 48)[1][0].rejection == "truncated"
-    assert parsed_parts({**row, "finish_reason": ""}, 48)[1][0].rejection == "truncated"  # of a server that gives none
+def test_of_a_failed_request_every_candidate_has_its_reason() -> None:
+    assert rejections("", 2, error="ValueError: no") == ["rejected_request"] * 2
+
+
+def test_a_record_that_ends_with_the_last_token_allowed_is_whole() -> None:
+    row = {"completion": RECORDS[0].rstrip(), "generated_tokens": 48}
+    assert rejections(**row) == [""]
+    assert rejections(**row, finish_reason="length") == ["truncated"]
+    assert rejections(**row, finish_reason="") == ["truncated"]  # of a server that gives none
+
+
+def test_a_given_pair_is_found_in_the_sentence_alone() -> None:
+    assert rejections(" The storm hit the coast twice.", given=("storm", "coast")) == [""]
+    assert rejections(" The storm hit the land twice.", given=("storm", "coast")) == ["missing_tail"]
+    assert rejections(" The storm hit the coast tw", given=("storm", "coast"), finish_reason="length") == ["truncated"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given", "pattern", "stop"),
+    [
+        ([], "", "", ["\n\n"]),
+        ([], "Ada", "", ["\n"]),
+        (["prompts.style=chat"], "", '{"type": "object"}', None),
+        (["prompts.style=chat", "sampling.constrained=false"], "", "", None),
+        (["prompts.style=chat", "sampling.constrained=false"], "Ada", "", None),
+    ],
+)
+def test_a_record_ends_at_its_last_line_and_a_chats_answer_by_itself(overrides: list[str], given: str, pattern: str, stop: Any) -> None:
+    row = {"strategy": "independent", "seed": 5, "sentences": 1, "head": given, "pattern": pattern}
+    parameters = sampling_parameters(settings(*overrides), row, greedy=False)
+    assert parameters.get("stop") == stop
+    assert parameters.get("structured_outputs") == ({"json": pattern} if pattern else None)
+
+
+def test_an_unconstrained_list_is_not_ended_by_its_first_record() -> None:
+    row = {"strategy": "all_at_once", "seed": 5, "sentences": 3, "head": "", "pattern": ""}
+    assert "stop" not in sampling_parameters(settings("sampling.constrained=false"), row, greedy=False)
 
 
 def test_waves_without_a_quota_spread_the_candidates() -> None:
@@ -322,7 +383,7 @@ def score_by_id(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_quota_is_met_in_waves_that_a_kill_does_not_change(ray_two_cpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("divray.scoring.run", score_by_id)
+    monkeypatch.setattr("divray.scoring.stage.run", score_by_id)
     overrides = ["sampling.quota=6", "sampling.waves=3", "sampling.candidates_per_relation=20", "sampling.naive_candidates_per_relation=0"]
     config = settings(*overrides, "prompts.strategies={one_by_one: 1}")
     run = begun(config, uri)

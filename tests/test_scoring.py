@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 import pytest
 from conftest import exported
 
-from divray import scoring
 from divray.config import Config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
 from divray.datasets.tables import examples_table
 from divray.runs import RunFolder
 from divray.schemas import SAMPLES, SCORES
-from divray.scoring import run as score
+from divray.scoring import stage as scoring
+from divray.scoring.stage import run as score
 
 
 def samples_of(config: Config) -> pa.Table:

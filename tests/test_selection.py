@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,13 @@ import yaml
 
 from divray.cluster import quiet_ray_data
 from divray.config import Config, parse_config
+from divray.export import export
 from divray.runs import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.sections import SelectionConfig
-from divray.selection import chosen_samples, greedy_selection, objective, run
+from divray.selection import chosen_samples, greedy_selection, objective, run, shortfalls, write_card
 
+CANDIDATE = ["candidate_id", *(name for name in DATASET.names if name not in ("sample_id", "rank")), "embedding"]
 SHAPE = "{h} did the thing number {n} for {t} in round {r}."
 
 
@@ -93,8 +96,9 @@ def score_row(relation: str, number: int, round_: int, strategy: str = "independ
         "candidate_id": f"r{round_:02d}-{relation}-{strategy}-{number:06d}",
         "relation": relation, "round": round_, "strategy": strategy, "prompt_id": "p", "prompt": "P", "completion": "c", "text": text,
         "head_start": 0, "head_end": len(head), "tail_start": t, "tail_end": t + len(tail), "head_type": "x", "tail_type": "y",
-        "rejection": "", "correctness": 0.5 + number / 100, "correct": number % 4 != 3, "cluster": "c", "nearest_id": "", "similarity": 0.0,
-        "unique": number % 5 != 4, "novelty": 0.4, "reason": "", "embedding": (vector / np.linalg.norm(vector)).astype(np.float32).tolist(),
+        "rejection": "", "correctness": 0.5 + number / 100, "audit": 0.3, "correct": number % 4 != 3, "cluster": "c", "nearest_id": "",
+        "similarity": 0.0, "unique": number % 5 != 4, "novelty": 0.4, "reason": "",
+        "embedding": (vector / np.linalg.norm(vector)).astype(np.float32).tolist(),
     }  # fmt: skip
     return row | other
 
@@ -144,38 +148,95 @@ def test_stage_writes_data_set_card_and_comparison(cluster: None, config: Config
     dataset = finished.read_table("dataset")
     assert dataset.schema.equals(DATASET)
     rows = dataset.to_pylist()
-    assert [(row["relation"], row["sample_id"]) for row in rows] == sorted((row["relation"], row["sample_id"]) for row in rows)
-    assert counts["relations"] == {"b": 4, "a": 4} and counts["selected"] == 8 and counts["shortfall"] == {}
     source = pa.concat_tables([finished.read_table(f"round-0{number}/scores") for number in (0, 1)])
     allowed = source.filter(pc.and_(pc.and_(source["correct"], source["unique"]), pc.not_equal(source["strategy"], "naive")))
-    assert set(dataset["sample_id"].to_pylist()) <= set(allowed["candidate_id"].to_pylist())
-    assert len({row["text"].lower() for row in rows}) == len(rows)
+    # All that passed, but for the one text that the second round repeats.
+    assert set(allowed["candidate_id"].to_pylist()) - {row["sample_id"] for row in rows} == {"r01-a-independent-000001"}
+    assert len(rows) == counts["accepted"] == allowed.num_rows - 1
+    places = [(row["rank"], "ba".index(row["relation"])) for row in rows]
+    assert places == sorted(places) and places[:2] == [(1, 0), (1, 1)]
+    for relation in "ab":
+        own = [row for row in rows if row["relation"] == relation]
+        assert [row["rank"] for row in own] == list(range(1, len(own) + 1))
+        rest = [(-row["correctness"], row["sample_id"]) for row in own[4:]]
+        assert rest == sorted(rest)
 
-    assert counts["comparison"] == {"round-00": 6, "round-01": 6, "naive": 4}
+    assert counts["relations"] == {"b": 4, "a": 4} and counts["selected"] == 8 and counts["shortfall"] == {} == counts["reasons"]
+    chosen = finished.read_table("comparison/selected")
+    assert chosen.schema.equals(DATASET) and chosen.to_pylist() == [row for row in rows if row["rank"] <= 4]
+    assert counts["comparison"] == {"selected": 8, "round-00": 6, "round-01": 6, "naive": 4}
     for number in (0, 1):
         assert set(finished.read_table(f"comparison/round-0{number}")["round"].to_pylist()) == {number}
     naive = finished.read_table("comparison/naive")
     assert naive["sample_id"].to_pylist() == [f"r00-a-naive-{number:06d}" for number in range(4)]
-    assert naive["correctness"].to_pylist() == [0.1] * 4
+    assert naive["correctness"].to_pylist() == [0.1] * 4 and naive["rank"].to_pylist() == [1, 2, 3, 4]
     assert set(counts["objective"]) == {"a", "b"} and 0 < counts["objective"]["a"] <= 1
 
     card = finished.read_text("dataset/README.md")
     _, header, body = card.split("---\n", 2)
     assert yaml.safe_load(header)["size_categories"] == ["n<1K"]
-    assert "| a | 4 | 4 |" in body and "About &lt;a&gt; \\| it" in body and "| none |" not in body
+    assert (
+        f"| a | {len(rows) - 4} | 4 | 4 | 0.30 | – |" in body
+        and "No person has read them." in body
+        and "About &lt;a&gt; \\| it" in body
+        and "| none |" not in body
+    )
     assert all(f"| `{name}` |" in body for name in DATASET.names)
 
 
 def test_shortfall_is_told(cluster: None, config: Config, finished: RunFolder) -> None:
     counts = run(config, finished, 0)
     assert counts["relations"] == {"b": 2, "a": 4} and counts["shortfall"] == {"b": 2}
-    assert counts["comparison"] == {"round-00": 6, "naive": 4}
-    assert "b (2 missing)" in finished.read_text("dataset/README.md")
+    assert counts["comparison"] == {"selected": 6, "round-00": 6, "naive": 4}
+    assert finished.read_table("comparison/selected")["relation"].to_pylist().count("b") == 2
+    # Nothing of b was lost, so that only more candidates help.
+    reason = (
+        "of 2 candidates 0 were no valid record, 0 near another or a seed, 0 below the gate; "
+        "more candidates (sampling.candidates_per_relation) would give more"
+    )
+    assert counts["reasons"] == {"b": reason}
+    assert f"- b: 2 missing; {reason}" in finished.read_text("dataset/README.md")
+
+
+def test_reasons_count_what_was_lost(finished: RunFolder) -> None:
+    found = shortfalls(finished, 1, ["a", "never asked for"])
+    assert found["a"].startswith("of 24 candidates 0 were no valid record, 4 near another or a seed, 6 below the gate;")
+    assert found["never asked for"].startswith("of 0 candidates")
+    assert shortfalls(finished, 1, []) == {}
+
+
+def test_other_tools_open_the_data_set(cluster: None, config: Config, finished: RunFolder, tmp_path: Path) -> None:
+    import datasets
+    import pandas
+    import pyarrow.parquet as pq
+
+    run(config, finished, 1)
+    table = finished.read_table("dataset")
+    assert pq.read_table(finished.path("dataset/data")).equals(table)
+    assert pandas.read_parquet(finished.path("dataset/data"))["rank"].tolist() == table["rank"].to_pylist()
+    loaded = datasets.load_dataset(finished.path("dataset"), cache_dir=str(tmp_path))
+    assert list(loaded) == ["train"] and loaded["train"].to_list() == table.to_pylist()
+
+
+def test_export_writes_the_selected_samples_or_all(cluster: None, config: Config, finished: RunFolder, tmp_path: Path) -> None:
+    counts = run(config, finished, 1)
+    assert export(finished.uri, str(tmp_path / "selected.jsonl")) == counts["selected"] == 8
+    assert export(finished.uri, str(tmp_path / "all.jsonl"), every=True) == counts["accepted"] > 8
+
+
+def test_card_shows_what_people_said(cluster: None, config: Config, finished: RunFolder) -> None:
+    counts = run(config, finished, 1)
+    ids = finished.read_table("comparison/selected").filter(pc.field("relation") == "a")["sample_id"].to_pylist()
+    answers = [{"sample_id": name, "reader": "ada", "right": name != ids[0], "at": ""} for name in [*ids, "r01-a-independent-000011"]]
+    finished.write_json("review/answers.json", answers)
+    write_card(config, finished, counts)
+    card = finished.read_text("dataset/README.md")
+    assert "A person read 4 of the selected samples: 75 % right [30, 95]." in card and "| 3 of 4 |" in card
 
 
 def test_order_of_the_rows_changes_nothing() -> None:
     rows = pa.Table.from_pylist([score_row("a", number, number % 2) for number in range(40)], SCORES)
-    table = rows.select(["candidate_id", *DATASET.names[1:], "embedding"])
+    table = rows.select(CANDIDATE)
     settings = SelectionConfig(k=6)
     expected = chosen_samples(table, settings, 2)
     for seed in range(3):
@@ -187,5 +248,5 @@ def test_naive_samples_without_scores_have_null_scores() -> None:
     rows = pa.Table.from_pylist(
         [score_row("a", number, 0, "naive", correctness=None, novelty=None, embedding=None) for number in range(3)], SCORES
     )
-    made = chosen_samples(rows.select(["candidate_id", *DATASET.names[1:], "embedding"]), SelectionConfig(k=2), 1)
+    made = chosen_samples(rows.select(CANDIDATE), SelectionConfig(k=2), 1)
     assert made["set"].to_pylist() == ["naive", "naive"] and made["correctness"].to_pylist() == [None, None]

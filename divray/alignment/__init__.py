@@ -55,6 +55,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
         "reference": base_model(config, run, round),
         "alignment": config.alignment.model_dump(mode="json"),
         "seed": config.seed,
+        "chat": config.prompts.style == "chat",
         "device": "gpu" if gpu else "cpu",
     }
     digest = hashlib.sha256(json.dumps([job, config.cluster.train_workers, pairs.to_pylist()], sort_keys=True).encode())

@@ -63,10 +63,12 @@ def _first(table: pa.Table, wrong: pa.ChunkedArray) -> str:
     return f"pair {table.filter(wrong)['pair_id'][0].as_py()}"
 
 
-def tokenize_pairs(pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[dict[str, list[list[int]]], int]:
+def tokenize_pairs(
+    pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int, end: str = ""
+) -> tuple[dict[str, list[list[int]]], int]:
     """``({"prompt_ids", "chosen_ids", "rejected_ids"}, pairs left out)``, one list of token ids a pair.
 
-    No end-of-text token is added: a completion ends with the newline at which sampling stops.  Where
+    Lines need no end-of-text token: they end with the newline at which sampling stops.  JSON does: ``end``.  Where
     tokens merge across the end of the prompt, the completion starts at the first token that differs.
     A pair of which a side is longer than ``max_length`` tokens with its prompt is left out, since a
     cut sentence would teach to end in the middle.
@@ -74,7 +76,7 @@ def tokenize_pairs(pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, max_leng
     rows: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     left_out = 0
     for prompt, chosen, rejected in zip(*(pairs[column].to_pylist() for column in COLUMNS[1:]), strict=True):
-        head, good, bad = (tokenizer(text)["input_ids"] for text in (prompt, prompt + chosen, prompt + rejected))
+        head, good, bad = (tokenizer(text)["input_ids"] for text in (prompt, f"{prompt}{chosen}{end}", f"{prompt}{rejected}{end}"))
         if max(len(good), len(bad)) > max_length:
             left_out += 1
             continue

@@ -128,7 +128,8 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
 
     settings, cpu = job["alignment"], job["device"] == "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"])
+    end = tokenizer.eos_token if job["chat"] else ""
+    rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"], end)
     dataset = Dataset.from_dict(rows)
     if not len(dataset):
         return None, left_out, False

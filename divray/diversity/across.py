@@ -92,6 +92,19 @@ def dropped(rows: pa.Table) -> pa.Table:
             nearest.append(row["conflict"])
             similarity.append(row["conflict_similarity"])
             reasons.append(f"labelling conflict with {row['conflict']} under {row['conflict_relation']} ({row['conflict_similarity']:.2f})")
+    return _with_decision(rows, nearest, similarity, reasons)
+
+
+def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
+    """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
+    near = near_reference(rows, seeds, settings.model_copy(update={"threshold": settings.seed_threshold}))
+    rows = rows.filter(pc.is_in(rows["candidate_id"], near["candidate_id"].combine_chunks())).sort_by("candidate_id")
+    found = near.to_pylist()
+    reasons = [f"near copy of {SEED_PREFIX}{row['near']} ({row['similarity']:.2f})" for row in found]
+    return _with_decision(rows, [SEED_PREFIX + row["near"] for row in found], [row["similarity"] for row in found], reasons)
+
+
+def _with_decision(rows: pa.Table, nearest: list[str], similarity: list[float], reasons: list[str]) -> pa.Table:
     columns = {
         "cluster": rows["candidate_id"],
         "nearest_id": pa.array(nearest, pa.string()),

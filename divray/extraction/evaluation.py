@@ -107,6 +107,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def training_sets(run: RunFolder) -> dict[str, list[str]]:
     """Name of each training set -> the tables that make it up, in the order of the comparison."""
     compared = sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")}, key=lambda name: (name != "naive", name))
+    compared = [name for name in compared if f"comparison/{name}" != SELECTED]
     sets = {"seeds": [SEEDS], **{name: [f"comparison/{name}"] for name in compared}}
     if run.files(SELECTED, ".parquet"):
         sets |= {"generated": [SELECTED], "seeds+generated": [SEEDS, SELECTED]}

@@ -14,7 +14,7 @@ from divray.sections import ExtractionConfig
 if TYPE_CHECKING:
     from ray.remote_function import RemoteFunction
 
-SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "dataset", "search.json"
+SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "comparison/selected", "search.json"
 
 
 def relations_of(run: RunFolder) -> list[Relation]:

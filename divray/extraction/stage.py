@@ -11,7 +11,7 @@ from divray.runs import RunFolder
 
 
 def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
-    """Train on ``data/seeds`` and ``dataset`` with the searched hyperparameters; save to ``model/``.
+    """Train on ``data/seeds`` and ``comparison/selected`` with the searched hyperparameters; save to ``model/``.
 
     Returns:
         Counts: ``examples``, ``labels``, ``parameters``.

@@ -1,16 +1,6 @@
 """The ``mine`` stage: preference pairs for DPO, from the samples of a round or after the paper.
 
-``mined`` follows DivPO (arXiv 2501.18101).  Of the candidates ``C`` of one prompt, with correctness ``r``,
-novelty ``d`` and the share ``p`` (``preferences.quality``)::
-
-    chosen   = argmax d over { c in C : c among the best p|C| by r, gate passed, unique }
-    rejected = argmin d over { c in C : c among the worst p|C| by r }
-
-A near-duplicate counts as not different at all (``d = 0``).  The next pair of a prompt takes the second
-of either side, and so on; no candidate stands in two pairs.  An invalid completion, if it is whole, is
-rejected only where a prompt has no valid candidate to reject: format is the constraint's business.  What
-a prompt could not pair is paired with what other prompts of the same relation and strategy left over,
-under the prompt of the chosen one (kind ``mined_across``).
+``mined`` (:mod:`divray.preferences.mined`) sets right, fluent and different samples against ones that are wrong in a named way.
 
 ``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
 another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
@@ -28,9 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
+from divray.datasets.stage import read_relations
+from divray.datasets.tables import table_examples
 from divray.errors import InputError
 from divray.preferences.mined import CANDIDATES, mined_pairs
 from divray.preferences.paper import near_copy, paper_pairs
+from divray.prompts.accepted import accepted_samples
+from divray.prompts.rows import gives_pair
+from divray.relations import Example
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, PAIRS
 
@@ -39,8 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["mined_pairs", "near_copy", "paper_pairs", "run"]
 
-NOT_WHOLE = ("engine_error", "empty", "truncated")
+NOT_WHOLE = ("engine_error", "rejected_request", "prompt_too_long", "empty", "truncated", "not_written")
 """Rejections of completions that are no whole text."""
+
+OTHERS = 32
+"""Right samples of each relation that serve as wrong ones of the others."""
 
 
 def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
@@ -56,13 +54,21 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
         InputError: ``paper``, and every prompt shows every seed, so that none is left to be chosen.
     """
     folder = f"round-{round:02d}"
+    relations = {relation.name: relation for relation in read_relations(run)}
+    seeds = table_examples(run.read_table("data/seeds"))
+    shared: dict[str, Any] = {
+        "relations": relations,
+        "settings": config.preferences,
+        "seed": config.seed,
+        "chat": config.prompts.style == "chat",
+    }
     if config.preferences.mode == "mined":
         rows = _candidates(run, folder)
-        make: Any = partial(mined_pairs, settings=config.preferences)
+        others = {name: accepted[:OTHERS] for name, accepted in accepted_samples(run, [round]).items()}
+        make: Any = partial(_mined, seeds=seeds, others=others, **shared)
     else:
-        rows = run.dataset(f"{folder}/prompts", columns=["relation", "strategy", "prompt_id", "prompt", "demonstrations"])
-        seeds = run.read_table("data/seeds")
-        make = partial(paper_pairs, seeds=seeds, settings=config.preferences, seed=config.seed)
+        rows = run.dataset(f"{folder}/prompts", columns=["relation", "strategy", "prompt_id", "prompt", "head", "demonstrations"])
+        make = partial(paper_pairs, seeds=seeds, **shared)
     partitions = min(max(1, len(run.read_json("data/relations.json"))), 64)
     groups = rows.groupby("relation", num_partitions=partitions)
     made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
@@ -78,29 +84,34 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     return {"pairs": pairs.num_rows, "kinds": dict(sorted(Counter(kinds).items())), "relations": dict(sorted(Counter(names).items()))}
 
 
+def _mined(rows: pa.Table, seeds: list[Example], **shared: Any) -> pa.Table:
+    own = [seed for seed in seeds if rows.num_rows and seed.relation == rows["relation"][0].as_py()]
+    return mined_pairs(rows, seeds=own, **shared)
+
+
 def _candidates(run: RunFolder, folder: str) -> ray.data.Dataset:
     """The scored samples and the whole invalid completions, without the naive ones, under the same columns."""
     columns = ["candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion", "rejection"]
-    invalid = run.dataset(f"{folder}/samples", columns=columns).map_batches(_invalid, batch_format="pyarrow", num_cpus=0.1)
+    samples = run.dataset(f"{folder}/samples", columns=columns)
+    invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
     if not run.files(f"{folder}/scores", ".parquet"):
         return invalid
-    scored = run.dataset(f"{folder}/scores", columns=CANDIDATES.names[:-1])
-    return scored.map_batches(_scored, batch_format="pyarrow", num_cpus=0.1).union(invalid)
+    scored = run.dataset(f"{folder}/scores", columns=CANDIDATES.names[:-2])
+    return scored.map_batches(partial(_rows, valid=True), batch_format="pyarrow", num_cpus=0.1).union(invalid)
 
 
-def _scored(batch: pa.Table) -> pa.Table:
+def _rows(batch: pa.Table, valid: bool) -> pa.Table:
+    """Rows of :data:`CANDIDATES`: scored samples, or whole but invalid completions, which have no scores."""
     if not batch.num_rows:
         return CANDIDATES.empty_table()
-    table = batch.filter(pc.not_equal(batch["strategy"], NAIVE))
-    return table.append_column("valid", pa.array([True] * table.num_rows, pa.bool_())).select(CANDIDATES.names).cast(CANDIDATES)
-
-
-def _invalid(batch: pa.Table) -> pa.Table:
-    if not batch.num_rows:
-        return CANDIDATES.empty_table()
-    whole = pc.invert(pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE])))
-    table = batch.filter(pc.and_(whole, pc.not_equal(batch["strategy"], NAIVE)))
-    worst = {"correctness": 0.0, "correct": False, "unique": False, "novelty": 0.0, "valid": False}
-    for name, value in worst.items():
-        table = table.append_column(CANDIDATES.field(name), pa.array([value] * table.num_rows, CANDIDATES.field(name).type))
+    kept = pc.not_equal(batch["strategy"], NAIVE)
+    # A list of records is no text that a prompt for one would be continued with.
+    kept = pc.and_(kept, pc.not_equal(batch["strategy"], "all_at_once"))
+    if not valid:
+        kept = pc.and_(kept, pc.invert(pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE]))))
+    table = batch.filter(kept)
+    table = table.append_column("given", gives_pair(table["prompt"])).append_column("valid", pa.array([valid] * table.num_rows, pa.bool_()))
+    for field in CANDIDATES:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.select(CANDIDATES.names).cast(CANDIDATES)

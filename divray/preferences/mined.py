@@ -1,97 +1,165 @@
-"""Pairs mined from a round's own candidates, after DivPO."""
+"""Pairs mined from a round's own candidates: a right and different sample over one that is wrong in a named way.
+
+The chosen one passed the gate, stayed unique and lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
+
+``broken``
+    a completion that is no valid record, or a valid one that the judge puts last;
+``mirrored``
+    the chosen one's own record with head and tail exchanged (only where the LLM writes the pair, and the two are of different types);
+``other_relation``
+    a right sample of another relation under this one's prompt;
+``near_copy``
+    a demonstration with other entities and one word changed;
+``alike``
+    a right sample that lies close to others.
+
+The ways take turns, so that none prevails.  Every side ends as sampled text ends.
+"""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
+from divray.preferences.paper import near_copy
 from divray.preferences.rows import Row, pair_table
+from divray.prompts.record import completion_of
+from divray.relations import Example, Relation
 from divray.schemas import SCORES
 from divray.sections import PreferencesConfig
 
 CANDIDATES = pa.schema(
     [
-        *(SCORES.field(name) for name in ("candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion")),
-        *(SCORES.field(name) for name in ("correctness", "correct", "unique", "novelty")),
+        *(SCORES.field(name) for name in ("candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion", "text")),
+        *(
+            SCORES.field(name)
+            for name in ("head_start", "head_end", "tail_start", "tail_end", "correctness", "correct", "unique", "novelty")
+        ),
+        pa.field("given", pa.bool_()),
         pa.field("valid", pa.bool_()),
     ]
 )
-"""Candidates for a pair: scored samples, and whole but invalid completions with the worst scores."""
+"""Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
+
+WAYS = ("broken", "mirrored", "other_relation", "near_copy", "alike")
 
 
-def mined_pairs(rows: pa.Table, settings: PreferencesConfig) -> pa.Table:
-    """The pairs of one relation by DivPO's rule, at most ``max_pairs_per_relation``.
-
-    Every prompt's first pair comes before any prompt's second; among these the larger margin
-    ``(r + d of chosen) - (r + d of rejected)`` goes first.
+def mined_pairs(
+    rows: pa.Table,
+    relations: Mapping[str, Relation],
+    seeds: Sequence[Example],
+    others: Mapping[str, Sequence[Example]],
+    settings: PreferencesConfig,
+    seed: int,
+    chat: bool = False,
+) -> pa.Table:
+    """The pairs of one relation, at most ``max_pairs_per_relation``.
 
     Args:
         rows: The columns of :data:`CANDIDATES`, in any order.
-        settings: Mode, share and cap.
+        relations: All relations by name.
+        seeds: This relation's seed examples.
+        others: Relation -> right samples of it, from which ``other_relation`` takes.
+        settings: Cap.
+        seed: With the chosen one's id it decides every draw.
+        chat: Whether records are JSON.
     """
-    prompts: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(rows.to_pylist(), key=lambda row: row["candidate_id"]):
-        prompts[row["prompt_id"]].append(row)
-    ranked: list[tuple[int, float, Row]] = []
-    spare: dict[str, tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
-    for candidates in prompts.values():
-        good, bad = _sides(candidates, settings.quality)
-        pairs = _matched(good, bad)
-        ranked += [(rank, -_margin(one, other), _pair(one, other, "mined")) for rank, (one, other) in enumerate(pairs)]
-        used = {row["candidate_id"] for pair in pairs for row in pair}
-        pool = spare[candidates[0]["strategy"]]
-        pool[0].extend(row for row in good if row["candidate_id"] not in used)
-        pool[1].extend(row for row in bad if row["candidate_id"] not in used)
-    for good, bad in spare.values():
-        across = _matched(sorted(good, key=_most_different), sorted(bad, key=_least_different))
-        ranked += [(len(rows), -_margin(one, other), _pair(one, other, "mined_across")) for one, other in across]
-    ranked.sort(key=lambda entry: (entry[0], entry[1], entry[2]["pair_id"]))
-    return pair_table(pair for _, _, pair in ranked[: settings.max_pairs_per_relation])
+    candidates: list[Row] = sorted(rows.to_pylist(), key=lambda row: row["candidate_id"])
+    if not candidates:
+        return pair_table([])
+    relation = relations[candidates[0]["relation"]]
+    good = sorted((row for row in candidates if row["valid"] and row["correct"] and row["unique"]), key=_most_different)
+    count = min(settings.max_pairs_per_relation, max(1, len(good) // 2)) if good else 0
+    chosen, alike = good[:count], good[: count - 1 : -1]
+    bad = sorted(
+        (row for row in candidates if row["valid"] and not row["correct"]), key=lambda row: (row["correctness"], row["candidate_id"])
+    )
+    broken = [row for pair in _interleaved(bad, [row for row in candidates if not row["valid"]]) for row in pair]
+    foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
 
+    def say(row: Row, example: Example) -> str:
+        return completion_of(relation, example, row["given"], chat)
 
-def _sides(candidates: list[Row], quality: float) -> tuple[list[Row], list[Row]]:
-    """What may be chosen, most different first, and what may be rejected, least different first."""
-    valid = sorted((row for row in candidates if row["valid"]), key=lambda row: (-row["correctness"], row["candidate_id"]))
-    count = math.ceil(quality * len(valid))
-    good = sorted((row for row in valid[:count] if row["correct"] and row["unique"]), key=_most_different)
-    chosen = {row["candidate_id"] for row in good}
-    bad = sorted((row for row in valid[-count:] if row["candidate_id"] not in chosen), key=_least_different) if count else []
-    return good, bad or [row for row in candidates if not row["valid"]]
+    def from_rows(left: list[Row]) -> Callable[[Row, random.Random], tuple[str, str] | None]:
+        def take(row: Row, rng: random.Random) -> tuple[str, str] | None:
+            other = next((one for one in left if one["given"] == row["given"]), None)
+            if other is None:
+                return None
+            left.remove(other)
+            return other["candidate_id"], ended(other["completion"], row["given"], chat)
 
+        return take
 
-def _matched(good: list[Row], bad: list[Row]) -> list[tuple[Row, Row]]:
-    """Each chosen one with the first rejected one that is left and worse, as text or as a copy."""
-    left, pairs = list(bad), []
-    for one in good:
-        for other in left:
-            worse = other["correctness"] < one["correctness"] or not other["unique"]
-            if worse and other["completion"].strip() != one["completion"].strip():
-                pairs.append((one, other))
-                left.remove(other)
+    def mirrored(row: Row, rng: random.Random) -> tuple[str, str] | None:
+        example = example_of(row)
+        back = Example(example.text, example.tail, example.head, example.relation)
+        return None if row["given"] or relation.head_type == relation.tail_type else (f"mirror:{row['candidate_id']}", say(row, back))
+
+    def other_relation(row: Row, rng: random.Random) -> tuple[str, str] | None:
+        if not foreign:
+            return None
+        example = rng.choice(foreign)
+        return example.example_id, say(row, example)
+
+    def copied(row: Row, rng: random.Random) -> tuple[str, str] | None:
+        if not seeds:
+            return None
+        shown, donor = rng.choice(seeds), example_of(row)
+        return f"seed:{shown.example_id}", say(row, near_copy(shown, donor))
+
+    makers: dict[str, Callable[[Row, random.Random], tuple[str, str] | None]] = {
+        "broken": from_rows(broken),
+        "mirrored": mirrored,
+        "other_relation": other_relation,
+        "near_copy": copied,
+        "alike": from_rows(alike),
+    }
+    used: Counter[str] = Counter()
+    pairs = []
+    for row in chosen:
+        rng = random.Random(hashlib.sha256(f"{seed}:{row['candidate_id']}".encode()).digest())
+        text = ended(row["completion"], row["given"], chat)
+        for way in sorted(WAYS, key=lambda way: (used[way], WAYS.index(way))):
+            made = makers[way](row, rng)
+            if made is not None and made[1] != text:
+                used[way] += 1
+                pairs.append(_pair(row, text, way, *made))
                 break
-    return pairs
+    return pair_table(pairs)
 
 
-def _difference(row: Row) -> float:
-    return float(row["novelty"]) if row["unique"] else 0.0
+def ended(completion: str, given: bool, chat: bool) -> str:
+    """A sampled completion with the end that the engine takes off: the line's, or the record's empty line; JSON ends by itself."""
+    return completion if chat else completion.rstrip("\n") + ("\n" if given else "\n\n")
+
+
+def example_of(row: Row) -> Example:
+    """The sample of a valid row."""
+    head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
+    return Example(row["text"], head, tail, row["relation"], example_id=row["candidate_id"])
+
+
+def _interleaved(one: list[Row], other: list[Row]) -> list[list[Row]]:
+    longest = max(len(one), len(other))
+    return [[*one[place : place + 1], *other[place : place + 1]] for place in range(longest)]
 
 
 def _most_different(row: Row) -> tuple[float, float, str]:
-    return -_difference(row), -row["correctness"], row["candidate_id"]
+    return -row["novelty"], -row["correctness"], row["candidate_id"]
 
 
-def _least_different(row: Row) -> tuple[bool, float, float, str]:
-    return not row["valid"], _difference(row), row["correctness"], row["candidate_id"]
-
-
-def _margin(one: Row, other: Row) -> float:
-    return round(one["correctness"] + _difference(one) - other["correctness"] - _difference(other), 6)
-
-
-def _pair(one: Row, other: Row, kind: str) -> Row:
-    chosen, rejected = one["candidate_id"], other["candidate_id"]
-    texts = {"prompt": one["prompt"], "chosen": one["completion"], "rejected": other["completion"]}
-    ids = {"pair_id": f"{chosen}--{rejected}", "chosen_id": chosen, "rejected_id": rejected}
-    return ids | texts | {"relation": one["relation"], "kind": kind}
+def _pair(row: Row, text: str, kind: str, rejected_id: str, rejected: str) -> Row:
+    return {
+        "pair_id": f"{row['candidate_id']}--{kind}",
+        "relation": row["relation"],
+        "prompt": row["prompt"],
+        "chosen": text,
+        "rejected": rejected,
+        "kind": kind,
+        "chosen_id": row["candidate_id"],
+        "rejected_id": rejected_id,
+    }

@@ -1,22 +1,22 @@
 """Relations and demonstrations to request rows.
 
 A strategy turns one relation and a random generator into a draft (:mod:`divray.prompts.strategies`); the rest
-is the same for all: counts, ids and seeds (:mod:`divray.prompts.plan`), rendering and tables (:mod:`divray.prompts.rows`).
+is the same for all: counts, ids and seeds (:mod:`divray.prompts.plan`), the pairs to write about (:mod:`divray.prompts.pairs`),
+the form of a record (:mod:`divray.prompts.record`), rendering and tables (:mod:`divray.prompts.rows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import floor
 from typing import Any
 
 from divray.config import Config
+from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.plan import Wave, candidate_ids, first_wave
 from divray.prompts.rows import ROWS_PER_FILE, Length, Renderer, render_prompt, request_rows, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
-from divray.relations import Example
+from divray.relations import Example, Relation
 from divray.runs import RunFolder
-from divray.sampling.constraint import acceptance, accepts, sentence_pattern, shape_of
 
 __all__ = [
     "GROWING",
@@ -34,41 +34,58 @@ __all__ = [
     "write_prompts",
 ]
 
-LEAST_ACCEPTANCE = 0.95
-"""Share of the seed sentences that the constraint should let through; below it the ``prompt`` stage says so."""
 
+def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, answer: Any = None) -> dict[str, Any]:
+    """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave, and once ``data/entity_pairs``.
 
-def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
-    """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave.
+    Args:
+        answer: A function in the engine's place, which writes the pool of pairs; see :func:`divray.sampling.engine.complete`.
 
     Returns:
-        Counts: ``requests``, and ``seed_acceptance``: the share of the seed sentences that the decoding
-        constraint would let the model write.
+        Counts: ``requests``, and ``pairs`` where prompts give them.
     """
-    from divray import console
     from divray.datasets.stage import read_relations
     from divray.datasets.tables import table_examples
     from divray.prompts.accepted import accepted_samples
 
     seeds = table_examples(run.read_table("data/seeds"))
     relations = read_relations(run)
+    chat, length = chat_renderer(config), token_counter(config)
+    if round == 0:
+        _make_pool(config, run, relations, seeds, chat, length, on_progress, answer)
+    pool = read_pool(run)
     wave = first_wave(config, relations, round)
     if GROWING & config.prompts.strategies.keys():
         wave = Wave(0, wave.count, accepted=accepted_samples(run, range(round)))
     run.delete(f"round-{round:02d}/waves")
-    rows = request_rows(config, relations, seeds, round, chat_renderer(config), wave, token_counter(config))
-    counts: dict[str, Any] = {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
-    if config.sampling.constrained:
-        counts["seed_acceptance"] = share = seed_acceptance(seeds)
-        if share < LEAST_ACCEPTANCE:
-            outside = next(seed for seed in seeds if not accepts(sentence_pattern(shape_of(seeds)), seed))
-            console.log(f"only {share:.1%} of the seed sentences could be written under the decoding constraint; not: {outside.text}")
-    return counts
+    rows = request_rows(config, relations, seeds, round, chat, wave, length, pool)
+    counts = {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
+    return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
 
 
-def seed_acceptance(seeds: Sequence[Example]) -> float:
-    """:func:`~divray.sampling.constraint.acceptance` of the seeds' own shape, to three digits, never rounded up."""
-    return floor(1000 * acceptance(seeds, sentence_pattern(shape_of(seeds)))) / 1000
+def _make_pool(
+    config: Config,
+    run: RunFolder,
+    relations: list[Relation],
+    seeds: Sequence[Example],
+    chat: Renderer | None,
+    length: Length | None,
+    on_progress: Any,
+    answer: Any,
+) -> None:
+    """Write ``data/entity_pairs``, from the user's file or by the LLM, where prompts are to give pairs."""
+    from divray.prompts.parsing import form_of
+    from divray.sampling.engine import complete
+
+    form = form_of(seeds, relations)
+    if config.prompts.pairs_file:
+        write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
+    elif config.prompts.pairs == "first" and not run.files(TABLE, ".parquet"):
+        named = [relation for relation in relations if relation.name != config.task.none_label]
+        write_prompts(run, "data/pair_prompts", pair_rows(config, named, seeds, chat, length))
+        complete(config, run, "data/pair_prompts", "data/pair_completions", config.models.llm, on_progress=on_progress, answer=answer)
+        columns = ["candidate_id", "relation", "completion", "finish_reason"]
+        write_pool(run, pool_of(run.read_table("data/pair_completions", columns).to_pylist(), form, pairs_wanted(config)))
 
 
 def chat_renderer(config: Config) -> Renderer | None:

@@ -1,63 +1,68 @@
-"""From a wave's plan to request rows: prompt texts, patterns, tables."""
+"""From a wave's plan to request rows: prompt texts, tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.prompts.notes import fitting_notes
-from divray.prompts.plan import Planned, Wave, evenly_picked, first_wave, number_of, numbered, planned, slugs_of
+from divray.prompts.plan import Wave, evenly_picked, first_wave, number_of, numbered, planned, slugs_of
+from divray.prompts.record import Pair, as_json, as_lines, json_schema, labels, list_pattern
 from divray.prompts.strategies import Draft
-from divray.relations import Example, Relation, render_marked
+from divray.relations import Example, Relation
 from divray.runs import RunFolder
-from divray.sampling.constraint import list_pattern, shape_of
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 ROWS_PER_FILE = 32
 """Request rows in one Parquet file, which is one block of the sampling pass and so the grain of a resume."""
 
-MEASURED = 12
-"""Prompts of each strategy whose length counts when a relation's notes are chosen."""
+_GIVEN = "Write the sentence of a new record whose head is"
 
 Renderer = Callable[[list[dict[str, str]]], str]
 Length = Callable[[str], int | None]
 
 
-def render_prompt(relation: Relation, draft: Draft, chat: Renderer | None = None, notes: tuple[str, ...] = ()) -> str:
-    """Task, relation, wish and numbered demonstrations, up to the number of the new sentence.
+def render_prompt(relation: Relation, draft: Draft, pair: Pair | None = None, chat: Renderer | None = None) -> str:
+    """Task, relation, wish and demonstrations as records, up to the first field that the LLM writes.
 
     Args:
         relation: The relation that the sentence must state.
         draft: The strategy's choices.
+        pair: The head and tail of the new sentence; ``None``: the LLM writes them, too.
         chat: Renders messages by the model's chat template; without it the prompt is plain text
             that the model continues.
-        notes: Lines that end the head of the prompt (:mod:`divray.prompts.notes`).
     """
     lines = [
-        "Each sentence below states one and the same relation between a head and a tail. The head stands in [ ] and the tail in { }.",
+        "Each record names a head and a tail, and gives one sentence that states the same relation between the two.",
         "",
         f"Relation: {relation.name}",
         f"Meaning: {relation.description}",
     ]
     if draft.wish:
-        lines.append("Every sentence is as different as possible from the others: other names, other words, another structure.")
-    lines += [*notes, ""]
-    lines += [f"{number}. {render_marked(example)}" for number, example in enumerate(draft.demonstrations, 1)]
-    if draft.hint:
-        lines.append(draft.hint)
-    number = len(draft.demonstrations) + 1
+        lines.append("Every record is as different as possible from the others: other names, other words, another structure.")
     if chat is None:
-        return "\n".join([*lines, f"{number}."])
-    last = number + draft.sentences - 1
-    wanted = f"sentence {number}" if last == number else f"sentences {number} to {last}, one a line"
-    lines.append(f"Write {wanted}, and nothing else.")
-    return chat([{"role": "user", "content": "\n".join(lines)}]) + f"{number}."
+        shown = [as_lines(relation, example) + "\n" for example in draft.demonstrations]
+        head, tail, sentence = labels(relation)
+        hint = [draft.hint] if draft.hint else []
+        return "\n".join([*lines, "", *shown, *hint, *([f"{head} {pair[0]}", f"{tail} {pair[1]}", sentence] if pair else [head])])
+    lines += ["", *map(as_json, draft.demonstrations), "", *([draft.hint] if draft.hint else [])]
+    if pair:
+        lines.append(f'{_GIVEN} "{pair[0]}" and whose tail is "{pair[1]}". Use both exactly once.')
+    else:
+        wanted = "one new record" if draft.sentences == 1 else f"a list of {draft.sentences} new records"
+        lines.append(f"Write {wanted}. The sentence has the head and the tail in it exactly once, letter by letter.")
+    lines.append("Answer in JSON.")
+    return chat([{"role": "user", "content": "\n".join(lines)}])
+
+
+def gives_pair(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each prompt of :func:`render_prompt` gives the pair, in either style."""
+    return pc.or_(pc.ends_with(prompts, "\nSentence:"), pc.match_substring(prompts, _GIVEN))
 
 
 def request_rows(
@@ -68,26 +73,30 @@ def request_rows(
     chat: Renderer | None = None,
     wave: Wave | None = None,
     length: Length | None = None,
+    pool: Mapping[str, Sequence[Pair]] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together."""
-    slugs, shape = slugs_of(relations), shape_of(seeds)
+    """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together.
+
+    Args:
+        pool: Relation -> the pairs to write sentences for; a relation without any writes its own.
+    """
+    slugs = slugs_of(relations)
     wave = wave or first_wave(config, relations, round_)
     for relation in relations:
-        counts = wave.count.get(relation.name)
-        if not counts:
-            continue
         own = [seed for seed in seeds if seed.relation == relation.name]
-        prefixes = {name: f"r{round_:02d}-{slugs[relation.name]}-{name}" for name in {*counts, *config.prompts.strategies}}
-        plan = {name: partial(planned, config, wave, relation, prefix, own, strategy=name) for name, prefix in prefixes.items()}
-        notes = _notes(config, relation, [plan[name] for name in config.prompts.strategies], chat, length)
-        for name, count in counts.items():
+        pairs = (pool or {}).get(relation.name, ())
+        for place, (name, count) in enumerate(wave.count.get(relation.name, {}).items()):
             before = wave.first.get(relation.name, {}).get(name, 0)
-            for one in plan[name](count):
+            prefix = f"r{round_:02d}-{slugs[relation.name]}-{name}"
+            for one in planned(config, wave, relation, prefix, own, count, name):
                 draft = one.draft
+                block = -(-before // config.prompts.candidates_per_prompt) + one.start // config.prompts.candidates_per_prompt
+                # A naive prompt and a list of records have no pair given.
+                given = _pair_for(config, pairs, round_, place, block) if name != NAIVE and draft.sentences == 1 else None
                 for number in range(one.start, one.end, draft.sentences):
                     asked = replace(draft, sentences=min(draft.sentences, one.end - number))
-                    prompt = render_prompt(relation, asked, chat, () if name == NAIVE else notes)
-                    candidate_id = numbered(prefixes[name], before + number)
+                    prompt = render_prompt(relation, asked, given, chat)
+                    candidate_id = numbered(prefix, before + number)
                     yield {
                         "candidate_id": candidate_id,
                         "relation": relation.name,
@@ -95,9 +104,9 @@ def request_rows(
                         "strategy": name,
                         "prompt_id": one.prompt_id,
                         "prompt": prompt,
-                        "pattern": list_pattern(draft.pattern(shape), len(draft.demonstrations) + 1, asked.sentences)
-                        if config.sampling.constrained
-                        else "",
+                        "head": given[0] if given else "",
+                        "tail": given[1] if given else "",
+                        "pattern": _pattern(relation, given, asked.sentences, chat is not None) if config.sampling.constrained else "",
                         "seed": number_of(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,
@@ -108,19 +117,19 @@ def request_rows(
                     }
 
 
-def _notes(
-    config: Config,
-    relation: Relation,
-    plans: list[Callable[[int], Iterator[Planned]]],
-    chat: Renderer | None,
-    length: Length | None,
-) -> tuple[str, ...]:
-    """The notes of a relation, one choice for all strategies, whose prompts then share their head."""
-    block = config.prompts.cache_block
-    if not block or length is None:
-        return ()
-    some = [one.draft for plan in plans for one in plan(MEASURED * config.prompts.candidates_per_prompt)]
-    return fitting_notes([partial(render_prompt, relation, draft, chat) for draft in some], length, block)
+def _pattern(relation: Relation, given: Pair | None, sentences: int, chat: bool) -> str:
+    """What the engine decodes under; one record as lines needs nothing, since the demonstrations show its form."""
+    if chat:
+        return json_schema(given is not None, sentences)
+    return list_pattern(relation, sentences) if sentences > 1 else ""
+
+
+def _pair_for(config: Config, pairs: Sequence[Pair], round_: int, strategy: int, prompt: int) -> Pair | None:
+    """The pair of a relation's and strategy's prompt of that number; prompts take the pool in turn."""
+    if not pairs:
+        return None
+    prompts_a_round = -(-config.sampling.candidates_per_relation // config.prompts.candidates_per_prompt)
+    return pairs[(round_ * prompts_a_round + prompt * len(config.prompts.strategies) + strategy) % len(pairs)]
 
 
 def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], stem: str = "part") -> int:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from divray.config import Config
 from divray.relations import Example, Relation
-from divray.sampling.constraint import Shape, anchored_pattern, sentence_pattern
 from divray.schemas import NAIVE
 
 TOPICS = (
@@ -27,14 +25,12 @@ class Draft:
     Attributes:
         demonstrations: Examples to show, in order.
         hint: A line about the next sentence, or ``""``.
-        pattern: The regular expression of a sentence, from the shape that sentences of the task may have.
         wish: Whether the prompt asks for difference.
-        sentences: How many candidates one completion holds, as a numbered list.
+        sentences: How many candidates one completion holds, one record after the other.
     """
 
     demonstrations: tuple[Example, ...]
     hint: str = ""
-    pattern: Callable[[Shape], str] = sentence_pattern
     wish: bool = True
     sentences: int = 1
 
@@ -68,18 +64,9 @@ def naive(config: Config, relation: Relation, seeds: list[Example], rng: random.
 
 @strategy("independent")
 def independent(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
-    """Other demonstrations and attributes in every prompt; the sentence may take any shape."""
+    """Other demonstrations and attributes in every prompt."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
     return Draft(tuple(shown), _hint(config, rng), wish=config.prompts.wish)
-
-
-@strategy("anchored")
-def anchored(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
-    """One seed's connective is kept between a new head and a new tail; that seed is shown first, so that less of it is copied."""
-    anchor = seeds[rng.randrange(len(seeds))]
-    others = [seed for seed in seeds if seed is not anchor]
-    shown = rng.sample(others, min(config.prompts.demonstrations - 1, len(others)))
-    return Draft((anchor, *shown), _hint(config, rng), partial(anchored_pattern, anchor), wish=config.prompts.wish)
 
 
 @strategy("one_by_one", grows=True)

@@ -68,7 +68,7 @@ class Account:
                 found[cost] = round(total[cost], 3) if cost == "engine_seconds" else int(total[cost])
         if "conflicts" in self.fields:
             found["conflicts"] = int(total["conflicts"])
-        if total["scored"]:
+        if total["scored"]:  # by the second judge, like all means of correctness
             found["mean_correctness"] = round(total["correctness"] / total["scored"], 4)
         if total["selected"]:
             found["mean_correctness_selected"] = round(total["selected_correctness"] / total["selected"], 4)
@@ -117,7 +117,7 @@ def account(config: Config, run: RunFolder) -> Account:
             if rejection:
                 book.rejections[Cell(*cell)][rejection] += int(count)
         columns = [*keys, "unique", "correct", "conflict", "near_test", "near_seed"]
-        for key, (count, total) in tally(run, f"{folder}/scores", columns, ["correctness"], named).items():
+        for key, (count, total) in tally(run, f"{folder}/scores", columns, ["audit"], named).items():
             place, (unique, correct, *flags) = Cell(*key[: len(keys)]), key[len(keys) :]
             passed = {"unique": count if unique else 0, "correct": count if unique and correct else 0}
             book.add(place, {"scored": count, "correctness": total, "conflicts": count if flags[0] else 0, **passed})
@@ -126,7 +126,7 @@ def account(config: Config, run: RunFolder) -> Account:
                 book.losses[place][_loss(flags[0] and drops, *flags[1:])] += int(count)
             elif not correct:
                 book.losses[place]["below the correctness gate"] += int(count)
-    for key, (count, total) in tally(run, "dataset", keys, ["correctness"]).items():
+    for key, (count, total) in tally(run, "comparison/selected", keys, ["audit"]).items():
         book.add(Cell(*key), {"selected": count, "selected_correctness": total})
     _add_engine_seconds(book, config, run)
     return book

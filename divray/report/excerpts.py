@@ -62,8 +62,8 @@ def near_duplicates(run: RunFolder, folders: list[str]) -> list[Row]:
 
 def samples(run: RunFolder) -> dict[str, list[Row]]:
     """Relation -> some of its selected samples, in the order of a hash of their ids."""
-    columns = ["sample_id", "relation", *SPANS, "head_type", "tail_type", "round", "strategy", "correctness", "novelty"]
-    return _first_by_hash(rows(run, "dataset", columns), "relation", "sample_id", SAMPLES_PER_RELATION)
+    columns = ["sample_id", "relation", *SPANS, "head_type", "tail_type", "round", "strategy", "audit", "novelty"]
+    return _first_by_hash(rows(run, "comparison/selected", columns), "relation", "sample_id", SAMPLES_PER_RELATION)
 
 
 def rejections(run: RunFolder, folders: list[str]) -> dict[str, list[Row]]:
@@ -84,7 +84,7 @@ def pairs(run: RunFolder, folders: list[str]) -> list[Row]:
 
 
 def histogram(run: RunFolder, folders: list[str]) -> dict[str, list[int]]:
-    """Valid samples by correctness in 20 bins of [0, 1]: those that pass the gate, and those that do not."""
+    """Valid samples by the judge's score in 20 bins of [0, 1]: those that pass the gate, and those that do not."""
     import numpy as np
     import pyarrow.dataset as pads
 

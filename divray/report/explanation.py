@@ -68,8 +68,9 @@ def explanation(found: Row) -> Iterator[RenderableType]:
 
 def _scores(found: Row) -> str:
     scores = found["scores"]
-    gate = f"{'passes' if scores['correct'] else 'fails'} the gate of {found['gate']:g}"
-    return f"correctness {scores['correctness']:.3f} ({gate}) · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}"
+    gate = f"judge {scores['correctness']:.3f} ({'passes' if scores['correct'] else 'fails'} the gate, {found['gate']})"
+    audit = "" if scores["audit"] is None else f" · second judge {scores['audit']:.3f}"
+    return f"{gate}{audit} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}"
 
 
 def _origin(origin: Row) -> Iterator[RenderableType]:

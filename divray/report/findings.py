@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from divray.report.likeness import as_finding
+from divray.report.review import as_sentence
+
 Evaluation = dict[str, dict[str, Any]]
 
 
@@ -42,7 +45,26 @@ def findings(summary: dict[str, Any]) -> list[str]:
     if llm and (reference := seeds_and_generated(evaluation) or (rounds[-1] if rounds else None)):
         text = f"The LLM doing the task itself reaches {_score(evaluation, llm)}; the small model trained on {reference}"
         lines.append(f"{text} {_score(evaluation, reference, name=False)}.")
-    return lines + _diversity_finding(summary) + _cost_finding(summary) + _quota_findings(summary) + _engine_finding(summary)
+    return (
+        reading(summary)
+        + [f"{name} has fewer samples than asked for: {reason}." for name, reason in summary.get("shortfall", {}).items()]
+        + lines
+        + as_finding(summary.get("likeness", {}))
+        + _diversity_finding(summary)
+        + _cost_finding(summary)
+        + _quota_findings(summary)
+        + _engine_finding(summary)
+    )
+
+
+def reading(summary: dict[str, Any]) -> list[str]:
+    """What people and the second judge say of the selected samples."""
+    lines = []
+    if read := summary.get("review"):
+        lines.append(as_sentence(read))
+    if (audited := summary.get("mean_correctness_selected")) is not None:
+        lines.append(f"By a second judge, on which nothing in the loop depends, {audited:.0%} of the selected samples are right.")
+    return lines
 
 
 def find(evaluation: Evaluation, word: str) -> str | None:
@@ -116,7 +138,7 @@ def _diversity_finding(summary: dict[str, Any]) -> list[str]:
     text = f"Vendi score of {size} masked sentences (n-grams): {means['seeds']['vendi_ngram']:.2f} for the seeds, {shown}"
     correctness = [summary.get("per_round", {}).get(name, {}).get("mean_correctness") for name in rounds]
     if all(value is not None for value in correctness):
-        text += "; mean correctness " + " → ".join(f"{value:.2f}" for value in correctness)
+        text += "; mean correctness by the second judge " + " → ".join(f"{value:.2f}" for value in correctness)
     return [text + "."]
 
 

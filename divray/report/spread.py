@@ -100,7 +100,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     rounds = [f"round-{number:02d}" for number in rounds_of(config, run) if run.files(f"round-{number:02d}/scores", ".parquet")]
     if not rounds:
         return {}
-    selected = {i for batch in batches(run, "dataset", ["sample_id"]) for i in batch["sample_id"].to_pylist()}
+    selected = {i for batch in batches(run, "comparison/selected", ["sample_id"]) for i in batch["sample_id"].to_pylist()}
     whole: dict[str, dict[str, Scores]] = {}
     level: dict[str, dict[str, Scores]] = {}
     sizes: dict[str, int] = {}

@@ -15,6 +15,8 @@ from divray.report.account import Account, Cell, account, rounds_of
 from divray.report.clusters import conflict_pairs
 from divray.report.engines import engine_time, money
 from divray.report.findings import findings, headline
+from divray.report.likeness import likeness
+from divray.report.review import review_figures
 from divray.report.spread import diversity, strategy_diversity
 from divray.schemas import NAIVE
 
@@ -56,6 +58,10 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         rejected = book.reasons(book.rejections, lambda cell: cell.naive)
         found["naive"] = {**book.view(lambda cell: cell.naive), "rejections": rejected}
     found |= _pairs(config, run)
+    if figures := review_figures(run):
+        found["review"] = figures
+    if figures := likeness(run):
+        found["likeness"] = figures
     if time := engine_time(config, run):
         found["engine_time"] = time
     if prices := money(config, found):
@@ -64,8 +70,8 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     if quotas := {name: run.read_json(file) for name, file in quotas.items() if run.exists(file)}:
         found["quota"] = quotas
     for record in records:
-        if "seed_acceptance" in record["counts"]:
-            found["seed_acceptance"] = record["counts"]["seed_acceptance"]
+        if record["counts"].get("reasons"):
+            found["shortfall"] = record["counts"]["reasons"]
     found["seconds"] = {record["stage"]: record["seconds"] for record in records}
     for key, name in (("evaluation", "evaluation.json"), ("search", "search.json")):
         if run.exists(name):

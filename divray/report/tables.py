@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from divray.report.account import STEPS
-from divray.report.findings import metric_name, round_name, unit
+from divray.report.findings import metric_name, reading, round_name, unit
 from divray.report.sentences import visible
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def tables(summary: dict[str, Any]) -> Iterator[RenderableType]:
 
     yield Text()
     yield Text(visible(summary["headline"]), style="bold")
+    for line in reading(summary):
+        yield Text(visible(line))
     yield Text()
     if "candidates" in summary:
         yield _funnel(summary)
@@ -79,7 +81,10 @@ def _diversity(summary: dict[str, Any]) -> Table:
         table.add_row(
             "human test set" if name == "test" else round_name(name), *(_number(value, 2) for value in values), _number(correctness, 2)
         )
-    table.caption = "Means over relations. Vendi and pattern entropy grow with the number of sentences; the report compares at equal size."
+    table.caption = (
+        "Means over relations. Vendi and pattern entropy grow with the number of sentences; the report compares at equal size. "
+        "Correctness is by a second judge that nothing in the loop depends on."
+    )
     return table
 
 

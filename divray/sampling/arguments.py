@@ -8,6 +8,8 @@ from typing import Any
 
 from divray.config import Config
 from divray.precision import cpu_precision
+from divray.prompts.pairs import LINES, TOKENS_A_LINE
+from divray.prompts.pairs import STRATEGY as PAIRS
 from divray.schemas import TUNED
 
 CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
@@ -29,31 +31,12 @@ MOST_DOUBLED = 2 << 30
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``max_lora_rank``."""
 
-OWN_SAMPLER = "divray.sampling.sampler:MinPSampler"
-SAMPLER_KEY = "divray_sampling"
-"""Where in a request's ``extra_args`` that sampler looks for ``temperature``, ``min_p`` and ``seed``."""
-
-DISTINCT_ENTITIES = "divray.sampling.entities:DistinctEntities"
-ENTITIES_KEY = "divray_distinct_entities"
-"""Where in a request's ``extra_args`` that processor looks whether it is wanted."""
-
-
-def uses_own_sampler(config: Config, gpu: bool) -> bool:
-    """Whether divray's own logits processors run (:mod:`~divray.sampling.sampler`, :mod:`~divray.sampling.entities`): on a CPU,
-    where nothing is asked that the sampler can't do."""
-    sampling = config.sampling
-    plain = sampling.top_p == 1 and not sampling.top_k and sampling.repetition_penalty == 1
-    taken = {"logits_processors", "speculative_config"} & config.engine.vllm.keys()
-    return config.engine.sampler == "auto" and not gpu and plain and not taken
-
 
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments: the defaults for the device, the user's own over them."""
     device = GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS
-    # In this order: the sampler draws from what the other one leaves.
-    own = {"logits_processors": [DISTINCT_ENTITIES, OWN_SAMPLER]} if uses_own_sampler(config, gpu) else {}
     dtype = {} if gpu or "dtype" in config.engine.vllm else {"dtype": cpu_dtype(config.models.llm)}
-    return {**COMMON_ENGINE_ARGUMENTS, **device, **dtype, **own, "seed": config.seed, **config.engine.vllm}
+    return {**COMMON_ENGINE_ARGUMENTS, **device, **dtype, "seed": config.seed, **config.engine.vllm}
 
 
 def cpu_dtype(reference: str) -> str:
@@ -63,24 +46,24 @@ def cpu_dtype(reference: str) -> str:
     return "float32" if small and cpu_precision() == "fp32" else "bfloat16"
 
 
-def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool, own_sampler: bool = False) -> dict[str, Any]:
-    """vLLM's sampling parameters of one request row; to vLLM a request that ``own_sampler`` draws is a greedy one."""
+def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> dict[str, Any]:
+    """vLLM's sampling parameters of one request row."""
     sampling = config.sampling
     sentences = row.get("sentences") or 1
-    # Several sentences are a numbered list, ended by an empty line or by the pattern.
-    stop = ["\n"] if sentences == 1 else ["\n\n"]
-    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "stop": stop, "seed": row["seed"]}
-    temperature = sampling.temperature * (sampling.tuned_temperature_factor if row.get("policy") == TUNED else 1.0)
-    if greedy or own_sampler:
+    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "seed": row["seed"]}
+    if row["strategy"] == PAIRS:
+        parameters["max_tokens"] = LINES * TOKENS_A_LINE
+    if config.prompts.style == "completion" and not row["pattern"] and sentences == 1:
+        # A chat's answer and a list of records end by themselves; a list of pairs and a record of three lines with an empty one.
+        parameters["stop"] = ["\n"] if row["head"] else ["\n\n"]
+    if greedy:
         parameters["temperature"] = 0.0
-    if own_sampler and not greedy:
-        drawn = {"temperature": temperature, "min_p": sampling.min_p, "seed": row["seed"]}
-        parameters["extra_args"] = {SAMPLER_KEY: drawn, ENTITIES_KEY: bool(row["pattern"])}
-    elif not greedy:
+    else:
+        factor = sampling.tuned_temperature_factor if row.get("policy") == TUNED else 1.0
         others = {name: getattr(sampling, name) for name in ("min_p", "top_p", "top_k", "repetition_penalty")}
-        parameters |= {"temperature": temperature, **others}
+        parameters |= {"temperature": sampling.temperature * factor, **others}
     if row["pattern"]:
-        parameters["structured_outputs"] = {"regex": row["pattern"]}
+        parameters["structured_outputs"] = {"json" if row["pattern"].startswith("{") else "regex": row["pattern"]}
     return parameters
 
 

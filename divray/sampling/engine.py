@@ -23,7 +23,7 @@ from divray.config import Config
 from divray.errors import EngineError
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer, EngineHealth, stand_in_class, vllm_class
-from divray.sampling.arguments import LORA_RANKS, cpu_environment, engine_arguments, engine_threads, sampling_parameters, uses_own_sampler
+from divray.sampling.arguments import LORA_RANKS, cpu_environment, engine_arguments, engine_threads, sampling_parameters
 from divray.sampling.ledger import whole_rows
 from divray.schemas import COMPLETIONS, PROMPTS
 
@@ -151,7 +151,7 @@ def _vllm_processor(config: Config, asked: _Asked) -> Any:
     from divray.cluster import uses_gpu
 
     gpu, greedy = uses_gpu(config), asked.greedy  # what a row's function holds goes to every worker
-    arguments, own_sampler = engine_arguments(config, gpu), uses_own_sampler(config, gpu)
+    arguments = engine_arguments(config, gpu)
     if asked.adapter:
         slots = 1 if gpu else 2  # see `actors.adapters`
         rank = next(rank for rank in LORA_RANKS if rank >= config.alignment.lora_rank)
@@ -172,7 +172,7 @@ def _vllm_processor(config: Config, asked: _Asked) -> Any:
             tokenize_stage=False,
             detokenize_stage=False,
         ),
-        preprocess=lambda row: {**refused(row, context), "sampling_params": sampling_parameters(config, row, greedy, own_sampler)},
+        preprocess=lambda row: {**refused(row, context), "sampling_params": sampling_parameters(config, row, greedy)},
     )
     stage = processor.get_stage_by_name("vLLMEngineStage")
     threads = None if gpu else partial(engine_threads, config)

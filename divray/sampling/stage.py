@@ -11,11 +11,16 @@ import pyarrow as pa
 from divray import console
 from divray.alignment import base_model
 from divray.config import Config
+from divray.datasets.stage import read_relations
+from divray.datasets.tables import table_examples
+from divray.prompts.parsing import Form, Parsed, form_of, parse_record
+from divray.prompts.plan import candidate_ids
+from divray.prompts.record import read_records
+from divray.relations import Example, Relation
 from divray.runs import RunFolder
 from divray.sampling.actors import Answer
 from divray.sampling.engine import Progress, complete
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
-from divray.sampling.parsing import Parsed, parse_completion, split_completion
 from divray.schemas import SAMPLES
 
 
@@ -65,17 +70,16 @@ def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | No
 
 
 def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    from divray import scoring
-    from divray.datasets.stage import read_relations
-    from divray.datasets.tables import table_examples
     from divray.prompts import Wave, chat_renderer, request_rows, token_counter, write_prompts
     from divray.prompts.accepted import accepted_samples
+    from divray.prompts.pairs import read_pool
     from divray.prompts.plan import split_by_strategy
     from divray.sampling.waves import next_counts, quota_account, tallies_of, wave_count
+    from divray.scoring import stage as scoring
 
     folder = f"round-{round:02d}"
     relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
-    chat, length = chat_renderer(config), token_counter(config)
+    chat, length, pool = chat_renderer(config), token_counter(config), read_pool(run)
     wave = len(run.files(f"{folder}/waves"))
     for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
@@ -91,7 +95,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
             break
         wave += 1
         plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, folder), accepted_samples(run, range(round + 1)))
-        rows = request_rows(config, relations, seeds, round, chat, plan, length)
+        rows = request_rows(config, relations, seeds, round, chat, plan, length, pool)
         write_prompts(run, f"{folder}/prompts", rows, f"wave-{wave:02d}")
         run.write_json(f"{folder}/waves/{wave:02d}.json", wanted)
         console.log(f"{folder} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
@@ -149,8 +153,8 @@ def parse_round(config: Config, run: RunFolder, folder: str) -> dict[str, Any]:
     """Write ``samples`` and ``failed`` of a round from its completions; returns the counts of :func:`run`."""
     run.forget(f"{folder}.sample")
     run.delete(f"{folder}/samples")
-    types = {row["name"]: (row["head_type"], row["tail_type"]) for row in run.read_json("data/relations.json")}
-    parse = partial(parse_batch, types=_types_of(run, types), max_tokens=config.sampling.max_tokens)
+    relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
+    parse = partial(parse_batch, types=_types_of(relations, seeds), form=form_of(seeds, relations), max_tokens=config.sampling.max_tokens)
     completions = run.dataset(f"{folder}/completions")
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(f"{folder}/samples"), filesystem=run.fs)
@@ -163,25 +167,23 @@ def parse_round(config: Config, run: RunFolder, folder: str) -> dict[str, Any]:
     return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items())), "failed": failed}
 
 
-def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], max_tokens: int) -> pa.Table:
+def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form, max_tokens: int) -> pa.Table:
     """Completions (``schemas.COMPLETIONS``) to samples (``schemas.SAMPLES``): a row for each candidate asked for.
 
     Args:
         types: Relation -> types of head and tail that its samples get.
-        max_tokens: A sentence of that many tokens was cut by the limit.
+        form: What the task's sentences have in common.
+        max_tokens: A record of that many tokens was cut by the limit.
     """
-    from divray.prompts.plan import candidate_ids
-
     rows = []
     for row in batch.to_pylist():
         head_type, tail_type = types[row["relation"]]
         ids = candidate_ids(row["candidate_id"], row.get("sentences") or 1)
-        for candidate_id, completion, parsed in zip(ids, *parsed_parts(row, max_tokens), strict=True):
+        for candidate_id, parsed in zip(ids, parsed_records(row, form, max_tokens), strict=True):
             rows.append(
                 {
                     **{name: row[name] for name in SAMPLES.names if name in row},
                     "candidate_id": candidate_id,
-                    "completion": completion,
                     "text": parsed.text,
                     "head_start": parsed.head[0],
                     "head_end": parsed.head[1],
@@ -195,23 +197,24 @@ def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], max_tokens: 
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
-def parsed_parts(row: dict[str, Any], max_tokens: int) -> tuple[list[str], list[Parsed]]:
-    """The text of each candidate of one completion row, and what it parses to."""
-    sentences = row.get("sentences") or 1
-    # A stop string that comes with the last token allowed ends a whole sentence.
+def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Parsed]:
+    """What each candidate of one completion row parses to; besides the reasons of :func:`~divray.prompts.parsing.parse_record`
+    a rejection is a reason of :mod:`divray.sampling.ledger`, ``empty``, ``truncated``, ``no_record`` or ``not_written``."""
+    asked = row.get("sentences") or 1
+    if row["error"]:
+        return [Parsed(rejection=failure_reason(row["error"]))] * asked
+    if not row["completion"].strip():
+        return [Parsed(rejection="empty")] * asked
+    # A stop string that comes with the last token allowed ends a whole record.
     reason = row.get("finish_reason")
-    cut = reason == "length" if reason else row["generated_tokens"] >= max_tokens * sentences
-    error = failure_reason(row["error"]) if row["error"] else ""
-    if sentences == 1 or error:
-        return [row["completion"]] * sentences, [parse_completion(row["completion"], error, cut)] * sentences
-    parts = split_completion(row["completion"])
-    written = [parse_completion(part, truncated=cut and number == len(parts) - 1) for number, part in enumerate(parts)][:sentences]
-    missing = sentences - len(written)
-    return parts[:sentences] + [""] * missing, written + [Parsed(rejection="not_written")] * missing
+    cut = reason == "length" if reason else row["generated_tokens"] >= max_tokens * asked
+    records = read_records(row["completion"], (row["head"], row["tail"]) if row["head"] else None, cut)
+    parsed = [parse_record(record, form) for record in records[:asked]]
+    missing = "truncated" if cut else "no_record" if asked == 1 else "not_written"
+    return parsed + [Parsed(rejection=missing)] * (asked - len(parsed))
 
 
-def _types_of(run: RunFolder, types: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+def _types_of(relations: list[Relation], seeds: list[Example]) -> dict[str, tuple[str, str]]:
     """No types for the samples where the human examples have none: a typed sample would give its label away."""
-    seeds = run.read_table("data/seeds", ["head_type", "tail_type"])
-    typed = any(seeds["head_type"].to_pylist()) or any(seeds["tail_type"].to_pylist())
-    return types if typed else dict.fromkeys(types, ("", ""))
+    typed = any(seed.head_type or seed.tail_type for seed in seeds)
+    return {relation.name: (relation.head_type, relation.tail_type) if typed else ("", "") for relation in relations}

@@ -1,7 +1,7 @@
-"""The ``select`` stage: K samples a relation, diverse and correct, from all rounds.
+"""The ``select`` stage: all accepted samples as a data set, in which the first K a relation are diverse and correct.
 
-Candidates are the samples that passed the gate and stayed unique, without those of the naive
-baseline.  The rule is in :mod:`divray.selection.objective`; a text that stands in several rounds counts
+Accepted are the samples of all rounds that passed the gate and stayed unique, without those of the naive
+baseline; nothing else fills a gap.  The rule is in :mod:`divray.selection.objective`; a text that stands in several rounds counts
 once, where it came first.  The same rule on the samples of one round alone, and the naive baseline
 without any rule, give the training sets of the comparison.
 """
@@ -16,8 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from divray import console
 from divray.config import Config
-from divray.relations import Relation
+from divray.datasets.stage import read_relations
+from divray.report.review import review_figures
+from divray.report.scan import tally
 from divray.runs import RunFolder
 from divray.schemas import DATASET, NAIVE
 from divray.sections import SelectionConfig
@@ -29,57 +32,107 @@ if TYPE_CHECKING:
 
 __all__ = ["chosen_samples", "greedy_selection", "objective", "run"]
 
-ALL = "dataset"
-SCORED_COLUMNS = ["candidate_id", *DATASET.names[1:], "correct", "unique", "embedding"]
+ALL, SELECTED = "dataset", "selected"
+_OWN = [name for name in DATASET.names if name not in ("sample_id", "rank")]
+SCORED_COLUMNS = ["candidate_id", *_OWN, "correct", "unique", "embedding"]
 CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])
 """A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
 
 
 def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
-    """Write ``dataset/`` with its card, and the training sets ``comparison/round-XX`` and ``comparison/naive``.
+    """Write ``dataset/`` with its card, and the training sets ``comparison/selected``, ``…/round-XX`` and ``…/naive``.
+
+    ``dataset/data/train-00000.parquet`` holds every accepted sample, by rank: the first K a relation come first.
 
     Reads ``round-XX/scores`` of all rounds up to ``round`` and the valid naive samples in
-    ``round-00/samples``, one relation at a time.  All tables are ``schemas.DATASET``, sorted by relation and
-    ``sample_id``; ``correctness`` and ``novelty`` of a naive sample without scores are null.
+    ``round-00/samples``, one relation at a time.  All tables are ``schemas.DATASET``; the scores of a naive sample without any are null.
 
     Returns:
-        Counts: ``selected``; ``relations`` (name -> samples); ``shortfall`` (name -> samples missing to K);
-        ``objective`` (name -> its value); ``comparison`` (set -> samples).
+        Counts: ``accepted``; ``selected``; ``relations`` (name -> samples); ``shortfall`` (name -> samples missing to K);
+        ``reasons`` (name -> why it fell short, and what would help); ``objective`` (name -> its value); ``comparison`` (set -> samples).
     """
-    relations = [Relation(**row) for row in run.read_json("data/relations.json")]
-    relations = [relation for relation in relations if relation.name != config.task.none_label]
+    relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
     candidates = _candidates(run, round)
     select = partial(chosen_samples, settings=config.selection, rounds=round + 1)
     groups = candidates.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
     made = groups.map_groups(select, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
-    # K samples a relation and set: small, whatever the number of candidates.
+    # The accepted samples without their vectors: a few hundred bytes each.
     batches: Any = made.iter_batches(batch_format="pyarrow", batch_size=None)
     parts = [batch.select(CHOSEN.names).cast(CHOSEN) for batch in batches if batch.num_rows]
-    chosen = pa.concat_tables([CHOSEN.empty_table(), *parts]).sort_by([("relation", "ascending"), ("sample_id", "ascending")])
+    chosen = pa.concat_tables([CHOSEN.empty_table(), *parts])
+    places = pa.array([relation.name for relation in relations])
+    chosen = chosen.append_column("place", pc.index_in(chosen["relation"], places)).sort_by([("rank", "ascending"), ("place", "ascending")])
 
-    names = [ALL, *(f"round-{number:02d}" for number in range(round + 1)), NAIVE]
+    names = [SELECTED, *(f"round-{number:02d}" for number in range(round + 1)), NAIVE]
+    dataset = chosen.filter(pc.equal(chosen["set"], ALL))
     sets = {name: chosen.filter(pc.equal(chosen["set"], name)) for name in names}
-    found = Counter(sets[ALL]["relation"].to_pylist())
-    values = dict(zip(sets[ALL]["relation"].to_pylist(), sets[ALL]["objective"].to_pylist(), strict=True))
+    sets[SELECTED] = dataset.filter(pc.less_equal(dataset["rank"], config.selection.k))
+    found = Counter(sets[SELECTED]["relation"].to_pylist())
+    values = dict(zip(dataset["relation"].to_pylist(), dataset["objective"].to_pylist(), strict=True))
+    short = [relation.name for relation in relations if found[relation.name] < config.selection.k]
     counts = {
-        "selected": sets[ALL].num_rows,
+        "accepted": dataset.num_rows,
+        "selected": sets[SELECTED].num_rows,
         "relations": {relation.name: found[relation.name] for relation in relations},
-        "shortfall": {r.name: config.selection.k - found[r.name] for r in relations if found[r.name] < config.selection.k},
+        "shortfall": {name: config.selection.k - found[name] for name in short},
+        "reasons": shortfalls(run, round, short),
         "objective": {name: values[name] for name in sorted(values)},
-        "comparison": {name: sets[name].num_rows for name in names[1:]},
+        "comparison": {name: sets[name].num_rows for name in names},
     }
-    for name in names[1:]:
+    for name in names:
         run.write_table(f"comparison/{name}", sets[name].select(DATASET.names))
-    dataset = sets[ALL].select(DATASET.names)
-    run.write_table(ALL, dataset)
-    run.write_text(f"{ALL}/README.md", dataset_card(config, relations, dataset, counts))
+    run.delete(ALL)
+    run.write_parquet(f"{ALL}/data/train-00000.parquet", dataset.select(DATASET.names))
+    write_card(config, run, counts)
+    for name, reason in counts["reasons"].items():
+        console.log(f"{name}: {found[name]} of {config.selection.k} samples; {reason}")
     return counts
+
+
+def write_card(config: Config, run: RunFolder, counts: dict[str, Any]) -> None:
+    """The dataset card, with the share of right sentences that people found so far (``divray review``)."""
+    relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
+    dataset = run.read_table(f"{ALL}/data")
+    run.write_text(f"{ALL}/README.md", dataset_card(config, relations, dataset, counts, review_figures(run)))
+
+
+def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
+    """Each of the relations ``short`` of samples -> what became of its candidates, and what would give more."""
+    if not short:
+        return {}
+    lost: dict[str, Counter[str]] = {name: Counter() for name in short}
+    for number in range(last + 1):
+        for table, columns in (("samples", ["rejection"]), ("scores", ["unique", "correct"])):
+            for row in tally(run, f"round-{number:02d}/{table}", ["relation", "strategy", *columns]).items():
+                (relation, strategy, *values), (count, *_) = row
+                if strategy != NAIVE and relation in lost:
+                    lost[relation][_outcome(table, values)] += int(count)
+    return {
+        relation: f"of {found['valid'] + found['no valid record']} candidates {found['no valid record']} were no valid record, "
+        f"{found['near another or a seed']} near another or a seed, {found['below the gate']} below the gate; "
+        f"{_help(found)} would give more"
+        for relation, found in lost.items()
+    }
+
+
+def _outcome(table: str, values: list[Any]) -> str:
+    if table == "samples":
+        return "valid" if values[0] == "" else "no valid record"
+    return "accepted" if all(values) else "near another or a seed" if not values[0] else "below the gate"
+
+
+def _help(found: Counter[str]) -> str:
+    if found["near another or a seed"] > max(found["below the gate"], found["no valid record"]):
+        return "more or more different seeds"
+    if found["below the gate"] + found["no valid record"] > 4 * found["accepted"]:
+        return "a larger LLM, or pairs of your own (prompts.pairs_file)"
+    return "more candidates (sampling.candidates_per_relation)"
 
 
 def _candidates(run: RunFolder, last: int) -> ray.data.Dataset:
     import ray.data
 
-    naive = run.dataset("round-00/samples", columns=["candidate_id", *DATASET.names[1:-2], "rejection"])
+    naive = run.dataset("round-00/samples", columns=["candidate_id", *_OWN[:-3], "rejection"])
     candidates = naive.map_batches(_naive, batch_format="pyarrow", num_cpus=0.1)
     files = [run.path(file) for number in range(last + 1) for file in run.files(f"round-{number:02d}/scores", ".parquet")]
     if not files:
@@ -102,12 +155,14 @@ def _naive(batch: pa.Table) -> pa.Table:
     if not batch.num_rows:
         return _CANDIDATES.empty_table()
     kept = batch.filter(pc.and_(pc.equal(batch["strategy"], NAIVE), pc.equal(batch["rejection"], ""))).drop_columns("rejection")
-    for field in (DATASET.field("correctness"), DATASET.field("novelty"), _CANDIDATES.field("embedding")):
+    for field in (*(DATASET.field(name) for name in _OWN[-3:]), _CANDIDATES.field("embedding")):
         kept = kept.append_column(field, pa.nulls(kept.num_rows, field.type))
     return kept.select(_CANDIDATES.names).cast(_CANDIDATES)
 
 
-_CANDIDATES = pa.schema([pa.field("candidate_id", pa.string()), *list(DATASET)[1:], pa.field("embedding", pa.list_(pa.float32()))])
+_CANDIDATES = pa.schema(
+    [pa.field("candidate_id", pa.string()), *(DATASET.field(name) for name in _OWN), pa.field("embedding", pa.list_(pa.float32()))]
+)
 
 
 def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa.Table:
@@ -134,6 +189,9 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
         )
         taken = greedy_selection(correctness, embeddings, settings.k, settings.diversity_weight)
         value = objective(correctness[taken], embeddings[taken], settings.diversity_weight)
+        if name == ALL:  # what was not chosen follows, the likeliest right first
+            rest = np.setdiff1d(np.arange(distinct.num_rows), taken)
+            taken = np.concatenate([taken, rest[np.argsort(-correctness[rest], kind="stable")]])
         parts.append(_chosen(distinct.take(taken), name, value))
     return pa.concat_tables(parts)
 
@@ -157,6 +215,7 @@ def _without_repeats(own: pa.Table) -> pa.Table:
 
 
 def _chosen(rows: pa.Table, name: str, value: float | None) -> pa.Table:
-    table = rows.drop_columns("embedding").rename_columns(DATASET.names)
+    table = rows.drop_columns("embedding").rename_columns(["sample_id", *_OWN])
+    table = table.append_column("rank", pa.array(range(1, rows.num_rows + 1), pa.int32())).select(DATASET.names)
     table = table.add_column(0, "objective", pa.array([value] * rows.num_rows, pa.float64()))
     return table.add_column(0, "set", pa.array([name] * rows.num_rows, pa.string())).cast(CHOSEN)

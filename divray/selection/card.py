@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from divray.config import Config
 from divray.relations import Relation
+from divray.report.review import as_sentence
 from divray.schemas import DATASET
 
 
-def dataset_card(config: Config, relations: list[Relation], dataset: pa.Table, counts: dict[str, Any]) -> str:
+def dataset_card(
+    config: Config, relations: list[Relation], dataset: pa.Table, counts: dict[str, Any], review: dict[str, Any] | None = None
+) -> str:
     """The card's text.
 
     Args:
         config: The run's settings.
         relations: In the order of the table on the card.
-        dataset: The selected samples (``schemas.DATASET``).
+        dataset: All accepted samples (``schemas.DATASET``).
         counts: The counts of the ``select`` stage.
+        review: What people said of the selected ones (:func:`divray.report.review.review_figures`).
     """
     header = {
         "pretty_name": f"{config.task.name}: generated relation extraction samples",
@@ -29,7 +33,7 @@ def dataset_card(config: Config, relations: list[Relation], dataset: pa.Table, c
         "task_ids": ["relation-extraction"],
         "size_categories": [_size(dataset.num_rows)],
         "tags": ["relation-extraction", "synthetic", "divray"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "*.parquet"}]}],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     }
     rounds = sorted(set(dataset["round"].to_pylist()))
     strategies = sorted(set(dataset["strategy"].to_pylist()))
@@ -41,7 +45,10 @@ def dataset_card(config: Config, relations: list[Relation], dataset: pa.Table, c
         f"# {config.task.name}: generated samples for relation extraction",
         "",
         f"{dataset.num_rows} sentences for {len(relations)} relations. Each states one relation from a head to a tail entity, "
-        "both given as character spans. No person wrote or checked them: a language model did, under the rules below.",
+        "both given as character spans. A language model wrote them, under the rules below. "
+        f"Rows are ordered by `rank`: those up to rank {config.selection.k} are the selected samples.",
+        "",
+        f"{as_sentence(review)} The interval is Wilson's at 95 %." if review else "No person has read them.",
         "",
         "## How it was made",
         "",
@@ -51,15 +58,18 @@ def dataset_card(config: Config, relations: list[Relation], dataset: pa.Table, c
         "After each round the model is tuned by DPO on pairs made from its own samples or from the seeds.",
         f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams"
         f"{' without punctuation' if config.diversity.strip_punctuation else ''}, "
-        f"Jaccard {config.diversity.threshold:g} or more), and samples with a correctness score below {config.correctness.threshold:g}.",
-        f"- Of what was left, {config.selection.k} a relation were chosen greedily for correctness and diversity together "
+        f"Jaccard {config.diversity.threshold:g} or more; {config.diversity.seed_threshold:g} to a seed), "
+        f"and samples with a judge's score below the gate ({config.correctness.threshold}).",
+        f"- Of what was left, the first {config.selection.k} a relation were chosen greedily for correctness and diversity together "
         f"(log-determinant, diversity weight {config.selection.diversity_weight:g}). Seed of the run: {config.seed}.",
         "",
         "## Samples per relation",
         "",
-        "| relation | samples | wanted | correctness, mean | novelty, mean | objective | meaning |",
-        "|---|---:|---:|---:|---:|---:|---|",
-        *(_relation_line(relation, dataset, config.selection.k, counts) for relation in relations),
+        "| relation | accepted | selected | wanted | correctness, mean | right of those read | novelty, mean | objective | meaning |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        *(_relation_line(relation, dataset, config.selection.k, counts, review or {"relations": {}}) for relation in relations),
+        "",
+        "Means are over the selected samples. Correctness is the estimate (`audit`) of a second judge that nothing in the loop depends on.",
         "",
         *_shortfall_lines(counts, config.selection.k),
         "## Columns",
@@ -71,8 +81,7 @@ def dataset_card(config: Config, relations: list[Relation], dataset: pa.Table, c
         "## Limits",
         "",
         "- The sentences are made up: names and facts in them may be false, and may by chance be those of real people.",
-        "- Correctness is the estimate of a classifier made from the seed examples, not a human judgement; some samples do not "
-        "state their relation.",
+        "- Some samples do not state their relation: the gate, too, is an estimate.",
         "- What the language model prefers (topics, names, phrasing) shows in the samples.",
         "",
         "## Licence",
@@ -93,26 +102,33 @@ _COLUMNS = {
     "tail_end": "character after the tail",
     "head_type": "type of the head, or empty",
     "tail_type": "type of the tail, or empty",
+    "rank": "place among the samples of its relation, from 1; the first K are the best set of K",
     "round": "sampling round that it comes from",
     "strategy": "prompt strategy that it comes from",
     "policy": "who wrote it: `base`, the model before tuning, or `tuned`",
-    "correctness": "estimated probability that the sentence states its relation in its direction",
+    "correctness": "the gate's probability that the sentence is right",
+    "audit": "the same by a second judge",
     "novelty": "1 - cosine to the most similar other unique sample of its relation and round, entities masked",
 }
 
 
-def _relation_line(relation: Relation, dataset: pa.Table, k: int, counts: dict[str, Any]) -> str:
-    rows = [row for row in dataset.select(["relation", "correctness", "novelty"]).to_pylist() if row["relation"] == relation.name]
-    means = [f"{np.mean([row[name] for row in rows]):.2f}" if rows else "–" for name in ("correctness", "novelty")]
-    value = f"{counts['objective'][relation.name]:.3f}" if rows else "–"
-    return f"| {_cell(relation.name)} | {len(rows)} | {k} | {means[0]} | {means[1]} | {value} | {_cell(relation.description)} |"
+def _relation_line(relation: Relation, dataset: pa.Table, k: int, counts: dict[str, Any], review: dict[str, Any]) -> str:
+    accepted = dataset.filter(pc.equal(dataset["relation"], relation.name))
+    rows = accepted.filter(pc.less_equal(accepted["rank"], k))
+    audit, novelty = ("–" if (mean := pc.mean(rows[name]).as_py()) is None else f"{mean:.2f}" for name in ("audit", "novelty"))
+    read = review["relations"].get(relation.name)
+    right = f"{read['right']} of {read['number']}" if read else "–"
+    value = f"{counts['objective'][relation.name]:.3f}" if rows.num_rows else "–"
+    counted = f"{accepted.num_rows} | {rows.num_rows} | {k}"
+    return f"| {_cell(relation.name)} | {counted} | {audit} | {right} | {novelty} | {value} | {_cell(relation.description)} |"
 
 
 def _shortfall_lines(counts: dict[str, Any], k: int) -> list[str]:
     if not counts["shortfall"]:
         return []
-    short = ", ".join(f"{_cell(name)} ({missing} missing)" for name, missing in counts["shortfall"].items())
-    return [f"Fewer than {k} unique and correct samples were there for: {short}.", ""]
+    reasons = counts.get("reasons", {})
+    lines = [f"- {_cell(name)}: {missing} missing; {_cell(reasons.get(name, ''))}" for name, missing in counts["shortfall"].items()]
+    return [f"Fewer than {k} samples passed for:", "", *lines, ""]
 
 
 def _cell(text: str) -> str:

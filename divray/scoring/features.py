@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from divray.correctness.classifier import FEATURE_GRID, on_grid
+from divray.scoring.classifier import FEATURE_GRID, on_grid
 
 VIEWS = ("connective", "between", "head", "tail")
 """The texts of a sentence that are embedded; see :func:`feature_texts`."""

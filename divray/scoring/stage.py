@@ -1,6 +1,6 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Five passes.  The samples stream through encoder actors; one task fits the judge of correctness; one task
+Five passes.  The samples stream through actors that encode and read them; one task makes the judges from the seeds; one task
 looks across all relations (:mod:`divray.diversity.across`); the rows are judged by batches, and each relation's
 texts, without vectors, are deduplicated against the seeds and the rounds before; the rows are measured for
 novelty by batches again (:mod:`divray.diversity.novelties`).  The rows of the naive baseline are scored among
@@ -11,31 +11,49 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from divray.cluster import uses_gpu
 from divray.config import Config
-from divray.diversity.across import across_relations, barred, dropped, marked, score_files
+from divray.datasets.stage import read_relations
+from divray.datasets.tables import table_examples
+from divray.diversity.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
 from divray.diversity.novelties import novelties, pools_of, staying_vectors
 from divray.diversity.texts import SPANS
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
+from divray.scoring.judge import GATE, GATE_LLM
+
+if TYPE_CHECKING:
+    from divray.scoring.judge import Judge
+    from divray.scoring.judging import Judging
 
 FEATURES = pa.field("features", pa.list_(pa.float32()))
-EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, pa.field("pool", pa.string())])
+SPAN_FEATURES = pa.field("spans", pa.list_(pa.float32()))
+LLM_READINGS = pa.field("readings", pa.list_(pa.float32()))
+EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, SPAN_FEATURES, LLM_READINGS, pa.field("pool", pa.string())])
 
 COMPARED = pa.schema(
-    [*(EMBEDDED.field(name) for name in ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")), SCORES.field("correctness")]
+    [
+        *(EMBEDDED.field(name) for name in ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")),
+        *(SCORES.field(name) for name in ("correctness", "audit")),
+    ]
 )
 """What is grouped by relation."""
 
 _DECISIONS = ("cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
 DECIDED = pa.schema(
-    [COMPARED.field("candidate_id"), *(SCORES.field(name) for name in ("correctness", *_DECISIONS)), EMBEDDED.field("pool")]
+    [COMPARED.field("candidate_id"), *(SCORES.field(name) for name in ("correctness", "audit", *_DECISIONS)), EMBEDDED.field("pool")]
 )
+
+SEED_READINGS = "data/seed_readings"
+
+AUTO = 0.5
+"""The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
 PART_ROWS = 4096
 """Rows of a file, and of a task that measures novelty, at least where there are as many."""
@@ -50,18 +68,18 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     """
     import ray
 
-    folder = f"round-{round:02d}"
+    folder, threshold = f"round-{round:02d}", gate(config, run)
     embedded, decided = f"{folder}/embedded", f"{folder}/decided"
     for name in (embedded, decided, f"{folder}/scores"):
         run.delete(name)
     task: Any = ray.remote(num_cpus=config.cluster.worker_cpus)
     actors = encoders(config)
     valid = run.dataset(f"{folder}/samples").map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    valid.map_batches(_Features, batch_format="pyarrow", batch_size=256, fn_constructor_args=(config,), **actors).write_parquet(
+    valid.map_batches(_Features, batch_format="pyarrow", batch_size=256, fn_constructor_args=(config, run.uri), **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
-    judge = task(_fit).options(num_gpus=actors["num_gpus"]).remote(config, run.uri, embedded)
+    judge = task(_fit).options(num_gpus=actors["num_gpus"]).remote(config, run.uri)
     marks = task(across_relations).remote(config, run.uri, embedded, round)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
         ray.get([judge, marks])
@@ -71,13 +89,14 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
     by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
     decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
-    rows = run.dataset(embedded, columns=[*COMPARED.names[:-1], FEATURES.name])
-    groups = rows.map_batches(partial(_judged, judge=judge), **by_batch).groupby("pool", num_partitions=partitions)
+    judged = partial(_judged, judge=judge, which=GATE_LLM if config.correctness.llm else GATE)
+    rows = run.dataset(embedded, columns=[*COMPARED.names[:-2], "embedding", FEATURES.name, SPAN_FEATURES.name, LLM_READINGS.name])
+    groups = rows.map_batches(judged, **by_batch).groupby("pool", num_partitions=partitions)
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
     parts, verdicts = ([run.path(file) for file in run.files(table, ".parquet")] for table in (embedded, decided))
     staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools_of(run.uri, verdicts)}
-    measure = partial(_measured, uri=run.uri, verdicts=verdicts, staying=staying, threshold=config.correctness.threshold)
+    measure = partial(_measured, uri=run.uri, verdicts=verdicts, staying=staying, threshold=threshold)
     rows = run.dataset(embedded, columns=[*SAMPLES.names, "embedding", "pool"])
     scored = rows.map_batches(measure, batch_size=PART_ROWS, **by_batch)
     scored.sort("candidate_id").write_parquet(run.path(f"{folder}/scores"), filesystem=run.fs)
@@ -98,25 +117,25 @@ def encoders(config: Config) -> dict[str, Any]:
 
 
 class _Features:
-    """Actor: adds the embedding of the masked sentence and the features of the judge."""
+    """Actor: adds the embedding of the masked sentence, the features of the classifier, and what an LLM reads."""
 
-    def __init__(self, config: Config) -> None:
-        from divray.diversity.embeddings import Encoder
-
-        self.encoder = Encoder.of(config)
+    def __init__(self, config: Config, uri: str) -> None:
+        self.judging = judging_of(config, RunFolder(uri))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from divray.correctness import sentence_features
         from divray.diversity.embeddings import embedding_column
-        from divray.diversity.texts import compared_texts
 
         if not batch.num_rows:
             return EMBEDDED.empty_table()
-        embedding = self.encoder.encode(compared_texts(batch, mask=True))
-        features = sentence_features(batch, self.encoder.encode)
+        embedding, features = self.judging.encode(batch)
+        examples = table_examples(batch.rename_columns({"candidate_id": "example_id"}))
+        spans, readings = self.judging.spans.encode(examples), self.judging.read(examples)
         pools = [f"{relation}\n{NAIVE}" if strategy == NAIVE else relation for relation, strategy in _pairs(batch)]
         batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
-        batch = batch.append_column(FEATURES, embedding_column(features)).append_column("pool", pa.array(pools, pa.string()))
+        batch = batch.append_column(FEATURES, embedding_column(features))
+        batch = batch.append_column(SPAN_FEATURES, embedding_column(spans))
+        batch = batch.append_column(LLM_READINGS, embedding_column(readings.astype("float32")))
+        batch = batch.append_column("pool", pa.array(pools, pa.string()))
         return batch.select(EMBEDDED.names).cast(EMBEDDED)
 
 
@@ -128,51 +147,59 @@ def _valid(batch: pa.Table) -> pa.Table:
     return batch.filter(pc.equal(batch["rejection"], "")).select(SAMPLES.names).cast(SAMPLES)
 
 
-def _fit(config: Config, uri: str, embedded: str) -> Any:
-    """The judge, from the seeds and (a bounded number of) this round's samples; also embeds the seeds."""
-    from divray.correctness import fit_judge, fitting_rows, sentence_features
-    from divray.diversity.embeddings import Encoder, embedding_column, embedding_matrix
-    from divray.diversity.texts import compared_texts
+def gate(config: Config, run: RunFolder) -> float:
+    """The score from which a sample passes: the setting, or the one that follows from people's answers (``auto``)."""
+    if config.correctness.threshold != "auto":
+        return config.correctness.threshold
+    from divray.report.review import review_answers, reviewed_threshold
+
+    answers = review_answers(run)
+    files = score_files(run, config.rounds)
+    if not answers or not files:
+        return AUTO
+    ids = pads.field("candidate_id")
+    table = pads.dataset(files, filesystem=run.fs).to_table(["candidate_id", "correctness"], filter=ids.isin(list(answers)))
+    if not table.num_rows:
+        return AUTO
+    scores = table["correctness"].to_pylist()
+    return reviewed_threshold(scores, [answers[name] for name in table["candidate_id"].to_pylist()])
+
+
+def judging_of(config: Config, run: RunFolder) -> Judging:
+    """The models that judge, with the run's relations and seeds."""
+    from divray.scoring.judging import Judging
+
+    return Judging(config, read_relations(run), table_examples(run.read_table("data/seeds")))
+
+
+def _fit(config: Config, uri: str) -> Judge:
+    """The judge, from the seeds; also embeds the seeds."""
+    from divray.diversity.embeddings import embedding_column, embedding_matrix
 
     run = RunFolder(uri)
-    encoder = Encoder.of(config)
+    judging = judging_of(config, run)
     seeds = run.read_table("data/seeds")
-    forward = sentence_features(seeds, encoder.encode)
-    backward = sentence_features(seeds, encoder.encode, reverse=True)
-    seed_embeddings = embedding_column(encoder.encode(compared_texts(seeds, mask=True)))
-    run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": seed_embeddings}))
-
-    columns = ["candidate_id", "relation", "strategy", "text", "head_start", "head_end", "tail_start", "tail_end"]
-    if not run.files(embedded, ".parquet"):
-        return fit_judge(seeds, forward, backward, config.correctness, none_label=config.task.none_label)
-    samples = run.read_table(embedded, columns).sort_by("candidate_id")
-    samples = samples.filter(pc.not_equal(samples["strategy"], NAIVE))
-    samples = samples.take(fitting_rows(samples, config.correctness.fit_per_relation))
-    features = _features_of(run, embedded, samples["candidate_id"])
-    return fit_judge(
-        seeds, forward, backward, config.correctness, samples, embedding_matrix(features["features"]), none_label=config.task.none_label
-    )
+    embeddings, _ = judging.encode(seeds)
+    run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
+    if not run.files(SEED_READINGS, ".parquet"):  # an earlier round has read them
+        run.write_table(SEED_READINGS, pa.table({LLM_READINGS.name: embedding_column(judging.read_seeds().astype("float32"))}))
+    return judging.judge(embedding_matrix(run.read_table(SEED_READINGS)[LLM_READINGS.name]))
 
 
-def _features_of(run: RunFolder, table: str, ids: pa.ChunkedArray) -> pa.Table:
-    """``candidate_id`` and ``features`` of the rows of ``ids``, which are sorted; reads no other features into memory."""
-    import pyarrow.dataset as pads
-
-    files = [run.path(file) for file in run.files(table, ".parquet")]
-    wanted = pads.field("candidate_id").isin(ids.combine_chunks())
-    return pads.dataset(files, filesystem=run.fs).to_table(["candidate_id", "features"], filter=wanted).sort_by("candidate_id")
-
-
-def _judged(batch: pa.Table, judge: Any) -> pa.Table:
+def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
     """What near-duplicates and their order need of each row: :data:`COMPARED`."""
     import ray
 
     from divray.diversity.embeddings import embedding_matrix
+    from divray.scoring.judge import AUDIT, weights
 
     if not batch.num_rows:
         return COMPARED.empty_table()
-    correctness = ray.get(judge).score(batch, embedding_matrix(batch[FEATURES.name]))
-    return batch.append_column("correctness", pa.array(correctness, pa.float64())).select(COMPARED.names).cast(COMPARED)
+    columns = (embedding_matrix(batch[name]) for name in (SPAN_FEATURES.name, FEATURES.name, "embedding", LLM_READINGS.name))
+    signals = ray.get(judge).signals(batch["relation"].to_pylist(), *columns)
+    for name, judged_by in (("correctness", which), ("audit", AUDIT)):
+        batch = batch.append_column(name, pa.array(weights(judged_by).probability(signals), pa.float64()))
+    return batch.select(COMPARED.names).cast(COMPARED)
 
 
 def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any) -> pa.Table:
@@ -190,15 +217,16 @@ def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     before = None if is_naive else _earlier(RunFolder(uri), relation, round)
     rows = marked(rows.select(COMPARED.names).cast(COMPARED).sort_by("candidate_id"), ray.get(marks))
     out = barred(rows, config.diversity)
-    free = deduplicate(rows.filter(pc.invert(out)), config.diversity, fixed_items(own, before))
-    rows = pa.concat_tables([free, dropped(rows.filter(out)).select(free.column_names)]).sort_by("candidate_id")
+    gone, rest = dropped(rows.filter(out)), rows.filter(pc.invert(out))
+    copies = copies_of_seeds(rest, own, config.diversity)
+    rest = rest.filter(pc.invert(pc.is_in(rest["candidate_id"], copies["candidate_id"].combine_chunks())))
+    free = deduplicate(rest, config.diversity, fixed_items(own, before))
+    rows = pa.concat_tables([part.select(free.column_names) for part in (free, copies, gone)]).sort_by("candidate_id")
     return rows.select(DECIDED.names).cast(DECIDED)
 
 
 def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str, Any], threshold: float) -> pa.Table:
     """A batch of any relations, with what was decided of it and its novelty (``schemas.SCORES``)."""
-    import pyarrow.dataset as pads
-
     if not batch.num_rows:
         return SCORES.empty_table()
     ids = pads.field("candidate_id")
@@ -215,8 +243,6 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
 
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     """This relation's samples of the rounds before, as far as near-duplicates need them."""
-    import pyarrow.dataset as pads
-
     files = score_files(run, round)
     if not files:
         return None

@@ -27,9 +27,13 @@ class Linear:
     weights: np.ndarray
     bias: np.ndarray
 
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """What is linear in the features, float64 ``[n, m]``."""
+        return np.asarray(features.astype(np.float64) @ self.weights.T + self.bias)
+
     def probability(self, features: np.ndarray) -> np.ndarray:
         """Class probabilities, float64 ``[n, m]``."""
-        logits = features.astype(np.float64) @ self.weights.T + self.bias
+        logits = self.scores(features)
         logits -= logits.max(axis=1, keepdims=True)
         exponentials = np.exp(logits)
         return exponentials / exponentials.sum(axis=1, keepdims=True)

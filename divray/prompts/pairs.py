@@ -1,0 +1,159 @@
+"""The pool of entity pairs that sentences are written for: from the user's file, or written by the LLM first.
+
+A pair is typed by its relation's entity types, stands once, is no seed's, and no head or tail stands in more than
+:data:`MOST_REPEATS` pairs of a relation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from divray.config import Config
+from divray.errors import InputError
+from divray.prompts.parsing import Form, bare_name, pair_problem
+from divray.prompts.plan import number_of, numbered, slugs_of
+from divray.prompts.record import Pair, labels
+from divray.prompts.rows import Length, Renderer
+from divray.relations import Example, Relation
+from divray.runs import RunFolder
+from divray.schemas import BASE
+
+TABLE = "data/entity_pairs"
+"""Columns ``relation``, ``head``, ``tail``; in the order in which prompts take them."""
+
+STRATEGY = "pairs"
+MOST_REPEATS = 2
+LINES = 12
+"""Pairs that one completion is asked for."""
+TOKENS_A_LINE = 16
+
+
+def pairs_wanted(config: Config) -> int:
+    """Pairs of a relation that all rounds have a prompt for."""
+    return config.rounds * ceil(config.sampling.candidates_per_relation / config.prompts.candidates_per_prompt)
+
+
+def pair_rows(
+    config: Config, relations: Iterable[Relation], seeds: Sequence[Example], chat: Renderer | None, length: Length | None
+) -> Iterator[dict[str, Any]]:
+    """Request rows (``schemas.PROMPTS``) for lists of pairs, twice as many as are wanted."""
+    relations = list(relations)
+    slugs = slugs_of(relations)
+    for relation in relations:
+        own = [seed for seed in seeds if seed.relation == relation.name]
+        for number in range(ceil(2 * pairs_wanted(config) / LINES)):
+            candidate_id = numbered(f"{STRATEGY}-{slugs[relation.name]}", number)
+            rng = random.Random(number_of(config.seed, candidate_id))
+            prompt = _prompt(relation, rng.sample(own, len(own)), chat)
+            yield {
+                "candidate_id": candidate_id,
+                "relation": relation.name,
+                "round": 0,
+                "strategy": STRATEGY,
+                "prompt_id": candidate_id,
+                "prompt": prompt,
+                "head": "",
+                "tail": "",
+                "pattern": "",
+                "seed": number_of(config.seed, candidate_id) % 2**31,
+                "demonstrations": [example.example_id for example in own],
+                "sentences": None,
+                "length": length(prompt) if length else None,
+                "policy": BASE,
+            }
+
+
+def _prompt(relation: Relation, shown: Sequence[Example], chat: Renderer | None) -> str:
+    head, tail, _ = (label.rstrip(":") for label in labels(relation))
+    lines = [
+        "A list of heads and tails between which one and the same relation holds. No name stands in it twice.",
+        "",
+        f"Relation: {relation.name}",
+        f"Meaning: {relation.description}",
+        "",
+        f"{head} | {tail}",
+        *(f"{example.head_text} | {example.tail_text}" for example in shown),
+    ]
+    if chat is None:
+        return "\n".join(lines) + "\n"
+    return chat([{"role": "user", "content": "\n".join([*lines, "", f"Write {LINES} new lines of this list, and nothing else."])}])
+
+
+def pool_of(completions: Iterable[Mapping[str, Any]], form: Form, wanted: int) -> dict[str, list[Pair]]:
+    """Relation -> its pairs, at most ``wanted``, from the completions of :func:`pair_rows` in order of their ids."""
+    lines: dict[str, list[Pair]] = {}
+    for row in sorted(completions, key=lambda row: str(row["candidate_id"])):
+        written = row["completion"].split("\n")
+        for line in written[:-1] if row["finish_reason"] == "length" else written:
+            head, bar, tail = line.strip("| ").partition("|")
+            if bar and "|" not in tail:
+                lines.setdefault(row["relation"], []).append((bare_name(" ".join(head.split())), bare_name(" ".join(tail.split()))))
+    return {relation: _spread(pairs, form, wanted) for relation, pairs in lines.items()}
+
+
+def _spread(pairs: Iterable[Pair], form: Form, wanted: int) -> list[Pair]:
+    uses: Counter[str] = Counter()
+    kept: dict[tuple[str, ...], Pair] = {}
+    for pair in pairs:
+        folded = tuple(entity.casefold() for entity in pair)
+        if folded in kept or pair_problem(pair, form) or max(uses[entity] for entity in folded) >= MOST_REPEATS:
+            continue
+        uses.update(folded)
+        kept[folded] = pair
+    return list(kept.values())[:wanted]
+
+
+def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str, list[Pair]]:
+    """The user's pairs: a ``.jsonl``, ``.csv`` or ``.parquet`` file with columns ``relation``, ``head``, ``tail``.
+
+    Raises:
+        InputError: The file is missing or has other columns, names an unknown relation, or holds a pair that can't be used.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as pads
+
+    kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(Path(path).suffix)
+    if kind is None or not Path(path).is_file():
+        raise InputError(path, "prompts.pairs_file", "no .jsonl, .csv or .parquet file", "Give a file with relation, head and tail.")
+    names = ["relation", "head", "tail"]
+    try:
+        found_names = pads.dataset(path, format=kind).schema.names
+        if missing := [name for name in names if name not in found_names]:
+            raise pa.ArrowInvalid(f"no column {missing[0]!r}")
+        # As text, whatever it looks like: a year, a date, a number with a nought before it.
+        schema = None if kind == "parquet" else pa.schema([(name, pa.string()) for name in names])
+        rows = pads.dataset(path, schema, format=kind).to_table(names).to_pylist()
+    except pa.ArrowException as error:
+        raise InputError(path, "", str(error).splitlines()[0], "It needs the columns relation, head and tail, all text.") from None
+    known = {relation.name for relation in relations}
+    found: dict[str, list[Pair]] = {}
+    for number, row in enumerate(rows, 1):
+        if row["relation"] not in known:
+            raise InputError(path, f"row {number}, relation", f"{row['relation']!r} is no relation of the task", "Correct it.")
+        pair = (" ".join(str(row["head"] or "").split()), " ".join(str(row["tail"] or "").split()))
+        if problem := pair_problem(pair, form):
+            raise InputError(path, f"row {number}", f"{pair} can't be used: {problem}", "Correct or drop the row.")
+        found.setdefault(row["relation"], []).append(pair)
+    return found
+
+
+def write_pool(run: RunFolder, pool: Mapping[str, Sequence[Pair]]) -> None:
+    """Put the pool into the run folder."""
+    import pyarrow as pa
+
+    rows = [{"relation": relation, "head": head, "tail": tail} for relation, pairs in pool.items() for head, tail in pairs]
+    run.write_table(TABLE, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("relation", "head", "tail")])))
+
+
+def read_pool(run: RunFolder) -> dict[str, list[Pair]]:
+    """The pool of the run folder; empty where the LLM writes its own pairs."""
+    found: dict[str, list[Pair]] = {}
+    if run.files(TABLE, ".parquet"):
+        for row in run.read_table(TABLE).to_pylist():
+            found.setdefault(row["relation"], []).append((row["head"], row["tail"]))
+    return found

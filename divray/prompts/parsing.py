@@ -1,0 +1,235 @@
+"""From a record to a sample with character spans, or to a rejection with its reason.
+
+The rules of a sentence's form (its last sign, its first letter, one sentence or several) hold only where the task's own
+seed sentences keep them, so that any script and any habit of writing is taken.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from divray.prompts.record import Record
+from divray.relations import Example, Relation, Span
+
+_ENDS = ".!?…。．！？｡।॥؟۔։።՜՞"
+"""Signs that end a sentence in the scripts that have one."""
+_CLOSING = "\"'’”»›)]}」』）】"
+_INNER_END = re.compile(rf"(?:([^\W\d_]{{3}})[.]|[!?…।॥؟۔])[{re.escape(_CLOSING)}]? +([^\W\d_])|[。！？](?=\w)")
+_NUMBER = re.compile(r"^(?:\d{1,2}[.)]|[-*•]) +")
+_QUOTES = '"“”„«»'
+_WORD = re.compile(r"\w+")
+_NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""Scripts, by their Unicode names, in which a name may touch the next word."""
+_LABELS = frozenset({"head", "tail", "entity", "head entity", "tail entity", "sentence", "relation", "none", "n/a"})
+_ARTICLES = re.compile(r"^(?:the|a|an) ", re.IGNORECASE)
+
+MIN_WORDS, MAX_ENTITY_WORDS, MAX_ENTITY_CHARACTERS = 4, 8, 60
+MOST_HALVES = 0.25
+"""Share of the seeds with an entity in a longer name, from which on that is the task's habit: German nouns, titles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A parsed record.
+
+    Attributes:
+        text: The sentence, ``""`` where rejected.
+        head: Span of the head in ``text``; ``(0, 0)`` where rejected.
+        tail: Span of the tail.
+        rejection: ``""`` for a valid sample, else one of the reasons of :func:`parse_record`.
+    """
+
+    text: str = ""
+    head: Span = (0, 0)
+    tail: Span = (0, 0)
+    rejection: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the seeds of a task have in common, and so its samples must.
+
+    Attributes:
+        ended: Every seed ends with a sign that ends sentences.
+        capital: Every seed that begins with a cased letter begins with a capital.
+        single: No seed is several sentences.
+        bare: No seed stands after a list's number or in quotes as a whole, so that an LLM's are taken off.
+        whole_names: An entity that is one half of a longer name is rare among the seeds.
+        least_words: Words of the shortest seed, at most :data:`MIN_WORDS`.
+        placeholders: Folded words that stand for an entity and are none.
+        pairs: Folded ``(head, tail)`` of every seed; no sample repeats one.
+        texts: Folded seed sentences; no sample repeats one.
+    """
+
+    ended: bool
+    capital: bool
+    single: bool
+    bare: bool
+    whole_names: bool
+    least_words: int
+    placeholders: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
+    texts: frozenset[str]
+
+
+def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
+    """The :class:`Form` of a task."""
+    texts = [" ".join(seed.text.split()) for seed in seeds]
+    entities = {_folded(entity) for seed in seeds for entity in (seed.head_text, seed.tail_text)}
+    types = {kind.casefold() for relation in relations for kind in (relation.head_type, relation.tail_type) if kind}
+    halves = sum(part_of_name(seed.text, seed.head) or part_of_name(seed.text, seed.tail) for seed in seeds)
+    return Form(
+        ended=all(_is_ended(text) for text in texts),
+        capital=all(not _begins_small(text) for text in texts),
+        single=not any(_is_several(text) for text in texts),
+        bare=all(_bared(text) == text for text in texts),
+        whole_names=halves <= MOST_HALVES * len(seeds),
+        least_words=min([MIN_WORDS, *(len(_words(text)) for text in texts)]),
+        placeholders=(_LABELS | types) - entities,
+        pairs=frozenset((_folded(seed.head_text), _folded(seed.tail_text)) for seed in seeds),
+        texts=frozenset(text.casefold() for text in texts),
+    )
+
+
+def parse_record(record: Record, form: Form) -> Parsed:
+    """Find the two entities in the sentence and judge its form; whether it is *true* to its relation is not asked here.
+
+    Returns:
+        A sample, or one of the rejections ``placeholder_entity``, ``long_entity``, ``same_entities``, ``seed_pair``,
+        ``seed_sentence``, ``missing_head``, ``missing_tail``, ``doubled_head``, ``doubled_tail``, ``overlap``, ``part_of_name``,
+        ``too_short``, ``label_in_sentence``, ``small_start``, ``no_end``, ``several_sentences``, ``repetition``.
+    """
+    text = " ".join(record.sentence.split())
+    text = _bared(text) if form.bare else text
+    entities = " ".join(record.head.split()), " ".join(record.tail.split())
+    problem = pair_problem(entities, form)
+    if problem:
+        return Parsed(rejection=problem)
+    if text.casefold() in form.texts:
+        return Parsed(rejection="seed_sentence")
+    spans = [mentions(text, entity) or mentions(text, bare_name(entity)) for entity in entities]
+    for found, name in zip(spans, ("head", "tail"), strict=True):
+        if len(found) != 1:
+            return Parsed(rejection=f"{'doubled' if found else 'missing'}_{name}")
+    # The sign that ends the sentence is no part of a name.
+    last = len(text[:-1].rstrip()) if form.ended and text[-1] in _ENDS else len(text)
+    (head,), (tail,) = ([(start, min(end, last)) for start, end in found] for found in spans)
+    if head[0] < tail[1] and tail[0] < head[1]:
+        return Parsed(rejection="overlap")
+    if form.whole_names and (part_of_name(text, head) or part_of_name(text, tail)):
+        return Parsed(rejection="part_of_name")
+    problem = _sentence_problem(text, (head, tail), form)
+    return Parsed(rejection=problem) if problem else Parsed(text, head, tail)
+
+
+def pair_problem(entities: tuple[str, str], form: Form) -> str:
+    folded = (_folded(entities[0]), _folded(entities[1]))
+    for entity in folded:
+        if not _WORD.search(entity) or _ARTICLES.sub("", entity).partition(" (")[0] in form.placeholders:
+            return "placeholder_entity"
+        if len(entity.split()) > MAX_ENTITY_WORDS or len(entity) > MAX_ENTITY_CHARACTERS:
+            return "long_entity"
+    if folded[0] == folded[1]:
+        return "same_entities"
+    return "seed_pair" if folded in form.pairs else ""
+
+
+def bare_name(entity: str) -> str:
+    """``entity`` without what an LLM puts around it: a list's number, quotes, a full stop."""
+    return _NUMBER.sub("", entity).strip(f"{_QUOTES}'‘’*.,; ")
+
+
+def _folded(entity: str) -> str:
+    return " ".join(bare_name(entity).casefold().split())
+
+
+def _bared(text: str) -> str:
+    """A sentence without a list's number before it and quotes around the whole of it."""
+    text = _NUMBER.sub("", text)
+    quoted = text[:1] in tuple(_QUOTES) and text[-1:] in tuple(_QUOTES) and not set(text[1:-1]) & set(_QUOTES)
+    return text[1:-1].strip() if quoted else text
+
+
+def mentions(text: str, entity: str) -> list[Span]:
+    """The spans of ``entity`` in ``text`` as a word or words of its own; the case of its first letter may differ."""
+    first, rest, found = entity[:1].casefold(), entity[1:], []
+    for start in range(len(text) - len(entity) + 1) if entity else ():
+        end = start + len(entity)
+        if text[start].casefold() == first and text.startswith(rest, start + 1) and not (_cuts_word(text, start) or _cuts_word(text, end)):
+            found.append((start, end))
+    return found
+
+
+def _cuts_word(text: str, place: int) -> bool:
+    """Whether ``place`` lies inside a word: between letters, digits or marks of a script that puts blanks between words."""
+    before, after = text[place - 1 : place], text[place : place + 1]
+    if not before or not after:
+        return False
+    if unicodedata.category(after).startswith("M"):
+        return True
+    return _in_word(before) and _in_word(after)
+
+
+def _in_word(character: str) -> bool:
+    if not (character.isalnum() or unicodedata.category(character).startswith("M")):
+        return False
+    return not unicodedata.name(character, "").startswith(_NO_BLANKS)
+
+
+def part_of_name(text: str, span: Span) -> bool:
+    """Whether the mention is one half of a longer name: a capitalised word or a hyphen joins it to more of the same kind."""
+    entity, before, after = text[slice(*span)], text[: span[0]], text[span[1] :]
+    if re.match(r"-\w", after) or re.search(r"\w-$", before):
+        return True
+    words = entity.split()
+    following = re.match(r" ([^\W\d_])", after)
+    if following and following[1].isupper() and words[-1][:1].isupper():
+        return True
+    previous = re.search(r"(\S+) $", before)
+    return bool(
+        previous and len(previous[1]) < len(before) - 1 and previous[1].isalpha() and previous[1][0].isupper() and words[0][:1].isupper()
+    )
+
+
+def _sentence_problem(text: str, spans: tuple[Span, Span], form: Form) -> str:
+    words = _words(text)
+    rest = "".join(character for place, character in enumerate(text) if not any(start <= place < end for start, end in spans))
+    if len(words) < form.least_words or not re.search(r"[^\W\d_]", rest):
+        return "too_short"
+    if re.search(r"\b(?:Head|Tail|Sentence)(?: \([^)]*\))?:", text):
+        return "label_in_sentence"
+    if form.capital and _begins_small(text) and min(spans)[0] > 0:
+        return "small_start"
+    if form.ended and not _is_ended(text):
+        return "no_end"
+    if form.single and _is_several(text):
+        return "several_sentences"
+    lowered = [word.casefold() for word in words]
+    trigrams = list(zip(lowered, lowered[1:], lowered[2:], strict=False))
+    return "repetition" if len(trigrams) >= 4 and len(set(trigrams)) < 0.75 * len(trigrams) else ""
+
+
+def _words(text: str) -> list[str]:
+    """The words of ``text``, without the marks that would cut those of Indic and Thai script."""
+    return _WORD.findall("".join(character for character in text if not unicodedata.category(character).startswith("M")))
+
+
+def _is_several(text: str) -> bool:
+    """Whether a sentence ends within ``text``: no small letter follows the sign, and a full stop comes after no abbreviation."""
+    for found in _INNER_END.finditer(text):
+        before, following = found[1] or "", found[2] or ""
+        if before == before.lower() and not following.islower():
+            return True
+    return False
+
+
+def _begins_small(text: str) -> bool:
+    first = next((character for character in text if character.isalpha()), "")
+    return first.islower()
+
+
+def _is_ended(text: str) -> bool:
+    return text.rstrip(_CLOSING + " ")[-1:] in tuple(_ENDS)

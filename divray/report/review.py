@@ -1,0 +1,193 @@
+"""What people say of a run's samples: a blind, shuffled draw, their answers, and the share of right ones.
+
+Reviewers see the relation's description and the sentence with the head in ``[ ]`` and the tail in ``{ }``, and nothing of scores,
+rounds or strategies.  Answers are kept in the run folder as they come, so that a review goes on where it was left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.errors import InputError
+from divray.relations import Example, render_marked
+from divray.report.scan import SPANS, rows
+from divray.report.sentences import visible
+from divray.schemas import NAIVE
+
+if TYPE_CHECKING:
+    from divray.config import Config
+    from divray.runs import RunFolder
+
+ANSWERS, SELECTED = "review/answers.json", "comparison/selected"
+QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
+RIGHT = {"y": True, "n": False, "s": None}
+_Z = 1.959964
+
+
+def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> list[dict[str, str]]:
+    """Samples to review, evenly over the relations, in a seeded order: ``sample_id``, ``description``, ``sentence``.
+
+    Args:
+        number: How many.
+        of: ``selected``, or ``scored``: all valid ones of the loop, which the gate's threshold needs.
+
+    Raises:
+        InputError: There is none yet.
+    """
+    from divray.datasets.stage import read_relations
+
+    if of == "selected":
+        tables, name, where = [SELECTED], "sample_id", None
+    else:
+        tables, name, where = _scores(config), "candidate_id", pc.field("strategy") != NAIVE
+    turns: Counter[str] = Counter()
+    order: dict[str, tuple[int, bytes]] = {}
+    found = [(row[name], row["relation"]) for table in tables for row in rows(run, table, [name, "relation"], where)]
+    keyed = sorted((hashlib.sha256(f"{config.seed}:{identity}".encode()).digest(), identity, relation) for identity, relation in found)
+    for key, identity, relation in keyed:
+        order[identity] = (turns[relation], key)
+        turns[relation] += 1
+    if not order:
+        raise InputError(
+            run.uri, f"--of {of}", "no samples to review yet", f"Run the stages up to `{'select' if of == 'selected' else 'score'}`."
+        )
+    chosen = pa.array(sorted(order, key=order.__getitem__)[:number], pa.string())
+    descriptions = {relation.name: relation.description for relation in read_relations(run)}
+    drawn = []
+    for row in (row for table in tables for row in rows(run, table, [name, "relation", *SPANS], pc.field(name).isin(chosen))):
+        example = Example(row["text"], (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"]), row["relation"])
+        shown = {"description": visible(descriptions[row["relation"]]), "sentence": visible(render_marked(example))}
+        drawn.append({"sample_id": row[name], **shown})
+    return sorted(drawn, key=lambda one: order[one["sample_id"]][1])
+
+
+def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Callable[[str], str]) -> int:
+    """Ask about each sample that ``reader`` has not answered yet; returns how many answers came.
+
+    Args:
+        ask: Shows a text and returns the key: ``y`` right, ``n`` wrong, ``s`` skip, ``b`` back, ``q`` quit.
+    """
+    done = {answer["sample_id"] for answer in read_answers(run) if answer["reader"] == reader}
+    left = [sample for sample in drawn if sample["sample_id"] not in done]
+    place = given = 0
+    while place < len(left):
+        sample = left[place]
+        text = f"{place + 1} of {len(left)}\n\n{sample['description']}\n\n  {sample['sentence']}\n\n{QUESTION}"
+        key = ask(f"{text}\ny yes, n no, s skip, b back, q quit: ")
+        if key == "q":
+            break
+        if key == "b":
+            place = max(0, place - 1)
+        elif key in RIGHT:
+            _keep(run, reader, {sample["sample_id"]: RIGHT[key]})
+            place, given = place + 1, given + 1
+    return given
+
+
+def read_answers(run: RunFolder) -> list[dict[str, Any]]:
+    """All answers so far."""
+    return run.read_json(ANSWERS) if run.exists(ANSWERS) else []
+
+
+def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
+    """Take in the file that the page of :func:`page` saves; returns how many answers it holds.
+
+    Raises:
+        InputError: It is no such file, or of another run.
+    """
+    mend = "Save it on the page of `divray review --html`."
+    try:
+        with open(path, encoding="utf-8") as stream:
+            new = {str(one["sample_id"]): one["right"] for one in json.load(stream)}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(path, "", f"no file of answers ({type(error).__name__})", mend) from None
+    known: set[str] = set()
+    for table, column in ((SELECTED, "sample_id"), *((table, "candidate_id") for table in _scores(config))):
+        known |= {row[column] for row in rows(run, table, [column], pc.field(column).isin(pa.array(new, pa.string())))}
+    for name, right in new.items():
+        if name not in known:
+            raise InputError(path, name, "no sample of this run has that id", mend)
+        if right is not None and not isinstance(right, bool):
+            raise InputError(path, f"{name}: right", f"{right!r} is not true, false or null", mend)
+    _keep(run, reader, new)
+    return len(new)
+
+
+def _scores(config: Config) -> list[str]:
+    return [f"round-{number:02d}/scores" for number in range(config.rounds)]
+
+
+def _keep(run: RunFolder, reader: str, new: dict[str, bool | None]) -> None:
+    """A reader's new answers take the place of that reader's older ones."""
+    kept = [one for one in read_answers(run) if one["reader"] != reader or one["sample_id"] not in new]
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    run.write_json(ANSWERS, kept + [{"sample_id": name, "reader": reader, "right": right, "at": at} for name, right in new.items()])
+
+
+def review_answers(run: RunFolder) -> dict[str, bool]:
+    """Sample -> whether most of its readers call it right; a tie is wrong, and skips don't count."""
+    votes: dict[str, Counter[bool]] = defaultdict(Counter)
+    for answer in read_answers(run):
+        if answer["right"] is not None:
+            votes[answer["sample_id"]][answer["right"]] += 1
+    return {name: vote[True] > vote[False] for name, vote in sorted(votes.items())}
+
+
+def review_figures(run: RunFolder) -> dict[str, Any] | None:
+    """Share of right ones among the reviewed selected samples with Wilson's 95 % interval, over all and a relation; ``None``: none yet."""
+    answers = review_answers(run)
+    read = {row["sample_id"]: row["relation"] for row in rows(run, SELECTED, ["sample_id", "relation"]) if row["sample_id"] in answers}
+    if not read:
+        return None
+    found: dict[str, list[bool]] = defaultdict(list)
+    for name, relation in read.items():
+        found[relation].append(answers[name])
+    return {
+        **share([answers[name] for name in read]),
+        "readers": len({one["reader"] for one in read_answers(run) if one["sample_id"] in read and one["right"] is not None}),
+        "relations": {name: share(some) for name, some in sorted(found.items())},
+    }
+
+
+def share(right: Sequence[bool]) -> dict[str, Any]:
+    """``number``, how many are ``right``, their ``share``, and ``low`` and ``high`` of Wilson's 95 % interval (1927)."""
+    count, mean = len(right), sum(right) / len(right)
+    centre, spread = mean + _Z**2 / (2 * count), _Z * sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
+    low, high = ((centre + sign * spread) / (1 + _Z**2 / count) for sign in (-1, 1))
+    shown = {"share": round(mean, 4), "low": round(max(low, 0), 4), "high": round(min(high, 1), 4)}
+    return {"number": count, "right": sum(right), **shown}
+
+
+def as_sentence(figures: dict[str, Any]) -> str:
+    """The share of right ones for people to read."""
+    who = "A person" if figures["readers"] == 1 else f"{figures['readers']} people"
+    low, high = (f"{100 * figures[name]:.0f}" for name in ("low", "high"))
+    return f"{who} read {figures['number']} of the selected samples: {100 * figures['share']:.0f} % right [{low}, {high}]."
+
+
+def reviewed_threshold(scores: Iterable[float], right: Iterable[bool], wanted: float = 0.8) -> float:
+    """The lowest score such that of the reviewed samples from it on the share ``wanted`` is right; the highest where none is."""
+    ordered = sorted(zip(scores, right, strict=True), reverse=True)
+    best, good = ordered[0][0], 0
+    for count, (score, is_right) in enumerate(ordered, 1):
+        good += is_right
+        if (count == len(ordered) or ordered[count][0] < score) and good / count >= wanted:
+            best = score
+    return best
+
+
+def page(drawn: Sequence[dict[str, str]]) -> str:
+    """One page that asks for the answers and saves them as a file; loads nothing."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("divray", "report"), autoescape=True)
+    return environment.get_template("review.html.j2").render(drawn=drawn, question=QUESTION)

@@ -1,0 +1,11 @@
+"""Examples of the tests' own, from marked sentences."""
+
+from __future__ import annotations
+
+from divray.relations import Example, parse_marked
+
+
+def marked(text: str, relation: str = "r", example_id: str = "") -> Example:
+    parsed = parse_marked(text)
+    assert not isinstance(parsed, str), f"{text}: {parsed}"
+    return Example(*parsed, relation, example_id=example_id)
