@@ -71,7 +71,7 @@ ROW = {"strategy": "independent", "pattern": "", "head": "", "seed": 5}
 def test_sampling_parameters_of_a_row() -> None:
     drawn = sampling_parameters(settings(), {**ROW, "pattern": "a+"}, greedy=False)
     assert drawn["structured_outputs"] == {"regex": "a+"}
-    assert (drawn["seed"], drawn["temperature"], drawn["min_p"], drawn["max_tokens"]) == (5, 1.0, 0.1, 64)
+    assert (drawn["seed"], drawn["temperature"], drawn["min_p"], drawn["max_tokens"]) == (5, 0.9, 0.1, 64)
     greedy = sampling_parameters(settings(), ROW, greedy=True)
     assert greedy["temperature"] == 0.0
     assert "structured_outputs" not in greedy and "min_p" not in greedy

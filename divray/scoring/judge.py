@@ -119,6 +119,8 @@ class Judge:
             embeddings: Of the sentences with their entities masked, unit length.
             readings: :meth:`~divray.scoring.readings.Reader.read`; zeros where no LLM reads.
         """
+        if unknown := set(relations) - set(self.relations):
+            raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
         of_spans = _span_signals(self, own, self.discriminant.scores(spans), spans)
         of_texts = _text_signals(self, own, self.classifier.probability(features), features, embeddings)
