@@ -1,4 +1,4 @@
-"""Fit the judges on sentences that people read, and measure them on the third that is held out by relation.
+"""Fit the judges on sentences that were read, and measure them on the third that is held out by relation.
 
     python benchmarks/reading/fit.py --data DATA [--llm REFERENCE] --signals FILE [--write] [--out FILE]
 

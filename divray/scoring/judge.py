@@ -1,8 +1,8 @@
 """Two judges of one sample: the gate's, on which pairs and selection depend, and the audit's, which the report prints.
 
 A judge is a logistic regression on signals that mean the same for every task: each is taken less its mean over the task's own
-seeds, every seed judged without itself.  Its weights come from sentences that people read (``benchmarks/reading``), and so
-does its calibration: 0.8 means that of ten such sentences eight were right.  The gate's signals come from the spans'
+seeds, every seed judged without itself.  Its weights come from sentences that language-model agents read
+(``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.  The gate's signals come from the spans'
 features (:mod:`divray.scoring.spans`) by linear discriminant analysis of seeds and of seeds with head and tail exchanged:
 
 =================  ===============================================================================
