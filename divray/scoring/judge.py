@@ -2,8 +2,10 @@
 
 A judge is a logistic regression on signals that mean the same for every task: each is taken less its mean over the task's own
 seeds, every seed judged without itself.  Its weights come from sentences that language-model agents read
-(``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.  The gate's signals come from the spans'
-features (:mod:`divray.scoring.spans`) by linear discriminant analysis of seeds and of seeds with head and tail exchanged:
+(``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.
+
+The gate's signals come from the spans' features (:mod:`divray.scoring.spans`) by linear discriminant analysis of seeds and
+of seeds with head and tail exchanged:
 
 =================  ===============================================================================
 ``span_own``       discriminant of the sample's relation
