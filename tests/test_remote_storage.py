@@ -94,7 +94,7 @@ def test_stages_run_there(bucket: str, quickstart: Config) -> None:
     try:
         for name in ("prepare", "prompt"):
             pipeline.run_stage(quickstart, run, pipeline.STAGES[name], 0)
-        assert run.dataset("round-00/prompts").count() == 6 * 48 + 6 * 24
+        assert run.dataset("round-00/prompts").count() == 6 * 64 + 6 * 16
         assert run.record("round-00.prompt") is not None
     finally:
         ray.shutdown()
