@@ -108,6 +108,7 @@ def check(config: Config) -> Any:
             raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
     check_model(config.models.llm, "config", "models.llm")
     check_model(config.models.encoder, "config", "models.encoder")
+    check_model(config.correctness.reader, "config", "correctness.reader")
     if config.correctness.llm is not None and config.correctness.llm != "endpoint":
         check_model(config.correctness.llm, "config", "correctness.llm")
     elif config.correctness.llm and config.engine.endpoint is None:

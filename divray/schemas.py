@@ -103,7 +103,6 @@ SCORES = pa.schema(
         *SAMPLES,
         pa.field("correctness", pa.float64()),
         pa.field("correct", pa.bool_()),
-        pa.field("audit", pa.float64()),
         pa.field("cluster", pa.string()),
         pa.field("nearest_id", pa.string()),
         pa.field("similarity", pa.float64()),
@@ -118,8 +117,7 @@ SCORES = pa.schema(
 )
 """The valid samples only, sorted by ``candidate_id``.
 
-``correctness`` in [0, 1] is the judge's probability that the sentence is right; ``correct`` is the gate on it.  ``audit`` is the
-same by a second judge with other signals, on which nothing in the loop depends: the report prints that one. ``cluster`` is the
+``correctness`` in [0, 1] is the judge's probability that the sentence is right; ``correct`` is the gate on it.  ``cluster`` is the
 smallest id of the connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles)
 name the nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether
 this one stays, and ``reason`` says why. ``novelty`` is 1 - cosine to the nearest other unique
@@ -156,4 +154,6 @@ DATASET = pa.schema(
     ]
 )
 """The data set: every accepted sample. ``sample_id`` is the ``candidate_id`` of the sample; ``rank`` counts from 1 in each
-relation, and the samples up to rank K (``selection.k``) are the selected ones."""
+relation, and the samples up to rank K (``selection.k``) are the selected ones.  ``correctness`` is the gate's judge's probability that
+the sentence is right, ``audit`` that of a second judge with other signals, on which nothing in the loop depends; it reads the
+first K alone, and is null for the others."""

@@ -127,10 +127,13 @@ class CorrectnessConfig(Section):
     """Does the sentence say its relation, in its direction?"""
 
     llm: str | None = Field(
-        None, description="An LLM that reads, too: its likelihoods, and its yes or no. Hub id, folder, `embedded:…` or `endpoint`."
+        None, description="An LLM that the gate asks, too: its probability of yes. Hub id, folder, `embedded:…` or `endpoint`."
+    )
+    reader: str = Field(
+        "embedded:smollm2", description="Small LLM on this machine, by whose likelihoods the report says how many are right."
     )
     threshold: float | Literal["auto"] = Field(
-        0.5, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
+        0.7, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
     )
 
 
@@ -163,7 +166,7 @@ class SelectionConfig(Section):
     """Which samples make the data set."""
 
     k: int = Field(16, ge=1, description="Samples a relation.")
-    diversity_weight: float = Field(0.5, ge=0, le=1, description="0: by correctness alone; 1: by diversity alone.")
+    diversity_weight: float = Field(0.2, ge=0, le=1, description="0: by correctness alone; 1: by diversity alone.")
 
 
 class SearchConfig(Section):

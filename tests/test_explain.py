@@ -73,11 +73,7 @@ def run(uri: str) -> RunFolder:
     run.write_table("round-00/prompts", table(rows, schemas.PROMPTS))
     run.write_table("round-00/completions", table(rows[:8] + rows[9:], schemas.COMPLETIONS))
     run.write_table("round-00/samples", table(rows[:8] + rows[9:], schemas.SAMPLES))
-    scored = [
-        row | {"correctness": 0.9 - n / 10, "correct": n != 2, "audit": 0.6, "novelty": 0.5}
-        for n, row in enumerate(rows)
-        if n < 6 or n == 9
-    ]
+    scored = [row | {"correctness": 0.9 - n / 10, "correct": n != 2, "novelty": 0.5} for n, row in enumerate(rows) if n < 6 or n == 9]
     marks = {4: {"conflict": "r00-b-000", "conflict_relation": "place"}, 5: {"near_test": "t9"}}
     reasons = {4: "labelling conflict with r00-b-000 under place (0.90)", 5: "near test example t9 (1.00)"}
     for number, row in enumerate(scored):

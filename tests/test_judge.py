@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from divray.datasets import examples_table
-from divray.relations import Example
-from divray.scoring.features import feature_texts, lexical_features, sentence_features
-from divray.scoring.judge import AUDIT, GATE, GATE_LLM, SIGNALS, Judge, Seeds, fit_judge, weights
-from divray.scoring.readings import READINGS
-from divray.scoring.spans import exchanged
+from divray.relations import Example, Relation
+from divray.scoring.answers import ask
+from divray.scoring.audit import SIGNALS as READ
+from divray.scoring.audit import readings
+from divray.scoring.judge import AUDIT, GATE, GATE_LLM, SIGNALS, Judge, fit_judge, weights
+from divray.scoring.spans import BLOCKS, exchanged
 
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas", "Ines", "Bruno"]
 FIRMS = ["Alden", "Selby", "Claro", "Kestrel", "Ironbridge", "Akoma", "Osprey", "Lima", "Vero", "Nord"]
@@ -45,32 +45,24 @@ def encode(texts: list[str]) -> np.ndarray:
     return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
 
 
-def masked(examples: list[Example]) -> np.ndarray:
-    return encode([text[0] for text in feature_texts(examples_table(examples))])
-
-
 def spans(examples: list[Example]) -> np.ndarray:
     """The blocks of the span encoder, with bags of words in the place of its states."""
     blocks = []
-    for example, (_, between, head, tail) in zip(examples, feature_texts(examples_table(examples)), strict=True):
-        own, none = encode([between])[0], np.zeros(64)
+    for example in examples:
+        first, second = sorted((example.head, example.tail))
+        own, none = encode([example.text[first[1] : second[0]].strip() or ","])[0], np.zeros(64)
         order = [own, none] if example.head < example.tail else [none, own]
-        blocks.append(np.concatenate([*encode([head, tail]), *order, *order, *order]))
+        blocks.append(np.concatenate([*encode([example.head_text, example.tail_text]), *order, *order]))
     return np.array(blocks, np.float32)
 
 
 def judge_of(seeds: list[Example]) -> Judge:
-    table = examples_table(seeds)
     own = np.array([RELATIONS.index(seed.relation) for seed in seeds])
-    readings = np.zeros((len(seeds), len(READINGS)))
-    features = sentence_features(table, encode), sentence_features(table, encode, reverse=True)
-    return fit_judge(RELATIONS, Seeds(own, spans(seeds), *features, masked(seeds), readings))
+    return fit_judge(RELATIONS, own, spans(seeds), np.zeros(len(seeds)))
 
 
 def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
-    readings = np.zeros((len(examples), len(READINGS)))
-    relations = [example.relation for example in examples]
-    return judge.signals(relations, spans(examples), sentence_features(examples_table(examples), encode), masked(examples), readings)
+    return judge.signals([example.relation for example in examples], spans(examples), np.zeros(len(examples)))
 
 
 SEEDS = [sentence(relation, number, number % 3) for relation in WORDING for number in range(6)]
@@ -78,27 +70,8 @@ RIGHT = [sentence(relation, number, wording) for relation in WORDING for number 
 OTHER = {"founder": "works_for", "works_for": "founder"}
 
 
-def test_feature_texts_show_order_and_reverse() -> None:
-    table = examples_table([sentence("founder", 1, 1)])
-    assert feature_texts(table) == [("TAIL was founded by HEAD", "was founded by", "Omar", "Selby")]
-    assert feature_texts(table, reverse=True) == [("HEAD was founded by TAIL", "was founded by", "Selby", "Omar")]
-    adjacent = examples_table([Example("Ada Rome is home.", (0, 3), (4, 8), "x")])
-    assert feature_texts(adjacent) == [("HEAD TAIL", ",", "Ada", "Rome")]
-
-
-def test_lexical_features_know_the_direction_and_nothing_of_the_names() -> None:
-    one, other = sentence("founder", 1, 1), sentence("founder", 2, 1)
-    forward = lexical_features(examples_table([one, other]))
-    backward = lexical_features(examples_table([one, other]), reverse=True)
-    assert np.array_equal(forward[0], forward[1])
-    assert np.linalg.norm(forward[0]) == pytest.approx(0.75, abs=1e-2)
-    assert abs(float(forward[0] @ backward[0])) < 0.1
-    assert np.array_equal(lexical_features(examples_table([reversed_(one)]))[0], backward[0])
-
-
-@pytest.mark.parametrize("name", [GATE, AUDIT])
-def test_right_samples_score_above_wrong_and_reversed_ones(name: str) -> None:
-    judge = judge_of(SEEDS)
+def test_right_samples_score_above_wrong_and_reversed_ones() -> None:
+    judge, name = judge_of(SEEDS), GATE
     own = weights(name).probability(signals(judge, RIGHT))
     assert ((own >= 0) & (own <= 1)).all()
     assert (own > weights(name).probability(signals(judge, [replace(e, relation=OTHER[e.relation]) for e in RIGHT]))).all()
@@ -120,7 +93,7 @@ def test_order_batches_and_company_change_nothing() -> None:
 def test_signals_are_less_those_of_the_seeds_judged_without_themselves() -> None:
     judge = judge_of(SEEDS)
     assert whole_shape(judge) == (len(RIGHT), len(SIGNALS))
-    near = signals(judge, SEEDS)[:, SIGNALS.index("span_near")]
+    near = signals(judge, SEEDS)[:, SIGNALS.index("near")]
     assert (near > 0).all()  # a seed is nearer to itself than seeds are to each other
 
 
@@ -138,17 +111,53 @@ def test_few_seeds_and_one_relation(kept: int) -> None:
 
 def test_no_samples_and_an_unknown_relation() -> None:
     judge = judge_of(SEEDS)
-    empty = judge.signals([], np.zeros((0, 512)), np.zeros((0, 1280)), np.zeros((0, 64), np.float32), np.zeros((0, len(READINGS))))
+    empty = judge.signals([], np.zeros((0, BLOCKS * 64)), np.zeros(0))
     assert empty.shape == (0, len(SIGNALS))
     with pytest.raises(ValueError, match="unheard_of"):
         signals(judge, [replace(RIGHT[0], relation="unheard_of")])
 
 
 def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_gates() -> None:
-    for name in (GATE, GATE_LLM, AUDIT):
+    for name, known in ((GATE, SIGNALS), (GATE_LLM, SIGNALS), (AUDIT, READ)):
         judge = weights(name)
-        assert set(judge.signals) <= set(SIGNALS) and (judge.low < judge.high).all()
-        middle = weights(name).probability(np.zeros((1, len(SIGNALS))))
-        assert 0 < middle[0] < 1
+        assert set(judge.signals) <= set(known) and (judge.low < judge.high).all()
+        assert 0 < judge.probability(np.zeros((1, len(known))), known)[0] < 1
     assert "answer" in weights(GATE_LLM).signals and "answer" not in weights(GATE).signals
-    assert not set(weights(AUDIT).signals) & set(weights(GATE).signals)
+    assert not set(READ) & set(SIGNALS)
+
+
+NAMED = [Relation(name, f"The head {name} the tail.") for name in RELATIONS]
+
+
+class Counting:
+    """Answers with the number of right seeds shown, reads each word of a text as likely as its place says."""
+
+    def __init__(self) -> None:
+        self.prefixes: list[str] = []
+
+    def answers(self, prefix: str, questions: list[str]) -> list[float]:
+        self.prefixes.append(prefix)
+        return [float(prefix.count("Answer: yes")) for _ in questions]
+
+    def log_probabilities(self, prefix: str, leads: list[str], texts: list[str]) -> list[np.ndarray]:
+        self.prefixes.append(prefix)
+        return [-np.arange(1.0, 1 + len(text.split())) for text in texts]
+
+
+def test_the_llm_is_asked_once_a_prefix_and_shown_right_and_wrong_seeds_but_not_the_one_asked_about() -> None:
+    llm = Counting()
+    assert ask(llm, NAMED, SEEDS, RIGHT).tolist() == [6.0] * len(RIGHT)
+    assert len(llm.prefixes) == len(RELATIONS)
+    shown = llm.prefixes[0]
+    assert shown.count("Answer: no") == 6 and "works" in shown and "founded" in shown
+    assert ask(llm, NAMED, SEEDS, SEEDS, without=SEEDS).tolist() == [5.0] * len(SEEDS)
+    assert ask(llm, NAMED, [], RIGHT[:1]).tolist() == [0.0]
+
+
+def test_readings_are_means_of_a_sentences_own_tokens_under_the_records_of_its_relation() -> None:
+    llm = Counting()
+    example = sentence("founder", 7, 0)
+    assert readings(llm, NAMED, SEEDS, [example]).tolist() == [[-3.0, -4.0]]  # five words: -1 to -5
+    assert llm.prefixes[0].count("Sentence:") == 6 and "works" not in llm.prefixes[0]
+    readings(llm, NAMED, SEEDS, SEEDS[:1], without=SEEDS[:1])
+    assert llm.prefixes[1].count("Sentence:") == 5 and SEEDS[0].text not in llm.prefixes[1]

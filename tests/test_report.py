@@ -152,7 +152,6 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
                 scores = {
                     "cluster": name,
                     "correctness": n / 10,
-                    "audit": n / 20,
                     "correct": n > 3,
                     "unique": n not in (1, 2),
                     "nearest_id": near,

@@ -17,8 +17,9 @@ from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
 from divray.datasets.tables import examples_table
 from divray.runs import RunFolder
-from divray.schemas import SAMPLES, SCORES
+from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.scoring import stage as scoring
+from divray.scoring.audit import audited
 from divray.scoring.stage import run as score
 
 
@@ -99,6 +100,27 @@ def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quicksta
     run.write_table("round-00/samples", samples.take(shuffled), rows_per_file=7)
     score(quickstart, run, 0)
     assert run.read_table("round-00/scores") == first
+
+
+@pytest.mark.slow
+def test_the_audit_believes_human_sentences_more_than_broken_ones(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
+    run = RunFolder(uri)
+    prepare(quickstart, run)
+    task = load_task(quickstart)
+    rows = []
+    for number, example in enumerate(task.test[:24]):
+        row = examples_table([example]).to_pylist()[0]
+        before, rest = example.text[: max(example.head[1], example.tail[1])], example.text[max(example.head[1], example.tail[1]) :]
+        broken = before + " ".join(reversed(rest.split(" ")))
+        rows.append({**row, "sample_id": f"right-{number}", "passed": True})
+        rows.append({**row, "sample_id": f"broken-{number}", "text": broken, "passed": True})
+        rows.append({**row, "sample_id": f"failed-{number}", "passed": False})
+    schema = pa.schema([*(field for field in DATASET if field.name in rows[0]), pa.field("passed", pa.bool_())])
+    found = audited(quickstart, run, pa.Table.from_pylist(rows, schema))
+    assert set(found) == {row["sample_id"] for row in rows} and all(0 < value < 1 for value in found.values())
+    mean = {kind: sum(value for name, value in found.items() if name.startswith(kind)) / 24 for kind in ("right", "broken", "failed")}
+    assert mean["right"] > mean["broken"] and mean["right"] > mean["failed"]
+    assert audited(quickstart, run, pa.Table.from_pylist([], schema)) == {}
 
 
 def one_large_relation(config: Config) -> pa.Table:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
+from divray import selection
 from divray.cluster import quiet_ray_data
 from divray.config import Config, parse_config
 from divray.export import export
@@ -96,7 +97,7 @@ def score_row(relation: str, number: int, round_: int, strategy: str = "independ
         "candidate_id": f"r{round_:02d}-{relation}-{strategy}-{number:06d}",
         "relation": relation, "round": round_, "strategy": strategy, "prompt_id": "p", "prompt": "P", "completion": "c", "text": text,
         "head_start": 0, "head_end": len(head), "tail_start": t, "tail_end": t + len(tail), "head_type": "x", "tail_type": "y",
-        "rejection": "", "correctness": 0.5 + number / 100, "audit": 0.3, "correct": number % 4 != 3, "cluster": "c", "nearest_id": "",
+        "rejection": "", "correctness": 0.5 + number / 100, "correct": number % 4 != 3, "cluster": "c", "nearest_id": "",
         "similarity": 0.0, "unique": number % 5 != 4, "novelty": 0.4, "reason": "",
         "embedding": (vector / np.linalg.norm(vector)).astype(np.float32).tolist(),
     }  # fmt: skip
@@ -123,7 +124,9 @@ def config() -> Config:
 
 
 @pytest.fixture
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run whose audit needs no LLM: every sample gets 0.3."""
+    monkeypatch.setattr(selection, "audited", lambda config, run, rows: dict.fromkeys(rows["sample_id"].to_pylist(), 0.3))
     folder = RunFolder(str(tmp_path_factory.mktemp("run")))
     folder.write_json(
         "data/relations.json",
@@ -160,6 +163,7 @@ def test_stage_writes_data_set_card_and_comparison(cluster: None, config: Config
         assert [row["rank"] for row in own] == list(range(1, len(own) + 1))
         rest = [(-row["correctness"], row["sample_id"]) for row in own[4:]]
         assert rest == sorted(rest)
+        assert [row["audit"] for row in own] == [0.3] * 4 + [None] * len(rest)
 
     assert counts["relations"] == {"b": 4, "a": 4} and counts["selected"] == 8 and counts["shortfall"] == {} == counts["reasons"]
     chosen = finished.read_table("comparison/selected")

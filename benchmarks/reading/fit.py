@@ -24,12 +24,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE.parent))
 
-GATE = ("span_own", "span_reversal", "span_near", "span_head", "span_tail")
-JUDGES: dict[str, tuple[str, ...]] = {
-    "gate": GATE,
-    "gate_llm": (*GATE, "direction", "sentence", "stumble", "answer"),
-    "audit": ("class", "margin", "reversal", "near", "nearer", "head", "tail"),
-}
+GATE = ("own", "reversal", "near", "head", "tail")
+JUDGES: dict[str, tuple[str, ...]] = {"gate": GATE, "gate_llm": (*GATE, "answer"), "audit": ("sentence", "stumble", "passed")}
+THRESHOLD = 0.7
+"""The gate of the audit's ``passed``: `correctness.threshold`."""
 STRENGTH = 0.3
 """Inverse regularisation C, for signals of unit variance."""
 TASKS = {
@@ -72,36 +70,51 @@ def agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {**found, "right": kappa([all(row["votes"][1]) for row in rows], [all(row["votes"][2]) for row in rows])}
 
 
-def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Path) -> np.ndarray:
-    """The signals of each row, ``[n, len(SIGNALS)]``; the last column is the other LLM's where one is named."""
+def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Path) -> dict[str, np.ndarray]:
+    """Signal -> its value for each row ``[n]``; computed where ``kept`` lacks it.  ``answer`` is there where an LLM is named."""
     from divray.config import load_config
     from divray.datasets import load_task
     from divray.relations import Example
+    from divray.scoring.audit import readings
     from divray.scoring.judging import Judging
+    from divray.scoring.likelihood import Likelihood
 
-    known: dict[str, list[float]] = json.loads(kept.read_text()) if kept.exists() else {}
+    known: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
     for task_name, (config_name, folder) in TASKS.items():
-        own = [row for row in rows if row["task"] == task_name and row["id"] not in known]
-        if not own:
-            continue
+        own = [row for row in rows if row["task"] == task_name]
         overrides = [f"task.data={data / folder}"] if folder else []
-        config = load_config(ROOT / config_name, [*overrides, *([f"correctness.llm={llm}"] if llm else [])])
+        config = load_config(ROOT / config_name, overrides)
         task = load_task(config)
-        examples = [Example(row["text"], tuple(row["head"]), tuple(row["tail"]), row["relation"]) for row in own]
-        values = Judging(config, task.relations, task.seeds).signals(examples)
-        known |= {row["id"]: [float(value) for value in found] for row, found in zip(own, values, strict=True)}
-        kept.write_text(json.dumps(known))
-        print(task_name, len(own), flush=True)
-    return np.array([known[row["id"]] for row in rows])
+        judging = Judging(config, task.relations, task.seeds)
+
+        def spans(examples: list[Example], judging: Judging = judging) -> np.ndarray:
+            return judging.signals(examples)[:, :-1]
+
+        def read(examples: list[Example], judging: Judging = judging, reader: str = config.correctness.reader) -> np.ndarray:
+            likelihood, known_to_it = Likelihood(reader), (judging.relations, judging.seeds)
+            origin = readings(likelihood, *known_to_it, judging.seeds, without=judging.seeds).mean(axis=0)
+            return readings(likelihood, *known_to_it, examples) - origin
+
+        def answers(examples: list[Example], judging: Judging = judging) -> np.ndarray:
+            judging.answerer = Likelihood(str(llm))
+            return (judging.ask(examples) - judging.ask(judging.seeds, without=judging.seeds).mean())[:, None]
+
+        for kind, of in (("spans", spans), ("readings", read), *([("answer", answers)] if llm else [])):
+            missing = [row for row in own if row["id"] not in known.setdefault(kind, {})]
+            if not missing:
+                continue
+            examples = [Example(row["text"], tuple(row["head"]), tuple(row["tail"]), row["relation"]) for row in missing]
+            known[kind] |= {row["id"]: value.tolist() for row, value in zip(missing, of(examples), strict=True)}
+            kept.write_text(json.dumps(known))
+            print(task_name, kind, len(missing), flush=True)
+    columns = {"spans": GATE, "readings": ("sentence", "stumble"), "answer": ("answer",)}
+    return {name: np.array([known[kind][row["id"]][place] for row in rows]) for kind in known for place, name in enumerate(columns[kind])}
 
 
-def fit(signals: np.ndarray, right: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    """Weights of one judge, as they stand in ``weights.json``."""
+def fit(own: np.ndarray, right: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+    """Weights of one judge, as they stand in ``weights.json``; ``own`` are its signals ``[n, len(names)]``."""
     from sklearn.linear_model import LogisticRegression
 
-    from divray.scoring.judge import SIGNALS
-
-    own = signals[:, [SIGNALS.index(name) for name in names]]
     low, high = np.percentile(own, [2, 98], axis=0)
     clipped = np.clip(own, low, high)
     scale, mean = clipped.std(axis=0) + 1e-9, clipped.mean(axis=0)
@@ -149,26 +162,31 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "reading.json")
     arguments = parser.parse_args()
-    twice = [row for row in read_set() if not row["id"].startswith("E")]  # those were read after the judges were fitted
+    twice = read_set()
     rows = [row for row in twice if row["right"] is not None]
     signals = signals_of(rows, arguments.data, arguments.llm, arguments.signals)
     right = np.array([row["right"] for row in rows])
     held = np.array([row["held_out"] for row in rows])
     groups = [f"{row['llm']}, {row['strategy']}" for row in rows]
-    made = {name: fit(signals[~held], right[~held], names) for name, names in JUDGES.items() if name != "gate_llm" or arguments.llm}
-    if arguments.write:
-        path = ROOT / "divray" / "scoring" / "weights.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**before, **made}, indent=1) + "\n")
-        judge.weights.cache_clear()
+    path = ROOT / "divray" / "scoring" / "weights.json"
+    made: dict[str, Any] = json.loads(path.read_text())
     found: dict[str, Any] = {"machine": machine(), "read": len(rows), "held_out": int(held.sum()), "read_twice": len(twice)}
     found["kappa"] = agreement(twice)
-    passing = judge.weights("gate").probability(signals) >= 0.5
-    for name in made:
-        probability = judge.weights(name).probability(signals)
+    gate = np.zeros(len(rows), bool)
+    for name, names in JUDGES.items():
+        if not set(names) <= {*signals, "passed"}:
+            continue
+        signals["passed"] = gate.astype(float)
+        values = np.column_stack([signals[one] for one in names])
+        made[name] = fit(values[~held], right[~held], names)
+        probability = judge.judge_of(made[name]).probability(values, names)
+        if name == "gate":
+            gate = probability >= THRESHOLD
         for part, mask in (("chosen_on", ~held), ("held_out", held)):
             own = [group for group, kept in zip(groups, mask, strict=True) if kept]
-            found.setdefault(name, {})[part] = measure(probability[mask], right[mask], own, passing[mask])
+            found.setdefault(name, {})[part] = measure(probability[mask], right[mask], own, gate[mask])
+    if arguments.write:
+        path.write_text(json.dumps(made, indent=1) + "\n")
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

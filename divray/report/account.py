@@ -68,8 +68,8 @@ class Account:
                 found[cost] = round(total[cost], 3) if cost == "engine_seconds" else int(total[cost])
         if "conflicts" in self.fields:
             found["conflicts"] = int(total["conflicts"])
-        if total["scored"]:  # by the second judge, like all means of correctness
-            found["mean_correctness"] = round(total["correctness"] / total["scored"], 4)
+        if total["audited"]:  # the best K a relation of each round, by the second judge
+            found["mean_correctness"] = round(total["correctness"] / total["audited"], 4)
         if total["selected"]:
             found["mean_correctness_selected"] = round(total["selected_correctness"] / total["selected"], 4)
         for step, name in (("correct", "accepted"), ("selected", "selected")):
@@ -117,10 +117,10 @@ def account(config: Config, run: RunFolder) -> Account:
             if rejection:
                 book.rejections[Cell(*cell)][rejection] += int(count)
         columns = [*keys, "unique", "correct", "conflict", "near_test", "near_seed"]
-        for key, (count, total) in tally(run, f"{folder}/scores", columns, ["audit"], named).items():
+        for key, (count,) in tally(run, f"{folder}/scores", columns, derived=named).items():
             place, (unique, correct, *flags) = Cell(*key[: len(keys)]), key[len(keys) :]
             passed = {"unique": count if unique else 0, "correct": count if unique and correct else 0}
-            book.add(place, {"scored": count, "correctness": total, "conflicts": count if flags[0] else 0, **passed})
+            book.add(place, {"scored": count, "conflicts": count if flags[0] else 0, **passed})
             if not unique:
                 drops = config.diversity.conflicts == "drop"
                 book.losses[place][_loss(flags[0] and drops, *flags[1:])] += int(count)
@@ -128,6 +128,9 @@ def account(config: Config, run: RunFolder) -> Account:
                 book.losses[place]["below the correctness gate"] += int(count)
     for key, (count, total) in tally(run, "comparison/selected", keys, ["audit"]).items():
         book.add(Cell(*key), {"selected": count, "selected_correctness": total})
+    for name in ("naive", *(f"round-{number:02d}" for number in rounds_of(config, run))):
+        for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
+            book.add(Cell(*key), {"audited": count, "correctness": total})
     _add_engine_seconds(book, config, run)
     return book
 

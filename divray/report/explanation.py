@@ -69,8 +69,7 @@ def explanation(found: Row) -> Iterator[RenderableType]:
 def _scores(found: Row) -> str:
     scores = found["scores"]
     gate = f"judge {scores['correctness']:.3f} ({'passes' if scores['correct'] else 'fails'} the gate, {found['gate']})"
-    audit = "" if scores["audit"] is None else f" · second judge {scores['audit']:.3f}"
-    return f"{gate}{audit} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}"
+    return f"{gate} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}"
 
 
 def _origin(origin: Row) -> Iterator[RenderableType]:

@@ -33,26 +33,26 @@ class Likelihood:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self.model: Any = model.to(device).eval()
 
-    def log_probabilities(self, prefix: str, texts: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-        """Log-probability of each token of each part of every text after ``prefix``, float64 ``[tokens]`` in nats.
+    def log_probabilities(self, prefix: str, leads: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:
+        """Log-probability of each token of every text after ``prefix`` and its lead, float64 ``[tokens]`` in nats.
 
         Args:
             prefix: What all begin with; ends where a token ends, such as after a newline.
-            texts: Parts that follow each other; the first one, which may be empty, is only read.
+            leads: What stands before each text and is only read.
+            texts: Begin where a token does.
         """
-        encoded = [self._encoded(parts) for parts in texts]
-        found: list[list[np.ndarray]] = [[] for _ in texts]
-        for row, scores in self._scores(prefix, [ids for ids, _ in encoded], [starts[0] for _, starts in encoded]):
-            ids, starts = encoded[row]
-            wanted = scores.new_tensor(ids[starts[0] :], dtype=int)
-            values = scores[:-1].gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
-            found[row] = np.split(values, [start - starts[0] for start in starts[1:]])
+        before = [self.tokenizer(lead, add_special_tokens=False).input_ids for lead in leads]
+        encoded = [lead + self.tokenizer(text, add_special_tokens=False).input_ids for lead, text in zip(before, texts, strict=True)]
+        found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        for row, scores in self._scores(prefix, encoded, [len(lead) for lead in before]):
+            wanted = scores.new_tensor(encoded[row][len(before[row]) :], dtype=int)
+            found[row] = scores[:-1].gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
         return found
 
     def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
         """Log-odds of `` yes`` over `` no`` after ``prefix`` and each question, in nats."""
         yes, no = (self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in (" yes", " no"))
-        encoded = [self._encoded([question])[0] for question in questions]
+        encoded = [self.tokenizer(question, add_special_tokens=False).input_ids for question in questions]
         found = [0.0] * len(questions)
         for row, scores in self._scores(prefix, encoded, [len(ids) for ids in encoded]):
             found[row] = float(scores[-1, yes] - scores[-1, no])
@@ -81,13 +81,6 @@ class Likelihood:
                 for place, row in enumerate(rows):
                     kept = output.logits[place, starts[row] - first : len(encoded[row]) + 1 - first]
                     yield row, kept.float().log_softmax(-1)
-
-    def _encoded(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Token ids of the parts, and for each part but the first the number of the first token that reaches into it."""
-        made = self.tokenizer("".join(parts), add_special_tokens=False, return_offsets_mapping=True)
-        ends = [end for _, end in made["offset_mapping"]]
-        edges = np.cumsum([len(part) for part in parts[:-1]])
-        return made["input_ids"], [int(np.searchsorted(ends, edge, side="right")) for edge in edges]
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What the encoder's middle layer says of head, tail, the words between them and the rest, each place of its own by order.
+"""What the encoder's last layer but one says of head, tail, the words between them and the rest, each place of its own by order.
 
 The unmarked sentence goes through the encoder once.  Unit-length means of hidden states: the words between the entities and
 the rest stand in one of two blocks, by which entity comes first, so that a linear classifier sees the direction.
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from divray.relations import Example
-from divray.scoring.classifier import FEATURE_GRID, on_grid
 
-LAYER = 3
-"""Of six in MiniLM-L6: middle layers know more of who does what to whom than the last one."""
-HEAD, TAIL, BETWEEN, REST, LAST = 0.7, 0.7, 1.0, 0.5, 0.5
-"""Weights of the views; ``LAST`` is the rest in the last layer."""
-BLOCKS = 8
-"""Views of the encoder's width: head, tail, and between, rest and last in two places each."""
+LAYER = -2
+"""The last layer is made to sum up a text; the one before it knows more of who does what to whom."""
+HEAD, TAIL, BETWEEN, REST = 0.5, 0.5, 1.0, 0.5
+"""Weights of the views."""
+BLOCKS = 6
+"""Views of the encoder's width: head, tail, and between and rest in two places each."""
+FEATURE_GRID = 2.0**-12
 _BATCH, _WIDTH, _MOST = 32, 8, 192
 
 
@@ -59,25 +59,23 @@ class SpanEncoder:
                     ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
                 with torch.inference_mode():
                     states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-                middle, last = (states[layer].float().cpu().numpy() for layer in (min(LAYER, len(states) - 1), -1))
+                layer = states[LAYER].float().cpu().numpy()
                 for place, row in enumerate(part):
                     offsets = np.array(encoded[row]["offset_mapping"])
-                    count = len(offsets)
-                    found[row] = _views(examples[row], offsets, middle[place, :count], last[place, :count])
+                    found[row] = _views(examples[row], offsets, layer[place, : len(offsets)])
         size = self.model.config.hidden_size
         return on_grid(np.array(found).reshape(len(examples), BLOCKS * size), FEATURE_GRID).astype(np.float32)
 
 
-def _views(example: Example, offsets: np.ndarray, middle: np.ndarray, last: np.ndarray) -> np.ndarray:
+def _views(example: Example, offsets: np.ndarray, states: np.ndarray) -> np.ndarray:
     starts, ends = offsets[:, 0], offsets[:, 1]
     real = ends > starts
     head, tail = (real & (starts < span[1]) & (ends > span[0]) for span in (example.head, example.tail))
     first, second = sorted((example.head, example.tail))
     between = real & (starts >= first[1]) & (ends <= second[0])
-    rest = real & ~head & ~tail
-    views = [HEAD * _unit(middle, head), TAIL * _unit(middle, tail)]
-    for weight, states, kept in ((BETWEEN, middle, between), (REST, middle, rest), (LAST, last, rest)):
-        own, other = weight * _unit(states, kept), np.zeros(middle.shape[1])
+    views = [HEAD * _unit(states, head), TAIL * _unit(states, tail)]
+    for weight, kept in ((BETWEEN, between), (REST, real & ~head & ~tail)):
+        own, other = weight * _unit(states, kept), np.zeros(states.shape[1])
         views += [own, other] if example.head < example.tail else [other, own]
     return np.concatenate(views)
 
@@ -92,4 +90,9 @@ def _unit(states: np.ndarray, kept: np.ndarray) -> np.ndarray:
 def exchanged(features: np.ndarray) -> np.ndarray:
     """The features of the same sentences with head and tail exchanged."""
     blocks = features.reshape(len(features), BLOCKS, -1)
-    return blocks[:, [1, 0, 3, 2, 5, 4, 7, 6]].reshape(features.shape)
+    return blocks[:, [1, 0, 3, 2, 5, 4]].reshape(features.shape)
+
+
+def on_grid(values: np.ndarray, step: float) -> np.ndarray:
+    """``values`` rounded to multiples of ``step``, float64."""
+    return np.round(np.asarray(values, dtype=np.float64) / step) * step

@@ -1,6 +1,6 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Five passes.  The samples stream through actors that encode and read them; one task makes the judges from the seeds; one task
+Five passes.  The samples stream through actors that encode them; one task makes the judge from the seeds; one task
 looks across all relations (:mod:`divray.diversity.across`); the rows are judged by batches, and each relation's
 texts, without vectors, are deduplicated against the seeds and the rounds before; the rows are measured for
 novelty by batches again (:mod:`divray.diversity.novelties`).  The rows of the naive baseline are scored among
@@ -23,7 +23,7 @@ from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
 from divray.diversity.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
 from divray.diversity.novelties import novelties, pools_of, staying_vectors
-from divray.diversity.texts import SPANS
+from divray.diversity.texts import SPANS, compared_texts
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.judge import GATE, GATE_LLM
@@ -32,25 +32,24 @@ if TYPE_CHECKING:
     from divray.scoring.judge import Judge
     from divray.scoring.judging import Judging
 
-FEATURES = pa.field("features", pa.list_(pa.float32()))
 SPAN_FEATURES = pa.field("spans", pa.list_(pa.float32()))
-LLM_READINGS = pa.field("readings", pa.list_(pa.float32()))
-EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), FEATURES, SPAN_FEATURES, LLM_READINGS, pa.field("pool", pa.string())])
+ANSWER = pa.field("answer", pa.float64())
+EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SPAN_FEATURES, ANSWER, pa.field("pool", pa.string())])
 
 COMPARED = pa.schema(
     [
         *(EMBEDDED.field(name) for name in ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")),
-        *(SCORES.field(name) for name in ("correctness", "audit")),
+        SCORES.field("correctness"),
     ]
 )
 """What is grouped by relation."""
 
 _DECISIONS = ("cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
 DECIDED = pa.schema(
-    [COMPARED.field("candidate_id"), *(SCORES.field(name) for name in ("correctness", "audit", *_DECISIONS)), EMBEDDED.field("pool")]
+    [COMPARED.field("candidate_id"), *(SCORES.field(name) for name in ("correctness", *_DECISIONS)), EMBEDDED.field("pool")]
 )
 
-SEED_READINGS = "data/seed_readings"
+SEED_ANSWERS = "data/seed_answers"
 
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
@@ -90,7 +89,7 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
     decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
     judged = partial(_judged, judge=judge, which=GATE_LLM if config.correctness.llm else GATE)
-    rows = run.dataset(embedded, columns=[*COMPARED.names[:-2], "embedding", FEATURES.name, SPAN_FEATURES.name, LLM_READINGS.name])
+    rows = run.dataset(embedded, columns=[*COMPARED.names[:-1], SPAN_FEATURES.name, ANSWER.name])
     groups = rows.map_batches(judged, **by_batch).groupby("pool", num_partitions=partitions)
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
@@ -117,7 +116,7 @@ def encoders(config: Config) -> dict[str, Any]:
 
 
 class _Features:
-    """Actor: adds the embedding of the masked sentence, the features of the classifier, and what an LLM reads."""
+    """Actor: adds the embedding of the masked sentence, the features of the spans, and what an LLM answers."""
 
     def __init__(self, config: Config, uri: str) -> None:
         self.judging = judging_of(config, RunFolder(uri))
@@ -127,14 +126,12 @@ class _Features:
 
         if not batch.num_rows:
             return EMBEDDED.empty_table()
-        embedding, features = self.judging.encode(batch)
+        embedding = self.judging.encoder.encode(compared_texts(batch, mask=True))
         examples = table_examples(batch.rename_columns({"candidate_id": "example_id"}))
-        spans, readings = self.judging.spans.encode(examples), self.judging.read(examples)
         pools = [f"{relation}\n{NAIVE}" if strategy == NAIVE else relation for relation, strategy in _pairs(batch)]
         batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
-        batch = batch.append_column(FEATURES, embedding_column(features))
-        batch = batch.append_column(SPAN_FEATURES, embedding_column(spans))
-        batch = batch.append_column(LLM_READINGS, embedding_column(readings.astype("float32")))
+        batch = batch.append_column(SPAN_FEATURES, embedding_column(self.judging.spans.encode(examples)))
+        batch = batch.append_column(ANSWER, pa.array(self.judging.ask(examples), pa.float64()))
         batch = batch.append_column("pool", pa.array(pools, pa.string()))
         return batch.select(EMBEDDED.names).cast(EMBEDDED)
 
@@ -174,16 +171,16 @@ def judging_of(config: Config, run: RunFolder) -> Judging:
 
 def _fit(config: Config, uri: str) -> Judge:
     """The judge, from the seeds; also embeds the seeds."""
-    from divray.diversity.embeddings import embedding_column, embedding_matrix
+    from divray.diversity.embeddings import embedding_column
 
     run = RunFolder(uri)
     judging = judging_of(config, run)
     seeds = run.read_table("data/seeds")
-    embeddings, _ = judging.encode(seeds)
+    embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
     run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
-    if not run.files(SEED_READINGS, ".parquet"):  # an earlier round has read them
-        run.write_table(SEED_READINGS, pa.table({LLM_READINGS.name: embedding_column(judging.read_seeds().astype("float32"))}))
-    return judging.judge(embedding_matrix(run.read_table(SEED_READINGS)[LLM_READINGS.name]))
+    if not run.files(SEED_ANSWERS, ".parquet"):  # an earlier round has asked
+        run.write_table(SEED_ANSWERS, pa.table({ANSWER.name: judging.ask(judging.seeds, without=judging.seeds)}))
+    return judging.judge(run.read_table(SEED_ANSWERS)[ANSWER.name].to_numpy())
 
 
 def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
@@ -191,14 +188,13 @@ def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
     import ray
 
     from divray.diversity.embeddings import embedding_matrix
-    from divray.scoring.judge import AUDIT, weights
+    from divray.scoring.judge import weights
 
     if not batch.num_rows:
         return COMPARED.empty_table()
-    columns = (embedding_matrix(batch[name]) for name in (SPAN_FEATURES.name, FEATURES.name, "embedding", LLM_READINGS.name))
-    signals = ray.get(judge).signals(batch["relation"].to_pylist(), *columns)
-    for name, judged_by in (("correctness", which), ("audit", AUDIT)):
-        batch = batch.append_column(name, pa.array(weights(judged_by).probability(signals), pa.float64()))
+    spans, answers = embedding_matrix(batch[SPAN_FEATURES.name]), batch[ANSWER.name].to_numpy()
+    signals = ray.get(judge).signals(batch["relation"].to_pylist(), spans, answers)
+    batch = batch.append_column("correctness", pa.array(weights(which).probability(signals), pa.float64()))
     return batch.select(COMPARED.names).cast(COMPARED)
 
 

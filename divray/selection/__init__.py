@@ -23,6 +23,8 @@ from divray.report.review import review_figures
 from divray.report.scan import tally
 from divray.runs import RunFolder
 from divray.schemas import DATASET, NAIVE
+from divray.scoring.audit import audited
+from divray.scoring.stage import gate
 from divray.sections import SelectionConfig
 from divray.selection.card import dataset_card
 from divray.selection.objective import greedy_selection, objective
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["chosen_samples", "greedy_selection", "objective", "run"]
 
 ALL, SELECTED = "dataset", "selected"
-_OWN = [name for name in DATASET.names if name not in ("sample_id", "rank")]
+_OWN = [name for name in DATASET.names if name not in ("sample_id", "rank", "audit")]
 SCORED_COLUMNS = ["candidate_id", *_OWN, "correct", "unique", "embedding"]
 CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])
 """A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
@@ -63,6 +65,9 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     places = pa.array([relation.name for relation in relations])
     chosen = chosen.append_column("place", pc.index_in(chosen["relation"], places)).sort_by([("rank", "ascending"), ("place", "ascending")])
 
+    first = pc.less_equal(chosen["rank"], config.selection.k)
+    chosen = _with_audit(chosen, audited(config, run, _once(chosen.filter(first), gate(config, run))), first)
+
     names = [SELECTED, *(f"round-{number:02d}" for number in range(round + 1)), NAIVE]
     dataset = chosen.filter(pc.equal(chosen["set"], ALL))
     sets = {name: chosen.filter(pc.equal(chosen["set"], name)) for name in names}
@@ -87,6 +92,19 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     for name, reason in counts["reasons"].items():
         console.log(f"{name}: {found[name]} of {config.selection.k} samples; {reason}")
     return counts
+
+
+def _once(chosen: pa.Table, threshold: float) -> pa.Table:
+    """Each sample once, with ``passed``; only naive ones, which may lack a score, can have failed the gate."""
+    first = pc.index_in(pa.array(sorted(set(chosen["sample_id"].to_pylist())), pa.string()), chosen["sample_id"].combine_chunks())
+    rows = chosen.take(first)
+    passed = pc.or_(pc.not_equal(rows["strategy"], NAIVE), pc.fill_null(pc.greater_equal(rows["correctness"], threshold), False))
+    return rows.append_column("passed", passed)
+
+
+def _with_audit(chosen: pa.Table, found: dict[str, float], first: pa.ChunkedArray) -> pa.Table:
+    read = pa.array([found.get(name) for name in chosen["sample_id"].to_pylist()], pa.float64())
+    return chosen.set_column(chosen.schema.get_field_index("audit"), DATASET.field("audit"), pc.if_else(first, read, None))
 
 
 def write_card(config: Config, run: RunFolder, counts: dict[str, Any]) -> None:
@@ -132,7 +150,7 @@ def _help(found: Counter[str]) -> str:
 def _candidates(run: RunFolder, last: int) -> ray.data.Dataset:
     import ray.data
 
-    naive = run.dataset("round-00/samples", columns=["candidate_id", *_OWN[:-3], "rejection"])
+    naive = run.dataset("round-00/samples", columns=["candidate_id", *_OWN[:-2], "rejection"])
     candidates = naive.map_batches(_naive, batch_format="pyarrow", num_cpus=0.1)
     files = [run.path(file) for number in range(last + 1) for file in run.files(f"round-{number:02d}/scores", ".parquet")]
     if not files:
@@ -155,7 +173,7 @@ def _naive(batch: pa.Table) -> pa.Table:
     if not batch.num_rows:
         return _CANDIDATES.empty_table()
     kept = batch.filter(pc.and_(pc.equal(batch["strategy"], NAIVE), pc.equal(batch["rejection"], ""))).drop_columns("rejection")
-    for field in (*(DATASET.field(name) for name in _OWN[-3:]), _CANDIDATES.field("embedding")):
+    for field in (*(DATASET.field(name) for name in _OWN[-2:]), _CANDIDATES.field("embedding")):
         kept = kept.append_column(field, pa.nulls(kept.num_rows, field.type))
     return kept.select(_CANDIDATES.names).cast(_CANDIDATES)
 
@@ -216,6 +234,7 @@ def _without_repeats(own: pa.Table) -> pa.Table:
 
 def _chosen(rows: pa.Table, name: str, value: float | None) -> pa.Table:
     table = rows.drop_columns("embedding").rename_columns(["sample_id", *_OWN])
-    table = table.append_column("rank", pa.array(range(1, rows.num_rows + 1), pa.int32())).select(DATASET.names)
+    table = table.append_column("rank", pa.array(range(1, rows.num_rows + 1), pa.int32()))
+    table = table.append_column("audit", pa.nulls(rows.num_rows, pa.float64())).select(DATASET.names)
     table = table.add_column(0, "objective", pa.array([value] * rows.num_rows, pa.float64()))
     return table.add_column(0, "set", pa.array([name] * rows.num_rows, pa.string())).cast(CHOSEN)

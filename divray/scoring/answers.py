@@ -1,0 +1,85 @@
+"""The second LLM as a judge (``correctness.llm``): how likely its first word is yes, asked whether a sentence says its relation.
+
+Never its free text: label probabilities, from a model on this machine or from a server.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from divray.config import Config
+from divray.relations import Example, Relation, render_marked
+from divray.sampling.engine import ENDPOINT
+
+SHOWN = 6
+"""Right seeds before a question, at most, and as many wrong ones."""
+
+
+class Answerer(Protocol):
+    """Who says how likely a yes is."""
+
+    def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
+        """Log-odds of `` yes`` over `` no`` after ``prefix`` and each question, in nats."""
+        ...
+
+
+def answerer_of(config: Config, device: str) -> Answerer | None:
+    """The LLM that ``correctness.llm`` names, if any."""
+    if config.correctness.llm is None:
+        return None
+    if config.correctness.llm == ENDPOINT and config.engine.endpoint is not None:
+        from divray.scoring.server import ServerAnswers
+
+        return ServerAnswers(config.engine.endpoint)
+    from divray.scoring.likelihood import Likelihood
+
+    return Likelihood(config.correctness.llm, device)
+
+
+def ask(
+    answerer: Answerer,
+    relations: Sequence[Relation],
+    seeds: Sequence[Example],
+    examples: Sequence[Example],
+    without: Sequence[Example] | None = None,
+) -> np.ndarray:
+    """Log-odds of yes for each example, float64 ``[n]``, three decimals; those of one relation share what they are asked after.
+
+    Args:
+        answerer: Who is asked.
+        relations: All that examples may have.
+        seeds: Examples of these relations.
+        examples: What is asked about.
+        without: For each example a seed that is not shown (itself, where seeds are asked about); default: all may be.
+    """
+    named = {relation.name: relation for relation in relations}
+    shown: dict[str, list[Example]] = {name: [seed for seed in seeds if seed.relation == name] for name in named}
+    asked: dict[str, list[int]] = defaultdict(list)
+    left: Sequence[Example | None] = without or [None] * len(examples)
+    for row, (example, left_out) in enumerate(zip(examples, left, strict=True)):
+        right = [seed for seed in shown[example.relation] if seed != left_out][:SHOWN]
+        wrong = _wrong(named, shown, example.relation, right)
+        lines = [f"Does the sentence say that this holds? {named[example.relation].description}\n\n"]
+        for pair in zip(right, wrong, strict=True):
+            lines += [f"Sentence: {render_marked(one)}\nAnswer: {answer}\n\n" for one, answer in zip(pair, ("yes", "no"), strict=True)]
+        asked["".join(lines)].append(row)
+    found = np.zeros(len(examples))
+    for prefix in sorted(asked):
+        rows = asked[prefix]
+        found[rows] = answerer.answers(prefix, [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
+    return found.round(3)
+
+
+def _wrong(named: dict[str, Relation], shown: dict[str, list[Example]], name: str, right: list[Example]) -> list[Example]:
+    """For each right seed one with its roles exchanged or, in turn, one of another relation, first of those with the same types."""
+    names = list(named)
+    later = names[names.index(name) + 1 :] + names[: names.index(name)]
+    own = named[name].head_type, named[name].tail_type
+    others = sorted((other for other in later if shown[other]), key=lambda other: (named[other].head_type, named[other].tail_type) != own)
+    exchanged = [replace(seed, head=seed.tail, tail=seed.head) for seed in right]
+    return [shown[others[min(1, len(others) - 1)]][0] if n % 2 and others else seed for n, seed in enumerate(exchanged)]

@@ -1,0 +1,129 @@
+"""The judge whose figure the report prints: nothing that it measures is known to the gate, to pairs or to the selection.
+
+The gate sees the encoder's features; the audit sees what a small LLM, which no tuning moves, thinks of the sentence ``s`` with the entities
+``h`` and ``t`` after the seed records of its relation.  With ``l`` the log-probabilities of the tokens of ``s`` in nats:
+
+============  =========================================================================================
+``sentence``  mean of l, less that of the task's seeds, each read without itself
+``stumble``   mean of the three smallest of l, likewise
+``passed``    1 for what the gate let through, 0 for the naive baseline's rest
+============  =========================================================================================
+
+It runs after the selection, and so on the selected samples alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from divray.config import Config
+from divray.datasets.stage import read_relations
+from divray.datasets.tables import table_examples
+from divray.prompts.record import as_lines, labels
+from divray.relations import Example, Relation
+from divray.runs import RunFolder
+from divray.scoring.judge import AUDIT, weights
+from divray.scoring.likelihood import Likelihood
+
+SIGNALS = ("sentence", "stumble", "passed")
+SHOWN = 6
+"""Seed records before a sentence, at most."""
+_HARDEST, _BATCH = 3, 256
+
+
+def readings(
+    likelihood: Likelihood,
+    relations: Sequence[Relation],
+    seeds: Sequence[Example],
+    examples: Sequence[Example],
+    without: Sequence[Example] | None = None,
+) -> np.ndarray:
+    """``sentence`` and ``stumble`` of each example, not yet less the seeds', float64 ``[n, 2]``, three decimals.
+
+    Args:
+        likelihood: The LLM.
+        relations: All that examples may have.
+        seeds: Examples of these relations.
+        examples: What is read.
+        without: For each example a seed that is not shown (itself, where seeds are read); default: all may be.
+    """
+    named = {relation.name: relation for relation in relations}
+    under: dict[str, list[int]] = defaultdict(list)
+    left: Sequence[Example | None] = without or [None] * len(examples)
+    for row, (example, left_out) in enumerate(zip(examples, left, strict=True)):
+        relation = named[example.relation]
+        shown = [seed for seed in seeds if seed.relation == example.relation and seed != left_out][:SHOWN]
+        records = "".join(f"{as_lines(relation, seed)}\n\n" for seed in shown)
+        under[f"Relation: {relation.name}\nMeaning: {relation.description}\n\n{records}"].append(row)
+    found = np.zeros((len(examples), 2))
+    for prefix in sorted(under):
+        rows = under[prefix]
+        leads = []
+        for row in rows:
+            head, tail, sentence = labels(named[examples[row].relation])
+            leads.append(f"{head} {examples[row].head_text}\n{tail} {examples[row].tail_text}\n{sentence}")
+        for row, terms in zip(rows, likelihood.log_probabilities(prefix, leads, [f" {examples[row].text}" for row in rows]), strict=True):
+            found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean()
+    return found.round(3)
+
+
+def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
+    """Sample id -> the audit's probability that the sample is right.
+
+    Args:
+        config: ``correctness.reader`` names the LLM; its actors are the ``score`` stage's.
+        run: Where the relations and the seeds are.
+        rows: Columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
+    """
+    import ray
+
+    from divray.scoring.stage import encoders
+
+    if not rows.num_rows:
+        return {}
+    actors = encoders(config)
+    task: Any = ray.remote(num_cpus=actors["num_cpus"], num_gpus=actors["num_gpus"])
+    origin = task(_origin).remote(config, run.uri)
+    # A relation's sentences stand together, since they share what is read before them.
+    data = ray.data.from_arrow(rows.sort_by([("relation", "ascending"), ("sample_id", "ascending")]))
+    read = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri, origin), **actors)
+    found: dict[str, float] = {}
+    batches: Any = read.iter_batches(batch_format="pyarrow", batch_size=None)
+    for batch in batches:
+        found |= dict(zip(batch["sample_id"].to_pylist(), batch[AUDIT].to_pylist(), strict=True))
+    return found
+
+
+def _known(config: Config, uri: str) -> tuple[Likelihood, list[Relation], list[Example]]:
+    from divray.cluster import uses_gpu
+
+    run = RunFolder(uri)
+    relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
+    names = {relation.name for relation in relations}
+    seeds = [seed for seed in table_examples(run.read_table("data/seeds")) if seed.relation in names]
+    return Likelihood(config.correctness.reader, "cuda" if uses_gpu(config) else "cpu"), relations, seeds
+
+
+def _origin(config: Config, uri: str) -> np.ndarray:
+    likelihood, relations, seeds = _known(config, uri)
+    return readings(likelihood, relations, seeds, seeds, without=seeds).mean(axis=0)
+
+
+class _Reader:
+    """Actor: the audit of each sample."""
+
+    def __init__(self, config: Config, uri: str, origin: Any) -> None:
+        import ray
+
+        self.known = _known(config, uri)
+        self.origin = ray.get(origin)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        read = readings(*self.known, table_examples(batch.rename_columns({"sample_id": "example_id"}))) - self.origin
+        signals = np.column_stack([read, batch["passed"].to_numpy()])
+        return batch.select(["sample_id"]).append_column(AUDIT, pa.array(weights(AUDIT).probability(signals, SIGNALS), pa.float64()))
