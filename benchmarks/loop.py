@@ -38,7 +38,7 @@ def main() -> None:
         "machine": {**machine(), "note": arguments.note},
         "versions": summary["versions"],
         "seed": config.seed,
-        "training_seeds": config.evaluation.seeds,
+        "draws": config.evaluation.draws,
         "evaluation": {name: _brief(values) for name, values in summary["evaluation"].items()},
         **{name: summary[name] for name in KEPT if name in summary},
         "seconds_in_all": round(sum(summary["seconds"].values()), 1),
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _brief(values: dict[str, Any]) -> dict[str, Any]:
-    kept = ("metric", "mean", "std", "per_seed", "seeds", "k", "examples", "settings", "f1_per_relation")
+    kept = ("metric", "mean", "std", "per_draw", "draws", "differences", "k", "examples", "settings", "f1_per_relation")
     return {name: _rounded(values[name]) for name in kept if name in values}
 
 

@@ -170,30 +170,35 @@ class SelectionConfig(Section):
 
 
 class SearchConfig(Section):
-    """Ray Tune over the RE model's hyperparameters."""
+    """Ray Tune over the RE model's hyperparameters, by cross-validation on the human examples; ranges of uniform draws."""
 
-    trials: int = Field(4, ge=0, description="0: train with the values below.")
-    learning_rate: tuple[float, float] = Field((5e-5, 3e-4), description="Log-uniform range; about a tenth of it for large encoders.")
-    epochs: tuple[int, int] = (8, 16)
-    dropout: tuple[float, float] = (0.0, 0.3)
+    trials: int = Field(8, ge=0, description="The first has the values of `extraction`; 0: train with these.")
+    depth: tuple[float, float] = (0.34, 1.0)
+    entity_weight: tuple[float, float] = (0.3, 1.0)
+    rest_weight: tuple[float, float] = (0.2, 1.0)
+    shrinkage: tuple[float, float] = (0.5, 0.95)
 
 
 class ExtractionConfig(Section):
-    """The RE model: typed entity markers (Zhou & Chen 2022) on the encoder."""
+    """The RE model: a linear discriminant on an encoder's spans, in closed form; with `epochs` the encoder is tuned from there."""
 
+    depth: float = Field(0.5, gt=0, le=1, description="Share of the encoder's layers; the middle ones know most of who does what to whom.")
+    entity_weight: float = Field(0.7, ge=0, description="Of head and tail; the words between have 1.")
+    rest_weight: float = Field(0.5, ge=0, description="Of the words that are in no entity and not between them.")
+    shrinkage: float = Field(0.8, gt=0, le=1, description="Of the covariance towards a multiple of the identity.")
+    generated_weight: float = Field(0.3, ge=0, le=1, description="Of a generated sample beside a human example's 1.")
+    epochs: int = Field(0, ge=0, description="Of the encoder's tuning; worth it from some 50 examples a relation.")
     learning_rate: float = Field(1e-4, gt=0, description="Of a small encoder; large ones want about 3e-5.")
-    epochs: int = Field(12, ge=1)
     batch_size: int = Field(16, ge=1)
     warmup: float = Field(0.1, ge=0, lt=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    max_length: int = Field(96, ge=16, description="Tokens of the marked sentence.")
+    max_length: int = Field(96, ge=16, description="Tokens of a sentence.")
     search: SearchConfig = SearchConfig()
 
 
 class EvaluationConfig(Section):
     """What is compared on the test set."""
 
-    seeds: list[int] = Field([0, 1], min_length=1, description="Training seeds; the report shows mean and spread.")
+    draws: int = Field(10, ge=1, description="Draws of the human examples: the run's own, and others where there are more than K.")
     llm: bool = Field(True, description="Let the LLM do RE itself, constrained to the labels.")
     llm_test_limit: int | None = Field(None, ge=1, description="Test sentences (a seeded sample) given to the LLM; default: all.")
 

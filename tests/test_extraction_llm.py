@@ -8,7 +8,6 @@ import pytest
 from divray.config import parse_config
 from divray.datasets.tables import examples_table
 from divray.extraction import llm
-from divray.extraction.inputs import types_usable
 from divray.relations import Example, Relation, span_problem
 from divray.runs import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS
@@ -109,12 +108,3 @@ def test_extract_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
     run.write_table("data/test", examples_table(TEST[:35]))
     llm.extract(config, run)
     assert not run.exists("evaluation/llm/completions.checkpoint")
-
-
-def test_types_only_where_they_give_nothing_away():
-    typed = Example("a b", (0, 1), (2, 3), "r", "PERSON", "place")
-    other = Example("a b", (0, 1), (2, 3), "r", "person", "fish")
-    bare = Example("a b", (0, 1), (2, 3), "r")
-    assert types_usable([typed], [typed])
-    assert not types_usable([other], [typed]) and not types_usable([bare], [typed]) and not types_usable([typed], [typed, bare])
-    assert not types_usable([typed], [])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal"
 PLACES = ["Alden", "Port Selby", "Monte Claro", "Kestrel Bay", "Rome", "Akoma Ridge"]
 WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}."}
 LABELS = list(WORDING)
-QUICK = ExtractionConfig(learning_rate=3e-4, epochs=4, batch_size=8)
+CLOSED, TUNED = ExtractionConfig(), ExtractionConfig(learning_rate=3e-4, epochs=2, batch_size=8)
 
 
 def sentence(relation: str, name: str, place: str) -> Example:
@@ -31,7 +32,7 @@ HELD_OUT = [sentence(r, n, p) for r in LABELS for n, p in zip(NAMES[4:], PLACES[
 
 @pytest.fixture(scope="module")
 def model():
-    return train(TRAINING, LABELS, "embedded:minilm", QUICK, seed=1)
+    return train(TRAINING, LABELS, "embedded:minilm", CLOSED, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,26 @@ def test_predictions_do_not_depend_on_the_batches(model):
     assert model.predict([]).labels == []
 
 
-@pytest.mark.slow
-def test_same_seed_same_model_in_any_order_of_examples(model):
-    again = train(TRAINING[::-1], LABELS, "embedded:minilm", QUICK, seed=1)
-    other = train(TRAINING, LABELS, "embedded:minilm", QUICK, seed=2)
+def test_the_closed_form_depends_on_the_rows_alone(model):
+    again = train(TRAINING[::-1], LABELS, "embedded:minilm", CLOSED, seed=2)
     assert np.array_equal(again.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
-    assert not np.array_equal(other.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
+
+
+def test_a_row_counts_as_often_as_its_weight_says(model):
+    doubled = train([*TRAINING, TRAINING[0]], LABELS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
+    weighed = train(TRAINING, LABELS, "embedded:minilm", CLOSED, 1, [2.0, *[1.0] * (len(TRAINING) - 1)]).predict(HELD_OUT).probabilities
+    wrong = [*TRAINING, replace(TRAINING[0], relation="works_in")]
+    without = train(wrong, LABELS, "embedded:minilm", CLOSED, 1, [1.0] * len(TRAINING) + [1e-9]).predict(HELD_OUT).probabilities
+    assert np.allclose(weighed, doubled, atol=0.1)
+    assert np.allclose(without, model.predict(HELD_OUT).probabilities, atol=0.02)
+
+
+@pytest.mark.slow
+def test_tuning_goes_on_from_the_closed_form_and_follows_its_seed(model):
+    made = [train(rows, LABELS, "embedded:minilm", TUNED, seed) for rows, seed in ((TRAINING, 1), (TRAINING[::-1], 1), (TRAINING, 2))]
+    first, again, other = (one.classifier.weight.tolist() for one in made)
+    assert first == again and first != other and first != model.classifier.weight.tolist()
+    assert made[0].predict(HELD_OUT).labels == [e.relation for e in HELD_OUT]
 
 
 def test_training_leaves_the_callers_generator_and_threads_alone():
@@ -68,31 +83,29 @@ def test_training_leaves_the_callers_generator_and_threads_alone():
 
     torch.manual_seed(5)
     threads, expected = torch.get_num_threads(), torch.random.get_rng_state()
-    epochs = []
-    train(TRAINING[:2], LABELS, "embedded:minilm", QUICK.model_copy(update={"epochs": 2}), 0, on_epoch=lambda n, m: epochs.append(n))
+    train(TRAINING[:2], LABELS, "embedded:minilm", TUNED, 0)
     assert torch.equal(torch.random.get_rng_state(), expected)
     assert torch.get_num_threads() == threads
-    assert epochs == [1, 2]
 
 
 def test_a_label_without_examples_stays_an_output(tmp_path):
-    model = train(TRAINING, [*LABELS, "lives_in"], "embedded:minilm", QUICK, seed=1)
+    model = train(TRAINING, [*LABELS, "lives_in"], "embedded:minilm", CLOSED, seed=1)
     assert model.predict(HELD_OUT).probabilities.shape == (4, 3)
     assert model.config.labels == [*LABELS, "lives_in"]
 
 
 def test_training_refuses_what_it_cannot_learn():
     with pytest.raises(ValueError, match="works_in"):
-        train(TRAINING, ["born_in"], "embedded:minilm", QUICK, 0)
+        train(TRAINING, ["born_in"], "embedded:minilm", CLOSED, 0)
     with pytest.raises(ValueError, match="no training examples"):
-        train([], LABELS, "embedded:minilm", QUICK, 0)
+        train([], LABELS, "embedded:minilm", CLOSED, 0)
 
 
 def test_saved_model_predicts_the_same_and_holds_no_pickles(model, saved):
     from divray.extraction.model import RelationExtractor
 
     loaded = RelationExtractor.load(str(saved))
-    assert loaded.config.labels == LABELS and loaded.config.typed
+    assert loaded.config.labels == LABELS
     assert np.array_equal(loaded.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
     names = {file.name for file in saved.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names

@@ -49,8 +49,8 @@ def selected(examples: list[Example], round_: int) -> pa.Table:
 def config():
     values = {
         "task": {"name": "t", "relations": "r.yaml", "metric": "macro"},
-        "extraction": {"epochs": 3, "batch_size": 8, "learning_rate": 3e-4, "search": {"trials": 2, "epochs": [2, 3]}},
-        "evaluation": {"seeds": [0, 1], "llm": False},
+        "extraction": {"search": {"trials": 2}},
+        "evaluation": {"llm": False},
     }
     return parse_config(values, "test")
 
@@ -71,6 +71,9 @@ def run(tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     run.write_json("data/relations.json", [{"name": name, "description": "", "head_type": "", "tail_type": ""} for name in LABELS])
     run.write_table("data/seeds", examples_table([sentence(r, n) for r in LABELS for n in range(2)]))
+    draws = [[sentence(r, n) for r in LABELS for n in pair] for pair in ((0, 1), (2, 3))]
+    parts = [examples_table(draw).append_column("draw", pa.array([number] * len(draw))) for number, draw in enumerate(draws)]
+    run.write_table("data/draws", pa.concat_tables(parts))
     run.write_table("data/test", examples_table([sentence(r, n) for r in LABELS for n in (6, 7)]))
     generated = [sentence(r, n) for r in LABELS for n in range(2, 6)]
     run.write_table("comparison/selected", selected(generated, 1))
@@ -84,16 +87,19 @@ def run(tmp_path):
 def test_evaluation_compares_and_resumes(ray, config, run):
     told = []
     counts = evaluation.run(config, run, 0, lambda done, total, note: told.append((done, total)))
-    # `generated` and `round-01` hold the same samples and are trained once; an empty set is left out.
-    assert counts == {"sets": 5, "trainings": 8, "kept": 0, "test": 6}
-    assert told[0] == (0, 8) and told[-1] == (8, 8)
+    # `generated` and `round-01` hold the same samples, in every draw, and are trained once; an empty set is left out.
+    assert counts == {"sets": 5, "trainings": 6, "kept": 0, "test": 6}
+    assert told[0] == (0, 6) and told[-1] == (6, 6)
     results = run.read_json("evaluation.json")
     assert list(results) == ["seeds", "round-00", "round-01", "generated", "seeds+generated"]
     assert results["seeds"]["examples"] == 6 and results["seeds"]["k"] == 2 and results["seeds+generated"]["k"] == 6
     assert results["round-00"]["examples_per_relation"]["lives_in"] == 0
     assert results["round-00"]["f1_per_relation"]["lives_in"] == 0
-    assert results["round-01"]["per_seed"] == results["generated"]["per_seed"] and len(results["generated"]["per_seed"]) == 2
-    assert results["seeds+generated"]["mean"] > 0.5 and results["seeds"]["metric"] == "macro"
+    assert results["round-01"]["per_draw"] == results["generated"]["per_draw"] and len(results["generated"]["per_draw"]) == 2
+    assert results["seeds+generated"]["mean"] > 0.5 and results["seeds"]["metric"] == "macro" and results["seeds"]["draws"] == [0, 1]
+    found = results["seeds+generated"]["differences"]
+    assert list(found) == ["seeds", "round-00"] and found["seeds"]["low"] <= found["seeds"]["mean"] <= found["seeds"]["high"]
+    assert found["seeds"]["mean"] == pytest.approx(results["seeds+generated"]["mean"] - results["seeds"]["mean"], abs=1e-5)
     table = run.read_table("evaluation/predictions")
     assert table.schema == evaluation.PREDICTIONS and table.num_rows == 5 * 2 * 6
 
@@ -101,7 +107,7 @@ def test_evaluation_compares_and_resumes(ray, config, run):
     run.delete(parts[0])
     before, written = run.read_bytes("evaluation.json"), run.read_table("evaluation/predictions")
     counts = evaluation.run(config, run, 0)
-    assert (counts["trainings"], counts["kept"]) == (1, 7)
+    assert (counts["trainings"], counts["kept"]) == (1, 5)
     assert run.files("evaluation/parts") == parts
     assert run.read_bytes("evaluation.json") == before and run.read_table("evaluation/predictions").equals(written)
 
@@ -114,7 +120,7 @@ def test_search_then_train(ray, config, run, capfd):
     assert "".join(capfd.readouterr()) == ""
     found = run.read_json("search.json")
     assert len(found["trials"]) == 2 and found["metric"] == "macro" and 0 <= found["score"] <= 1
-    assert set(found["best"]) == {"learning_rate", "epochs", "dropout"} and 2 <= found["best"]["epochs"] <= 3
+    assert set(found["best"]) == set(search.SEARCHED) and found["trials"][0]["shrinkage"] == config.extraction.shrinkage
     assert all(not trial["error"] for trial in found["trials"])
     assert not run.exists("tune")
 
@@ -123,20 +129,42 @@ def test_search_then_train(ray, config, run, capfd):
     names = run.files("")
     assert "model/model.safetensors" in names and "model/tokenizer.json" in names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin", ".pickle"))]
-    assert json.loads(run.read_text("model/config.json"))["typed"] is True
+    assert json.loads(run.read_text("model/config.json"))["model_type"] == "divray-relation-extractor"
 
     from divray.extraction.model import RelationExtractor
 
     model = RelationExtractor.load(run.full_uri("model"))
-    assert model.config.labels == LABELS and model.config.head_dropout == found["best"]["dropout"]
+    assert model.config.labels == LABELS and model.config.view_weights[0] == found["best"]["entity_weight"]
 
 
 def test_no_trials_keeps_the_configs_values(config, run):
     extraction = config.extraction.model_copy(update={"search": config.extraction.search.model_copy(update={"trials": 0})})
     assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
-    assert run.read_json("search.json")["best"] == {"learning_rate": 3e-4, "epochs": 3, "dropout": 0.1}
+    assert run.read_json("search.json")["best"] == {name: getattr(config.extraction, name) for name in search.SEARCHED}
 
 
 def test_sets_are_named_by_what_was_selected(run):
     run.write_table("comparison/round-10", selected([], 10))
     assert list(evaluation.training_sets(run)) == ["seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+generated"]
+
+
+@pytest.mark.parametrize(
+    ("right", "best"),
+    [([[1, 1, 0, 0], [1, 0, 1, 1]], 0), ([[1, 0, 0, 0] * 5, [1, 1, 1, 1] * 5], 1), ([[1, 1, 1, 1], [1, 0, 0, 0]], 0)],
+)
+def test_the_search_leaves_the_given_values_only_for_more_than_noise(right, best):
+    trials = [
+        {"trial": number, "score": sum(own) / len(own), "right": own, "stopped_early": False, "error": ""}
+        for number, own in enumerate(right)
+    ]
+    assert search.chosen(trials)["trial"] == best
+
+
+def test_a_difference_has_an_interval_and_pairs_its_draws(config):
+    gold = ["a", "b"] * 50
+    config = config.model_copy(update={"task": config.task.model_copy(update={"metric": "micro"})})
+    better = [["a"] * 100 if n % 2 else gold for n in range(4)]
+    found = evaluation.difference(gold, better, better, ["a", "b"], config)
+    assert found == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    found = evaluation.difference(gold, [gold] * 4, [["a"] * 100] * 4, ["a", "b"], config)
+    assert found["mean"] == 0.5 and 0.38 < found["low"] < 0.5 < found["high"] < 0.62

@@ -13,7 +13,7 @@ from divray.scoring.answers import ask
 from divray.scoring.audit import SIGNALS as READ
 from divray.scoring.audit import readings
 from divray.scoring.judge import AUDIT, GATE, GATE_LLM, SIGNALS, Judge, fit_judge, weights
-from divray.scoring.spans import BLOCKS, exchanged
+from divray.spans import BLOCKS, exchanged
 
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas", "Ines", "Bruno"]
 FIRMS = ["Alden", "Selby", "Claro", "Kestrel", "Ironbridge", "Akoma", "Osprey", "Lima", "Vero", "Nord"]
@@ -58,11 +58,11 @@ def spans(examples: list[Example]) -> np.ndarray:
 
 def judge_of(seeds: list[Example]) -> Judge:
     own = np.array([RELATIONS.index(seed.relation) for seed in seeds])
-    return fit_judge(RELATIONS, own, spans(seeds), np.zeros(len(seeds)))
+    return fit_judge(RELATIONS, own, [seed.text for seed in seeds], spans(seeds), np.zeros(len(seeds)))
 
 
 def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
-    return judge.signals([example.relation for example in examples], spans(examples), np.zeros(len(examples)))
+    return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros(len(examples)))
 
 
 SEEDS = [sentence(relation, number, number % 3) for relation in WORDING for number in range(6)]
@@ -101,6 +101,16 @@ def whole_shape(judge: Judge) -> tuple[int, ...]:
     return signals(judge, RIGHT).shape
 
 
+def test_only_a_sentence_longer_than_the_seeds_has_a_length() -> None:
+    judge, place = judge_of(SEEDS), SIGNALS.index("length")
+    example = RIGHT[0]
+    long = replace(example, text=f"{example.text} {'And so on and so on. ' * 10}")
+    short, shorter, longer = signals(judge, [replace(example, text=example.text[:16]), replace(example, text=example.text[:14]), long])[
+        :, place
+    ]
+    assert short == shorter < 0 < longer  # 0 less the seeds' mean
+
+
 @pytest.mark.parametrize("kept", [1, 2])
 def test_few_seeds_and_one_relation(kept: int) -> None:
     few = [seed for relation in RELATIONS for seed in [one for one in SEEDS if one.relation == relation][:kept]]
@@ -111,7 +121,7 @@ def test_few_seeds_and_one_relation(kept: int) -> None:
 
 def test_no_samples_and_an_unknown_relation() -> None:
     judge = judge_of(SEEDS)
-    empty = judge.signals([], np.zeros((0, BLOCKS * 64)), np.zeros(0))
+    empty = judge.signals([], [], np.zeros((0, BLOCKS * 64)), np.zeros(0))
     assert empty.shape == (0, len(SIGNALS))
     with pytest.raises(ValueError, match="unheard_of"):
         signals(judge, [replace(RIGHT[0], relation="unheard_of")])

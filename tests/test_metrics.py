@@ -3,9 +3,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from divray.extraction.metrics import main_score, score, semeval_scores
+from divray.extraction.metrics import Resampled, main_score, score, semeval_scores
 
 SCORER = Path(__file__).parents[1] / "../shared/data/semeval2010_task8/scorer"
 PRINTED = r"{} result \(excluding Other\):\nP =[^%]*?([\d.]+)%\s+R =[^%]*?([\d.]+)%\s+F1 =\s*([\d.]+)%"
@@ -115,3 +116,17 @@ def test_wrong_calls() -> None:
         score(["owns", "owns"], ["owns"], LABELS)
     with pytest.raises(ValueError, match="outside the task: eats"):
         score(["eats"], ["owns"], LABELS)
+
+
+@pytest.mark.parametrize("metric", ["micro", "macro", "semeval"])
+@pytest.mark.parametrize("none_label", [None, "Other"])
+def test_resampled_scores_are_those_of_the_sentences_drawn(metric: str, none_label: str | None) -> None:
+    labels = ["Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Member(e1,e2)", *([none_label] if none_label else [])]
+    rng = np.random.default_rng(5)
+    gold, answers = (rng.choice(labels, 60).tolist() for _ in range(2))
+    answers[3] = None if none_label else answers[3]
+    resampled = Resampled(gold, labels, none_label, metric)  # type: ignore[arg-type]
+    for _ in range(5):
+        rows = rng.integers(0, 60, 60)
+        drawn = score([gold[row] for row in rows], [answers[row] for row in rows], labels, none_label, metric)  # type: ignore[arg-type]
+        assert resampled(resampled.numbered(answers), rows) == pytest.approx(main_score(drawn, metric))  # type: ignore[arg-type]

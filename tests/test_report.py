@@ -168,10 +168,10 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
     pair = {"pair_id": "p", "relation": relations[0], "chosen": f"good {text}", "rejected": "bad", "kind": "mined"}
     run.write_table("round-00/pairs", _table([pair], schemas.PAIRS))
     run.write_json("round-00/alignment.json", [{"step": s, "loss": 0.7 - s / 10, "rewards/margins": s / 5} for s in (1, 2, 3)])
-    shared = {"metric": "micro", "k": 2, "seeds": [0, 1], "std": 0.01}
+    shared = {"metric": "micro", "k": 2, "draws": [0, 1], "std": 0.01}
     evaluation = {
-        "seeds": {**shared, "mean": 0.5, "per_seed": [0.49, 0.51], "examples": 6},
-        "seeds + generated": {**shared, "mean": 0.45, "per_seed": [0.44, 0.46], "examples": 14},
+        "seeds": {**shared, "mean": 0.5, "per_draw": [0.49, 0.51], "examples": 6},
+        "seeds + generated": {**shared, "mean": 0.45, "per_draw": [0.44, 0.46], "examples": 14},
     }
     evaluation["seeds"]["f1_per_relation"] = dict.fromkeys(relations, 0.4321)
     run.write_json("evaluation.json", evaluation)
@@ -455,32 +455,43 @@ def test_ticks_lie_inside(low: float, width: float, count: int) -> None:
 # what is said -----------------------------------------------------------------------------------
 
 
-def _evaluation(alone: list[float], both: list[float]) -> dict[str, Any]:
-    sets = {"seeds": alone, "seeds + generated": both, "round-00": [0.2, 0.2], "round-01": [0.1, 0.15], "naive": [0.1, 0.2]}
+def _evaluation(low: float, high: float) -> dict[str, Any]:
+    means = {"seeds": 0.58, "naive": 0.15, "round-00": 0.2, "round-01": 0.125, "seeds + generated": 0.6}
+    interval = {"mean": round((low + high) / 2, 6), "low": low, "high": high}
     return {
-        name: {"metric": "micro", "mean": sum(values) / len(values), "per_seed": values, "k": 5, "seeds": list(range(len(values)))}
-        for name, values in sets.items()
+        name: {
+            "metric": "micro",
+            "mean": mean,
+            "per_draw": [mean] * 2,
+            "k": 5,
+            "differences": dict.fromkeys(("seeds", "naive", "round-00"), interval),
+        }
+        for name, mean in means.items()
     }
 
 
 @pytest.mark.parametrize(
-    ("alone", "both", "said"),
+    ("low", "high", "said"),
     [
-        ([0.57, 0.59], [0.61, 0.63], "62.0 micro-F1 against 58.0 with the seeds alone (+4.0, better at each of 2 training seeds)"),
-        ([0.57, 0.59], [0.49, 0.51], "50.0 micro-F1 against 58.0 with the seeds alone (−8.0, worse at each of 2 training seeds)"),
-        ([0.55, 0.61], [0.57, 0.63], "(+2.0, but the training seeds' ranges overlap, so not established)"),
-        ([0.5], [0.6], "(+10.0, from a single training seed, so not established)"),
+        (0.01, 0.03, "60.0 micro-F1 against 58.0 with the seeds alone (+2.0 [+1.0, +3.0], better)"),
+        (-0.03, -0.01, "(−2.0 [−3.0, −1.0], worse)"),
+        (-0.01, 0.05, "(+2.0 [−1.0, +5.0], not established)"),
     ],
 )
-def test_headline_is_honest(alone: list[float], both: list[float], said: str) -> None:
-    assert said in headline({"evaluation": _evaluation(alone, both)})
+def test_headline_is_honest(low: float, high: float, said: str) -> None:
+    assert said in headline({"evaluation": _evaluation(low, high)})
+
+
+def test_headline_of_an_old_evaluation_without_intervals() -> None:
+    evaluation = {name: {key: value for key, value in entry.items() if key != "differences"} for name, entry in _evaluation(0, 0).items()}
+    assert "not compared" in headline({"evaluation": evaluation})
 
 
 def test_findings_compare_rounds_and_naive() -> None:
-    lines = findings(
-        {"evaluation": _evaluation([0.5, 0.5], [0.5, 0.5]), "tokens_per_accepted": 63.2, "naive": {"tokens_per_accepted": 1434.0}}
+    lines = findings({"evaluation": _evaluation(-0.1, -0.05), "tokens_per_accepted": 63.2, "naive": {"tokens_per_accepted": 1434.0}})
+    assert any(
+        line.startswith("After preference tuning: 12.5 micro-F1 against 20.0 before it (−7.5 [−10.0, −5.0], worse") for line in lines
     )
-    assert any(line.startswith("After preference tuning: 12.5 micro-F1 against 20.0 before it (−7.5, worse") for line in lines)
     assert any("12.5 micro-F1 (round 1) against 15.0 from the naive prompt" in line for line in lines)
     assert any("63 generated tokens; with the naive prompt 1,434" in line for line in lines)
 

@@ -91,9 +91,10 @@ def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quicksta
         dropped = next(rows[f"r00-{name}-{place}"] for place in (0, 9) if not rows[f"r00-{name}-{place}"]["unique"])
         assert "near copy of" in dropped["reason"]
         assert dropped["similarity"] >= quickstart.diversity.threshold
+    # Probabilities are those of sentences that LLMs write, so human ones are compared in their order alone.
     right = [row["correctness"] for name, row in rows.items() if not name.endswith("-8")]
     wrong = [row["correctness"] for name, row in rows.items() if name.endswith("-8")]
-    assert sum(right) / len(right) > sum(wrong) / len(wrong) + 0.2
+    assert sum(one > other for one in right for other in wrong) > 0.75 * len(right) * len(wrong)
 
     shuffled = list(range(samples.num_rows))
     random.Random(3).shuffle(shuffled)

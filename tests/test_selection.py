@@ -21,7 +21,7 @@ from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.sections import SelectionConfig
 from divray.selection import chosen_samples, greedy_selection, objective, run, shortfalls, write_card
 
-CANDIDATE = ["candidate_id", *(name for name in DATASET.names if name not in ("sample_id", "rank")), "embedding"]
+CANDIDATE = ["candidate_id", *(name for name in DATASET.names if name not in ("sample_id", "rank", "audit")), "embedding"]
 SHAPE = "{h} did the thing number {n} for {t} in round {r}."
 
 

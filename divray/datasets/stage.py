@@ -8,17 +8,22 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
+
 from divray.config import Config
 from divray.datasets.tables import examples_table
 from divray.datasets.task import load_task
 from divray.relations import Relation
 from divray.runs import RunFolder
 
-RELATIONS, SEEDS, TEST = "data/relations.json", "data/seeds", "data/test"
+RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
 
 
 def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
-    """Write ``data/relations.json`` and the tables ``data/seeds`` and ``data/test``.
+    """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test`` and ``data/draws``.
+
+    ``data/draws`` has the seeds as they would be by other seeds of the run, with a column ``draw``: draw 0 is the run's own.
+    There is one alone where the user's examples are no more than ``task.seeds_per_relation``.
 
     Returns:
         Counts: ``relations``, ``seeds``, ``test``, and ``skipped`` by reason.
@@ -31,6 +36,10 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
     run.write_json(RELATIONS, rows)
     run.write_table(SEEDS, examples_table(task.seeds))
     run.write_table(TEST, examples_table(task.test))
+    tables = [
+        examples_table(draw).append_column("draw", pa.array([number] * len(draw), pa.int64())) for number, draw in enumerate(task.draws)
+    ]
+    run.write_table(DRAWS, pa.concat_tables(tables))
     return {"relations": len(rows), "seeds": len(task.seeds), "test": len(task.test), "skipped": task.skipped}
 
 

@@ -34,12 +34,15 @@ class Task:
         relations: In the order of the relations file.
         seeds: At most K a relation, in the order of the relations, then of their rank.
         test: The test file in its own order, or the held-out part like the seeds.
+        draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all); the seeds alone where
+            there are no other examples.
         skipped: ``part/reason`` -> examples of the data that could not be used.
     """
 
     relations: list[Relation]
     seeds: list[Example]
     test: list[Example]
+    draws: list[list[Example]]
     skipped: dict[str, int]
 
 
@@ -74,8 +77,15 @@ def load_task(config: Config) -> Task:
     origin = where if task.train is None else str(_path(task, task.train))
     if task.test is None:
         test = _hold_out(task, ranked, origin)
-    seeds = _draw(task, ranked, {example.text for example in test}, origin, skipped)
-    return Task(relations, seeds, test, dict(sorted(skipped.items())))
+    tested = {example.text for example in test}
+    seeds = _draw(task, ranked, tested, origin, skipped)
+    draws = [seeds]
+    for number in range(1, config.evaluation.draws):
+        draw = _draw(task, _ranked(pool, names, config.seed + number, Counter()), tested, origin, Counter())
+        if set(draw) == set(seeds):  # there are no more examples than seeds
+            break
+        draws.append(draw)
+    return Task(relations, seeds, test, draws, dict(sorted(skipped.items())))
 
 
 def _path(task: TaskConfig, name: str) -> Path:

@@ -1,7 +1,8 @@
 """The ``evaluate`` stage: RE models trained on each set of examples, compared on the human test set.
 
-Every (training set, seed) is one Ray task.  Its predictions are kept under a key made of all that
-they depend on, so that a killed evaluation goes on where it was, and equal sets are trained once.
+Every set is trained once a draw of the human examples (``evaluation.draws``), and the draws are the same for all sets, so that
+differences are paired.  Their 95 % intervals are a bootstrap over draws and test sentences.  Predictions are kept under a key
+made of all that they depend on, so that a killed evaluation goes on where it was, and equal sets are trained once.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, TEST, examples_of, labels_of, remote, tuned, types_usable
-from divray.extraction.metrics import main_score, score
+from divray.extraction.inputs import SEEDS, SELECTED, TEST, draws_of, examples_of, labels_of, remote, tuned, weights_of
+from divray.extraction.metrics import Resampled, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.relations import Example
 from divray.runs import RunFolder
+
+COMPARED = ("seeds", "naive", "round-00")
+"""The sets that each set after them is compared with."""
+
+RESAMPLES = 1000
 
 Progress = Callable[[int, int, str], None]
 """Called with (models done, models in all, a word on what goes on); the LLM counts as one."""
@@ -31,14 +37,14 @@ Progress = Callable[[int, int, str], None]
 PREDICTIONS = pa.schema(
     [
         pa.field("set", pa.string()),
-        pa.field("seed", pa.int64()),
+        pa.field("draw", pa.int64()),
         pa.field("example_id", pa.string()),
         pa.field("gold", pa.string()),
         pa.field("predicted", pa.string()),
         pa.field("probability", pa.float64()),
     ]
 )
-"""``evaluation/predictions``: sorted by set (in order of the comparison), seed, and the test set's own order.
+"""``evaluation/predictions``: sorted by set (in order of the comparison), draw, and the test set's own order.
 ``probability`` is that of the predicted label; the LLM's rows have none, and ``predicted`` may be null."""
 
 
@@ -46,9 +52,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """Write ``evaluation/predictions``, ``evaluation.json`` and ``data/test_embeddings``.
 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main
-    score, ``per_seed`` and ``seeds``, ``examples`` in all, ``k`` (median a relation),
-    ``examples_per_relation``, ``scores`` (all scores, one a seed), ``f1_per_relation`` (mean of the seeds)
-    and ``settings`` (encoder, whether types were used, hyperparameters).
+    score, ``per_draw`` and ``draws``, ``examples`` in all, ``k`` (median a relation),
+    ``examples_per_relation``, ``scores`` (all scores, one a draw), ``f1_per_relation`` (mean of the draws), ``differences`` to the
+    sets of :data:`COMPARED` (``mean``, ``low``, ``high``) and ``settings`` (encoder, hyperparameters).
 
     Returns:
         Counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
@@ -56,18 +62,22 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     import ray
 
     tables = training_sets(run)
-    sets = {name: examples for name in tables if (examples := examples_of(run, tables[name]))}
-    labels, test = labels_of(run), examples_of(run, [TEST])
-    typed = {name: types_usable(examples, [*examples_of(run, [SEEDS]), *test]) for name, examples in sets.items()}
-    settings = tuned(config, run).model_dump(exclude={"search"})
+    labels, test, draws = labels_of(run), examples_of(run, [TEST]), draws_of(run)
+    settings = tuned(config, run)
     tested = [astuple(example) for example in test]
+    sets: dict[str, list[Example]] = {}
     keys: dict[tuple[str, int], str] = {}
-    wanted: dict[str, tuple[list[str], bool, int]] = {}
-    for name, examples in sets.items():
-        for seed in config.evaluation.seeds:
-            key = _key(examples, typed[name], labels, tested, config.models.encoder, settings, seed)
-            keys[name, seed] = key
-            wanted.setdefault(key, (tables[name], typed[name], seed))
+    wanted: dict[str, tuple[list[str], int]] = {}
+    for name, parts in tables.items():
+        for number, draw in enumerate(draws):
+            examples = [example for table in parts for example in (draw if table == SEEDS else examples_of(run, [table]))]
+            if not examples:
+                continue
+            sets.setdefault(name, examples)
+            weights = weights_of(parts, draw, len(examples), settings)
+            key = _key(examples, weights, labels, tested, config.models.encoder, settings.model_dump(exclude={"search"}))
+            keys[name, number] = key
+            wanted.setdefault(key, (parts, number))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
     total = len(wanted) + config.evaluation.llm
     embedded = None if run.files(TEST_EMBEDDINGS) else remote(embed_test, config).remote(config, run.uri)
@@ -75,27 +85,34 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     if embedded is not None:
         ray.get(embedded)
-    results, predictions = {}, []
+    gold = [example.relation for example in test]
+    results: dict[str, Any] = {}
+    predictions, answers = [], {}
     for name, examples in sets.items():
-        parts = [pq.read_table(run.path(_part(keys[name, seed])), filesystem=run.fs) for seed in config.evaluation.seeds]
-        for seed, part in zip(config.evaluation.seeds, parts, strict=True):
-            predictions.append(_prediction_table(name, seed, test, part["predicted"].to_pylist(), part["probability"].to_pylist()))
-        answers = [part["predicted"].to_pylist() for part in parts]
+        found = [pq.read_table(run.path(_part(keys[name, number])), filesystem=run.fs) for number in range(len(draws))]
+        for number, part in enumerate(found):
+            predictions.append(_prediction_table(name, number, test, part["predicted"].to_pylist(), part["probability"].to_pylist()))
+        answers[name] = [part["predicted"].to_pylist() for part in found]
         results[name] = {
-            **summarise([e.relation for e in test], answers, labels, config),
-            "seeds": list(config.evaluation.seeds),
+            **summarise(gold, answers[name], labels, config),
+            "draws": list(range(len(draws))),
             **_sizes(examples, labels),
-            "settings": {"encoder": config.models.encoder, "typed": typed[name], **settings},
+            "settings": {"encoder": config.models.encoder, **settings.model_dump(exclude={"search"})},
+        }
+        results[name]["differences"] = {
+            other: difference(gold, answers[name], answers[other], labels, config)
+            for other in COMPARED
+            if other in answers and other != name
         }
     if config.evaluation.llm:
         from divray.extraction.llm import extract
 
         tell = (lambda done, rows, note: on_progress(total - 1, total, note or f"llm: {done} of {rows} sentences")) if on_progress else None
-        asked, answers, shown = extract(config, run, tell)
-        predictions.append(_prediction_table("llm", config.seed, asked, answers, [None] * len(asked)))
+        asked, said, shown = extract(config, run, tell)
+        predictions.append(_prediction_table("llm", 0, asked, said, [None] * len(asked)))
         results["llm"] = {
-            **summarise([e.relation for e in asked], [answers], labels, config),
-            "seeds": [],
+            **summarise([e.relation for e in asked], [said], labels, config),
+            "draws": [],
             **_sizes(shown, labels),
             "settings": {"model": config.models.llm, "test": len(asked)},
         }
@@ -119,7 +136,7 @@ def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labe
 
     Args:
         gold: True labels (n).
-        answers: Predicted labels (n) of each seed; ``None`` where there is none.
+        answers: Predicted labels (n) of each draw; ``None`` where there is none.
         labels: All labels of the task.
         config: ``task.metric`` and ``task.none_label`` count here.
     """
@@ -131,16 +148,45 @@ def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labe
         "metric": metric,
         "mean": statistics.fmean(mains),
         "std": statistics.stdev(mains) if len(mains) > 1 else 0.0,
-        "per_seed": mains,
+        "per_draw": mains,
         "scores": [_without_relations(values) for values in scores],
         "f1_per_relation": {name: statistics.fmean(values["per_relation"][name]["f1"] for values in scores) for name in relations},
     }
 
 
+def difference(
+    gold: Sequence[str],
+    answers: Sequence[Sequence[str | None]],
+    others: Sequence[Sequence[str | None]],
+    labels: Sequence[str],
+    config: Config,
+) -> dict[str, float]:
+    """Mean paired difference of the main score, and its 95 % interval by a bootstrap over draws and test sentences.
+
+    Args:
+        gold: True labels (n).
+        answers: Predicted labels (n) of each draw.
+        others: Those of the set compared with, in the same draws.
+        labels: All labels of the task.
+        config: ``task`` counts here.
+    """
+    score_of = Resampled(gold, labels, config.task.none_label, config.task.metric)
+    one, other = (np.stack([score_of.numbered(answer) for answer in rows]) for rows in (answers, others))
+    everything = np.arange(len(gold))
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(RESAMPLES):
+        draws, rows = rng.integers(0, len(one), len(one)), rng.integers(0, len(gold), len(gold))
+        made.append(np.mean([score_of(one[draw], rows) - score_of(other[draw], rows) for draw in draws]))
+    low, high = np.percentile(made, [2.5, 97.5])
+    whole = np.mean([score_of(mine, everything) - score_of(theirs, everything) for mine, theirs in zip(one, other, strict=True)])
+    return {"mean": round(float(whole), 6), "low": round(float(low), 6), "high": round(float(high), 6)}
+
+
 def _train_missing(
     config: Config,
     run: RunFolder,
-    missing: dict[str, tuple[list[str], bool, int]],
+    missing: dict[str, tuple[list[str], int]],
     total: int,
     on_progress: Callable[[int], None] | None,
 ) -> None:
@@ -150,25 +196,53 @@ def _train_missing(
     tell(total - len(missing))
     if not missing:
         return
-    jobs = [{"tables": tables, "typed": typed, "seed": seed, "target": _part(key)} for key, (tables, typed, seed) in missing.items()]
-    cluster = config.cluster
+    jobs = [{"tables": tables, "draw": draw, "target": _part(key)} for key, (tables, draw) in missing.items()]
+    trainer: Any = _Trainer
     trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
-        partial(_train_and_predict, config=config, uri=run.uri),
-        num_cpus=cluster.worker_cpus,
-        concurrency=min(cluster.concurrent_trials, len(jobs)),
+        trainer,
+        fn_constructor_args=(config, run.uri),
+        num_cpus=config.cluster.worker_cpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(config.cluster.concurrent_trials, len(jobs))),
     )
     for done, _ in enumerate(trained.iter_rows(), total - len(missing) + 1):
         tell(done)
 
 
-def _train_and_predict(job: dict[str, Any], config: Config, uri: str) -> dict[str, Any]:
-    from divray.extraction.training import train
+class _Trainer:
+    """Actor: trains on one set and draw, and predicts the test set; in closed form every sentence is encoded once."""
 
-    run = RunFolder(uri)
-    model = train(examples_of(run, job["tables"]), labels_of(run), config.models.encoder, tuned(config, run), job["seed"], job["typed"])
-    found = model.predict(examples_of(run, [TEST]))
-    run.write_parquet(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
-    return {"target": job["target"]}
+    def __init__(self, config: Config, uri: str) -> None:
+        from divray.extraction.training import untrained
+
+        self.config, self.run = config, RunFolder(uri)
+        self.settings, self.labels = tuned(config, self.run), labels_of(self.run)
+        self.test, self.draws = examples_of(self.run, [TEST]), draws_of(self.run)
+        self.model = untrained(self.labels, config.models.encoder, self.settings)
+        self.features: dict[Any, np.ndarray] = {}
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        from divray.extraction.training import fit_head, targets_of, train
+
+        draw = self.draws[job["draw"]]
+        examples = [one for table in job["tables"] for one in (draw if table == SEEDS else examples_of(self.run, [table]))]
+        weights = weights_of(job["tables"], draw, len(examples), self.settings)
+        if self.settings.epochs:
+            model = train(examples, self.labels, self.config.models.encoder, self.settings, self.config.seed, weights)
+            found = model.predict(self.test)
+        else:
+            targets = targets_of(examples, self.labels)
+            fit_head(self.model, self._encoded(examples), targets, np.array(weights), self.settings.shrinkage)
+            found = self.model.classify(self._encoded(self.test))
+        table = pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)})
+        self.run.write_parquet(job["target"], table)
+        return {"target": job["target"]}
+
+    def _encoded(self, examples: Sequence[Example]) -> np.ndarray:
+        keys = [(example.text, example.head, example.tail) for example in examples]
+        new = {key: example for key, example in zip(keys, examples, strict=True) if key not in self.features}
+        if new:
+            self.features |= zip(new, self.model.features(list(new.values())), strict=True)
+        return np.stack([self.features[key] for key in keys])
 
 
 def _key(examples: Sequence[Example], *others: Any) -> str:
@@ -182,11 +256,11 @@ def _part(key: str) -> str:
 
 
 def _prediction_table(
-    name: str, seed: int, test: Sequence[Example], predicted: Sequence[str | None], probability: Sequence[float | None]
+    name: str, draw: int, test: Sequence[Example], predicted: Sequence[str | None], probability: Sequence[float | None]
 ) -> pa.Table:
     columns = [
         [name] * len(test),
-        [seed] * len(test),
+        [draw] * len(test),
         [example.example_id for example in test],
         [example.relation for example in test],
         list(predicted),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from divray.config import Config
-from divray.extraction.markers import plain_type
 from divray.relations import Example, Relation
 from divray.runs import RunFolder
 from divray.sections import ExtractionConfig
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from ray.remote_function import RemoteFunction
 
 SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "comparison/selected", "search.json"
+DRAWS = "data/draws"
 
 
 def relations_of(run: RunFolder) -> list[Relation]:
@@ -42,18 +42,18 @@ def examples_of(run: RunFolder, tables: Sequence[str]) -> list[Example]:
     return found
 
 
-def types_usable(training: Sequence[Example], human: Sequence[Example]) -> bool:
-    """Whether entity types may stand in the markers.
+def draws_of(run: RunFolder) -> list[list[Example]]:
+    """The draws of the human examples; the first is the run's own seeds."""
+    drawn = run.read_table(DRAWS)["draw"].to_pylist()
+    examples = examples_of(run, [DRAWS])
+    return [[one for one, own in zip(examples, drawn, strict=True) if own == number] for number in sorted(set(drawn))]
 
-    Only where every human sentence carries types, and the training set no others: a type that
-    generated sentences alone carry would give their relation away in training and be missing later.
-    """
 
-    def types(examples: Sequence[Example]) -> set[str]:
-        return {plain_type(kind) for e in examples for kind in (e.head_type, e.tail_type)}
-
-    known = types(human)
-    return bool(known) and "" not in known and types(training) <= known
+def weights_of(tables: Sequence[str], draw: Sequence[Example], count: int, settings: ExtractionConfig) -> list[float]:
+    """How much each of ``count`` examples of ``tables`` counts: human ones 1, generated ones beside them ``generated_weight``."""
+    if SEEDS not in tables:
+        return [1.0] * count
+    return [1.0] * len(draw) + [settings.generated_weight] * (count - len(draw))
 
 
 def tuned(config: Config, run: RunFolder) -> ExtractionConfig:

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 Metric = Literal["micro", "macro", "semeval"]
 
 _DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
@@ -91,6 +93,43 @@ def main_score(scores: dict[str, Any], metric: Metric) -> float:
     if metric == "semeval":
         return float(scores["semeval"]["official"]["macro"]["f1"])
     return float(scores[metric]["f1"])
+
+
+class Resampled:
+    """The main score of many resamples of the same test sentences, by counts of numbered labels.
+
+    Args:
+        gold: True labels.
+        labels: All labels of the task.
+        none_label: As for :func:`score`.
+        metric: As for :func:`main_score`.
+    """
+
+    def __init__(self, gold: Sequence[str], labels: Sequence[str], none_label: str | None, metric: Metric) -> None:
+        self.metric = metric
+        none = none_label or ("Other" if metric == "semeval" else None)
+        self.none = none
+        self.names = {label: number for number, label in enumerate([*(name for name in labels if name != none), none])}
+        bases = [_DIRECTION.sub("", str(name)) if metric == "semeval" else str(name) for name in list(self.names)[:-1]]
+        self.classes = list(dict.fromkeys(bases))
+        # The class of each label's number; that of none is one past the last.
+        self.base = np.array([*(self.classes.index(name) for name in bases), len(self.classes)])
+        self.gold = self.numbered(gold)
+
+    def numbered(self, answers: Sequence[str | None]) -> np.ndarray:
+        """The number of each label; a missing or unknown one counts as none."""
+        none = len(self.names) - 1
+        return np.array([self.names.get(self.none if answer is None else answer, none) for answer in answers])
+
+    def __call__(self, answers: np.ndarray, rows: np.ndarray) -> float:
+        """The score of :meth:`numbered` answers on the test sentences ``rows``."""
+        gold, found, size = self.gold[rows], answers[rows], len(self.classes)
+        right = np.bincount(self.base[gold[gold == found]], minlength=size + 1)[:size]
+        answered, true = (np.bincount(self.base[one], minlength=size + 1)[:size] for one in (found, gold))
+        if self.metric == "micro":
+            return _ratio(2.0 * right.sum(), float(answered.sum() + true.sum()))
+        held = true > 0
+        return float(np.mean(2 * right[held] / (answered + true)[held])) if held.any() else 0.0
 
 
 def _counts(gold: Sequence[str], answers: Sequence[str | None], classes: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The RE model: an encoder, its states at the two entity markers, and a small classifier on them.
+"""The RE model: the lower layers of an encoder, the spans' features (:mod:`divray.spans`), and one linear layer on them.
 
 Importing this module imports torch and transformers; everything else does so inside its functions.
 """
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from divray.extraction.markers import EncodedText, encode_marked, mark_entities
 from divray.models import local_model
 from divray.relations import Example
+from divray.spans import BLOCKS, Batch, Encoded, collate, encode_spans, pooled
 
 BATCH_TOKENS = 4096
 
@@ -27,11 +27,10 @@ class RelationExtractorConfig(PreTrainedConfig):
     """What a :class:`RelationExtractor` is built from.
 
     Args:
-        encoder: The encoder's own configuration, as plain values.
+        encoder: The encoder's own configuration, as plain values, with as many layers as are used.
         labels: Relation names in the order of the classifier's outputs.
-        typed: Whether entity types stand in the markers.
-        max_tokens: Most tokens of a marked sentence.
-        head_dropout: Dropout of the classifier.
+        view_weights: Of head, tail, the words between them and the rest.
+        max_tokens: Most tokens of a sentence.
     """
 
     model_type = "divray-relation-extractor"
@@ -40,15 +39,13 @@ class RelationExtractorConfig(PreTrainedConfig):
         self,
         encoder: dict[str, Any] | None = None,
         labels: Sequence[str] | None = None,
-        typed: bool = True,
+        view_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         max_tokens: int = 96,
-        head_dropout: float = 0.1,
         **kwargs: Any,
     ) -> None:
         self.encoder = dict(encoder or {})
-        self.typed = typed
+        self.view_weights = list(view_weights)
         self.max_tokens = max_tokens
-        self.head_dropout = head_dropout
         if labels is not None:
             kwargs["id2label"] = dict(enumerate(labels))
             kwargs["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -60,15 +57,6 @@ class RelationExtractorConfig(PreTrainedConfig):
         return [names[index] for index in range(len(names))]
 
 
-class Batch(NamedTuple):
-    """Encoded sentences side by side: ``ids`` and ``mask`` (rows, tokens), ``head`` and ``tail`` (rows,) marker indices."""
-
-    ids: Tensor
-    mask: Tensor
-    head: Tensor
-    tail: Tensor
-
-
 class Predictions(NamedTuple):
     """``labels`` (rows), and ``probabilities`` (rows, labels) in the order of the model's labels."""
 
@@ -77,10 +65,7 @@ class Predictions(NamedTuple):
 
 
 class RelationExtractor(PreTrainedModel):
-    """Relation classifier on the encoder states at the head's and the tail's opening marker.
-
-    The classifier is Linear, ReLU, Dropout, Linear, as in Zhou and Chen 2022 (arXiv 2102.01373).
-    """
+    """A linear relation classifier on the encoder's states, pooled by spans."""
 
     config_class = RelationExtractorConfig
     base_model_prefix = "encoder"
@@ -91,58 +76,68 @@ class RelationExtractor(PreTrainedModel):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         encoder = AutoConfig.for_model(**config.encoder)
         self.encoder = AutoModel.from_config(encoder)
-        size = encoder.hidden_size
-        self.classifier = nn.Sequential(
-            nn.Linear(2 * size, size), nn.ReLU(), nn.Dropout(config.head_dropout), nn.Linear(size, len(config.labels))
-        )
+        self.classifier = nn.Linear(BLOCKS * encoder.hidden_size, len(config.labels))
         self.post_init()
 
     @classmethod
-    def on_encoder(cls, reference: str, labels: Sequence[str], typed: bool, max_tokens: int, head_dropout: float) -> RelationExtractor:
-        """A fresh classifier on a pretrained encoder; the classifier's weights come from torch's global generator."""
+    def on_encoder(
+        cls, reference: str, labels: Sequence[str], depth: float, view_weights: Sequence[float], max_tokens: int
+    ) -> RelationExtractor:
+        """A pretrained encoder's lower layers, and a classifier that is still to be fitted.
+
+        Args:
+            reference: Model that :func:`divray.models.local_model` understands.
+            labels: The classifier's outputs.
+            depth: Share of the layers that are used, in (0, 1]; at least one is.
+            view_weights: Of head, tail, between and rest.
+            max_tokens: Most tokens of a sentence.
+        """
         folder = local_model(reference)
-        values = AutoConfig.from_pretrained(folder).to_dict()
-        model = cls(RelationExtractorConfig(values, labels, typed, max_tokens, head_dropout))
+        whole = AutoConfig.from_pretrained(folder)
+        whole.num_hidden_layers = max(1, round(depth * whole.num_hidden_layers))
+        model = cls(RelationExtractorConfig(whole.to_dict(), labels, view_weights, max_tokens))
         with _quietly():
-            model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            model.encoder = AutoModel.from_pretrained(folder, config=whole, dtype=torch.float32)
             model.tokenizer = AutoTokenizer.from_pretrained(folder)
         return model
 
-    def forward(self, ids: Tensor, mask: Tensor, head: Tensor, tail: Tensor) -> Tensor:
-        """Logits (rows, labels) of a :class:`Batch`."""
-        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        rows = torch.arange(len(ids), device=ids.device)
-        return self.classifier(torch.cat([states[rows, head], states[rows, tail]], dim=-1))
+    def pool(self, batch: Batch) -> Tensor:
+        """Features (rows, BLOCKS * width) of a batch."""
+        states = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        return pooled(states, batch, self.config.view_weights)
 
-    def encode(self, examples: Sequence[Example]) -> list[EncodedText]:
-        """Markers set, tokenized and cut to the model's length."""
-        assert self.tokenizer is not None
-        marked = [mark_entities(example, self.config.typed) for example in examples]
-        return encode_marked(self.tokenizer, marked, self.config.max_tokens)
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (rows, labels) of a batch."""
+        return self.classifier(self.pool(batch))
 
-    def collate(self, encoded: Sequence[EncodedText]) -> Batch:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Tokenized, with the view of each token, and cut to the model's length."""
+        return encode_spans(self.tokenizer, examples, self.config.max_tokens)
+
+    def collate(self, encoded: Sequence[Encoded]) -> Batch:
         """Pad on the right to the longest, on the model's device."""
-        width = max(len(e.ids) for e in encoded)
-        pad = getattr(self.tokenizer, "pad_token_id", None) or 0
-        ids = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in encoded])
-        mask = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in encoded])
-        head, tail = torch.tensor([e.head for e in encoded]), torch.tensor([e.tail for e in encoded])
-        return Batch(*(tensor.to(self.device) for tensor in (ids, mask, head, tail)))
+        return collate(encoded, getattr(self.tokenizer, "pad_token_id", None) or 0, self.device)
 
     @torch.inference_mode()
-    def predict(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> Predictions:
-        """Classify examples (their own ``relation`` is not looked at), in batches of like length.
-
-        Probabilities are rounded to 4 decimals, since a sentence's batch may move the last bits.
-        """
+    def features(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """The spans' features of examples, float32 (rows, BLOCKS * width), in batches of like length."""
         self.eval()
         encoded = self.encode(examples)
-        probabilities = np.zeros((len(encoded), len(self.config.labels)))
+        found = np.zeros((len(encoded), self.classifier.in_features), np.float32)
         for rows in _length_batches(encoded, batch_tokens):
             with precision(self.device):
-                logits = self(*self.collate([encoded[i] for i in rows]))
-            probabilities[rows] = logits.float().softmax(-1).cpu().numpy()
-        probabilities = probabilities.round(4)
+                found[rows] = self.pool(self.collate([encoded[i] for i in rows])).float().cpu().numpy()
+        return found
+
+    def predict(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> Predictions:
+        """Classify examples (their own ``relation`` is not looked at)."""
+        return self.classify(self.features(examples, batch_tokens))
+
+    @torch.inference_mode()
+    def classify(self, features: np.ndarray) -> Predictions:
+        """Labels and probabilities of features; rounded to 4 decimals, since a sentence's batch may move the last bits."""
+        logits = self.classifier(torch.from_numpy(features).to(self.device)).float()
+        probabilities = logits.softmax(-1).cpu().numpy().round(4)
         return Predictions([self.config.labels[i] for i in probabilities.argmax(1)], probabilities)
 
     def save(self, folder: str | Path) -> None:
@@ -181,7 +176,7 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _length_batches(encoded: Sequence[EncodedText], batch_tokens: int) -> Iterator[list[int]]:
+def _length_batches(encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
     rows: list[int] = []
     for index in sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids)):
         if rows and len(encoded[index].ids) * (len(rows) + 1) > batch_tokens:

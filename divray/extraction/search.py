@@ -1,27 +1,37 @@
 """The ``tune`` stage: Ray Tune over the RE model's hyperparameters, into ``search.json``.
 
-A trial trains on the selected samples and is scored on the human seed examples after each epoch;
-the test set is never read.  Optuna's TPE sampler proposes, ASHA (arXiv 1810.05934) stops weak trials
-early.  A killed search goes on with the trials that it had not finished.  With more than one trial at
-a time, which ones ASHA stops depends on their speed; ``cluster.concurrent_trials=1`` repeats exactly.
+A trial is scored by repeated cross-validation over the human seed examples; the test set is never read, and no generated sample,
+since those were made from the very seeds that a fold leaves out.  Optuna's TPE sampler proposes, the given values first; ASHA
+(arXiv 1810.05934) stops weak trials after a repeat.  The given values stay unless a trial is better by more than one standard
+error of the difference over the examples: with a few examples most differences are noise.  A killed search goes on with the
+trials that it had not finished.  With more than one trial at a time, which ones ASHA stops depends on their speed;
+``cluster.concurrent_trials=1`` repeats exactly.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from divray.config import Config
 from divray.errors import DivrayError
-from divray.extraction.inputs import SEARCH, SEEDS, SELECTED, examples_of, labels_of, types_usable
+from divray.extraction.inputs import SEARCH, SEEDS, examples_of, labels_of
+from divray.extraction.training import fold_of
+from divray.relations import Example
 from divray.runs import RunFolder
+from divray.sections import ExtractionConfig
 
 EXPERIMENT = "tune"
 """Ray Tune's own folder inside the run, there only while the search is under way."""
 
-SEARCHED = ("learning_rate", "epochs", "dropout")
+SEARCHED = ("depth", "entity_weight", "rest_weight", "shrinkage")
+
+REPEATS = 3
+"""Of the cross-validation."""
 
 Progress = Callable[[int, int], None]
 """Called with (trials finished, trials in all)."""
@@ -47,12 +57,24 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     scored = [trial for trial in trials if trial["score"] is not None]
     if not scored:
         raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
-    best = max(scored, key=lambda trial: (not trial["stopped_early"], trial["score"], -trial["trial"]))
+    best = chosen(trials)
+    trials = [{name: value for name, value in trial.items() if name != "right"} for trial in trials]
     run.write_json(
         SEARCH, {"best": {name: best[name] for name in SEARCHED}, "score": best["score"], "metric": config.task.metric, "trials": trials}
     )
     run.delete(EXPERIMENT)
     return {"trials": len(trials), "stopped_early": sum(trial["stopped_early"] for trial in trials)}
+
+
+def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best whole trial, or the first one, which has the given values, unless it is worse by more than one standard error."""
+    whole = [trial for trial in trials if trial["score"] is not None and not trial["stopped_early"]]
+    best = max(whole or [trial for trial in trials if trial["score"] is not None], key=lambda trial: (trial["score"], -trial["trial"]))
+    given = trials[0]
+    if best is given or given not in whole:
+        return best
+    gains = np.array(best["right"]) - np.array(given["right"])
+    return best if gains.mean() > gains.std() / np.sqrt(len(gains)) else given
 
 
 def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
@@ -81,19 +103,20 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
         tuner = tune.Tuner(
             trainable,
             param_space={
-                "learning_rate": tune.loguniform(*space.learning_rate),
-                "epochs": tune.randint(space.epochs[0], space.epochs[1] + 1),
-                "dropout": tune.uniform(*space.dropout),
+                "depth": tune.uniform(*space.depth),
+                "entity_weight": tune.uniform(*space.entity_weight),
+                "rest_weight": tune.uniform(*space.rest_weight),
+                "shrinkage": tune.uniform(*space.shrinkage),
             },
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
                 num_samples=space.trials,
                 max_concurrent_trials=config.cluster.concurrent_trials,
-                search_alg=OptunaSearch(seed=config.seed),
-                scheduler=ASHAScheduler(
-                    time_attr="epoch", grace_period=max(1, space.epochs[0] // 2), max_t=space.epochs[1], reduction_factor=2
+                search_alg=OptunaSearch(
+                    seed=config.seed, points_to_evaluate=[{name: getattr(config.extraction, name) for name in SEARCHED}]
                 ),
+                scheduler=ASHAScheduler(time_attr="repeat", grace_period=1, max_t=REPEATS, reduction_factor=2),
             ),
             run_config=tune.RunConfig(
                 name=EXPERIMENT,
@@ -110,31 +133,48 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
 def _trial(config: Config, uri: str, values: dict[str, Any]) -> None:
     from ray import tune
 
-    from divray.extraction.metrics import main_score, score
-    from divray.extraction.model import RelationExtractor
-    from divray.extraction.training import train
-
     run = RunFolder(uri)
-    examples, human, labels = examples_of(run, [SELECTED]), examples_of(run, [SEEDS]), labels_of(run)
-    gold = [example.relation for example in human]
-
-    def report(epoch: int, model: RelationExtractor) -> None:
-        scores = score(gold, model.predict(human).labels, labels, config.task.none_label, config.task.metric)
-        tune.report({"epoch": epoch, "score": main_score(scores, config.task.metric)})
-
     settings = config.extraction.model_copy(update=values)
-    train(examples, labels, config.models.encoder, settings, config.seed, types_usable(examples, human), report)
+    for repeat, (score, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), labels_of(run)), 1):
+        tune.report({"repeat": repeat, "score": score, "right": right})
+
+
+def cross_validated(
+    config: Config, settings: ExtractionConfig, examples: Sequence[Example], labels: Sequence[str]
+) -> Iterator[tuple[float, list[float]]]:
+    """After each repeat the mean main score so far, and for each example the share of repeats in which it was told right."""
+    from divray.extraction.metrics import main_score, score
+    from divray.extraction.training import held_out_scores, targets_of, train, untrained
+
+    targets, totals, hits = targets_of(examples, labels), [], np.zeros(len(examples))
+    features = None if settings.epochs else untrained(labels, config.models.encoder, settings).features(examples)
+    for repeat in range(REPEATS):
+        order = np.random.default_rng([config.seed, repeat]).permutation(len(examples))
+        if features is not None:
+            scores = held_out_scores(features[order], targets[order], np.ones(len(order)), len(labels), settings.shrinkage)
+            found = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1)
+        else:
+            found = np.zeros(len(order), np.int64)
+            fold = fold_of(targets[order])
+            for number in np.unique(fold):
+                out = fold == number
+                model = train([examples[row] for row in order[~out]], labels, config.models.encoder, settings, config.seed)
+                found[out] = model.predict([examples[row] for row in order[out]]).probabilities.argmax(axis=1)
+        answers = [labels[number] for number in found]
+        scored = score([labels[number] for number in targets[order]], answers, labels, config.task.none_label, config.task.metric)
+        totals.append(main_score(scored, config.task.metric))
+        hits[order] += found == targets[order]
+        yield float(np.mean(totals)), (hits / (repeat + 1)).round(4).tolist()
 
 
 def _outcome(number: int, result: Any) -> dict[str, Any]:
     metrics = result.metrics or {}
-    epochs = int(metrics.get("epoch", 0))
     return {
         "trial": number,
         **{name: result.config[name] for name in SEARCHED},
         "score": metrics.get("score"),
-        "epochs_done": epochs,
-        "stopped_early": result.error is None and epochs < result.config["epochs"],
+        "right": metrics.get("right", []),
+        "stopped_early": result.error is None and int(metrics.get("repeat", 0)) < REPEATS,
         "error": str(result.error).strip().splitlines()[-1] if result.error else "",
     }
 

@@ -6,7 +6,7 @@ import tempfile
 from typing import Any
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, TEST, examples_of, labels_of, remote, tuned, types_usable
+from divray.extraction.inputs import SEEDS, SELECTED, examples_of, labels_of, remote, tuned, weights_of
 from divray.runs import RunFolder
 
 
@@ -26,9 +26,10 @@ def _train(config: Config, uri: str) -> dict[str, Any]:
     from divray.extraction.training import train
 
     run = RunFolder(uri)
-    examples, labels = examples_of(run, [SEEDS, SELECTED]), labels_of(run)
-    typed = types_usable(examples, examples_of(run, [SEEDS, TEST]))
-    model = train(examples, labels, config.models.encoder, tuned(config, run), config.seed, typed)
+    seeds, labels, settings = examples_of(run, [SEEDS]), labels_of(run), tuned(config, run)
+    examples = [*seeds, *examples_of(run, [SELECTED])]
+    weights = weights_of([SEEDS, SELECTED], seeds, len(examples), settings)
+    model = train(examples, labels, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
         run.upload(folder, "model")

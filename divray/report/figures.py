@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from divray.report.account import STEPS
-from divray.report.findings import Evaluation, metric_name, round_name, seeds_alone, seeds_and_generated, unit
+from divray.report.findings import Evaluation, metric_name, round_name, seeds_alone, seeds_and_generated, signed_interval, unit
 from divray.report.plots import Mark, axis, bar, curve, histogram, key, strip
 
 Row = dict[str, Any]
@@ -62,15 +62,14 @@ def relation_rows(summary: dict[str, Any]) -> list[Row]:
 
 
 def scores(evaluation: Evaluation) -> dict[str, Any]:
-    """The F1 chart: ``rows`` (one a training set), ``axis``, ``metric``; marks are the training seeds."""
+    """The F1 chart: ``rows`` (one a training set), ``axis``, ``metric``; marks are the draws of the human examples."""
     factor = unit(evaluation)
     reference = seeds_alone(evaluation)
     high = 100.0 if factor * max(entry["mean"] for entry in evaluation.values()) > 60 else _above(evaluation, factor)
     rows = []
     for name, entry in evaluation.items():
-        mean, each = factor * entry["mean"], [factor * value for value in entry.get("per_seed") or []]
-        labels = entry.get("seeds") or range(len(each))
-        marks = [Mark(value, "ring", "c1", f"seed {seed}: {value:.1f}") for seed, value in zip(labels, each, strict=False)]
+        mean, each = factor * entry["mean"], [factor * value for value in entry.get("per_draw") or []]
+        marks = [Mark(value, "ring", "c1", f"draw {draw}: {value:.1f}") for draw, value in enumerate(each)]
         marks.append(Mark(mean, "tick", "c1", f"mean {mean:.1f}"))
         spread = (min(each), max(each)) if len(each) > 1 else None
         at = factor * evaluation[reference]["mean"] if reference else None
@@ -80,10 +79,9 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
                 "name": name,
                 "mean": mean,
                 "std": factor * (entry.get("std") or 0.0),
-                "difference": None if at is None or name == reference else mean - at,
+                "difference": signed_interval(evaluation, name, reference) if reference and name != reference else "",
                 "k": entry.get("k"),
                 "examples": entry.get("examples"),
-                "seeds": list(entry.get("seeds") or []),
                 "count": len(each),
                 "plot": strip(marks, 0.0, high, spread=spread, reference=at, filled=colour),
             }
@@ -184,5 +182,5 @@ def _value(values: dict[str, dict[str, Any]], relation: str, score: str) -> floa
 
 
 def _above(evaluation: Evaluation, factor: float) -> float:
-    top = max(max([entry["mean"], *(entry.get("per_seed") or [])]) for entry in evaluation.values()) * factor
+    top = max(max([entry["mean"], *(entry.get("per_draw") or [])]) for entry in evaluation.values()) * factor
     return max(10.0, 10.0 * (int(top * 1.1 / 10) + 1))

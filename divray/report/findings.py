@@ -114,17 +114,21 @@ def _score(evaluation: Evaluation, which: str, name: bool = True) -> str:
     return f"{unit(evaluation) * entry['mean']:.1f}" + (f" {metric_name(entry)}" if name else "")
 
 
+def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
+    """The paired difference with its 95 % interval; ``""`` where the two were not compared."""
+    found = evaluation[new].get("differences", {}).get(old)
+    if not found:
+        return ""
+    mean, low, high = (f"{unit(evaluation) * found[name]:+.1f}".replace("-", "−") for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def _verdict(evaluation: Evaluation, new: str, old: str) -> str:
-    difference = unit(evaluation) * (evaluation[new]["mean"] - evaluation[old]["mean"])
-    shown = f"{difference:+.1f}".replace("-", "−")
-    a, b = evaluation[new].get("per_seed") or [], evaluation[old].get("per_seed") or []
-    if len(a) < 2 or len(b) < 2:
-        return f"{shown}, from a single training seed, so not established"
-    if max(a) < min(b):
-        return f"{shown}, worse at each of {len(a)} training seeds"
-    if max(b) < min(a):
-        return f"{shown}, better at each of {len(a)} training seeds"
-    return f"{shown}, but the training seeds' ranges overlap, so not established"
+    found = evaluation[new].get("differences", {}).get(old)
+    if not found:
+        return "not compared"
+    verdict = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not established"
+    return f"{signed_interval(evaluation, new, old)}, {verdict}"
 
 
 def _diversity_finding(summary: dict[str, Any]) -> list[str]:

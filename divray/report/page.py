@@ -80,7 +80,6 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         count=lambda value: f"{value:,.0f}",
         fixed=lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}".replace("-", "−"),
-        signed=lambda value, digits=1: "" if value is None else f"{value:+,.{digits}f}".replace("-", "−"),
         percent=lambda value: "–" if value is None else f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %",
         duration=duration,
         words=lambda text: str(text).replace("_", " "),

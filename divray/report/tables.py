@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from divray.report.account import STEPS
-from divray.report.findings import metric_name, reading, round_name, unit
+from divray.report.findings import metric_name, reading, round_name, signed_interval, unit
 from divray.report.sentences import visible
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def _funnel(summary: dict[str, Any]) -> Table:
 def _scores(evaluation: dict[str, dict[str, Any]]) -> Table:
     factor = unit(evaluation)
     metrics = ", ".join(sorted({metric_name(entry) for entry in evaluation.values()}))
-    table = _table(f"{metrics} on the test set", "trained on", "K", "examples", "mean", "±", "seeds")
+    table = _table(f"{metrics} on the test set", "trained on", "K", "examples", "mean", "±", "against seeds")
     best = max(evaluation, key=lambda name: evaluation[name]["mean"])
     for name, entry in evaluation.items():
-        several = len(entry.get("per_seed") or []) > 1
+        several = len(entry.get("per_draw") or []) > 1
         spread = f"{factor * (entry.get('std') or 0.0):.1f}" if several else ""
-        seeds = " ".join(str(seed) for seed in entry.get("seeds") or [])
+        against = signed_interval(evaluation, name, "seeds")
         counts = [_number(entry.get(field), 0) for field in ("k", "examples")]
-        table.add_row(_text(name), *counts, f"{factor * entry['mean']:.1f}", spread, seeds, style="bold" if name == best else "")
+        table.add_row(_text(name), *counts, f"{factor * entry['mean']:.1f}", spread, against, style="bold" if name == best else "")
     return table
 
 

@@ -12,6 +12,7 @@ of seeds with head and tail exchanged:
 ``reversal``  ``own`` less that of the same relation with head and tail exchanged
 ``near``      cosine to the nearest seed of the relation
 ``head``      cosine of the head to the nearest head of a seed; ``tail`` likewise
+``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
 ============  ===============================================================================
 
@@ -21,6 +22,7 @@ The figure that the report prints is another judge's (:mod:`divray.scoring.audit
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -28,15 +30,13 @@ from typing import Any
 
 import numpy as np
 
-from divray.scoring.spans import BLOCKS, exchanged, on_grid
+from divray.spans import BLOCKS, Discriminant, discriminant, exchanged
 
-SIGNALS = ("own", "reversal", "near", "head", "tail", "answer")
+SIGNALS = ("own", "reversal", "near", "head", "tail", "length", "answer")
 GATE, GATE_LLM, AUDIT = "gate", "gate_llm", "audit"
 """Names in ``weights.json``: with ``correctness.llm`` the gate listens to that LLM's answer."""
 
 SHRINKAGE = 0.8
-WEIGHT_GRID = 2.0**-20
-_ABSENT = -1e4
 _FOLDS = 4
 _LEAST = 1e-6
 _DIGITS = 4
@@ -71,18 +71,6 @@ def judge_of(found: dict[str, Any]) -> Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Discriminant:
-    """A linear classifier: ``weights`` ``[m, d]``, ``bias`` ``[m]``."""
-
-    weights: np.ndarray
-    bias: np.ndarray
-
-    def scores(self, features: np.ndarray) -> np.ndarray:
-        """What is linear in the features, float64 ``[n, m]``; sums of multiples of powers of two, so exact in any order."""
-        return np.asarray(features.astype(np.float64) @ self.weights.T + self.bias)
-
-
-@dataclass(frozen=True, slots=True)
 class Judge:
     """The signals of a task, ready to be taken of any sample; a few MB.
 
@@ -90,6 +78,7 @@ class Judge:
         relations: Names, in the order of their numbers.
         own: Relation number of each seed ``[s]``.
         spans: Features of the seeds' spans ``[s, d]``.
+        length: Mean log of the seeds' characters.
         discriminant: Class ``r`` is relation ``r``, class ``len(relations) + r`` its reversal.
         origin: Mean of each signal over the seeds ``[len(SIGNALS)]``.
     """
@@ -97,14 +86,16 @@ class Judge:
     relations: tuple[str, ...]
     own: np.ndarray
     spans: np.ndarray
+    length: float
     discriminant: Discriminant
     origin: np.ndarray
 
-    def signals(self, relations: list[str], spans: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    def signals(self, relations: Sequence[str], texts: Sequence[str], spans: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
         Args:
             relations: The relation of each sample.
+            texts: Their sentences.
             spans: :meth:`~divray.scoring.spans.SpanEncoder.encode`.
             answers: Log-odds of yes ``[n]``; zeros where no LLM is asked.
         """
@@ -112,57 +103,41 @@ class Judge:
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
         found = _signals(self, own, self.discriminant.scores(spans), spans, own[:, None] == self.own[None, :])
-        return np.column_stack([found, answers]).round(_DIGITS) - self.origin
+        return np.column_stack([found, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
 
 
-def fit_judge(relations: tuple[str, ...], own: np.ndarray, spans: np.ndarray, answers: np.ndarray) -> Judge:
+def fit_judge(relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], spans: np.ndarray, answers: np.ndarray) -> Judge:
     """Fit on the seeds and take their own signals, each without itself; under a second.
 
     Args:
         relations: Names, in the order of their numbers.
         own: Relation number of each seed.
+        texts: Sentences of the seeds.
         spans: Features of the seeds' spans.
         answers: Log-odds of yes for each seed, asked without itself; zeros where no LLM is asked.
     """
     fold, both = _rank_within(own) % _FOLDS, np.concatenate([spans, exchanged(spans)])
     labels, folds = np.concatenate([own, own + len(relations)]), np.concatenate([fold, fold])
-    whole = discriminant(both, labels, 2 * len(relations))
-    judge = Judge(relations, own, spans, whole, np.zeros(len(SIGNALS)))
+    whole = discriminant(both, labels, 2 * len(relations), SHRINKAGE)
+    logs = _logs(texts)
+    judge = Judge(relations, own, spans, float(logs.mean().round(_DIGITS)), whole, np.zeros(len(SIGNALS)))
     scores = np.zeros((len(own), 2 * len(relations)))
     for number in range(_FOLDS):
         left_out = fold == number
         if left_out.any() and not left_out.all():
             kept = folds != number
-            scores[left_out] = discriminant(both[kept], labels[kept], 2 * len(relations)).scores(spans[left_out])
+            scores[left_out] = discriminant(both[kept], labels[kept], 2 * len(relations), SHRINKAGE).scores(spans[left_out])
     same = own[:, None] == own[None, :]
     np.fill_diagonal(same, False)
     several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
-    found = np.column_stack([_signals(judge, own, scores, spans, same), answers])[several if several.any() else slice(None)]
+    longer = np.maximum(0.0, logs - judge.length)
+    found = np.column_stack([_signals(judge, own, scores, spans, same), longer, answers])[several if several.any() else slice(None)]
     return replace(judge, origin=np.round(found.mean(axis=0), _DIGITS))
-
-
-def discriminant(inputs: np.ndarray, labels: np.ndarray, classes: int) -> Discriminant:
-    """Linear discriminant analysis with equal priors; the covariance is shrunk by :data:`SHRINKAGE` towards a multiple of the identity.
-
-    Solved in the space of the rows (Woodbury), since there are far fewer of them than features.
-    """
-    inputs, (rows, width) = inputs.astype(np.float64), inputs.shape
-    present = np.unique(labels)
-    means = np.zeros((classes, width))
-    for label in present:
-        means[label] = inputs[labels == label].mean(axis=0)
-    centred = inputs - means[labels]
-    ridge = SHRINKAGE * float(np.square(centred).sum()) / (rows * width) + _LEAST
-    share = (1 - SHRINKAGE) / rows
-    inner = np.eye(rows) + share / ridge * (centred @ centred.T)
-    weights = means / ridge - share / ridge**2 * (np.linalg.solve(inner, centred @ means.T).T @ centred)
-    bias = np.where(np.isin(np.arange(classes), present), -0.5 * (weights * means).sum(axis=1), _ABSENT)
-    return Discriminant(on_grid(weights, WEIGHT_GRID), on_grid(bias, WEIGHT_GRID))
 
 
 def _signals(judge: Judge, own: np.ndarray, scores: np.ndarray, spans: np.ndarray, same: np.ndarray) -> np.ndarray:
     if not len(own):
-        return np.zeros((0, len(SIGNALS) - 1))
+        return np.zeros((0, len(SIGNALS) - 2))
     rows, width = np.arange(len(own)), spans.shape[1] // BLOCKS
     mine = scores[rows, own]
     views = [slice(None), slice(0, width), slice(width, 2 * width)]
@@ -177,6 +152,10 @@ def _nearest(mine: np.ndarray, theirs: np.ndarray, among: np.ndarray) -> np.ndar
     )
     cosines = np.where(among, one @ other.T, -1.0).max(axis=1)
     return np.asarray(np.where(among.any(axis=1), cosines, 0.0))
+
+
+def _logs(texts: Sequence[str]) -> np.ndarray:
+    return np.log([float(max(1, len(text))) for text in texts])
 
 
 def _rank_within(labels: np.ndarray) -> np.ndarray:

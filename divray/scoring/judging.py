@@ -44,9 +44,10 @@ class Judging:
             answers: Of the seeds, each asked about without itself.
         """
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
-        return fit_judge(self.names, own, self.spans.encode(self.seeds), answers)
+        return fit_judge(self.names, own, [seed.text for seed in self.seeds], self.spans.encode(self.seeds), answers)
 
     def signals(self, examples: Sequence[Example]) -> np.ndarray:
         """The signals of examples by a judge made for them, ``[n, len(SIGNALS)]``."""
         judge = self.judge(self.ask(self.seeds, without=self.seeds))
-        return judge.signals([example.relation for example in examples], self.spans.encode(examples), self.ask(examples))
+        relations, texts = [example.relation for example in examples], [example.text for example in examples]
+        return judge.signals(relations, texts, self.spans.encode(examples), self.ask(examples))

@@ -193,7 +193,7 @@ def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
     if not batch.num_rows:
         return COMPARED.empty_table()
     spans, answers = embedding_matrix(batch[SPAN_FEATURES.name]), batch[ANSWER.name].to_numpy()
-    signals = ray.get(judge).signals(batch["relation"].to_pylist(), spans, answers)
+    signals = ray.get(judge).signals(batch["relation"].to_pylist(), batch["text"].to_pylist(), spans, answers)
     batch = batch.append_column("correctness", pa.array(weights(which).probability(signals), pa.float64()))
     return batch.select(COMPARED.names).cast(COMPARED)
 

@@ -1,0 +1,162 @@
+"""What an encoder says of head, tail, the words between them and the rest, and a linear classifier of that in closed form.
+
+The unmarked sentence goes through the encoder once.  The four views are unit-length means of hidden states; the words between the
+entities and the rest stand in one of two blocks, by which entity comes first, so that a linear classifier sees the direction.
+The classifier is linear discriminant analysis with a covariance shrunk towards a multiple of the identity, as in
+Friedman 1989 (regularized discriminant analysis), whose weights need one solve in the space of the rows.
+
+torch is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from divray.relations import Example, Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VIEWS = 4
+"""Head, tail, between, rest."""
+BLOCKS = 6
+"""Views of the encoder's width: head, tail, and between and rest in two places each."""
+FEATURE_GRID, WEIGHT_GRID = 2.0**-12, 2.0**-20
+_ABSENT = -1e4
+_LEAST = 1e-6
+
+
+class Encoded(NamedTuple):
+    """Token ids of a sentence, the view of each token (one of :data:`VIEWS`, or -1), and whether the head comes first."""
+
+    ids: list[int]
+    view: list[int]
+    forward: bool
+
+
+class Batch(NamedTuple):
+    """Encoded sentences side by side: ``ids`` and ``mask`` ``[n, t]``, ``views`` ``[n, VIEWS, t]`` of 0 and 1, ``forward`` ``[n]``."""
+
+    ids: Tensor
+    mask: Tensor
+    views: Tensor
+    forward: Tensor
+
+
+def encode_spans(tokenizer: Any, examples: Sequence[Example], max_tokens: int) -> list[Encoded]:
+    """Tokenize; a sentence of more than ``max_tokens`` loses the tokens farthest from both entities, but no special ones.
+
+    Raises:
+        ValueError: The tokenizer gives no character offsets.
+    """
+    if not examples:
+        return []
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; use an encoder with a fast tokenizer")
+    made = tokenizer([one.text for one in examples], return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+    rows = zip(examples, made["input_ids"], made["offset_mapping"], made["special_tokens_mask"], strict=True)
+    return [_encoded(example, ids, offsets, special, max_tokens) for example, ids, offsets, special in rows]
+
+
+def _encoded(example: Example, ids: list[int], offsets: list[Span], special: list[int], max_tokens: int) -> Encoded:
+    first, second = sorted((example.head, example.tail))
+
+    def view(start: int, end: int) -> int:
+        for number, span in enumerate((example.head, example.tail)):
+            if start < span[1] and end > span[0]:
+                return number
+        return 2 if start >= first[1] and end <= second[0] else 3
+
+    views = [-1 if hidden or end <= start else view(start, end) for (start, end), hidden in zip(offsets, special, strict=True)]
+    if len(ids) > max_tokens:
+        entity = [place for place, one in enumerate(views) if one in (0, 1)] or [0]
+
+        def distance(place: int) -> int:
+            return -1 if special[place] else min(abs(place - other) for other in entity)
+
+        kept = sorted(sorted(range(len(ids)), key=distance)[:max_tokens])
+        ids, views = [ids[place] for place in kept], [views[place] for place in kept]
+    return Encoded(list(ids), views, example.head < example.tail)
+
+
+def collate(encoded: Sequence[Encoded], pad: int, device: Any, width: int = 0) -> Batch:
+    """Pad on the right to the longest, or to ``width``."""
+    import torch
+
+    width = max(width, *(len(one.ids) for one in encoded))
+    ids = torch.tensor([one.ids + [pad] * (width - len(one.ids)) for one in encoded], device=device)
+    mask = torch.tensor([[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device)
+    view = torch.tensor([one.view + [-1] * (width - len(one.view)) for one in encoded], device=device)
+    views = (view[:, None, :] == torch.arange(VIEWS, device=device)[None, :, None]).float()
+    return Batch(ids, mask, views, torch.tensor([one.forward for one in encoded], device=device))
+
+
+def pooled(states: Tensor, batch: Batch, weights: Sequence[float]) -> Tensor:
+    """Features ``[n, BLOCKS * d]`` of hidden states ``[n, t, d]``; ``weights`` are those of the views."""
+    import torch
+
+    means = torch.nn.functional.normalize(batch.views @ states.float(), dim=-1) * torch.tensor(list(weights), device=states.device)[:, None]
+    head, tail, between, rest = means.unbind(1)
+    ahead = batch.forward[:, None].float()
+    return torch.cat([head, tail, between * ahead, between * (1 - ahead), rest * ahead, rest * (1 - ahead)], dim=-1)
+
+
+def exchanged(features: np.ndarray) -> np.ndarray:
+    """The features of the same sentences with head and tail exchanged."""
+    blocks = features.reshape(len(features), BLOCKS, -1)
+    return blocks[:, [1, 0, 3, 2, 5, 4]].reshape(features.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Discriminant:
+    """A linear classifier: ``weights`` ``[m, d]``, ``bias`` ``[m]``."""
+
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """What is linear in the features, float64 ``[n, m]``; sums of multiples of powers of two, so exact in any order."""
+        return np.asarray(features.astype(np.float64) @ self.weights.T + self.bias)
+
+
+def discriminant(
+    inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, row_weights: np.ndarray | None = None
+) -> Discriminant:
+    """Linear discriminant analysis with equal priors; a class without rows gets no score worth naming.
+
+    Solved in the space of the rows (Woodbury) while there are fewer of them than features.
+
+    Args:
+        inputs: Features ``[n, d]``.
+        labels: Class number of each row.
+        classes: How many there are.
+        shrinkage: Of the covariance towards the mean of its diagonal, in (0, 1].
+        row_weights: How much each row counts; default: 1.
+    """
+    inputs, (rows, width) = inputs.astype(np.float64), inputs.shape
+    row_weights = np.ones(rows) if row_weights is None else np.asarray(row_weights, np.float64)
+    present = np.unique(labels)
+    means = np.zeros((classes, width))
+    for label in present:
+        own = labels == label
+        means[label] = np.average(inputs[own], axis=0, weights=row_weights[own])
+    centred = (inputs - means[labels]) * np.sqrt(row_weights)[:, None]
+    total = row_weights.sum()
+    ridge = shrinkage * float(np.square(centred).sum()) / (total * width) + _LEAST
+    share = (1 - shrinkage) / total
+    if rows < width:
+        inner = np.eye(rows) + share / ridge * (centred @ centred.T)
+        weights = means / ridge - share / ridge**2 * (np.linalg.solve(inner, centred @ means.T).T @ centred)
+    else:
+        weights = np.linalg.solve(share * (centred.T @ centred) + ridge * np.eye(width), means.T).T
+    bias = np.where(np.isin(np.arange(classes), present), -0.5 * (weights * means).sum(axis=1), _ABSENT)
+    return Discriminant(on_grid(weights, WEIGHT_GRID), on_grid(bias, WEIGHT_GRID))
+
+
+def on_grid(values: np.ndarray, step: float) -> np.ndarray:
+    """``values`` rounded to multiples of ``step``, float64."""
+    return np.round(np.asarray(values, dtype=np.float64) / step) * step
