@@ -1,0 +1,86 @@
+"""The RE model on human examples alone: mean and spread over draws, for several K.
+
+    python benchmarks/classifier.py --data DATA [--draws 10] [--k 8 16 32] [--out FILE]
+
+DATA holds `semeval2010_task8` and `fewrel`; the quick start needs none.  Settings are the defaults of `extraction`; nothing is
+chosen on the test part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import machine
+
+HERE = Path(__file__).parent
+TASKS = {"SemEval": ("examples/semeval2010_task8.yaml", "semeval2010_task8"), "FewRel": ("examples/fewrel.yaml", "fewrel")}
+QUICK_START = ("divray/quickstart/quickstart.yaml", None)
+
+
+def scores(config_name: str, folder: Path | None, k: int | None, draws: int) -> dict[str, Any]:
+    """The main score of each draw."""
+    from divray.config import load_config
+    from divray.datasets import load_task
+    from divray.extraction.metrics import main_score, score
+    from divray.extraction.training import fit_head, targets_of, untrained
+
+    overrides = [
+        f"evaluation.draws={draws}",
+        *([f"task.data={folder}"] if folder else []),
+        *([f"task.seeds_per_relation={k}"] if k else []),
+    ]
+    config = load_config(HERE.parent / config_name, overrides)
+    task = load_task(config)
+    labels = [relation.name for relation in task.relations]
+    gold = [example.relation for example in task.test]
+    started = time.perf_counter()
+    model = untrained(labels, config.models.encoder, config.extraction)
+    known: dict[Any, np.ndarray] = {}
+
+    def encoded(examples: list[Any]) -> np.ndarray:
+        keys = [(one.text, one.head, one.tail) for one in examples]
+        new = {key: one for key, one in zip(keys, examples, strict=True) if key not in known}
+        known.update(zip(new, model.features(list(new.values())), strict=True) if new else ())
+        return np.stack([known[key] for key in keys])
+
+    found, seconds = [], 0.0
+    for number, draw in enumerate(task.draws):
+        fit_head(model, encoded(draw), targets_of(draw, labels), np.ones(len(draw)), config.extraction.shrinkage)
+        answers = model.classify(encoded(task.test)).labels
+        found.append(main_score(score(gold, answers, labels, config.task.none_label, config.task.metric), config.task.metric))
+        if number == 0:
+            seconds = time.perf_counter() - started
+    spread = statistics.stdev(found) if len(found) > 1 else None
+    return {
+        "k": k or config.task.seeds_per_relation,
+        "rows": len(task.seeds),
+        "test": len(gold),
+        "draws": len(found),
+        "mean": round(100 * statistics.fmean(found), 2),
+        "sd": None if spread is None else round(100 * spread, 2),
+        "seconds_of_the_first_draw": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "classifier.json")
+    arguments = parser.parse_args()
+    found: dict[str, Any] = {"machine": machine(), "quick start": [scores(*QUICK_START, None, 1)]}
+    for name, (config, folder) in TASKS.items():
+        found[name] = [scores(config, arguments.data / folder, k, arguments.draws) for k in arguments.k]
+        print(name, json.dumps(found[name]), flush=True)
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
