@@ -175,16 +175,20 @@ class SearchConfig(Section):
     trials: int = Field(8, ge=0, description="The first has the values of `extraction`; 0: train with these.")
     depth: tuple[float, float] = (0.34, 1.0)
     entity_weight: tuple[float, float] = (0.3, 1.0)
-    rest_weight: tuple[float, float] = (0.2, 1.0)
+    words_weight: tuple[float, float] = (0.2, 1.0)
+    last_weight: tuple[float, float] = (0.2, 1.0)
     shrinkage: tuple[float, float] = (0.5, 0.95)
 
 
 class ExtractionConfig(Section):
     """The RE model: a linear discriminant on an encoder's spans, in closed form; with `epochs` the encoder is tuned from there."""
 
-    depth: float = Field(0.5, gt=0, le=1, description="Share of the encoder's layers; the middle ones know most of who does what to whom.")
+    depth: float = Field(
+        0.5, gt=0, le=1, description="Of the spans' layer, as a share of all; the middle ones know most of who does what to whom."
+    )
     entity_weight: float = Field(0.7, ge=0, description="Of head and tail; the words between have 1.")
-    rest_weight: float = Field(0.5, ge=0, description="Of the words that are in no entity and not between them.")
+    words_weight: float = Field(0.5, ge=0, description="Of all words outside of head and tail.")
+    last_weight: float = Field(0.5, ge=0, description="Of the same words in the last layer.")
     shrinkage: float = Field(0.8, gt=0, le=1, description="Of the covariance towards a multiple of the identity.")
     generated_weight: float = Field(0.3, ge=0, le=1, description="Of a generated sample beside a human example's 1.")
     epochs: int = Field(0, ge=0, description="Of the encoder's tuning; worth it from some 50 examples a relation.")

@@ -1,8 +1,8 @@
-"""What an encoder says of head, tail, the words between them and the rest, and a linear classifier of that in closed form.
+"""What an encoder says of head, tail, the words between them and all others, and a linear classifier of that in closed form.
 
 The unmarked sentence goes through the encoder once.  The four views are unit-length means of hidden states; the words between the
-entities and the rest stand in one of two blocks, by which entity comes first, so that a linear classifier sees the direction.
-The classifier is linear discriminant analysis with a covariance shrunk towards a multiple of the identity, as in
+entities and all words outside of them stand in one of two blocks, by which entity comes first, so that a linear classifier sees
+the direction.  The classifier is linear discriminant analysis with a covariance shrunk towards a multiple of the identity, as in
 Friedman 1989 (regularized discriminant analysis), whose weights need one solve in the space of the rows.
 
 torch is imported inside the functions that need it.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VIEWS = 4
-"""Head, tail, between, rest."""
+"""Head, tail, between, and all words outside of the entities, those between among them."""
 BLOCKS = 6
 """Views of the encoder's width: head, tail, and between and rest in two places each."""
 FEATURE_GRID, WEIGHT_GRID = 2.0**-12, 2.0**-20
@@ -31,7 +31,7 @@ _LEAST = 1e-6
 
 
 class Encoded(NamedTuple):
-    """Token ids of a sentence, the view of each token (one of :data:`VIEWS`, or -1), and whether the head comes first."""
+    """Token ids, the place of each (0 head, 1 tail, 2 between, 3 outside, -1 none), and whether the head comes first."""
 
     ids: list[int]
     view: list[int]
@@ -91,7 +91,7 @@ def collate(encoded: Sequence[Encoded], pad: int, device: Any, width: int = 0) -
     ids = torch.tensor([one.ids + [pad] * (width - len(one.ids)) for one in encoded], device=device)
     mask = torch.tensor([[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in encoded], device=device)
     view = torch.tensor([one.view + [-1] * (width - len(one.view)) for one in encoded], device=device)
-    views = (view[:, None, :] == torch.arange(VIEWS, device=device)[None, :, None]).float()
+    views = torch.stack([view == 0, view == 1, view == 2, view >= 2], dim=1).float()
     return Batch(ids, mask, views, torch.tensor([one.forward for one in encoded], device=device))
 
 
@@ -100,9 +100,16 @@ def pooled(states: Tensor, batch: Batch, weights: Sequence[float]) -> Tensor:
     import torch
 
     means = torch.nn.functional.normalize(batch.views @ states.float(), dim=-1) * torch.tensor(list(weights), device=states.device)[:, None]
-    head, tail, between, rest = means.unbind(1)
+    head, tail, between, words = means.unbind(1)
+    return torch.cat([head, tail, by_order(between, batch), by_order(words, batch)], dim=-1)
+
+
+def by_order(view: Tensor, batch: Batch) -> Tensor:
+    """A view ``[n, d]`` in the first half of ``[n, 2 d]`` where the head comes first, else in the second."""
+    import torch
+
     ahead = batch.forward[:, None].float()
-    return torch.cat([head, tail, between * ahead, between * (1 - ahead), rest * ahead, rest * (1 - ahead)], dim=-1)
+    return torch.cat([view * ahead, view * (1 - ahead)], dim=-1)
 
 
 def exchanged(features: np.ndarray) -> np.ndarray:

@@ -158,7 +158,6 @@ def test_on_the_terminal(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> 
         "round 0",
         "shown: s/1",
         "(passes the gate, auto)",
-        "second judge 0.600",
     ):
         assert words in shown
     assert main(["explain", run.uri, "r00-a-001", "--json"]) == 0

@@ -1,4 +1,4 @@
-"""The RE model: the lower layers of an encoder, the spans' features (:mod:`divray.spans`), and one linear layer on them.
+"""The RE model: an encoder, the spans' features of two of its layers (:mod:`divray.spans`), and one linear layer on them.
 
 Importing this module imports torch and transformers; everything else does so inside its functions.
 """
@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from divray.models import local_model
 from divray.relations import Example
-from divray.spans import BLOCKS, Batch, Encoded, collate, encode_spans, pooled
+from divray.spans import BLOCKS, Batch, Encoded, by_order, collate, encode_spans, pooled
 
 BATCH_TOKENS = 4096
 
@@ -27,9 +27,10 @@ class RelationExtractorConfig(PreTrainedConfig):
     """What a :class:`RelationExtractor` is built from.
 
     Args:
-        encoder: The encoder's own configuration, as plain values, with as many layers as are used.
+        encoder: The encoder's own configuration, as plain values.
         labels: Relation names in the order of the classifier's outputs.
-        view_weights: Of head, tail, the words between them and the rest.
+        layer: Hidden state of the spans; 0 is that of the embeddings.
+        view_weights: Of head, tail, the words between them, all words outside of the two, and the same in the last layer.
         max_tokens: Most tokens of a sentence.
     """
 
@@ -39,11 +40,13 @@ class RelationExtractorConfig(PreTrainedConfig):
         self,
         encoder: dict[str, Any] | None = None,
         labels: Sequence[str] | None = None,
-        view_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        layer: int = -1,
+        view_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0, 1.0),
         max_tokens: int = 96,
         **kwargs: Any,
     ) -> None:
         self.encoder = dict(encoder or {})
+        self.layer = layer
         self.view_weights = list(view_weights)
         self.max_tokens = max_tokens
         if labels is not None:
@@ -76,35 +79,37 @@ class RelationExtractor(PreTrainedModel):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         encoder = AutoConfig.for_model(**config.encoder)
         self.encoder = AutoModel.from_config(encoder)
-        self.classifier = nn.Linear(BLOCKS * encoder.hidden_size, len(config.labels))
+        self.classifier = nn.Linear((BLOCKS + 2) * encoder.hidden_size, len(config.labels))
         self.post_init()
 
     @classmethod
     def on_encoder(
         cls, reference: str, labels: Sequence[str], depth: float, view_weights: Sequence[float], max_tokens: int
     ) -> RelationExtractor:
-        """A pretrained encoder's lower layers, and a classifier that is still to be fitted.
+        """A pretrained encoder, and a classifier that is still to be fitted.
 
         Args:
             reference: Model that :func:`divray.models.local_model` understands.
             labels: The classifier's outputs.
-            depth: Share of the layers that are used, in (0, 1]; at least one is.
-            view_weights: Of head, tail, between and rest.
+            depth: Of the spans' layer, as a share of all, in (0, 1].
+            view_weights: See :class:`RelationExtractorConfig`.
             max_tokens: Most tokens of a sentence.
         """
         folder = local_model(reference)
-        whole = AutoConfig.from_pretrained(folder)
-        whole.num_hidden_layers = max(1, round(depth * whole.num_hidden_layers))
-        model = cls(RelationExtractorConfig(whole.to_dict(), labels, view_weights, max_tokens))
+        values = AutoConfig.from_pretrained(folder)
+        layer = max(1, round(depth * values.num_hidden_layers))
+        model = cls(RelationExtractorConfig(values.to_dict(), labels, layer, view_weights, max_tokens))
         with _quietly():
-            model.encoder = AutoModel.from_pretrained(folder, config=whole, dtype=torch.float32)
+            model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
             model.tokenizer = AutoTokenizer.from_pretrained(folder)
         return model
 
     def pool(self, batch: Batch) -> Tensor:
-        """Features (rows, BLOCKS * width) of a batch."""
-        states = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        return pooled(states, batch, self.config.view_weights)
+        """Features (rows, (BLOCKS + 2) * width) of a batch."""
+        states = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+        *weights, last = self.config.view_weights
+        words = last * nn.functional.normalize((batch.views[:, -1:] @ states[-1].float()).squeeze(1), dim=-1)
+        return torch.cat([pooled(states[self.config.layer], batch, weights), by_order(words, batch)], dim=-1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (rows, labels) of a batch."""
@@ -120,7 +125,7 @@ class RelationExtractor(PreTrainedModel):
 
     @torch.inference_mode()
     def features(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """The spans' features of examples, float32 (rows, BLOCKS * width), in batches of like length."""
+        """The spans' features of examples, float32 (rows, (BLOCKS + 2) * width), in batches of like length."""
         self.eval()
         encoded = self.encode(examples)
         found = np.zeros((len(encoded), self.classifier.in_features), np.float32)

@@ -28,7 +28,7 @@ from divray.sections import ExtractionConfig
 EXPERIMENT = "tune"
 """Ray Tune's own folder inside the run, there only while the search is under way."""
 
-SEARCHED = ("depth", "entity_weight", "rest_weight", "shrinkage")
+SEARCHED = ("depth", "entity_weight", "words_weight", "last_weight", "shrinkage")
 
 REPEATS = 3
 """Of the cross-validation."""
@@ -105,7 +105,8 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
             param_space={
                 "depth": tune.uniform(*space.depth),
                 "entity_weight": tune.uniform(*space.entity_weight),
-                "rest_weight": tune.uniform(*space.rest_weight),
+                "words_weight": tune.uniform(*space.words_weight),
+                "last_weight": tune.uniform(*space.last_weight),
                 "shrinkage": tune.uniform(*space.shrinkage),
             },
             tune_config=tune.TuneConfig(

@@ -69,7 +69,7 @@ def untrained(labels: Sequence[str], encoder: str, config: ExtractionConfig) -> 
 
     from divray.extraction.model import RelationExtractor
 
-    views = (config.entity_weight, config.entity_weight, 1.0, config.rest_weight)
+    views = (config.entity_weight, config.entity_weight, 1.0, config.words_weight, config.last_weight)
     model = RelationExtractor.on_encoder(encoder, labels, config.depth, views, config.max_length)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
