@@ -55,6 +55,7 @@ class Relation:
         description: One sentence that says when the relation holds from head to tail.
         head_type: Type of the head, in words (``"person"``).
         tail_type: Type of the tail, in words.
+        inverse: Name of the relation that holds from tail to head whenever this one holds; its own name if it is symmetric.
         examples: The user's own examples (seeds given in the relations file).
     """
 
@@ -62,6 +63,7 @@ class Relation:
     description: str
     head_type: str = ""
     tail_type: str = ""
+    inverse: str = ""
     examples: tuple[Example, ...] = field(default=())
 
 

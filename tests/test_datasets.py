@@ -375,6 +375,14 @@ RELATIONS = """
 """
 
 
+def test_a_relation_names_its_inverse(tmp_path: Path) -> None:
+    path = tmp_path / "relations.yaml"
+    path.write_text(
+        "- {name: a, description: x, inverse: b}\n- {name: b, description: y, inverse: a}\n- {name: c, description: z, inverse: c}"
+    )
+    assert [relation.inverse for relation in read_relations_file(path)] == ["b", "a", "c"]
+
+
 def test_relations_file(tmp_path: Path) -> None:
     path = tmp_path / "relations.yaml"
     path.write_text(RELATIONS)
@@ -397,6 +405,8 @@ def test_relations_file(tmp_path: Path) -> None:
         ("- {name: a, description: ' '}", ("relation a, description", "missing")),
         ("- {name: a, description: 5}", ("relation a, description", "5 is no text")),
         ("- {name: a, description: x, exmples: []}", ("relation a, exmples", "unknown key")),
+        ("- {name: a, description: x, inverse: b}", ("relation a, inverse", "'b' is no inverse")),
+        ("- {name: a, description: x, inverse: b}\n- {name: b, description: y}", ("relation a, inverse", "names this one")),
         ("- {name: a, description: x}\n- {name: a, description: y}", ("relation a", "twice")),
         ("- name: a\n  description: x\n  description: y", ("line 1", "key 'description' stands there twice")),
         ("- {name: a, description: x, examples: 'The [a] {b}'}", ("relation a, examples", "no list")),

@@ -9,14 +9,15 @@ import pytest
 
 from divray.errors import InputError
 from divray.extraction.predict import predict
-from divray.extraction.training import train
-from divray.relations import Example
+from divray.extraction.training import train, training_rows
+from divray.relations import Example, Relation
 from divray.sections import ExtractionConfig
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
 PLACES = ["Alden", "Port Selby", "Monte Claro", "Kestrel Bay", "Rome", "Akoma Ridge"]
 WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}."}
 LABELS = list(WORDING)
+RELATIONS = [Relation("born_in", "The head was born in the tail."), Relation("works_in", "The head has a job in the tail.")]
 CLOSED, TUNED = ExtractionConfig(), ExtractionConfig(learning_rate=3e-4, epochs=2, batch_size=8)
 
 
@@ -32,7 +33,7 @@ HELD_OUT = [sentence(r, n, p) for r in LABELS for n, p in zip(NAMES[4:], PLACES[
 
 @pytest.fixture(scope="module")
 def model():
-    return train(TRAINING, LABELS, "embedded:minilm", CLOSED, seed=1)
+    return train(TRAINING, RELATIONS, "embedded:minilm", CLOSED, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +58,54 @@ def test_predictions_do_not_depend_on_the_batches(model):
 
 
 def test_the_closed_form_depends_on_the_rows_alone(model):
-    again = train(TRAINING[::-1], LABELS, "embedded:minilm", CLOSED, seed=2)
+    again = train(TRAINING[::-1], RELATIONS, "embedded:minilm", CLOSED, seed=2)
     assert np.array_equal(again.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
 
 
 def test_a_row_counts_as_often_as_its_weight_says(model):
-    doubled = train([*TRAINING, TRAINING[0]], LABELS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
-    weighed = train(TRAINING, LABELS, "embedded:minilm", CLOSED, 1, [2.0, *[1.0] * (len(TRAINING) - 1)]).predict(HELD_OUT).probabilities
+    doubled = train([*TRAINING, TRAINING[0]], RELATIONS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
+    weighed = train(TRAINING, RELATIONS, "embedded:minilm", CLOSED, 1, [2.0, *[1.0] * (len(TRAINING) - 1)]).predict(HELD_OUT).probabilities
     wrong = [*TRAINING, replace(TRAINING[0], relation="works_in")]
-    without = train(wrong, LABELS, "embedded:minilm", CLOSED, 1, [1.0] * len(TRAINING) + [1e-9]).predict(HELD_OUT).probabilities
+    without = train(wrong, RELATIONS, "embedded:minilm", CLOSED, 1, [1.0] * len(TRAINING) + [1e-9]).predict(HELD_OUT).probabilities
     assert np.allclose(weighed, doubled, atol=0.1)
     assert np.allclose(without, model.predict(HELD_OUT).probabilities, atol=0.02)
 
 
 @pytest.mark.slow
-def test_tuning_goes_on_from_the_closed_form_and_follows_its_seed(model):
-    made = [train(rows, LABELS, "embedded:minilm", TUNED, seed) for rows, seed in ((TRAINING, 1), (TRAINING[::-1], 1), (TRAINING, 2))]
-    first, again, other = (one.classifier.weight.tolist() for one in made)
-    assert first == again and first != other and first != model.classifier.weight.tolist()
-    assert made[0].predict(HELD_OUT).labels == [e.relation for e in HELD_OUT]
+def test_the_tuned_network_votes_beside_the_closed_form_and_follows_its_seed(model, tmp_path):
+    from divray.extraction.model import RelationExtractor
+
+    made = [train(rows, RELATIONS, "embedded:minilm", TUNED, seed) for rows, seed in ((TRAINING, 1), (TRAINING[::-1], 1), (TRAINING, 2))]
+    first, again, other = (one.tuned.classifier.weight.tolist() for one in made)
+    assert first == again and first != other
+    assert made[0].classifier.weight.tolist() == model.classifier.weight.tolist()
+    found = made[0].predict(HELD_OUT)
+    assert found.labels == [e.relation for e in HELD_OUT]
+    made[0].save(tmp_path)
+    assert np.array_equal(RelationExtractor.load(str(tmp_path)).predict(HELD_OUT).probabilities, found.probabilities)
+    closed = made[0].features(TRAINING) @ made[0].classifier.weight.detach().numpy().T + made[0].classifier.bias.detach().numpy()
+    assert np.isclose(made[0].tuned_scores(TRAINING).std(), closed.std(), rtol=0.1)
+
+
+def test_an_example_of_a_relation_with_an_inverse_is_one_of_the_inverse_too():
+    relations = [Relation("employs", "x", inverse="works_for"), Relation("works_for", "y", inverse="employs"), Relation("other", "z")]
+    given = [sentence("born_in", n, p) for n, p in zip(NAMES[:3], PLACES[:3], strict=True)]
+    rows = training_rows([replace(one, relation=r.name) for one, r in zip(given, relations, strict=True)], relations, [1.0, 0.5, 1.0])
+    assert rows.targets.tolist() == [0, 1, 2, 1, 0]
+    assert rows.weights.tolist() == [1.0, 0.5, 1.0, 1.0, 0.5] and rows.origin.tolist() == [0, 1, 2, 0, 1]
+    assert [(one.head_text, one.tail_text, one.head_type) for one in rows.examples[3:]] == [
+        (PLACES[0], NAMES[0], "place"),
+        (PLACES[1], NAMES[1], "place"),
+    ]
+
+
+def test_descriptions_tell_apart_what_the_rows_do_not():
+    swapped = [RELATIONS[0], Relation("works_in", RELATIONS[0].description)]
+    rows = [replace(one, relation="works_in") for one in TRAINING[:4]] + TRAINING[:4]  # the same sentences for both
+    found = train(rows, swapped, "embedded:minilm", CLOSED, 0).predict(HELD_OUT[:2]).probabilities
+    assert np.allclose(found, 0.5, atol=1e-3)
+    told = train(rows, RELATIONS, "embedded:minilm", CLOSED, 0).predict([HELD_OUT[0], HELD_OUT[2]]).probabilities
+    assert told[0, 0] > told[1, 0]
 
 
 def test_training_leaves_the_callers_generator_and_threads_alone():
@@ -83,22 +113,22 @@ def test_training_leaves_the_callers_generator_and_threads_alone():
 
     torch.manual_seed(5)
     threads, expected = torch.get_num_threads(), torch.random.get_rng_state()
-    train(TRAINING[:2], LABELS, "embedded:minilm", TUNED, 0)
+    train(TRAINING[:2], RELATIONS, "embedded:minilm", TUNED, 0)
     assert torch.equal(torch.random.get_rng_state(), expected)
     assert torch.get_num_threads() == threads
 
 
 def test_a_label_without_examples_stays_an_output(tmp_path):
-    model = train(TRAINING, [*LABELS, "lives_in"], "embedded:minilm", CLOSED, seed=1)
+    model = train(TRAINING, [*RELATIONS, Relation("lives_in", "The head lives in the tail.")], "embedded:minilm", CLOSED, seed=1)
     assert model.predict(HELD_OUT).probabilities.shape == (4, 3)
     assert model.config.labels == [*LABELS, "lives_in"]
 
 
 def test_training_refuses_what_it_cannot_learn():
     with pytest.raises(ValueError, match="works_in"):
-        train(TRAINING, ["born_in"], "embedded:minilm", CLOSED, 0)
+        train(TRAINING, RELATIONS[:1], "embedded:minilm", CLOSED, 0)
     with pytest.raises(ValueError, match="no training examples"):
-        train([], LABELS, "embedded:minilm", CLOSED, 0)
+        train([], RELATIONS, "embedded:minilm", CLOSED, 0)
 
 
 def test_saved_model_predicts_the_same_and_holds_no_pickles(model, saved):

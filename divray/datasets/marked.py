@@ -25,7 +25,7 @@ from divray.datasets.source import Source, read_text
 from divray.errors import InputError
 from divray.relations import Example, Relation, parse_marked
 
-KEYS = ("name", "description", "head_type", "tail_type", "examples")
+KEYS = ("name", "description", "head_type", "tail_type", "inverse", "examples")
 
 _MENDS = {
     "no_head": "Put the head in [ ].",
@@ -97,12 +97,16 @@ def read_relations_file(path: Path) -> list[Relation]:
             raise InputError(where, f"{place}, {unknown[0]}", "unknown key", f"Known keys: {', '.join(KEYS)}.")
         if name in relations:
             raise InputError(where, place, "the name stands there twice", "Give each relation one entry.")
-        values = {key: _words(where, place, key, row.get(key)) for key in ("description", "head_type", "tail_type")}
+        values = {key: _words(where, place, key, row.get(key)) for key in KEYS[1:-1]}
         if not values["description"]:
             raise InputError(where, f"{place}, description", "missing", "Say in one sentence when the relation holds.")
         source = Source(path)
         examples = tuple(_marked(source, name, row.get("examples") or [], values["head_type"], values["tail_type"]))
-        relations[name] = Relation(name, values["description"], values["head_type"], values["tail_type"], examples)
+        relations[name] = Relation(name, **values, examples=examples)
+    for relation in relations.values():
+        if relation.inverse and (relation.inverse not in relations or relations[relation.inverse].inverse != relation.name):
+            fix = "Give the name of a relation in this file, which names this one as its inverse."
+            raise InputError(where, f"relation {relation.name}, inverse", f"{relation.inverse!r} is no inverse", fix)
     return list(relations.values())
 
 
