@@ -47,6 +47,7 @@ class RelationExtractorConfig(PreTrainedConfig):
         view_weights: Of head and tail, all words outside of the two, the same in the last layer, and the n-grams; between has 1.
         max_tokens: Most tokens of a sentence.
         tuned: There is a tuned network of ``layer`` layers beside the frozen encoder.
+        scale: Of the discriminant's scores, by which they became the classifier's.
     """
 
     model_type = "divray-relation-extractor"
@@ -59,6 +60,7 @@ class RelationExtractorConfig(PreTrainedConfig):
         view_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         max_tokens: int = 96,
         tuned: bool = False,
+        scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.encoder = dict(encoder or {})
@@ -66,6 +68,7 @@ class RelationExtractorConfig(PreTrainedConfig):
         self.view_weights = list(view_weights)
         self.max_tokens = max_tokens
         self.tuned = tuned
+        self.scale = scale
         if labels is not None:
             kwargs["id2label"] = dict(enumerate(labels))
             kwargs["label2id"] = {label: index for index, label in enumerate(labels)}

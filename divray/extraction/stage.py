@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from divray.config import Config
@@ -23,6 +24,7 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
 
 
 def _train(config: Config, uri: str) -> dict[str, Any]:
+    from divray.extraction.card import model_card
     from divray.extraction.training import train
 
     run = RunFolder(uri)
@@ -32,5 +34,6 @@ def _train(config: Config, uri: str) -> dict[str, Any]:
     model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
+        Path(folder, "README.md").write_text(model_card(config, settings, model, relations, seeds, len(examples)), encoding="utf-8")
         run.upload(folder, "model")
     return {"examples": len(examples), "labels": len(relations), "parameters": model.num_parameters()}

@@ -132,6 +132,7 @@ def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, describ
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(scale * whole.weights))
         model.classifier.bias.copy_(torch.from_numpy(np.maximum(scale * whole.bias, -1e4)))
+    model.config.scale = scale
 
 
 def closed_form(
