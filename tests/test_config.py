@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,9 @@ def test_only_how_may_change_in_a_run() -> None:
     assert changed.what() == config.what()
     with pytest.raises(InputError, match="keeps its settings"):
         override_config(config, ["selection.k=4"])
+
+
+def test_the_page_of_settings_is_the_code_s() -> None:
+    file = Path(__file__).parents[1] / "docs" / "configuration.py"
+    made = runpy.run_path(str(file))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: python docs/configuration.py"
