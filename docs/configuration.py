@@ -16,9 +16,9 @@ from divray.config import HOW_SECTIONS, Config
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = f"""# Settings
 
-One YAML file. `section.key=value` on the command line stands over it. Unknown keys are errors. `{HOW_SECTIONS[0]}` and `{HOW_SECTIONS[1]}` say *how* a
-run is made and may change between two calls; all others say *what* is made and identify the run. `divray plan CONFIG` prints every key with
-its value. `python docs/configuration.py` writes this page.
+One YAML file. `section.key=value` on the command line stands over it. Unknown keys are errors. `{"` and `".join(HOW_SECTIONS)}`
+say *how* a run is made and may change between two calls; all others say *what* is made and identify the run. `divray plan CONFIG`
+prints every key with its value. `python docs/configuration.py` writes this page.
 """
 
 
@@ -33,11 +33,14 @@ def _part(name: str, section: Any) -> str:
     doc = " ".join((section.__doc__ or "").split())
     inner = [(key, field) for key, field in section.model_fields.items() if _section(field.annotation)]
     rows = [(key, field) for key, field in section.model_fields.items() if not _section(field.annotation)]
-    return "\n".join([f"## `{name}`\n\n{doc}\n", _table(f"{name}.", rows), *(_part(f"{name}.{key}", field.annotation) for key, field in inner)])
+    below = [_part(f"{name}.{key}", field.annotation) for key, field in inner]
+    return "\n".join([f"## `{name}`\n\n{doc}\n", _table(f"{name}.", rows), *below])
 
 
 def _table(prefix: str, fields: list[tuple[str, Any]]) -> str:
-    rows = [f"| `{prefix}{key}` | {_kind(field.annotation)} | {_default(field)} | {_cell(field.description or '')} |" for key, field in fields]
+    rows = [
+        f"| `{prefix}{key}` | {_kind(field.annotation)} | {_default(field)} | {_cell(field.description or '')} |" for key, field in fields
+    ]
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
