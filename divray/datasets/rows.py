@@ -9,15 +9,15 @@ divray's own data set (``head_start``, ``head_end``, …, ``sample_id``).  Other
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from divray.datasets.source import Source
 from divray.relations import Example, Span
 
 
-def example_from_row(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Example:
-    """One checked example.
+def example_from_row(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:
+    """One checked example, or none where it can't be used, which is counted.
 
     Args:
         source: The file, for errors and labels.
@@ -26,18 +26,23 @@ def example_from_row(source: Source, place: str, row: Mapping[str, Any], default
         default_id: Id of a row that has none of its own.
 
     Raises:
-        InputError: A field is missing or wrong, an entity is not in the text, or the two overlap.
+        InputError: A field is missing or wrong, or an entity is not in the text.
     """
     text = source.string(place, "text", row.get("text"))
     label = source.label(place, row.get("relation"))
-    head, tail = (_span(source, place, row, side, text) for side in ("head", "tail"))
+    head, tail = (span_of(source, place, row, side, text) for side in ("head", "tail"))
     types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
     given = next((row[name] for name in ("id", "example_id", "sample_id") if row.get(name) is not None), None)
     identity = source.identity(place, given, default_id)
-    return source.checked(place, Example(text, head, tail, label, types[0], types[1], identity))
+    yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
 
 
-def _span(source: Source, place: str, row: Mapping[str, Any], side: str, text: str) -> Span:
+def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text: str) -> Span:
+    """The span of ``side`` (``head`` or ``tail``), in any of the forms above.
+
+    Raises:
+        InputError: There is none, or it does not lie in the text.
+    """
     value = row.get(side)
     if value is None and row.get(f"{side}_start") is not None:
         value = [row[f"{side}_start"], row.get(f"{side}_end")]
@@ -51,7 +56,7 @@ def _span(source: Source, place: str, row: Mapping[str, Any], side: str, text: s
         problem = "missing" if value is None else f"{value!r} is no span"
         raise source.error(f"{place}, {side}", problem, "Give [start, end) in characters of the text.")
     start, end = value
-    if not 0 <= start < end <= len(text):
+    if not 0 <= start <= end <= len(text):
         raise source.error(f"{place}, {side}", f"[{start}, {end}) does not lie in the text ({len(text)} characters)", "Mend the span.")
     if isinstance(words, str) and text[start:end] != words:
         mend = "Mend the span or the words; offsets count characters, not bytes."
