@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from divray.errors import DivrayError, InputError
+from divray.errors import DivrayError, InputError, own_error
 
 EXAMPLES = """\
 examples:
@@ -134,15 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.configure(parsed.quiet)
     try:
         parsed.function(parsed)
-    except DivrayError as error:
-        console.print_error(error)
-        return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
         console.print_error(DivrayError("interrupted; the same command goes on from here"))
         return 130
+    except Exception as error:
+        own = own_error(error)
+        console.print_error(own)
+        return own.exit_code if isinstance(own, DivrayError) else 2 if isinstance(own, OSError) else 1
     return 0
 
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import platform
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -97,12 +98,8 @@ def check(config: Config) -> Any:
     for name in config.prompts.strategies:
         if name not in STRATEGIES:
             raise InputError("config", f"prompts.strategies.{name}", "unknown strategy", f"Known: {', '.join(STRATEGIES)}.")
-    if not config.prompts.strategies or min(config.prompts.strategies.values()) <= 0:
-        raise InputError(
-            "config", "prompts.strategies", "needs at least one strategy with a positive share", "Write e.g. {independent: 1}."
-        )
     if config.models.llm == "endpoint":
-        if config.engine.endpoint is None or not config.engine.endpoint.url.startswith(("http://", "https://")):
+        if config.engine.endpoint is None:
             raise InputError("config", "engine.endpoint", "`models.llm: endpoint` needs a url and a model", "Give url and model.")
         if config.rounds > 1:
             raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
@@ -247,6 +244,9 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
         else:
             console.log(f"{name} …")
             counts = function(config, run, round_)
+    except Exception:
+        run.write_text(f"logs/{name}.traceback", traceback.format_exc())
+        raise
     finally:
         save_logs(run)
     seconds = time.monotonic() - started

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import quote
 
 Span = tuple[int, int]
 
@@ -77,6 +78,11 @@ def span_problem(text: str, head: Span, tail: Span) -> str:
 
 def overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
+
+
+def metric_tag(name: str) -> str:
+    """A relation's name as a tag of Ray's metrics, which take ASCII alone; other characters are percent-encoded."""
+    return quote(name, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 def render_marked(example: Example) -> str:

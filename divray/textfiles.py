@@ -137,11 +137,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-    for key in keys:
-        if not isinstance(key, str) or keys.count(key) > 1:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str) or key in seen:
             problem = _TWICE.format(key) if isinstance(key, str) else f"key {key!r} is no string (quote it)"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key)
     loader.flatten_mapping(node)
     return {loader.construct_object(key): loader.construct_object(value, deep=True) for key, value in node.value}
 

@@ -485,7 +485,7 @@ def test_relations_file(tmp_path: Path) -> None:
         ("- {name: a, description: 5}", ("relation a, description", "5 is no text")),
         ("- {name: a, description: x, exmples: []}", ("relation a, exmples", "unknown key")),
         ("- {name: a, description: x}\n- {name: a, description: y}", ("relation a", "twice")),
-        ("- name: a\n  description: x\n  description: y", ("line 1", "key 'description' stands there twice")),
+        ("- name: a\n  description: x\n  description: y", ("line 3", "key 'description' stands there twice")),
         ("- {name: a, description: x, examples: 'The [a] {b}'}", ("relation a, examples", "no list")),
         ("- {name: a, description: x, examples: ['The [a] b']}", ("relation a, example 1", "no tail", "Put the tail in { }")),
         ("- {name: a, description: x, examples: ['{a} b']}", ("example 1", "no head")),

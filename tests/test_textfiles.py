@@ -34,7 +34,7 @@ def test_yaml_values(text: str, value: Any) -> None:
     ("text", "parts"),
     [
         ("a: 1\nb: {c: 1, d: 2, c: 3}", ("line 2", "key 'c' stands there twice")),
-        ("a: 1\n1: 2", ("line 1", "key 1 is no string")),
+        ("a: 1\n1: 2", ("line 2", "key 1 is no string")),
         ("on: 1", ("key True is no string",)),
         ("a: 2024-02-31", ("day is out of range",)),
         ('a: "\\uDE00"', ("line 1", "half a surrogate pair")),

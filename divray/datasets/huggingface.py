@@ -19,7 +19,6 @@ from divray.datasets.source import Source
 from divray.relations import Example
 from divray.textfiles import read_json
 
-
 _SPLITS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing|eval|evaluation"}
 """Split -> the words for it in a path, as the hub tells them apart."""
 
@@ -101,7 +100,9 @@ def _parquet_files(source: Source) -> list[Path]:
             splits.setdefault(split_of(file.relative_to(path)), []).append(file)
         if len(splits) > 1:
             several = ", ".join(f"{split or 'others'} ({files[0].relative_to(path)} …)" for split, files in sorted(splits.items()))
-            raise source.error("", f"holds several splits: {several}", "Give one of them: a folder, a file, or a pattern like train-*.parquet.")
+            raise source.error(
+                "", f"holds several splits: {several}", "Give one of them: a folder, a file, or a pattern like train-*.parquet."
+            )
         files = [file for found in splits.values() for file in found]
         problem = "neither state.json nor *.parquet in it"
     else:

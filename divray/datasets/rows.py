@@ -8,12 +8,12 @@ divray's own data set (``head_start``, ``head_end``, …, ``sample_id``).  Other
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from divray.datasets.source import Source
 from divray.relations import Example, Span
+from divray.words import mentions
 
 
 def example_from_row(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:
@@ -65,7 +65,7 @@ def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text:
 
 
 def _find(source: Source, place: str, side: str, words: str, text: str) -> Span:
-    found = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text)]
+    found = [span for span in mentions(text, words) if text[slice(*span)] == words]
     if not found:
         raise source.error(f"{place}, {side}", f"{words!r} is not in the text", "Write it as it stands in the text.")
     if len(found) > 1:

@@ -25,7 +25,6 @@ from divray.errors import InputError
 from divray.relations import MARKERS, Example, Relation
 from divray.sections import TaskConfig
 
-
 _OF_SEEDS = {
     "same_text": "with the text of another",
     "text_in_test": "with a text of the test set",
