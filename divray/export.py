@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.errors import InputError
-from divray.runs import RunFolder, open_uri
+from divray.runs import RunFolder, open_uri, write_bytes
 from divray.words import as_letters
 
 _TOKEN = re.compile(r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*|[^\w\s]")
@@ -34,9 +34,7 @@ def export(run_uri: str, target: str, every: bool = False) -> int:
     if not ending:
         raise InputError("command line", target, "unknown ending", f"Use one of {', '.join(writers)}.")
     table = run.read_table("dataset/data" if every else "comparison/selected")
-    filesystem, path = open_uri(target)
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(writers[ending](table))
+    write_bytes(*open_uri(target), writers[ending](table))
     return int(table.num_rows)
 
 

@@ -90,7 +90,7 @@ def check(config: Config) -> Any:
         InputError: Settings, data or models are wrong.
     """
     from divray.datasets import load_task
-    from divray.models import check_model
+    from divray.model_checks import check_models
     from divray.prompts import STRATEGIES
     from divray.prompts.pairs import read_pairs
     from divray.prompts.parsing import form_of
@@ -98,18 +98,9 @@ def check(config: Config) -> Any:
     for name in config.prompts.strategies:
         if name not in STRATEGIES:
             raise InputError("config", f"prompts.strategies.{name}", "unknown strategy", f"Known: {', '.join(STRATEGIES)}.")
-    if config.models.llm == "endpoint":
-        if config.engine.endpoint is None:
-            raise InputError("config", "engine.endpoint", "`models.llm: endpoint` needs a url and a model", "Give url and model.")
-        if config.rounds > 1:
-            raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
-    check_model(config.models.llm, "config", "models.llm")
-    check_model(config.models.encoder, "config", "models.encoder")
-    check_model(config.correctness.reader, "config", "correctness.reader")
-    if config.correctness.llm is not None and config.correctness.llm != "endpoint":
-        check_model(config.correctness.llm, "config", "correctness.llm")
-    elif config.correctness.llm and config.engine.endpoint is None:
-        raise InputError("config", "engine.endpoint", "`correctness.llm: endpoint` needs a url and a model", "Give url and model.")
+    if config.models.llm == "endpoint" and config.rounds > 1:
+        raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
+    check_models(config)
     task = load_task(config)
     if config.prompts.pairs_file:
         read_pairs(config.prompts.pairs_file, task.relations, form_of(task.seeds, task.relations))
