@@ -241,11 +241,12 @@ def _example(row: Mapping[str, Any], place: str, error: Callable[[str, str, str]
 
 
 def _answered(table: pa.Table, labels: Iterable[str], probabilities: Iterable[float]) -> pa.Table:
+    metadata = table.schema.metadata
     table = table.rename_columns([GIVEN.get(name, name) for name in table.column_names])
     answers = {"relation": pa.array(labels, pa.string()), "probability": pa.array(probabilities, pa.float64())}
     for name, column in answers.items():
         table = table.append_column(name, column)
-    return table
+    return table.replace_schema_metadata(metadata)
 
 
 @contextmanager
