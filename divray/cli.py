@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from divray.errors import DivrayError, InputError, own_error
 
@@ -179,22 +181,24 @@ def _preview(arguments: argparse.Namespace) -> None:
 def _stage(arguments: argparse.Namespace) -> None:
     from divray import pipeline
     from divray.config import load_config, override_config
+    from divray.locks import locked
     from divray.runs import RunFolder
 
     stage = pipeline.STAGES[arguments.command]
     if stage.name == "prepare":
         config = load_config(arguments.config, arguments.overrides)
-        pipeline.begin(config, arguments.run)
-        run = RunFolder(arguments.run)
+        hold: AbstractContextManager[Any] = pipeline.held(config, arguments.run)
     else:
+        config = override_config(pipeline.read_config(RunFolder(arguments.run)), arguments.overrides)
+        hold = locked(RunFolder(arguments.run))
+    with hold:
         run = RunFolder(arguments.run)
-        config = override_config(pipeline.read_config(run), arguments.overrides)
-    if getattr(arguments, "retry_failed", False):
-        pipeline.retry(config, run, arguments.round)
-        return
-    for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
-        pipeline.undo(config, run, stage, round_)
-        pipeline.run_stage(config, run, stage, round_)
+        if getattr(arguments, "retry_failed", False):
+            pipeline.retry(config, run, arguments.round)
+            return
+        for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
+            pipeline.undo(config, run, stage, round_)
+            pipeline.run_stage(config, run, stage, round_)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import platform
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,6 +23,7 @@ import yaml
 from divray import console
 from divray.config import Config, dump_config, parse_config
 from divray.errors import InputError
+from divray.locks import LOCK, locked
 from divray.runs import RunFolder
 
 CONFIG = "config.yaml"
@@ -122,21 +124,34 @@ def open_run(config: Config, uri: str) -> RunFolder:
             raise InputError(
                 f"{uri}/{CONFIG}", key, f"the run was begun with {before}, now it is {now}", "Choose another --out, or undo the change."
             )
-    elif run.files(""):
+    elif any(not name.startswith(LOCK) for name in run.files("")):
         raise InputError(uri, "", "the folder is not empty and holds no run", "Choose another --out.")
     return run
 
 
 def begin(config: Config, uri: str) -> RunFolder:
     """Open or create the run folder; what can be checked is checked before anything is written."""
+    with held(config, uri) as run:
+        return run
+
+
+@contextmanager
+def held(config: Config, uri: str) -> Iterator[RunFolder]:
+    """The run folder as of :func:`begin`, in which no other process is at work while the block runs.
+
+    Raises:
+        InputError: Settings, data or models are wrong, or another process is at work.
+    """
     from divray.cluster import check_machine
 
     run = open_run(config, uri)
     if run.record("prepare") is None:
         check(config)
         check_machine(config)
-    run.write_text(CONFIG, dump_config(config))
-    return run
+    with locked(run):
+        open_run(config, uri)  # another process may have begun it meanwhile
+        run.write_text(CONFIG, dump_config(config))
+        yield run
 
 
 def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None, force: bool) -> list[int]:
@@ -207,11 +222,15 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
     Raises:
         DivrayError: Of any kind; what was finished stays finished.
     """
-    run = begin(config, uri)
+    with held(config, uri) as run:
+        return _run_rest(config, run)
+
+
+def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
     todo = [(stage, round_) for stage, round_ in schedule(config) if stage.name == "report" or not run.record(record_name(stage, round_))]
     done = sum(1 for _ in schedule(config)) - len(todo)
     if done:
-        console.log(f"resuming {uri}: {done} stages are finished")
+        console.log(f"resuming {run.uri}: {done} stages are finished")
     for stage, round_ in todo:
         run_stage(config, run, stage, round_)
     summary: dict[str, Any] = run.read_json("summary.json")
