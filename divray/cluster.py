@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from divray.errors import ResourceError
+from divray.starting import starting_ray
 
 if TYPE_CHECKING:
     from divray.config import Config
@@ -65,14 +66,15 @@ def connect(config: Config) -> None:
                 logging.getLogger(name).setLevel(logging.ERROR)
             logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else it adds one for the terminal
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        ray.init(
-            # Never one that merely happens to be, or to have been, on this machine.
-            address=config.cluster.address or os.environ.get("RAY_ADDRESS") or "local",
-            log_to_driver=shown,
-            logging_level=logging.INFO if shown else logging.ERROR,
-            configure_logging=shown,
-            runtime_env={"env_vars": passed},
-        )
+        with starting_ray():
+            ray.init(
+                # Never one that merely happens to be, or to have been, on this machine.
+                address=config.cluster.address or os.environ.get("RAY_ADDRESS") or "local",
+                log_to_driver=shown,
+                logging_level=logging.INFO if shown else logging.ERROR,
+                configure_logging=shown,
+                runtime_env={"env_vars": passed},
+            )
         quiet_ray_data(shown)
         if not shown:
             _divert_messages()
@@ -87,7 +89,8 @@ def join_ray(address: str) -> None:
         for name, value in RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed})
+        with starting_ray():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed})
 
 
 def check_machine(config: Config) -> None:
@@ -166,7 +169,7 @@ def divert_native_output() -> None:
     import tempfile
 
     sys.stderr.flush()
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     _native_output = tempfile.NamedTemporaryFile(prefix="divray-", suffix=".err")  # noqa: SIM115
     os.dup2(_native_output.fileno(), 2)
 
