@@ -5,7 +5,6 @@ python docs/configuration.py
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,12 @@ prints every key with its value. `python docs/configuration.py` writes this page
 """
 
 
+WORDS = {"string": "text", "null": "null", "boolean": "true or false"}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
 def page() -> str:
-    top = [(name, field) for name, field in Config.model_fields.items() if not _section(field.annotation)]
-    parts = [HEAD, _table("", top)]
+    parts = [HEAD, _table("", Config)]
     parts += [_part(name, field.annotation) for name, field in Config.model_fields.items() if _section(field.annotation)]
     return "\n".join(parts)
 
@@ -32,14 +34,16 @@ def page() -> str:
 def _part(name: str, section: Any) -> str:
     doc = " ".join((section.__doc__ or "").split())
     inner = [(key, field) for key, field in section.model_fields.items() if _section(field.annotation)]
-    rows = [(key, field) for key, field in section.model_fields.items() if not _section(field.annotation)]
     below = [_part(f"{name}.{key}", field.annotation) for key, field in inner]
-    return "\n".join([f"## `{name}`\n\n{doc}\n", _table(f"{name}.", rows), *below])
+    return "\n".join([f"## `{name}`\n\n{doc}\n", _table(f"{name}.", section), *below])
 
 
-def _table(prefix: str, fields: list[tuple[str, Any]]) -> str:
+def _table(prefix: str, section: Any) -> str:
+    kinds = section.model_json_schema()["properties"]
     rows = [
-        f"| `{prefix}{key}` | {_kind(field.annotation)} | {_default(field)} | {_cell(field.description or '')} |" for key, field in fields
+        f"| `{prefix}{key}` | {_cell(_kind(kinds[key]))} | {_default(field)} | {_cell(field.description or '')} |"
+        for key, field in section.model_fields.items()
+        if not _section(field.annotation)
     ]
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""])
 
@@ -48,11 +52,21 @@ def _section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _kind(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    text = re.sub(r"Annotated\[([\w.]+), [^\]]*\]", r"\1", text)
-    text = re.sub(r"(typing|divray|collections)[\w.]*\.", "", text)
-    return _cell(f"`{text}`")
+def _kind(schema: dict[str, Any]) -> str:
+    """The type in words, with its bounds."""
+    if "enum" in schema or "const" in schema:
+        return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if parts := schema.get("anyOf"):
+        return " or ".join(_kind(part) for part in parts)
+    kind = schema.get("type", "object")
+    if kind == "array":
+        of = schema.get("prefixItems", [schema.get("items", {})])
+        return f"list of {' and '.join(_kind(part) for part in of)}"
+    if kind == "object":
+        values = schema.get("additionalProperties")
+        return f"mapping to {_kind(values)}" if isinstance(values, dict) and values else "mapping"
+    bounds = [f"{sign} {schema[name]}" for name, sign in BOUNDS.items() if name in schema]
+    return " ".join([WORDS.get(kind, kind), ", ".join(bounds)]).strip()
 
 
 def _default(field: Any) -> str:
