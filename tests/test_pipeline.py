@@ -152,7 +152,7 @@ def test_bad_relations_are_named(text: str, word: str, tmp_path: Path, capsys: p
 def test_plan_shows_stages_and_defaults_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", QUICKSTART]) == 0
     said = capsys.readouterr().out
-    assert "6 relations, 30 seed examples, 180 test examples" in said
+    assert "6 relations, 30 seed examples, 612 test examples" in said
     assert "round-01.align" in said
     assert "repetition_penalty: 1.0" in said
 

@@ -34,12 +34,29 @@ def seeds() -> list[Example]:
     return examples
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder() / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+def rows(name: str = "test.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder() / name).read_text(encoding="utf-8").splitlines()]
+
+
+def examples_of(name: str) -> list[Example]:
+    return [
+        Example(r["text"], tuple(r["head"]), tuple(r["tail"]), r["relation"], r["head_type"], r["tail_type"], r["id"]) for r in rows(name)
+    ]
 
 
 def held_out() -> list[Example]:
-    return [Example(r["text"], tuple(r["head"]), tuple(r["tail"]), r["relation"], r["head_type"], r["tail_type"], r["id"]) for r in rows()]
+    return examples_of("test.jsonl")
+
+
+def negatives() -> list[Example]:
+    return examples_of("negatives.jsonl")
+
+
+def near_relation(negative: Example) -> str:
+    """The relation that a negative only seems to state: its id is ``neg-<relation>-<number>``."""
+    found = re.fullmatch(r"neg-(\w+)-\d\d", negative.example_id)
+    assert found, negative.example_id
+    return found[1]
 
 
 def shingles(example: Example) -> set[tuple[str, ...]]:
@@ -57,13 +74,13 @@ def test_config_names_the_task_and_its_files() -> None:
         assert (folder() / name).is_file()
 
 
-def test_relations_are_described_and_carry_five_seeds() -> None:
+def test_relations_are_described_and_carry_ten_seeds() -> None:
     found = relations()
     assert len({r["name"] for r in found}) == len(found) == 6
     for relation in found:
         assert set(relation) == {"name", "description", "head_type", "tail_type", "examples"}
         assert re.fullmatch(r"The head is [^.!?]+ the tail,? [^.!?]+\.", relation["description"])
-        assert len(set(relation["examples"])) == len(relation["examples"]) == 5
+        assert len(set(relation["examples"])) == len(relation["examples"]) == 10
 
 
 def test_entity_types_alone_never_decide() -> None:
@@ -89,7 +106,7 @@ def test_rows_have_the_relation_s_types_and_unique_ids() -> None:
     assert len({r["text"].lower() for r in found}) == len(found)
 
 
-@pytest.mark.parametrize("part", [seeds, held_out])
+@pytest.mark.parametrize("part", [seeds, held_out, negatives])
 def test_every_text_is_one_sentence_with_exact_spans(part: Any) -> None:
     for example in part():
         text = example.text
@@ -108,7 +125,7 @@ def test_test_set_is_large_balanced_and_in_both_orders() -> None:
     examples = held_out()
     counts = Counter(e.relation for e in examples)
     assert set(counts) == {r["name"] for r in relations()}
-    assert len(examples) >= 180 and min(counts.values()) >= 30
+    assert len(examples) >= 600 and min(counts.values()) >= 100
     assert max(counts.values()) <= 1.1 * min(counts.values())
     head_first = Counter(e.relation for e in examples if e.head < e.tail)
     assert all(0.4 <= head_first[name] / counts[name] <= 0.6 for name in counts)
@@ -124,14 +141,34 @@ def test_organizations_and_places_stand_once_under_each_of_their_relations() -> 
 
 
 def test_no_person_stands_twice_and_no_name_of_a_seed_returns() -> None:
-    people = [e.head_text for e in held_out() if e.head_type == "person"]
+    unseen = [*held_out(), *negatives()]
+    people = [e.head_text for e in unseen if e.head_type == "person"]
     assert len(set(people)) == len(people)
     known = {t for e in seeds() for t, kind in ((e.head_text, e.head_type), (e.tail_text, e.tail_type)) if kind in NAMED}
-    for example in held_out():
+    for example in unseen:
         assert not any(name in example.text for name in known), example.text
 
 
+def test_negatives_state_no_relation_and_are_balanced_over_those_they_are_near() -> None:
+    types = {r["name"]: (r["head_type"], r["tail_type"]) for r in relations()}
+    found = rows("negatives.jsonl")
+    assert len({r["id"] for r in [*found, *rows()]}) == len(found) + len(rows())
+    assert all(set(r) == KEYS and r["relation"] == "" for r in found)
+    examples = negatives()
+    assert all((e.head_type, e.tail_type) == types[near_relation(e)] for e in examples)
+    assert Counter(map(near_relation, examples)) == dict.fromkeys(types, 20)
+    head_first = Counter(near_relation(e) for e in examples if e.head < e.tail)
+    assert all(8 <= head_first[name] <= 12 for name in types)
+
+
+def test_no_name_tells_a_negative_from_a_test_sentence() -> None:
+    known = {(e.tail_type, e.tail_text) for e in held_out()}
+    tails = [(e.tail_type, e.tail_text) for e in negatives() if e.tail_type in NAMED]
+    assert len(set(tails)) == len(tails)
+    assert set(tails) <= known
+
+
 def test_no_sentence_is_a_near_copy_of_another_or_of_a_seed() -> None:
-    everything = [(e.text, shingles(e)) for e in [*seeds(), *held_out()]]
+    everything = [(e.text, shingles(e)) for e in [*seeds(), *held_out(), *negatives()]]
     for (text, one), (other_text, other) in combinations(everything, 2):
         assert len(one & other) < 0.5 * len(one | other), f"{text} / {other_text}"

@@ -6,5 +6,8 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Folder that holds ``quickstart.yaml``, ``relations.yaml`` (5 seeds a relation) and ``test.jsonl``."""
+    """Folder that holds ``quickstart.yaml``, ``relations.yaml`` (10 examples a relation), ``test.jsonl`` and ``negatives.jsonl``.
+
+    A negative has the entities of one of the relations, words that are near it, and states none: its relation is ``""``.
+    """
     return Path(__file__).resolve().parent
