@@ -72,7 +72,11 @@ def run(tmp_path):
     run.write_json("data/relations.json", [{"name": name, "description": "", "head_type": "", "tail_type": ""} for name in LABELS])
     run.write_table("data/seeds", examples_table([sentence(r, n) for r in LABELS for n in range(2)]))
     draws = [[sentence(r, n) for r in LABELS for n in pair] for pair in ((0, 1), (2, 3))]
-    parts = [examples_table(draw).append_column("draw", pa.array([number] * len(draw))) for number, draw in enumerate(draws)]
+    parts = [
+        examples_table(part).append_column("draw", pa.array([number] * len(part))).append_column("more", pa.array([more] * len(part)))
+        for number, draw in enumerate(draws)
+        for more, part in ((False, draw), (True, draws[1 - number]))
+    ]
     run.write_table("data/draws", pa.concat_tables(parts))
     run.write_table("data/test", examples_table([sentence(r, n) for r in LABELS for n in (6, 7)]))
     generated = [sentence(r, n) for r in LABELS for n in range(2, 6)]
@@ -88,10 +92,11 @@ def test_evaluation_compares_and_resumes(ray, config, run):
     told = []
     counts = evaluation.run(config, run, 0, lambda done, total, note: told.append((done, total)))
     # `generated` and `round-01` hold the same samples, in every draw, and are trained once; an empty set is left out.
-    assert counts == {"sets": 5, "trainings": 6, "kept": 0, "test": 6}
-    assert told[0] == (0, 6) and told[-1] == (6, 6)
+    assert counts == {"sets": 6, "trainings": 7, "kept": 0, "test": 6}  # twice the seeds: the same examples in both draws
+    assert told[0] == (0, 7) and told[-1] == (7, 7)
     results = run.read_json("evaluation.json")
-    assert list(results) == ["seeds", "round-00", "round-01", "generated", "seeds+generated"]
+    assert list(results) == ["seeds", "twice the seeds", "round-00", "round-01", "generated", "seeds+generated"]
+    assert results["twice the seeds"]["examples"] == 12
     assert results["seeds"]["examples"] == 6 and results["seeds"]["k"] == 2 and results["seeds+generated"]["k"] == 6
     assert results["round-00"]["examples_per_relation"]["lives_in"] == 0
     assert results["round-00"]["f1_per_relation"]["lives_in"] == 0
@@ -101,13 +106,13 @@ def test_evaluation_compares_and_resumes(ray, config, run):
     assert list(found) == ["seeds", "round-00"] and found["seeds"]["low"] <= found["seeds"]["mean"] <= found["seeds"]["high"]
     assert found["seeds"]["mean"] == pytest.approx(results["seeds+generated"]["mean"] - results["seeds"]["mean"], abs=1e-5)
     table = run.read_table("evaluation/predictions")
-    assert table.schema == evaluation.PREDICTIONS and table.num_rows == 5 * 2 * 6
+    assert table.schema == evaluation.PREDICTIONS and table.num_rows == 6 * 2 * 6
 
     parts = run.files("evaluation/parts")
     run.delete(parts[0])
     before, written = run.read_bytes("evaluation.json"), run.read_table("evaluation/predictions")
     counts = evaluation.run(config, run, 0)
-    assert (counts["trainings"], counts["kept"]) == (1, 5)
+    assert (counts["trainings"], counts["kept"]) == (1, 6)
     assert run.files("evaluation/parts") == parts
     assert run.read_bytes("evaluation.json") == before and run.read_table("evaluation/predictions").equals(written)
 
@@ -149,7 +154,8 @@ def test_no_trials_keeps_the_configs_values(config, run):
 
 def test_sets_are_named_by_what_was_selected(run):
     run.write_table("comparison/round-10", selected([], 10))
-    assert list(evaluation.training_sets(run)) == ["seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+generated"]
+    names = ["seeds", "twice the seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+generated"]
+    assert list(evaluation.training_sets(run)) == names
 
 
 @pytest.mark.parametrize(

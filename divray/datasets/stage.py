@@ -22,7 +22,8 @@ RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test"
 def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
     """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test`` and ``data/draws``.
 
-    ``data/draws`` has the seeds as they would be by other seeds of the run, with a column ``draw``: draw 0 is the run's own.
+    ``data/draws`` has the seeds as they would be by other seeds of the run, with a column ``draw``: draw 0 is the run's own. Its rows
+    with ``more`` are the K examples a relation that come after the draw's.
     There is one alone where the user's examples are no more than ``task.seeds_per_relation``.
 
     Returns:
@@ -37,7 +38,11 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
     run.write_table(SEEDS, examples_table(task.seeds))
     run.write_table(TEST, examples_table(task.test))
     tables = [
-        examples_table(draw).append_column("draw", pa.array([number] * len(draw), pa.int64())) for number, draw in enumerate(task.draws)
+        examples_table(part)
+        .append_column("draw", pa.array([number] * len(part), pa.int64()))
+        .append_column("more", pa.array([later] * len(part), pa.bool_()))
+        for number, (draw, more) in enumerate(zip(task.draws, task.more, strict=True))
+        for later, part in ((False, draw), (True, more))
     ]
     run.write_table(DRAWS, pa.concat_tables(tables))
     return {"relations": len(rows), "seeds": len(task.seeds), "test": len(task.test), "skipped": task.skipped}

@@ -43,6 +43,7 @@ class Task:
         test: The test file in its own order, or the held-out part like the seeds.
         draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all); the seeds alone where
             there are no other examples.
+        more: For each draw the K examples a relation that come next, fewer where the data has no more.
         skipped: ``part/reason`` -> examples of the data that could not be used.
     """
 
@@ -50,6 +51,7 @@ class Task:
     seeds: list[Example]
     test: list[Example]
     draws: list[list[Example]]
+    more: list[list[Example]]
     skipped: dict[str, int]
 
 
@@ -99,14 +101,17 @@ def load_task(config: Config) -> Task:
     for reason in _OF_SEEDS:
         if number := sum(reasons[reason] for reasons in left_out.values()):
             skipped[f"seeds/{reason}"] = number
-    draws = [seeds]
-    for number in range(1, config.evaluation.draws):
+    twice = task.model_copy(update={"seeds_per_relation": 2 * task.seeds_per_relation, "fewer_seeds": True})
+    draws, more = [], []
+    for number in range(config.evaluation.draws):
         other = {name: Counter[str]() for name in names}
-        draw = _draw(task, _ranked(pool, names, config.seed + number, other), tested, origin, other)
-        if set(draw) == set(seeds):  # there are no more examples than seeds
+        drawn = _ranked(pool, names, config.seed + number, other) if number else ranked
+        draw = _draw(task, drawn, tested, origin, other)
+        if number and set(draw) == set(seeds):  # there are no more examples than seeds
             break
         draws.append(draw)
-    return Task(relations, seeds, test, draws, dict(sorted(skipped.items())))
+        more.append([example for example in _draw(twice, drawn, tested, origin, other) if example not in draw])
+    return Task(relations, seeds, test, draws, more, dict(sorted(skipped.items())))
 
 
 def _path(task: TaskConfig, name: str) -> Path:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, TEST, draws_of, examples_of, relations_of, remote, tuned, weights_of
+from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, relations_of, remote, set_of, tuned
 from divray.extraction.metrics import Resampled, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.relations import Example
@@ -72,11 +72,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     wanted: dict[str, tuple[list[str], int]] = {}
     for name, parts in tables.items():
         for number, draw in enumerate(draws):
-            examples = [example for table in parts for example in (draw if table == SEEDS else examples_of(run, [table]))]
+            examples, weights = set_of(run, parts, draw, settings)
             if not examples:
                 continue
             sets.setdefault(name, examples)
-            weights = weights_of(parts, draw, len(examples), settings)
             key = _key(examples, weights, described, tested, config.models.encoder, settings.model_dump(exclude={"search"}))
             keys[name, number] = key
             wanted.setdefault(key, (parts, number))
@@ -127,7 +126,10 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
     """Name of each training set -> the tables that make it up, in the order of the comparison."""
     compared = sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")}, key=lambda name: (name != "naive", name))
     compared = [name for name in compared if f"comparison/{name}" != SELECTED]
-    sets = {"seeds": [SEEDS], **{name: [f"comparison/{name}"] for name in compared}}
+    sets = {"seeds": [SEEDS]}
+    if draws_of(run)[0][MORE]:
+        sets["twice the seeds"] = [SEEDS, MORE]
+    sets |= {name: [f"comparison/{name}"] for name in compared}
     if run.files(SELECTED, ".parquet"):
         sets |= {"generated": [SELECTED], "seeds+generated": [SEEDS, SELECTED]}
     return sets
@@ -226,9 +228,7 @@ class _Trainer:
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         from divray.extraction.training import fit_head, train, training_rows
 
-        draw = self.draws[job["draw"]]
-        examples = [one for table in job["tables"] for one in (draw if table == SEEDS else examples_of(self.run, [table]))]
-        weights = weights_of(job["tables"], draw, len(examples), self.settings)
+        examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings)
         if self.settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
             found = model.predict(self.test)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ray.remote_function import RemoteFunction
 
 SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "comparison/selected", "search.json"
-DRAWS = "data/draws"
+DRAWS, MORE = "data/draws", "more"
 
 
 def relations_of(run: RunFolder) -> list[Relation]:
@@ -37,18 +37,27 @@ def examples_of(run: RunFolder, tables: Sequence[str]) -> list[Example]:
     return found
 
 
-def draws_of(run: RunFolder) -> list[list[Example]]:
-    """The draws of the human examples; the first is the run's own seeds."""
-    drawn = run.read_table(DRAWS)["draw"].to_pylist()
-    examples = examples_of(run, [DRAWS])
-    return [[one for one, own in zip(examples, drawn, strict=True) if own == number] for number in sorted(set(drawn))]
+def draws_of(run: RunFolder) -> list[dict[str, list[Example]]]:
+    """The draws of the human examples, each with :data:`SEEDS` and :data:`MORE`; the first is the run's own."""
+    table = run.read_table(DRAWS)
+    places = zip(table["draw"].to_pylist(), table["more"].to_pylist(), strict=True)
+    draws: list[dict[str, list[Example]]] = [{SEEDS: [], MORE: []} for _ in set(table["draw"].to_pylist())]
+    for example, (draw, more) in zip(examples_of(run, [DRAWS]), places, strict=True):
+        draws[draw][MORE if more else SEEDS].append(example)
+    return draws
 
 
-def weights_of(tables: Sequence[str], draw: Sequence[Example], count: int, settings: ExtractionConfig) -> list[float]:
-    """How much each of ``count`` examples of ``tables`` counts: human ones 1, generated ones beside them ``generated_weight``."""
-    if SEEDS not in tables:
-        return [1.0] * count
-    return [1.0] * len(draw) + [settings.generated_weight] * (count - len(draw))
+def set_of(
+    run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: ExtractionConfig
+) -> tuple[list[Example], list[float]]:
+    """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``."""
+    examples: list[Example] = []
+    weights: list[float] = []
+    for table in tables:
+        part = draw[table] if table in draw else examples_of(run, [table])
+        examples += part
+        weights += [settings.generated_weight if SEEDS in tables and table not in draw else 1.0] * len(part)
+    return examples, weights
 
 
 def tuned(config: Config, run: RunFolder) -> ExtractionConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, examples_of, relations_of, remote, tuned, weights_of
+from divray.extraction.inputs import SEEDS, SELECTED, draws_of, relations_of, remote, set_of, tuned
 from divray.runs import RunFolder
 
 
@@ -28,12 +28,11 @@ def _train(config: Config, uri: str) -> dict[str, Any]:
     from divray.extraction.training import train
 
     run = RunFolder(uri)
-    seeds, relations, settings = examples_of(run, [SEEDS]), relations_of(run), tuned(config, run)
-    examples = [*seeds, *examples_of(run, [SELECTED])]
-    weights = weights_of([SEEDS, SELECTED], seeds, len(examples), settings)
+    own, relations, settings = draws_of(run)[0], relations_of(run), tuned(config, run)
+    examples, weights = set_of(run, [SEEDS, SELECTED], own, settings)
     model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        Path(folder, "README.md").write_text(model_card(config, settings, model, relations, seeds, len(examples)), encoding="utf-8")
+        Path(folder, "README.md").write_text(model_card(config, settings, model, relations, own[SEEDS], len(examples)), encoding="utf-8")
         run.upload(folder, "model")
     return {"examples": len(examples), "labels": len(relations), "parameters": model.num_parameters()}
