@@ -58,6 +58,9 @@ class TaskConfig(Section):
     data: Name | None = Field(None, description="Folder that the paths below are relative to; default: the config's folder.")
     train: Name | None = Field(None, description="Human examples from which the seeds are drawn; default: the examples in `relations`.")
     test: Name | None = Field(None, description="Human test examples; default: `test_per_relation` of the training file held out.")
+    negatives: Name | None = Field(
+        None, description="Human sentences whose head and tail stand in none of the relations, labelled `none`; for the false positives."
+    )
     patches: list[Name] = Field([], description="TACRED only: JSON files of id -> label (Re-TACRED, TACREV).")
     test_per_relation: int | None = Field(None, ge=1)
     seeds_per_relation: int = Field(5, ge=1, description="K seed examples a relation.")

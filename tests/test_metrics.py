@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from divray.extraction.metrics import Resampled, main_score, score, semeval_scores
+from divray.extraction.metrics import Resampled, false_positives, main_score, score, semeval_scores
 
 SCORER = Path(__file__).parents[1] / "../shared/data/semeval2010_task8/scorer"
 PRINTED = r"{} result \(excluding Other\):\nP =[^%]*?([\d.]+)%\s+R =[^%]*?([\d.]+)%\s+F1 =\s*([\d.]+)%"
@@ -130,3 +130,12 @@ def test_resampled_scores_are_those_of_the_sentences_drawn(metric: str, none_lab
         rows = rng.integers(0, 60, 60)
         drawn = score([gold[row] for row in rows], [answers[row] for row in rows], labels, none_label, metric)  # type: ignore[arg-type]
         assert resampled(resampled.numbered(answers), rows) == pytest.approx(main_score(drawn, metric))  # type: ignore[arg-type]
+
+
+def test_false_positives_are_counted_at_the_threshold_of_the_wanted_recall():
+    gold, answers = ["a"] * 5, ["a", "a", "a", "b", "a", "a", "b", "a", "none"]
+    probabilities = np.array([0.9, 0.8, 0.7, 0.9, 0.2, 0.75, 0.1, 0.2, 0.9])
+    assert false_positives(gold, answers, probabilities, "none", recall=0.6) == 0.25  # threshold 0.7
+    assert false_positives(gold, answers, probabilities, recall=0.6) == 0.5
+    assert false_positives(gold, answers, probabilities, "none", recall=0.8) == 0.5  # threshold 0.2
+    assert false_positives(gold, answers, probabilities, "none", recall=0.9) == 1.0

@@ -153,7 +153,7 @@ def test_negatives_state_no_relation_and_are_balanced_over_those_they_are_near()
     types = {r["name"]: (r["head_type"], r["tail_type"]) for r in relations()}
     found = rows("negatives.jsonl")
     assert len({r["id"] for r in [*found, *rows()]}) == len(found) + len(rows())
-    assert all(set(r) == KEYS and r["relation"] == "" for r in found)
+    assert all(set(r) == KEYS and r["relation"] == "none" for r in found)
     examples = negatives()
     assert all((e.head_type, e.tail_type) == types[near_relation(e)] for e in examples)
     assert Counter(map(near_relation, examples)) == dict.fromkeys(types, 20)

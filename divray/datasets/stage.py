@@ -16,11 +16,11 @@ from divray.datasets.task import load_task
 from divray.relations import Relation
 from divray.runs import RunFolder
 
-RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
+RELATIONS, SEEDS, TEST, DRAWS, NEGATIVES = "data/relations.json", "data/seeds", "data/test", "data/draws", "data/negatives"
 
 
 def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
-    """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test`` and ``data/draws``.
+    """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test``, ``data/draws`` and ``data/negatives``.
 
     ``data/draws`` has the seeds as they would be by other seeds of the run, with a column ``draw``: draw 0 is the run's own. Its rows
     with ``more`` are the K examples a relation that come after the draw's.
@@ -37,6 +37,8 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
     run.write_json(RELATIONS, rows)
     run.write_table(SEEDS, examples_table(task.seeds))
     run.write_table(TEST, examples_table(task.test))
+    if task.negatives:
+        run.write_table(NEGATIVES, examples_table(task.negatives))
     tables = [
         examples_table(part)
         .append_column("draw", pa.array([number] * len(part), pa.int64()))

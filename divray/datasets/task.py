@@ -25,6 +25,9 @@ from divray.errors import InputError
 from divray.relations import MARKERS, Example, Relation
 from divray.sections import TaskConfig
 
+NEGATIVE = "none"
+"""The label of every row of ``task.negatives``."""
+
 _OF_SEEDS = {
     "same_text": "with the text of another",
     "text_in_test": "with a text of the test set",
@@ -44,6 +47,7 @@ class Task:
         draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all); the seeds alone where
             there are no other examples.
         more: For each draw the K examples a relation that come next, fewer where the data has no more.
+        negatives: Sentences whose entities stand in none of the relations.
         skipped: ``part/reason`` -> examples of the data that could not be used.
     """
 
@@ -52,6 +56,7 @@ class Task:
     test: list[Example]
     draws: list[list[Example]]
     more: list[list[Example]]
+    negatives: list[Example]
     skipped: dict[str, int]
 
 
@@ -93,6 +98,9 @@ def load_task(config: Config) -> Task:
     if task.test is not None:
         test = list(_read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped))
     patches.check_used()
+    negatives = []
+    if task.negatives is not None:
+        negatives = list(_read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), patches, skipped))
     ranked = _ranked(pool, names, config.seed, left_out)
     if task.test is None:
         test = _hold_out(task, ranked, origin, left_out)
@@ -111,7 +119,7 @@ def load_task(config: Config) -> Task:
             break
         draws.append(draw)
         more.append([example for example in _draw(twice, drawn, tested, origin, other) if example not in draw])
-    return Task(relations, seeds, test, draws, more, dict(sorted(skipped.items())))
+    return Task(relations, seeds, test, draws, more, negatives, dict(sorted(skipped.items())))
 
 
 def _path(task: TaskConfig, name: str) -> Path:

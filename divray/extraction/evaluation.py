@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, relations_of, remote, set_of, tuned
-from divray.extraction.metrics import Resampled, main_score, score
+from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, negatives_of, relations_of, remote, set_of, tuned
+from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.relations import Example
 from divray.runs import RunFolder
@@ -52,7 +52,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """Write ``evaluation/predictions``, ``evaluation.json`` and ``data/test_embeddings``.
 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main
-    score, ``per_draw`` and ``draws``, ``examples`` in all, ``k`` (median a relation),
+    score, ``per_draw`` and ``draws``, ``false_positives`` (see :mod:`divray.extraction.metrics`; null without negatives),
+    ``examples`` in all, ``k`` (median a relation),
     ``examples_per_relation``, ``scores`` (all scores, one a draw), ``f1_per_relation`` (mean of the draws), ``differences`` to the
     sets of :data:`COMPARED` (``mean``, ``low``, ``high``) and ``settings`` (encoder, hyperparameters).
 
@@ -66,7 +67,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     labels = [relation.name for relation in relations]
     described = [astuple(relation) for relation in relations]
     settings = tuned(config, run)
-    tested = [astuple(example) for example in test]
+    negatives = negatives_of(run)
+    tested = [astuple(example) for example in [*test, *negatives]]
     sets: dict[str, list[Example]] = {}
     keys: dict[tuple[str, int], str] = {}
     wanted: dict[str, tuple[list[str], int]] = {}
@@ -91,12 +93,19 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     predictions, answers = [], {}
     for name, examples in sets.items():
         found = [pq.read_table(run.path(_part(keys[name, number])), filesystem=run.fs) for number in range(len(draws))]
+        alarms = [
+            false_positives(gold, part["predicted"].to_pylist(), part["probability"].to_numpy(), config.task.none_label)
+            for part in found
+            if negatives
+        ]
+        found = [part.slice(0, len(test)) for part in found]
         for number, part in enumerate(found):
             predictions.append(_prediction_table(name, number, test, part["predicted"].to_pylist(), part["probability"].to_pylist()))
         answers[name] = [part["predicted"].to_pylist() for part in found]
         results[name] = {
             **summarise(gold, answers[name], labels, config),
             "draws": list(range(len(draws))),
+            "false_positives": statistics.fmean(alarms) if alarms else None,
             **_sizes(examples, labels),
             "settings": {"encoder": config.models.encoder, **settings.model_dump(exclude={"search"})},
         }
@@ -220,7 +229,7 @@ class _Trainer:
 
         self.config, self.run = config, RunFolder(uri)
         self.settings, self.relations = tuned(config, self.run), relations_of(self.run)
-        self.test, self.draws = examples_of(self.run, [TEST]), draws_of(self.run)
+        self.test, self.draws = [*examples_of(self.run, [TEST]), *negatives_of(self.run)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
         self.described = self.model.described([relation.description for relation in self.relations])
         self.features: dict[Any, np.ndarray] = {}

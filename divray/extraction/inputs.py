@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ray.remote_function import RemoteFunction
 
 SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "comparison/selected", "search.json"
-DRAWS, MORE = "data/draws", "more"
+DRAWS, MORE, NEGATIVES = "data/draws", "more", "data/negatives"
 
 
 def relations_of(run: RunFolder) -> list[Relation]:
@@ -35,6 +35,11 @@ def examples_of(run: RunFolder, tables: Sequence[str]) -> list[Example]:
                 Example(row["text"], head, tail, row["relation"], row["head_type"] or "", row["tail_type"] or "", row[identity] or "")
             )
     return found
+
+
+def negatives_of(run: RunFolder) -> list[Example]:
+    """The sentences whose entities stand in none of the relations."""
+    return examples_of(run, [NEGATIVES]) if run.files(NEGATIVES) else []
 
 
 def draws_of(run: RunFolder) -> list[dict[str, list[Example]]]:

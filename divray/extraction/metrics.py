@@ -7,6 +7,7 @@ right "none" earns nothing, a wrong relation costs precision, a missed one recal
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -93,6 +94,33 @@ def main_score(scores: dict[str, Any], metric: Metric) -> float:
     if metric == "semeval":
         return float(scores["semeval"]["official"]["macro"]["f1"])
     return float(scores[metric]["f1"])
+
+
+RECALL = 0.8
+"""At which false positives are counted."""
+
+
+def false_positives(
+    gold: Sequence[str], answers: Sequence[str], probabilities: np.ndarray, none_label: str | None = None, recall: float = RECALL
+) -> float:
+    """The share of negatives that get a relation at the threshold at which ``recall`` of the test sentences get the right one.
+
+    Where even without a threshold fewer are right, there is no such threshold: 1.0.
+
+    Args:
+        gold: True labels of the test sentences (n).
+        answers: Predicted labels of the test sentences and, behind them, of the negatives (n + m).
+        probabilities: Of the answers (n + m).
+        none_label: The label that is no relation.
+        recall: Between 0 and 1.
+    """
+    count = len(gold)
+    right = np.sort(probabilities[:count][np.array(answers[:count]) == np.array(gold)])[::-1]
+    needed = math.ceil(recall * count)
+    if len(right) < needed:
+        return 1.0
+    answered = np.array([answer != none_label for answer in answers[count:]])
+    return float((answered & (probabilities[count:] >= right[needed - 1])).mean())
 
 
 class Resampled:

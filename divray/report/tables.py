@@ -50,15 +50,19 @@ def _funnel(summary: dict[str, Any]) -> Table:
 
 def _scores(evaluation: dict[str, dict[str, Any]]) -> Table:
     factor = unit(evaluation)
+    alarms = any(entry.get("false_positives") is not None for entry in evaluation.values())
     metrics = ", ".join(sorted({metric_name(entry) for entry in evaluation.values()}))
-    table = _table(f"{metrics} on the test set", "trained on", "K", "examples", "mean", "±", "against seeds")
+    table = _table(
+        f"{metrics} on the test set", "trained on", "K", "examples", "mean", "±", "against seeds", *(["false positives"] if alarms else [])
+    )
     best = max(evaluation, key=lambda name: evaluation[name]["mean"])
     for name, entry in evaluation.items():
         several = len(entry.get("per_draw") or []) > 1
         spread = f"{factor * (entry.get('std') or 0.0):.1f}" if several else ""
         against = signed_interval(evaluation, name, "seeds")
         counts = [_number(entry.get(field), 0) for field in ("k", "examples")]
-        table.add_row(_text(name), *counts, f"{factor * entry['mean']:.1f}", spread, against, style="bold" if name == best else "")
+        share = [_number(entry.get("false_positives"), 2)] if alarms else []
+        table.add_row(_text(name), *counts, f"{factor * entry['mean']:.1f}", spread, against, *share, style="bold" if name == best else "")
     return table
 
 
