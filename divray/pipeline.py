@@ -12,7 +12,7 @@ import inspect
 import platform
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -95,7 +95,7 @@ def check(config: Config) -> Any:
     from divray.model_checks import check_models
     from divray.prompts import STRATEGIES
     from divray.prompts.pairs import read_pairs
-    from divray.prompts.parsing import form_of
+    from divray.prompts.parsing import form_of, refused_seeds
 
     for name in config.prompts.strategies:
         if name not in STRATEGIES:
@@ -104,8 +104,13 @@ def check(config: Config) -> Any:
         raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
     check_models(config)
     task = load_task(config)
+    form = form_of(task.seeds, task.relations)
+    refused = refused_seeds(task.seeds, form)
+    if refused.total() == len(task.seeds):
+        where = str(config.task.train or config.task.relations)
+        raise InputError(where, "", f"no seed would pass as a sample: {_reasons(refused)}", "Give shorter or clearer examples.")
     if config.prompts.pairs_file:
-        read_pairs(config.prompts.pairs_file, task.relations, form_of(task.seeds, task.relations))
+        read_pairs(config.prompts.pairs_file, task.relations, form)
     return task
 
 
@@ -322,9 +327,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(counts.items()))
+
+
 def describe(config: Config) -> str:
     """What ``run_all`` would do, with all settings, as text; loads no model."""
+    from divray.prompts.parsing import form_of, refused_seeds
+
     task = check(config)
+    refused = refused_seeds(task.seeds, form_of(task.seeds, task.relations))
     relations = len(task.relations)
     per_round = relations * config.sampling.candidates_per_relation
     lines = [
@@ -337,5 +349,7 @@ def describe(config: Config) -> str:
         "",
         dump_config(config),
     ]
+    if refused:
+        lines.append(f"seeds that would not pass as samples: {_reasons(refused)}")
     lines += [f"skipped while reading: {reason}: {count}" for reason, count in task.skipped.items()]
     return "\n".join(lines)

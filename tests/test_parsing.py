@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
+from itertools import permutations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from made_examples import marked
 
-from divray.prompts.parsing import Form, Parsed, bare_name, form_of, mentions, parse_record
-from divray.prompts.record import Record
-from divray.relations import Relation
+from divray.prompts.parsing import Form, Parsed, bare_name, form_of, mentions, parse_record, refused_seeds
+from divray.prompts.record import Record, completion_of, read_records
+from divray.relations import Example, Relation
 
 RELATION = Relation("r", "The head works for the tail.", "person", "organization")
 SEEDS = ("[Maria Lopez] works as a welder at {Nordhaven Shipyards}.", "Last year {Greenfield Foods} gave a job to [Tom Becker].")
@@ -146,6 +150,46 @@ def test_a_sentence_with_the_habits_of_the_seeds_is_taken_in_any_script(
     made = parsed(head, tail, sentence, seed)
     assert made.rejection == ""
     assert (made.text[slice(*made.head)], made.text[slice(*made.tail)]) == (head, tail)
+
+
+SCRIPTS = ["abcdeéñABCD", "абвгдеАБВГ", "αβγδέΑΒΓΔ", "ابتثجحخد", "אבגדהוז", "कखगघािीुे", "ကခဂဃာိီ", "가나다라마바", "abcd\u0301\u0308"]
+
+
+@given(st.data())
+def test_every_seed_reads_back_as_a_sample_of_its_own_task(data: st.DataObject) -> None:
+    """What the prompts show is what the parser takes, in both forms, whatever script and habits the seeds have."""
+    alphabet = data.draw(st.sampled_from(SCRIPTS))
+    end, blank = data.draw(st.sampled_from([".", "", "।", "؟", "!", "…"])), data.draw(st.sampled_from([" ", " «", ", "]))
+    word = st.text(alphabet, min_size=2, max_size=7).filter(lambda text: text[0].isalnum() and text[-1].isalnum())
+    relation = Relation("r", "d", "thing", "thing")
+    seeds = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        words = data.draw(st.lists(word, min_size=3, max_size=8, unique_by=str.casefold))
+        assume(not any(one.casefold() in other.casefold() for one, other in permutations(words, 2)))
+        head, tail = data.draw(st.permutations(range(len(words))))[:2]
+        text, spans = "", []
+        for part in words:
+            text += blank if text else ""
+            spans.append((len(text), len(text) + len(part)))
+            text += part
+        seeds.append(Example(text + end, spans[head], spans[tail], "r"))
+    form = form_of(seeds, [relation])
+    assert refused_seeds(seeds, form) == {}
+    form = replace(form, pairs=frozenset(), texts=frozenset())
+    for seed in seeds:
+        for chat in (False, True):
+            (record,) = read_records(completion_of(relation, seed, False, chat))
+            found = parse_record(record, form)
+            assert (found.rejection, found.text, found.head, found.tail) == ("", seed.text, seed.head, seed.tail)
+
+
+def test_seeds_that_no_sample_may_be_like_are_counted() -> None:
+    seeds = [
+        marked("[Ada] met {Bo} and then Ada left."),
+        marked("Once [Ada Varn] met {Bo}."),
+        marked("[one two three four five six seven eight nine] hurt {Cy}."),
+    ]
+    assert refused_seeds(seeds, form_of(seeds, [])) == {"doubled_head": 1, "long_entity": 1}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ seed sentences keep them, so that any script and any habit of writing is taken.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from divray.prompts.record import Record
 from divray.relations import Example, Relation, Span
@@ -90,6 +91,13 @@ def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
         pairs=frozenset((_folded(seed.head_text), _folded(seed.tail_text)) for seed in seeds),
         texts=frozenset(text.casefold() for text in texts),
     )
+
+
+def refused_seeds(seeds: Iterable[Example], form: Form) -> Counter[str]:
+    """Reasons for which seeds would be rejected if they were samples, with the numbers of seeds."""
+    fresh = replace(form, pairs=frozenset(), texts=frozenset())
+    reasons = (parse_record(Record(seed.head_text, seed.tail_text, seed.text), fresh).rejection for seed in seeds)
+    return Counter(reason for reason in reasons if reason)
 
 
 def parse_record(record: Record, form: Form) -> Parsed:
