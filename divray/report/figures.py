@@ -83,11 +83,13 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
                 "k": entry.get("k"),
                 "examples": entry.get("examples"),
                 "count": len(each),
+                "false_positives": entry.get("false_positives"),
                 "plot": strip(marks, 0.0, high, spread=spread, reference=at, filled=colour),
             }
         )
     metrics = sorted({metric_name(entry) for entry in evaluation.values()})
-    return {"rows": rows, "axis": axis(0.0, high), "metric": ", ".join(metrics), "reference": reference}
+    alarms = any(row["false_positives"] is not None for row in rows)
+    return {"rows": rows, "axis": axis(0.0, high), "metric": ", ".join(metrics), "reference": reference, "alarms": alarms}
 
 
 def relation_scores(evaluation: Evaluation) -> dict[str, Any] | None:
