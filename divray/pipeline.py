@@ -146,7 +146,7 @@ def begin(config: Config, uri: str) -> RunFolder:
     run = open_run(config, uri)
     if run.record("prepare") is None:
         check(config)
-        check_machine(config)
+        check_machine(config, dict.fromkeys(stage.name for stage, _ in schedule(config)))
     run.write_text(CONFIG, dump_config(config))
     return run
 
@@ -219,11 +219,14 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
     Raises:
         DivrayError: Of any kind; what was finished stays finished.
     """
+    from divray.cluster import prepare_cluster
+
     run = begin(config, uri)
     todo = [(stage, round_) for stage, round_ in schedule(config) if stage.name == "report" or not run.record(record_name(stage, round_))]
     done = sum(1 for _ in schedule(config)) - len(todo)
     if done:
         console.log(f"resuming {uri}: {done} stages are finished")
+    prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
     for stage, round_ in todo:
         run_stage(config, run, stage, round_)
     summary: dict[str, Any] = run.read_json("summary.json")
@@ -232,9 +235,9 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
 
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
     """Run one stage with its progress on the terminal and put it on record."""
-    from divray.cluster import connect, save_logs
+    from divray.cluster import prepare_cluster, release_cluster, save_logs
 
-    connect(config)
+    prepare_cluster(config, run, [stage.name])
     name = record_name(stage, round_)
     if not run.exists("versions.json"):
         run.write_json("versions.json", versions())
@@ -248,6 +251,7 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
             console.log(f"{name} …")
             counts = function(config, run, round_)
     finally:
+        release_cluster(config)
         save_logs(run)
     seconds = time.monotonic() - started
     run.finish(name, seconds, counts)
@@ -261,7 +265,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     Raises:
         InputError: No such round has been sampled.
     """
-    from divray.cluster import connect, save_logs
+    from divray.cluster import prepare_cluster, release_cluster, save_logs
     from divray.sampling.stage import retry_failed
 
     stage = STAGES["sample"]
@@ -269,7 +273,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     done = [r for r in rounds if run.record(record_name(stage, r)) is not None]
     if not done or (round_ is not None and round_ not in done):
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
-    connect(config)
+    prepare_cluster(config, run, ["sample"])
     for number in done:
         name = record_name(stage, number)
         before: Any = run.record(name)
@@ -278,6 +282,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
             with console.stage_progress(f"{name} again", unit=stage.unit) as update:
                 counts = retry_failed(config, run, number, on_progress=update)
         finally:
+            release_cluster(config)
             save_logs(run)
         console.log(f"{name}: {counts['retried']} requests tried again, {counts['mended']} mended")
         if run.record(name) is None:  # the samples were written anew

@@ -257,10 +257,20 @@ class EngineConfig(Section):
 class ClusterConfig(Section):
     """What Ray is given."""
 
-    address: str | None = Field(None, description="Ray address; default: RAY_ADDRESS, else a cluster of this machine's own.")
+    address: str | None = Field(
+        None, description="HOST:PORT of a head, or `auto`; default: RAY_ADDRESS, else a cluster of this machine's own."
+    )
     train_workers: int = Field(1, ge=1, description="Ray Train workers for DPO.")
     cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: float | None = Field(None, ge=0, description="Of a DPO worker; default: 1 where the LLM runs on GPUs, else 0.")
     concurrent_trials: int = Field(2, ge=1, description="RE models trained at the same time.")
     worker_cpus: float = Field(0.5, gt=0, description="Ray CPUs of a scoring or RE training task.")
+    worker_gpus: float | None = Field(
+        None, ge=0, description="GPUs of an encoder, judge or RE training task; default: 0.25 where the LLM runs on GPUs, else 0."
+    )
+    wait_minutes: float = Field(30, ge=0, description="Longest wait for machines that the autoscaler is starting.")
+    environment: list[str] = Field(
+        [],
+        description="Further variables of the driver that workers get; they stand in the clear in the job's runtime env, on the dashboard.",
+    )
     show_logs: bool = Field(False, description="Let Ray's and vLLM's log lines through to the terminal.")

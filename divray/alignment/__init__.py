@@ -15,6 +15,7 @@ from typing import Any
 from divray.alignment.pairs import read_pairs
 from divray.config import Config
 from divray.errors import DivrayError, InputError
+from divray.resources import train_gpus
 from divray.runs import RunFolder
 
 MAX_FAILURES = 2
@@ -48,7 +49,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     if round < 1:
         raise InputError("align", "round", f"round {round} has no earlier pairs", "The first policy is that of round 1.")
     pairs = read_pairs(run, round)
-    gpu = config.cluster.gpus_per_worker > 0
+    gpu = train_gpus(config) > 0
     job = {
         "uri": run.uri,
         "round": round,
@@ -95,7 +96,7 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
 
     cluster = config.cluster
     gpu = job["device"] == "gpu"
-    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": cluster.gpus_per_worker} if gpu else {})}
+    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": train_gpus(config)} if gpu else {})}
     environment = {} if gpu else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(cluster.cpus_per_worker)))}
     options: dict[str, Any] = {
         "failure_config": FailureConfig(max_failures=MAX_FAILURES),

@@ -100,7 +100,7 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
 
 
 def _known(config: Config, uri: str) -> tuple[Likelihood, list[Relation], list[Example]]:
-    from divray.cluster import uses_gpu
+    from divray.resources import uses_gpu
 
     run = RunFolder(uri)
     relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from divray.cluster import uses_gpu
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
 from divray.diversity.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
 from divray.diversity.novelties import novelties, pools_of, staying_vectors
 from divray.diversity.texts import SPANS, compared_texts
+from divray.resources import uses_gpu
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.judge import GATE, GATE_LLM
