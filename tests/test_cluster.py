@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -195,3 +196,54 @@ def test_a_path_that_another_machine_does_not_see_is_refused(joined: None, tmp_p
         finally:
             other.terminate()
             other.wait()
+
+
+@dataclasses.dataclass
+class Seen:
+    """What a task found."""
+
+    gpus: list[int]
+    visible: str | None
+    pid: int
+
+
+def look(config: Config | None = None) -> Seen:
+    import ray
+
+    return Seen(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid())
+
+
+@pytest.mark.slow
+def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(joined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+    import ray
+
+    for name, value in cluster.WORKER_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    config = settings("cluster.worker_cpus=0.5")
+    assert resources.uses_gpu(config)
+    without = ray.get(resources.worker(config)(look).remote())
+    assert (without.gpus, without.visible) == ([], "")
+    held: Seen = ray.get(resources.worker(config, gpus=True)(look).remote())
+    assert (len(held.gpus), held.visible) == (1, str(held.gpus[0]))
+    on_cpu = ray.get(resources.worker(settings("engine.device=cpu"), gpus=True)(look).remote())
+    assert (on_cpu.gpus, on_cpu.visible) == ([], "")
+    assert resources.most_workers(config, gpus=True) == 16
+    for _ in range(100):  # what the process left on the GPU goes with it
+        if not psutil.pid_exists(held.pid):
+            break
+        time.sleep(0.1)
+    assert not psutil.pid_exists(held.pid)
+    assert ray.available_resources()["GPU"] == 4
+
+
+def test_a_stage_without_models_leaves_gpus_alone(joined: None) -> None:
+    import ray
+    from ray.data import DataContext
+
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    for stage, limit in (("select", 0), ("sample", float("inf")), ("mine", 0), ("score", float("inf"))):
+        resources.provide(settings(), [stage], grows=False)
+        assert DataContext.get_current().execution_options.resource_limits.gpu == limit, stage

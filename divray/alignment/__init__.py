@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from divray import console
+from divray.alignment.arguments import batches
 from divray.alignment.pairs import read_pairs
 from divray.config import Config
 from divray.errors import DivrayError, InputError
@@ -20,6 +22,9 @@ from divray.runs import RunFolder
 
 MAX_FAILURES = 2
 """Times that a broken group of workers is started again from its last checkpoint."""
+
+LARGE_MARGIN = 10.0
+"""Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, all steps and the loss."""
@@ -43,11 +48,12 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
         on_progress: Called about twice a second from a thread of this process when there is news.
 
     Raises:
-        InputError: There is no usable pair, or ``round`` has no round before it.
+        InputError: There is no usable pair, ``round`` has no round before it, or the workers can't share a step.
         DivrayError: Training failed at every try; the message carries its cause.
     """
     if round < 1:
         raise InputError("align", "round", f"round {round} has no earlier pairs", "The first policy is that of round 1.")
+    batches(config.alignment.model_dump(), config.cluster.train_workers)
     pairs = read_pairs(run, round)
     gpu = train_gpus(config) > 0
     job = {
@@ -68,6 +74,8 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     run.delete(storage)
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]
+    if doubt := _doubt(tail):
+        console.log(f"round-{round:02d}.align: {doubt}")
     return {
         "pairs": report["pairs"],
         "too_long": report["too_long"],
@@ -77,6 +85,16 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
         "margin": round_mean(row["margin"] for row in tail),
         "seconds_per_step": round_mean([statistics.median(row["seconds"] for row in curve)]),
     }
+
+
+def _doubt(tail: list[dict[str, float]]) -> str:
+    """What the end of the curve says against the policy, if anything."""
+    margin, chosen = (statistics.fmean(row[name] for row in tail) for name in ("margin", "chosen"))
+    if margin > LARGE_MARGIN:
+        return f"a margin of {margin:.1f} says that the policy is far from the model it came from. Lower alignment.learning_rate."
+    if chosen < -1:
+        return f"the chosen texts became less likely, too (reward {chosen:.1f}). Lower alignment.learning_rate or raise alignment.beta."
+    return ""
 
 
 def round_mean(values: Any) -> float:

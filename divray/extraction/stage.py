@@ -6,7 +6,8 @@ import tempfile
 from typing import Any
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, examples_of, labels_of, remote, tuned, weights_of
+from divray.extraction.inputs import SEEDS, SELECTED, examples_of, labels_of, tuned, weights_of
+from divray.resources import worker
 from divray.runs import RunFolder
 
 
@@ -18,7 +19,7 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
     """
     import ray
 
-    counts: dict[str, Any] = ray.get(remote(_train, config).remote(config, run.uri))
+    counts: dict[str, Any] = ray.get(worker(config, gpus=True)(_train).remote(config, run.uri))
     return counts
 
 
