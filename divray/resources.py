@@ -93,7 +93,8 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
         ResourceError: The engine is spread over GPUs and runs on none.
     """
     cluster, engine = config.cluster, config.engine
-    if stage == "sample" or (stage == "evaluate" and config.evaluation.llm):
+    asks = {"sample": True, "evaluate": config.evaluation.llm, "prompt": config.prompts.pairs == "first" and not config.prompts.pairs_file}
+    if asks.get(stage):
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": [_READING]}
         size = int(engine.vllm.get("tensor_parallel_size", 1)) * int(engine.vllm.get("pipeline_parallel_size", 1))
@@ -107,7 +108,7 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
         worker: Bundle = {"CPU": cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
         return {"cluster.gpus_per_worker" if gpus else "cluster.cpus_per_worker": [worker] * cluster.train_workers}
     if stage in ("score", "mine", "select", "tune", "train", "evaluate"):
-        gpus = task_gpus(config) if stage not in ("mine", "select") else 0
+        gpus = task_gpus(config) if stage != "mine" else 0
         task: Bundle = {"CPU": max(1, cluster.worker_cpus), **({"GPU": gpus} if gpus else {})}
         return {"cluster.worker_gpus" if gpus else "cluster.worker_cpus": [task]}
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -93,10 +94,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+
+
 @dataclass(frozen=True)
 class Head:
-    """A running ``ray start --head``: where drivers and where jobs go, and the environment of clients."""
+    """A running ``ray start --head``: its process, where drivers and where jobs go, and the environment of clients."""
 
+    pid: int
     address: str
     dashboard: str
     environment: dict[str, str]
@@ -129,7 +134,7 @@ def ray_head(folder: Path, *options: str, port: int = 0, **variables: str) -> It
                 time.sleep(1)
         else:
             pytest.fail(f"no Ray head: {said.read_text()[-2000:]}")
-        yield Head(f"127.0.0.1:{port}", address, environment)
+        yield Head(head.pid, f"127.0.0.1:{port}", address, environment)
     finally:
         whole = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
         with suppress(ProcessLookupError):
@@ -141,6 +146,30 @@ def ray_head(folder: Path, *options: str, port: int = 0, **variables: str) -> It
         current = Path("/tmp/ray/ray_current_cluster")
         if current.is_file() and current.read_text().strip().endswith(f":{port}"):
             current.unlink()
+
+
+@contextmanager
+def growing(folder: Path, **machines: dict[str, Any]) -> Iterator[Head]:
+    """A head without CPUs that starts machines (name -> resources and max_workers) as they are asked for."""
+    port = free_port()
+    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    provider = {"type": "external", "module": module, "head_node_id": HEAD_ID, "launch_multiple": True}
+    provider |= {"gcs_address": f"127.0.0.1:{port}", "use_node_id_as_ip": True, "disable_node_updaters": True}
+    types = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+    types |= {name: {"node_config": {}, "min_workers": 0, **machine} for name, machine in machines.items()}
+    plan: dict[str, Any] = {"cluster_name": "growing", "max_workers": 8, "idle_timeout_minutes": 0.1, "upscaling_speed": 20.0}
+    plan |= {"provider": {**provider, "disable_launch_config_check": True}, "available_node_types": types}
+    plan |= {"head_node_type": "ray.head.default", "auth": {}, "file_mounts": {}, "cluster_synced_files": []}
+    commands = [f"{kind}setup_commands" for kind in ("", "head_", "worker_")] + [
+        f"{kind}_start_ray_commands" for kind in ("head", "worker")
+    ]
+    plan |= {name: [] for name in ("rsync_exclude", "rsync_filter", "initialization_commands", *commands)}
+    file = folder / "autoscaling.json"
+    file.write_text(json.dumps(plan))
+    variables = {"RAY_FAKE_CLUSTER": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
+    variables |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_worker_niceness": "0"}
+    with ray_head(folder, "--num-cpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
+        yield head
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import RAY, Head, free_port, ray_head
+from conftest import RAY, free_port, growing, ray_head
 
 from divray import cluster, console, resources
 from divray.cli import main
@@ -23,35 +21,10 @@ from divray.quickstart import folder
 from divray.runs import RunFolder
 
 QUICKSTART = str(folder() / "quickstart.yaml")
-HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 
 
 def settings(*overrides: str) -> Config:
     return load_config(QUICKSTART, overrides)
-
-
-@contextmanager
-def growing(folder: Path, **machines: dict[str, Any]) -> Iterator[Head]:
-    """A head without CPUs that starts machines (name -> resources and max_workers) as they are asked for."""
-    port = free_port()
-    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-    provider = {"type": "external", "module": module, "head_node_id": HEAD_ID, "launch_multiple": True}
-    provider |= {"gcs_address": f"127.0.0.1:{port}", "use_node_id_as_ip": True, "disable_node_updaters": True}
-    types = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
-    types |= {name: {"node_config": {}, "min_workers": 0, **machine} for name, machine in machines.items()}
-    plan: dict[str, Any] = {"cluster_name": "growing", "max_workers": 8, "idle_timeout_minutes": 0.1, "upscaling_speed": 20.0}
-    plan |= {"provider": {**provider, "disable_launch_config_check": True}, "available_node_types": types}
-    plan |= {"head_node_type": "ray.head.default", "auth": {}, "file_mounts": {}, "cluster_synced_files": []}
-    commands = [f"{kind}setup_commands" for kind in ("", "head_", "worker_")] + [
-        f"{kind}_start_ray_commands" for kind in ("head", "worker")
-    ]
-    plan |= {name: [] for name in ("rsync_exclude", "rsync_filter", "initialization_commands", *commands)}
-    file = folder / "autoscaling.json"
-    file.write_text(json.dumps(plan))
-    variables = {"RAY_FAKE_CLUSTER": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
-    variables |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_worker_niceness": "0"}
-    with ray_head(folder, "--num-cpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
-        yield head
 
 
 @pytest.fixture
@@ -244,6 +217,6 @@ def test_a_stage_without_models_leaves_gpus_alone(joined: None) -> None:
     from ray.data import DataContext
 
     ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    for stage, limit in (("select", 0), ("sample", float("inf")), ("mine", 0), ("score", float("inf"))):
+    for stage, limit in (("prompt", 0), ("sample", float("inf")), ("mine", 0), ("score", float("inf"))):
         resources.provide(settings(), [stage], grows=False)
         assert DataContext.get_current().execution_options.resource_limits.gpu == limit, stage

@@ -106,9 +106,8 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
 
     from divray.alignment.training import train
 
@@ -150,20 +149,20 @@ def _cause(error: Exception) -> str:
 
 def _keep_only(run: RunFolder, storage: str, name: str) -> None:
     """Remove checkpoints of other settings, and a record of checkpoints that a kill cut short."""
-    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-
     for other in {file.removeprefix(f"{storage}/").partition("/")[0] for file in run.files(storage)} - {name}:
         run.delete(f"{storage}/{other}")
-    snapshot = f"{storage}/{name}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
-    if run.exists(snapshot) and not _is_whole(run.read_text(snapshot)):
-        run.delete(f"{storage}/{name}")
+    for file in run.files(f"{storage}/{name}", ".json"):
+        if file.count("/") == f"{storage}/{name}/".count("/") and not _is_whole(run.read_text(file)):
+            run.delete(f"{storage}/{name}")
+            return
 
 
-def _is_whole(snapshot: str) -> bool:
+def _is_whole(record: str) -> bool:
     try:
-        return "checkpoint_results" in json.loads(snapshot)
+        json.loads(record)
     except ValueError:
         return False
+    return True
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from divray.extraction.inputs import SEEDS, SELECTED, TEST, draws_of, examples_o
 from divray.extraction.metrics import Resampled, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.relations import Example
-from divray.resources import most_workers, task_gpus, worker
+from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.runs import RunFolder
 
 COMPARED = ("seeds", "naive", "round-00")
@@ -199,6 +199,7 @@ def _train_missing(
         return
     jobs = [{"tables": tables, "draw": draw, "target": _part(key)} for key, (tables, draw) in missing.items()]
     trainer: Any = _Trainer
+    only_cpus(not task_gpus(config))
     most = max(config.cluster.concurrent_trials, most_workers(config, gpus=True))
     trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
         trainer,

@@ -106,9 +106,10 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 
 
 def encoders(config: Config) -> dict[str, Any]:
-    """The pool of encoder actors: as many as there is room for (an encoder is one thread on a CPU)."""
+    """The pool of encoder actors for the pass that is begun next: as many as there is room for (an encoder is one thread on a CPU)."""
     import ray
 
+    only_cpus(not task_gpus(config))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most_workers(config, gpus=True))
     return {"compute": pool, "num_cpus": config.cluster.worker_cpus, "num_gpus": task_gpus(config)}
 
