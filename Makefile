@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TORCH := torch==2.13.0+cpu
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint effect-small clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy divray
+
+# The mechanism of benchmarks/effect.py on the quick start; too small for a finding.
+effect-small: setup
+	$(BIN)/python benchmarks/effect.py --work runs/effect-small --tasks "quick start" --k 5 --draws 2 --llms embedded:smollm2 \
+	  --set sampling.candidates_per_relation=16 sampling.naive_candidates_per_relation=8 extraction.search.trials=0 \
+	  --out runs/effect-small/effect.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

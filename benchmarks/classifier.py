@@ -23,15 +23,16 @@ TASKS = {"SemEval": ("examples/semeval2010_task8.yaml", "semeval2010_task8"), "F
 QUICK_START = ("divray/quickstart/quickstart.yaml", None)
 
 
-def scores(config_name: str, folder: Path | None, k: int | None, draws: int) -> dict[str, Any]:
+def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epochs: int = 0) -> dict[str, Any]:
     """The main score of each draw."""
     from divray.config import load_config
     from divray.datasets import load_task
     from divray.extraction.metrics import main_score, score
-    from divray.extraction.training import fit_head, targets_of, untrained
+    from divray.extraction.training import fit_head, train, training_rows, untrained
 
     overrides = [
         f"evaluation.draws={draws}",
+        f"extraction.epochs={epochs}",
         *([f"task.data={folder}"] if folder else []),
         *([f"task.seeds_per_relation={k}"] if k else []),
     ]
@@ -40,7 +41,8 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int) -> 
     labels = [relation.name for relation in task.relations]
     gold = [example.relation for example in task.test]
     started = time.perf_counter()
-    model = untrained(labels, config.models.encoder, config.extraction)
+    model = untrained(task.relations, config.models.encoder, config.extraction)
+    described = model.described([relation.description for relation in task.relations])
     known: dict[Any, np.ndarray] = {}
 
     def encoded(examples: list[Any]) -> np.ndarray:
@@ -51,14 +53,19 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int) -> 
 
     found, seconds = [], 0.0
     for number, draw in enumerate(task.draws):
-        fit_head(model, encoded(draw), targets_of(draw, labels), np.ones(len(draw)), config.extraction.shrinkage)
-        answers = model.classify(encoded(task.test)).labels
+        rows = training_rows(draw, task.relations)
+        if epochs:
+            model = train(draw, task.relations, config.models.encoder, config.extraction, config.seed)
+        else:
+            fit_head(model, encoded(rows.examples), rows, described, config.extraction)
+        answers = model.classify(encoded(task.test), model.tuned_scores(task.test)).labels
         found.append(main_score(score(gold, answers, labels, config.task.none_label, config.task.metric), config.task.metric))
         if number == 0:
             seconds = time.perf_counter() - started
     spread = statistics.stdev(found) if len(found) > 1 else None
     return {
         "k": k or config.task.seeds_per_relation,
+        "tuned": bool(epochs),
         "rows": len(task.seeds),
         "test": len(gold),
         "draws": len(found),

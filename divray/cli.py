@@ -6,8 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
-from divray.errors import DivrayError, InputError
+from divray.errors import DivrayError, InputError, own_error
 
 EXAMPLES = """\
 examples:
@@ -134,15 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.configure(parsed.quiet)
     try:
         parsed.function(parsed)
-    except DivrayError as error:
-        console.print_error(error)
-        return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
         console.print_error(DivrayError("interrupted; the same command goes on from here"))
         return 130
+    except Exception as error:
+        own = own_error(error)
+        console.print_error(own)
+        return own.exit_code if isinstance(own, DivrayError) else 2 if isinstance(own, OSError) else 1
     return 0
 
 
@@ -178,22 +181,24 @@ def _preview(arguments: argparse.Namespace) -> None:
 def _stage(arguments: argparse.Namespace) -> None:
     from divray import pipeline
     from divray.config import load_config, override_config
+    from divray.locks import locked
     from divray.runs import RunFolder
 
     stage = pipeline.STAGES[arguments.command]
     if stage.name == "prepare":
         config = load_config(arguments.config, arguments.overrides)
-        pipeline.begin(config, arguments.run)
-        run = RunFolder(arguments.run)
+        hold: AbstractContextManager[Any] = pipeline.held(config, arguments.run)
     else:
+        config = override_config(pipeline.read_config(RunFolder(arguments.run)), arguments.overrides)
+        hold = locked(RunFolder(arguments.run))
+    with hold:
         run = RunFolder(arguments.run)
-        config = override_config(pipeline.read_config(run), arguments.overrides)
-    if getattr(arguments, "retry_failed", False):
-        pipeline.retry(config, run, arguments.round)
-        return
-    for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
-        pipeline.undo(config, run, stage, round_)
-        pipeline.run_stage(config, run, stage, round_)
+        if getattr(arguments, "retry_failed", False):
+            pipeline.retry(config, run, arguments.round)
+            return
+        for round_ in pipeline.due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
+            pipeline.undo(config, run, stage, round_)
+            pipeline.run_stage(config, run, stage, round_)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from divray.errors import InputError, ResourceError
 from divray.resources import check_resources, provide, release, this_machine
 from divray.resources import uses_gpu as uses_gpu
+from divray.starting import starting_ray
 
 if TYPE_CHECKING:
     from divray.config import Config
@@ -121,18 +122,21 @@ def join_ray(address: str, setting: str, more: Sequence[str] = (), shown: bool =
         _answers(address, setting)
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=shown,
-            logging_level=logging.INFO if shown else logging.ERROR,
-            configure_logging=shown,
-            runtime_env={} if address == LOCAL else {"env_vars": passed_on(more)},
-        )
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
-        raise ResourceError(f"no Ray cluster that can be joined at {setting} {address} ({why}). {hint}") from None
+    options: dict[str, Any] = {
+        "log_to_driver": shown,
+        "logging_level": logging.INFO if shown else logging.ERROR,
+        "configure_logging": shown,
+    }
+    with starting_ray():
+        if address == LOCAL:
+            ray.init(address=address, **options)
+            return
+        try:
+            ray.init(address=address, runtime_env={"env_vars": passed_on(more)}, **options)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
+            raise ResourceError(f"no Ray cluster that can be joined at {setting} {address} ({why}). {hint}") from None
 
 
 def _answers(address: str, setting: str) -> None:
@@ -261,7 +265,7 @@ def divert_native_output() -> None:
     import tempfile
 
     sys.stderr.flush()
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     _native_output = tempfile.NamedTemporaryFile(prefix="divray-", suffix=".err")  # noqa: SIM115
     os.dup2(_native_output.fileno(), 2)
 

@@ -7,6 +7,7 @@ defaults.  Unknown keys are errors.  The sections that say *what* identify a run
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from divray.sections import (
     SelectionConfig,
     TaskConfig,
 )
+from divray.textfiles import parse_yaml, read_yaml
 
 HOW_SECTIONS = ("engine", "cluster")
 
@@ -38,8 +40,8 @@ class Config(Section):
     """Everything that a run needs to know."""
 
     task: TaskConfig
-    seed: int = 13
-    rounds: int = Field(2, ge=1, description="Sampling rounds; a DPO pass stands between two rounds.")
+    seed: int = Field(13, ge=0, lt=2**31, description="Of every random choice.")
+    rounds: int = Field(2, ge=1, le=99, description="Sampling rounds; a DPO pass stands between two rounds.")
     models: ModelsConfig = ModelsConfig()
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -68,12 +70,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         InputError: The file is missing or no YAML mapping, or a key is unknown or has a bad value.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(str(path), "", "no such file", "Give the path of a run's YAML file.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(str(path), "", f"not readable as YAML ({str(error).splitlines()[0]})", "Mend the file.") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(str(path), "", "not a YAML mapping", "Start from `examples/`.")
     for override in overrides:
@@ -114,18 +111,31 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # Of a value that may be of several kinds, what came closest.
+        all_ = error.errors()
+        same = [one for one in all_ if one["loc"][:2] == all_[0]["loc"][:2]]
+        first = max(same, key=lambda one: (one["type"] == "value_error", len(one["loc"])))
+        key = ".".join(_keys(values, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise InputError(where, key, "unknown key", _nearest_key(key)) from None
         if first["type"] == "missing":
-            raise InputError(where, key, "missing", "Add the key.") from None
-        raise InputError(where, key, first["msg"], f"It is now {first['input']!r}.") from None
+            raise InputError(where, f"{key}.{first['loc'][-1]}" if key else str(first["loc"][-1]), "missing", "Add the key.") from None
+        raise InputError(where, key, first["msg"].removeprefix("Value error, "), f"It is now {first['input']!r}.") from None
     if config.sampling.base_share and config.alignment.method != "lora":
         raise InputError(
             where, "sampling.base_share", "one engine holds both models only as LoRA", "Set alignment.method: lora, or drop it."
         )
     return config
+
+
+def _keys(values: Any, place: tuple[int | str, ...]) -> Iterator[str]:
+    """The keys that lead to ``place``, without what pydantic calls the kinds of a value that may be several."""
+    for key in place:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return
+        yield str(key)
 
 
 def dump_config(config: Config) -> str:
@@ -143,10 +153,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise InputError("command line", key, f"`{section}` is no section", "See `divray plan` for the keys.")
         values = inner
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError("command line", key, f"value {text!r} is no YAML", "Quote the value.") from None
+    values[last] = parse_yaml(text, "command line", key)
 
 
 def _nearest_key(key: str) -> str:

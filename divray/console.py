@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,8 +41,11 @@ _state = _State()
 
 
 def configure(quiet: bool = False) -> None:
-    """Start the clock of :func:`log` anew; ``quiet`` leaves only errors and the summary."""
+    """Start the clock of :func:`log` anew, for a terminal of any encoding; ``quiet`` leaves only errors and the summary."""
     _state.quiet, _state.started, _state.stderr = quiet, time.monotonic(), None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to end
+            stream.reconfigure(errors="backslashreplace")
 
 
 def log(line: str) -> None:
@@ -92,7 +98,14 @@ def print_error(error: BaseException) -> None:
     message = printable(str(error)) or type(error).__name__
     if not isinstance(error, DivrayError):
         message = f"{type(error).__name__}: {message}" if message != type(error).__name__ else message
+        message = f"{message} (traceback: {_save_traceback(error)})"
     _console().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+def _save_traceback(error: BaseException) -> str:
+    with tempfile.NamedTemporaryFile(prefix="divray-", suffix=".log", delete=False) as log:
+        log.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+    return log.name
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -107,7 +120,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 def print_explanation(found: dict[str, Any], as_json: bool = False) -> None:
     """What :func:`divray.explain.explain` found, on stdout: for people, or as JSON."""
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2, ensure_ascii="utf" not in sys.stdout.encoding.lower()))
         return
     from divray.report.explanation import explanation
 

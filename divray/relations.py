@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import quote
 
 Span = tuple[int, int]
 
@@ -55,6 +56,7 @@ class Relation:
         description: One sentence that says when the relation holds from head to tail.
         head_type: Type of the head, in words (``"person"``).
         tail_type: Type of the tail, in words.
+        inverse: Name of the relation that holds from tail to head whenever this one holds; its own name if it is symmetric.
         examples: The user's own examples (seeds given in the relations file).
     """
 
@@ -62,6 +64,7 @@ class Relation:
     description: str
     head_type: str = ""
     tail_type: str = ""
+    inverse: str = ""
     examples: tuple[Example, ...] = field(default=())
 
 
@@ -72,9 +75,16 @@ def span_problem(text: str, head: Span, tail: Span) -> str:
             return f"the {name} span ({start}, {end}) does not lie in the text"
         if text[start:end] != text[start:end].strip():
             return f"the {name} carries loose blanks"
-    if head[0] < tail[1] and tail[0] < head[1]:
-        return "head and tail overlap"
-    return ""
+    return "head and tail overlap" if overlap(head, tail) else ""
+
+
+def overlap(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def metric_tag(name: str) -> str:
+    """A relation's name as a tag of Ray's metrics, which take ASCII alone; other characters are percent-encoded."""
+    return quote(name, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 def render_marked(example: Example) -> str:
@@ -127,13 +137,14 @@ def parse_marked(marked: str) -> tuple[str, Span, Span] | MarkProblem:
     if len(spans[TAIL_OPEN]) > 1:
         return "many_tails"
     plain = "".join(text)
-    head, tail = _tighten(plain, spans[HEAD_OPEN][0]), _tighten(plain, spans[TAIL_OPEN][0])
+    head, tail = tightened(plain, spans[HEAD_OPEN][0]), tightened(plain, spans[TAIL_OPEN][0])
     if head is None or tail is None:
         return "empty_entity"
     return plain, head, tail
 
 
-def _tighten(text: str, span: Span) -> Span | None:
+def tightened(text: str, span: Span) -> Span | None:
+    """``span`` without the blanks at its ends; ``None`` where it holds nothing else."""
     inner = text[slice(*span)]
     if not inner.strip():
         return None

@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+
+from divray.errors import InputError
 
 if TYPE_CHECKING:
     import ray.data
@@ -28,11 +31,38 @@ _REPLACING = ("local", "s3", "gcs")
 """File systems that move at once over an older file."""
 
 
+def is_uri(path: str) -> bool:
+    """Whether ``path`` is a URI; anything else is a path on this machine, whatever signs are in it."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows."""
-    if "://" in uri:
-        return pafs.FileSystem.from_uri(uri)
-    return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows.
+
+    Raises:
+        InputError: It is empty, or no such file system can be reached.
+    """
+    try:
+        if not uri:
+            raise ValueError("an empty path")
+        if not is_uri(uri):
+            return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+        scheme, _, rest = uri.partition("://")
+        if scheme.lower() == "file":
+            host, slash, path = rest.partition("/")
+            if not slash or host not in ("", "localhost"):
+                raise ValueError("a file's URI has an absolute path: file:///folder/file")
+            return pafs.LocalFileSystem(), f"/{unquote(path)}"
+        return pafs.FileSystem.from_uri(_encoded(uri))
+    except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home folder
+        place, problem = (re.sub(r"(?<=://)[^/@]*@", "", text) for text in (uri, str(error).splitlines()[0]))  # without keys
+        raise InputError(place or "path", "", problem, "Give a path, or a URI like s3://bucket/folder.") from None
+
+
+def _encoded(uri: str) -> str:
+    """A URI with what it may not hold (blanks, ``#``, letters outside ASCII) percent-encoded; what is encoded stays."""
+    base, question, query = uri.partition("?")
+    return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", quote(base, safe="%!$&'()*+,/:;=@[]~")) + question + query
 
 
 def beside(path: str) -> str:
@@ -62,6 +92,17 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
         raise
 
 
+def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
+    """Write a whole file; it appears under its name only once it is complete."""
+    fs.create_dir(posixpath.dirname(target), recursive=True)
+    if not isinstance(fs, pafs.LocalFileSystem):  # an object store's put is atomic by itself
+        with fs.open_output_stream(target) as stream:
+            stream.write(data)
+        return
+    with placed(fs, target) as path, fs.open_output_stream(path) as stream:
+        stream.write(data)
+
+
 class RunFolder:
     """One run's files, by names relative to its root.
 
@@ -70,9 +111,10 @@ class RunFolder:
     """
 
     def __init__(self, uri: str) -> None:
-        self.fs, self.root = open_uri(uri.rstrip("/"))
+        self.fs, root = open_uri(uri)
+        self.root = root.rstrip("/") or "/"
         # Absolute, since a worker's current folder may be another.
-        self.uri = uri.rstrip("/") if "://" in uri else self.root
+        self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
 
     def __repr__(self) -> str:
         return f"RunFolder({self.uri!r})"
@@ -83,8 +125,10 @@ class RunFolder:
 
     def full_uri(self, name: str) -> str:
         """URI of ``name`` that another process can open with :func:`open_uri`."""
+        if isinstance(self.fs, pafs.LocalFileSystem):
+            return self.path(name)
         base, question, query = self.uri.partition("?")
-        return f"{base}/{name}{question}{query}"
+        return f"{base}/{quote(name)}{question}{query}"
 
     def inner(self, name: str) -> RunFolder:
         """A folder inside this one, used like it."""
@@ -112,14 +156,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file; it appears under its name only once it is complete."""
-        target = self.path(name)
-        self.fs.create_dir(posixpath.dirname(target), recursive=True)
-        if not isinstance(self.fs, pafs.LocalFileSystem):  # an object store's put is atomic by itself
-            with self.fs.open_output_stream(target) as stream:
-                stream.write(data)
-            return
-        with placed(self.fs, target) as path, self.fs.open_output_stream(path) as stream:
-            stream.write(data)
+        write_bytes(self.fs, self.path(name), data)
 
     def read_bytes(self, name: str) -> bytes:
         with self.fs.open_input_stream(self.path(name)) as stream:

@@ -95,12 +95,19 @@ def collate(encoded: Sequence[Encoded], pad: int, device: Any, width: int = 0) -
     return Batch(ids, mask, views, torch.tensor([one.forward for one in encoded], device=device))
 
 
+def means(states: Tensor, batch: Batch) -> Tensor:
+    """Unit-length means ``[n, VIEWS, d]`` of hidden states ``[n, t, d]``; zeros where a view has no token."""
+    import torch
+
+    return torch.nn.functional.normalize(batch.views @ states.float(), dim=-1)
+
+
 def pooled(states: Tensor, batch: Batch, weights: Sequence[float]) -> Tensor:
     """Features ``[n, BLOCKS * d]`` of hidden states ``[n, t, d]``; ``weights`` are those of the views."""
     import torch
 
-    means = torch.nn.functional.normalize(batch.views @ states.float(), dim=-1) * torch.tensor(list(weights), device=states.device)[:, None]
-    head, tail, between, words = means.unbind(1)
+    weighted = means(states, batch) * torch.tensor(list(weights), device=states.device)[:, None]
+    head, tail, between, words = weighted.unbind(1)
     return torch.cat([head, tail, by_order(between, batch), by_order(words, batch)], dim=-1)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ def test_a_resolved_config_reads_back_the_same() -> None:
         ("nonsense=1", "nonsense", "Known keys"),
         ("selection.k", "selection.k", "Write e.g."),
         ("diversity.bands=5", "diversity", "It is now"),
+        ("selection.k=yes", "selection.k", "It is now True"),
+        ("sampling.temperature=.inf", "sampling.temperature", "finite number"),
+        ("sampling.temperature=[", "sampling.temperature", "no valid YAML"),
+        ("prompts.strategies={independent: 1, independent: 2}", "prompts.strategies", "stands there twice"),
     ],
 )
 def test_a_bad_key_names_field_and_mend(override: str, field: str, mend: str) -> None:
@@ -49,6 +54,18 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"run\.yaml"):
+        load_config(path)
+
+
+def test_a_number_with_an_exponent_is_a_number() -> None:
+    config = load_config(QUICKSTART, ["alignment.learning_rate=3e-4", "extraction.search.depth=[1e-1, 5e-1]", "engine.concurrency=[1, 2]"])
+    assert (config.alignment.learning_rate, config.extraction.search.depth, config.engine.pool) == (3e-4, (0.1, 0.5), (1, 2))
+
+
+def test_a_section_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("selection: {k: 8}\ntask: {name: x}\nselection:\n  diversity_weight: 0.1\n")
+    with pytest.raises(InputError, match=r"line 3: no valid YAML .key 'selection' stands there twice"):
         load_config(path)
 
 
@@ -72,3 +89,9 @@ def test_only_how_may_change_in_a_run() -> None:
     assert changed.what() == config.what()
     with pytest.raises(InputError, match="keeps its settings"):
         override_config(config, ["selection.k=4"])
+
+
+def test_the_page_of_settings_is_the_code_s() -> None:
+    file = Path(__file__).parents[1] / "docs" / "configuration.py"
+    made = runpy.run_path(str(file))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: python docs/configuration.py"

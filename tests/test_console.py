@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +50,27 @@ def test_quiet_keeps_errors(capsys: pytest.CaptureFixture[str]) -> None:
 def test_other_errors_name_their_kind(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_error(KeyError("name"))
     console.print_error(RuntimeError())
-    assert capsys.readouterr().err == "error: KeyError: 'name'\nerror: RuntimeError\n"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (traceback: ")[0] for line in lines] == ["error: KeyError: 'name'", "error: RuntimeError"]
+    for line in lines:
+        log = Path(line.partition(" (traceback: ")[2].rstrip(")"))
+        assert "Error" in log.read_text(encoding="utf-8")
+        log.unlink()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])
+def test_a_terminal_of_any_encoding_gets_the_message(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, file in files.items():
+        monkeypatch.setattr(sys, name, file)
+    console.configure()
+    console.print_error(InputError("mieszka_w_mieście.yaml", "关系", "half of \udce9", "Mend it."))
+    console.print_explanation({"text": "Łódź 東京"}, as_json=True)
+    said = {name: file.buffer.getvalue() for name, file in files.items() if file.flush() is None}  # type: ignore[attr-defined]
+    for text in ("mieszka_w_mieście.yaml", "关系", "\udce9"):
+        assert text.encode(encoding, "backslashreplace") in said["stderr"]
+    assert json.loads(said["stdout"].decode(encoding)) == {"text": "Łódź 東京"}
+    console.configure()
 
 
 def test_progress_without_terminal_is_sparse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

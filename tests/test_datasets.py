@@ -25,7 +25,7 @@ from divray.datasets.jsonl import read_jsonl
 from divray.datasets.marked import read_marked
 from divray.datasets.semeval import read_semeval
 from divray.datasets.source import Source
-from divray.datasets.tacred import read_tacred
+from divray.datasets.tacred import Patches, read_tacred
 from divray.errors import InputError
 from divray.relations import Example, span_problem
 from divray.runs import RunFolder
@@ -128,7 +128,6 @@ def test_semeval_test_form_with_its_key(tmp_path: Path) -> None:
         ('1\t"A <e1>cup</e1> of tea."\nOther\n', ("line 1 (sentence 1)", "<e2> is missing")),
         ('1\t"A <e1>cup</e1> of <e2>tea</e2>."\nOther\n\n2\t"A <e1>cup</e1> of <e2>tea</e2>."\n', ("line 4", "no label", "cut short")),
         ('1\t"A <e1>cup</e1> of <e2>tea</e2>."\nOthr\n', ("line 1", "'Othr' is not among the relations", "Did you mean `Other`?")),
-        ('1\t"A <e1> </e1> of <e2>tea</e2>."\nOther\n', ("e1", "entity is empty")),
         ("hello\n", ("line 1", "neither a sentence")),
         ('1\t"<e1>a</e1> <e2>b</e2>"\nOther\n\n1\t"<e1>a</e1> <e2>b</e2>"\nOther\n', ("line 4", "id", "twice")),
     ],
@@ -158,13 +157,13 @@ def test_tacred() -> None:
 
 def test_retacred_relabels_and_drops() -> None:
     source = Source(DATA / "tacred.json")
-    examples = list(read_tacred(source, [DATA / "retacred_patch.json"]))
+    examples = list(read_tacred(source, Patches([DATA / "retacred_patch.json"])))
     assert [(e.example_id, e.relation) for e in examples] == [("a1", "per:title"), ("a2", "per:city_of_residence")]
     assert source.skipped == {"overlapping_entities": 1, "not_in_patch": 1}
 
 
 def test_tacrev_corrects_and_keeps() -> None:
-    examples = list(read_tacred(Source(DATA / "tacred.json"), [DATA / "tacrev_patch.json"]))
+    examples = list(read_tacred(Source(DATA / "tacred.json"), Patches([DATA / "tacrev_patch.json"])))
     assert [(e.example_id, e.relation) for e in examples] == [("a1", "per:title"), ("a2", "no_relation"), ("a4", "no_relation")]
 
 
@@ -195,11 +194,11 @@ def test_tacred_refuses_whole_files(tmp_path: Path) -> None:
     refused(lambda: list(read_tacred(Source(path))), str(path), "no JSON array")
     other = tmp_path / "dev_id2label.json"
     other.write_text('{"zz": "per:title"}')
-    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), [other])), "no patch holds an id", "patch of this split")
+    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), Patches([other]))), "no patch holds an id", "patch of this split")
     other.write_text('["a1"]')
-    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), [other])), str(other), "no patch")
+    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), Patches([other]))), str(other), "no patch")
     other.write_text('[{"id": "a1"}]')
-    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), [other])), str(other), "entry 1")
+    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), Patches([other]))), str(other), "entry 1")
 
 
 # FewRel -------------------------------------------------------------------------------------
@@ -262,14 +261,14 @@ def test_jsonl_forms(tmp_path: Path, spans: dict[str, Any]) -> None:
         ({"head": {"text": "flood"}}, ("line 2, head", "'flood' is not in the text")),
         ({"text": "A storm is a storm, flooding.", "head": {"text": "storm"}}, ("line 2, head", "2 times")),
         ({"head": {"text": "storm", "start": 3, "end": 9}}, ("line 2, head", "' storm', not 'storm'")),
-        ({"head": [3, 9]}, ("line 2", "the head carries loose blanks")),
-        ({"head": [4, 18]}, ("line 2", "head and tail overlap")),
         ({"head": None}, ("line 2, head", "missing")),
         ({"head": [True, 9]}, ("line 2, head", "no span")),
         ({"head": "storm"}, ("line 2, head", "'storm' is no span")),
         ({"text": " "}, ("line 2, text", "is not a text")),
         ({"id": "same"}, ("line 2, id", "twice")),
-        ({"text": "The storm caused flooding\ud800"}, ("line 2", "surrogate")),
+        ({"text": "The storm caused flooding\ud800"}, ("line 2, text", "half a surrogate pair")),
+        ({"tail": {"text": "\udc00"}}, ("line 2, tail", "half a surrogate pair")),
+        ({"note\ud83d": 1}, ("line 2", "half a surrogate pair")),
     ],
 )
 def test_jsonl_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -296,6 +295,94 @@ def test_byte_order_mark_and_line_separators_inside_strings(tmp_path: Path) -> N
         "\ufeff" + json.dumps(ROW | {"text": "The storm caused flooding.\u2028"}, ensure_ascii=False) + "\r\n", encoding="utf-8"
     )
     assert len(list(read_jsonl(Source(path)))) == 1
+
+
+BLANK = {
+    "jsonl": (read_jsonl, json.dumps(ROW | {"head": [3, 4]}) + "\n" + json.dumps(ROW | {"tail": [17, 17]}) + "\n" + json.dumps(ROW)),
+    "semeval": (
+        read_semeval,
+        '1\t"A <e1> </e1>cup of <e2>tea</e2>."\ncause\n\n2\t"A <e1>cup</e1> of <e2></e2>tea."\ncause\n\n'
+        '3\t"A <e1> cup</e1> of <e2>tea </e2>."\ncause\n',
+    ),
+    "tacred": (
+        read_tacred,
+        json.dumps(
+            [
+                {"token": tokens, "subj_start": 0, "subj_end": 0, "obj_start": 2, "obj_end": 2, "relation": "cause"}
+                for tokens in (["", "in", "Oslo"], ["Ida", "in", " "], ["Ida", "in", "Oslo"])
+            ]
+        ),
+    ),
+    "fewrel": (
+        read_fewrel,
+        json.dumps(
+            {
+                "cause": [
+                    {"tokens": tokens, "h": ["x", "Q1", [[0]]], "t": ["y", "Q2", [[2]]]}
+                    for tokens in (["", "in", "Oslo"], ["Ida", "in", " "], ["Ida", "in", "Oslo"])
+                ]
+            }
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", BLANK)
+def test_an_example_with_a_blank_entity_is_left_out_in_every_format(tmp_path: Path, form: str) -> None:
+    reader, text = BLANK[form]
+    path = tmp_path / "data"
+    path.write_text(text)
+    source = Source(path, {"cause"})
+    (example,) = reader(source)
+    assert not span_problem(example.text, example.head, example.tail)
+    assert source.skipped == {"blank_entity": 2} and source.left_out == {"cause": {"blank_entity": 2}}
+
+
+def test_jsonl_overlaps_are_left_out_and_blanks_at_the_ends_go(tmp_path: Path) -> None:
+    source = Source(jsonl(tmp_path / "a.jsonl", [ROW | {"head": [4, 18]}, ROW | {"head": [3, 10]}]))
+    (example,) = read_jsonl(source)
+    assert example.head_text == "storm" and source.skipped == {"overlapping_entities": 1}
+
+
+def test_a_key_that_stands_twice_is_refused_in_every_format(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:-1] + ', "relation": "other"}')
+    refused(lambda: list(read_jsonl(Source(path))), "line 2", "key 'relation' stands there twice")
+    path.write_text('{"born in": [], "works at": [], "born in": []}')
+    refused(lambda: list(read_fewrel(Source(path))), "key 'born in' stands there twice")
+    path.write_text("cause: []\ncause: []\n")
+    refused(lambda: list(read_marked(Source(path))), "key 'cause' stands there twice")
+
+
+@pytest.mark.parametrize("split", ["{}-00000-of-00002.parquet", "data/{}-00000-of-00002.parquet", "{}/0000.parquet", "{}.parquet"])
+def test_splits_of_a_hub_folder_are_not_read_as_one(tmp_path: Path, split: str) -> None:
+    table = examples_table(list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", [ROW, ROW])))))
+    folder = tmp_path / "hub test"
+    for name in ("train", "validation"):
+        file = folder / split.format(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.slice(name != "train", 1), file)
+    refused(lambda: list(read_huggingface(Source(folder))), "holds several splits: train", "validation", "Give one of them")
+    one = folder / split.format("train")
+    pattern = one.parent / "train*" if one.parent in (folder, folder / "data") else one.parent
+    assert [example.example_id for example in read_huggingface(Source(pattern))] == ["line-1"]
+
+
+def test_only_the_rows_of_the_indices_belong_to_a_saved_folder(tmp_path: Path) -> None:
+    table = examples_table(list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", [ROW | {"id": name} for name in "abcd"])))))
+    files = {"data-0.arrow": table.slice(0, 3), "data-1.arrow": table.slice(3), "indices.arrow": pa.table({"indices": [3, 1]})}
+    for name, part in files.items():
+        with pa.ipc.new_stream(tmp_path / name, part.schema) as writer:
+            writer.write_table(part)
+    state: dict[str, Any] = {"_data_files": [{"filename": "data-0.arrow"}, {"filename": "data-1.arrow"}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert [example.example_id for example in read_huggingface(Source(tmp_path))] == ["a", "b", "c", "d"]
+    state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert [example.example_id for example in read_huggingface(Source(tmp_path))] == ["d", "b"]
+    with pa.ipc.new_stream(tmp_path / "indices.arrow", files["indices.arrow"].schema) as writer:
+        writer.write_table(pa.table({"indices": [9]}))
+    refused(lambda: list(read_huggingface(Source(tmp_path))), "indices.arrow", "out of bounds")
 
 
 def test_save_to_disk_folder(tmp_path: Path) -> None:
@@ -375,6 +462,14 @@ RELATIONS = """
 """
 
 
+def test_a_relation_names_its_inverse(tmp_path: Path) -> None:
+    path = tmp_path / "relations.yaml"
+    path.write_text(
+        "- {name: a, description: x, inverse: b}\n- {name: b, description: y, inverse: a}\n- {name: c, description: z, inverse: c}"
+    )
+    assert [relation.inverse for relation in read_relations_file(path)] == ["b", "a", "c"]
+
+
 def test_relations_file(tmp_path: Path) -> None:
     path = tmp_path / "relations.yaml"
     path.write_text(RELATIONS)
@@ -397,8 +492,10 @@ def test_relations_file(tmp_path: Path) -> None:
         ("- {name: a, description: ' '}", ("relation a, description", "missing")),
         ("- {name: a, description: 5}", ("relation a, description", "5 is no text")),
         ("- {name: a, description: x, exmples: []}", ("relation a, exmples", "unknown key")),
+        ("- {name: a, description: x, inverse: b}", ("relation a, inverse", "'b' is no inverse")),
+        ("- {name: a, description: x, inverse: b}\n- {name: b, description: y}", ("relation a, inverse", "names this one")),
         ("- {name: a, description: x}\n- {name: a, description: y}", ("relation a", "twice")),
-        ("- name: a\n  description: x\n  description: y", ("line 1", "key 'description' stands there twice")),
+        ("- name: a\n  description: x\n  description: y", ("line 3", "key 'description' stands there twice")),
         ("- {name: a, description: x, examples: 'The [a] {b}'}", ("relation a, examples", "no list")),
         ("- {name: a, description: x, examples: ['The [a] b']}", ("relation a, example 1", "no tail", "Put the tail in { }")),
         ("- {name: a, description: x, examples: ['{a} b']}", ("example 1", "no head")),
@@ -408,7 +505,7 @@ def test_relations_file(tmp_path: Path) -> None:
         ("- name: a\n  description: x\n  examples:\n  - [a] and {b}", ("line 4", "quote")),
         ("- {name: a, description: x, examples: [[a]]}", ("example 1", "no sentence")),
         ("- {name: a, description: x", ("no valid YAML",)),
-        ('- {name: a, description: "x \\uD800"}', ("relation a, description", "surrogate")),
+        ('- {name: a, description: "x \\uD800"}', ("line 1", "half a surrogate pair")),
         ("[" * 5000, ("YAML",)),
         ("- !!python/object/apply:os.system ['true']", ("no valid YAML",)),
     ],
@@ -481,7 +578,7 @@ def test_official_test_is_untouched_and_kept_from_the_seeds(tmp_path: Path) -> N
     task = load_task(task_config(tmp_path, format="jsonl", train="train.jsonl", test="test.jsonl", seeds_per_relation=7))
     assert [e.text for e in task.test] == [row["text"] for row in test]
     assert {e.text for e in task.seeds} == {row["text"] for n, row in enumerate(data) if n not in (3, 9)}
-    assert task.skipped == {"seeds/same_text": 1, "seeds/text_in_test": 3}
+    assert task.skipped == {"seeds/same_text": 1, "seeds/text_in_test": 2, "seeds/mark_or_line_break_in_text": 1}
     jsonl(tmp_path / "test.jsonl", [data[3]])
     task = load_task(task_config(tmp_path, format="jsonl", train="train.jsonl", test="test.jsonl", seeds_per_relation=7))
     assert task.skipped["seeds/mark_or_line_break_in_text"] == 1
@@ -504,6 +601,39 @@ def test_patches_and_skips_reach_the_task(tmp_path: Path) -> None:
     refused(lambda: load_task(config), "tacred.json", "relation per:title", "0 usable examples")
     plain = config.model_copy(update={"task": config.task.model_copy(update={"format": "jsonl"})})
     refused(lambda: load_task(plain), "patches", "format jsonl has no patches")
+
+
+def test_a_patch_of_another_split_is_refused_and_one_of_the_test_set_is_not(tmp_path: Path) -> None:
+    def row(name: str, label: str) -> dict[str, Any]:
+        tokens = ["Ida", name, "lives", "in", "Oslo"]
+        return {"id": name, "token": tokens, "subj_start": 0, "subj_end": 0, "obj_start": 4, "obj_end": 4, "relation": label}
+
+    (tmp_path / "train.json").write_text(json.dumps([row("a", "cause"), row("b", "other")]))
+    (tmp_path / "test.json").write_text(json.dumps([row("c", "cause"), row("d", "cause")]))
+    (tmp_path / "of_test.json").write_text(json.dumps([{"id": "d", "relation": "other"}]))
+    (tmp_path / "of_none.json").write_text(json.dumps([{"id": "x", "relation": "other"}]))
+    settings = {"format": "tacred", "train": "train.json", "test": "test.json", "seeds_per_relation": 1}
+    task = load_task(task_config(tmp_path, **settings, patches=["of_test.json"]))
+    assert [example.relation for example in task.test] == ["cause", "other"]
+    both = task_config(tmp_path, **settings, patches=["of_test.json", "of_none.json"])
+    refused(lambda: load_task(both), "of_none.json", "no id of the files")
+    (tmp_path / "of_none.json").write_text(json.dumps([{"id": "x", "relation": "other"}, {"id": "x", "relation": "cause"}]))
+    refused(lambda: load_task(both), "of_none.json", "entry 2", "two labels")
+
+
+def test_the_error_says_why_examples_could_not_be_used(tmp_path: Path) -> None:
+    marked = {"text": "The storm [sic] caused flooding.", "tail": [23, 31]}
+    broken = {"text": "The storm\ncaused flooding.", "tail": [17, 25]}
+    bad = [ROW | marked, ROW | broken, ROW | {"head": [4, 4]}, ROW, ROW]
+    jsonl(tmp_path / "train.jsonl", [*bad, *(ROW | {"relation": "other", "text": f"{ROW['text']} {n}"} for n in range(3))])
+    jsonl(tmp_path / "test.jsonl", [ROW])
+    settings = {"format": "jsonl", "train": "train.jsonl", "seeds_per_relation": 1}
+    why = ("train.jsonl", "relation cause", "1 blank entity", "1 with a text of the test set", "2 with a mark ([ ] { }) or a line break")
+    refused(lambda: load_task(task_config(tmp_path, **settings, test="test.jsonl")), *why)
+    refused(lambda: load_task(task_config(tmp_path, **settings, test_per_relation=3)), "3 different examples", "1 with the text of another")
+    relations = RELATIONS + "- {name: rare, description: x}\n"
+    none = task_config(tmp_path, relations, **settings, test_per_relation=1)
+    assert "-1" not in str(refused(lambda: load_task(none), "relation rare", "0 different examples", "Add examples of the relation"))
 
 
 @pytest.mark.parametrize(

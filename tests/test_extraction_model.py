@@ -9,14 +9,15 @@ import pytest
 
 from divray.errors import InputError
 from divray.extraction.predict import predict
-from divray.extraction.training import train
-from divray.relations import Example
+from divray.extraction.training import train, training_rows
+from divray.relations import Example, Relation
 from divray.sections import ExtractionConfig
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
 PLACES = ["Alden", "Port Selby", "Monte Claro", "Kestrel Bay", "Rome", "Akoma Ridge"]
 WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}."}
 LABELS = list(WORDING)
+RELATIONS = [Relation("born_in", "The head was born in the tail."), Relation("works_in", "The head has a job in the tail.")]
 CLOSED, TUNED = ExtractionConfig(), ExtractionConfig(learning_rate=3e-4, epochs=2, batch_size=8)
 
 
@@ -32,7 +33,7 @@ HELD_OUT = [sentence(r, n, p) for r in LABELS for n, p in zip(NAMES[4:], PLACES[
 
 @pytest.fixture(scope="module")
 def model():
-    return train(TRAINING, LABELS, "embedded:minilm", CLOSED, seed=1)
+    return train(TRAINING, RELATIONS, "embedded:minilm", CLOSED, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +58,54 @@ def test_predictions_do_not_depend_on_the_batches(model):
 
 
 def test_the_closed_form_depends_on_the_rows_alone(model):
-    again = train(TRAINING[::-1], LABELS, "embedded:minilm", CLOSED, seed=2)
+    again = train(TRAINING[::-1], RELATIONS, "embedded:minilm", CLOSED, seed=2)
     assert np.array_equal(again.predict(HELD_OUT).probabilities, model.predict(HELD_OUT).probabilities)
 
 
 def test_a_row_counts_as_often_as_its_weight_says(model):
-    doubled = train([*TRAINING, TRAINING[0]], LABELS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
-    weighed = train(TRAINING, LABELS, "embedded:minilm", CLOSED, 1, [2.0, *[1.0] * (len(TRAINING) - 1)]).predict(HELD_OUT).probabilities
+    doubled = train([*TRAINING, TRAINING[0]], RELATIONS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
+    weighed = train(TRAINING, RELATIONS, "embedded:minilm", CLOSED, 1, [2.0, *[1.0] * (len(TRAINING) - 1)]).predict(HELD_OUT).probabilities
     wrong = [*TRAINING, replace(TRAINING[0], relation="works_in")]
-    without = train(wrong, LABELS, "embedded:minilm", CLOSED, 1, [1.0] * len(TRAINING) + [1e-9]).predict(HELD_OUT).probabilities
+    without = train(wrong, RELATIONS, "embedded:minilm", CLOSED, 1, [1.0] * len(TRAINING) + [1e-9]).predict(HELD_OUT).probabilities
     assert np.allclose(weighed, doubled, atol=0.1)
     assert np.allclose(without, model.predict(HELD_OUT).probabilities, atol=0.02)
 
 
 @pytest.mark.slow
-def test_tuning_goes_on_from_the_closed_form_and_follows_its_seed(model):
-    made = [train(rows, LABELS, "embedded:minilm", TUNED, seed) for rows, seed in ((TRAINING, 1), (TRAINING[::-1], 1), (TRAINING, 2))]
-    first, again, other = (one.classifier.weight.tolist() for one in made)
-    assert first == again and first != other and first != model.classifier.weight.tolist()
-    assert made[0].predict(HELD_OUT).labels == [e.relation for e in HELD_OUT]
+def test_the_tuned_network_votes_beside_the_closed_form_and_follows_its_seed(model, tmp_path):
+    from divray.extraction.model import RelationExtractor
+
+    made = [train(rows, RELATIONS, "embedded:minilm", TUNED, seed) for rows, seed in ((TRAINING, 1), (TRAINING[::-1], 1), (TRAINING, 2))]
+    first, again, other = (one.tuned.classifier.weight.tolist() for one in made)
+    assert first == again and first != other
+    assert made[0].classifier.weight.tolist() == model.classifier.weight.tolist()
+    found = made[0].predict(HELD_OUT)
+    assert found.labels == [e.relation for e in HELD_OUT]
+    made[0].save(tmp_path)
+    assert np.array_equal(RelationExtractor.load(str(tmp_path)).predict(HELD_OUT).probabilities, found.probabilities)
+    closed = made[0].features(TRAINING) @ made[0].classifier.weight.detach().numpy().T + made[0].classifier.bias.detach().numpy()
+    assert np.isclose(made[0].tuned_scores(TRAINING).std(), closed.std(), rtol=0.1)
+
+
+def test_an_example_of_a_relation_with_an_inverse_is_one_of_the_inverse_too():
+    relations = [Relation("employs", "x", inverse="works_for"), Relation("works_for", "y", inverse="employs"), Relation("other", "z")]
+    given = [sentence("born_in", n, p) for n, p in zip(NAMES[:3], PLACES[:3], strict=True)]
+    rows = training_rows([replace(one, relation=r.name) for one, r in zip(given, relations, strict=True)], relations, [1.0, 0.5, 1.0])
+    assert rows.targets.tolist() == [0, 1, 2, 1, 0]
+    assert rows.weights.tolist() == [1.0, 0.5, 1.0, 1.0, 0.5] and rows.origin.tolist() == [0, 1, 2, 0, 1]
+    assert [(one.head_text, one.tail_text, one.head_type) for one in rows.examples[3:]] == [
+        (PLACES[0], NAMES[0], "place"),
+        (PLACES[1], NAMES[1], "place"),
+    ]
+
+
+def test_descriptions_tell_apart_what_the_rows_do_not():
+    swapped = [RELATIONS[0], Relation("works_in", RELATIONS[0].description)]
+    rows = [replace(one, relation="works_in") for one in TRAINING[:4]] + TRAINING[:4]  # the same sentences for both
+    found = train(rows, swapped, "embedded:minilm", CLOSED, 0).predict(HELD_OUT[:2]).probabilities
+    assert np.allclose(found, 0.5, atol=1e-3)
+    told = train(rows, RELATIONS, "embedded:minilm", CLOSED, 0).predict([HELD_OUT[0], HELD_OUT[2]]).probabilities
+    assert told[0, 0] > told[1, 0]
 
 
 def test_training_leaves_the_callers_generator_and_threads_alone():
@@ -83,22 +113,22 @@ def test_training_leaves_the_callers_generator_and_threads_alone():
 
     torch.manual_seed(5)
     threads, expected = torch.get_num_threads(), torch.random.get_rng_state()
-    train(TRAINING[:2], LABELS, "embedded:minilm", TUNED, 0)
+    train(TRAINING[:2], RELATIONS, "embedded:minilm", TUNED, 0)
     assert torch.equal(torch.random.get_rng_state(), expected)
     assert torch.get_num_threads() == threads
 
 
 def test_a_label_without_examples_stays_an_output(tmp_path):
-    model = train(TRAINING, [*LABELS, "lives_in"], "embedded:minilm", CLOSED, seed=1)
+    model = train(TRAINING, [*RELATIONS, Relation("lives_in", "The head lives in the tail.")], "embedded:minilm", CLOSED, seed=1)
     assert model.predict(HELD_OUT).probabilities.shape == (4, 3)
     assert model.config.labels == [*LABELS, "lives_in"]
 
 
 def test_training_refuses_what_it_cannot_learn():
     with pytest.raises(ValueError, match="works_in"):
-        train(TRAINING, ["born_in"], "embedded:minilm", CLOSED, 0)
+        train(TRAINING, RELATIONS[:1], "embedded:minilm", CLOSED, 0)
     with pytest.raises(ValueError, match="no training examples"):
-        train([], LABELS, "embedded:minilm", CLOSED, 0)
+        train([], RELATIONS, "embedded:minilm", CLOSED, 0)
 
 
 def test_saved_model_predicts_the_same_and_holds_no_pickles(model, saved):
@@ -147,10 +177,10 @@ def test_predict_parquet(saved, tmp_path):
     ("line", "problem"),
     [
         ('{"text": "Rosa was born in {Rome}."}', "row 1, text: no head"),
-        ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "row 1, head, tail: the tail span"),
+        ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "row 1, tail: .17, 99. does not lie in the text"),
         ('{"text": "Rosa was born in Rome.", "head": [0, 4]}', "row 1, tail"),
         ('{"sentence": "x"}', "row 1, text: missing"),
-        ("{", "line 1: no JSON"),
+        ("{", "line 1: no valid JSON"),
         ("", "no rows"),
     ],
 )
@@ -169,3 +199,134 @@ def test_predict_refuses_another_kind_of_model_and_file(saved, tmp_path):
         predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.csv"))
     with pytest.raises(InputError, match="no such file"):
         predict(str(saved), str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl"))
+
+
+MARKED = "[Rosa Vidal] was born in {Rome}."
+
+
+def lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_predict_passes_every_arrow_type_through_parquet(saved, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "text": pa.array([MARKED, MARKED], pa.large_string()),
+        "when": pa.array([1, None], pa.timestamp("us", "UTC")),
+        "money": pa.array([b"\0" * 8, None], pa.binary(8)),
+        "tags": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int16())),
+        "kind": pa.array(["x", "y"]).dictionary_encode(),
+        "length": pa.array([1, 2], pa.duration("s")),
+        "nested": pa.array([{"a": [{"b": 1}]}, None], pa.struct([("a", pa.list_(pa.struct([("b", pa.uint8())])))])),
+        "small": pa.array([0.5, float("nan")], pa.float32()),
+        "relation": pa.array([1, 0], pa.int8()),
+        "probability": pa.array([0, 1], pa.decimal128(5, 2)),
+    }
+    table = pa.table(columns).replace_schema_metadata({"who": "me"})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 2
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.column_names[-4:] == ["given_relation", "given_probability", "relation", "probability"]
+    for given, name in zip(table.column_names, found.column_names, strict=False):
+        assert found[name].type == table[given].type
+        assert found[name].equals(table[given]) or given == "small"
+    assert found.schema.metadata[b"who"] == b"me"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("date32[day]", [1]),
+        ("binary", [b"x"]),
+        ("decimal128(5, 2)", [1]),
+        ("time64[us]", [1]),
+        ("list<item: duration[s]>", [[1]]),
+        ("struct<a: timestamp[ns]>", [{"a": 1}]),
+    ],
+)
+def test_predict_says_before_the_model_is_loaded_what_json_has_not(saved, tmp_path, kind, values, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        "date32[day]": pa.date32(),
+        "binary": pa.binary(),
+        "decimal128(5, 2)": pa.decimal128(5, 2),
+        "time64[us]": pa.time64("us"),
+        "list<item: duration[s]>": pa.list_(pa.duration("s")),
+        "struct<a: timestamp[ns]>": pa.struct([("a", pa.timestamp("ns"))]),
+    }
+    monkeypatch.setattr("divray.extraction.model.RelationExtractor.load", None)
+    pq.write_table(pa.table({"text": [MARKED], "odd": pa.array(values, types[kind])}), tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="odd: JSON has no"):
+        predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.jsonl"))
+    pq.write_table(pa.table({"text": [MARKED], "x": [[float("inf")]]}), tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="row 1: JSON has neither NaN"):
+        predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.jsonl"))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp_path):
+    import pyarrow.parquet as pq
+
+    rows = [{"text": MARKED, "score": 1} for _ in range(1100)]
+    rows += [{"text": MARKED, "score": 2.5, "late": {"a": None}}, {"text": MARKED, "score": None, "late": {"a": 1, "b": [2]}}]
+    source = lines(tmp_path / "in.jsonl", rows)
+    assert predict(str(saved), source, str(tmp_path / "out.parquet")) == 1102
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["score"].to_pylist()[-3:] == [1.0, 2.5, None]
+    assert table["late"].to_pylist()[-3:] == [None, {"a": None, "b": None}, {"a": 1, "b": [2]}]
+    assert predict(str(saved), source, str(tmp_path / "out.jsonl")) == 1102
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{key: row[key] for key in row if key not in ("relation", "probability")} for row in found] == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([{"x": 1}, {"x": "one"}], "rows 1 to 2, x: no one type"),
+        ([{"x": True}] * 1024 + [{"x": 2}], "rows 1025 to 1025, x: no one type"),
+        ([{"x": 2**60 + 1}, *[{"x": 0}] * 1024, {"x": 0.5}], "rows 1 to 1024, x: no one type"),
+        ([{"x": 2**70}], "x: no one type"),
+        ([{"x": {}}], "Parquet can't hold it"),
+        ([{"relation": "a", "given_relation": "b"}], "given_relation: stands there beside relation"),
+        ([{"probability": 1}, {"given_probability": 2}], "given_probability: stands there beside probability"),
+    ],
+)
+def test_predict_refuses_what_parquet_would_lose(saved, tmp_path, rows, problem):
+    source = lines(tmp_path / "in.jsonl", [{"text": MARKED, **row} for row in rows])
+    with pytest.raises(InputError, match=problem):
+        predict(str(saved), source, str(tmp_path / "out.parquet"))
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"text": "%s"}\n{"text": "%s", "n": "\\ud83d"}', "line 2, n: half a surrogate pair"),
+        ('{"text": "%s", "a": 1, "a": 2}\n%s', "line 1: key 'a' stands there twice"),
+        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [2, 6]}', "row 1, head, tail: head and tail overlap"),
+        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [4, 5]}', "row 1, head, tail: the tail carries loose blanks"),
+        ('{"text": "Rosa is in Rome.", "head": [0, true], "tail": [4, 5]}', "row 1, head: .0, True. is no span"),
+    ],
+)
+def test_predict_reads_jsonl_as_the_tasks_do(saved, tmp_path, text, problem):
+    (tmp_path / "in.jsonl").write_text(text.replace("%s", MARKED))
+    with pytest.raises(InputError, match=problem):
+        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+
+
+def test_predict_takes_a_byte_order_mark_and_every_form_of_a_span(saved, tmp_path):
+    text = "Rosa Vidal was born in Rome."
+    forms = [
+        {"head": {"text": "Rosa Vidal"}, "tail": {"start": 23, "end": 27}},
+        {"head_start": 0, "head_end": 11, "tail": [22, 27]},
+    ]
+    rows = "".join(json.dumps({"text": text, **form}) + "\r\n" for form in forms)
+    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")) == 2
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found[0]["probability"] == found[1]["probability"] and {row["relation"] for row in found} == {"born_in"}

@@ -131,6 +131,10 @@ def test_search_then_train(ray, config, run, capfd):
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin", ".pickle"))]
     assert json.loads(run.read_text("model/config.json"))["model_type"] == "divray-relation-extractor"
 
+    rows = [line.split(" | ") for line in run.read_text("model/README.md").splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[1:]] == LABELS and all(row[1] == "2" for row in rows[1:])
+    assert all(0 <= float(cell.strip(" |")) <= 1 for row in rows[1:] for cell in row[2].split(" / ") if cell != "–")
+
     from divray.extraction.model import RelationExtractor
 
     model = RelationExtractor.load(run.full_uri("model"))

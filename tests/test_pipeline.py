@@ -85,7 +85,25 @@ BAD_INPUT = [
     ({"models": {"llm": "/no/such/folder"}}, "models.llm"),
     ({"models": {"encoder": "embedded:nothing"}}, "models.encoder"),
     ({"prompts": {"strategies": {"clever": 1}}}, "unknown strategy"),
-    ({"engine": {"concurrency": [4, 2]}}, "no pool"),
+    ({"engine": {"concurrency": [4, 2]}}, "engine.concurrency: the least, 4, is more than the most, 2"),
+    ({"engine": {"concurrency": [1, True]}}, "engine.concurrency"),
+    ({"extraction": {"search": {"depth": [0.9, 0.4]}}}, "extraction.search.depth: the least, 0.9, is more than the most, 0.4"),
+    ({"extraction": {"search": {"shrinkage": [0, 1]}}}, "extraction.search.shrinkage.0"),
+    ({"extraction": {"search": {"entity_weight": [-1, 1]}}}, "extraction.search.entity_weight.0"),
+    ({"sampling": {"min_p": float("nan")}}, "sampling.min_p"),
+    ({"alignment": {"learning_rate": float("inf")}}, "alignment.learning_rate"),
+    ({"selection": {"k": 10**12}}, "selection.k: more than 2147483647"),
+    ({"selection": {"k": 16.0}}, "selection.k"),
+    ({"seed": -1}, "seed"),
+    ({"rounds": 100}, "rounds"),
+    ({"task": {"train": ""}}, "task.train"),
+    ({"correctness": {"threshold": 1.5}}, "correctness.threshold"),
+    ({"prompts": {"strategies": {"independent": 0}}}, "prompts.strategies.independent"),
+    ({"prompts": {"strategies": {}}}, "prompts.strategies"),
+    ({"engine": {"vllm": {"max_model_len": 0}}}, "engine.vllm.max_model_len"),
+    ({"engine": {"vllm": {"trust_remote_code": True}}}, "engine.vllm.trust_remote_code"),
+    ({"engine": {"endpoint": {"url": "localhost:8000/v1", "model": "m"}}}, "engine.endpoint.url"),
+    ({"engine": {"endpoint": {"url": "http://x/v1"}}}, "engine.endpoint.model: missing"),
     ({"task": {"relations": "missing.yaml"}}, "missing.yaml"),
     ({"task": {"test": "missing.jsonl"}}, "missing.jsonl"),
     ({"task": {"seeds_per_relation": 50}}, "50"),
@@ -100,7 +118,7 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(
     values["task"]["data"] = str(folder())
     values["task"]["relations"] = str(folder() / "relations.yaml")
     for section, keys in change.items():
-        values.setdefault(section, {}).update(keys)
+        values[section] = values.get(section, {}) | keys if isinstance(keys, dict) else keys
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     out = tmp_path / "run"

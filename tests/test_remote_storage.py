@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from divray import pipeline
+from divray import locks, pipeline
 from divray.config import Config
+from divray.errors import InputError
+from divray.locks import locked
 from divray.models import local_model
 from divray.runs import RunFolder
 
@@ -53,6 +57,46 @@ def test_tables_records_and_models_live_there(bucket: str, tmp_path, monkeypatch
     assert (type(tmp_path)(there) / "config.json").read_text() == "{}"
     run.delete("t")
     assert not run.files("t")
+
+
+def test_one_process_at_a_time_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(bucket.replace("runs/1", "locked runs/1"))
+    with locked(run):
+        assert run.read_json(".lock")["process"] == os.getpid()
+        with pytest.raises(InputError, match=f"another run is at work here: process {os.getpid()} on "), locked(RunFolder(run.uri)):
+            pass
+    assert run.files("") == []
+    run.write_json(".lock", {"host": "elsewhere", "process": 1, "since": "2030-01-01T00:00:00+00:00"})
+    with pytest.raises(InputError, match="process 1 on elsewhere since 2030"), locked(run):
+        pass
+    monkeypatch.setattr(locks, "LEASE", -2.0)
+    with locked(run):
+        assert run.read_json(".lock")["process"] == os.getpid()
+    run.write_json(".lock", {"host": socket.gethostname(), "process": 2**22 + 1, "since": "2030-01-01T00:00:00+00:00"})
+    monkeypatch.setattr(locks, "LEASE", 120.0)
+    with locked(run):
+        assert run.read_json(".lock")["process"] == os.getpid()
+
+
+def test_of_many_at_the_same_time_one_gets_the_lock_there(bucket: str) -> None:
+    run = RunFolder(bucket.replace("runs/1", "many/1"))
+    turn, ended, got = threading.Barrier(6), threading.Barrier(6), []
+
+    def work() -> None:
+        turn.wait()
+        try:
+            with locked(RunFolder(run.uri)):
+                got.append(True)
+                ended.wait()
+        except InputError:
+            ended.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [True]
 
 
 def test_near_duplicates_of_a_table_there(bucket: str) -> None:

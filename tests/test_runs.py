@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -9,7 +10,7 @@ import pytest
 
 from divray.errors import InputError
 from divray.models import check_model
-from divray.runs import RunFolder, placed
+from divray.runs import RunFolder, open_uri, placed
 
 
 def test_tables_files_and_records(uri: str) -> None:
@@ -49,6 +50,47 @@ def test_uris_of_names(tmp_path: Path) -> None:
     run = RunFolder("s3://bucket/run?endpoint_override=127.0.0.1:1&scheme=http")
     assert run.full_uri("a") == "s3://bucket/run/a?endpoint_override=127.0.0.1:1&scheme=http"
     assert run.root == "bucket/run"
+
+
+@pytest.mark.parametrize("name", ["what?", "a#b", "50%", "50%20", "a b", "Łódź 東京", "[x]*", "s3:", "a&b=c", "x:y"])
+def test_any_name_of_a_folder_is_a_path(name: str, tmp_path: Path) -> None:
+    for run in (
+        RunFolder(str(tmp_path / name)),
+        RunFolder(f"{tmp_path}/{name}/"),
+        RunFolder(f"file://{quote(str(tmp_path))}/{quote(name)}"),
+    ):
+        run.inner("model").write_text("f", "x")
+        assert (tmp_path / name / "model" / "f").read_text() == "x"
+        assert RunFolder(run.full_uri("model")).read_text("f") == "x"
+        run.delete("model")
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:///data/a b", "/data/a b"),
+        ("file://localhost/data/what?#1", "/data/what?#1"),
+        ("s3://bucket/a b/Łódź#1/50%?region=us-east-1", "bucket/a b/Łódź#1/50%"),
+        ("s3://bucket/a%20b/c%3F?region=us-east-1", "bucket/a b/c?"),
+    ],
+)
+def test_what_a_uri_may_not_hold_is_taken_as_it_stands(uri: str, path: str) -> None:
+    run = RunFolder(uri)
+    assert run.root == path
+    assert open_uri(run.full_uri("x y/#"))[1] == f"{path}/x y/#"
+
+
+@pytest.mark.parametrize("uri", ["", "file://x.parquet", "s4://x/y", "https://host/x.parquet", "s3:///x", "hdfs+x://a", "~nobody-here/x"])
+def test_a_path_that_leads_nowhere_is_one_line(uri: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_uri(uri)
+    assert "\n" not in str(caught.value) and uri in str(caught.value)
+
+
+def test_no_key_stands_in_an_error() -> None:
+    with pytest.raises(InputError) as caught:
+        open_uri("s4://key:secret@bucket/x")
+    assert "secret" not in str(caught.value)
 
 
 def test_folders_go_up_whole(uri: str, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """From tokens back to a sentence, with the characters of every token.
 
-The rules are those of English typography.  Nothing is guessed that would move a span: each token
-keeps its own characters, only the blanks between tokens are chosen.
+The rules are those of English typography, and for other scripts their own signs and their want of blanks.
+Nothing is guessed that would move a span: each token keeps its own characters, only the blanks between tokens are chosen.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from divray.relations import Span
+from divray.words import touch
 
 _ESCAPES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"', "\\/": "/"}
 _OPENING = frozenset("([{“‘«¡¿")
-_CLOSING = frozenset(".,;:!?%)]}”»…°")
+_CLOSING = frozenset(".,;:!?%)]}”»…°।॥؟،؛۔։")
 _CURRENCY = frozenset({"$", "£", "€", "#", "US$", "C$", "A$"})
 _CLITICS = frozenset({"s", "re", "m", "ll", "ve", "d"})
 _APOSTROPHES = frozenset("'’")
@@ -77,5 +78,6 @@ def _glue(tokens: Sequence[str], words: list[str], join_infixes: bool) -> list[t
             glue.append((False, following[:1].isdigit()))
         else:
             closing = all(character in _CLOSING for character in word)
-            glue.append((closing, word[-1] in _OPENING))
+            before, after = touch(previous[-1:], word[0]), touch(word[-1], following[:1])
+            glue.append((closing or (bool(previous) and before), word[-1] in _OPENING or (bool(following) and after)))
     return glue

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from divray.datasets.detokenize import detokenize
-from divray.datasets.source import Source, entity_span, read_json
-from divray.relations import Example, Span
+from divray.datasets.source import Source, entity_span
+from divray.relations import Example, Span, overlap
+from divray.textfiles import read_json
 
 
 def read_fewrel(source: Source) -> Iterator[Example]:
@@ -36,9 +37,9 @@ def read_fewrel(source: Source) -> Iterator[Example]:
                 raise source.error(f"{place}, tokens", "no list of tokens", "Give the sentence as a list of strings.")
             heads, tails = (_mentions(source, f"{place}, {key}", row.get(key), len(tokens)) for key in ("h", "t"))
             text, spans = detokenize(tokens, join_infixes=True)
-            pair = _pair(source, spans, heads, tails)
+            pair = _pair(source, label, spans, heads, tails)
             if pair is not None:
-                yield source.checked(place, Example(text, *pair, label, example_id=source.identity(place, f"{name}/{number}", "")))
+                yield from source.usable(Example(text, *pair, label, example_id=source.identity(place, f"{name}/{number}", "")))
 
 
 def _mentions(source: Source, place: str, value: Any, count: int) -> list[list[int]]:
@@ -54,19 +55,11 @@ def _mentions(source: Source, place: str, value: Any, count: int) -> list[list[i
     return [sorted(mention) for mention in value[2]]
 
 
-def _pair(source: Source, spans: list[Span], heads: list[list[int]], tails: list[list[int]]) -> tuple[Span, Span] | None:
+def _pair(source: Source, label: str, spans: list[Span], heads: list[list[int]], tails: list[list[int]]) -> tuple[Span, Span] | None:
     """First usable ``(head, tail)``; ``None`` where the instance was skipped and counted."""
     whole = [[m for m in mentions if m[-1] - m[0] == len(m) - 1] for mentions in (heads, tails)]
     if not all(whole):
-        source.skip("discontinuous_entity")
+        source.skip("discontinuous_entity", label)
         return None
-    blank = False
-    for head in whole[0]:
-        for tail in whole[1]:
-            if head[-1] < tail[0] or tail[-1] < head[0]:
-                pair = entity_span(spans, head[0], head[-1]), entity_span(spans, tail[0], tail[-1])
-                if pair[0] is not None and pair[1] is not None:
-                    return pair[0], pair[1]
-                blank = True
-    source.skip("blank_entity" if blank else "overlapping_entities")
-    return None
+    pairs = [(entity_span(spans, head[0], head[-1]), entity_span(spans, tail[0], tail[-1])) for head in whole[0] for tail in whole[1]]
+    return next((pair for pair in pairs if all(start < end for start, end in pair) and not overlap(*pair)), pairs[0])

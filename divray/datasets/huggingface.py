@@ -1,4 +1,4 @@
-"""A folder written by ``datasets.Dataset.save_to_disk``, or Parquet: a folder of files or one file.
+"""A folder written by ``datasets.Dataset.save_to_disk``, or Parquet: one file, a pattern, or a folder of files of one split.
 
 The columns are those of :mod:`divray.datasets.rows`; a ``ClassLabel`` relation is turned into its names.  The
 files are read with Arrow alone, so nothing of the data set's own code runs.
@@ -7,6 +7,7 @@ files are read with Arrow alone, so nothing of the data set's own code runs.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,22 +15,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.datasets.rows import example_from_row
-from divray.datasets.source import Source, read_json
+from divray.datasets.source import Source
 from divray.relations import Example
+from divray.textfiles import read_json
+
+_SPLITS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing|eval|evaluation"}
+"""Split -> the words for it in a path, as the hub tells them apart."""
 
 
 def read_huggingface(source: Source) -> Iterator[Example]:
     """Yield the rows, file by file in the order of their names; a row without id is called after its place.
 
     Raises:
-        InputError: The folder is none of the two kinds, a file is damaged, a column is missing or wrong.
+        InputError: The folder is none of the two kinds or holds several splits, a file is damaged, a column is missing or wrong.
     """
     number = 0
-    for path in _files(source):
-        try:
-            table = _arrow(path) if path.suffix == ".arrow" else pq.read_table(path, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            raise source.error(path.name, f"not readable ({str(error).splitlines()[0]})", "Fetch or save it again.") from None
+    for path, table in _tables(source):
         missing = [name for name in ("text", "relation") if name not in table.column_names]
         if missing:
             problem = f"no column `{missing[0]}` among {', '.join(table.column_names)}"
@@ -47,37 +48,79 @@ def read_huggingface(source: Source) -> Iterator[Example]:
                 place = f"row {number}"
                 if names and isinstance(row["relation"], int) and 0 <= row["relation"] < len(names):
                     row["relation"] = names[row["relation"]]
-                yield example_from_row(source, place, row, f"row-{number}")
+                yield from example_from_row(source, place, row, f"row-{number}")
     if not number:
         raise source.error("", "holds no rows", "Save the data set again, or give another split.")
 
 
-def _files(source: Source) -> list[Path]:
+def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
+    """Each file's table; of a folder saved with ``save_to_disk`` one, of the rows that belong to the data set."""
     folder = source.path
-    if folder.is_file() and folder.suffix == ".parquet":
-        return [folder]
-    if not folder.is_dir():
-        problem = "no Parquet file" if folder.exists() else "no such folder"
-        raise source.error("", problem, "Give a folder saved with save_to_disk, or of Parquet files.")
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
         raise source.error("", "holds several splits", f"Give one of them: {', '.join(f'{folder.name}/{name}' for name in splits)}.")
-    if (folder / "state.json").is_file():
-        state = read_json(folder / "state.json")
-        try:
-            files = [folder / str(entry["filename"]) for entry in state["_data_files"]]
-        except (KeyError, TypeError):
-            raise source.error("state.json", "names no data files", "Save the data set again with save_to_disk.") from None
-    else:
-        files = sorted(folder.rglob("*.parquet"))
+    if not (folder / "state.json").is_file():
+        for path in _parquet_files(source):
+            yield path, _read(source, path)
+        return
+    state = read_json(folder / "state.json")
+    try:
+        files, indices = ([folder / str(one["filename"]) for one in state.get(key) or []] for key in ("_data_files", "_indices_data_files"))
+    except (AttributeError, KeyError, TypeError):
+        files = indices = []
     if not files:
-        raise source.error("", "neither state.json nor *.parquet in it", "Give a folder saved with save_to_disk, or of Parquet files.")
+        raise source.error("state.json", "names no data files", "Save the data set again with save_to_disk.")
+    table = pa.concat_tables([_read(source, path) for path in files])
+    if indices:
+        rows = pa.concat_tables([_read(source, path) for path in indices]).column(0)
+        try:
+            table = table.take(rows)
+        except pa.ArrowException as error:
+            raise source.error(indices[0].name, str(error).splitlines()[0], "Save the data set again with save_to_disk.") from None
+    yield files[0], table
+
+
+def _read(source: Source, path: Path) -> pa.Table:
+    try:
+        if path.suffix != ".arrow":
+            return pq.read_table(path, partitioning=None)
+        with pa.memory_map(str(path)) as stream:
+            return pa.ipc.open_stream(stream).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise source.error(path.name, f"not readable ({str(error).splitlines()[0]})", "Fetch or save it again.") from None
+
+
+def _parquet_files(source: Source) -> list[Path]:
+    path, mend = source.path, "Give a folder saved with save_to_disk, or Parquet: a file, a folder of one split's files, or a pattern."
+    if path.is_file() and path.suffix == ".parquet":
+        return [path]
+    if path.is_dir():
+        splits: dict[str, list[Path]] = {}
+        for file in sorted(path.rglob("*.parquet")):
+            splits.setdefault(split_of(file.relative_to(path)), []).append(file)
+        if len(splits) > 1:
+            several = ", ".join(f"{split or 'others'} ({files[0].relative_to(path)} …)" for split, files in sorted(splits.items()))
+            raise source.error(
+                "", f"holds several splits: {several}", "Give one of them: a folder, a file, or a pattern like train-*.parquet."
+            )
+        files = [file for found in splits.values() for file in found]
+        problem = "neither state.json nor *.parquet in it"
+    else:
+        files = sorted(file for file in path.parent.glob(path.name) if file.suffix == ".parquet")
+        problem = "no Parquet file" if path.exists() else "no such folder"
+    if not files:
+        raise source.error("", problem, mend)
     return files
 
 
-def _arrow(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as stream:
-        return pa.ipc.open_stream(stream).read_all()
+def split_of(file: Path) -> str:
+    """The split that a file of the hub belongs to, by the words in its path that the hub goes by, or by its number among others;
+    ``""`` where there is none."""
+    for name, words in _SPLITS.items():
+        if re.search(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", file.as_posix().lower()):
+            return name
+    numbered = re.match(r"(.+)-\d{5}-of-\d{5}", file.name)
+    return numbered[1] if numbered else ""
 
 
 def _class_names(schema: pa.Schema) -> list[str]:

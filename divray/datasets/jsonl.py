@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from divray.datasets.rows import example_from_row
-from divray.datasets.source import Source, parse_json, read_text
+from divray.datasets.source import Source
 from divray.relations import Example
+from divray.textfiles import json_lines, read_bytes
 
 
 def read_jsonl(source: Source) -> Iterator[Example]:
@@ -15,11 +16,5 @@ def read_jsonl(source: Source) -> Iterator[Example]:
     Raises:
         InputError: A line is no JSON object, or a field of it is wrong.
     """
-    # Only line feeds end a line: str.splitlines would cut at characters that JSON strings may hold.
-    for number, line in enumerate(read_text(source.path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        row = parse_json(line, str(source.path), number)
-        if not isinstance(row, dict):
-            raise source.error(f"line {number}", "no JSON object", "JSONL has one object {...} a line.")
-        yield example_from_row(source, f"line {number}", row, f"line-{number}")
+    for number, row in json_lines(read_bytes(source.path).split(b"\n"), str(source.path)):
+        yield from example_from_row(source, f"line {number}", row, f"line-{number}")

@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from divray.datasets.source import Source, read_text
+from divray.datasets.source import Source
 from divray.errors import InputError
 from divray.relations import Example, Relation, parse_marked
+from divray.textfiles import read_yaml
 
-KEYS = ("name", "description", "head_type", "tail_type", "examples")
+KEYS = ("name", "description", "head_type", "tail_type", "inverse", "examples")
 
 _MENDS = {
     "no_head": "Put the head in [ ].",
@@ -35,42 +34,6 @@ _MENDS = {
     "nested_marks": "Close every mark, and keep head and tail apart.",
     "empty_entity": "Put words between the marks.",
 }
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, which moreover refuses a key given twice (YAML would drop the first)."""
-
-
-def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
-        if not isinstance(key, str) or keys.count(key) > 1:
-            problem = "stands there twice" if isinstance(key, str) else "is no string (quote it)"
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} {problem}", node.start_mark)
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file's plain values.
-
-    Raises:
-        InputError: The file is missing, empty, no UTF-8 or no YAML, or has a key twice; with the line.
-    """
-    text = read_text(path)
-    try:
-        return yaml.load(text, Loader=_UniqueKeys)
-    except RecursionError:
-        raise InputError(str(path), "", "YAML nested too deeply", "Give a plain list or mapping.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(
-            str(path), place, f"no valid YAML ({problem})", 'Mend it; quote a sentence that starts with a mark: "[…".'
-        ) from None
 
 
 def read_relations_file(path: Path) -> list[Relation]:
@@ -97,12 +60,16 @@ def read_relations_file(path: Path) -> list[Relation]:
             raise InputError(where, f"{place}, {unknown[0]}", "unknown key", f"Known keys: {', '.join(KEYS)}.")
         if name in relations:
             raise InputError(where, place, "the name stands there twice", "Give each relation one entry.")
-        values = {key: _words(where, place, key, row.get(key)) for key in ("description", "head_type", "tail_type")}
+        values = {key: _words(where, place, key, row.get(key)) for key in KEYS[1:-1]}
         if not values["description"]:
             raise InputError(where, f"{place}, description", "missing", "Say in one sentence when the relation holds.")
         source = Source(path)
         examples = tuple(_marked(source, name, row.get("examples") or [], values["head_type"], values["tail_type"]))
-        relations[name] = Relation(name, values["description"], values["head_type"], values["tail_type"], examples)
+        relations[name] = Relation(name, **values, examples=examples)
+    for relation in relations.values():
+        if relation.inverse and (relation.inverse not in relations or relations[relation.inverse].inverse != relation.name):
+            fix = "Give the name of a relation in this file, which names this one as its inverse."
+            raise InputError(where, f"relation {relation.name}, inverse", f"{relation.inverse!r} is no inverse", fix)
     return list(relations.values())
 
 
@@ -130,7 +97,7 @@ def _marked(source: Source, relation: str, sentences: Any, head_type: str = "", 
         if isinstance(parsed, str):
             raise source.error(place, f"{parsed.replace('_', ' ')} in {sentence!r}", _MENDS[parsed])
         identity = source.identity(place, None, f"{relation}/{number}")
-        yield source.checked(place, Example(*parsed, relation, head_type, tail_type, identity))
+        yield from source.usable(Example(*parsed, relation, head_type, tail_type, identity))
 
 
 def _words(where: str, place: str, key: str, value: Any) -> str:
@@ -138,6 +105,4 @@ def _words(where: str, place: str, key: str, value: Any) -> str:
         return ""
     if not isinstance(value, str):
         raise InputError(where, f"{place}, {key}", f"{value!r} is no text", "Give a string; quote it.")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(where, f"{place}, {key}", "half a surrogate pair", "Mend the \\u escape.")
     return " ".join(value.split())

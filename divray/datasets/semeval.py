@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from divray.datasets.source import Source, read_text
+from divray.datasets.source import Source
 from divray.relations import Example, Span
+from divray.textfiles import read_text
 
 _SENTENCE = re.compile(r"(\d+)\t(.*)")
 _TAG = re.compile(r"</?e[12]>")
@@ -44,10 +45,9 @@ def read_semeval(source: Source) -> Iterator[Example]:
             raise source.error(f"{row}, relation", "no label", "Give the file with labels, or complete the key; the file may be cut short.")
         label = source.label(row, block.label)
         identity = source.identity(row, block.number, block.number)
-        entities = _entities(source, row, block.sentence)
+        entities = _entities(source, row, label, block.sentence)
         if entities is not None:
-            text, head, tail = entities
-            yield source.checked(row, Example(text, head, tail, label, example_id=identity))
+            yield from source.usable(Example(*entities, label, example_id=identity))
 
 
 def _blocks(source: Source) -> list[_Block]:
@@ -80,7 +80,7 @@ def _key(source: Source) -> dict[str, str]:
     raise source.error("", "holds no labels", f"Give TEST_FILE_FULL.TXT, or lay the key {source.path.stem}_KEY.TXT beside it.")
 
 
-def _entities(source: Source, row: str, sentence: str) -> tuple[str, Span, Span] | None:
+def _entities(source: Source, row: str, label: str, sentence: str) -> tuple[str, Span, Span] | None:
     """``(text, e1, e2)``, or ``None`` for a sentence that was skipped and counted."""
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"':
         sentence = sentence[1:-1]
@@ -91,22 +91,14 @@ def _entities(source: Source, row: str, sentence: str) -> tuple[str, Span, Span]
         if not count:
             raise source.error(f"{row}, sentence", f"{tag} is missing", "Mark both entities; the file may be cut short.")
     if max(counts) > 1:
-        source.skip("discontinuous_entity")
+        source.skip("discontinuous_entity", label)
         return None
     if tags not in _DISJOINT:
-        source.skip("overlapping_entities")
+        source.skip("overlapping_entities", label)
         return None
     pieces = _TAG.split(sentence)
     text, starts = "", {}
     for piece, tag in zip(pieces, [*tags, ""], strict=True):
         text += piece
         starts[tag] = len(text)
-    spans = []
-    for name in ("e1", "e2"):
-        start, end = starts[f"<{name}>"], starts[f"</{name}>"]
-        inner = text[start:end]
-        if not inner.strip():
-            raise source.error(f"{row}, {name}", "the entity is empty", "Put its words between the tags.")
-        start += len(inner) - len(inner.lstrip())
-        spans.append((start, start + len(inner.strip())))
-    return text, spans[0], spans[1]
+    return text, (starts["<e1>"], starts["</e1>"]), (starts["<e2>"], starts["</e2>"])

@@ -1,22 +1,22 @@
 """One data file under a reader: where it is, which labels it may hold, and what had to be left out.
 
 Readers follow one rule.  What is *malformed* raises :class:`InputError` with file, row and field.  What
-is well-formed but has no place in ``text`` + two disjoint spans (nested, overlapping or discontinuous
-entities of a published corpus) is left out and counted in :attr:`Source.skipped`.
+is well-formed but has no place in ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank
+entities of a published corpus) is left out and counted in :attr:`Source.skipped`.  Blanks at the ends of an
+entity are no part of it.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from divray.errors import InputError
-from divray.relations import Example, Span, span_problem
+from divray.relations import Example, Span, overlap, tightened
 
 
 @dataclass
@@ -27,18 +27,21 @@ class Source:
         path: Where it lies.
         labels: Names that a label may have; ``None`` lets any through.
         skipped: Reason -> number of examples left out so far.
+        left_out: The same for each label that an example had.
     """
 
     path: Path
     labels: Collection[str] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
     _ids: set[str] = field(default_factory=set, repr=False)
 
     def error(self, row: str, problem: str, mend: str) -> InputError:
         return InputError(str(self.path), row, problem, mend)
 
-    def skip(self, reason: str) -> None:
+    def skip(self, reason: str, label: str) -> None:
         self.skipped[reason] += 1
+        self.left_out.setdefault(label, Counter())[reason] += 1
 
     def label(self, row: str, value: Any) -> str:
         """``value`` if it is one of the labels."""
@@ -66,55 +69,18 @@ class Source:
             raise self.error(f"{row}, {name}", "missing" if value is None else f"{value!r} is not a text", "Give a string.")
         return value
 
-    def checked(self, row: str, example: Example) -> Example:
-        """``example`` if its spans hold and its strings can be written as UTF-8."""
-        try:
-            "".join((example.text, example.head_type, example.tail_type, example.example_id)).encode()
-        except UnicodeEncodeError:
-            raise self.error(row, "half a surrogate pair in a string", "Mend the \\u escape.") from None
-        problem = span_problem(example.text, example.head, example.tail)
-        if problem:
-            raise self.error(row, problem, "Mend the spans: [start, end) in characters of the text, disjoint, without blanks.")
-        return example
+    def usable(self, example: Example) -> Iterator[Example]:
+        """``example`` with tight spans; nothing where an entity is blank or the two overlap, which is counted."""
+        head, tail = tightened(example.text, example.head), tightened(example.text, example.tail)
+        if head is None or tail is None:
+            self.skip("blank_entity", example.relation)
+        elif overlap(head, tail):
+            self.skip("overlapping_entities", example.relation)
+        else:
+            yield replace(example, head=head, tail=tail)
 
 
-def read_text(path: Path) -> str:
-    """The whole file as text, without a byte order mark.
-
-    Raises:
-        InputError: There is no such file, it is empty, or it is not UTF-8 (with the line at fault).
-    """
-    where = str(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise InputError(where, "", reason, "Check the path; data files count from task.data.") from None
-    if not data.strip():
-        raise InputError(where, "", "the file is empty", "Fetch it again, or give another file.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(where, f"line {line}", f"invalid UTF-8 (byte {error.start})", "Save the file as UTF-8.") from None
-
-
-def parse_json(text: str, where: str, line: int = 0) -> Any:
-    """``text`` as JSON; ``line`` is its line in the file, 0 where it is the whole file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno}"
-        raise InputError(where, place, f"no valid JSON ({error.msg})", "The file may be cut short: fetch it again or mend it.") from None
-    except RecursionError:
-        raise InputError(where, f"line {line or 1}", "JSON nested too deeply", "Give a plain data file.") from None
-
-
-def read_json(path: Path) -> Any:
-    return parse_json(read_text(path), str(path))
-
-
-def entity_span(spans: list[Span], first: int, last: int) -> Span | None:
-    """Characters of tokens ``first`` to ``last`` (inclusive); ``None`` where they are all blank."""
+def entity_span(spans: list[Span], first: int, last: int) -> Span:
+    """Characters of tokens ``first`` to ``last`` (inclusive); an empty span where they are all blank."""
     full = [span for span in spans[first : last + 1] if span[0] < span[1]]
-    return (full[0][0], full[-1][1]) if full else None
+    return (full[0][0], full[-1][1]) if full else (0, 0)

@@ -7,6 +7,8 @@ apart by their form:
 * Re-TACRED (Stoica et al. 2021): ``{id: label}``, the whole split relabelled.  An example whose id no such
   patch has is dropped and counted (``not_in_patch``), as Re-TACRED itself does.
 * TACREV (Alt et al. 2020): ``[{"id": …, "relation": …}, …]``, the corrected labels only.  All others stay.
+
+A patch that holds no id of any file that is read is an error: it belongs to another split.
 """
 
 from __future__ import annotations
@@ -16,12 +18,58 @@ from pathlib import Path
 from typing import Any
 
 from divray.datasets.detokenize import detokenize
-from divray.datasets.source import Source, entity_span, read_json
+from divray.datasets.source import Source, entity_span
 from divray.errors import InputError
 from divray.relations import Example, Span
+from divray.textfiles import read_json
 
 
-def read_tacred(source: Source, patches: Sequence[Path] = ()) -> Iterator[Example]:
+class Patches:
+    """The labels of patches.
+
+    Attributes:
+        used: For each patch, how many of the examples read so far it holds.
+
+    Args:
+        paths: JSON files; a later one stands over those before it.
+
+    Raises:
+        InputError: A file is no patch.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.used: dict[Path, int] = dict.fromkeys(paths, 0)
+        self._whole: list[tuple[Path, dict[str, str]]] = []
+        self._corrected: list[tuple[Path, dict[str, str]]] = []
+        for path in paths:
+            patch = read_json(path)
+            if isinstance(patch, dict):
+                self._whole.append((path, _checked_patch(path, patch.items())))
+            elif isinstance(patch, list) and all(isinstance(row, dict) for row in patch):
+                self._corrected.append((path, _checked_patch(path, [(row.get("id"), row.get("relation")) for row in patch])))
+            else:
+                raise InputError(str(path), "", "no patch", "Give {id: label} (Re-TACRED) or [{id, relation}, …] (TACREV).")
+
+    def drops(self, identity: str) -> bool:
+        """Whether the example is to be left out."""
+        return bool(self._whole) and not any(identity in labels for _, labels in self._whole)
+
+    def label(self, identity: str, own: Any) -> Any:
+        """The label of an example, ``own`` where no patch has one."""
+        for path, labels in [*self._whole, *self._corrected]:
+            if identity in labels:
+                self.used[path] += 1
+                own = labels[identity]
+        return own
+
+    def check_used(self) -> None:
+        """Raise :class:`InputError` for a patch of which no file that was read has an id."""
+        for path, used in self.used.items():
+            if not used:
+                raise InputError(str(path), "id", "holds no id of the files that are read", "Give the patch of this split, or drop it.")
+
+
+def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Example]:
     """Yield the examples in the order of the file, with the patches' labels.
 
     Raises:
@@ -30,35 +78,27 @@ def read_tacred(source: Source, patches: Sequence[Path] = ()) -> Iterator[Exampl
     rows = read_json(source.path)
     if not isinstance(rows, list):
         raise source.error("", "no JSON array", "Give a TACRED JSON file: one array of objects.")
-    whole, corrected = _patches(patches)
-    kept = 0
+    patches, kept = patches or Patches(()), 0
     for number, row in enumerate(rows, start=1):
         place = f"row {number}"
         if not isinstance(row, dict):
             raise source.error(place, "no JSON object", "Every row is an object with `token`, `subj_start`, …")
         identity = source.identity(place, row.get("id"), str(number))
-        if whole is not None and identity not in whole:
-            source.skip("not_in_patch")
+        if patches.drops(identity):
+            source.skip("not_in_patch", str(row.get("relation")))
             continue
         kept += 1
-        label = corrected.get(identity) or (whole or {}).get(identity) or row.get("relation")
-        label = source.label(place, label)
+        label = source.label(place, patches.label(identity, row.get("relation")))
         tokens = row.get("token")
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise source.error(f"{place}, token", "no list of tokens", "Give the sentence as a list of strings.")
         subject, object_ = (_positions(source, place, row, name, len(tokens)) for name in ("subj", "obj"))
-        if subject[0] <= object_[1] and object_[0] <= subject[1]:
-            source.skip("overlapping_entities")
-            continue
         text, spans = detokenize(tokens)
         head, tail = entity_span(spans, *subject), entity_span(spans, *object_)
-        if head is None or tail is None:
-            source.skip("blank_entity")
-            continue
         types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
-        yield source.checked(place, Example(text, head, tail, label, types[0], types[1], identity))
+        yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
     if rows and not kept:
-        names = ", ".join(str(path) for path in patches)
+        names = ", ".join(str(path) for path in patches.used)
         raise source.error("id", f"no patch holds an id of this file ({names})", "Give the patch of this split too.")
 
 
@@ -75,25 +115,11 @@ def _positions(source: Source, place: str, row: dict[str, Any], name: str, count
     return ends[0], ends[1]
 
 
-def _patches(paths: Sequence[Path]) -> tuple[dict[str, str] | None, dict[str, str]]:
-    """``(labels of whole splits or None, corrected labels)``."""
-    whole: dict[str, str] | None = None
-    corrected: dict[str, str] = {}
-    for path in paths:
-        patch = read_json(path)
-        if isinstance(patch, dict):
-            whole = (whole or {}) | _checked_patch(path, patch.items())
-        elif isinstance(patch, list) and all(isinstance(row, dict) for row in patch):
-            corrected |= _checked_patch(path, [(row.get("id"), row.get("relation")) for row in patch])
-        else:
-            raise InputError(str(path), "", "no patch", "Give {id: label} (Re-TACRED) or [{id, relation}, …] (TACREV).")
-    return whole, corrected
-
-
 def _checked_patch(path: Path, pairs: Any) -> dict[str, str]:
-    labels = {}
+    labels: dict[str, str] = {}
     for number, (identity, label) in enumerate(pairs, start=1):
         if not isinstance(identity, str) or not isinstance(label, str) or not label:
             raise InputError(str(path), f"entry {number}", f"{identity!r}: {label!r} is no id and label", "Both are strings.")
-        labels[identity] = label
+        if labels.setdefault(identity, label) != label:
+            raise InputError(str(path), f"entry {number}", f"id {identity!r} stands there with two labels", "Drop one of them.")
     return labels

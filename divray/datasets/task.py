@@ -20,10 +20,17 @@ from divray.datasets.jsonl import read_jsonl
 from divray.datasets.marked import read_marked, read_relations_file
 from divray.datasets.semeval import read_semeval
 from divray.datasets.source import Source
-from divray.datasets.tacred import read_tacred
+from divray.datasets.tacred import Patches, read_tacred
 from divray.errors import InputError
 from divray.relations import MARKERS, Example, Relation
 from divray.sections import TaskConfig
+
+_OF_SEEDS = {
+    "same_text": "with the text of another",
+    "text_in_test": "with a text of the test set",
+    "mark_or_line_break_in_text": "with a mark ([ ] { }) or a line break in the text",
+}
+"""Why an example becomes no seed, as it is counted and as it is said."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +74,35 @@ def load_task(config: Config) -> Task:
             where, "task.test", "missing", "Give a test file, or task.test_per_relation to hold out a part of the training file."
         )
 
+    if task.patches and task.format != "tacred":
+        raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
+    patches = Patches([_path(task, patch) for patch in task.patches])
     skipped: Counter[str] = Counter()
+    origin, left_out = where, {name: Counter[str]() for name in names}
     if task.train is None:
         pool = [_named("seed", example) for relation in relations for example in relation.examples]
     else:
-        pool = list(_read(task, "train", task.train, names, skipped))
-    test = list(_read(task, "test", task.test, names, skipped)) if task.test is not None else []
-    ranked = _ranked(pool, names, config.seed, skipped)
-    origin = where if task.train is None else str(_path(task, task.train))
+        source = Source(_path(task, task.train), frozenset(names))
+        pool = list(_read(task, "train", source, patches, skipped))
+        origin = str(source.path)
+        for name in names:
+            left_out[name] += source.left_out.get(name, Counter())
+    test = []
+    if task.test is not None:
+        test = list(_read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped))
+    patches.check_used()
+    ranked = _ranked(pool, names, config.seed, left_out)
     if task.test is None:
-        test = _hold_out(task, ranked, origin)
+        test = _hold_out(task, ranked, origin, left_out)
     tested = {example.text for example in test}
-    seeds = _draw(task, ranked, tested, origin, skipped)
+    seeds = _draw(task, ranked, tested, origin, left_out)
+    for reason in _OF_SEEDS:
+        if number := sum(reasons[reason] for reasons in left_out.values()):
+            skipped[f"seeds/{reason}"] = number
     draws = [seeds]
     for number in range(1, config.evaluation.draws):
-        draw = _draw(task, _ranked(pool, names, config.seed + number, Counter()), tested, origin, Counter())
+        other = {name: Counter[str]() for name in names}
+        draw = _draw(task, _ranked(pool, names, config.seed + number, other), tested, origin, other)
         if set(draw) == set(seeds):  # there are no more examples than seeds
             break
         draws.append(draw)
@@ -92,25 +113,27 @@ def _path(task: TaskConfig, name: str) -> Path:
     return Path(task.data or ".").expanduser() / Path(name).expanduser()
 
 
-def _read(task: TaskConfig, part: str, name: str, names: list[str], skipped: Counter[str]) -> Iterator[Example]:
-    source = Source(_path(task, name), frozenset(names))
+def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: Counter[str]) -> Iterator[Example]:
     count = 0
-    for example in _reader(task, source):
+    for example in _reader(task, source, patches):
         count += 1
         yield _named(part, example)
     skipped.update({f"{part}/{reason}": number for reason, number in source.skipped.items()})
     if not count:
-        raise source.error("", "holds no usable example", f"Left out: {dict(source.skipped) or 'none'}. Give another file.")
+        raise source.error("", "holds no usable example", f"Left out: {_words(source.skipped) or 'none'}. Give another file.")
 
 
-def _reader(task: TaskConfig, source: Source) -> Iterator[Example]:
-    if task.patches and task.format != "tacred":
-        raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
+def _words(reasons: Counter[str]) -> str:
+    """Why examples were left out, with their numbers."""
+    return ", ".join(f"{number} {_OF_SEEDS.get(reason, reason.replace('_', ' '))}" for reason, number in sorted(reasons.items()) if number)
+
+
+def _reader(task: TaskConfig, source: Source, patches: Patches) -> Iterator[Example]:
     match task.format:
         case "semeval":
             return read_semeval(source)
         case "tacred":
-            return read_tacred(source, [_path(task, patch) for patch in task.patches])
+            return read_tacred(source, patches)
         case "fewrel":
             return read_fewrel(source)
         case "huggingface":
@@ -130,51 +153,55 @@ def _rank(seed: int, example: Example) -> tuple[bytes, str]:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest(), example.example_id
 
 
-def _ranked(pool: list[Example], names: list[str], seed: int, skipped: Counter[str]) -> dict[str, list[Example]]:
+def _ranked(pool: list[Example], names: list[str], seed: int, left_out: dict[str, Counter[str]]) -> dict[str, list[Example]]:
     """Relation -> its examples by rank, each text once: two entity pairs of one sentence are no two seeds."""
     ranked: dict[str, list[Example]] = {name: [] for name in names}
     seen: set[tuple[str, str]] = set()
     for example in sorted(pool, key=lambda example: _rank(seed, example)):
         if (example.relation, example.text) in seen:
-            skipped["seeds/same_text"] += 1
+            left_out[example.relation]["same_text"] += 1
             continue
         seen.add((example.relation, example.text))
         ranked[example.relation].append(example)
     return ranked
 
 
-def _hold_out(task: TaskConfig, ranked: dict[str, list[Example]], origin: str) -> list[Example]:
+def _hold_out(task: TaskConfig, ranked: dict[str, list[Example]], origin: str, left_out: dict[str, Counter[str]]) -> list[Example]:
     """The last ``test_per_relation`` by rank of each relation."""
     size = task.test_per_relation or 0
     test = []
     for name, examples in ranked.items():
         if len(examples) <= size:
-            mend = f"Set task.test_per_relation to at most {len(examples) - 1}, or give task.test."
-            raise InputError(origin, f"relation {name}", f"{len(examples)} different examples, {size} are to be held out", mend)
+            problem = f"{len(examples)} different examples, {size} are to be held out{_why(left_out[name])}"
+            mend = f"Set task.test_per_relation to at most {len(examples) - 1}" if len(examples) > 1 else "Add examples of the relation"
+            raise InputError(origin, f"relation {name}", problem, f"{mend}, or give task.test.")
         test += examples[-size:]
     return test
 
 
-def _draw(task: TaskConfig, ranked: dict[str, list[Example]], tested: set[str], origin: str, skipped: Counter[str]) -> list[Example]:
+def _draw(
+    task: TaskConfig, ranked: dict[str, list[Example]], tested: set[str], origin: str, left_out: dict[str, Counter[str]]
+) -> list[Example]:
     """The first K by rank of each relation that a prompt can show and that the test set does not hold."""
     wanted = task.seeds_per_relation
+    in_test = "held_out" if task.test is None else "text_in_test"
     seeds = []
     for name, examples in ranked.items():
-        usable = []
+        usable, reasons = [], left_out[name]
         for example in examples:
-            if example.text in tested:
-                if task.test is not None:
-                    skipped["seeds/text_in_test"] += 1
-            elif any(character in MARKERS or character in "\r\n" for character in example.text):
-                skipped["seeds/mark_or_line_break_in_text"] += 1
+            if any(character in MARKERS or character in "\r\n" for character in example.text):
+                reasons["mark_or_line_break_in_text"] += 1
+            elif example.text in tested:
+                reasons[in_test] += 1
             else:
                 usable.append(example)
         if len(usable) < (1 if task.fewer_seeds else wanted):
-            raise InputError(
-                origin,
-                f"relation {name}",
-                f"{len(usable)} usable examples, fewer than task.seeds_per_relation = {wanted}",
-                f"Set it to at most {len(usable)}, or task.fewer_seeds=true." if usable else "Add examples of the relation.",
-            )
+            problem = f"{len(usable)} usable examples, fewer than task.seeds_per_relation = {wanted}{_why(reasons)}"
+            mend = f"Set it to at most {len(usable)}, or task.fewer_seeds=true." if usable else "Add examples of the relation."
+            raise InputError(origin, f"relation {name}", problem, mend)
         seeds += usable[:wanted]
     return seeds
+
+
+def _why(reasons: Counter[str]) -> str:
+    return f"; left out: {words}" if (words := _words(reasons)) else ""

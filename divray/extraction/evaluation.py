@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, TEST, draws_of, examples_of, labels_of, tuned, weights_of
+from divray.extraction.inputs import SEEDS, SELECTED, TEST, draws_of, examples_of, relations_of, tuned, weights_of
 from divray.extraction.metrics import Resampled, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.relations import Example
@@ -63,7 +63,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     import ray
 
     tables = training_sets(run)
-    labels, test, draws = labels_of(run), examples_of(run, [TEST]), draws_of(run)
+    relations, test, draws = relations_of(run), examples_of(run, [TEST]), draws_of(run)
+    labels = [relation.name for relation in relations]
+    described = [astuple(relation) for relation in relations]
     settings = tuned(config, run)
     tested = [astuple(example) for example in test]
     sets: dict[str, list[Example]] = {}
@@ -76,7 +78,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
                 continue
             sets.setdefault(name, examples)
             weights = weights_of(parts, draw, len(examples), settings)
-            key = _key(examples, weights, labels, tested, config.models.encoder, settings.model_dump(exclude={"search"}))
+            key = _key(examples, weights, described, tested, config.models.encoder, settings.model_dump(exclude={"search"}))
             keys[name, number] = key
             wanted.setdefault(key, (parts, number))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
@@ -219,23 +221,24 @@ class _Trainer:
         from divray.extraction.training import untrained
 
         self.config, self.run = config, RunFolder(uri)
-        self.settings, self.labels = tuned(config, self.run), labels_of(self.run)
+        self.settings, self.relations = tuned(config, self.run), relations_of(self.run)
         self.test, self.draws = examples_of(self.run, [TEST]), draws_of(self.run)
-        self.model = untrained(self.labels, config.models.encoder, self.settings)
+        self.model = untrained(self.relations, config.models.encoder, self.settings)
+        self.described = self.model.described([relation.description for relation in self.relations])
         self.features: dict[Any, np.ndarray] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        from divray.extraction.training import fit_head, targets_of, train
+        from divray.extraction.training import fit_head, train, training_rows
 
         draw = self.draws[job["draw"]]
         examples = [one for table in job["tables"] for one in (draw if table == SEEDS else examples_of(self.run, [table]))]
         weights = weights_of(job["tables"], draw, len(examples), self.settings)
         if self.settings.epochs:
-            model = train(examples, self.labels, self.config.models.encoder, self.settings, self.config.seed, weights)
+            model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
             found = model.predict(self.test)
         else:
-            targets = targets_of(examples, self.labels)
-            fit_head(self.model, self._encoded(examples), targets, np.array(weights), self.settings.shrinkage)
+            rows = training_rows(examples, self.relations, weights)
+            fit_head(self.model, self._encoded(rows.examples), rows, self.described, self.settings)
             found = self.model.classify(self._encoded(self.test))
         table = pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)})
         self.run.write_parquet(job["target"], table)

@@ -19,11 +19,6 @@ def relations_of(run: RunFolder) -> list[Relation]:
     return [Relation(**row) for row in run.read_json("data/relations.json")]
 
 
-def labels_of(run: RunFolder) -> list[str]:
-    """Names of the task's relations: every model has an output for each, with or without training examples."""
-    return [relation.name for relation in relations_of(run)]
-
-
 def examples_of(run: RunFolder, tables: Sequence[str]) -> list[Example]:
     """Rows of tables with the columns of ``EXAMPLES`` or of ``DATASET``, one table after the other."""
     columns = ["relation", "text", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type"]

@@ -1,4 +1,7 @@
-"""The RE model: an encoder, the spans' features of two of its layers (:mod:`divray.spans`), and one linear layer on them.
+"""The RE model: an encoder, features of its spans, and a linear classifier on them; beside it, where wanted, a tuned network.
+
+The features are unit-length means of hidden states (:mod:`divray.spans`) and hashed n-grams of the tokens between the entities.
+The tuned network is a second copy of the encoder's lower layers with a classifier of its own; both classifiers' scores are added.
 
 Importing this module imports torch and transformers; everything else does so inside its functions.
 """
@@ -7,20 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.feature_extraction import FeatureHasher
+from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from divray.models import local_model
 from divray.relations import Example
-from divray.spans import BLOCKS, Batch, Encoded, by_order, collate, encode_spans, pooled
+from divray.spans import Batch, Encoded, by_order, collate, encode_spans, means
 
 BATCH_TOKENS = 4096
+NGRAMS = 2048
+"""Columns of the hashed n-grams."""
+SPAN_BLOCKS = 7
+"""Head, tail, between (two places), all words outside of the entities, the same in the last layer, and between in the last layer."""
+TUNED_BLOCKS = 4
+"""Head, tail, and between in two places."""
+TUNED_SCALES = (7.0, 7.0, 10.0)
+"""Of head, tail and between in the tuned network: means of unit length would leave the softmax flat."""
 
 
 class RelationExtractorConfig(PreTrainedConfig):
@@ -30,8 +44,10 @@ class RelationExtractorConfig(PreTrainedConfig):
         encoder: The encoder's own configuration, as plain values.
         labels: Relation names in the order of the classifier's outputs.
         layer: Hidden state of the spans; 0 is that of the embeddings.
-        view_weights: Of head, tail, the words between them, all words outside of the two, and the same in the last layer.
+        view_weights: Of head and tail, all words outside of the two, the same in the last layer, and the n-grams; between has 1.
         max_tokens: Most tokens of a sentence.
+        tuned: There is a tuned network of ``layer`` layers beside the frozen encoder.
+        scale: Of the discriminant's scores, by which they became the classifier's.
     """
 
     model_type = "divray-relation-extractor"
@@ -41,14 +57,18 @@ class RelationExtractorConfig(PreTrainedConfig):
         encoder: dict[str, Any] | None = None,
         labels: Sequence[str] | None = None,
         layer: int = -1,
-        view_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0, 1.0),
+        view_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         max_tokens: int = 96,
+        tuned: bool = False,
+        scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.encoder = dict(encoder or {})
         self.layer = layer
         self.view_weights = list(view_weights)
         self.max_tokens = max_tokens
+        self.tuned = tuned
+        self.scale = scale
         if labels is not None:
             kwargs["id2label"] = dict(enumerate(labels))
             kwargs["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -67,8 +87,24 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
 
 
+class TunedNetwork(nn.Module):
+    """The encoder's first ``layer`` layers and a linear classifier on head, tail and the words between, trained together."""
+
+    def __init__(self, config: RelationExtractorConfig) -> None:
+        super().__init__()
+        encoder = AutoConfig.for_model(**{**config.encoder, "num_hidden_layers": config.layer})
+        self.encoder = AutoModel.from_config(encoder)
+        self.classifier = nn.Linear(TUNED_BLOCKS * encoder.hidden_size, len(config.labels))
+
+    def pool(self, batch: Batch) -> Tensor:
+        """Features (rows, TUNED_BLOCKS * width)."""
+        states = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        head, tail, between = (scale * view for scale, view in zip(TUNED_SCALES, means(states, batch).unbind(1)[:3], strict=True))
+        return torch.cat([head, tail, by_order(between, batch)], dim=-1)
+
+
 class RelationExtractor(PreTrainedModel):
-    """A linear relation classifier on the encoder's states, pooled by spans."""
+    """A linear relation classifier on the encoder's states, pooled by spans, and its tuned companion."""
 
     config_class = RelationExtractorConfig
     base_model_prefix = "encoder"
@@ -79,14 +115,15 @@ class RelationExtractor(PreTrainedModel):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         encoder = AutoConfig.for_model(**config.encoder)
         self.encoder = AutoModel.from_config(encoder)
-        self.classifier = nn.Linear((BLOCKS + 2) * encoder.hidden_size, len(config.labels))
+        self.classifier = nn.Linear(SPAN_BLOCKS * encoder.hidden_size + NGRAMS, len(config.labels))
+        self.tuned = TunedNetwork(config) if config.tuned else None
         self.post_init()
 
     @classmethod
     def on_encoder(
-        cls, reference: str, labels: Sequence[str], depth: float, view_weights: Sequence[float], max_tokens: int
+        cls, reference: str, labels: Sequence[str], depth: float, view_weights: Sequence[float], max_tokens: int, tuned: bool = False
     ) -> RelationExtractor:
-        """A pretrained encoder, and a classifier that is still to be fitted.
+        """A pretrained encoder, and classifiers that are still to be fitted.
 
         Args:
             reference: Model that :func:`divray.models.local_model` understands.
@@ -94,26 +131,27 @@ class RelationExtractor(PreTrainedModel):
             depth: Of the spans' layer, as a share of all, in (0, 1].
             view_weights: See :class:`RelationExtractorConfig`.
             max_tokens: Most tokens of a sentence.
+            tuned: With a tuned network, which starts from the encoder's own weights.
         """
         folder = local_model(reference)
         values = AutoConfig.from_pretrained(folder)
         layer = max(1, round(depth * values.num_hidden_layers))
-        model = cls(RelationExtractorConfig(values.to_dict(), labels, layer, view_weights, max_tokens))
+        model = cls(RelationExtractorConfig(values.to_dict(), labels, layer, view_weights, max_tokens, tuned))
         with _quietly():
             model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
             model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            if model.tuned is not None:
+                model.tuned.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=layer)
         return model
 
     def pool(self, batch: Batch) -> Tensor:
-        """Features (rows, (BLOCKS + 2) * width) of a batch."""
+        """The spans' features (rows, SPAN_BLOCKS * width) of a batch."""
         states = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
-        *weights, last = self.config.view_weights
-        words = last * nn.functional.normalize((batch.views[:, -1:] @ states[-1].float()).squeeze(1), dim=-1)
-        return torch.cat([pooled(states[self.config.layer], batch, weights), by_order(words, batch)], dim=-1)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (rows, labels) of a batch."""
-        return self.classifier(self.pool(batch))
+        head, tail, between, words = means(states[self.config.layer], batch).unbind(1)
+        *_, last_between, last_words = means(states[-1], batch).unbind(1)
+        entities, outside, last, _ = self.config.view_weights
+        views = [entities * head, entities * tail, by_order(between, batch), outside * words, last * last_words, last_between]
+        return torch.cat(views, dim=-1)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Tokenized, with the view of each token, and cut to the model's length."""
@@ -125,25 +163,52 @@ class RelationExtractor(PreTrainedModel):
 
     @torch.inference_mode()
     def features(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """The spans' features of examples, float32 (rows, (BLOCKS + 2) * width), in batches of like length."""
-        self.eval()
+        """The classifier's inputs, float32 (rows, NGRAMS + SPAN_BLOCKS * width); the last ``width`` columns are :meth:`described`'s."""
         encoded = self.encode(examples)
-        found = np.zeros((len(encoded), self.classifier.in_features), np.float32)
-        for rows in _length_batches(encoded, batch_tokens):
-            with precision(self.device):
-                found[rows] = self.pool(self.collate([encoded[i] for i in rows])).float().cpu().numpy()
-        return found
+        hashed = normalize(FeatureHasher(NGRAMS, input_type="string").transform(_ngrams(one) for one in encoded))
+        spans = self._batched(self.pool, encoded, batch_tokens)
+        return np.concatenate([self.config.view_weights[-1] * hashed.toarray().astype(np.float32), spans], axis=1)
+
+    @torch.inference_mode()
+    def described(self, descriptions: Sequence[str]) -> np.ndarray:
+        """Unit-length means ``[n, width]`` of the last layer over the words of each description."""
+        words = [Example(text or "?", (0, 0), (0, 0), "") for text in descriptions]
+        return self._batched(lambda batch: means(self.encoder(batch.ids, batch.mask).last_hidden_state, batch)[:, -1], self.encode(words))
 
     def predict(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> Predictions:
         """Classify examples (their own ``relation`` is not looked at)."""
-        return self.classify(self.features(examples, batch_tokens))
+        if not examples:
+            return Predictions([], np.zeros((0, len(self.config.labels))))
+        return self.classify(self.features(examples, batch_tokens), self.tuned_scores(examples, batch_tokens))
 
     @torch.inference_mode()
-    def classify(self, features: np.ndarray) -> Predictions:
-        """Labels and probabilities of features; rounded to 4 decimals, since a sentence's batch may move the last bits."""
-        logits = self.classifier(torch.from_numpy(features).to(self.device)).float()
-        probabilities = logits.softmax(-1).cpu().numpy().round(4)
+    def tuned_scores(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> np.ndarray | None:
+        """Scores (rows, labels) of the tuned network, where there is one."""
+        if (tuned := self.tuned) is None:
+            return None
+        return self._batched(lambda batch: tuned.classifier(tuned.pool(batch)), self.encode(examples), batch_tokens)
+
+    @torch.inference_mode()
+    def classify(self, features: np.ndarray, tuned: np.ndarray | None = None) -> Predictions:
+        """Labels and probabilities of features; rounded to 4 decimals, since a sentence's batch may move the last bits.
+
+        Args:
+            features: Of :meth:`features`.
+            tuned: Scores that are added, of :meth:`tuned_scores`.
+        """
+        logits = self.classifier(torch.from_numpy(features).to(self.device)).float().cpu()
+        if tuned is not None:
+            logits = logits + torch.from_numpy(tuned)
+        probabilities = logits.softmax(-1).numpy().round(4)
         return Predictions([self.config.labels[i] for i in probabilities.argmax(1)], probabilities)
+
+    def _batched(self, function: Any, encoded: Sequence[Encoded], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """``function`` of batches of like length, float32 (rows, columns); at least one row."""
+        self.eval()
+        batches = list(_length_batches(encoded, batch_tokens))
+        with precision(self.device):
+            parts = [function(self.collate([encoded[row] for row in rows])).float().cpu().numpy() for rows in batches]
+        return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate(batches))])
 
     def save(self, folder: str | Path) -> None:
         """Write safetensors, configuration with labels, and tokenizer, everything :meth:`load` needs."""
@@ -179,6 +244,13 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _ngrams(one: Encoded) -> list[str]:
+    """Tokens between the entities, alone and in pairs, with the order of the entities; the entities bound them as ``(`` and ``)``."""
+    tokens = ["(", *(str(token) for token, view in zip(one.ids, one.view, strict=True) if view == 2), ")"]
+    order = ">" if one.forward else "<"
+    return [order + token for token in tokens[1:-1]] + [order + " ".join(pair) for pair in pairwise(tokens)]
 
 
 def _length_batches(encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:

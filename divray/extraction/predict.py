@@ -1,34 +1,48 @@
-"""``divray predict``: relations of new sentences by a trained model, a batch at a time."""
+"""``divray predict``: relations of new sentences by a trained model, a batch at a time.
+
+Whatever the result can't hold is refused before the model is loaded.  Parquet goes through as Arrow tables, so that the columns which
+nothing here uses keep their types.  The objects of JSONL stay objects on the way to JSONL; on the way to Parquet a column gets the one
+type that holds all its values.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from itertools import count, islice
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from divray.datasets.rows import span_of
 from divray.errors import InputError
-from divray.models import check_model
-from divray.relations import Example, parse_marked, span_problem
-from divray.runs import open_uri, placed
+from divray.models import check_model, local_model
+from divray.relations import Example, parse_marked, span_problem, tightened
+from divray.runs import is_uri, open_uri, placed
+from divray.textfiles import json_lines
 
 BATCH = 1024
 Row = dict[str, Any]
+Batch: TypeAlias = pa.Table | list[Row]
+"""Rows of a Parquet file, or of a JSONL file."""
+
+USED = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
+GIVEN = {"relation": "given_relation", "probability": "given_probability"}
+"""Columns that the result has of its own -> what those of the source are called in it."""
 
 
 def predict(model: str, source: str, target: str, on_progress: Callable[[int], None] | None = None) -> int:
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
-    A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans, as
-    ``head`` and ``tail`` (``[start, end]``) or as the columns ``head_start`` … ``tail_end``.  ``head_type`` and
-    ``tail_type`` are used where the model was trained with types.  A ``relation`` that the row has already
-    is kept as ``given_relation``.
+    A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
+    :mod:`divray.datasets.rows`.  ``head_type`` and ``tail_type`` are used where the model was trained with types.  A ``relation``
+    or ``probability`` that the row has already is kept as ``given_relation`` or ``given_probability``.
 
     Args:
         model: Folder or URI of a model that the ``train`` stage saved.
@@ -40,28 +54,23 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
         How many rows were written.
 
     Raises:
-        InputError: The model is none of ours, or a row is wrong; then nothing is written.
+        InputError: The model is none of ours, a row is wrong, or ``target`` can't hold a column; then nothing is written.
     """
     check_model(model, "--model", "")
     _check_kind(model)
     for path in (source, target):
         if not path.endswith((".jsonl", ".parquet")):
             raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
-    total = 0
-    for batch in _read(source):
-        for number, row in enumerate(batch, total + 1):
-            _example(row, source, number)
-        total += len(batch)
-    if not total:
-        raise InputError(source, "", "no rows", "Give at least one sentence.")
+    schema = _checked(source, target)
 
     from divray.extraction.model import RelationExtractor
 
-    extractor, done = RelationExtractor.load(model), 0
-    with _writer(target) as write:
+    done = 0
+    with _writer(target, schema) as write:
+        extractor = RelationExtractor.load(model)
         for batch in _read(source):
-            found = extractor.predict([_example(row, source, done + n) for n, row in enumerate(batch, 1)])
-            write([_answered(*row) for row in zip(batch, found.labels, found.probabilities.max(axis=1).tolist(), strict=True)])
+            found = extractor.predict(list(_examples(batch, source, done)))
+            write(batch, found.labels, found.probabilities.max(axis=1).tolist())
             done += len(batch)
             if on_progress:
                 on_progress(done)
@@ -69,9 +78,7 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
 
 
 def _check_kind(model: str) -> None:
-    from divray.models import local_model
-
-    filesystem, folder = open_uri(model if "://" in model else local_model(model))
+    filesystem, folder = open_uri(model if is_uri(model) else local_model(model))
     config = f"{folder}/config.json"
     if filesystem.get_file_info(config).type != pafs.FileType.NotFound:
         with filesystem.open_input_stream(config) as stream:
@@ -80,85 +87,187 @@ def _check_kind(model: str) -> None:
             raise InputError(model, "config.json", f"a {kind} model, not a relation extractor", "Give the `model` folder of a run.")
 
 
-def _answered(row: Row, relation: str, probability: float) -> Row:
-    given = {"given_relation": row["relation"]} if "relation" in row else {}
-    return {**{k: v for k, v in row.items() if k != "relation"}, **given, "relation": relation, "probability": probability}
+# what is checked before the model is loaded ----------------------------------------------------
 
 
-def _example(row: Row, where: str, number: int) -> Example:
-    def error(field: str, problem: str) -> InputError:
-        mend = "Mark head and tail in `text` as [head] and {tail}, or give spans."
-        return InputError(where, f"row {number}, {field}", problem, mend)
+def _checked(source: str, target: str) -> pa.Schema | None:
+    """Check every row of ``source``, and that ``target`` can hold it; returns the schema of the result where that is Parquet."""
+    names: dict[str, None] = {}
+    types: dict[str, pa.DataType] = {}
+    schema, total, to_parquet = None, 0, target.endswith(".parquet")
+    for batch in _read(source):
+        for _ in _examples(batch, source, total):
+            pass
+        names |= dict.fromkeys(batch.column_names if isinstance(batch, pa.Table) else (name for row in batch for name in row))
+        if isinstance(batch, pa.Table):
+            schema = batch.schema
+            if not to_parquet:
+                _check_json(batch, source, total)
+        elif to_parquet:
+            _widen(types, batch, source, total)
+        total += len(batch)
+    if not total:
+        raise InputError(source, "", "no rows", "Give at least one sentence.")
+    for name, given in GIVEN.items():
+        if name in names and given in names:
+            raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
+    if not to_parquet:
+        return None
+    if schema is None:
+        schema, total = pa.schema(types.items()), 0
+        for batch in _read(source):
+            _as_table(batch, schema, source, total)
+            total += len(batch)
+    try:
+        pq.write_table(_answered(schema.empty_table(), [], []), pa.BufferOutputStream())
+    except pa.ArrowException as error:
+        raise InputError(source, "", f"Parquet can't hold it ({str(error).splitlines()[0]})", "Write a .jsonl file.") from None
+    return schema
 
-    text = row.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise error("text", "missing")
-    types = [row.get(name) or "" for name in ("head_type", "tail_type")]
-    spans: list[Any] = [row.get(side) or [row.get(f"{side}_start"), row.get(f"{side}_end")] for side in ("head", "tail")]
-    if all(span == [None, None] for span in spans):
-        parsed = parse_marked(text)
-        if isinstance(parsed, str):
-            raise error("text", parsed.replace("_", " "))
-        return Example(*parsed, "", *types)
-    for side, span in zip(("head", "tail"), spans, strict=True):
-        if not (isinstance(span, list) and len(span) == 2 and all(isinstance(value, int) for value in span)):
-            raise error(side, f"{span!r} is no [start, end]")
-    head, tail = (spans[0][0], spans[0][1]), (spans[1][0], spans[1][1])
-    if problem := span_problem(text, head, tail):
-        raise error("head, tail", problem)
-    return Example(text, head, tail, "", *types)
+
+def _widen(types: dict[str, pa.DataType], rows: list[Row], source: str, before: int) -> None:
+    """Make each column's type hold the values of ``rows``, too."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            new = pa.schema([(name, pa.array([row.get(name) for row in rows]).type)])
+            types[name] = pa.unify_schemas([pa.schema([(name, types.get(name, pa.null()))]), new], promote_options="permissive")[0].type
+        except (pa.ArrowException, OverflowError) as error:
+            raise _no_type(name, source, before, rows, error) from None
 
 
-def _read(source: str) -> Iterator[list[Row]]:
+def _as_table(batch: Batch, schema: pa.Schema, source: str, before: int) -> pa.Table:
+    if isinstance(batch, pa.Table):
+        return batch
+    columns = []
+    for field in schema:
+        try:
+            columns.append(pa.array([row.get(field.name) for row in batch], field.type))
+        except (pa.ArrowException, OverflowError) as error:
+            raise _no_type(field.name, source, before, batch, error) from None
+    return pa.table(columns, schema=schema)
+
+
+def _no_type(name: str, source: str, before: int, rows: list[Row], error: Exception) -> InputError:
+    place = f"rows {before + 1} to {before + len(rows)}, {name}"
+    return InputError(source, place, f"no one type holds its values ({str(error).splitlines()[0]})", "Mend them, or write a .jsonl file.")
+
+
+def _check_json(table: pa.Table, source: str, before: int) -> None:
+    for field in table.schema:
+        if not _in_json(field.type):
+            problem = f"JSON has no {field.type}"
+            raise InputError(source, field.name, problem, "Write a .parquet file, or turn the column into text.")
+    for number, row in enumerate(_plain(table, source, before), before + 1):
+        try:
+            json.dumps(row, allow_nan=False)
+        except ValueError:
+            raise InputError(source, f"row {number}", "JSON has neither NaN nor infinity", "Write a .parquet file, or give null.") from None
+
+
+def _in_json(kind: pa.DataType) -> bool:
+    """Whether JSON holds a column of this type as it is."""
+    types = pa.types
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _in_json(kind.value_type)
+    if types.is_struct(kind):
+        return all(_in_json(kind.field(number).type) for number in range(kind.num_fields))
+    plain = (types.is_null, types.is_boolean, types.is_integer, types.is_floating)
+    return any(is_kind(kind) for is_kind in (*plain, types.is_string, types.is_large_string, types.is_string_view))
+
+
+# rows -------------------------------------------------------------------------------------------
+
+
+def _read(source: str) -> Iterator[Batch]:
     filesystem, path = open_uri(source)
     if filesystem.get_file_info(path).type != pafs.FileType.File:
         raise InputError(source, "", "no such file", "Give the path of the sentences.")
+    if source.endswith(".jsonl"):
+        with io.BufferedReader(filesystem.open_input_stream(path)) as lines:
+            rows = (row for _, row in json_lines(lines, source))
+            while batch := list(islice(rows, BATCH)):
+                yield batch
+        return
     try:
-        if source.endswith(".parquet"):
-            for batch in pq.ParquetFile(filesystem.open_input_file(path)).iter_batches(BATCH):
-                yield batch.to_pylist()
-            return
-        rows: list[Row] = []
-        with io.TextIOWrapper(filesystem.open_input_stream(path), encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    rows.append(_json_row(line, source, number))
-                if len(rows) == BATCH:
-                    yield rows
-                    rows = []
-        if rows:
-            yield rows
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise InputError(source, "", f"not readable ({str(error).splitlines()[0]})", "Give whole UTF-8 JSONL or Parquet.") from None
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(source, twice[0], "the column stands there twice", "Rename or drop one of them.")
+            for batch in file.iter_batches(BATCH):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(source, "", f"not readable ({str(error).splitlines()[0]})", "Give a whole Parquet file.") from None
 
 
-def _json_row(line: str, source: str, number: int) -> Row:
+def _plain(batch: Batch, source: str, before: int) -> list[Row]:
+    """Python values of the rows."""
+    if isinstance(batch, list):
+        return batch
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(source, f"line {number}", f"no JSON ({error.msg})", "Give one JSON object a line.") from None
-    if not isinstance(row, dict):
-        raise InputError(source, f"line {number}", "no JSON object", "Give one JSON object a line.")
-    return row
+        rows: list[Row] = batch.to_pylist()
+    except UnicodeDecodeError:
+        raise InputError(source, f"rows {before + 1} to {before + len(batch)}", "invalid UTF-8", "Save the data as UTF-8.") from None
+    return rows
+
+
+def _examples(batch: Batch, source: str, before: int) -> Iterator[Example]:
+    used = batch.select([name for name in USED if name in batch.column_names]) if isinstance(batch, pa.Table) else batch
+    for number, row in zip(count(before + 1), _plain(used, source, before), strict=False):
+        yield _example(row, f"row {number}", partial(InputError, source))
+
+
+def _example(row: Mapping[str, Any], place: str, error: Callable[[str, str, str], InputError]) -> Example:
+    mend = "Mark head and tail in `text` as [head] and {tail}, or give spans."
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise error(f"{place}, text", "missing" if text is None else f"{text!r} is not a text", mend)
+    types = [row.get(name) or "" for name in ("head_type", "tail_type")]
+    for name, kind in zip(("head_type", "tail_type"), types, strict=True):
+        if not isinstance(kind, str):
+            raise error(f"{place}, {name}", f"{kind!r} is not a text", "Give a string.")
+    if all(row.get(name) is None for name in ("head", "tail", "head_start", "tail_start")):
+        parsed = parse_marked(text)
+        if isinstance(parsed, str):
+            raise error(f"{place}, text", parsed.replace("_", " "), mend)
+        return Example(*parsed, "", *types)
+    head, tail = (tightened(text, span) or span for span in (span_of(row, side, text, place, error) for side in ("head", "tail")))
+    if problem := span_problem(text, head, tail):
+        raise error(f"{place}, head, tail", problem, mend)
+    return Example(text, head, tail, "", *types)
+
+
+# the result -------------------------------------------------------------------------------------
+
+
+def _answered(table: pa.Table, labels: Iterable[str], probabilities: Iterable[float]) -> pa.Table:
+    metadata = table.schema.metadata
+    table = table.rename_columns([GIVEN.get(name, name) for name in table.column_names])
+    answers = {"relation": pa.array(labels, pa.string()), "probability": pa.array(probabilities, pa.float64())}
+    for name, column in answers.items():
+        table = table.append_column(name, column)
+    return table.replace_schema_metadata(metadata)
 
 
 @contextmanager
-def _writer(target: str) -> Iterator[Callable[[list[Row]], None]]:
-    """Writes batches of rows; the file appears under its name only when the block ends well."""
+def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, list[str], list[float]], None]]:
+    """Writes batches with their answers; the file appears under its name only when the block ends well."""
     filesystem, path = open_uri(target)
     filesystem.create_dir(posixpath.dirname(path), recursive=True)
-    parquet: pq.ParquetWriter | None = None
     with placed(filesystem, path) as beside, filesystem.open_output_stream(beside) as stream:
+        if schema is None:
 
-        def write(rows: list[Row]) -> None:
-            nonlocal parquet
-            if target.endswith(".jsonl"):
-                stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-                return
-            table = pa.Table.from_pylist(rows, parquet.schema if parquet else None)
-            parquet = parquet or pq.ParquetWriter(stream, table.schema)
-            parquet.write_table(table)
+            def write_lines(batch: Batch, labels: list[str], probabilities: list[float]) -> None:
+                for row, label, probability in zip(_plain(batch, target, 0), labels, probabilities, strict=True):
+                    given = {GIVEN.get(name, name): value for name, value in row.items()}
+                    line = json.dumps({**given, "relation": label, "probability": probability}, ensure_ascii=False)
+                    stream.write(line.encode() + b"\n")
 
-        yield write
-        if parquet:
-            parquet.close()
+            yield write_lines
+            return
+        with pq.ParquetWriter(stream, _answered(schema.empty_table(), [], []).schema) as parquet:
+
+            def write_table(batch: Batch, labels: list[str], probabilities: list[float]) -> None:
+                parquet.write_table(_answered(_as_table(batch, schema, target, 0), labels, probabilities))
+
+            yield write_table

@@ -19,9 +19,8 @@ import numpy as np
 
 from divray.config import Config
 from divray.errors import DivrayError
-from divray.extraction.inputs import SEARCH, SEEDS, examples_of, labels_of
-from divray.extraction.training import fold_of
-from divray.relations import Example
+from divray.extraction.inputs import SEARCH, SEEDS, examples_of, relations_of
+from divray.relations import Example, Relation
 from divray.resources import task_gpus
 from divray.runs import RunFolder
 from divray.sections import ExtractionConfig
@@ -141,35 +140,39 @@ def _trial(config: Config, uri: str, values: dict[str, Any]) -> None:
 
     run = RunFolder(uri)
     settings = config.extraction.model_copy(update=values)
-    for repeat, (score, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), labels_of(run)), 1):
+    for repeat, (score, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), relations_of(run)), 1):
         tune.report({"repeat": repeat, "score": score, "right": right})
 
 
 def cross_validated(
-    config: Config, settings: ExtractionConfig, examples: Sequence[Example], labels: Sequence[str]
+    config: Config, settings: ExtractionConfig, examples: Sequence[Example], relations: Sequence[Relation]
 ) -> Iterator[tuple[float, list[float]]]:
     """After each repeat the mean main score so far, and for each example the share of repeats in which it was told right."""
     from divray.extraction.metrics import main_score, score
-    from divray.extraction.training import held_out_scores, targets_of, train, untrained
+    from divray.extraction.training import fold_of, held_out_scores, train, training_rows, untrained
 
-    targets, totals, hits = targets_of(examples, labels), [], np.zeros(len(examples))
-    features = None if settings.epochs else untrained(labels, config.models.encoder, settings).features(examples)
+    labels = [relation.name for relation in relations]
+    rows, totals, hits = training_rows(examples, relations), [], np.zeros(len(examples))
+    gold = rows.targets[: len(examples)]
+    model = None if settings.epochs else untrained(relations, config.models.encoder, settings)
+    features = model.features(rows.examples) if model else None
+    described = model.described([relation.description for relation in relations]) if model else None
     for repeat in range(REPEATS):
-        order = np.random.default_rng([config.seed, repeat]).permutation(len(examples))
-        if features is not None:
-            scores = held_out_scores(features[order], targets[order], np.ones(len(order)), len(labels), settings.shrinkage)
+        fold = fold_of(rows, np.random.default_rng([config.seed, repeat]).permutation(len(examples)))
+        if features is not None and described is not None:
+            scores = held_out_scores(features, rows, fold, described, settings)[: len(examples)]
             found = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1)
         else:
-            found = np.zeros(len(order), np.int64)
-            fold = fold_of(targets[order])
+            found = np.zeros(len(examples), np.int64)
             for number in np.unique(fold):
-                out = fold == number
-                model = train([examples[row] for row in order[~out]], labels, config.models.encoder, settings, config.seed)
-                found[out] = model.predict([examples[row] for row in order[out]]).probabilities.argmax(axis=1)
+                out = fold[: len(examples)] == number
+                kept = [example for example, left in zip(examples, out, strict=True) if not left]
+                fitted = train(kept, relations, config.models.encoder, settings, config.seed)
+                found[out] = fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
         answers = [labels[number] for number in found]
-        scored = score([labels[number] for number in targets[order]], answers, labels, config.task.none_label, config.task.metric)
+        scored = score([example.relation for example in examples], answers, labels, config.task.none_label, config.task.metric)
         totals.append(main_score(scored, config.task.metric))
-        hits[order] += found == targets[order]
+        hits += found == gold
         yield float(np.mean(totals)), (hits / (repeat + 1)).round(4).tolist()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, examples_of, labels_of, tuned, weights_of
+from divray.extraction.inputs import SEEDS, SELECTED, examples_of, relations_of, tuned, weights_of
 from divray.resources import worker
 from divray.runs import RunFolder
 
@@ -24,14 +25,16 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
 
 
 def _train(config: Config, uri: str) -> dict[str, Any]:
+    from divray.extraction.card import model_card
     from divray.extraction.training import train
 
     run = RunFolder(uri)
-    seeds, labels, settings = examples_of(run, [SEEDS]), labels_of(run), tuned(config, run)
+    seeds, relations, settings = examples_of(run, [SEEDS]), relations_of(run), tuned(config, run)
     examples = [*seeds, *examples_of(run, [SELECTED])]
     weights = weights_of([SEEDS, SELECTED], seeds, len(examples), settings)
-    model = train(examples, labels, config.models.encoder, settings, config.seed, weights)
+    model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
+        Path(folder, "README.md").write_text(model_card(config, settings, model, relations, seeds, len(examples)), encoding="utf-8")
         run.upload(folder, "model")
-    return {"examples": len(examples), "labels": len(labels), "parameters": model.num_parameters()}
+    return {"examples": len(examples), "labels": len(relations), "parameters": model.num_parameters()}

@@ -1,27 +1,36 @@
-"""Training of the RE model: a linear classifier in closed form, and from there, with ``epochs``, the encoder with it."""
+"""Training of the RE model: a linear classifier in closed form, and, with ``epochs``, a tuned network beside it.
+
+An example of a relation with an inverse is an example of the inverse, too, with head and tail exchanged.
+"""
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from divray.relations import Example
+from divray.relations import Example, Relation
 from divray.sections import ExtractionConfig
-from divray.spans import discriminant
+from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from divray.extraction.model import RelationExtractor
 
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
-CLASSIFIER_RATE = 10.0
-"""Learning rate of the classifier over that of the pretrained encoder."""
-
-POOL_BATCHES = 4
-"""Batches that are drawn together and sorted by length, so that little is spent on padding."""
+CLASSIFIER_RATE = 5.0
+"""Learning rate of the tuned network's classifier over that of its encoder."""
+REPLACED = 0.5
+"""Probability with which an entity gives way to one of the same place and relation, in each epoch."""
+CONTRASTIVE, TEMPERATURE = 0.3, 0.1
+"""Weight and temperature of the supervised contrastive loss (arXiv 2004.11362)."""
 
 FOLDS = 4
 SCALES = 2.0 ** np.arange(-8, 2.5, 0.5)
@@ -30,9 +39,47 @@ UNFITTED_SCALE = 0.25
 """Where no relation has two rows."""
 
 
+class Rows(NamedTuple):
+    """Training rows: the examples, behind them the mirrored ones, and for each its label's number, weight, and example's place."""
+
+    examples: list[Example]
+    targets: np.ndarray
+    weights: np.ndarray
+    origin: np.ndarray
+
+
+def training_rows(examples: Sequence[Example], relations: Sequence[Relation], weights: Sequence[float] | None = None) -> Rows:
+    """Examples and their mirrored forms as rows.
+
+    Args:
+        examples: Their relations are among ``relations``.
+        relations: The labels, in this order; one may have no example.
+        weights: How much each example counts; default: 1.
+
+    Raises:
+        ValueError: No examples, or one with a relation that is no label.
+    """
+    number = {relation.name: place for place, relation in enumerate(relations)}
+    if unknown := {example.relation for example in examples} - number.keys():
+        raise ValueError(f"examples of no label: {sorted(unknown)}")
+    if not examples:
+        raise ValueError("no training examples")
+    inverse = {relation.name: relation.inverse for relation in relations if relation.inverse}
+    turned = [place for place, example in enumerate(examples) if example.relation in inverse]
+    rows = [*examples, *(_mirrored(examples[place], inverse) for place in turned)]
+    origin = np.array([*range(len(examples)), *turned])
+    counted = np.ones(len(examples)) if weights is None else np.asarray(weights, np.float64)
+    return Rows(rows, np.array([number[row.relation] for row in rows]), counted[origin], origin)
+
+
+def _mirrored(example: Example, inverse: dict[str, str]) -> Example:
+    types = {"head_type": example.tail_type, "tail_type": example.head_type}
+    return replace(example, head=example.tail, tail=example.head, relation=inverse[example.relation], **types)
+
+
 def train(
     examples: Sequence[Example],
-    labels: Sequence[str],
+    relations: Sequence[Relation],
     encoder: str,
     config: ExtractionConfig,
     seed: int,
@@ -41,101 +88,119 @@ def train(
     """Fit a model to examples; their order does not matter.
 
     Args:
-        examples: Their relations are among ``labels``; a label may have no example.
-        labels: The classifier's outputs, in this order.
+        examples: Their relations are among ``relations``.
+        relations: The classifier's outputs, in this order.
         encoder: Model reference (see :func:`divray.models.local_model`).
-        config: Depth, views, shrinkage; for the tuning of the encoder learning rate, epochs, batch size, warm-up share.
-        seed: Of the order of the batches; without ``epochs`` nothing is drawn.
+        config: Depth, views, shrinkage; for the tuned network learning rate, epochs, batch size, warm-up share.
+        seed: Of the tuned network; without ``epochs`` nothing is drawn.
         weights: How much each example counts; default: 1.
 
     Raises:
         ValueError: No examples, or one with a relation that is no label.
     """
     order = sorted(range(len(examples)), key=lambda row: _identity(examples[row]))
-    ordered = [examples[row] for row in order]
-    counted = np.ones(len(order)) if weights is None else np.array([weights[row] for row in order])
-    targets = targets_of(ordered, labels)
+    rows = training_rows([examples[row] for row in order], relations, None if weights is None else [weights[row] for row in order])
     with _reproducible(seed):
-        model = untrained(labels, encoder, config)
-        fit_head(model, model.features(ordered), targets, counted, config.shrinkage)
+        model = untrained(relations, encoder, config)
+        features = model.features(rows.examples)
+        fit_head(model, features, rows, model.described([relation.description for relation in relations]), config)
         if config.epochs:
-            _tune(model, ordered, targets, counted, config)
+            _tune(model, rows, config, seed)
+            _balance(model, features, rows)
     return model.eval()
 
 
-def untrained(labels: Sequence[str], encoder: str, config: ExtractionConfig) -> RelationExtractor:
+def untrained(relations: Sequence[Relation], encoder: str, config: ExtractionConfig) -> RelationExtractor:
     """The encoder of a model that :func:`fit_head` completes."""
     import torch
 
     from divray.extraction.model import RelationExtractor
 
-    views = (config.entity_weight, config.entity_weight, 1.0, config.words_weight, config.last_weight)
-    model = RelationExtractor.on_encoder(encoder, labels, config.depth, views, config.max_length)
+    views = (config.entity_weight, config.words_weight, config.last_weight, config.ngram_weight)
+    labels = [relation.name for relation in relations]
+    model = RelationExtractor.on_encoder(encoder, labels, config.depth, views, config.max_length, bool(config.epochs))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
 
 
-def targets_of(examples: Sequence[Example], labels: Sequence[str]) -> np.ndarray:
-    """The label numbers of examples.
-
-    Raises:
-        ValueError: No examples, or one with a relation that is no label.
-    """
-    index = {label: i for i, label in enumerate(labels)}
-    if unknown := {e.relation for e in examples} - index.keys():
-        raise ValueError(f"examples of no label: {sorted(unknown)}")
-    if not examples:
-        raise ValueError("no training examples")
-    return np.array([index[e.relation] for e in examples])
-
-
-def fit_head(model: RelationExtractor, features: np.ndarray, targets: np.ndarray, weights: np.ndarray, shrinkage: float) -> None:
-    """Set the classifier to the linear discriminant of ``features``, scaled so that its probabilities fit rows that it has not seen."""
+def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, described: np.ndarray, config: ExtractionConfig) -> None:
+    """Set the classifier to :func:`closed_form`'s, scaled so that its probabilities fit rows that it has not seen."""
     import torch
 
-    classes = len(model.config.labels)
-    whole = discriminant(features, targets, classes, shrinkage, weights)
-    scale = _scale(features, targets, weights, classes, shrinkage)
+    whole = closed_form(features, rows.targets, rows.weights, described, config)
+    scale = _scale(features, rows, described, config)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(scale * whole.weights))
         model.classifier.bias.copy_(torch.from_numpy(np.maximum(scale * whole.bias, -1e4)))
+    model.config.scale = scale
 
 
-def held_out_scores(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, classes: int, shrinkage: float) -> np.ndarray:
-    """Discriminant scores ``[n, classes]`` of each row by the others' folds; nan where its relation has no other row."""
-    fold = fold_of(targets)
-    scores = np.full((len(targets), classes), np.nan)
+def closed_form(
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, described: np.ndarray, config: ExtractionConfig
+) -> Discriminant:
+    """Linear discriminant of the features, plus how like the words between are to each label's description.
+
+    Args:
+        features: ``[n, d]``; the last ``w`` columns are only compared with the descriptions.
+        targets: Label number of each row.
+        weights: How much each row counts.
+        described: Unit vectors ``[labels, w]`` of the descriptions.
+        config: ``shrinkage``, and ``description_weight``: the spread of the likeness over that of the discriminant's scores.
+    """
+    (classes, width), own = described.shape, features[:, : -described.shape[1]]
+    fitted = discriminant(own, targets, classes, config.shrinkage, weights)
+    likeness = features[:, -width:].astype(np.float64) @ described.T
+    middle = likeness.mean(axis=0)
+    spread = float((likeness - middle).std()) or 1.0
+    factor = config.description_weight * float(fitted.scores(own)[:, np.unique(targets)].std()) / spread
+    return Discriminant(
+        np.concatenate([fitted.weights, on_grid(factor * described, WEIGHT_GRID)], axis=1),
+        fitted.bias - on_grid(factor * middle, WEIGHT_GRID),
+    )
+
+
+def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, described: np.ndarray, config: ExtractionConfig) -> np.ndarray:
+    """Scores ``[n, labels]`` of each row by the other folds' rows; nan where its relation has no other row."""
+    scores = np.full((len(rows.targets), len(described)), np.nan)
     for number in range(FOLDS):
         out = fold == number
-        known = out & np.isin(targets, targets[~out])
+        known = out & np.isin(rows.targets, rows.targets[~out])
         if known.any():
-            scores[known] = discriminant(features[~out], targets[~out], classes, shrinkage, weights[~out]).scores(features[known])
+            fitted = closed_form(features[~out], rows.targets[~out], rows.weights[~out], described, config)
+            scores[known] = fitted.scores(features[known])
     return scores
 
 
-def fold_of(targets: np.ndarray) -> np.ndarray:
-    """A fold for each row, the rows of each label shared out evenly."""
-    fold = np.zeros(len(targets), np.int64)
-    for label in np.unique(targets):
-        own = np.flatnonzero(targets == label)
+def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
+    """A fold for each row, the examples of each label shared out evenly, each mirrored row in the fold of its example.
+
+    Args:
+        rows: The training rows.
+        order: Permutation of the examples by which they are shared out; default: their own order.
+    """
+    count = int(rows.origin.max()) + 1
+    order = np.arange(count) if order is None else order
+    fold = np.zeros(count, np.int64)
+    for label in np.unique(rows.targets[:count]):
+        own = order[rows.targets[order] == label]
         fold[own] = np.arange(len(own)) % FOLDS
-    return fold
+    return fold[rows.origin]
 
 
-def _scale(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, classes: int, shrinkage: float) -> float:
+def _scale(features: np.ndarray, rows: Rows, described: np.ndarray, config: ExtractionConfig) -> float:
     """The factor of the least cross-entropy out of fold, against Platt's (1999) targets: n rows can't show a certainty of 1."""
     from scipy.special import log_softmax
 
-    scores = held_out_scores(features, targets, weights, classes, shrinkage)
-    rows = np.flatnonzero(~np.isnan(scores[:, 0]))
-    if not len(rows):
+    scores = held_out_scores(features, rows, fold_of(rows), described, config)
+    kept = np.flatnonzero(~np.isnan(scores[:, 0]))
+    if not len(kept):
         return UNFITTED_SCALE
-    present = np.unique(targets[rows])
-    scores, places = scores[np.ix_(rows, present)], np.searchsorted(present, targets[rows])
+    present = np.unique(rows.targets[kept])
+    scores, places = scores[np.ix_(kept, present)], np.searchsorted(present, rows.targets[kept])
     doubt = 1.0 / (np.bincount(places)[places] + 2)
     wanted = np.repeat(doubt[:, None] / max(1, len(present) - 1), len(present), axis=1)
-    wanted[np.arange(len(rows)), places] = 1 - doubt
-    losses = [-np.average((wanted * log_softmax(scale * scores, axis=1)).sum(axis=1), weights=weights[rows]) for scale in SCALES]
+    wanted[np.arange(len(kept)), places] = 1 - doubt
+    losses = [-np.average((wanted * log_softmax(scale * scores, axis=1)).sum(axis=1), weights=rows.weights[kept]) for scale in SCALES]
     return float(SCALES[int(np.argmin(losses))])
 
 
@@ -143,49 +208,89 @@ def _identity(example: Example) -> tuple[Any, ...]:
     return example.text, example.head, example.tail, example.relation
 
 
-def _tune(model: RelationExtractor, ordered: Sequence[Example], targets: np.ndarray, weights: np.ndarray, config: ExtractionConfig) -> None:
-    """AdamW with linear warm-up and decay from the closed form on; the same model for the same seed.
+def _tune(model: RelationExtractor, rows: Rows, config: ExtractionConfig, seed: int) -> None:
+    """AdamW with linear warm-up and decay on cross-entropy and the supervised contrastive loss; the same network for the same seed.
 
-    The encoder's input embeddings stay as they are: a few examples touch a few of them, and they are half of a small
-    encoder's weights.
+    The input embeddings stay as they are: a few examples touch a few of them, and they are half of a small encoder's weights.
     """
     import torch
 
     from divray.extraction.model import precision
 
-    encoded = model.encode(ordered)
-    wanted = torch.tensor(targets, device=model.device)
-    counted = torch.tensor(weights, device=model.device, dtype=torch.float32)
-    steps = -(-len(encoded) // config.batch_size) * config.epochs
-    model.encoder.get_input_embeddings().requires_grad_(False)
+    tuned = model.tuned
+    assert tuned is not None
+    rng = random.Random(seed)
+    wanted = torch.tensor(rows.targets, device=model.device)
+    counted = torch.tensor(rows.weights, device=model.device, dtype=torch.float32)
+    steps = -(-len(rows.examples) // config.batch_size) * config.epochs
+    tuned.encoder.get_input_embeddings().requires_grad_(False)
     groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in model.encoder.parameters() if weight.requires_grad]},
-        {"params": model.classifier.parameters(), "lr": config.learning_rate * CLASSIFIER_RATE},
+        {"params": [weight for weight in tuned.encoder.parameters() if weight.requires_grad]},
+        {"params": tuned.classifier.parameters(), "lr": config.learning_rate * CLASSIFIER_RATE},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     warmup = max(1, round(config.warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
+    tuned.train()
     for _ in range(config.epochs):
-        model.train()
-        for rows in _batches([len(e.ids) for e in encoded], config.batch_size):
+        encoded = model.encode(_replaced(rows.examples, rng))
+        for batch in torch.randperm(len(encoded)).split(config.batch_size):
             with precision(model.device):
-                logits = model(model.collate([encoded[i] for i in rows]))
-            losses = torch.nn.functional.cross_entropy(logits.float(), wanted[rows], reduction="none")
-            (losses * counted[rows]).mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+                features = tuned.pool(model.collate([encoded[row] for row in batch.tolist()]))
+                logits = tuned.classifier(features)
+            labels, weights = wanted[batch], counted[batch]
+            losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+            losses = losses + CONTRASTIVE * _contrastive(features.float(), labels)
+            (losses * weights).mean().backward()
+            torch.nn.utils.clip_grad_norm_(tuned.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
 
 
-def _batches(lengths: list[int], size: int) -> list[list[int]]:
-    """All rows in random batches of like length, in random order; drawn from torch's global generator."""
+def _contrastive(features: Tensor, labels: Tensor) -> Tensor:
+    """Supervised contrastive loss (rows); 0 for a row without another of its label."""
     import torch
 
-    drawn = torch.randperm(len(lengths)).tolist()
-    pools = [sorted(drawn[i : i + POOL_BATCHES * size], key=lengths.__getitem__) for i in range(0, len(drawn), POOL_BATCHES * size)]
-    batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
-    return [batches[i] for i in torch.randperm(len(batches)).tolist()]
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    likely = (unit @ unit.T / TEMPERATURE).masked_fill(itself, float("-1e9")).log_softmax(dim=-1)
+    same = (labels[:, None] == labels[None]) & ~itself
+    return -(likely * same).sum(dim=1) / same.sum(dim=1).clamp(min=1)
+
+
+def _replaced(examples: Sequence[Example], rng: random.Random) -> list[Example]:
+    """The examples with some of their entities replaced by those of other examples of the relation."""
+    heads, tails = defaultdict(list), defaultdict(list)
+    for one in examples:
+        heads[one.relation].append(one.head_text)
+        tails[one.relation].append(one.tail_text)
+    found = []
+    for one in examples:
+        head = rng.choice(heads[one.relation]) if rng.random() < REPLACED else one.head_text
+        tail = rng.choice(tails[one.relation]) if rng.random() < REPLACED else one.tail_text
+        (first, early), (second, late) = sorted(((one.head, head), (one.tail, tail)))
+        text = one.text[: first[0]] + early + one.text[first[1] : second[0]]
+        spans = (first[0], first[0] + len(early)), (len(text), len(text) + len(late))
+        head_span, tail_span = spans if one.head < one.tail else spans[::-1]
+        found.append(replace(one, text=text + late + one.text[second[1] :], head=head_span, tail=tail_span))
+    return found
+
+
+def _balance(model: RelationExtractor, features: np.ndarray, rows: Rows) -> None:
+    """Scale the tuned network's scores to the spread of the closed form's, so that both count alike."""
+    import torch
+
+    assert model.tuned is not None
+    present = np.unique(rows.targets)
+    tuned = model.tuned_scores(rows.examples)
+    assert tuned is not None
+    with torch.inference_mode():
+        closed = model.classifier(torch.from_numpy(features).to(model.device)).float().cpu().numpy()
+    factor = float(closed[:, present].std() / max(tuned[:, present].std(), 1e-6))
+    with torch.no_grad():
+        for weight in model.tuned.classifier.parameters():
+            weight.mul_(factor)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from divray.config import Config
+from divray.errors import InputError
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.plan import Wave, candidate_ids, first_wave
 from divray.prompts.rows import ROWS_PER_FILE, Length, Renderer, render_prompt, request_rows, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example, Relation
-from divray.runs import RunFolder
+from divray.runs import RunFolder, is_uri
 
 __all__ = [
     "GROWING",
@@ -99,6 +100,9 @@ def chat_renderer(config: Config) -> Renderer | None:
     from divray.models import local_model
 
     tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
+    if not tokenizer.chat_template:
+        problem = f"{config.models.llm} has no chat template"
+        raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or give a chat model.")
     # Engine and trainer add the BOS token themselves where the tokenizer says so.
     bos = tokenizer.bos_token if tokenizer.bos_token and tokenizer("").input_ids else ""
 
@@ -120,7 +124,7 @@ def token_counter(config: Config) -> Length | None:
     from divray.models import local_model
 
     reference = config.models.llm
-    if "://" in reference or reference == "endpoint":  # a whole model would have to come to the driver
+    if is_uri(reference) or reference == "endpoint":  # a whole model would have to come to the driver
         return None
 
     @cache

@@ -7,12 +7,12 @@ seed sentences keep them, so that any script and any habit of writing is taken.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from divray.prompts.record import Record
 from divray.relations import Example, Relation, Span
+from divray.words import as_letters, mentions
 
 _ENDS = ".!?…。．！？｡।॥؟۔։።՜՞"
 """Signs that end a sentence in the scripts that have one."""
@@ -21,8 +21,6 @@ _INNER_END = re.compile(rf"(?:([^\W\d_]{{3}})[.]|[!?…।॥؟۔])[{re.escape(_
 _NUMBER = re.compile(r"^(?:\d{1,2}[.)]|[-*•]) +")
 _QUOTES = '"“”„«»'
 _WORD = re.compile(r"\w+")
-_NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-"""Scripts, by their Unicode names, in which a name may touch the next word."""
 _LABELS = frozenset({"head", "tail", "entity", "head entity", "tail entity", "sentence", "relation", "none", "n/a"})
 _ARTICLES = re.compile(r"^(?:the|a|an) ", re.IGNORECASE)
 
@@ -153,32 +151,6 @@ def _bared(text: str) -> str:
     return text[1:-1].strip() if quoted else text
 
 
-def mentions(text: str, entity: str) -> list[Span]:
-    """The spans of ``entity`` in ``text`` as a word or words of its own; the case of its first letter may differ."""
-    first, rest, found = entity[:1].casefold(), entity[1:], []
-    for start in range(len(text) - len(entity) + 1) if entity else ():
-        end = start + len(entity)
-        if text[start].casefold() == first and text.startswith(rest, start + 1) and not (_cuts_word(text, start) or _cuts_word(text, end)):
-            found.append((start, end))
-    return found
-
-
-def _cuts_word(text: str, place: int) -> bool:
-    """Whether ``place`` lies inside a word: between letters, digits or marks of a script that puts blanks between words."""
-    before, after = text[place - 1 : place], text[place : place + 1]
-    if not before or not after:
-        return False
-    if unicodedata.category(after).startswith("M"):
-        return True
-    return _in_word(before) and _in_word(after)
-
-
-def _in_word(character: str) -> bool:
-    if not (character.isalnum() or unicodedata.category(character).startswith("M")):
-        return False
-    return not unicodedata.name(character, "").startswith(_NO_BLANKS)
-
-
 def part_of_name(text: str, span: Span) -> bool:
     """Whether the mention is one half of a longer name: a capitalised word or a hyphen joins it to more of the same kind."""
     entity, before, after = text[slice(*span)], text[: span[0]], text[span[1] :]
@@ -213,8 +185,7 @@ def _sentence_problem(text: str, spans: tuple[Span, Span], form: Form) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The words of ``text``, without the marks that would cut those of Indic and Thai script."""
-    return _WORD.findall("".join(character for character in text if not unicodedata.category(character).startswith("M")))
+    return [text[slice(*found.span())] for found in _WORD.finditer(as_letters(text))]
 
 
 def _is_several(text: str) -> bool:

@@ -98,7 +98,9 @@ def slugs_of(relations: list[Relation]) -> dict[str, str]:
     slugs: dict[str, str] = {}
     for number, relation in enumerate(relations):
         slug = re.sub(r"[^a-z0-9]+", "-", relation.name.lower()).strip("-") or f"relation-{number}"
-        slugs[relation.name] = slug if slug not in slugs.values() else f"{slug}-{number}"
+        while slug in slugs.values():
+            slug = f"{slug}-{number}"
+        slugs[relation.name] = slug
     return slugs
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from divray.relations import metric_tag
 from divray.schemas import BASE, TUNED
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
@@ -114,9 +115,9 @@ class Reporter:
             for kind, column in (("prompt", "num_input_tokens"), ("cached", "cached_tokens"), ("generated", "num_generated_tokens")):
                 tokens[relation, kind] += row.get(column) or 0
         for (relation, outcome), count in counts.items():
-            self.answered.inc(count, {"engine": self.engine, "relation": relation, "outcome": outcome})
+            self.answered.inc(count, {"engine": self.engine, "relation": metric_tag(relation), "outcome": outcome})
         for (relation, kind), count in (+tokens).items():
-            self.tokens.inc(count, {"engine": self.engine, "relation": relation, "kind": kind})
+            self.tokens.inc(count, {"engine": self.engine, "relation": metric_tag(relation), "kind": kind})
 
 
 def vllm_class() -> type:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from divray.config import Config
+from divray.model_checks import context_length
 from divray.precision import cpu_precision
 from divray.prompts.pairs import LINES, TOKENS_A_LINE
 from divray.prompts.pairs import STRATEGY as PAIRS
@@ -34,7 +35,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments: the defaults for the device, the user's own over them."""
-    device = GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS
+    device = dict(GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS)
+    device["max_model_len"] = context_length(config.models.llm, device["max_model_len"])
     dtype = {} if gpu or "dtype" in config.engine.vllm else {"dtype": cpu_dtype(config.models.llm)}
     return {**COMMON_ENGINE_ARGUMENTS, **device, **dtype, "seed": config.seed, **config.engine.vllm}
 

@@ -23,6 +23,7 @@ from divray.datasets.tables import table_examples
 from divray.diversity.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
 from divray.diversity.novelties import novelties, pools_of, staying_vectors
 from divray.diversity.texts import SPANS, compared_texts
+from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
@@ -264,7 +265,7 @@ def _counts(config: Config, run: RunFolder, folder: str) -> dict[str, int]:
     gauge = _gauge()
     for (relation, name), count in relations.items():
         outcome = {"scored": "valid", "correct": "accepted"}.get(name, name)
-        gauge.set(count, {"round": folder, "relation": relation, "outcome": outcome})
+        gauge.set(count, {"round": folder, "relation": metric_tag(relation), "outcome": outcome})
     return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}
 
 

@@ -1,0 +1,134 @@
+"""What a run's models must be, by the small files that lie beside their weights; no weight is read.
+
+The context is found as vLLM finds it: the least of the keys of ``config.json`` that may say it, times a RoPE factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from divray.config import Config
+from divray.errors import InputError
+from divray.models import check_model, small_files
+from divray.sections import MOST
+from divray.textfiles import read_json
+
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length", "max_seq_length")
+_OWN_SCALES = ("default", "llama3", "longrope", "su", "mrope")
+"""Kinds of RoPE whose factor is in the context already."""
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
+_GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+class Facts(NamedTuple):
+    """What a model's files say.
+
+    Attributes:
+        context: Tokens that it takes at most; ``None`` where nothing says so.
+        generates: Whether it is a decoder that writes text.
+        template: Whether its tokenizer has a chat template.
+        longest: Tokens that its tokenizer says it takes at most.
+    """
+
+    context: int | None
+    generates: bool
+    template: bool
+    longest: int | None
+
+
+def facts_of(reference: str, field: str) -> Facts | None:
+    """What the files of a model say; ``None`` where they are out of reach from here.
+
+    Raises:
+        InputError: A file is missing, or none of its kind.
+    """
+    if reference == "endpoint" or (folder := small_files(reference, field)) is None:
+        return None
+    config = _object(folder / "config.json")
+    names = {file.name for file in folder.iterdir()}
+    if names.isdisjoint(_TOKENIZERS):
+        raise InputError("config", field, f"{reference} holds no tokenizer", "Save the tokenizer beside the model.")
+    if "tokenizer.json" in names and not (folder / "tokenizer.json").open("rb").read(64).lstrip().startswith(b"{"):
+        raise InputError(str(folder / "tokenizer.json"), "", "no JSON object", "Fetch the file itself, not its Git LFS pointer.")
+    tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
+    kinds = config.get("architectures") or []
+    generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)
+    longest = tokenizer.get("model_max_length")
+    return Facts(
+        context=_context(config),
+        generates=generates and not config.get("is_encoder_decoder"),
+        template=bool(tokenizer.get("chat_template")) or any(name.startswith("chat_template") for name in names),
+        longest=int(longest) if isinstance(longest, int | float) and 0 < longest <= MOST else None,
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(str(path), "", "no JSON object", "Save the model again.")
+    return value
+
+
+def _context(config: dict[str, Any]) -> int | None:
+    text = config.get("text_config")
+    config = text if isinstance(text, dict) else config
+    found = [config[key] for key in _CONTEXT if isinstance(config.get(key), int)]
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    factor = rope.get("factor") if isinstance(rope, dict) and (rope.get("rope_type") or rope.get("type")) not in _OWN_SCALES else None
+    return int(min(found) * (factor or 1)) if found else None
+
+
+def context_length(reference: str, most: int) -> int:
+    """Tokens of prompt and completion: ``most``, or fewer where the model takes fewer."""
+    facts = facts_of(reference, "models.llm")
+    return min(most, facts.context or most) if facts else most
+
+
+def check_models(config: Config) -> None:
+    """Refuse models that can't do what the settings ask of them; loads none.
+
+    Raises:
+        InputError: A model is missing or of another kind, has no chat template, or takes fewer tokens than the settings say.
+    """
+    llms = {"models.llm": config.models.llm, "correctness.reader": config.correctness.reader}
+    llms |= {"correctness.llm": config.correctness.llm} if config.correctness.llm else {}
+    for field, reference in llms.items():
+        if reference == "endpoint" and field != "correctness.reader":
+            if config.engine.endpoint is None:
+                raise InputError("config", "engine.endpoint", f"`{field}: endpoint` needs a url and a model", "Give url and model.")
+            continue
+        check_model(reference, "config", field)
+        facts = facts_of(reference, field)
+        if facts and not facts.generates:
+            raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")
+        if facts and field == "models.llm":
+            for key, problem, mend in _of_llm(config, facts):
+                raise InputError("config", key, f"{reference} {problem}", mend)
+    check_model(config.models.encoder, "config", "models.encoder")
+    encoder = facts_of(config.models.encoder, "models.encoder")
+    longest = min((encoder.context or MOST, encoder.longest or MOST)) if encoder else MOST
+    if config.extraction.max_length > longest:
+        problem = f"{config.models.encoder} takes {longest} tokens at most"
+        raise InputError("config", "extraction.max_length", problem, f"It is now {config.extraction.max_length}.")
+
+
+def _of_llm(config: Config, facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """``(key, problem, mend)``."""
+    if config.prompts.style == "chat" and not facts.template:
+        yield "prompts.style", "has no chat template", "Set prompts.style: completion, or give a chat model."
+    if facts.context is None:
+        return
+    takes = f"takes {facts.context} tokens at most"
+    given = config.engine.vllm.get("max_model_len")
+    if given is not None and given > facts.context:
+        yield "engine.vllm.max_model_len", takes, f"It is now {given}."
+    context = min(given or facts.context, facts.context)
+    asked = config.sampling.max_tokens
+    if "all_at_once" in config.prompts.strategies:
+        asked *= config.prompts.sentences_per_completion
+    if asked >= context:
+        yield "sampling.max_tokens", f"has a context of {context} tokens, of which {asked} leave no prompt any room", "Lower it."
+    if config.rounds > 1 and config.alignment.max_length > facts.context:
+        yield "alignment.max_length", takes, f"It is now {config.alignment.max_length}."

@@ -1,0 +1,185 @@
+"""A user's text, JSON, JSONL and YAML files: one reader each, wherever one is read.
+
+All are UTF-8, with or without a byte order mark.  What a reader would lose without a word is an error: a key that stands in a
+mapping twice, half a surrogate pair, which no other file could hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from divray.errors import InputError
+
+_TWICE = "key {!r} stands there twice"
+_HALF = "half a surrogate pair"
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file.
+
+    Raises:
+        InputError: There is no such file, or it is empty.
+    """
+    where = str(path)
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
+        raise InputError(where, "", reason, "Check the path; data files count from task.data.") from None
+    if not data.strip():
+        raise InputError(where, "", "the file is empty", "Fetch it again, or give another file.")
+    return data
+
+
+def read_text(path: Path) -> str:
+    """The whole file as text, without a byte order mark.
+
+    Raises:
+        InputError: There is no such file, it is empty, or it is not UTF-8 (with the line at fault).
+    """
+    return _decoded(read_bytes(path), str(path), 1)
+
+
+def _decoded(data: bytes, where: str, line: int) -> str:
+    try:
+        return data.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise InputError(where, f"line {line}", f"invalid UTF-8 (byte {error.start})", "Save the file as UTF-8.") from None
+
+
+# JSON ---------------------------------------------------------------------------------------
+
+
+def parse_json(text: str, where: str, line: int = 0) -> Any:
+    """``text`` as JSON; ``line`` is its line in the file, 0 where it is the whole file.
+
+    Raises:
+        InputError: It is none, a key stands in an object twice, or a string holds half a surrogate pair.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        place = f"line {line or error.lineno}"
+        raise InputError(where, place, f"no valid JSON ({error.msg})", "The file may be cut short: fetch it again or mend it.") from None
+    except RecursionError:
+        raise InputError(where, f"line {line or 1}", "JSON nested too deeply", "Give a plain data file.") from None
+    except ValueError as error:  # of `_unique`; a number of thousands of digits
+        raise InputError(where, f"line {line}" if line else "", str(error), "Mend the file.") from None
+    if "\\ud" in text.casefold() and (path := _path_to_half(value)) is not None:
+        place = ", ".join([*([f"line {line}"] if line else []), *path[:3]])
+        raise InputError(where, place, _HALF, "Mend the \\u escape.")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value; see :func:`parse_json`."""
+    return parse_json(read_text(path), str(path))
+
+
+def json_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """``(number, object)`` of each line that is not blank; numbers count from 1.
+
+    Args:
+        lines: An open file; only line feeds end a line, since JSON strings may hold the other separators.
+        where: Its name in an error.
+
+    Raises:
+        InputError: A line is no JSON object; see :func:`parse_json`.
+    """
+    for number, line in enumerate(lines, start=1):
+        text = _decoded(line, where, number)
+        if not text.strip():
+            continue
+        row = parse_json(text, where, number)
+        if not isinstance(row, dict):
+            raise InputError(where, f"line {number}", "no JSON object", "JSONL has one object {...} a line.")
+        yield number, row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(_TWICE.format(next(name for name in names if names.count(name) > 1)))
+    return made
+
+
+def _path_to_half(value: Any) -> list[str] | None:
+    """The keys and rows that lead to half a surrogate pair; ``None`` where there is none."""
+    if isinstance(value, str):
+        return [] if _HALVES.search(value) else None
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = ((f"row {number}", one) for number, one in enumerate(value, start=1))
+    for name, one in inner:
+        if _HALVES.search(name):
+            return [ascii(name)]
+        if (path := _path_to_half(one)) is not None:
+            return [name, *path]
+    return None
+
+
+# YAML ---------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which moreover refuses a key given twice and half a surrogate pair, and reads ``1e-3`` as YAML 1.2 does."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str) or key in seen:
+            problem = _TWICE.format(key) if isinstance(key, str) else f"key {key!r} is no string (quote it)"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return {loader.construct_object(key): loader.construct_object(value, deep=True) for key, value in node.value}
+
+
+def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = loader.construct_scalar(node)
+    if _HALVES.search(text):
+        raise yaml.constructor.ConstructorError(None, None, _HALF, node.start_mark)
+    return text
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _string)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def parse_yaml(text: str, where: str, field: str = "") -> Any:
+    """``text`` as plain YAML values; ``field`` names it in an error, else the line.
+
+    Raises:
+        InputError: It is no YAML, has a key twice, or half a surrogate pair.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise InputError(where, field, "YAML nested too deeply", "Give a plain list or mapping.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no day of the calendar, a number of thousands of digits
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        place = field or (f"line {mark.line + 1}" if mark else "")
+        mend = 'Mend it; quote a text that starts with a mark or reads like something else: "[…".'
+        raise InputError(where, place, f"no valid YAML ({problem})", mend) from None
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's plain values; see :func:`parse_yaml`."""
+    return parse_yaml(read_text(path), str(path))

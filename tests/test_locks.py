@@ -1,0 +1,142 @@
+"""One run folder, one process: the second is refused by name, and a lock that outlived its process is taken over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from divray import locks, pipeline
+from divray.cli import main
+from divray.config import Config
+from divray.errors import InputError
+from divray.locks import locked
+from divray.quickstart import folder
+from divray.runs import RunFolder
+
+HOLD = """
+import sys, time
+from divray.locks import locked
+from divray.runs import RunFolder
+with locked(RunFolder(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+OTHER = {"host": "elsewhere", "process": 1, "since": "2030-01-01T00:00:00+00:00"}
+
+
+def holder(uri: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, uri], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def store(path: Path) -> RunFolder:
+    """A folder in a file system of which only ``pyarrow.fs`` is known."""
+    run = RunFolder(str(path))
+    run.fs, run.root = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), run.root.lstrip("/")
+    run.fs.create_dir(run.root, recursive=True)
+    return run
+
+
+def test_a_second_process_is_refused_with_the_first_ones_name(quickstart: Config, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    process = holder(uri)
+    try:
+        assert main(["run", str(folder() / "quickstart.yaml"), "--out", uri]) == 2
+        assert main(["prepare", uri, "--config", str(folder() / "quickstart.yaml")]) == 2
+        for line in capsys.readouterr().err.splitlines():
+            assert f"another run is at work here: process {process.pid} on {socket.gethostname()} since 20" in line
+        assert not RunFolder(uri).exists("config.yaml")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    pipeline.begin(quickstart, uri)  # taken over
+    assert not RunFolder(uri).exists(".lock.json")
+
+
+def test_reading_needs_no_lock(quickstart: Config, uri: str) -> None:
+    pipeline.begin(quickstart, uri)
+    with locked(RunFolder(uri)):
+        assert pipeline.read_config(RunFolder(uri)) == quickstart
+        with pytest.raises(InputError, match="another run"), pipeline.held(quickstart, uri):
+            pass
+    pipeline.begin(quickstart, uri)
+
+
+def test_a_lock_goes_with_a_block_that_fails(uri: str) -> None:
+    for run in (RunFolder(uri), store(Path(uri))):
+        for _ in range(2):
+            with pytest.raises(KeyError), locked(run):
+                raise KeyError
+    assert [name for name in RunFolder(uri).files("") if name != ".lock"] == []
+
+
+def test_claims_in_a_store_exclude_each_other(tmp_path: Path) -> None:
+    run = store(tmp_path / "run")
+    with locked(run), pytest.raises(InputError, match=f"process {os.getpid()} on {socket.gethostname()}"), locked(store(tmp_path / "run")):
+        pass
+    assert run.files("") == []
+    inside, most, refused = 0, 0, 0
+    turn = threading.Barrier(6)
+
+    def work() -> None:
+        nonlocal inside, most, refused
+        turn.wait()
+        try:
+            with locked(store(tmp_path / "run")):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.05)
+                inside -= 1
+        except InputError:
+            refused += 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most <= 1 and refused >= 5
+
+
+def test_a_claim_that_outlived_its_process_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = store(tmp_path / "run")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    run.write_json(".lock.old", {**OTHER, "host": socket.gethostname(), "process": gone.pid})
+    with locked(run):
+        assert not run.exists(".lock.old")
+    run.write_json(".lock.other", OTHER)
+    with pytest.raises(InputError, match="process 1 on elsewhere since 2030"), locked(run):
+        pass
+    monkeypatch.setattr(locks, "LEASE", -1.0)
+    with locked(run):
+        assert not run.exists(".lock.other")
+
+
+def test_a_claim_is_written_anew_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    run = store(tmp_path / "run")
+    with locked(run):
+        (claim,) = run.files("")
+        (tmp_path / "run" / claim).unlink()
+        for _ in range(500):
+            if run.files(""):
+                break
+            time.sleep(0.01)
+        assert run.files("") == [claim]
+
+
+def test_a_folder_of_something_else_gets_no_lock(quickstart: Config, uri: str) -> None:
+    RunFolder(uri).write_text("notes.txt", "mine")
+    with pytest.raises(InputError, match="holds no run"), pipeline.held(quickstart, uri):
+        pass
+    assert RunFolder(uri).files("") == ["notes.txt"]

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from divray.errors import InputError
+from divray.textfiles import json_lines, parse_json, parse_yaml, read_text
+
+
+def refused(call: Any, *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 1e-3\nb: [3e-4, 1.5E+2, -2e5]", {"a": 1e-3, "b": [3e-4, 150.0, -2e5]}),
+        ("base: &base {a: 1, b: 2}\nmade: {<<: *base, b: 3}", {"base": {"a": 1, "b": 2}, "made": {"a": 1, "b": 3}}),
+        ('a: "1e-3"', {"a": "1e-3"}),
+        ('a: "\\U0001F600"', {"a": "\N{GRINNING FACE}"}),
+    ],
+)
+def test_yaml_values(text: str, value: Any) -> None:
+    assert parse_yaml(text, "x") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a: 1\nb: {c: 1, d: 2, c: 3}", ("line 2", "key 'c' stands there twice")),
+        ("a: 1\n1: 2", ("line 2", "key 1 is no string")),
+        ("on: 1", ("key True is no string",)),
+        ("a: 2024-02-31", ("day is out of range",)),
+        ('a: "\\uDE00"', ("line 1", "half a surrogate pair")),
+        ("{a: " * 3000, ("nested too deeply",)),
+        ("a: " + "9" * 5000, ("digits",)),
+        ("a: !!python/name:os.system x", ("no valid YAML",)),
+    ],
+)
+def test_yaml_that_is_refused(text: str, parts: tuple[str, ...]) -> None:
+    refused(lambda: parse_yaml(text, "run.yaml"), "run.yaml", *parts)
+    refused(lambda: parse_yaml(text, "command line", "a.b"), "command line: a.b")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', ("key 'c' stands there twice",)),
+        ('[{"a": "x"}, {"a": "\\ud83d"}]', ("row 2, a", "half a surrogate pair")),
+        ('{"\\udc00": 1}', ("half a surrogate pair",)),
+        ("[" * 200_000, ("nested too deeply",)),
+        ("9" * 5000, ("digits",)),
+        ("{", ("line 1", "no valid JSON")),
+    ],
+)
+def test_json_that_is_refused(text: str, parts: tuple[str, ...]) -> None:
+    refused(lambda: parse_json(text, "a.json"), "a.json", *parts)
+
+
+def test_a_whole_pair_is_no_half() -> None:
+    assert parse_json('["\\ud83d\\ude00", "\\\\ud83d"]', "x") == ["\N{GRINNING FACE}", "\\ud83d"]
+
+
+def test_lines_are_those_of_line_feeds() -> None:
+    data = '\ufeff{"a": "x\u2028y\x85"}\r\n\n  \n{"a": 2}'.encode()
+    assert list(json_lines(data.split(b"\n"), "a.jsonl")) == [(1, {"a": "x\u2028y\x85"}), (4, {"a": 2})]
+    refused(lambda: list(json_lines([b"{}\n", b'\xef\xbb\xbf{"a": 1}'], "a.jsonl")), "line 2", "no valid JSON")
+    refused(lambda: list(json_lines([b"{}\n", b'{"a": "\xff"}'], "a.jsonl")), "line 2", "invalid UTF-8")
+    refused(lambda: list(json_lines([b"[1]"], "a.jsonl")), "line 1", "no JSON object")
+
+
+def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    refused(lambda: read_text(tmp_path / "a\0b"), "null")
+    refused(lambda: read_text(tmp_path / ("x" * 300)), "name too long")
+    refused(lambda: read_text(tmp_path), "directory")
