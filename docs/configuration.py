@@ -5,9 +5,9 @@ python docs/configuration.py
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -49,10 +49,22 @@ def _section(annotation: Any) -> bool:
 
 
 def _kind(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    text = re.sub(r"Annotated\[([\w.]+), [^\]]*\]", r"\1", text)
-    text = re.sub(r"(typing|divray|collections)[\w.]*\.", "", text)
-    return _cell(f"`{text}`")
+    return _cell(f"`{_type(annotation)}`")
+
+
+def _type(annotation: Any) -> str:
+    """A type as one writes it, without the bounds that are annotated to it."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type, inner))
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
+    if annotation is type(None):
+        return "None"
+    name = getattr(origin or annotation, "__name__", str(annotation))
+    return f"{name}[{', '.join(map(_type, inner))}]" if inner else name
 
 
 def _default(field: Any) -> str:
