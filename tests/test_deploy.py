@@ -110,13 +110,14 @@ def test_the_runtime_environment_is_one_for_ray() -> None:
 def test_the_slurm_script_joins_its_nodes_and_runs(tmp_path: Path) -> None:
     """With stand-ins for ``srun`` and ``scontrol`` that run on this machine, and one for ``ray`` and ``divray`` that say what they got."""
     script = ROOT / "deploy" / "slurm" / "divray.sbatch"
+    said = tmp_path / "said"
     commands = {
         "scontrol": "echo a; echo b",
         "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"',
         "hostname": "echo 10.0.0.1",
-        "ray": f'echo "ray $*" >> {tmp_path}/said',
-        "python": f'until [ "$(grep -c "ray start" {tmp_path}/said)" = 2 ]; do sleep 0.1; done; echo "python ${{@: -2}}" >> {tmp_path}/said',
-        "divray": f'echo "divray $*" >> {tmp_path}/said; exit 4',
+        "ray": f'echo "ray $*" >> {said}',
+        "python": f'until [ "$(grep -c "ray start" {said})" = 2 ]; do sleep 0.1; done; echo "python ${{@: -2}}" >> {said}',
+        "divray": f'echo "divray $*" >> {said}; exit 4',
     }
     for name, text in commands.items():
         (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
@@ -126,9 +127,9 @@ def test_the_slurm_script_joins_its_nodes_and_runs(tmp_path: Path) -> None:
     line = [shutil.which("bash") or sys.exit("no bash"), str(script), "my.yaml", "--out", "/shared/1"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 4, done.stderr
-    said = [line for line in (tmp_path / "said").read_text().splitlines() if not line.startswith("ray status")]
-    assert said[-1] == "divray run my.yaml --out /shared/1 cluster.address=10.0.0.1:20007"
-    assert "python 10.0.0.1:20007 2" in said
-    starts = [line for line in said if line.startswith("ray start")]
+    lines = [line for line in said.read_text().splitlines() if not line.startswith("ray status")]
+    assert lines[-1] == "divray run my.yaml --out /shared/1 cluster.address=10.0.0.1:20007"
+    assert "python 10.0.0.1:20007 2" in lines
+    starts = [line for line in lines if line.startswith("ray start")]
     assert len(starts) == 2 and all("--num-cpus=64 --num-gpus=8" in line for line in starts)
     assert sum("--head" in line for line in starts) == sum("--address=10.0.0.1:20007" in line for line in starts) == 1

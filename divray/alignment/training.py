@@ -76,12 +76,12 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
         if not all(math.isfinite(entry["loss"]) for entry in steps):
             return {"error": "the loss became infinite. Lower alignment.learning_rate."}
-        if context.get_world_rank() != 0:
-            return {}
         state, used, pairs = trainer.state, trainer.args, len(trainer.train_dataset)
         trainer.accelerator.free_memory()
         del trainer  # the merge below holds the model a second time
         gc.collect()
+        if context.get_world_rank() != 0:
+            return {}
         policy = f"round-{job['round']:02d}/policy"
         publish_policy(run, policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
         report = {
