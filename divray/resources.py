@@ -99,7 +99,9 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
             return {"cluster.worker_cpus": [_READING]}
         size = int(engine.vllm.get("tensor_parallel_size", 1)) * int(engine.vllm.get("pipeline_parallel_size", 1))
         if uses_gpu(config):
-            return {"engine.concurrency": [{"GPU": size}] * engine.pool[0], "cluster.worker_cpus": [_READING]}
+            spread = engine.vllm.get("distributed_executor_backend") == "ray"  # the user's own word for several machines
+            one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]
+            return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": [_READING]}
         if size > 1:
             raise ResourceError("engine.vllm spreads the model over GPUs (tensor or pipeline parallel), and it runs on a CPU. Drop it.")
         return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + [_READING]}

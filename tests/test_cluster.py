@@ -46,6 +46,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         (["engine.vllm={tensor_parallel_size: 8}"], [{"CPU": 8, "GPU": 1}] * 8, "engine.concurrency"),
         (["engine.vllm={tensor_parallel_size: 8}"], [{"CPU": 0}, {"CPU": 96, "GPU": 8}], None),
+        (["engine.vllm={pipeline_parallel_size: 2, distributed_executor_backend: ray}"], [{"CPU": 8, "GPU": 1}] * 2, None),
         (["engine.concurrency=2"], [{"CPU": 8, "GPU": 1}], "engine.concurrency"),
         (["engine.concurrency=[1, 9]"], [{"CPU": 8, "GPU": 1}], None),
         (["engine.device=cpu", "engine.cpus=4"], [{"CPU": 2}] * 9, "engine.cpus"),
