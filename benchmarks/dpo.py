@@ -47,7 +47,7 @@ def measure(model: str, pairs: pa.Table, workers: int, precision: str, zero: int
         {
             "task": {"name": "benchmark", "relations": "none"},
             "models": {"llm": model},
-            "alignment": {"precision": precision, "zero_stage": zero, "batch_size": max(1, 4 // workers)},
+            "alignment": {"precision": precision, "zero_stage": zero, "pairs_per_step": 4},
             "cluster": {"train_workers": workers},
         },
         "benchmark",

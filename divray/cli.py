@@ -162,11 +162,11 @@ def _run(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     from divray.cluster import check_machine
     from divray.config import load_config
-    from divray.pipeline import describe
+    from divray.pipeline import describe, schedule
 
     config = load_config(arguments.config, arguments.overrides)
     text = describe(config)
-    check_machine(config)
+    check_machine(config, dict.fromkeys(stage.name for stage, _ in schedule(config)))
     print(text)
 
 
@@ -276,7 +276,7 @@ def _dedup(arguments: argparse.Namespace) -> None:
     if arguments.ray:
         from divray.cluster import join_ray
 
-        join_ray(arguments.ray)
+        join_ray(arguments.ray, "--ray")
     counts = deduplicate_files(
         arguments.source,
         arguments.out,

@@ -1,15 +1,21 @@
-"""Connecting to Ray: quietly, on loopback, and with an early word where resources can't suffice."""
+"""Connecting to Ray: quietly, on loopback, and with one line where there is no cluster at an address."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import socket
 import sys
+import uuid
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from divray.errors import ResourceError
+from divray.errors import InputError, ResourceError
+from divray.resources import check_resources, provide, release, this_machine
+from divray.resources import uses_gpu as uses_gpu
 from divray.starting import starting_ray
 
 if TYPE_CHECKING:
@@ -27,6 +33,8 @@ WORKER_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A task that holds no GPU sees none: CUDA_VISIBLE_DEVICES is empty in it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 """Set in every worker unless the user's own environment says otherwise."""
 
@@ -39,75 +47,199 @@ RAY_ENVIRONMENT = {
 }
 """Set before Ray starts on this machine unless the user's own environment says otherwise."""
 
-PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR", "PYTHONPATH")
-"""Prefixes of the driver's variables that workers get too."""
+PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR")
+"""Prefixes of the driver's variables that the workers of a cluster get too; those of this machine have all of them anyway."""
+
+OWN = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+"""Variables that name something on the driver's disk."""
+
+SECRET = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL")
+"""Parts of the names of variables that are never passed on unasked, since a runtime env stands in the clear on the dashboard."""
+
+LOCAL = "local"
+CONNECT_SECONDS = 5.0
 
 
 def connect(config: Config) -> None:
     """Join the cluster, or start one on this machine; does nothing where already connected.
 
     Raises:
-        ResourceError: A stage asks for more than the cluster can ever give.
-    """
-    import ray
-
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        for name, value in (RAY_ENVIRONMENT | WORKER_ENVIRONMENT).items():
-            os.environ.setdefault(name, value)
-        if config.models.llm.startswith(("embedded:", "endpoint")) and config.models.encoder.startswith("embedded:"):
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        passed = {k: v for k, v in os.environ.items() if k in WORKER_ENVIRONMENT or k.startswith(PASSED_ON)}
-        shown = config.cluster.show_logs
-        if not shown:
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-            for name in ("ray", "ray.llm", "vllm", "deepspeed"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-            logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else it adds one for the terminal
-        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        with starting_ray():
-            ray.init(
-                # Never one that merely happens to be, or to have been, on this machine.
-                address=config.cluster.address or os.environ.get("RAY_ADDRESS") or "local",
-                log_to_driver=shown,
-                logging_level=logging.INFO if shown else logging.ERROR,
-                configure_logging=shown,
-                runtime_env={"env_vars": passed},
-            )
-        quiet_ray_data(shown)
-        if not shown:
-            _divert_messages()
-    check_resources(config, ray.cluster_resources())
-
-
-def join_ray(address: str) -> None:
-    """Connect to Ray for a command that has no run settings; ``local`` starts a cluster of this machine's own."""
-    import ray
-
-    if not ray.is_initialized():
-        for name, value in RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        with starting_ray():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": passed})
-
-
-def check_machine(config: Config) -> None:
-    """Without connecting: what a cluster of this machine's own could never give, say so now.
-
-    Raises:
-        ResourceError: See :func:`check_resources`; only where the run would start Ray on this machine.
+        InputError: The address is none that a driver can join.
+        ResourceError: There is no cluster at the address.
     """
     import ray
 
     if ray.is_initialized():
-        check_resources(config, ray.cluster_resources())
-    elif (config.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
-        from ray._private.accelerators import NvidiaGPUAcceleratorManager
+        return
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if config.models.llm.startswith(("embedded:", "endpoint")) and config.models.encoder.startswith("embedded:"):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    shown = config.cluster.show_logs
+    if not shown:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        for name in ("ray", "ray.llm", "vllm", "deepspeed"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else it adds one for the terminal
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    join_ray(_address(config), "cluster.address", config.cluster.environment, shown)
+    quiet_ray_data(shown)
+    if not shown:
+        _divert_messages()
 
-        gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
-        check_resources(config, {"CPU": os.cpu_count() or 1, "GPU": gpus})
+
+def _address(config: Config) -> str:
+    """Never a cluster that merely happens to be, or to have been, on this machine."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def join_ray(address: str, setting: str, more: Sequence[str] = (), shown: bool = False) -> None:
+    """Connect to Ray, unless connected; ``local`` starts a cluster of this machine's own.
+
+    Args:
+        address: ``local``, ``auto``, or ``HOST:PORT`` of a head.
+        setting: Where the address was given, for errors.
+        more: Names of further variables that workers get.
+        shown: Let Ray's log lines through to the terminal.
+
+    Raises:
+        InputError: The address is none that a driver can join.
+        ResourceError: There is no cluster at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    if "://" in address:
+        raise InputError(
+            setting,
+            address,
+            "a driver joins its cluster by HOST:PORT, from one of its machines",
+            "Submit it: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`.",
+        )
+    if address not in (LOCAL, "auto"):
+        _answers(address, setting)
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {
+        "log_to_driver": shown,
+        "logging_level": logging.INFO if shown else logging.ERROR,
+        "configure_logging": shown,
+    }
+    with starting_ray():
+        if address == LOCAL:
+            ray.init(address=address, **options)
+            return
+        try:
+            ray.init(address=address, runtime_env={"env_vars": passed_on(more)}, **options)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
+            raise ResourceError(f"no Ray cluster that can be joined at {setting} {address} ({why}). {hint}") from None
+
+
+def _answers(address: str, setting: str) -> None:
+    """Whether anything listens: Ray itself would try for minutes and say nothing."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise InputError(setting, address, "not HOST:PORT", "Give the address of a head, such as 10.0.0.1:6379, or `auto`.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ResourceError(
+            f"no Ray cluster at {setting} {address} ({error}). Start one with `ray start --head`, or drop the address."
+        ) from None
+
+
+def passed_on(more: Sequence[str] = ()) -> dict[str, str]:
+    """The variables of the driver that workers on other machines get, without secrets and without those that the job has already."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    there = (job.get("runtime_env") or {}).get("env_vars") or {}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in WORKER_ENVIRONMENT or name.startswith(PASSED_ON)) and name not in OWN and not any(part in name for part in SECRET)
+    }
+    asked = {name: os.environ[name] for name in more if name in os.environ}
+    return {name: value for name, value in (own | asked).items() if name not in there}
+
+
+def check_machine(config: Config, stages: Iterable[str]) -> None:
+    """Without connecting: what a cluster of this machine's own could never give, say so now.
+
+    Raises:
+        ResourceError: See :func:`divray.resources.check_resources`; only where the run would start Ray on this machine.
+    """
+    import ray
+
+    if not ray.is_initialized() and _address(config) == LOCAL:
+        check_resources(config, this_machine(), stages)
+
+
+def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> None:
+    """Connect, and see that the cluster has what the stages ask for and, where it has several machines, that each sees the run.
+
+    Raises:
+        InputError: The address is none, or the run is a path that another machine does not share.
+        ResourceError: There is no cluster, or it can't give what a stage asks for.
+    """
+    connect(config)
+    provide(config, stages, grows=_address(config) != LOCAL)
+    require_shared(run)
+
+
+def release_cluster(config: Config) -> None:
+    """Let machines leave that a stage of this driver asked for."""
+    import ray
+
+    if ray.is_initialized() and _address(config) != LOCAL:
+        release()
+
+
+def require_shared(run: RunFolder) -> None:
+    """Let every other machine read a marker from a run folder that is a path.
+
+    Raises:
+        InputError: One of them does not see it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
+    if run.fs.type_name != LOCAL or not others:
+        return
+    name, token = f".marker-{uuid.uuid4().hex}", uuid.uuid4().hex
+    path = run.path(name)
+    run.write_text(name, token)
+    try:
+        task = ray.remote(num_cpus=0, max_retries=0)(_reads)
+        for node, address in others.items():
+            on = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+            try:
+                seen = ray.get(task.options(scheduling_strategy=on).remote(path), timeout=_MARKER_SECONDS)
+            except (ray.exceptions.RayError, TimeoutError):
+                continue  # it has left, or is too busy to say
+            if seen != token:
+                raise InputError(
+                    run.uri,
+                    "",
+                    f"the machine {address} of the cluster does not see this folder",
+                    "Give a URI (s3://…, gs://…), or a path on a shared disk.",
+                )
+    finally:
+        run.delete(name)
+
+
+_MARKER_SECONDS = 60.0
+
+
+def _reads(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
 
 
 def quiet_ray_data(shown: bool) -> None:
@@ -120,42 +252,6 @@ def quiet_ray_data(shown: bool) -> None:
     if not shown:
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def uses_gpu(config: Config) -> bool:
-    """Whether the LLM engine runs on a GPU here: by configuration, else by what the cluster has."""
-    if config.engine.device != "auto":
-        return config.engine.device == "gpu"
-    import ray
-
-    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1
-
-
-def check_resources(config: Config, total: dict[str, float]) -> None:
-    """Compare what each stage asks for with ``total`` (resource name -> amount).
-
-    Raises:
-        ResourceError: names the setting, what it asks for and what there is.
-    """
-    if total.get("autoscaler", 0):
-        return
-    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-    gpu_engine = config.engine.device == "gpu" or (config.engine.device == "auto" and gpus >= 1)
-    least = config.engine.pool[0]
-    size = int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
-    if size > 1 and not gpu_engine:
-        raise ResourceError("engine.vllm spreads the model over several GPUs (tensor or pipeline parallel), the cluster has none. Drop it.")
-    # Tasks of Ray's own hold one whole CPU here and there; engines must leave it free.
-    asked = [
-        ("engine.cpus", 1 + (0 if gpu_engine else config.engine.cpus * least), "CPU", cpus),
-        ("engine.concurrency", least * size if gpu_engine else 0, "GPU", gpus),
-        ("cluster.cpus_per_worker", config.cluster.train_workers * config.cluster.cpus_per_worker, "CPU", cpus),
-        ("cluster.gpus_per_worker", config.cluster.train_workers * config.cluster.gpus_per_worker, "GPU", gpus),
-        ("cluster.worker_cpus", config.cluster.worker_cpus, "CPU", cpus),
-    ]
-    for setting, wanted, resource, there in asked:
-        if wanted > there:
-            raise ResourceError(f"{setting} needs {wanted:g} {resource}, the cluster has {there:g}. Lower it, or use a larger cluster.")
 
 
 def divert_native_output() -> None:

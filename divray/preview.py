@@ -18,7 +18,7 @@ def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
     Args:
         answer: A function in the engine's place; see :func:`divray.sampling.engine.complete`.
     """
-    from divray.cluster import connect
+    from divray.cluster import prepare_cluster, release_cluster
     from divray.datasets.stage import read_relations
     from divray.datasets.stage import run as prepare
     from divray.datasets.tables import table_examples
@@ -33,12 +33,15 @@ def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
         update={"candidates_per_relation": wanted, "naive_candidates_per_relation": count, "waves": 1, "quota": None}
     )
     config = config.model_copy(update={"sampling": sampling, "rounds": 1})
-    connect(config)
     with tempfile.TemporaryDirectory(prefix="divray-preview-") as folder:
         run = RunFolder(folder)
+        prepare_cluster(config, run, ["sample"])
         prepare(config, run)
         prompt(config, run, 0, answer=answer)
-        complete(config, run, "round-00/prompts", "completions", config.models.llm, answer=answer)
+        try:
+            complete(config, run, "round-00/prompts", "completions", config.models.llm, answer=answer)
+        finally:
+            release_cluster(config)
         completions = run.read_table("completions").sort_by("candidate_id").to_pylist()
         form = form_of(table_examples(run.read_table("data/seeds")), read_relations(run))
     shown = ""

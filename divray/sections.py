@@ -192,17 +192,22 @@ class AlignmentConfig(Section):
 
     method: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(16, ge=1, le=512)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float | None = Field(
+        None, gt=0, description="Default: 1e-3 for LoRA up to 0.5 B parameters, 2e-4 up to 2 B, else 5e-5; for `full` a hundredth."
+    )
     beta: float = Field(0.1, gt=0)
     ld_alpha: float = Field(
         0.0, ge=0, le=1, description="Weight of the tokens by which one text of a pair is longer (LD-DPO, arXiv 2409.06411); 1: plain DPO."
     )
     epochs: float = Field(1.0, gt=0)
-    batch_size: int = Field(4, ge=1, description="Pairs a worker and step.")
+    pairs_per_step: int = Field(8, ge=1, description="Pairs a step over all workers, which share them evenly.")
+    batch_size: int = Field(4, ge=1, description="Pairs that a worker computes at once, at most: memory, not the result.")
     max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")
     zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU that multiplies fp32 faster takes fp32.")
-    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more computing.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU that multiplies fp32 faster, or a GPU without bf16, takes fp32.")
+    gradient_checkpointing: bool | None = Field(
+        None, description="Less memory for about a third more computing; default: from 3 B parameters on."
+    )
 
 
 class SelectionConfig(Section):
@@ -300,10 +305,20 @@ class EngineConfig(Section):
 class ClusterConfig(Section):
     """What Ray is given."""
 
-    address: Name | None = Field(None, description="Ray address; default: RAY_ADDRESS, else a cluster of this machine's own.")
+    address: Name | None = Field(
+        None, description="HOST:PORT of a head, or `auto`; default: RAY_ADDRESS, else a cluster of this machine's own."
+    )
     train_workers: int = Field(1, ge=1, description="Ray Train workers for DPO.")
     cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: float | None = Field(None, ge=0, description="Of a DPO worker; default: 1 where the LLM runs on GPUs, else 0.")
     concurrent_trials: int = Field(2, ge=1, description="RE models trained at the same time.")
     worker_cpus: float = Field(0.5, gt=0, description="Ray CPUs of a scoring or RE training task.")
+    worker_gpus: float | None = Field(
+        None, ge=0, description="GPUs of an encoder, judge or RE training task; default: 0.25 where the LLM runs on GPUs, else 0."
+    )
+    wait_minutes: float = Field(30, ge=0, description="Longest wait for machines that the autoscaler is starting.")
+    environment: list[str] = Field(
+        [],
+        description="Further variables of the driver that workers get; they stand in the clear in the job's runtime env, on the dashboard.",
+    )
     show_logs: bool = Field(False, description="Let Ray's and vLLM's log lines through to the terminal.")

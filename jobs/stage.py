@@ -1,8 +1,8 @@
 """One stage of a run that has begun, as a Ray job.
 
-ray job submit --working-dir . -- python jobs/stage.py STAGE RUN [--round N] [--force] [engine.key=value ...]
+ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/stage.py STAGE RUN [--round N] [--force] [engine.key=value ...]
 
-Ends with the exit code of `divray STAGE`.
+A stage that fails ends the job with 1, whatever the exit code of `divray STAGE` was.
 """
 
 import sys

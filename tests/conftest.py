@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -11,7 +12,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,49 +94,98 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
-    """``ray job submit`` to a head of its own on loopback."""
-    port, dashboard = free_port(), free_port()
-    # A token that lies on a machine would otherwise be asked of the clients.
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("RAY_ADDRESS", None)
-    start = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", "--node-ip-address=127.0.0.1"]
-    start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
-    start += [f"--dashboard-agent-listen-port={free_port()}"]  # the default one belongs to any other Ray on this machine
-    said = tmp_path_factory.mktemp("head") / "log"
-    with said.open("wb") as log:
-        head = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{dashboard}"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and head.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)
-            break
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    else:
-        head.kill()
-        pytest.fail(f"no Ray head: {said.read_text()[-2000:]}")
+HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 
-    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        command = [RAY, "job", "submit", "--address", address, "--", sys.executable, *arguments]
-        for _ in range(40):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
-            if "No available agent" not in done.stdout + done.stderr:  # the head answers before it takes jobs
-                break
-            time.sleep(3)
-        return done
 
-    yield run
+@dataclass(frozen=True)
+class Head:
+    """A running ``ray start --head``: its process, where drivers and where jobs go, and the environment of clients."""
+
+    pid: int
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def ray_head(folder: Path, *options: str, port: int = 0, **variables: str) -> Iterator[Head]:
+    """A head of its own on loopback, started in ``folder``; gone at the end with all that it started."""
     import psutil
 
-    children = psutil.Process(head.pid).children(recursive=True)
-    os.killpg(head.pid, signal.SIGTERM)
-    for child in [*children, psutil.Process(head.pid)]:
-        if child.is_running():
-            child.kill()
-    head.wait()
-    current = Path("/tmp/ray/ray_current_cluster")
-    if current.is_file() and current.read_text().strip().endswith(f":{port}"):
-        current.unlink()
+    port, dashboard = port or free_port(), free_port()
+    # A token that lies on a machine would otherwise be asked of the clients.
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    for name in ("RAY_ADDRESS", "PYTHONPATH"):
+        environment.pop(name, None)
+    start = [RAY, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", *options]
+    start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    start += [f"--dashboard-agent-listen-port={free_port()}"]  # the default one belongs to any other Ray on this machine
+    said = folder / "head.log"
+    with said.open("wb") as log:
+        head = subprocess.Popen(start, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and head.poll() is None:
+            try:
+                urllib.request.urlopen(f"{address}/api/version", timeout=5)
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(1)
+        else:
+            pytest.fail(f"no Ray head: {said.read_text()[-2000:]}")
+        yield Head(head.pid, f"127.0.0.1:{port}", address, environment)
+    finally:
+        whole = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGTERM)
+        for process in whole:
+            with suppress(psutil.Error):
+                process.kill()
+        head.wait()
+        current = Path("/tmp/ray/ray_current_cluster")
+        if current.is_file() and current.read_text().strip().endswith(f":{port}"):
+            current.unlink()
+
+
+@contextmanager
+def growing(folder: Path, **machines: dict[str, Any]) -> Iterator[Head]:
+    """A head without CPUs that starts machines (name -> resources and max_workers) as they are asked for."""
+    port = free_port()
+    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    provider = {"type": "external", "module": module, "head_node_id": HEAD_ID, "launch_multiple": True}
+    provider |= {"gcs_address": f"127.0.0.1:{port}", "use_node_id_as_ip": True, "disable_node_updaters": True}
+    types = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+    types |= {name: {"node_config": {}, "min_workers": 0, **machine} for name, machine in machines.items()}
+    plan: dict[str, Any] = {"cluster_name": "growing", "max_workers": 8, "idle_timeout_minutes": 0.1, "upscaling_speed": 20.0}
+    plan |= {"provider": {**provider, "disable_launch_config_check": True}, "available_node_types": types}
+    plan |= {"head_node_type": "ray.head.default", "auth": {}, "file_mounts": {}, "cluster_synced_files": []}
+    commands = [f"{kind}setup_commands" for kind in ("", "head_", "worker_")] + [
+        f"{kind}_start_ray_commands" for kind in ("head", "worker")
+    ]
+    plan |= {name: [] for name in ("rsync_exclude", "rsync_filter", "initialization_commands", *commands)}
+    file = folder / "autoscaling.json"
+    file.write_text(json.dumps(plan))
+    variables = {"RAY_FAKE_CLUSTER": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
+    variables |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_worker_niceness": "0"}
+    with ray_head(folder, "--num-cpus=0", f"--autoscaling-config={file}", port=port, **variables) as head:
+        yield head
+
+
+@pytest.fixture(scope="module")
+def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
+    """``ray job submit`` to a head of its own, which was started in another folder than the project's."""
+    with ray_head(tmp_path_factory.mktemp("head"), "--num-cpus=2") as head:
+
+        def run(
+            *arguments: str, timeout: float = 300, options: Sequence[str] = (), cwd: Path | None = None
+        ) -> subprocess.CompletedProcess[str]:
+            command = [RAY, "job", "submit", "--address", head.dashboard, *options, "--", sys.executable, *arguments]
+            for _ in range(40):
+                done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
+                if "No available agent" not in done.stdout + done.stderr:  # the head answers before it takes jobs
+                    break
+                time.sleep(3)
+            return done
+
+        yield run

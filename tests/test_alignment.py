@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from divray.alignment import base_model
 from divray.alignment import run as align
 from divray.alignment.pairs import read_pairs
-from divray.config import Config, parse_config
+from divray.config import Config, load_config, parse_config
 from divray.errors import DivrayError, InputError
 from divray.runs import RunFolder
 from divray.schemas import PAIRS
@@ -53,7 +54,7 @@ def cluster() -> Iterator[None]:
 
 
 def settings(model: Path, workers: int = 1, **alignment: Any) -> Config:
-    values = {"learning_rate": 5e-3, "precision": "fp32", "batch_size": 4, "max_length": 64, **alignment}
+    values = {"learning_rate": 5e-3, "precision": "fp32", "pairs_per_step": 4, "max_length": 64, **alignment}
     return parse_config(
         {
             "task": {"name": "t", "relations": "r.yaml"},
@@ -157,6 +158,81 @@ def test_token_ids_split_at_the_prompt(tiny_model: Path) -> None:
     assert merged["chosen_ids"][0] != merged["rejected_ids"][0]
 
 
+# arguments --------------------------------------------------------------------------------------
+
+BILLION = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "rate"), [("lora", 135_000_000, 1e-3), ("lora", 7 * BILLION, 5e-5), ("full", 7 * BILLION, 5e-7)]
+)
+def test_the_learning_rate_follows_method_and_size(method: str, parameters: int, rate: float) -> None:
+    from divray.alignment.arguments import dpo_arguments, learning_rate
+
+    assert learning_rate({"learning_rate": None, "method": method}, parameters) == pytest.approx(rate)
+    assert learning_rate({"learning_rate": 3e-6, "method": method}, parameters) == 3e-6
+    settings_of = settings(Path("model"), learning_rate=None, method=method).alignment.model_dump()
+    made = dpo_arguments(settings_of, workers=1, gpu=True, bf16=True, parameters=parameters, pairs=9, seed=1, output_dir="out")
+    assert made["learning_rate"] == pytest.approx(rate) and made["gradient_checkpointing"] is (parameters > BILLION)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 6, 8, 12])
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_a_step_has_its_pairs_whatever_the_workers(workers: int, most: int) -> None:
+    from divray.alignment.arguments import batches
+
+    at_once, times = batches({"pairs_per_step": 24, "batch_size": most}, workers)
+    assert at_once * times * workers == 24 and at_once <= most
+
+
+def test_workers_that_can_not_share_a_step_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pairs_per_step: 4 pairs a step can't be shared by cluster\.train_workers=3\. Give e\.g\. 3"):
+        align(settings(tmp_path, workers=3), folder_with(tmp_path, pairs_table(8)), 1)
+
+
+@pytest.mark.parametrize("preset", sorted((Path(__file__).parent.parent / "examples" / "gpu").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_trl_and_deepspeed_take_the_arguments_of_gpu_runs(
+    preset: Path, zero_stage: int, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from trl import DPOConfig
+
+    from divray.alignment.arguments import dpo_arguments
+
+    config = load_config(preset)
+    alignment = {**config.alignment.model_dump(mode="json"), "zero_stage": zero_stage, "method": method}
+    for workers in (1, 2, 4, 8):
+        made = dpo_arguments(
+            alignment, workers=workers, gpu=True, bf16=True, parameters=7 * BILLION, pairs=640, seed=1, output_dir=str(tmp_path)
+        )
+        assert made["gradient_checkpointing"] is alignment["gradient_checkpointing"] and made["bf16"] and not made["use_cpu"]
+        args = DPOConfig(**{**made, "use_cpu": True})  # there is no GPU here to look for
+        plan = copy.deepcopy(args.hf_deepspeed_config.config)
+        # What the trainer fills in once it knows the group.
+        plan["train_batch_size"] = made["per_device_train_batch_size"] * made["gradient_accumulation_steps"] * workers
+        monkeypatch.setattr("deepspeed.comm.get_rank", lambda: 0)
+        monkeypatch.setattr("deepspeed.comm.get_world_size", lambda size=workers: size)
+        checked = DeepSpeedConfig(plan)
+        assert checked.zero_optimization_stage == zero_stage and checked.bfloat16_config.enabled
+        assert checked.train_batch_size == alignment["pairs_per_step"]
+        assert checked.gradient_accumulation_steps * checked.train_micro_batch_size_per_gpu * workers == alignment["pairs_per_step"]
+
+
+def test_the_size_of_a_model_is_known_without_its_weights(tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from divray.alignment.arguments import parameters_of
+
+    whole = AutoModelForCausalLM.from_pretrained(tiny_model).num_parameters()
+    (tiny_model / "model.safetensors").rename(tiny_model / "away")
+    try:
+        assert parameters_of(str(tiny_model)) == whole
+    finally:
+        (tiny_model / "away").rename(tiny_model / "model.safetensors")
+
+
 # prompts computed once --------------------------------------------------------------------------
 
 
@@ -242,7 +318,7 @@ def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, cluster: N
     one = folder_with(tmp_path / "one", pairs_table(16))
     two = folder_with(tmp_path / "two", pairs_table(16))
     align(settings(tiny_model, zero_stage=0), one, 1)
-    align(settings(tiny_model, workers=2, batch_size=2), two, 1)
+    align(settings(tiny_model, workers=2, batch_size=1), two, 1)  # two pairs each, one after the other
     assert curve(two, "loss") == pytest.approx(curve(one, "loss"), abs=2e-4)
     assert curve(two, "margin") == pytest.approx(curve(one, "margin"), abs=2e-3)
     assert two.read_json("round-01/alignment.json")["workers"] == 2
@@ -254,7 +330,7 @@ def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, clu
     from transformers import AutoModelForCausalLM
 
     run = folder_with(tmp_path, pairs_table(8))
-    counts = align(settings(tiny_model, workers=2, method="full", batch_size=2, zero_stage=3, precision="bf16"), run, 1)
+    counts = align(settings(tiny_model, workers=2, method="full", zero_stage=3, precision="bf16"), run, 1)
     assert counts["steps"] == 2
     assert curve(run, "loss")[0] == pytest.approx(0.6931, abs=1e-3)
     assert not [name for name in run.files("round-01") if name.endswith(PICKLES) or "adapter" in name]

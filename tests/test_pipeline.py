@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from divray.cli import build_parser, main, parse
-from divray.cluster import check_resources
 from divray.config import Config, dump_config, load_config
 from divray.errors import InputError, ResourceError
 from divray.pipeline import STAGES, begin, due_rounds, open_run, record_name, schedule
 from divray.quickstart import folder
+from divray.resources import check_resources
 from divray.runs import RunFolder
 
 QUICKSTART = str(folder() / "quickstart.yaml")
@@ -61,21 +61,23 @@ def test_a_stage_waits_for_those_before_it(quickstart: Config, uri: str) -> None
     ("override", "there", "setting"),
     [
         ("engine.cpus=2", {"CPU": 2}, "engine.cpus"),
-        ("engine.device=gpu", {"CPU": 8}, "engine.concurrency"),
+        ("engine.device=gpu", {"CPU": 8}, "engine.concurrency needs 1 GPU, the cluster has 8 CPU"),
         ("engine.concurrency=4", {"CPU": 2}, "engine.cpus"),
         ("engine.vllm={tensor_parallel_size: 2}", {"CPU": 8}, "engine.vllm"),
         ("cluster.train_workers=4", {"CPU": 2}, "cluster.cpus_per_worker"),
         ("cluster.gpus_per_worker=1", {"CPU": 8}, "cluster.gpus_per_worker"),
         ("cluster.worker_cpus=3", {"CPU": 2}, "cluster.worker_cpus"),
+        ("cluster.worker_gpus=0.5", {"CPU": 2}, "cluster.worker_gpus"),
     ],
 )
 def test_what_can_never_be_given_is_said_at_once(override: str, there: dict[str, float], setting: str) -> None:
     with pytest.raises(ResourceError, match=setting):
-        check_resources(load_config(QUICKSTART, [override]), there)
+        config = load_config(QUICKSTART, [override])
+        check_resources(config, [there], [stage.name for stage, _ in schedule(config)])
 
 
 def test_the_defaults_fit_two_cpus(quickstart: Config) -> None:
-    check_resources(quickstart, {"CPU": 2})
+    check_resources(quickstart, [{"CPU": 2}], STAGES)
 
 
 BAD_INPUT = [

@@ -188,13 +188,13 @@ def test_a_relation_with_most_rows_is_spread_over_tasks(
         ({"CPU": 2.0}, "auto", 1, 0),
         ({"CPU": 1.0}, "auto", 1, 0),
         ({"CPU": 16.0}, "auto", 15, 0),
-        ({"CPU": 16.0, "GPU": 4.0}, "auto", 4, 1),
+        ({"CPU": 16.0, "GPU": 4.0}, "auto", 16, 0.25),
         ({"CPU": 16.0, "GPU": 4.0}, "cpu", 15, 0),
-        ({"CPU": 16.0, "GPU": 4.0}, "gpu", 4, 1),
+        ({"CPU": 16.0, "GPU": 4.0}, "gpu", 16, 0.25),
     ],
 )
 def test_encoders_grow_with_the_cluster(
-    monkeypatch: pytest.MonkeyPatch, quickstart: Config, resources: dict[str, float], device: str, most: int, gpus: int
+    monkeypatch: pytest.MonkeyPatch, quickstart: Config, resources: dict[str, float], device: str, most: int, gpus: float
 ) -> None:
     import ray
 

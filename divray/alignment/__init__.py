@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from divray import console
+from divray.alignment.arguments import batches
 from divray.alignment.pairs import read_pairs
 from divray.config import Config
 from divray.errors import DivrayError, InputError
+from divray.resources import train_gpus
 from divray.runs import RunFolder
 
 MAX_FAILURES = 2
 """Times that a broken group of workers is started again from its last checkpoint."""
+
+LARGE_MARGIN = 10.0
+"""Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
 
 Progress = Callable[[int, int, float], None]
 """Called with the step, all steps and the loss."""
@@ -42,13 +48,14 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
         on_progress: Called about twice a second from a thread of this process when there is news.
 
     Raises:
-        InputError: There is no usable pair, or ``round`` has no round before it.
+        InputError: There is no usable pair, ``round`` has no round before it, or the workers can't share a step.
         DivrayError: Training failed at every try; the message carries its cause.
     """
     if round < 1:
         raise InputError("align", "round", f"round {round} has no earlier pairs", "The first policy is that of round 1.")
+    batches(config.alignment.model_dump(), config.cluster.train_workers)
     pairs = read_pairs(run, round)
-    gpu = config.cluster.gpus_per_worker > 0
+    gpu = train_gpus(config) > 0
     job = {
         "uri": run.uri,
         "round": round,
@@ -67,6 +74,8 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     run.delete(storage)
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]
+    if doubt := _doubt(tail):
+        console.log(f"round-{round:02d}.align: {doubt}")
     return {
         "pairs": report["pairs"],
         "too_long": report["too_long"],
@@ -78,6 +87,16 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     }
 
 
+def _doubt(tail: list[dict[str, float]]) -> str:
+    """What the end of the curve says against the policy, if anything."""
+    margin, chosen = (statistics.fmean(row[name] for row in tail) for name in ("margin", "chosen"))
+    if margin > LARGE_MARGIN:
+        return f"a margin of {margin:.1f} says that the policy is far from the model it came from. Lower alignment.learning_rate."
+    if chosen < -1:
+        return f"the chosen texts became less likely, too (reward {chosen:.1f}). Lower alignment.learning_rate or raise alignment.beta."
+    return ""
+
+
 def round_mean(values: Any) -> float:
     """Mean to four decimals."""
     return float(f"{statistics.fmean(values):.4f}")
@@ -87,15 +106,14 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
 
     from divray.alignment.training import train
 
     cluster = config.cluster
     gpu = job["device"] == "gpu"
-    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": cluster.gpus_per_worker} if gpu else {})}
+    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": train_gpus(config)} if gpu else {})}
     environment = {} if gpu else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(cluster.cpus_per_worker)))}
     options: dict[str, Any] = {
         "failure_config": FailureConfig(max_failures=MAX_FAILURES),
@@ -131,20 +149,20 @@ def _cause(error: Exception) -> str:
 
 def _keep_only(run: RunFolder, storage: str, name: str) -> None:
     """Remove checkpoints of other settings, and a record of checkpoints that a kill cut short."""
-    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-
     for other in {file.removeprefix(f"{storage}/").partition("/")[0] for file in run.files(storage)} - {name}:
         run.delete(f"{storage}/{other}")
-    snapshot = f"{storage}/{name}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
-    if run.exists(snapshot) and not _is_whole(run.read_text(snapshot)):
-        run.delete(f"{storage}/{name}")
+    for file in run.files(f"{storage}/{name}", ".json"):
+        if file.count("/") == f"{storage}/{name}/".count("/") and not _is_whole(run.read_text(file)):
+            run.delete(f"{storage}/{name}")
+            return
 
 
-def _is_whole(snapshot: str) -> bool:
+def _is_whole(record: str) -> bool:
     try:
-        return "checkpoint_results" in json.loads(snapshot)
+        json.loads(record)
     except ValueError:
         return False
+    return True
 
 
 @contextmanager

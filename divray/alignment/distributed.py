@@ -9,22 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def zero_settings(stage: int) -> dict[str, Any]:
-    """DeepSpeed configuration of a ZeRO stage; what TRL's arguments say is left to them."""
-    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000} if stage in (1, 2) else {}
-    gather = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
-    return {
-        "zero_optimization": {"stage": stage, **buckets, **gather},
-        "bf16": {"enabled": "auto"},
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1_000_000_000,
-    }
-
-
 def reporter(progress: Any) -> Any:
     """Callback that times steps, tells the driver of them, and hands each checkpoint to Ray Train."""
     import ray.train
@@ -53,6 +37,9 @@ def reporter(progress: Any) -> Any:
             at = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             checkpoint = ray.train.Checkpoint.from_directory(str(at)) if leads else None
             ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
+            for older in Path(args.output_dir).glob("checkpoint-*") if leads else ():  # the trainer's own limit counts on one machine alone
+                if older != at:
+                    shutil.rmtree(older, ignore_errors=True)
 
     return Reporter()
 

@@ -68,7 +68,7 @@ def tokenize_pairs(
 ) -> tuple[dict[str, list[list[int]]], int]:
     """``({"prompt_ids", "chosen_ids", "rejected_ids"}, pairs left out)``, one list of token ids a pair.
 
-    Lines need no end-of-text token: they end with the newline at which sampling stops.  JSON does: ``end``.  Where
+    Lines need no end-of-text token: the pairs have the newlines at which sampling stops.  JSON does: ``end``.  Where
     tokens merge across the end of the prompt, the completion starts at the first token that differs.
     A pair of which a side is longer than ``max_length`` tokens with its prompt is left out, since a
     cut sentence would teach to end in the middle.

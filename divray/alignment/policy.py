@@ -10,6 +10,9 @@ from pathlib import Path
 
 from divray.runs import RunFolder
 
+SHARD = "2GB"
+"""Of the weights a file: several are written to and read from an object store at the same time."""
+
 
 def public_name(reference: str) -> str:
     """``reference`` without the credentials and options that a URI may carry."""
@@ -42,7 +45,7 @@ def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained
 
             model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
             _copy_adapter(trained, folder / "adapter", reference)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=SHARD)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
         run.upload(folder, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -10,16 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from divray.alignment.distributed import every_worker, reporter, shared_folder, zero_settings
+from divray.alignment.arguments import dpo_arguments, parameters_of
+from divray.alignment.distributed import every_worker, reporter, shared_folder
 from divray.alignment.pairs import read_pairs, tokenize_pairs
 from divray.alignment.policy import public_name, publish_policy
 from divray.alignment.shared_prompt import can_share, share_prompts
 from divray.models import cache_folder, local_model
 from divray.precision import cpu_precision
 from divray.runs import RunFolder
-
-CHECKPOINTS = {"lora": 4, "full": 2}
-"""Checkpoints a run; those of full training hold the whole optimizer state."""
 
 CURVE = {
     "loss": "loss",
@@ -77,6 +76,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
         if not all(math.isfinite(entry["loss"]) for entry in steps):
             return {"error": "the loss became infinite. Lower alignment.learning_rate."}
+        state, used, pairs = trainer.state, trainer.args, len(trainer.train_dataset)
+        trainer.accelerator.free_memory()
+        del trainer  # the merge below holds the model a second time
+        gc.collect()
         if context.get_world_rank() != 0:
             return {}
         policy = f"round-{job['round']:02d}/policy"
@@ -84,15 +87,21 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         report = {
             "round": job["round"],
             "base": public_name(job["reference"]),
-            "pairs": len(trainer.train_dataset),
+            "pairs": pairs,
             "too_long": left_out,
-            "steps": trainer.state.max_steps,
+            "steps": state.max_steps,
             "resumed_from": resumed_from,
             "workers": context.get_world_size(),
             "device": job["device"],
-            "precision": "bf16" if trainer.args.bf16 else "fp32",
+            "precision": "bf16" if used.bf16 else "fp32",
             "prompt_computed_once": shared,
-            "settings": {**settings, "lora_alpha": 2 * settings["lora_rank"], "seed": job["seed"]},
+            "settings": {
+                **settings,
+                "learning_rate": used.learning_rate,
+                "gradient_checkpointing": used.gradient_checkpointing,
+                "lora_alpha": 2 * settings["lora_rank"],
+                "seed": job["seed"],
+            },
             "seconds": {
                 "startup": round(ready - started, 3),
                 "training": round(trained - ready, 3),
@@ -133,32 +142,24 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     dataset = Dataset.from_dict(rows)
     if not len(dataset):
         return None, left_out, False
-    bf16 = settings["precision"] == "bf16" and every_worker(not cpu or cpu_precision() == "bf16")
-    batches = math.ceil(math.ceil(len(dataset) / settings["batch_size"]) / dist.get_world_size())
-    args = DPOConfig(
-        output_dir=str(folder / "checkpoints"),
-        beta=settings["beta"],
-        ld_alpha=settings["ld_alpha"],
-        learning_rate=settings["learning_rate"],
-        num_train_epochs=settings["epochs"],
-        per_device_train_batch_size=settings["batch_size"],
-        max_length=settings["max_length"],
-        gradient_checkpointing=settings["gradient_checkpointing"],
-        seed=job["seed"],
+    fast = cpu_precision() == "bf16" if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = settings["precision"] == "bf16" and every_worker(fast)
+    arguments = dpo_arguments(
+        settings,
+        workers=dist.get_world_size(),
+        gpu=not cpu,
         bf16=bf16,
-        use_cpu=cpu,
-        deepspeed=zero_settings(settings["zero_stage"]),
-        save_steps=max(1, math.ceil(settings["epochs"] * batches / CHECKPOINTS[settings["method"]])),
-        save_total_limit=1,
-        logging_steps=1,
-        dataloader_pin_memory=not cpu,
-        disable_tqdm=True,
-        report_to=[],
-        log_level="error",
+        parameters=parameters_of(base),
+        pairs=len(dataset),
+        seed=job["seed"],
+        output_dir=str(folder / "checkpoints"),
     )
+    args = DPOConfig(**arguments)
     # Loaded after DPOConfig, which tells transformers to shard the weights under ZeRO-3.
-    attention = {"attn_implementation": "eager"} if cpu else {}  # on short rows a tenth faster than the fused kernel
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16 else torch.float32, **attention)
+    placed: dict[str, Any] = {"attn_implementation": "eager"} if cpu else {}  # on short rows a tenth faster than the fused kernel
+    if not cpu and settings["zero_stage"] < 3:
+        placed["device_map"] = {"": torch.cuda.current_device()}  # else every worker holds the whole model in host memory first
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16 else torch.float32, **placed)
     shared = can_share(model)
     if shared:
         share_prompts(model)

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, negatives_of, relations_of, remote, set_of, tuned
+from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, negatives_of, relations_of, set_of, tuned
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.relations import Example
+from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.runs import RunFolder
 
 COMPARED = ("seeds", "naive", "round-00")
@@ -83,7 +84,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             wanted.setdefault(key, (parts, number))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
     total = len(wanted) + config.evaluation.llm
-    embedded = None if run.files(TEST_EMBEDDINGS) else remote(embed_test, config).remote(config, run.uri)
+    embedded = None if run.files(TEST_EMBEDDINGS) else worker(config, gpus=True)(embed_test).remote(config, run.uri)
     _train_missing(config, run, missing, len(wanted), (lambda done: on_progress(done, total, "")) if on_progress else None)
 
     if embedded is not None:
@@ -211,11 +212,14 @@ def _train_missing(
         return
     jobs = [{"tables": tables, "draw": draw, "target": _part(key)} for key, (tables, draw) in missing.items()]
     trainer: Any = _Trainer
+    only_cpus(not task_gpus(config))
+    most = max(config.cluster.concurrent_trials, most_workers(config, gpus=True))
     trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
         trainer,
         fn_constructor_args=(config, run.uri),
         num_cpus=config.cluster.worker_cpus,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(config.cluster.concurrent_trials, len(jobs))),
+        num_gpus=task_gpus(config),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs))),
     )
     for done, _ in enumerate(trained.iter_rows(), total - len(missing) + 1):
         tell(done)

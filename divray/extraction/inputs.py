@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from divray.config import Config
 from divray.relations import Example, Relation
 from divray.runs import RunFolder
 from divray.sections import ExtractionConfig
-
-if TYPE_CHECKING:
-    from ray.remote_function import RemoteFunction
 
 SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "comparison/selected", "search.json"
 DRAWS, MORE, NEGATIVES = "data/draws", "more", "data/negatives"
@@ -69,10 +66,3 @@ def tuned(config: Config, run: RunFolder) -> ExtractionConfig:
     """``config.extraction`` with the best values of the search over it, where a search was made."""
     best: dict[str, Any] = run.read_json(SEARCH)["best"] if run.exists(SEARCH) else {}
     return config.extraction.model_copy(update=best)
-
-
-def remote(function: Callable[..., Any], config: Config) -> RemoteFunction:
-    """``function`` as a Ray task that holds ``cluster.worker_cpus``; tried again if its worker dies."""
-    import ray
-
-    return ray.remote(num_cpus=config.cluster.worker_cpus, max_retries=2)(function)

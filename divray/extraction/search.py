@@ -21,6 +21,7 @@ from divray.config import Config
 from divray.errors import DivrayError
 from divray.extraction.inputs import SEARCH, SEEDS, examples_of, relations_of
 from divray.relations import Example, Relation
+from divray.resources import task_gpus
 from divray.runs import RunFolder
 from divray.sections import ExtractionConfig
 
@@ -31,6 +32,9 @@ SEARCHED = ("depth", "entity_weight", "words_weight", "last_weight", "shrinkage"
 
 REPEATS = 3
 """Of the cross-validation."""
+
+MAX_FAILURES = 3
+"""Times that a trial is begun again whose machine or process was lost."""
 
 Progress = Callable[[int, int], None]
 """Called with (trials finished, trials in all)."""
@@ -67,7 +71,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """The best whole trial, or the first one, which has the given values, unless it is worse by more than one standard error."""
-    whole = [trial for trial in trials if trial["score"] is not None and not trial["stopped_early"]]
+    whole = [trial for trial in trials if trial["score"] is not None and not trial["stopped_early"] and not trial["error"]]
     best = max(whole or [trial for trial in trials if trial["score"] is not None], key=lambda trial: (trial["score"], -trial["trial"]))
     given = trials[0]
     if best is given or given not in whole:
@@ -92,7 +96,7 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
     def trial(values: dict[str, Any]) -> None:
         _trial(config, uri, values)
 
-    trainable = tune.with_resources(trial, {"cpu": config.cluster.worker_cpus})
+    trainable = tune.with_resources(trial, {"cpu": config.cluster.worker_cpus, "gpu": task_gpus(config)})
     folder = run.path(EXPERIMENT)
     if tune.Tuner.can_restore(folder, storage_filesystem=run.fs):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=run.fs)
@@ -120,6 +124,7 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
             ),
             run_config=tune.RunConfig(
                 name=EXPERIMENT,
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 storage_path=run.path(),
                 storage_filesystem=run.fs,
                 verbose=0,

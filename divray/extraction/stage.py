@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from divray.config import Config
-from divray.extraction.inputs import SEEDS, SELECTED, draws_of, relations_of, remote, set_of, tuned
+from divray.extraction.inputs import SEEDS, SELECTED, draws_of, relations_of, set_of, tuned
+from divray.resources import worker
 from divray.runs import RunFolder
 
 
@@ -19,7 +20,7 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
     """
     import ray
 
-    counts: dict[str, Any] = ray.get(remote(_train, config).remote(config, run.uri))
+    counts: dict[str, Any] = ray.get(worker(config, gpus=True)(_train).remote(config, run.uri))
     return counts
 
 

@@ -82,13 +82,13 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     """
     import ray
 
+    from divray.resources import worker
     from divray.scoring.stage import encoders
 
     if not rows.num_rows:
         return {}
     actors = encoders(config)
-    task: Any = ray.remote(num_cpus=actors["num_cpus"], num_gpus=actors["num_gpus"])
-    origin = task(_origin).remote(config, run.uri)
+    origin = worker(config, gpus=True)(_origin).remote(config, run.uri)
     # A relation's sentences stand together, since they share what is read before them.
     data = ray.data.from_arrow(rows.sort_by([("relation", "ascending"), ("sample_id", "ascending")]))
     read = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri, origin), **actors)
@@ -100,13 +100,13 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
 
 
 def _known(config: Config, uri: str) -> tuple[Likelihood, list[Relation], list[Example]]:
-    from divray.cluster import uses_gpu
+    import ray
 
     run = RunFolder(uri)
     relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
     names = {relation.name for relation in relations}
     seeds = [seed for seed in table_examples(run.read_table("data/seeds")) if seed.relation in names]
-    return Likelihood(config.correctness.reader, "cuda" if uses_gpu(config) else "cpu"), relations, seeds
+    return Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), relations, seeds
 
 
 def _origin(config: Config, uri: str) -> np.ndarray:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from divray.cluster import uses_gpu
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
@@ -25,6 +24,7 @@ from divray.diversity.across import across_relations, barred, copies_of_seeds, d
 from divray.diversity.novelties import novelties, pools_of, staying_vectors
 from divray.diversity.texts import SPANS, compared_texts
 from divray.relations import metric_tag
+from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.judge import GATE, GATE_LLM
@@ -72,14 +72,15 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
     embedded, decided = f"{folder}/embedded", f"{folder}/decided"
     for name in (embedded, decided, f"{folder}/scores"):
         run.delete(name)
-    task: Any = ray.remote(num_cpus=config.cluster.worker_cpus)
+    task = worker(config)
     actors = encoders(config)
     valid = run.dataset(f"{folder}/samples").map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
     valid.map_batches(_Features, batch_format="pyarrow", batch_size=256, fn_constructor_args=(config, run.uri), **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
-    judge = task(_fit).options(num_gpus=actors["num_gpus"]).remote(config, run.uri)
+    only_cpus(True)
+    judge = worker(config, gpus=True)(_fit).remote(config, run.uri)
     marks = task(across_relations).remote(config, run.uri, embedded, round)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
         ray.get([judge, marks])
@@ -106,14 +107,12 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
 
 
 def encoders(config: Config) -> dict[str, Any]:
-    """The pool of encoder actors: up to one a GPU where the LLM's device is one, else one a CPU (an encoder is one thread),
-    less the CPU that Ray's other tasks need."""
+    """The pool of encoder actors for the pass that is begun next: as many as there is room for (an encoder is one thread on a CPU)."""
     import ray
 
-    total, gpu, cpus = ray.cluster_resources(), uses_gpu(config), config.cluster.worker_cpus
-    most = total.get("GPU", 1) if gpu else (total.get("CPU", 1) - 1) / max(1, cpus)
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(most)))
-    return {"compute": pool, "num_cpus": cpus, "num_gpus": 1 if gpu else 0}
+    only_cpus(not task_gpus(config))
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most_workers(config, gpus=True))
+    return {"compute": pool, "num_cpus": config.cluster.worker_cpus, "num_gpus": task_gpus(config)}
 
 
 class _Features:

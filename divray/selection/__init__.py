@@ -21,6 +21,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.report.review import review_figures
 from divray.report.scan import tally
+from divray.resources import only_cpus
 from divray.runs import RunFolder
 from divray.schemas import DATASET, NAIVE
 from divray.scoring.audit import audited
@@ -54,6 +55,7 @@ def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
         ``reasons`` (name -> why it fell short, and what would help); ``objective`` (name -> its value); ``comparison`` (set -> samples).
     """
     relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
+    only_cpus(True)
     candidates = _candidates(run, round)
     select = partial(chosen_samples, settings=config.selection, rounds=round + 1)
     groups = candidates.groupby("relation", num_partitions=min(max(1, len(relations)), 64))

