@@ -22,10 +22,10 @@ from sampling_sides import write_requests
 
 from divray.cluster import connect
 from divray.config import Config, load_config, override_config
+from divray.engines.arguments import engine_arguments
+from divray.engines.complete import complete
 from divray.pipeline import versions
 from divray.runs import RunFolder
-from divray.sampling.arguments import engine_arguments
-from divray.sampling.engine import complete
 
 OTHER_COMPANY = ["engine.batch_size=4", "engine.concurrent_batches=1"]
 

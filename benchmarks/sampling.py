@@ -72,7 +72,7 @@ def main() -> None:
     if "http" in figures and not arguments.peer:
         parser.error("http wants --peer")
 
-    from divray.sampling.arguments import cpu_environment, engine_arguments
+    from divray.engines.arguments import cpu_environment, engine_arguments
 
     own = {} if config.engine.device == "gpu" else cpu_environment()  # the C library reads it as the process starts
 
@@ -190,9 +190,9 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
 
     from divray.cluster import connect
     from divray.datasets import load_task
+    from divray.engines.complete import complete
     from divray.prompts import request_rows
     from divray.runs import RunFolder
-    from divray.sampling.engine import complete
     from divray.schemas import PROMPTS
 
     task, run, block = load_task(config), RunFolder(folder), 1000
@@ -204,7 +204,7 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     connect(config)
     with Memory() as memory:
         began = time.time()
-        done = complete(config, run, "prompts", "completions", "", answer=lambda row: {"generated_text": " A [b] c {d}."})
+        done = complete(config, run, "prompts", "completions", "", answer=lambda row: {"completion": " A [b] c {d}."})
         seconds = time.time() - began
     (record,) = (run.read_json(name) for name in run.files("completions.engines"))
     ready = min(engine["ready_at"] for engine in record["engines"].values())
@@ -261,8 +261,8 @@ def first_answer(config: Config, folder: str) -> dict[str, float]:
     """Where the time from the command to the first answer goes; in a process of its own, from its very start."""
     began = psutil.Process().create_time()
     from divray.cluster import connect
+    from divray.engines.complete import complete
     from divray.runs import RunFolder
-    from divray.sampling.engine import complete
 
     imported = time.time()
     connect(config)

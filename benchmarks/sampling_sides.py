@@ -32,8 +32,8 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
     import ray
 
     from divray.cluster import connect
+    from divray.engines.complete import complete
     from divray.runs import RunFolder
-    from divray.sampling.engine import complete
 
     run = RunFolder(folder)
     began = time.time()
@@ -53,8 +53,8 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
 
 
 def plain(config: Config, folder: str) -> dict[str, float]:
+    from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
     from divray.runs import RunFolder
-    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
 
     gpu = config.engine.device == "gpu"
     if not gpu:
@@ -84,9 +84,9 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
     import socket
     import urllib.request
 
+    from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
     from divray.models import local_model
     from divray.runs import RunFolder
-    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
 
     gpu = config.engine.device == "gpu"
     with socket.socket() as probe:

@@ -233,8 +233,11 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
     """Run one stage with its progress on the terminal and put it on record."""
     from divray.cluster import connect, save_logs
+    from divray.engines.pool import make_room
 
     connect(config)
+    if stage.name == "align":
+        make_room(config)
     name = record_name(stage, round_)
     if not run.exists("versions.json"):
         run.write_json("versions.json", versions())

@@ -17,6 +17,8 @@ from made_examples import marked
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
+from divray.engines.arguments import sampling_parameters
+from divray.engines.face import Answer
 from divray.errors import InputError
 from divray.pipeline import check
 from divray.preview import preview
@@ -26,8 +28,6 @@ from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.relations import Relation
 from divray.runs import RunFolder
-from divray.sampling.actors import Answer
-from divray.sampling.arguments import sampling_parameters
 from divray.sampling.stage import run as sample
 from divray.schemas import PROMPTS
 
@@ -199,7 +199,7 @@ def answering(again: bool = True) -> Answer:
             head, tail = (row["head"], row["tail"]) if row["head"] else ("Ada Varn", "Hask")
             sentence = f"On day {number % 97}, {head} was seen near {tail}."
             text = f" {sentence}" if row["head"] else f" {head}\nTail (x): {tail}\nSentence: {sentence}"
-        return {"generated_text": text, "num_generated_tokens": 9, "num_input_tokens": 40, "finish_reason": "stop"}
+        return {"completion": text, "generated_tokens": 9, "prompt_tokens": 40, "finish_reason": "stop"}
 
     return answer
 

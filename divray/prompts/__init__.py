@@ -13,14 +13,13 @@ from typing import Any
 from divray.config import Config
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.plan import Wave, candidate_ids, first_wave
-from divray.prompts.rows import ROWS_PER_FILE, Length, Renderer, render_prompt, request_rows, write_prompts
+from divray.prompts.rows import Length, Renderer, render_prompt, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example, Relation
 from divray.runs import RunFolder
 
 __all__ = [
     "GROWING",
-    "ROWS_PER_FILE",
     "STRATEGIES",
     "Draft",
     "Wave",
@@ -28,6 +27,7 @@ __all__ = [
     "chat_renderer",
     "render_prompt",
     "request_rows",
+    "rows_per_file",
     "run",
     "strategy",
     "token_counter",
@@ -39,7 +39,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, ans
     """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave, and once ``data/entity_pairs``.
 
     Args:
-        answer: A function in the engine's place, which writes the pool of pairs; see :func:`divray.sampling.engine.complete`.
+        answer: A function in the engine's place, which writes the pool of pairs; see :func:`divray.engines.complete.complete`.
 
     Returns:
         Counts: ``requests``, and ``pairs`` where prompts give them.
@@ -74,8 +74,8 @@ def _make_pool(
     answer: Any,
 ) -> None:
     """Write ``data/entity_pairs``, from the user's file or by the LLM, where prompts are to give pairs."""
+    from divray.engines.complete import complete
     from divray.prompts.parsing import form_of
-    from divray.sampling.engine import complete
 
     form = form_of(seeds, relations)
     if config.prompts.pairs_file:

@@ -18,8 +18,8 @@ from divray.relations import Example, Relation
 from divray.runs import RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
-ROWS_PER_FILE = 32
-"""Request rows in one Parquet file, which is one block of the sampling pass and so the grain of a resume."""
+LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 100
+"""Of a Parquet file, which is one block of the sampling pass and so the grain of a resume."""
 
 _GIVEN = "Write the sentence of a new record whose head is"
 
@@ -132,15 +132,20 @@ def _pair_for(config: Config, pairs: Sequence[Pair], round_: int, strategy: int,
     return pairs[(round_ * prompts_a_round + prompt * len(config.prompts.strategies) + strategy) % len(pairs)]
 
 
+def rows_per_file(total: int) -> int:
+    """A hundredth of ``total``, from 32 to 4,096: one million rows are some 700 files."""
+    return min(max(LEAST_ROWS, total // SHARE), MOST_ROWS)
+
+
 def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], stem: str = "part") -> int:
-    """Write request rows in small files ``<stem>-XXXXXX`` as they come; returns how many.
+    """Write request rows in files ``<stem>-XXXXXX`` as they come, each of a hundredth of the rows before; returns how many.
 
     The table is replaced, unless ``stem`` names a later wave.
     """
     if stem == "part":
         run.delete(name)
     total = part = 0
-    while chunk := list(islice(rows, ROWS_PER_FILE)):
+    while chunk := list(islice(rows, rows_per_file(total))):
         run.write_parquet(f"{name}/{stem}-{part:06d}.parquet", pa.Table.from_pylist(chunk, PROMPTS))
         total, part = total + len(chunk), part + 1
     return total
