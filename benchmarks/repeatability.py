@@ -27,7 +27,7 @@ from divray.engines.complete import complete
 from divray.pipeline import versions
 from divray.runs import RunFolder
 
-OTHER_COMPANY = ["engine.batch_size=4", "engine.concurrent_batches=1"]
+OTHER_COMPANY = ["engine.batch_size=4", "engine.vllm={max_num_seqs: 2}"]
 
 
 def main() -> None:

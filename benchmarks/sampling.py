@@ -3,10 +3,10 @@
     python benchmarks/sampling.py CONFIG [section.key=value ...] --figures plain,naive,prefix,plumbing,start \\
         --requests 256 --runs 5 --rows 1000000 --out benchmarks/results/sampling.json
 
-plain     generated tokens a second, Ray Data -> vLLM actors over plain `vllm.LLM.generate`: the same request rows,
-          engine arguments, sampling parameters and seeds, alternating, each run with engines of its own.  Start-up
+plain     generated tokens a second, Ray Data -> vLLM actors over a plain `AsyncLLM`: the same requests, engine
+          arguments, sampling parameters and seeds, alternating, each run with engines of its own.  Start-up
           is left out of both: on Ray's side by the rows' own times (first request in, last answer out), on the
-          plain side by timing `generate` alone.
+          plain side by timing the requests alone.
 naive     accepted samples (valid, unique, correct by the loop's own score) an engine-second over the naive
           prompt's: fixed demonstrations, free decoding, parse and drop; drawn by divray's sampler and by vLLM's own.
 prefix    prefix-cache hit rate and tokens a second, requests in the order the project emits them and shuffled.
@@ -147,7 +147,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     from divray.cluster import connect
     from divray.datasets import load_task
     from divray.datasets.stage import run as prepare
-    from divray.prompts import request_rows, token_counter, write_prompts
+    from divray.prompts import request_rows, write_prompts
     from divray.report.account import account
     from divray.runs import RunFolder
     from divray.sampling.stage import run as sample
@@ -157,11 +157,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     task, run = load_task(config), RunFolder(folder)
     connect(config)
     prepare(config, run)
-    rows = (
-        row
-        for row in request_rows(config, task.relations, task.seeds, 0, length=token_counter(config))
-        if (row["strategy"] == NAIVE) == naive
-    )
+    rows = (row for row in request_rows(config, task.relations, task.seeds, 0) if (row["strategy"] == NAIVE) == naive)
     write_prompts(run, "round-00/prompts", rows)
     sample(config, run, 0)
     score(config, run, 0)

@@ -49,7 +49,7 @@ def answers(*completions: str, finish_reason: str = "stop") -> list[dict[str, st
 
 def test_a_list_is_asked_for_by_its_head_and_its_first_lines(quickstart: Config) -> None:
     task = load_task(quickstart)
-    rows = list(pair_rows(quickstart, task.relations, task.seeds, None, len))
+    rows = list(pair_rows(quickstart, task.relations, task.seeds, None))
     assert pa.Table.from_pylist(rows, PROMPTS).num_rows == 6 * -(-2 * pairs_wanted(quickstart) // LINES)
     assert len({row["seed"] for row in rows}) == len({row["candidate_id"] for row in rows}) == len(rows)
     seeds = [seed for seed in task.seeds if seed.relation == rows[0]["relation"]]
@@ -58,9 +58,7 @@ def test_a_list_is_asked_for_by_its_head_and_its_first_lines(quickstart: Config)
     parameters = sampling_parameters(quickstart, rows[0], greedy=False)
     assert parameters["stop"] == ["\n\n"] and parameters["max_tokens"] > quickstart.sampling.max_tokens
     assert "stop" not in sampling_parameters(settings("prompts.style=chat"), rows[0], greedy=False)
-    (asked,) = {
-        row["prompt"].splitlines()[-1] for row in pair_rows(quickstart, task.relations, task.seeds, lambda m: m[0]["content"], None)
-    }
+    (asked,) = {row["prompt"].splitlines()[-1] for row in pair_rows(quickstart, task.relations, task.seeds, lambda m: m[0]["content"])}
     assert str(LINES) in asked
 
 

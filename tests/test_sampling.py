@@ -86,7 +86,11 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     flaky, refused, names = asked[1]["candidate_id"], asked[2]["candidate_id"], [row["candidate_id"] for row in asked]
 
     def errors(name: str) -> str:
-        said = {flaky: "RuntimeError: a bad moment", refused: "ValueError: no", names[0]: "ValueError: longer than the maximum model length"}
+        said = {
+            flaky: "RuntimeError: a bad moment",
+            refused: "ValueError: no",
+            names[0]: "ValueError: longer than the maximum model length",
+        }
         return said.get(name, "")
 
     counts = sample(config, run, 0, answer=playing(errors))

@@ -13,7 +13,7 @@ from typing import Any
 from divray.config import Config
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.plan import Wave, candidate_ids, first_wave
-from divray.prompts.rows import Length, Renderer, render_prompt, request_rows, rows_per_file, write_prompts
+from divray.prompts.rows import Renderer, render_prompt, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example, Relation
 from divray.runs import RunFolder
@@ -30,7 +30,6 @@ __all__ = [
     "rows_per_file",
     "run",
     "strategy",
-    "token_counter",
     "write_prompts",
 ]
 
@@ -50,15 +49,15 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, ans
 
     seeds = table_examples(run.read_table("data/seeds"))
     relations = read_relations(run)
-    chat, length = chat_renderer(config), token_counter(config)
+    chat = chat_renderer(config)
     if round == 0:
-        _make_pool(config, run, relations, seeds, chat, length, on_progress, answer)
+        _make_pool(config, run, relations, seeds, chat, on_progress, answer)
     pool = read_pool(run)
     wave = first_wave(config, relations, round)
     if GROWING & config.prompts.strategies.keys():
         wave = Wave(0, wave.count, accepted=accepted_samples(run, range(round)))
     run.delete(f"round-{round:02d}/waves")
-    rows = request_rows(config, relations, seeds, round, chat, wave, length, pool)
+    rows = request_rows(config, relations, seeds, round, chat, wave, pool)
     counts = {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
     return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
 
@@ -69,7 +68,6 @@ def _make_pool(
     relations: list[Relation],
     seeds: Sequence[Example],
     chat: Renderer | None,
-    length: Length | None,
     on_progress: Any,
     answer: Any,
 ) -> None:
@@ -82,7 +80,7 @@ def _make_pool(
         write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
     elif config.prompts.pairs == "first" and not run.files(TABLE, ".parquet"):
         named = [relation for relation in relations if relation.name != config.task.none_label]
-        write_prompts(run, "data/pair_prompts", pair_rows(config, named, seeds, chat, length))
+        write_prompts(run, "data/pair_prompts", pair_rows(config, named, seeds, chat))
         complete(config, run, "data/pair_prompts", "data/pair_completions", config.models.llm, on_progress=on_progress, answer=answer)
         columns = ["candidate_id", "relation", "completion", "finish_reason"]
         write_pool(run, pool_of(run.read_table("data/pair_completions", columns).to_pylist(), form, pairs_wanted(config)))
@@ -107,34 +105,3 @@ def chat_renderer(config: Config) -> Renderer | None:
         return text.removeprefix(bos)
 
     return render
-
-
-def token_counter(config: Config) -> Length | None:
-    """Counts a prompt's tokens as the engine will; ``None`` where the model's tokenizer is not at hand here.
-
-    Repeated prompts, which stand together, are counted once.
-    """
-    from functools import cache, lru_cache
-    from pathlib import Path
-
-    from divray.models import local_model
-
-    reference = config.models.llm
-    if "://" in reference or reference == "endpoint":  # a whole model would have to come to the driver
-        return None
-
-    @cache
-    def tokenizer() -> Any:
-        from tokenizers import Tokenizer
-
-        try:
-            file = Path(local_model(reference)) / "tokenizer.json"
-            return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(reference)
-        except Exception:  # the library raises nothing narrower; the engine says it all the same
-            return None
-
-    @lru_cache(maxsize=2)
-    def length(prompt: str) -> int | None:
-        return len(tokenizer().encode(prompt).ids) if tokenizer() is not None else None
-
-    return length

@@ -24,7 +24,6 @@ LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 100
 _GIVEN = "Write the sentence of a new record whose head is"
 
 Renderer = Callable[[list[dict[str, str]]], str]
-Length = Callable[[str], int | None]
 
 
 def render_prompt(relation: Relation, draft: Draft, pair: Pair | None = None, chat: Renderer | None = None) -> str:
@@ -72,7 +71,6 @@ def request_rows(
     round_: int,
     chat: Renderer | None = None,
     wave: Wave | None = None,
-    length: Length | None = None,
     pool: Mapping[str, Sequence[Pair]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together.
@@ -95,7 +93,6 @@ def request_rows(
                 given = _pair_for(config, pairs, round_, place, block) if name != NAIVE and draft.sentences == 1 else None
                 for number in range(one.start, one.end, draft.sentences):
                     asked = replace(draft, sentences=min(draft.sentences, one.end - number))
-                    prompt = render_prompt(relation, asked, given, chat)
                     candidate_id = numbered(prefix, before + number)
                     yield {
                         "candidate_id": candidate_id,
@@ -103,14 +100,13 @@ def request_rows(
                         "round": round_,
                         "strategy": name,
                         "prompt_id": one.prompt_id,
-                        "prompt": prompt,
+                        "prompt": render_prompt(relation, asked, given, chat),
                         "head": given[0] if given else "",
                         "tail": given[1] if given else "",
                         "pattern": _pattern(relation, given, asked.sentences, chat is not None) if config.sampling.constrained else "",
                         "seed": number_of(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,
-                        "length": length(prompt) if length else None,
                         "policy": BASE
                         if round_ == 0 or evenly_picked(before + number, draft.sentences, config.sampling.base_share)
                         else TUNED,

@@ -69,7 +69,7 @@ def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | No
 
 
 def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    from divray.prompts import Wave, chat_renderer, request_rows, token_counter, write_prompts
+    from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
     from divray.prompts.accepted import accepted_samples
     from divray.prompts.pairs import read_pool
     from divray.prompts.plan import split_by_strategy
@@ -78,7 +78,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
 
     folder = f"round-{round:02d}"
     relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
-    chat, length, pool = chat_renderer(config), token_counter(config), read_pool(run)
+    chat, pool = chat_renderer(config), read_pool(run)
     wave = len(run.files(f"{folder}/waves"))
     for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
@@ -94,7 +94,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
             break
         wave += 1
         plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, folder), accepted_samples(run, range(round + 1)))
-        rows = request_rows(config, relations, seeds, round, chat, plan, length, pool)
+        rows = request_rows(config, relations, seeds, round, chat, plan, pool)
         write_prompts(run, f"{folder}/prompts", rows, f"wave-{wave:02d}")
         run.write_json(f"{folder}/waves/{wave:02d}.json", wanted)
         console.log(f"{folder} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
