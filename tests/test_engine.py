@@ -141,6 +141,7 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     assert Counter(row["reason"] for row in ledger.values()) == counts["failed"]
     passes = [run.read_json(name) for name in run.files("round-00/completions.engines")]
     assert len(passes) == 2
+    assert len({name for record in passes for name in record["engines"]}) == 1  # which outlived the first
     assert all(engine["ready_at"] >= engine["created_at"] for record in passes for engine in record["engines"].values())
     assert counts["valid"] >= len(rows) // 4
 
