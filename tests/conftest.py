@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -13,7 +12,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,20 +27,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RAY = str(Path(sys.executable).parent / "ray")
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
-
-
-_record = logging.getLogRecordFactory()
-
-
-def without_traceback(name: str, *rest: Any, **more: Any) -> logging.LogRecord:
-    """Pytest keeps what Ray logs until the test ends: with a failed pass's traceback its actors, and the CPUs that they hold."""
-    record = _record(name, *rest, **more)
-    if name.startswith("ray."):
-        record.exc_info = None
-    return record
-
-
-logging.setLogRecordFactory(without_traceback)
 
 
 @pytest.fixture(scope="session")
