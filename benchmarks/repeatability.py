@@ -2,7 +2,7 @@
 
     python benchmarks/repeatability.py CONFIG [section.key=value ...] --requests 96 --out benchmarks/results/repeatability.json
 
-Three passes over the same request rows: twice as configured, and once in batches of four, one batch at a
+Three passes over the same request rows: twice as configured, and once with four candidates at a
 time.  Each candidate has its own seed, so what differs comes from the arithmetic, whose last bits change
 with the requests that share a step.
 """
@@ -22,12 +22,12 @@ from sampling_sides import write_requests
 
 from divray.cluster import connect
 from divray.config import Config, load_config, override_config
+from divray.engines.arguments import engine_arguments
+from divray.engines.complete import complete
 from divray.pipeline import versions
 from divray.runs import RunFolder
-from divray.sampling.arguments import engine_arguments
-from divray.sampling.engine import complete
 
-OTHER_COMPANY = ["engine.batch_size=4", "engine.concurrent_batches=1"]
+OTHER_COMPANY = ["engine.vllm={max_num_seqs: 4}"]
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     python benchmarks/sampling.py CONFIG [section.key=value ...] --figures plain,naive,prefix,plumbing,start \\
         --requests 256 --runs 5 --rows 1000000 --out benchmarks/results/sampling.json
 
-plain     generated tokens a second, Ray Data -> vLLM actors over plain `vllm.LLM.generate`: the same request rows,
-          engine arguments, sampling parameters and seeds, alternating, each run with engines of its own.  Start-up
+plain     generated tokens a second, Ray Data -> vLLM actors over a plain `AsyncLLM`: the same requests, engine
+          arguments, sampling parameters and seeds, alternating, each run with engines of its own.  Start-up
           is left out of both: on Ray's side by the rows' own times (first request in, last answer out), on the
-          plain side by timing `generate` alone.
+          plain side by timing the requests alone.
 naive     accepted samples (valid, unique, correct by the loop's own score) an engine-second over the naive
           prompt's: fixed demonstrations, free decoding, parse and drop; drawn by divray's sampler and by vLLM's own.
 prefix    prefix-cache hit rate and tokens a second, requests in the order the project emits them and shuffled.
@@ -72,7 +72,7 @@ def main() -> None:
     if "http" in figures and not arguments.peer:
         parser.error("http wants --peer")
 
-    from divray.sampling.arguments import cpu_environment, engine_arguments
+    from divray.engines.arguments import cpu_environment, engine_arguments
 
     own = {} if config.engine.device == "gpu" else cpu_environment()  # the C library reads it as the process starts
 
@@ -147,7 +147,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     from divray.cluster import connect
     from divray.datasets import load_task
     from divray.datasets.stage import run as prepare
-    from divray.prompts import request_rows, token_counter, write_prompts
+    from divray.prompts import request_rows, write_prompts
     from divray.report.account import account
     from divray.runs import RunFolder
     from divray.sampling.stage import run as sample
@@ -157,11 +157,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     task, run = load_task(config), RunFolder(folder)
     connect(config)
     prepare(config, run)
-    rows = (
-        row
-        for row in request_rows(config, task.relations, task.seeds, 0, length=token_counter(config))
-        if (row["strategy"] == NAIVE) == naive
-    )
+    rows = (row for row in request_rows(config, task.relations, task.seeds, 0) if (row["strategy"] == NAIVE) == naive)
     write_prompts(run, "round-00/prompts", rows)
     sample(config, run, 0)
     score(config, run, 0)
@@ -190,9 +186,9 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
 
     from divray.cluster import connect
     from divray.datasets import load_task
+    from divray.engines.complete import complete
     from divray.prompts import request_rows
     from divray.runs import RunFolder
-    from divray.sampling.engine import complete
     from divray.schemas import PROMPTS
 
     task, run, block = load_task(config), RunFolder(folder), 1000
@@ -204,7 +200,7 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     connect(config)
     with Memory() as memory:
         began = time.time()
-        done = complete(config, run, "prompts", "completions", "", answer=lambda row: {"generated_text": " A [b] c {d}."})
+        done = complete(config, run, "prompts", "completions", "", answer=lambda row: {"completion": " A [b] c {d}."})
         seconds = time.time() - began
     (record,) = (run.read_json(name) for name in run.files("completions.engines"))
     ready = min(engine["ready_at"] for engine in record["engines"].values())
@@ -261,8 +257,8 @@ def first_answer(config: Config, folder: str) -> dict[str, float]:
     """Where the time from the command to the first answer goes; in a process of its own, from its very start."""
     began = psutil.Process().create_time()
     from divray.cluster import connect
+    from divray.engines.complete import complete
     from divray.runs import RunFolder
-    from divray.sampling.engine import complete
 
     imported = time.time()
     connect(config)

@@ -20,11 +20,11 @@ from divray.config import Config
 
 def write_requests(config: Config, folder: str, count: int) -> None:
     from divray.datasets import load_task
-    from divray.prompts import request_rows, token_counter, write_prompts
+    from divray.prompts import request_rows, write_prompts
     from divray.runs import RunFolder
 
     task = load_task(config)
-    rows = request_rows(config, task.relations, task.seeds, 0, length=token_counter(config))
+    rows = request_rows(config, task.relations, task.seeds, 0)
     write_prompts(RunFolder(folder), "prompts", islice(rows, count))
 
 
@@ -32,8 +32,8 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
     import ray
 
     from divray.cluster import connect
+    from divray.engines.complete import complete
     from divray.runs import RunFolder
-    from divray.sampling.engine import complete
 
     run = RunFolder(folder)
     began = time.time()
@@ -53,30 +53,31 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
 
 
 def plain(config: Config, folder: str) -> dict[str, float]:
+    """The same requests all at once to one engine in this process, without Ray."""
+    import asyncio
+    from functools import partial
+
+    from divray.cluster import WORKER_ENVIRONMENT
+    from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads
+    from divray.engines.complete import requests_of
+    from divray.engines.vllm import VllmEngine
     from divray.runs import RunFolder
-    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
 
     gpu = config.engine.device == "gpu"
-    if not gpu:
-        os.environ.update(cpu_environment(), OMP_NUM_THREADS=str(engine_threads(config)))
-    began = time.time()
-    from vllm import LLM, SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
+    os.environ.update(WORKER_ENVIRONMENT | ({} if gpu else cpu_environment()))
+    requests = requests_of(config, RunFolder(folder).read_table("prompts").to_pylist(), "", greedy=False)
 
-    from divray.models import local_model
+    async def run() -> dict[str, float]:
+        began = time.time()
+        engine = VllmEngine(config.models.llm, engine_arguments(config, gpu), None if gpu else partial(engine_threads, config))
+        started = time.time()
+        answers = await asyncio.gather(*map(engine.complete, requests))
+        seconds = time.time() - started
+        engine.close()
+        tokens = sum(row["generated_tokens"] for answer in answers for row in answer)
+        return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "start_up_seconds": started - began}
 
-    rows = RunFolder(folder).read_table("prompts").to_pylist()
-    llm = LLM(local_model(config.models.llm), **engine_arguments(config, gpu))
-    parameters = []
-    for row in rows:
-        values = sampling_parameters(config, row, greedy=False)
-        pattern = values.pop("structured_outputs", None)
-        parameters.append(SamplingParams(**values, structured_outputs=StructuredOutputsParams(**pattern) if pattern else None))
-    started = time.time()
-    outputs = llm.generate([row["prompt"] for row in rows], parameters, use_tqdm=False)
-    seconds = time.time() - started
-    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, "start_up_seconds": started - began}
+    return asyncio.run(run())
 
 
 def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
@@ -84,9 +85,9 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
     import socket
     import urllib.request
 
+    from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
     from divray.models import local_model
     from divray.runs import RunFolder
-    from divray.sampling.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
 
     gpu = config.engine.device == "gpu"
     with socket.socket() as probe:
@@ -104,7 +105,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
             lines.write(json.dumps({"prompt": row["prompt"], **sampling_parameters(config, row, greedy=False)}) + "\n")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={local_model(config.models.llm)}", *options]
     environment = {**os.environ, **({} if gpu else {**cpu_environment(), "OMP_NUM_THREADS": str(engine_threads(config))})}
-    in_flight = config.engine.batch_size * config.engine.concurrent_batches
+    in_flight = 2 * config.engine.vllm.get("max_num_seqs", 128)  # of the pass through Ray
     with Path(folder, "serve.log").open("wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:

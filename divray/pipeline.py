@@ -253,8 +253,11 @@ def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
     """Run one stage with its progress on the terminal and put it on record."""
     from divray.cluster import prepare_cluster, release_cluster, save_logs
+    from divray.engines.pool import make_room
 
     prepare_cluster(config, run, [stage.name])
+    if stage.name == "align":
+        make_room(config)
     name = record_name(stage, round_)
     if not run.exists("versions.json"):
         run.write_json("versions.json", versions())

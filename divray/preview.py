@@ -16,15 +16,15 @@ def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
     """Blocks of text: each relation's prompt for each strategy, and ``count`` completions with their verdicts.
 
     Args:
-        answer: A function in the engine's place; see :func:`divray.sampling.engine.complete`.
+        answer: A function in the engine's place; see :func:`divray.engines.complete.complete`.
     """
     from divray.cluster import prepare_cluster, release_cluster
     from divray.datasets.stage import read_relations
     from divray.datasets.stage import run as prepare
     from divray.datasets.tables import table_examples
+    from divray.engines.complete import complete
     from divray.prompts import run as prompt
     from divray.prompts.parsing import form_of
-    from divray.sampling.engine import complete
     from divray.sampling.stage import parsed_records
 
     check(config)

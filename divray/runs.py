@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -190,11 +191,11 @@ class RunFolder:
             self.write_parquet(f"{name}/part-{part:05d}.parquet", table.slice(start, step))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a table that fits in memory; files in order of their names."""
+        """Read a table that fits in memory, its files side by side; rows in order of their names."""
         paths = [self.path(file) for file in self.files(name, ".parquet")]
         if not paths:
             raise FileNotFoundError(f"no table {name!r} in {self.uri}")
-        return pa.concat_tables([pq.read_table(p, columns=columns, filesystem=self.fs) for p in paths])
+        return pads.dataset(paths, format="parquet", filesystem=self.fs).to_table(columns=columns)
 
     def dataset(self, name: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
         """The table as a streaming Ray dataset."""

@@ -41,15 +41,14 @@ PROMPTS = pa.schema(
         pa.field("seed", pa.int64()),
         pa.field("demonstrations", pa.list_(pa.string())),
         pa.field("sentences", pa.int32()),
-        pa.field("length", pa.int32()),
         pa.field("policy", pa.string()),
     ]
 )
 """One row a request, which is one candidate, or ``sentences`` of them (null: 1). ``prompt_id`` is shared
 by the candidates of one prompt text; ``head`` and ``tail`` are the pair that the prompt gives, ``""`` where the LLM writes
 it; ``pattern`` is the JSON schema or the regular expression of the completion, ``""`` for free text; ``demonstrations``
-are ids of examples and of earlier samples; ``length`` is that of the prompt in tokens (null: not known before the
-engine); ``policy`` is the model asked: ``tuned``, the round's own policy, or ``base``, the one that it was tuned from."""
+are ids of examples and of earlier samples; ``policy`` is the model asked: ``tuned``, the round's own policy, or ``base``,
+the one that it was tuned from."""
 
 COMPLETIONS = pa.schema(
     [
@@ -65,7 +64,8 @@ COMPLETIONS = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-"""What came back from the engine. ``cached_tokens`` of the prompt were not computed again;
+"""What came back from the engine. ``cached_tokens`` of the prompt were not computed again (candidates of one request
+share the figure);
 ``finish_reason`` is ``length`` where a limit cut the completion. Times are Unix seconds, of the time inside
 the engine; ``error`` is ``""`` for a success."""
 

@@ -280,10 +280,9 @@ class EngineConfig(Section):
         1, description="Engine actors: so many, or from min to max, as there is work."
     )
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
-    threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's, from four on less one.")
-    in_process: bool | None = Field(None, description="vLLM within the actor's process, not in one beside it; default: on a CPU.")
-    batch_size: int = Field(16, ge=1, description="Requests a batch; with `concurrent_batches` the most in flight.")
-    concurrent_batches: int = Field(14, ge=1, description="More in flight than vLLM's `max_num_seqs` keep its own queue from running dry.")
+    gpu_cpus: float = Field(4, ge=0, description="Ray CPUs an engine actor holds beside its GPUs: fewer where the machine has fewer.")
+    threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's cores less one.")
+    batch_size: int = Field(16, ge=1, description="Candidates a batch, which comes back as a whole.")
     max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
     encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Of the sentence encoder; `auto`: fp16 on a GPU, else fp32. Less moves a cosine by about 0.0001."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -32,20 +31,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RAY = str(Path(sys.executable).parent / "ray")
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
-
-
-_record = logging.getLogRecordFactory()
-
-
-def without_traceback(name: str, *rest: Any, **more: Any) -> logging.LogRecord:
-    """Pytest keeps what Ray logs until the test ends: with a failed pass's traceback its actors, and the CPUs that they hold."""
-    record = _record(name, *rest, **more)
-    if name.startswith("ray."):
-        record.exc_info = None
-    return record
-
-
-logging.setLogRecordFactory(without_traceback)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from conftest import free_port
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
+from divray.engines.complete import complete
+from divray.engines.openai import Key, payload
 from divray.errors import EngineError, InputError
 from divray.models import local_model
 from divray.pipeline import check
@@ -28,8 +30,6 @@ from divray.prompts import chat_renderer, request_rows, write_prompts
 from divray.prompts.record import read_records
 from divray.quickstart import folder
 from divray.runs import RunFolder
-from divray.sampling.endpoint import Key, payload
-from divray.sampling.engine import complete
 from divray.sampling.ledger import failure_reason
 
 SECRET = "sk-very-secret"
@@ -188,7 +188,7 @@ def test_an_endpoint_needs_its_address_and_one_round() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("DIVRAY_TEST_SERVE" not in os.environ, reason="starts a server for a minute or more: set DIVRAY_TEST_SERVE=1")
 def test_a_real_vllm_server(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
-    from divray.sampling.arguments import CPU_ENGINE_ARGUMENTS, cpu_environment
+    from divray.engines.arguments import CPU_ENGINE_ARGUMENTS, cpu_environment
 
     port = free_port()
     options = [

@@ -22,10 +22,10 @@ SMALL = [
     "sampling.naive_candidates_per_relation=0",
     "sampling.max_tokens=64",
     "engine.batch_size=8",
-    "engine.concurrent_batches=2",
+    "engine.vllm={max_num_seqs: 8}",
 ]
 TOTAL = 6 * 16
-PLAYED = ["generated_text", "num_generated_tokens", "num_input_tokens", "cached_tokens", "finish_reason", "__inference_error__"]
+PLAYED = ["completion", "generated_tokens", "prompt_tokens", "cached_tokens", "finish_reason", "error"]
 
 
 def settings(*overrides: str) -> Config:
@@ -75,7 +75,7 @@ def check(config: Config, run: RunFolder, counts: dict[str, Any], uri: str) -> N
 
 @pytest.mark.slow
 def test_engine_and_actor_killed(ray_two_cpus: None, uri: str) -> None:
-    config = settings("engine.in_process=false")
+    config = settings()
     run = begun(config, uri)
     victims: list[Callable[[RunFolder], psutil.Process]] = [engine_process, engine_actor]
     killed: list[int] = []

@@ -39,12 +39,12 @@ SMALL = [
     "extraction.search.epochs=[1, 2]",
     "evaluation.llm_test_limit=12",
     "engine.batch_size=8",
-    "engine.concurrent_batches=2",
+    "engine.vllm={max_num_seqs: 8}",
 ]
 CANDIDATES = 6 * 16
 REQUESTS = 6 * 20
 IN_FLIGHT = 16
-"""``batch_size`` x ``concurrent_batches``."""
+"""Twice ``max_num_seqs``, in batches."""
 
 CONFIG = str(folder() / "quickstart.yaml")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")

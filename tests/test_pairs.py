@@ -17,6 +17,8 @@ from made_examples import marked
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
+from divray.engines.arguments import sampling_parameters
+from divray.engines.face import Answer
 from divray.errors import InputError
 from divray.pipeline import check
 from divray.preview import preview
@@ -26,8 +28,6 @@ from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.relations import Relation
 from divray.runs import RunFolder
-from divray.sampling.actors import Answer
-from divray.sampling.arguments import sampling_parameters
 from divray.sampling.stage import run as sample
 from divray.schemas import PROMPTS
 
@@ -49,7 +49,7 @@ def answers(*completions: str, finish_reason: str = "stop") -> list[dict[str, st
 
 def test_a_list_is_asked_for_by_its_head_and_its_first_lines(quickstart: Config) -> None:
     task = load_task(quickstart)
-    rows = list(pair_rows(quickstart, task.relations, task.seeds, None, len))
+    rows = list(pair_rows(quickstart, task.relations, task.seeds, None))
     assert pa.Table.from_pylist(rows, PROMPTS).num_rows == 6 * -(-2 * pairs_wanted(quickstart) // LINES)
     assert len({row["seed"] for row in rows}) == len({row["candidate_id"] for row in rows}) == len(rows)
     seeds = [seed for seed in task.seeds if seed.relation == rows[0]["relation"]]
@@ -58,9 +58,7 @@ def test_a_list_is_asked_for_by_its_head_and_its_first_lines(quickstart: Config)
     parameters = sampling_parameters(quickstart, rows[0], greedy=False)
     assert parameters["stop"] == ["\n\n"] and parameters["max_tokens"] > quickstart.sampling.max_tokens
     assert "stop" not in sampling_parameters(settings("prompts.style=chat"), rows[0], greedy=False)
-    (asked,) = {
-        row["prompt"].splitlines()[-1] for row in pair_rows(quickstart, task.relations, task.seeds, lambda m: m[0]["content"], None)
-    }
+    (asked,) = {row["prompt"].splitlines()[-1] for row in pair_rows(quickstart, task.relations, task.seeds, lambda m: m[0]["content"])}
     assert str(LINES) in asked
 
 
@@ -199,7 +197,7 @@ def answering(again: bool = True) -> Answer:
             head, tail = (row["head"], row["tail"]) if row["head"] else ("Ada Varn", "Hask")
             sentence = f"On day {number % 97}, {head} was seen near {tail}."
             text = f" {sentence}" if row["head"] else f" {head}\nTail (x): {tail}\nSentence: {sentence}"
-        return {"generated_text": text, "num_generated_tokens": 9, "num_input_tokens": 40, "finish_reason": "stop"}
+        return {"completion": text, "generated_tokens": 9, "prompt_tokens": 40, "finish_reason": "stop"}
 
     return answer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from divray import precision
-from divray.sampling import arguments
+from divray.engines import arguments
 
 
 @pytest.mark.parametrize(("bf16", "fp32", "chosen"), [(2.0, 1.0, "fp32"), (1.1, 1.0, "bf16"), (1.0, 1.0, "bf16"), (0.5, 1.0, "bf16")])

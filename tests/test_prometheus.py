@@ -30,7 +30,7 @@ def test_engines_tell_prometheus_by_relation_and_state(ray_two_cpus: None, uri: 
                 break
             time.sleep(0.1)
         record = " Ada Varn\nTail (thing): Hask\nSentence: Once Ada Varn met Hask."
-        return {"generated_text": record, "num_generated_tokens": 7, "num_input_tokens": 40, "finish_reason": "stop"}
+        return {"completion": record, "generated_tokens": 7, "prompt_tokens": 40, "finish_reason": "stop"}
 
     passing = threading.Thread(target=sample, args=(config, run, 0), kwargs={"answer": held})
     passing.start()

@@ -17,6 +17,9 @@ from begun_runs import begun
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
+from divray.engines.arguments import sampling_parameters
+from divray.engines.complete import complete, whole_rows
+from divray.engines.face import Answer
 from divray.errors import InputError
 from divray.pipeline import STAGES, retry, undo
 from divray.prompts import request_rows
@@ -24,10 +27,7 @@ from divray.prompts.parsing import form_of
 from divray.prompts.record import labels
 from divray.quickstart import folder
 from divray.runs import RunFolder
-from divray.sampling.actors import Answer
-from divray.sampling.arguments import sampling_parameters
-from divray.sampling.engine import complete
-from divray.sampling.ledger import failure_reason, whole_rows
+from divray.sampling.ledger import failure_reason
 from divray.sampling.stage import parse_batch, parsed_records, retry_failed
 from divray.sampling.stage import run as sample
 from divray.sampling.waves import Tally, next_counts, opening_counts, quota_account
@@ -48,7 +48,7 @@ def playing(broken: Callable[[str], str] = lambda name: "") -> Answer:
 
         name = row["candidate_id"]
         if error := broken(name):
-            return {"__inference_error__": error, "generated_text": ""}
+            return {"error": error, "completion": ""}
         number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
         words = ["Anton", "Berta", "Carla", "Doro", "Emil", "Frida", "Gesa", "Hugo", "Ilse", "Jonas", "Karla", "Lutz"]
         verbs = ["saw", "left", "met", "sold", "bought", "praised", "blamed", "found"]
@@ -57,7 +57,7 @@ def playing(broken: Callable[[str], str] = lambda name: "") -> Answer:
         when = places[number // 1152 % 12]
         head, tail = f"{a} {number % 97}", f"{b} {number % 89}"
         text = f" {head}\nTail (thing): {tail}\nSentence: Near the {when} {head} {verb} the {tail} in {1900 + number % 83}."
-        return {"generated_text": text, "num_generated_tokens": 9, "num_input_tokens": 40, "finish_reason": "stop"}
+        return {"completion": text, "generated_tokens": 9, "prompt_tokens": 40, "finish_reason": "stop"}
 
     return answer
 
@@ -82,12 +82,16 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     config = settings()
     run = begun(config, uri)
     asked = run.read_table("round-00/prompts").to_pylist()
-    long = {**asked[0], "length": 3000}
-    run.write_table("round-00/prompts", pa.Table.from_pylist([long, *asked[1:]], run.read_table("round-00/prompts").schema), 16)
+    run.write_table("round-00/prompts", run.read_table("round-00/prompts"), 16)
     flaky, refused, names = asked[1]["candidate_id"], asked[2]["candidate_id"], [row["candidate_id"] for row in asked]
 
     def errors(name: str) -> str:
-        return "RuntimeError: a bad moment" if name == flaky else "ValueError: no" if name == refused else ""
+        said = {
+            flaky: "RuntimeError: a bad moment",
+            refused: "ValueError: no",
+            names[0]: "ValueError: longer than the maximum model length",
+        }
+        return said.get(name, "")
 
     counts = sample(config, run, 0, answer=playing(errors))
     assert counts["candidates"] == len(asked)
@@ -100,7 +104,6 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
         refused: "rejected_request",
     }
     before = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
-    assert before[names[0]]["engine"] == ""  # never reached one
 
     run.finish("round-00.sample", 1.0, counts)
     again = playing(lambda name: "" if name == flaky else "RuntimeError: asked twice")
@@ -113,7 +116,7 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     assert after.keys() == before.keys()
     assert [name for name in names if after[name] != before[name]] == [flaky]
     undisturbed = playing()({"candidate_id": flaky})
-    assert after[flaky]["completion"] == undisturbed["generated_text"]
+    assert after[flaky]["completion"] == undisturbed["completion"]
     assert run.read_table("round-00/completions").schema.equals(COMPLETIONS)
     samples = run.read_table("round-00/samples")
     assert samples["candidate_id"].to_pylist() == sorted(names)

@@ -25,7 +25,6 @@ PREFIX_CHARACTERS = 2000
 """Of the part that all prompts share: 500 to 700 tokens, so that a small model's context is not spent."""
 
 SENTENCE_CHARACTERS = 600
-ROWS_PER_FILE = 32
 STRATEGY = "extract"
 
 Renderer = Callable[[list[dict[str, str]]], str]
@@ -37,14 +36,14 @@ def extract(
     """Have ``models.llm`` classify the test sentences (all, or ``evaluation.llm_test_limit`` of them).
 
     Args:
-        on_progress: See :func:`divray.sampling.engine.complete`.
+        on_progress: See :func:`divray.engines.complete.complete`.
 
     Returns:
         The sentences asked, in order of the test set; the label of each, ``None`` where the engine
         gave none; and the demonstrations shown.
     """
-    from divray.prompts import chat_renderer
-    from divray.sampling.engine import complete
+    from divray.engines.complete import complete
+    from divray.prompts import chat_renderer, rows_per_file
 
     relations = relations_of(run)
     shown = demonstrations(relations, examples_of(run, [SEEDS]))
@@ -53,7 +52,7 @@ def extract(
     if not (run.exists(REQUESTS) and run.read_table(REQUESTS).equals(table)):
         for stale in (COMPLETIONS, f"{COMPLETIONS}.checkpoint"):
             run.delete(stale)
-        run.write_table(REQUESTS, table, ROWS_PER_FILE)
+        run.write_table(REQUESTS, table, rows_per_file(table.num_rows))
     complete(config, run, source=REQUESTS, target=COMPLETIONS, model=config.models.llm, greedy=True, on_progress=on_progress)
     rows = run.read_table(COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}

@@ -14,14 +14,13 @@ from divray.config import Config
 from divray.errors import InputError
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.plan import Wave, candidate_ids, first_wave
-from divray.prompts.rows import ROWS_PER_FILE, Length, Renderer, render_prompt, request_rows, write_prompts
+from divray.prompts.rows import Renderer, render_prompt, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example, Relation
-from divray.runs import RunFolder, is_uri
+from divray.runs import RunFolder
 
 __all__ = [
     "GROWING",
-    "ROWS_PER_FILE",
     "STRATEGIES",
     "Draft",
     "Wave",
@@ -29,9 +28,9 @@ __all__ = [
     "chat_renderer",
     "render_prompt",
     "request_rows",
+    "rows_per_file",
     "run",
     "strategy",
-    "token_counter",
     "write_prompts",
 ]
 
@@ -40,7 +39,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, ans
     """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave, and once ``data/entity_pairs``.
 
     Args:
-        answer: A function in the engine's place, which writes the pool of pairs; see :func:`divray.sampling.engine.complete`.
+        answer: A function in the engine's place, which writes the pool of pairs; see :func:`divray.engines.complete.complete`.
 
     Returns:
         Counts: ``requests``, and ``pairs`` where prompts give them.
@@ -51,15 +50,15 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, ans
 
     seeds = table_examples(run.read_table("data/seeds"))
     relations = read_relations(run)
-    chat, length = chat_renderer(config), token_counter(config)
+    chat = chat_renderer(config)
     if round == 0:
-        _make_pool(config, run, relations, seeds, chat, length, on_progress, answer)
+        _make_pool(config, run, relations, seeds, chat, on_progress, answer)
     pool = read_pool(run)
     wave = first_wave(config, relations, round)
     if GROWING & config.prompts.strategies.keys():
         wave = Wave(0, wave.count, accepted=accepted_samples(run, range(round)))
     run.delete(f"round-{round:02d}/waves")
-    rows = request_rows(config, relations, seeds, round, chat, wave, length, pool)
+    rows = request_rows(config, relations, seeds, round, chat, wave, pool)
     counts = {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
     return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
 
@@ -70,20 +69,19 @@ def _make_pool(
     relations: list[Relation],
     seeds: Sequence[Example],
     chat: Renderer | None,
-    length: Length | None,
     on_progress: Any,
     answer: Any,
 ) -> None:
     """Write ``data/entity_pairs``, from the user's file or by the LLM, where prompts are to give pairs."""
+    from divray.engines.complete import complete
     from divray.prompts.parsing import form_of
-    from divray.sampling.engine import complete
 
     form = form_of(seeds, relations)
     if config.prompts.pairs_file:
         write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
     elif config.prompts.pairs == "first" and not run.files(TABLE, ".parquet"):
         named = [relation for relation in relations if relation.name != config.task.none_label]
-        write_prompts(run, "data/pair_prompts", pair_rows(config, named, seeds, chat, length))
+        write_prompts(run, "data/pair_prompts", pair_rows(config, named, seeds, chat))
         complete(config, run, "data/pair_prompts", "data/pair_completions", config.models.llm, on_progress=on_progress, answer=answer)
         columns = ["candidate_id", "relation", "completion", "finish_reason"]
         write_pool(run, pool_of(run.read_table("data/pair_completions", columns).to_pylist(), form, pairs_wanted(config)))
@@ -111,34 +109,3 @@ def chat_renderer(config: Config) -> Renderer | None:
         return text.removeprefix(bos)
 
     return render
-
-
-def token_counter(config: Config) -> Length | None:
-    """Counts a prompt's tokens as the engine will; ``None`` where the model's tokenizer is not at hand here.
-
-    Repeated prompts, which stand together, are counted once.
-    """
-    from functools import cache, lru_cache
-    from pathlib import Path
-
-    from divray.models import local_model
-
-    reference = config.models.llm
-    if is_uri(reference) or reference == "endpoint":  # a whole model would have to come to the driver
-        return None
-
-    @cache
-    def tokenizer() -> Any:
-        from tokenizers import Tokenizer
-
-        try:
-            file = Path(local_model(reference)) / "tokenizer.json"
-            return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(reference)
-        except Exception:  # the library raises nothing narrower; the engine says it all the same
-            return None
-
-    @lru_cache(maxsize=2)
-    def length(prompt: str) -> int | None:
-        return len(tokenizer().encode(prompt).ids) if tokenizer() is not None else None
-
-    return length

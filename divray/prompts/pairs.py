@@ -18,7 +18,7 @@ from divray.errors import InputError
 from divray.prompts.parsing import Form, bare_name, pair_problem
 from divray.prompts.plan import number_of, numbered, slugs_of
 from divray.prompts.record import Pair, labels
-from divray.prompts.rows import Length, Renderer
+from divray.prompts.rows import Renderer
 from divray.relations import Example, Relation
 from divray.runs import RunFolder
 from divray.schemas import BASE
@@ -38,9 +38,7 @@ def pairs_wanted(config: Config) -> int:
     return config.rounds * ceil(config.sampling.candidates_per_relation / config.prompts.candidates_per_prompt)
 
 
-def pair_rows(
-    config: Config, relations: Iterable[Relation], seeds: Sequence[Example], chat: Renderer | None, length: Length | None
-) -> Iterator[dict[str, Any]]:
+def pair_rows(config: Config, relations: Iterable[Relation], seeds: Sequence[Example], chat: Renderer | None) -> Iterator[dict[str, Any]]:
     """Request rows (``schemas.PROMPTS``) for lists of pairs, twice as many as are wanted."""
     relations = list(relations)
     slugs = slugs_of(relations)
@@ -49,21 +47,19 @@ def pair_rows(
         for number in range(ceil(2 * pairs_wanted(config) / LINES)):
             candidate_id = numbered(f"{STRATEGY}-{slugs[relation.name]}", number)
             rng = random.Random(number_of(config.seed, candidate_id))
-            prompt = _prompt(relation, rng.sample(own, len(own)), chat)
             yield {
                 "candidate_id": candidate_id,
                 "relation": relation.name,
                 "round": 0,
                 "strategy": STRATEGY,
                 "prompt_id": candidate_id,
-                "prompt": prompt,
+                "prompt": _prompt(relation, rng.sample(own, len(own)), chat),
                 "head": "",
                 "tail": "",
                 "pattern": "",
                 "seed": number_of(config.seed, candidate_id) % 2**31,
                 "demonstrations": [example.example_id for example in own],
                 "sentences": None,
-                "length": length(prompt) if length else None,
                 "policy": BASE,
             }
 

@@ -18,13 +18,12 @@ from divray.relations import Example, Relation
 from divray.runs import RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
-ROWS_PER_FILE = 32
-"""Request rows in one Parquet file, which is one block of the sampling pass and so the grain of a resume."""
+LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 100
+"""Of a Parquet file, which is one block of the sampling pass and so the grain of a resume."""
 
 _GIVEN = "Write the sentence of a new record whose head is"
 
 Renderer = Callable[[list[dict[str, str]]], str]
-Length = Callable[[str], int | None]
 
 
 def render_prompt(relation: Relation, draft: Draft, pair: Pair | None = None, chat: Renderer | None = None) -> str:
@@ -72,7 +71,6 @@ def request_rows(
     round_: int,
     chat: Renderer | None = None,
     wave: Wave | None = None,
-    length: Length | None = None,
     pool: Mapping[str, Sequence[Pair]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together.
@@ -95,7 +93,6 @@ def request_rows(
                 given = _pair_for(config, pairs, round_, place, block) if name != NAIVE and draft.sentences == 1 else None
                 for number in range(one.start, one.end, draft.sentences):
                     asked = replace(draft, sentences=min(draft.sentences, one.end - number))
-                    prompt = render_prompt(relation, asked, given, chat)
                     candidate_id = numbered(prefix, before + number)
                     yield {
                         "candidate_id": candidate_id,
@@ -103,14 +100,13 @@ def request_rows(
                         "round": round_,
                         "strategy": name,
                         "prompt_id": one.prompt_id,
-                        "prompt": prompt,
+                        "prompt": render_prompt(relation, asked, given, chat),
                         "head": given[0] if given else "",
                         "tail": given[1] if given else "",
                         "pattern": _pattern(relation, given, asked.sentences, chat is not None) if config.sampling.constrained else "",
                         "seed": number_of(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,
-                        "length": length(prompt) if length else None,
                         "policy": BASE
                         if round_ == 0 or evenly_picked(before + number, draft.sentences, config.sampling.base_share)
                         else TUNED,
@@ -132,15 +128,20 @@ def _pair_for(config: Config, pairs: Sequence[Pair], round_: int, strategy: int,
     return pairs[(round_ * prompts_a_round + prompt * len(config.prompts.strategies) + strategy) % len(pairs)]
 
 
+def rows_per_file(total: int) -> int:
+    """A hundredth of ``total``, from 32 to 4,096: one million rows are some 700 files."""
+    return min(max(LEAST_ROWS, total // SHARE), MOST_ROWS)
+
+
 def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], stem: str = "part") -> int:
-    """Write request rows in small files ``<stem>-XXXXXX`` as they come; returns how many.
+    """Write request rows in files ``<stem>-XXXXXX`` as they come, each of a hundredth of the rows before; returns how many.
 
     The table is replaced, unless ``stem`` names a later wave.
     """
     if stem == "part":
         run.delete(name)
     total = part = 0
-    while chunk := list(islice(rows, ROWS_PER_FILE)):
+    while chunk := list(islice(rows, rows_per_file(total))):
         run.write_parquet(f"{name}/{stem}-{part:06d}.parquet", pa.Table.from_pylist(chunk, PROMPTS))
         total, part = total + len(chunk), part + 1
     return total

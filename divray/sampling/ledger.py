@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from divray.runs import RunFolder
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
 ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
 
@@ -31,50 +31,28 @@ def write_ledger(run: RunFolder, folder: str) -> dict[str, int]:
     """Write ``<folder>/failed`` (``schemas.FAILED``) from ``<folder>/completions``; returns reason -> rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.dataset as pads
 
-    run.delete(f"{folder}/failed")
-    counts: Counter[str] = Counter()
-    held: list[dict[str, Any]] = []
-    parts = 0
-
-    def write() -> None:
-        nonlocal parts
-        table = pa.Table.from_pylist(held, FAILED).sort_by("candidate_id")
-        run.write_parquet(f"{folder}/failed/part-{parts:05d}.parquet", table)
-        parts += 1
-        held.clear()
-
-    for file in run.files(f"{folder}/completions", ".parquet"):
-        table = _read(run, file, [*FAILED.names[:3], "error", "completion", "finish_reason"])
-        blank = pc.equal(pc.utf8_trim_whitespace(table["completion"]), "")
-        failed = pc.or_(pc.or_(pc.not_equal(table["error"], ""), blank), pc.equal(table["finish_reason"], "length"))
-        for row in table.filter(failed).to_pylist():
-            reason = failure_reason(row["error"]) if row["error"] else "truncated" if row["finish_reason"] == "length" else "empty"
-            counts[reason] += 1
-            held.append({**{name: row[name] for name in FAILED.names if name in row}, "reason": reason})
-        if len(held) >= ROWS_PER_PART:
-            write()
-    if held or not parts:
-        write()
+    blank = pc.equal(pc.utf8_trim_whitespace(pads.field("completion")), "")
+    failed = (pads.field("error") != "") | blank | (pads.field("finish_reason") == "length")
+    table = _scanned(run, f"{folder}/completions", [*FAILED.names[:3], "error", "finish_reason"], failed)
+    whose = {error: failure_reason(error) for error in table["error"].unique().to_pylist()}
+    own = pc.if_else(pc.equal(table["finish_reason"], "length"), "truncated", "empty")
+    named = pa.chunked_array([[whose[error] for error in table["error"].to_pylist()]], pa.string())
+    table = table.append_column("reason", pc.if_else(pc.equal(table["error"], ""), own, named))
+    run.write_table(f"{folder}/failed", table.select(FAILED.names).cast(FAILED).sort_by("candidate_id"), ROWS_PER_PART)
+    counts = {entry["values"]: entry["counts"] for entry in table["reason"].value_counts().to_pylist()}
     return dict(sorted(counts.items()))
 
 
 def retry_rows(run: RunFolder, folder: str) -> pa.Table:
     """The request rows (``schemas.PROMPTS``) of ``<folder>`` whose failure was the engine's own."""
     import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.dataset as pads
 
-    again: list[str] = []
-    for file in run.files(f"{folder}/completions", ".parquet"):
-        for row in _read(run, file, ["candidate_id", "error"]).to_pylist():
-            if row["error"] and failure_reason(row["error"]) == ENGINE_ERROR:
-                again.append(row["candidate_id"])
-    parts = [PROMPTS.empty_table()]
-    if again:
-        wanted = pa.array(again, pa.string())
-        tables = (_read(run, file, PROMPTS.names) for file in run.files(f"{folder}/prompts", ".parquet"))
-        parts += [table.filter(pc.is_in(table["candidate_id"], wanted)) for table in tables]
-    return pa.concat_tables(parts).sort_by("candidate_id")
+    failed = _scanned(run, f"{folder}/completions", ["candidate_id", "error"], pads.field("error") != "").to_pylist()
+    again = pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
+    return _scanned(run, f"{folder}/prompts", PROMPTS.names, pads.field("candidate_id").isin(again)).sort_by("candidate_id")
 
 
 def forget_completions(run: RunFolder, folder: str) -> None:
@@ -89,38 +67,37 @@ def forget_completions(run: RunFolder, folder: str) -> None:
 def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
     """Let the successful rows of table ``answers`` take the places of their failed ones; returns how many.
 
-    File by file, each written whole under its own name, so that a call which was ended half-way is made good
-    by another.
+    Only files with failed rows are read, and each is written whole under its own name, so that a call which was ended
+    half-way is made good by another.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.dataset as pads
+    import pyarrow.parquet as pq
 
-    found: dict[str, dict[str, Any]] = {}
+    found: list[pa.Table] = []
     for file in run.files(answers, ".parquet"):
         with contextlib.suppress(pa.ArrowInvalid):  # one that a kill cut short
-            found |= {row["candidate_id"]: row for row in _read(run, file, COMPLETIONS.names).to_pylist() if not row["error"]}
-    placed = 0
-    for file in run.files(completions, ".parquet"):
-        rows: list[dict[str, Any]] = _read(run, file, COMPLETIONS.names).to_pylist()
-        mended = [found.get(row["candidate_id"], row) if row["error"] else row for row in rows]
-        if mended != rows:
-            run.write_parquet(file, pa.Table.from_pylist(mended, COMPLETIONS))
-            placed += sum(new is not old for new, old in zip(mended, rows, strict=True))
-    return placed
+            table = pq.read_table(run.path(file), columns=COMPLETIONS.names, filesystem=run.fs)
+            found.append(table.filter(pc.equal(table["error"], "")))
+    if not found:
+        return 0
+    new = pa.concat_tables(found).cast(COMPLETIONS)
+    wanted = pads.field("candidate_id").isin(new["candidate_id"].combine_chunks()) & (pads.field("error") != "")
+    placed = _scanned(run, completions, ["candidate_id", "__filename"], wanted)
+    for path in placed["__filename"].unique().to_pylist():
+        table = pq.read_table(path, columns=COMPLETIONS.names, filesystem=run.fs).cast(COMPLETIONS)
+        own = placed.filter(pc.equal(placed["__filename"], path))["candidate_id"]
+        kept = table.filter(pc.invert(pc.is_in(table["candidate_id"], own.combine_chunks())))
+        mended = new.filter(pc.is_in(new["candidate_id"], own.combine_chunks()))
+        run.write_parquet(path.removeprefix(f"{run.root.rstrip('/')}/"), pa.concat_tables([kept, mended]))
+    return int(placed.num_rows)
 
 
-def whole_rows(run: RunFolder, table: str) -> int:
-    """Rows in the whole files of a table; one that a kill or a full disk cut short counts for nothing."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _scanned(run: RunFolder, name: str, columns: list[str], where: pc.Expression) -> pa.Table:
+    """The rows of a table that ``where`` keeps, its files read side by side; none where there is no such table."""
+    import pyarrow.dataset as pads
 
-    rows = 0
-    for file in run.files(table, ".parquet"):
-        with contextlib.suppress(pa.ArrowInvalid):
-            rows += pq.read_metadata(run.path(file), filesystem=run.fs).num_rows
-    return rows
-
-
-def _read(run: RunFolder, file: str, columns: list[str]) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(run.path(file), columns=columns, filesystem=run.fs)
+    paths = [run.path(file) for file in run.files(name, ".parquet")]
+    schema = PROMPTS if name.endswith("prompts") else COMPLETIONS
+    return pads.dataset(paths, schema=schema, format="parquet", filesystem=run.fs).to_table(columns=columns, filter=where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -13,27 +12,27 @@ from divray.alignment import base_model
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
+from divray.engines.complete import Progress, complete
+from divray.engines.face import Answer
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.plan import candidate_ids
 from divray.prompts.record import read_records
 from divray.relations import Example, Relation
 from divray.runs import RunFolder
-from divray.sampling.actors import Answer
-from divray.sampling.engine import Progress, complete
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
 from divray.schemas import SAMPLES
 
 
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
-    """The model that samples ``round`` and the LoRA adapter that the engine holds beside it, ``""`` for none.
+    """The model that samples ``round`` and the LoRA adapter that joins it, ``""`` for none.
 
-    That is the round's own policy where one was trained, else ``models.llm``.  With ``sampling.base_share``
-    it is the model that the policy was tuned from, and the policy's adapter.
+    That is ``models.llm`` until a policy was trained, then the model that it was tuned from with the policy's adapter, so
+    that a live engine goes on; without an adapter (``alignment.method: full``) the round's own policy.
     """
     name = f"round-{round:02d}/policy"
     if not run.exists(f"{name}/config.json"):
         return config.models.llm, ""
-    if config.sampling.base_share and run.exists(f"{name}/adapter/adapter_config.json"):
+    if run.exists(f"{name}/adapter/adapter_config.json"):
         return base_model(config, run, round), run.full_uri(f"{name}/adapter")
     return run.full_uri(name), ""
 
@@ -46,7 +45,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     kept.  The samples are a pure function of the completions, sorted by ``candidate_id``.
 
     Args:
-        answer: A function in the engine's place; see :func:`~divray.sampling.engine.complete`.
+        answer: A function in the engine's place; see :func:`~divray.engines.complete.complete`.
 
     Returns:
         Counts: ``candidates``, ``valid``, ``rejections`` (reason -> count), ``failed`` (reason -> requests),
@@ -70,7 +69,7 @@ def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | No
 
 
 def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    from divray.prompts import Wave, chat_renderer, request_rows, token_counter, write_prompts
+    from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
     from divray.prompts.accepted import accepted_samples
     from divray.prompts.pairs import read_pool
     from divray.prompts.plan import split_by_strategy
@@ -79,7 +78,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
 
     folder = f"round-{round:02d}"
     relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
-    chat, length, pool = chat_renderer(config), token_counter(config), read_pool(run)
+    chat, pool = chat_renderer(config), read_pool(run)
     wave = len(run.files(f"{folder}/waves"))
     for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
@@ -95,7 +94,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
             break
         wave += 1
         plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, folder), accepted_samples(run, range(round + 1)))
-        rows = request_rows(config, relations, seeds, round, chat, plan, length, pool)
+        rows = request_rows(config, relations, seeds, round, chat, plan, pool)
         write_prompts(run, f"{folder}/prompts", rows, f"wave-{wave:02d}")
         run.write_json(f"{folder}/waves/{wave:02d}.json", wanted)
         console.log(f"{folder} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
@@ -159,10 +158,8 @@ def parse_round(config: Config, run: RunFolder, folder: str) -> dict[str, Any]:
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(f"{folder}/samples"), filesystem=run.fs)
     failed = write_ledger(run, folder)
-    reasons: Counter[str] = Counter()
-    batch: Any
-    for batch in run.dataset(f"{folder}/samples", columns=["rejection"]).iter_batches(batch_format="pyarrow", batch_size=None):
-        reasons.update(batch["rejection"].to_pylist())
+    rejections = run.read_table(f"{folder}/samples", ["rejection"])["rejection"].value_counts().to_pylist()
+    reasons = {entry["values"]: entry["counts"] for entry in rejections}
     valid = reasons.pop("", 0)
     return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items())), "failed": failed}
 

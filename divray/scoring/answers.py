@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from divray.config import Config
+from divray.engines.face import ENDPOINT
 from divray.relations import Example, Relation, render_marked
-from divray.sampling.engine import ENDPOINT
 
 SHOWN = 6
 """Right seeds before a question, at most, and as many wrong ones."""

@@ -23,7 +23,9 @@ CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
     # vLLM's own 128 leaves most of a short prompt out of the prefix cache, which holds whole blocks; the kernels want 32.
     "block_size": 32,
 }
-GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": 4096}
+GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1}
+"""The model's own context, or what fits in the GPU's memory; vLLM chooses the batch by that memory, too."""
+
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
 MOST_DOUBLED = 2 << 30
@@ -33,12 +35,32 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``max_lora_rank``."""
 
 
-def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
-    """vLLM's engine arguments: the defaults for the device, the user's own over them."""
+def engine_arguments(config: Config, gpu: bool, largest_machine: int = 0) -> dict[str, Any]:
+    """vLLM's engine arguments: the defaults for the device, the user's own over them.
+
+    Args:
+        largest_machine: The most GPUs on one machine; 0: not known. A larger model is spread by Ray, any other one by processes.
+    """
     device = dict(GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS)
-    device["max_model_len"] = context_length(config.models.llm, device["max_model_len"])
-    dtype = {} if gpu or "dtype" in config.engine.vllm else {"dtype": cpu_dtype(config.models.llm)}
-    return {**COMMON_ENGINE_ARGUMENTS, **device, **dtype, "seed": config.seed, **config.engine.vllm}
+    if not gpu:
+        device["max_model_len"] = context_length(config.models.llm, device["max_model_len"])
+    found = {**COMMON_ENGINE_ARGUMENTS, **device, "seed": config.seed}
+    if not gpu:
+        found["dtype"] = cpu_dtype(config.models.llm)
+    elif gpus_of(config) > 1:
+        found["distributed_executor_backend"] = "ray" if 0 < largest_machine < gpus_of(config) else "mp"
+    return {**found, **config.engine.vllm}
+
+
+def gpus_of(config: Config) -> int:
+    """GPUs of one engine."""
+    return int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
+
+
+def lora_arguments(config: Config, gpu: bool) -> dict[str, Any]:
+    """Of an engine that takes adapters; on a CPU the model alone is one, too."""
+    rank = next(rank for rank in LORA_RANKS if rank >= config.alignment.lora_rank)
+    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1 if gpu else 2}
 
 
 def cpu_dtype(reference: str) -> str:
@@ -70,28 +92,11 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
 
 
 def cpu_environment() -> dict[str, str]:
-    # Without V1 multiprocessing the model runs in the engine's own process; otherwise a second process
-    # waits for it in a busy loop.  Bound to cores, the model would share its own with the engine's other threads, and
-    # the engines of a machine would all be bound to the same ones.  glibc gives the memory of a step's tensors back after
-    # each and faults it in again for the next, above all in the arena of a thread that is not the first.
-    defaults = {
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
+    """Of an engine on a CPU. Its threads are bound to no cores: the engines of a machine would all be bound to the same ones."""
+    defaults = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-LEAST_CORES_TO_LEAVE_ONE = 4
-"""Ray wakes often and works little: on two cores, two threads that it disturbs generate 1.4 times what one left alone does."""
-
-
 def engine_threads(config: Config) -> int:
-    """CPU threads of an engine on this node: one core of many is left to Ray and vLLM's scheduler, the others are shared by the engines."""
-    cores = len(os.sched_getaffinity(0))
-    left = cores - 1 if cores >= LEAST_CORES_TO_LEAVE_ONE else cores
-    return config.engine.threads or max(1, left // config.engine.pool[1])
+    """CPU threads of an engine on this node: one core is left to vLLM's scheduler and Ray, the others are shared by the engines."""
+    return config.engine.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // config.engine.pool[1])

@@ -1,0 +1,171 @@
+"""The Ray actor that holds one engine, and the one to which all engines of a pool report."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from divray.engines.face import Engine, EngineDied, Request, Row
+from divray.relations import metric_tag
+
+
+class EngineHealth:
+    """What the engines of one pool say of themselves (a Ray actor).
+
+    Args:
+        max_starts: Starts without one finished batch after which an engine is given up.
+        pool: How many engines start at once, at most.
+    """
+
+    def __init__(self, max_starts: int, pool: int = 1) -> None:
+        self.max_starts = max_starts + pool - 1
+        self.starts_in_vain = 0
+        self.rows = 0
+        self.cause = ""
+        self.given_up = False
+        self.engines: dict[str, dict[str, float | None]] = {}
+
+    def started(self, engine: str) -> bool:
+        """An engine is about to start; ``False`` means: don't."""
+        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
+        self.starts_in_vain += 1
+        self.engines[engine] = {"created_at": time.time(), "ready_at": None}
+        return not self.given_up
+
+    def is_ready(self, engine: str) -> None:
+        """An engine has started, so whatever ended one before it is overcome."""
+        self.engines[engine]["ready_at"] = time.time()
+        if not self.given_up:
+            self.cause = ""
+
+    def finished(self, rows: int) -> None:
+        self.starts_in_vain = 0
+        self.rows += rows
+
+    def failed(self, cause: str) -> None:
+        self.cause = cause
+        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
+
+    def state(self) -> dict[str, Any]:
+        ready = sum(engine["ready_at"] is not None for engine in self.engines.values())
+        return {"ready": ready, "rows": self.rows, "cause": self.cause, "given_up": self.given_up, "engines": self.engines}
+
+
+class Reporter:
+    """One engine's voice: to :class:`EngineHealth`, and to Prometheus by Ray's metrics.
+
+    Args:
+        health: Name of the pool's :class:`EngineHealth`.
+
+    Raises:
+        RuntimeError: Too many engines have died before this one.
+    """
+
+    def __init__(self, health: str) -> None:
+        import ray
+        from ray.util import metrics
+
+        self.health: Any = ray.get_actor(health)
+        self.engine: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+        if not ray.get(self.health.started.remote(self.engine)):
+            raise RuntimeError("the engine died at every try")
+        self.inside: int = 0
+        self.since: float = time.monotonic()
+        tags = ("engine",)
+        self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests inside the engine.", tags)
+        self.seconds: Any = metrics.Counter("divray_engine_seconds", "Seconds by state: start_up, busy, idle.", (*tags, "state"))
+        own = (*tags, "relation")
+        self.answered: Any = metrics.Counter("divray_requests", "Requests that came back.", (*own, "outcome"))
+        self.tokens: Any = metrics.Counter("divray_tokens", "Tokens by kind: prompt, cached (of the prompt), generated.", (*own, "kind"))
+
+    def ready(self) -> None:
+        self._spent("start_up")
+        self.health.is_ready.remote(self.engine)
+
+    def _spent(self, state: str) -> None:
+        now = time.monotonic()
+        if now > self.since:
+            self.seconds.inc(now - self.since, {"engine": self.engine, "state": state})
+        self.since = now
+
+    def enter(self, change: int) -> None:
+        """``change`` candidates more (or, negative, fewer) are inside the engine."""
+        self._spent("busy" if self.inside else "idle")
+        self.inside += change
+        self.in_flight.set(self.inside, {"engine": self.engine})
+
+    def batch(self, rows: list[tuple[str, Row]]) -> None:
+        """A batch has come back: relation and completion of each candidate."""
+        self.health.finished.remote(len(rows))
+        counts: Counter[tuple[str, str]] = Counter()
+        tokens: Counter[tuple[str, str]] = Counter()
+        for relation, row in rows:
+            counts[relation, "error" if row.get("error") else "ok"] += 1
+            for kind in ("prompt", "cached", "generated"):
+                tokens[relation, kind] += row.get(f"{kind}_tokens") or 0
+        for (relation, outcome), count in counts.items():
+            self.answered.inc(count, {"engine": self.engine, "relation": metric_tag(relation), "outcome": outcome})
+        for (relation, kind), count in (+tokens).items():
+            self.tokens.inc(count, {"engine": self.engine, "relation": metric_tag(relation), "kind": kind})
+
+
+class EngineActor:
+    """One engine in a process that ends when its engine does, so that Ray starts another (a Ray actor).
+
+    Args:
+        make: Makes the engine, in this process.
+        health: Name of the pool's :class:`EngineHealth`.
+
+    Raises:
+        RuntimeError: The engine is given up.
+    """
+
+    def __init__(self, make: Callable[[], Engine], health: str) -> None:
+        import ray
+
+        self.reporter = Reporter(health)
+        try:
+            self.engine = make()
+        except Exception as error:
+            ray.get(self.reporter.health.failed.remote(str(error) or type(error).__name__))
+            os._exit(1)
+        self.reporter.ready()
+
+    async def slots(self) -> int:
+        """Candidates that the engine takes at a time; comes back once it is ready."""
+        return self.engine.slots
+
+    async def complete(self, requests: list[Request]) -> list[Row]:
+        """The completions of all candidates of ``requests``, with their times and the engine's name.
+
+        Raises:
+            Exception: No other request will fare better.
+        """
+        answers = await asyncio.gather(*map(self._complete, requests))
+        rows = [row for answer in answers for row in answer]
+        asked = [row["relation"] for request in requests for row in request.rows]
+        self.reporter.batch(list(zip(asked, rows, strict=True)))
+        return rows
+
+    async def _complete(self, request: Request) -> list[Row]:
+        times: Row = {"started_at": time.time(), "engine": self.reporter.engine}
+        self.reporter.enter(len(request.rows))
+        try:
+            answer = await self.engine.complete(request)
+        except Exception as error:
+            died = isinstance(error, EngineDied)
+            await self.reporter.health.failed.remote(str(error) if died else f"{type(error).__name__}: {error}")
+            if died:
+                os._exit(1)
+            raise
+        finally:
+            self.reporter.enter(-len(request.rows))
+        times["finished_at"] = time.time()
+        return [{**times, **row} for row in answer]
+
+    async def close(self) -> None:
+        self.engine.close()

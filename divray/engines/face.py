@@ -1,0 +1,55 @@
+"""What every engine is: an object that completes requests, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Row = dict[str, Any]
+
+Answer = Callable[[Row], Row]
+"""From a request row to columns of its completion: see :meth:`Engine.complete`."""
+
+ENDPOINT = "endpoint"
+"""Value of ``models.llm`` that stands for the server of ``engine.endpoint``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The candidates that are asked for by one prompt.
+
+    Attributes:
+        rows: One a candidate (``schemas.PROMPTS``), alike in all that the engine is told, but for the seed.
+        parameters: Sampling parameters, under vLLM's names; ``seed`` is that of the first candidate.
+        adapter: Folder or URI of the LoRA adapter that answers; ``""``: the model alone.
+    """
+
+    rows: list[Row]
+    parameters: dict[str, Any]
+    adapter: str = ""
+
+
+class EngineDied(Exception):
+    """The engine answers no more; a new one may.  The message is its cause."""
+
+
+class Engine(Protocol):
+    """Completes requests."""
+
+    slots: int
+    """Candidates that it takes at a time, some of which wait."""
+
+    async def complete(self, request: Request) -> list[Row]:
+        """Columns of ``schemas.COMPLETIONS`` for each candidate: ``completion``, ``finish_reason``, ``prompt_tokens``,
+        ``cached_tokens`` and ``generated_tokens``, or ``error``, where the request was refused.
+
+        Raises:
+            EngineDied: The same request may be asked again of a new engine.
+            Exception: No other request will fare better.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory and processes back; no request comes after."""
+        ...

@@ -1,0 +1,117 @@
+"""An OpenAI-compatible server as the engine: a running ``vllm serve`` or a vendor.
+
+One request a candidate: not every server takes ``n``.  The ``openai`` client waits and tries again where the server
+is busy, as its ``Retry-After`` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any
+
+from divray.engines.face import Request, Row
+from divray.sections import EndpointConfig
+
+_NUMBER = re.compile(r"^\s*\d+[.)](?=\s)")
+_OPENAI = ("temperature", "top_p", "max_tokens", "stop", "seed")
+
+
+class Key:
+    """A key that no repr, log line or traceback shows."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Key(***)"
+
+
+class UnexpectedAnswer(Exception):
+    """The server answered with something other than a completion, such as a page of HTML."""
+
+
+class OpenAIEngine:
+    """The server of ``settings``.
+
+    Args:
+        settings: ``engine.endpoint``.
+        key: Sent as the bearer's token.
+        chat: Whether the prompt is a user's message.
+    """
+
+    def __init__(self, settings: EndpointConfig, key: Key, chat: bool) -> None:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        self.settings, self.chat, self.any_answer = settings, chat, False
+        sender = DefaultAsyncHttpxClient(event_hooks={"request": [self._turn_again]}, timeout=settings.timeout)
+        self.client = AsyncOpenAI(
+            base_url=settings.url, api_key=key.value, max_retries=settings.max_retries, timeout=settings.timeout, http_client=sender
+        )
+        self.room, self.next_at = asyncio.Semaphore(settings.concurrency), 0.0
+        self.slots = 2 * settings.concurrency
+
+    async def complete(self, request: Request) -> list[Row]:
+        return await asyncio.gather(*(self._ask(row, {**request.parameters, "seed": row["seed"]}) for row in request.rows))
+
+    async def _turn(self) -> None:
+        if self.settings.requests_per_second:
+            now = time.monotonic()
+            self.next_at = max(now, self.next_at) + 1 / self.settings.requests_per_second
+            await asyncio.sleep(self.next_at - now - 1 / self.settings.requests_per_second)
+
+    async def _turn_again(self, request: Any) -> None:
+        """The client's own further tries count, too."""
+        if request.headers.get("x-stainless-retry-count", "0") != "0":
+            await self._turn()
+
+    async def _ask(self, row: Row, parameters: dict[str, Any]) -> Row:
+        from openai import APIConnectionError, APIError, AuthenticationError, NotFoundError, PermissionDeniedError
+
+        create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
+        async with self.room:
+            await self._turn()
+            started = time.time()
+            try:
+                found = answered(await create(model=self.settings.model, **payload(row, parameters, self.settings.vllm, self.chat)))
+            except (APIError, UnexpectedAnswer) as error:
+                cause = f"{type(error).__name__}: {error}"
+                silent = isinstance(error, APIConnectionError | UnexpectedAnswer) and not self.any_answer
+                if silent or isinstance(error, AuthenticationError | PermissionDeniedError | NotFoundError):
+                    raise RuntimeError(f"{cause} ({self.settings.url})") from None  # the client's own errors can't be sent on
+                found = {"error": cause}
+        self.any_answer = True
+        return {**found, "started_at": started}
+
+    def close(self) -> None:
+        pass
+
+
+def payload(row: Row, parameters: dict[str, Any], vllm: bool, chat: bool) -> dict[str, Any]:
+    """The request's body, without the model: OpenAI's own fields, and under ``extra_body`` what only vLLM knows."""
+    body = {name: value for name, value in parameters.items() if name in _OPENAI}
+    extra = {name: value for name, value in parameters.items() if name not in _OPENAI}
+    asked = {"messages": [{"role": "user", "content": row["prompt"]}]} if chat else {"prompt": row["prompt"]}
+    return {**asked, **body, **({"extra_body": extra} if vllm and extra else {})}
+
+
+def answered(response: Any) -> Row:
+    """Columns of one completion from the server's answer; a list number that a chat model repeats goes.
+
+    Raises:
+        UnexpectedAnswer: It is no completion.
+    """
+    try:
+        choice, usage = response.choices[0], response.usage
+        text = choice.text if hasattr(choice, "text") else _NUMBER.sub("", choice.message.content or "")
+    except (AttributeError, IndexError, TypeError) as error:
+        raise UnexpectedAnswer(f"not a completion: {str(response)[:200]}") from error
+    details = getattr(usage, "prompt_tokens_details", None)
+    return {
+        "completion": text,
+        "finish_reason": choice.finish_reason or "",
+        "prompt_tokens": usage.prompt_tokens if usage else 0,
+        "generated_tokens": usage.completion_tokens if usage else 0,
+        "cached_tokens": (details.cached_tokens or 0) if details else 0,
+    }

@@ -1,0 +1,165 @@
+"""The run's engines: Ray actors that outlive the passes which use them.
+
+They belong to the driver's job: Ray restarts one that dies, on another machine where need be, and ends all with the
+driver.  (A Ray Serve deployment would restart them as well, but lives on when the driver is killed and keeps its GPUs, and
+takes a controller process and a call for each request.)  All passes of a run share one start, as long as they
+ask for the same model; adapters join while the engines run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from divray.config import Config
+from divray.engines.actor import EngineActor, EngineHealth
+from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, gpus_of, lora_arguments
+from divray.engines.face import ENDPOINT, Answer
+from divray.engines.function import FunctionEngine
+from divray.engines.openai import Key, OpenAIEngine
+from divray.engines.vllm import VllmEngine
+from divray.resources import train_gpus, uses_gpu
+
+CLOSING_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Engines that are there or on their way.
+
+    Attributes:
+        key: What they were started with.
+        adapters: Whether they take LoRA adapters.
+        engines: Handles of :class:`~divray.engines.actor.EngineActor`.
+        health: Handle of their :class:`~divray.engines.actor.EngineHealth`.
+        group: Of a model spread over several machines.
+    """
+
+    key: Any
+    adapters: bool
+    engines: list[Any]
+    health: Any
+    group: Any = None
+
+
+_pool: Pool | None = None
+
+
+def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None = None) -> Pool:
+    """The engines of ``model``: the live ones, or new ones in the place of those of another model.
+
+    Args:
+        config: ``engine``, ``seed``, ``rounds`` and ``alignment`` count here.
+        model: Reference that :func:`divray.models.local_model` understands, or ``endpoint``.
+        adapter: Whether the pass has an adapter.
+        answer: A function in the engine's place.
+    """
+    global _pool
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    gpu = uses_gpu(config)
+    arguments = engine_arguments(config, gpu, largest_machine() if gpu else 0)
+    endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
+    secret = os.environ.get(endpoint.key_variable) or "none" if endpoint else ""
+    key = (_job(), answer or (model, endpoint or arguments, secret), config.prompts.style, config.engine.pool)
+    if _pool is not None and _pool.key == key and (_pool.adapters or not adapter):
+        return _pool
+    stop()
+    # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
+    adapters = adapter or (gpu and config.rounds > 1 and config.alignment.method == "lora")
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that can't be lost
+    count, group = config.engine.pool[1], None
+    if endpoint:
+        make: Any = partial(OpenAIEngine, endpoint, Key(secret), config.prompts.style == "chat")
+        options: dict[str, Any] = {"num_cpus": 0.1}
+        count = 1
+    else:
+        if adapters:
+            arguments = {**lora_arguments(config, gpu), **arguments}
+        make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, config))
+        if gpu:
+            options, group = _placed(config, arguments)
+        else:
+            options = {"num_cpus": config.engine.cpus, "runtime_env": {"env_vars": cpu_environment()}}
+    if answer is not None:
+        make = partial(FunctionEngine, answer)
+    name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
+    made: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=name, scheduling_strategy=here)
+    health = made.remote(config.engine.max_starts, count)
+    actor: Any = ray.remote(EngineActor).options(max_restarts=-1, **options)
+    _pool = Pool(key, adapters, [actor.remote(make, name) for _ in range(count)], health, group)
+    return _pool
+
+
+def _job() -> tuple[str, str]:
+    """This driver's connection: engines of an earlier one are gone."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return context.get_session_name(), context.get_job_id()
+
+
+def _placed(config: Config, arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Actor options of a GPU engine, and the placement group of one that is larger than a machine."""
+    from ray.util import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    size = gpus_of(config)
+    if arguments.get("distributed_executor_backend") != "ray":
+        return {"num_gpus": size, "num_cpus": gpu_engine_cpus(config)}, None
+    group = placement_group([{"GPU": 1, "CPU": 1}] * size, strategy="PACK")
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+    return {"num_gpus": 0, "num_cpus": 1, "scheduling_strategy": strategy}, group
+
+
+def gpu_engine_cpus(config: Config) -> float:
+    """CPUs of a GPU engine: ``engine.gpu_cpus``, or what its GPUs' share of the smallest machine has, less one for Ray's tasks."""
+    import ray
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    share = min((machine.get("CPU", 0) / machine["GPU"] for machine in machines), default=config.engine.gpu_cpus + 1)
+    return max(0.0, min(config.engine.gpu_cpus, share * gpus_of(config) - 1))
+
+
+def largest_machine() -> int:
+    """The most GPUs on one machine of the cluster; 0: none is there yet."""
+    import ray
+
+    return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+
+
+def make_room(config: Config) -> None:
+    """Stop the engines where DPO would not fit beside them: on a CPU always, on GPUs if none are free.
+
+    Sleeping engines would give their memory back, but not their GPUs in Ray's books.
+    """
+    if _pool is None:
+        return
+    import ray
+
+    wanted = config.cluster.train_workers * train_gpus(config)
+    if not uses_gpu(config) or ray.available_resources().get("GPU", 0) < wanted:
+        stop()
+
+
+def stop() -> None:
+    """End the engines; nothing where there are none."""
+    global _pool
+    import ray
+    from ray.util import remove_placement_group
+
+    pool, _pool = _pool, None
+    if pool is None or not ray.is_initialized() or pool.key[0] != _job():
+        return
+    closing = [engine.close.remote() for engine in pool.engines]
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
+    for actor in (*pool.engines, pool.health):
+        ray.kill(actor)
+    if pool.group is not None:
+        remove_placement_group(pool.group)

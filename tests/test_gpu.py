@@ -1,0 +1,101 @@
+"""Engines on GPUs that are not there: vLLM's own configuration, and Ray's books."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from begun_runs import begun
+
+from divray.cluster import quiet_ray_data
+from divray.config import Config, load_config
+from divray.engines.arguments import engine_arguments
+from divray.engines.complete import complete
+from divray.engines.pool import make_room
+from divray.quickstart import folder
+from divray.runs import RunFolder
+
+SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "memory", "overrides", "expected"),
+    [
+        ("NVIDIA H100", 80, [], {"max_num_seqs": 1024, "max_num_batched_tokens": 16384, "backend": "uni", "max_model_len": 8192}),
+        (
+            "NVIDIA L4",
+            24,
+            ["engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=20"],
+            {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "backend": "mp", "world_size": 3, "max_model_len": 1024, "lora_rank": 32},
+        ),
+    ],
+)
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+def test_vllm_takes_the_arguments_and_sizes_the_batch(name: str, memory: int, overrides: list[str], expected: dict[str, Any]) -> None:
+    script = str(Path(__file__).with_name("faked_gpu.py"))
+    done = subprocess.run([sys.executable, script, name, str(memory), *overrides], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {**found, **expected, "device": "cuda", "trust": False}
+
+
+def test_a_model_larger_than_a_machine_is_spread_by_ray() -> None:
+    config = load_config(folder() / "quickstart.yaml", ["engine.vllm={tensor_parallel_size: 4, pipeline_parallel_size: 2}"])
+    backends = [engine_arguments(config, True, largest)["distributed_executor_backend"] for largest in (4, 8, 0)]
+    assert backends == ["ray", "mp", "mp"]
+
+
+@pytest.fixture
+def four_gpus() -> Iterator[None]:
+    import ray
+
+    ray.shutdown()
+    ray.init(address="local", num_cpus=4, num_gpus=4, log_to_driver=False, logging_level="ERROR")
+    quiet_ray_data(False)
+    yield
+    ray.shutdown()
+
+
+def free_gpus(wanted: float) -> float:
+    """GPUs that Ray has to give, once they are as many as ``wanted``; Ray tells a second late."""
+    import ray
+
+    for _ in range(100):
+        if ray.available_resources().get("GPU", 0) == wanted:
+            break
+        time.sleep(0.2)
+    return float(ray.available_resources().get("GPU", 0))
+
+
+def passed(config: Config, run: RunFolder, target: str, answer: Any) -> set[str]:
+    """The engines of a pass over the first prompts."""
+    complete(config, run, "round-00/prompts", target, config.models.llm, answer=answer)
+    return set(run.read_table(target, ["engine"])["engine"].to_pylist())
+
+
+def test_an_engine_of_two_gpus_outlives_its_passes_and_makes_room(four_gpus: None, uri: str) -> None:
+    from ray.util import placement_group_table
+
+    tensor_parallel = "engine.vllm={tensor_parallel_size: 2}"
+    config = load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.train_workers=1", "cluster.gpus_per_worker=2"])
+    run = begun(config, uri)
+
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        return {"completion": " A [b] c {d}.", "generated_tokens": 3, "finish_reason": "stop"}
+
+    first = passed(config, run, "one", answer)
+    assert free_gpus(2) == 2
+    make_room(config)  # DPO fits beside it
+    assert passed(config, run, "two", answer) == first and len(first) == 1
+    make_room(load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.train_workers=2", "cluster.gpus_per_worker=2"]))
+    assert free_gpus(4) == 4
+    assert passed(config, run, "three", answer).isdisjoint(first)
+    assert not placement_group_table()
