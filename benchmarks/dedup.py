@@ -30,10 +30,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from corpus import make_corpus
-from machine import machine
-
 from divray.diversity.clusters import components
 from divray.diversity.shingles import shingle
+from machine import machine
 
 HERE = Path(__file__).parent
 OWN = ("divray", "divray-hashes")

@@ -77,11 +77,11 @@ def divray_ray(workers: int, again: bool = False) -> Callable[..., Answer]:
 
     def side(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
         import ray
-
-        from divray.cluster import RAY_ENVIRONMENT
         from divray.diversity.columns import DedupSettings
         from divray.diversity.distributed import judge_on_ray
         from divray.diversity.sources import ParquetSource
+
+        from divray.cluster import RAY_ENVIRONMENT
 
         os.environ.update(RAY_ENVIRONMENT)  # as the command has it
         ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)

@@ -28,9 +28,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from divray.diversity.embeddings import Encoder
 from machine import machine
 
-from divray.diversity.embeddings import Encoder
 from divray.models import local_model
 
 MODEL = "embedded:minilm"

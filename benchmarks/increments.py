@@ -22,9 +22,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from corpus import make_corpus
-from machine import machine
-
 from divray.diversity import DedupSettings, deduplicate_files
+from machine import machine
 
 SETTINGS = DedupSettings(id_column="id")
 

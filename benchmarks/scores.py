@@ -26,12 +26,11 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
 import numpy as np
-from machine import machine
-
 from divray.diversity import scores
 from divray.diversity.ngrams import all_grams, words_of
 from divray.diversity.overlap import max_rouge_l, self_bleu
 from divray.diversity.shingles import shingle
+from machine import machine
 
 
 def sentences(rows: int, seed: int) -> list[str]:

@@ -25,7 +25,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-
 from divray.diversity import Encoder, approximate_semantic_pairs, collapse, near_duplicates, semantic_pairs, shingle
 
 THRESHOLDS = [round(0.5 + 0.02 * step, 2) for step in range(26)]

@@ -33,7 +33,7 @@ def test_a_resolved_config_reads_back_the_same() -> None:
         ("selection.k=many", "selection.k", "It is now 'many'"),
         ("nonsense=1", "nonsense", "Known keys"),
         ("selection.k", "selection.k", "Write e.g."),
-        ("diversity.bands=5", "diversity", "It is now"),
+        ("sampling.max_candidates=5", "sampling", "It is now"),
     ],
 )
 def test_a_bad_key_names_field_and_mend(override: str, field: str, mend: str) -> None:

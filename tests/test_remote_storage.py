@@ -11,6 +11,7 @@ import pytest
 
 from divray import pipeline
 from divray.config import Config
+from divray.dedup import deduplicate_files
 from divray.models import local_model
 from divray.runs import RunFolder
 
@@ -56,8 +57,6 @@ def test_tables_records_and_models_live_there(bucket: str, tmp_path, monkeypatch
 
 
 def test_near_duplicates_of_a_table_there(bucket: str) -> None:
-    from divray.diversity import deduplicate_files
-
     run = RunFolder(bucket)
     run.write_table("texts", pa.table({"text": ["a b c d", "e f g h", "A b c d"]}), rows_per_file=2)
     assert deduplicate_files(run.full_uri("texts"), run.full_uri("deduped"))["kept"] == 2
@@ -68,8 +67,6 @@ def test_near_duplicates_of_a_table_there(bucket: str) -> None:
 
 
 def test_an_index_there(bucket: str) -> None:
-    from divray.diversity import deduplicate_files
-
     run = RunFolder(bucket)
 
     def counts(*texts: str) -> dict[str, int]:
