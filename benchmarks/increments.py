@@ -22,8 +22,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from corpus import make_corpus
-from divray.diversity import DedupSettings, deduplicate_files
 from machine import machine
+
+from divray.dedup import DedupSettings, deduplicate_files
 
 SETTINGS = DedupSettings(id_column="id")
 

@@ -145,3 +145,55 @@ def test_room_is_made_for_earlier_rows_and_test_texts(tmp_path: Path, monkeypatc
     tests = parquet(tmp_path / "test.parquet", text=["l"])
     deduplicate_files(source, str(tmp_path / "out"), None, tests, earlier)
     assert seen == [6]
+
+
+def test_the_columns_that_folders_name_are_taken_over(tmp_path: Path) -> None:
+    for folder, texts in (
+        ("year=2023/lang=de", ["a b c", "d e f"]),
+        ("year=2023/lang=fr%20CA", ["A b c"]),
+        ("year=2024/lang=de", ["g h i"]),
+    ):
+        parquet(tmp_path / "hive" / folder / "part-0.parquet", text=texts)
+    parquet(tmp_path / "hive" / "year=2025" / "lang=__HIVE_DEFAULT_PARTITION__" / "part-0.parquet", text=["j k l"])
+    for source in ("hive", "hive/*.parquet", "hive/year=*/*.parquet"):
+        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["kept"] == 4
+        assert pq.read_table(tmp_path / "out" / "kept.parquet").to_pydict() == {
+            "text": ["a b c", "d e f", "g h i", "j k l"],
+            "year": [2023, 2023, 2024, 2025],
+            "lang": ["de", "de", "de", None],
+        }
+    inner = parquet(tmp_path / "hive" / "year=2024" / "lang=de" / "part-0.parquet", text=["g h i"])
+    for source in (inner, str(Path(inner).parent)):
+        deduplicate_files(source, str(tmp_path / "out"))
+        assert pq.read_schema(tmp_path / "out" / "kept.parquet").names == ["text"]
+
+
+def test_columns_of_folders_serve_as_ids_and_for_all_inputs(tmp_path: Path) -> None:
+    for number, text in enumerate(["a b c", "a b c", "d e f"]):
+        parquet(tmp_path / "in" / f"name={number:02d}" / "p.parquet", text=[text])
+    parquet(tmp_path / "known" / "name=07" / "p.parquet", text=["D e f"])
+    counts = deduplicate_files(
+        str(tmp_path / "in"), str(tmp_path / "out"), DedupSettings(id_column="name"), earlier=str(tmp_path / "known")
+    )
+    assert (counts["kept"], counts["known"]) == (1, 1)
+    clusters = pq.read_table(tmp_path / "out" / "clusters.parquet")
+    assert clusters["id"].to_pylist() == ["00", "01", "02"] and clusters["reason"][2].as_py() == "near earlier row 07 (1.00)"
+
+
+def test_a_column_of_the_files_stands_over_that_of_their_folder(tmp_path: Path) -> None:
+    parquet(tmp_path / "in" / "year=2023" / "p.parquet", text=["a b c"], year=["of the file"])
+    deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert pq.read_table(tmp_path / "out" / "kept.parquet").to_pydict() == {"text": ["a b c"], "year": ["of the file"]}
+
+
+def test_folders_that_name_different_columns_are_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "in" / "year=2023" / "p.parquet", text=["a b c"])
+    parquet(tmp_path / "in" / "month=1" / "p.parquet", text=["a b c"])
+    with pytest.raises(InputError, match=r"year=2023/p.parquet: month, year: its folders name other columns than those of .*month=1"):
+        deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_uri_of_no_file_system_is_told() -> None:
+    with pytest.raises(InputError, match="no file system for this URI"):
+        deduplicate_files("nonsense://bucket/texts", "out")

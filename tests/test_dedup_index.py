@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ from hypothesis import strategies as st
 
 from divray import cli
 from divray.dedup import DedupSettings, TextIndex, deduplicate_files, files, index, near_duplicate_clusters, verify
-from divray.errors import InputError
+from divray.errors import DivrayError, InputError
 
 WORDS = st.lists(st.sampled_from("abcdefg"), max_size=9).map(" ".join)
 SETTINGS = DedupSettings(id_column="id")
@@ -145,3 +150,62 @@ def test_rows_count_with_their_result_or_not_at_all(tmp_path: Path, monkeypatch:
     left.write_bytes(b"half")
     assert deduplicate_files(source, str(out), SETTINGS, index=str(folder))["kept"] == 2
     assert not left.exists() and len(TextIndex(str(folder), SETTINGS)) == 2
+
+
+HOLDER = """
+import sys, time
+from divray.dedup.storage import held
+with held(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, folder = write(tmp_path / "1.parquet", ["a b c", "d e f"]), tmp_path / "out", tmp_path / "index"
+    command = ["dedup", source, "--out", str(out), "--id-column", "id", "--index", str(folder)]
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert cli.main(command) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"in use by process {holder.pid} on {platform.node()}, {datetime.now().year}-" in error
+        assert not out.exists() and not list(folder.glob("*.arrow"))
+        holder.kill()
+    assert cli.main(command) == 0 and len(TextIndex(str(folder), SETTINGS)) == 2
+
+
+def test_two_calls_at_once_keep_no_text_twice(tmp_path: Path) -> None:
+    texts: list[str | None] = [f"w{i} x{i} y{i} z{i}" for i in range(2000)]
+    sources = [write(tmp_path / "1.parquet", texts), write(tmp_path / "2.parquet", texts[::-1], 5000)]
+    command = [sys.executable, "-m", "divray.cli", "dedup", "--id-column", "id", "--index", str(tmp_path / "index")]
+    calls = [subprocess.Popen([*command, one, "--out", f"{one}.out"], stderr=subprocess.PIPE, text=True) for one in sources]
+    ended = [(call.communicate()[1], call.returncode) for call in calls]
+    for number, (error, code) in enumerate(ended):  # whoever was refused comes again
+        assert code == 0 or (code == 2 and "in use by process" in error), error
+        if code == 2:
+            assert cli.main([*command[3:], sources[number], "--out", f"{sources[number]}.out"]) == 0
+    kept = [pq.read_metadata(f"{one}.out/kept.parquet").num_rows for one in sources]
+    assert sorted(kept) == [0, 2000] and len(TextIndex(str(tmp_path / "index"), SETTINGS)) == 2000
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_where_there_is_no_lock_a_call_that_was_overtaken_adds_nothing(tmp_path: Path, when: str) -> None:
+    folder = str(tmp_path / "index")
+    slow, fast = TextIndex(folder, SETTINGS), TextIndex(folder, SETTINGS)
+    for held, texts in ((slow, ["a b c"]), (fast, ["d e f"])):
+        near_duplicate_clusters(table(texts), SETTINGS, index=held)
+    if when == "before":
+        fast.commit()
+    else:  # both find the folder empty; the other's file comes while this one's is written
+        check, seen = slow._check_alone, []
+
+        def checked(known: set[str]) -> None:
+            check(known)
+            if not seen:
+                seen.append(known)
+                fast.commit()
+
+        slow._check_alone = checked  # type: ignore[method-assign]
+    with pytest.raises(DivrayError, match=rf"process {os.getpid()} on .* has added a batch meanwhile, nothing was added"):
+        slow.commit()
+    assert len(TextIndex(folder, SETTINGS)) == len(list((tmp_path / "index").iterdir())) == 1

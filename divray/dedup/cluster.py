@@ -16,11 +16,6 @@ Nearest: TypeAlias = "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]"
 """Of each node the nearest other one, int64 ``[n]`` (-1 where there is none), and its similarity, float64 ``[n]`` (then 0)."""
 
 
-def components(n: int, left: Numbers, right: Numbers) -> Numbers:
-    """Connected component of each of ``n`` nodes, int64 ``[n]`` from 0 without gaps, in order of their first nodes."""
-    return _components(n, left, right)
-
-
 def ranks(ids: pa.Array | pa.ChunkedArray) -> Numbers:
     """The place of each id in their ascending order, int64 ``[n]``; strings by code points."""
     places = np.empty(len(ids), np.int64)
@@ -73,8 +68,11 @@ def _root(parent, node):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _components(n, left, right):  # type: ignore[no-untyped-def]
-    """Union-find, the smaller node as the root (Tarjan 1975, with path halving)."""
+def components(n, left, right):  # type: ignore[no-untyped-def]
+    """Connected component of each of ``n`` nodes, int64 ``[n]`` from 0 without gaps, in order of their first nodes.
+
+    Union-find with the smaller node as the root (Tarjan 1975, with path halving).
+    """
     parent = np.arange(n)
     for edge in range(len(left)):
         one, two = _root(parent, left[edge]), _root(parent, right[edge])

@@ -57,12 +57,6 @@ class References:
     names: pa.StringArray
     earlier: int
 
-    @classmethod
-    def of(cls, earlier: npt.NDArray[np.int32], ids: Any, tests: npt.NDArray[np.int32]) -> References:
-        """From the groups of both; ``ids`` are those of the earlier rows, an Arrow array."""
-        numbers = pa.array(np.arange(len(tests))).cast(pa.string())
-        return cls(np.concatenate([earlier, tests]), pa.concat_arrays([ids.cast(pa.string()), numbers]), len(earlier))
-
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
@@ -138,9 +132,7 @@ class Verdicts:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema())
 
 
-def verdicts_of(
-    ids: Any, group: npt.NDArray[np.int32], pairs: Pairs, groups: int, rule: Rule, references: References | None = None
-) -> Verdicts:
+def verdicts_of(ids: Any, group: npt.NDArray[np.int32], pairs: Pairs, groups: int, rule: Rule, references: References) -> Verdicts:
     """Decide what stays among rows that are given as groups of equal sets and near pairs of groups.
 
     Args:
@@ -150,11 +142,10 @@ def verdicts_of(
         groups: Their number.
         references: In the same groups; pairs among them may be left out of ``pairs``.
     """
-    reference, reference_similarity = np.full(groups, -1), np.zeros(groups)
-    if references is not None:
-        reference, reference_similarity = _references_near(pairs, groups, references)
-        pairs = pairs.take((reference[pairs.left] < 0) & (reference[pairs.right] < 0))
+    reference, reference_similarity = _references_near(pairs, groups, references)
     gone = reference >= 0
+    if gone.any():
+        pairs = pairs.take(~(gone[pairs.left] | gone[pairs.right]))
     met = np.bincount(group[group >= 0], minlength=groups) > 1
     met[pairs.left] = True
     met[pairs.right] = True
@@ -182,10 +173,9 @@ def verdicts_of(
         nearest=np.full(len(rows), -1),
         similarity=np.zeros(len(rows)),
         why=np.full(len(rows), NO_TEXT, np.int8),
-        references=None if references is None else references.names,
+        references=references.names,
     )
-    if references is not None:
-        out.why[~bare] = np.where(out.copy_of[~bare] < references.earlier, KNOWN, LEAKED)
+    out.why[~bare] = np.where(out.copy_of[~bare] < references.earlier, KNOWN, LEAKED)
     out.cluster[inside], out.kept[inside], out.why[inside] = near[made.cluster], made.kept, made.why
     out.copy_of[inside] = np.where(made.copy_of >= 0, near[made.copy_of], -1)
     out.copy_similarity[inside] = made.copy_similarity
@@ -200,6 +190,8 @@ def _references_near(pairs: Pairs, groups: int, references: References) -> Neare
     tests = np.arange(len(references.group)) >= references.earlier
     for kind in (tests, ~tests):
         texts = np.flatnonzero(kind & (references.group >= 0))[::-1]
+        if not len(texts):
+            continue
         first = np.full(groups, -1, np.int64)
         first[references.group[texts]] = texts
         own = first >= 0

@@ -195,16 +195,13 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
     if kind != pafs.FileType.Directory:
         raise InputError(name, "", "no such file or folder", "Give a Parquet file, a folder of them or a pattern.")
     found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
-    paths = sorted(one.path for one in found if one.type == pafs.FileType.File and _is_plain(one.path.removeprefix(base)))
+    files = [one.path for one in found if one.type == pafs.FileType.File]
+    paths = sorted(one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/")))
     pattern = "*.parquet" if base == path else path.replace("[", "[[]")
     paths = [one for one in paths if fnmatch.fnmatchcase(one, pattern)]
     if not paths:
         raise InputError(name, "", "no Parquet file there", "Give a Parquet file, a folder of them or a pattern.")
     return base, paths
-
-
-def _is_plain(path: str) -> bool:
-    return not any(part.startswith((".", "_")) for part in path.split("/"))
 
 
 def _opened(fs: pafs.FileSystem, path: str) -> pq.ParquetFile:

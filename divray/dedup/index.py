@@ -119,7 +119,7 @@ class TextIndex:
         (digest, ids, sets), self._next = self._next, None
         if digest in [batch.digest for batch in self.batches]:
             return
-        postings = (sets.values >> _SHIFT << _SHIFT) | np.repeat(np.arange(len(sets), dtype=np.uint64), np.diff(sets.offsets))
+        postings = (sets.values & ~_ROW) | np.repeat(np.arange(len(sets), dtype=np.uint64), np.diff(sets.offsets))
         postings.sort()
         columns = {"ids": ids, "offsets": pa.array(sets.offsets), "values": pa.array(sets.values), "postings": pa.array(postings)}
         lists = {name: pa.LargeListArray.from_arrays(pa.array([0, len(column)]), column) for name, column in columns.items()}
@@ -189,20 +189,12 @@ def digest_of(settings: DedupSettings, sets: Shingles, *parts: npt.NDArray[Any])
 
 @njit(cache=True)
 def _from(postings, at, least):  # type: ignore[no-untyped-def]
-    """The first place from ``at`` on whose element is ``least`` or more, in steps that double."""
-    low, high, step = at, at, 1
-    while high < len(postings) and postings[high] >> _SHIFT < least:
-        low = high + 1
-        high += step
+    """The first place from ``at`` on that holds ``least`` or more, in steps that double."""
+    step = 1
+    while at + step < len(postings) and postings[at + step] < least:
+        at += step
         step *= 2
-    high = min(high, len(postings))
-    while low < high:
-        middle = (low + high) // 2
-        if postings[middle] >> _SHIFT < least:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return at + np.searchsorted(postings[at : at + step + 1], least)
 
 
 @njit(cache=True)
@@ -211,10 +203,10 @@ def _runs_of(values, order, postings):  # type: ignore[no-untyped-def]
     starts, counts = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
     start = end = 0
     for n in range(len(order)):
-        element = values[order[n]] >> _SHIFT
-        if n == 0 or element != values[order[n - 1]] >> _SHIFT:
+        element = values[order[n]] & ~_ROW
+        if n == 0 or element != values[order[n - 1]] & ~_ROW:
             start = _from(postings, end, element)
-            end = _from(postings, start, element + np.uint64(1))
+            end = _from(postings, start, element | _ROW)
         starts[order[n]], counts[order[n]] = start, end - start
     return starts, counts
 

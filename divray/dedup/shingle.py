@@ -50,11 +50,8 @@ class Shingles(NamedTuple):
 
     def take(self, rows: npt.NDArray[np.int64]) -> Shingles:
         """The sets ``rows``, in that order."""
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(np.diff(self.offsets)[rows], out=offsets[1:])
-        values = np.empty(offsets[-1], self.values.dtype)  # numpy has only these on huge pages
-        _copy(self.offsets, self.values, rows, offsets, values)
-        return Shingles(offsets, values)
+        taken = pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.values)).take(pa.array(rows))
+        return Shingles(taken.offsets.to_numpy(), taken.values.to_numpy())
 
 
 def shingle(
@@ -154,15 +151,11 @@ class Distinct:
         number, self.count = _take_in(*shingles, keys, self._keys, self._table, self.count, self._offsets, self._values)
         return number
 
-    def sets(self) -> Shingles:
-        """The distinct sets."""
+    def close(self) -> Shingles:
+        """The distinct sets; lets go of what only :meth:`add` needs."""
+        self._keys, self._table = self._keys[:0], self._table[:0]
         offsets = self._offsets[: self.count + 1]
         return Shingles(offsets, self._values[: offsets[-1]])
-
-    def close(self) -> Shingles:
-        """:meth:`sets`, letting go of what only :meth:`add` needs."""
-        self._keys, self._table = self._keys[:0], self._table[:0]
-        return self.sets()
 
     def _share(self) -> float:
         """By how much the rows to come exceed those seen."""
@@ -201,14 +194,6 @@ def _flat(texts: Any) -> pa.Array:
     if isinstance(texts, pa.ChunkedArray):
         return texts.cast(pa.large_string()).combine_chunks()
     return texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
-
-
-@njit(cache=True)
-def _copy(offsets, values, rows, out_offsets, out):  # type: ignore[no-untyped-def]
-    for place in range(len(rows)):
-        at = out_offsets[place] - offsets[rows[place]]
-        for j in range(offsets[rows[place]], offsets[rows[place] + 1]):
-            out[at + j] = values[j]
 
 
 def _with_room(array: Any, used: int, wanted: int, share: float) -> Any:

@@ -118,6 +118,7 @@ def judge(
     own = distinct.count
     known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
     tests = [_groups(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
+    numbers = pa.array(np.arange(sum(map(len, tests)))).cast(pa.string())
     sets = distinct.close()
     pairs = near_duplicates(sets, settings.threshold, settings.method, own)
     groups = distinct.count
@@ -128,9 +129,8 @@ def judge(
         known = np.concatenate([known, np.arange(groups, groups + len(names), dtype=np.int32)])
         known_ids = pa.concat_arrays([known_ids.cast(pa.string()), names])
         groups += len(names)
-    nothing = against is None and earlier is None and index is None
-    references = None if nothing else References.of(known, known_ids, np.concatenate([np.zeros(0, np.int32), *tests]))
-    verdicts = verdicts_of(ids, group, pairs, groups, settings.rule, references)
+    names = pa.concat_arrays([known_ids.cast(pa.string()), numbers])
+    verdicts = verdicts_of(ids, group, pairs, groups, settings.rule, References(np.concatenate([known, *tests]), names, len(known)))
     if index is not None:
         stays = np.flatnonzero(verdicts.mask() & (group >= 0))
         index.put(digest, ids.take(pa.array(stays)), sets.take(group[stays].astype(np.int64)))
@@ -210,17 +210,11 @@ def check_ids(ids: Any, where: str, name: str) -> None:
         return
     if ids.null_count:
         raise InputError(where, name, f"null in row {pc.index(ids.is_null(), True).as_py()}", "Give every row an id.")
-    if pa.types.is_integer(ids.type):
-        values = np.sort(ids.to_numpy())
-        twice = values[1:][values[1:] == values[:-1]][:1].tolist()
-    else:
-        # Hashes are sorted, not strings; only those that meet are looked at.
-        hashes = text_hashes(ids)
-        values = np.sort(hashes)
-        meeting = np.unique(values[1:][values[1:] == values[:-1]])
-        counts = pc.value_counts(ids.filter(pa.array(np.isin(hashes, meeting)))) if len(meeting) else []
-        twice = [pair["values"].as_py() for pair in counts if pair["counts"].as_py() > 1][:1]
-    if twice:
+    keys = ids.to_numpy() if pa.types.is_integer(ids.type) else text_hashes(ids)  # sorted faster than Arrow counts them
+    ordered = np.sort(keys)
+    meeting = ordered[1:][ordered[1:] == ordered[:-1]]
+    counts = ids.filter(pa.array(np.isin(keys, meeting))).value_counts() if len(meeting) else []
+    if twice := [pair["values"].as_py() for pair in counts if pair["counts"].as_py() > 1]:
         raise InputError(where, name, f"{twice[0]!r} occurs twice", "Give every row its own id, or leave the id column out.")
 
 

@@ -102,10 +102,9 @@ def _exact(sets: Shingles, found: Prefixes, posted: Postings, threshold: float, 
 def _by_bands(sets: Shingles, threshold: float, own: int) -> Pairs:
     """Compare the pairs that agree in a band, each in the first such band.  Memory: 4 bytes a set and band, and 4 an element."""
     keys = band_keys(sets, *choose_bands(threshold))
-    slots = 1 << max(4, len(sets).bit_length())
     parts, found = [], 0
     for band in range(keys.shape[1]):
-        parts.append(_check_band(*sets, keys, band, slots, threshold, own, MOST_PAIRS))
+        parts.append(_check_band(*sets, keys, band, np.argsort(keys[:, band]), threshold, own, MOST_PAIRS))
         found += len(parts[-1][0])
         check_pairs(found, threshold)
     left, right, similarity = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -180,43 +179,31 @@ def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, ow
 
 
 @njit(cache=True)
-def _check_band(offsets, values, keys, band, slots, threshold, own, most):  # type: ignore[no-untyped-def]
-    """Compare the pairs that agree in ``band`` and in none before it."""
-    n, mask = len(keys), np.uint32(slots - 1)
-    heads = np.zeros(slots + 1, np.int64)
-    for i in range(n):
-        heads[np.int64(keys[i, band] & mask) + 1] += 1
-    for slot in range(slots):
-        heads[slot + 1] += heads[slot]
-    ends, members = heads[:-1].copy(), np.empty(n, np.int32)
-    for i in range(n):
-        home = np.int64(keys[i, band] & mask)
-        members[ends[home]] = i
-        ends[home] += 1
+def _check_band(offsets, values, keys, band, order, threshold, own, most):  # type: ignore[no-untyped-def]
+    """Compare the pairs that agree in ``band``, by which the sets are in ``order``, and in none before it."""
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found = 0
-    for slot in range(slots):
-        for one in range(heads[slot], ends[slot]):
-            i = members[one]
-            size_i = offsets[i + 1] - offsets[i]
-            for two in range(one + 1, ends[slot]):
-                j = members[two]
-                if i >= own and j >= own:
-                    continue
-                size_j = offsets[j + 1] - offsets[j]
-                if keys[i, band] != keys[j, band] or min(size_i, size_j) < threshold * max(size_i, size_j) - 1e-9:
-                    continue
-                before = 0
-                while before < band and keys[i, before] != keys[j, before]:
-                    before += 1
-                if before < band:
-                    continue
-                value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
-                if value >= 0:
-                    if found == len(left):
-                        left, right, similarity = grown(left), grown(right), grown(similarity)
-                    left[found], right[found], similarity[found] = i, j, value
-                    found += 1
-                    if found == most:
-                        return left[:found], right[:found], similarity[:found]
+    for one in range(len(order)):
+        i = order[one]
+        size_i = offsets[i + 1] - offsets[i]
+        for two in range(one + 1, len(order)):
+            j = order[two]
+            if keys[i, band] != keys[j, band]:
+                break
+            size_j = offsets[j + 1] - offsets[j]
+            if (i >= own and j >= own) or min(size_i, size_j) < threshold * max(size_i, size_j) - 1e-9:
+                continue
+            before = 0
+            while before < band and keys[i, before] != keys[j, before]:
+                before += 1
+            if before < band:
+                continue
+            value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
+            if value >= 0:
+                if found == len(left):
+                    left, right, similarity = grown(left), grown(right), grown(similarity)
+                left[found], right[found], similarity[found] = i, j, value
+                found += 1
+                if found == most:
+                    return left[:found], right[:found], similarity[:found]
     return left[:found], right[:found], similarity[:found]
