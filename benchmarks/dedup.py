@@ -32,13 +32,10 @@ import pyarrow.parquet as pq
 from corpus import make_corpus
 from machine import machine
 
-from divray.diversity.clusters import components
-from divray.diversity.shingles import shingle
+from divray.dedup import components
 
 HERE = Path(__file__).parent
-OWN = ("divray", "divray-hashes")
-ON_RAY = ("divray-ray-1", "divray-ray-2", "divray-ray-1-again", "divray-ray-2-again")
-QUICK = ("rensa-flags-16", "rensa-flags-32", "rensa-deduplicator", "rensa-deduplicator-32")
+QUICK = ("rensa-deduplicator", "rensa-deduplicator-32")
 SLOW = ("duckdb", "datasketch", "datasketch-32")
 OTHERS = ("text-dedup", "data-juicer", "datatrove")
 
@@ -53,18 +50,10 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
         self.corpus = folder / "corpus.parquet"
-        self.python = dict.fromkeys([*OWN, *ON_RAY, "divray-pairs"], sys.executable)
+        self.python = dict.fromkeys(["divray", "divray-pairs"], sys.executable)
         self.python |= {} if not arguments.peers else dict.fromkeys([*QUICK, *SLOW], arguments.peers)
         given = vars(arguments)
         self.python |= {name: given[name.replace("-", "_")] for name in OTHERS if given[name.replace("-", "_")]}
-
-    def make(self, rows: int, seed: int, shingles: str) -> None:
-        table = make_corpus(rows, seed)
-        pq.write_table(table, self.corpus)
-        kind, _, size = shingles.partition(":")
-        made = shingle(table["text"], kind, int(size))  # type: ignore[arg-type]
-        np.save(self.folder / "offsets.npy", made.offsets)
-        np.save(self.folder / "values.npy", made.values)
 
     def run(self, side: str, threshold: float, shingles: str) -> tuple[dict[str, Any] | None, Any]:
         """Figures and answer of one side; ``None`` where it is missing or fails, which is said."""
@@ -73,8 +62,9 @@ class Bench:
         out = self.folder / "answer.npz"
         command = [self.python[side], str(HERE / "dedup_sides.py"), side, str(self.corpus), str(threshold), shingles, str(out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-        cores = "0,1" if side.startswith("divray-ray-2") else str(self.arguments.core)
-        done = subprocess.run(["taskset", "-c", cores, *command], env=environment, capture_output=True, text=True, cwd=self.folder)
+        done = subprocess.run(
+            ["taskset", "-c", str(self.arguments.core), *command], env=environment, capture_output=True, text=True, cwd=self.folder
+        )
         if done.returncode:
             print(f"{side}: failed, left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
             del self.python[side]
@@ -117,20 +107,15 @@ def cluster_agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"recall": round(both / max(together(truth), 1), 6), "precision": round(both / max(together(found), 1), 6)}
 
 
-def flag_agreement(kept: np.ndarray, flags: bool, pairs: np.ndarray) -> dict[str, float]:
-    """Of "this row has a near-duplicate" (``flags``), or of "it has one among the earlier rows that stay", as the peer has it."""
+def flag_agreement(kept: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
+    """Of "this row has a near-duplicate among the earlier rows that stay", as the peers have it."""
     n, left, right = len(kept), pairs >> 32, pairs & 0xFFFFFFFF
-    if flags:
-        truth = np.zeros(n, bool)
-        truth[left] = truth[right] = True
-        said = kept
-    else:
-        order = np.argsort(right, kind="stable")
-        stays = np.ones(n, bool)
-        for i, j in zip(left[order].tolist(), right[order].tolist(), strict=True):
-            if stays[i]:
-                stays[j] = False
-        truth, said = ~stays, ~kept
+    order = np.argsort(right, kind="stable")
+    stays = np.ones(n, bool)
+    for i, j in zip(left[order].tolist(), right[order].tolist(), strict=True):
+        if stays[i]:
+            stays[j] = False
+    truth, said = ~stays, ~kept
     both = int((truth & said).sum())
     return {"recall": round(both / max(int(truth.sum()), 1), 4), "precision": round(both / max(int(said.sum()), 1), 4)}
 
@@ -157,13 +142,13 @@ def measure(bench: Bench, rows: int, arguments: argparse.Namespace) -> dict[str,
     for turn in range(arguments.runs):
         seed = arguments.seed + 1000 * turn + rows
         result["seeds"].append(seed)
-        bench.make(rows, seed, arguments.shingles)
+        pq.write_table(make_corpus(rows, seed), bench.corpus)
         pairs = None
         if turn == 0:
             thresholds = arguments.thresholds if rows <= arguments.truth_rows else []
             result["quality"], truths = quality(bench, thresholds, arguments.shingles)
             pairs = truths.get(arguments.threshold)
-        sides = [*OWN, *(ON_RAY if arguments.ray else ()), *QUICK]
+        sides = ["divray", *QUICK]
         sides += SLOW[:1] if turn < arguments.slow_runs or rows <= arguments.slow_rows else ()
         sides += [*SLOW[1:], *OTHERS] if turn < arguments.slow_runs and rows <= arguments.slow_rows else ()
         sides = [side for side in sides if side not in arguments.without]
@@ -171,8 +156,8 @@ def measure(bench: Bench, rows: int, arguments: argparse.Namespace) -> dict[str,
             one, answer = bench.run(side, arguments.threshold, arguments.shingles)
             if one is None:
                 continue
-            if pairs is not None and side not in (*OWN, *ON_RAY) and ("kept" in answer or "flags" in answer):
-                one["flags"] = flag_agreement(answer["flags"] if "flags" in answer else answer["kept"], "flags" in answer, pairs)
+            if pairs is not None and side != "divray" and "kept" in answer:
+                one["flags"] = flag_agreement(answer["kept"], pairs)
             figures[side].append(one)
     result["sides"] = {side: summary(runs) for side, runs in figures.items()}
     if "divray" in result["sides"]:
@@ -188,20 +173,14 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def ratios(sides: dict[str, Any], rows: int) -> dict[str, Any]:
     """Each peer's CPU seconds ÷ the project's, and the project's peak memory ÷ the peer's."""
-    made: dict[str, Any] = {"sentences_per_cpu_second": round(rows / sides["divray"]["cpu_seconds"])}
+    base = sides["divray"]
+    made: dict[str, Any] = {"sentences_per_cpu_second": round(rows / base["cpu_seconds"])}
     for side, one in sides.items():
-        if side not in (*OWN, *ON_RAY):
-            base = sides["divray-hashes" if side.startswith("rensa-flags") else "divray"]
+        if side != "divray":
             made[side] = {
                 "speed": round(one["cpu_seconds"] / base["cpu_seconds"], 2),
                 "memory": round(base["peak_mib"] / one["peak_mib"], 2),
             }
-    for side in ON_RAY:
-        if side in sides:
-            made[side] = {"seconds ÷ one process": round(sides[side]["seconds"] / sides["divray"]["seconds"], 2)}
-    for one, two in (("divray-ray-1", "divray-ray-2"), ("divray-ray-1-again", "divray-ray-2-again")):
-        if one in sides and two in sides:
-            made[two]["times as fast as one worker"] = round(sides[one]["seconds"] / sides[two]["seconds"], 2)
     return made
 
 
@@ -228,7 +207,6 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], metavar="SIDE")
     parser.add_argument("--seed", type=int, default=None, help="default: from the clock")
     parser.add_argument("--core", type=int, default=0)
-    parser.add_argument("--ray", action="store_true", help="the stage on Ray, too; its `seconds` count, not its CPU time")
     parser.add_argument("--peers", help="Python with rensa, duckdb and datasketch")
     for name in OTHERS:
         parser.add_argument(f"--{name}", help=f"Python with {name}")

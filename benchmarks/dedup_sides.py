@@ -34,8 +34,7 @@ def read_texts(corpus: str) -> list[str]:
 
 
 def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
-    from divray.diversity.columns import DedupSettings
-    from divray.diversity.tables import judge
+    from divray.dedup.tables import DedupSettings, judge
 
     settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
     judge(_few(corpus), settings)
@@ -47,67 +46,17 @@ def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[
 
 def divray_pairs(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
     """Not timed: the pairs behind ``divray``, and its clusters."""
-    from divray.diversity import collapse, near_duplicates, shingle
-    from divray.diversity.columns import DedupSettings
-    from divray.diversity.tables import judge
+    from divray.dedup import fold, near_duplicates, shingle
+    from divray.dedup.tables import DedupSettings, judge
 
     table = pq.read_table(corpus)
-    shingles = shingle(table["text"], kind, size)  # type: ignore[arg-type]
-    first, group = collapse(shingles)
-    pairs = near_duplicates(*shingles.take(first), threshold)
+    sets, _, group = fold(shingle(table["text"], kind, size))  # type: ignore[arg-type]
+    pairs = near_duplicates(sets, threshold)
     settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
     made = judge(table.to_batches(), settings)
     cluster = np.arange(len(group))
     cluster[made.rows] = made.cluster
     return {"group": group, "left": pairs.left, "right": pairs.right, "cluster": cluster}
-
-
-def divray_hashes(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
-    """The same question as the one-shot flags answer, exactly: which rows have a near-duplicate."""
-    from divray.diversity import Shingles, near_duplicate_flags
-
-    offsets, values = _hashes(corpus)
-    near_duplicate_flags(Shingles(offsets[:3000], values[: offsets[2999]]), threshold)
-    clock()
-    return {"flags": near_duplicate_flags(Shingles(offsets, values), threshold)}
-
-
-def divray_ray(workers: int, again: bool = False) -> Callable[..., Answer]:
-    """The whole stage as Ray tasks, started before the clock; ``again``: called once before, so that its memory has been touched."""
-
-    def side(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
-        import ray
-
-        from divray.cluster import RAY_ENVIRONMENT
-        from divray.diversity.columns import DedupSettings
-        from divray.diversity.distributed import judge_on_ray
-        from divray.diversity.sources import ParquetSource
-
-        os.environ.update(RAY_ENVIRONMENT)  # as the command has it
-        ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
-        few = Path(corpus).with_name("few.parquet")
-        pq.write_table(pq.read_table(corpus).slice(0, 3000), few)
-        judge_on_ray(ParquetSource.open(str(few)), settings, slice_rows=500)
-        if again:
-            judge_on_ray(ParquetSource.open(corpus), settings)
-        clock()
-        return {"kept": judge_on_ray(ParquetSource.open(corpus), settings).mask()}
-
-    return side
-
-
-def rensa_flags(bands: int) -> Callable[..., Answer]:
-    def side(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
-        from rensa import RMinHash, RMinHashLSH
-
-        offsets, values = _hashes(corpus)
-        clock()
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(values, offsets.astype(np.uint64), PERMUTATIONS, 42)
-        lsh = RMinHashLSH(threshold, PERMUTATIONS, bands)
-        return {"flags": np.array(lsh.query_duplicate_flags_matrix_one_shot(matrix), bool)}
-
-    return side
 
 
 def rensa_deduplicator(bands: int | None) -> Callable[..., Answer]:
@@ -195,13 +144,6 @@ def duckdb(corpus: str, threshold: float, kind: str, size: int, clock: Callable[
 SIDES: dict[str, Callable[..., Answer]] = {
     "divray": divray,
     "divray-pairs": divray_pairs,
-    "divray-hashes": divray_hashes,
-    "divray-ray-1": divray_ray(1),
-    "divray-ray-2": divray_ray(2),
-    "divray-ray-1-again": divray_ray(1, again=True),
-    "divray-ray-2-again": divray_ray(2, again=True),
-    "rensa-flags-16": rensa_flags(16),
-    "rensa-flags-32": rensa_flags(32),
     "rensa-deduplicator": rensa_deduplicator(None),
     "rensa-deduplicator-32": rensa_deduplicator(32),
     "datasketch": datasketch(None),
@@ -215,11 +157,6 @@ SIDES: dict[str, Callable[..., Answer]] = {
 
 def _few(corpus: str) -> list[Any]:
     return pq.read_table(corpus).slice(0, 3000).to_batches()
-
-
-def _hashes(corpus: str) -> tuple[np.ndarray, np.ndarray]:
-    folder = Path(corpus).parent
-    return np.load(folder / "offsets.npy"), np.load(folder / "values.npy")
 
 
 def spent() -> list[float]:

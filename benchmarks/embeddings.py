@@ -2,8 +2,8 @@
 
     python benchmarks/embeddings.py SENTENCES [--rows 1000] [--rounds 3] [--out benchmarks/results/embeddings.json]
 
-SENTENCES is a text file with one sentence a line, or SemEval-2010 Task 8's TXT.  Needs ``sentence-transformers`` (and
-``openvino`` for its rows) in the environment; what is missing is left out and named.  The ways take turns, each round
+SENTENCES is a text file with one sentence a line, or SemEval-2010 Task 8's TXT.  Needs ``sentence-transformers``
+in the environment; without it it is left out and named.  The ways take turns, each round
 over the same sentences; the figure is the median.  The error is 1 - the smallest cosine to sentence-transformers'.
 """
 
@@ -30,16 +30,11 @@ import numpy as np
 import torch
 from machine import machine
 
-from divray.diversity.embeddings import Encoder
+from divray.embeddings import Encoder
 from divray.models import local_model
 
 MODEL = "embedded:minilm"
-OWN = {
-    "divray torch fp32": ("torch", "fp32"),
-    "divray torch bf16": ("torch", "bf16"),
-    "divray openvino fp32": ("openvino", "fp32"),
-    "divray openvino bf16": ("openvino", "bf16"),
-}
+OWN = {"divray fp32": "fp32", "divray bf16": "bf16"}
 
 
 def sentences(path: Path, rows: int) -> list[str]:
@@ -73,11 +68,8 @@ def main() -> None:
         ways["sentence-transformers"] = peer()
     else:
         left_out.append("sentence-transformers")
-    for name, (runtime, precision) in OWN.items():
-        if importlib.util.find_spec(runtime) is None:
-            left_out.append(name)
-            continue
-        ways[name] = Encoder(MODEL, device="cpu", runtime=runtime, precision=precision).encode
+    for name, precision in OWN.items():
+        ways[name] = Encoder(MODEL, device="cpu", precision=precision).encode
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     made: dict[str, np.ndarray] = {name: way(texts) for name, way in ways.items()}  # every shape once
     for _ in range(arguments.rounds):
@@ -85,7 +77,7 @@ def main() -> None:
             started = time.perf_counter()
             way(texts)
             seconds[name].append(time.perf_counter() - started)
-    reference = made.get("sentence-transformers", made["divray torch fp32"])
+    reference = made.get("sentence-transformers", made["divray fp32"])
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = [
         {
@@ -96,7 +88,7 @@ def main() -> None:
         }
         for name in ways
     ]
-    packages = ["torch", "transformers", "sentence-transformers", "openvino"]
+    packages = ["torch", "transformers", "sentence-transformers"]
     found = {
         "sentences": len(texts),
         "rounds": arguments.rounds,

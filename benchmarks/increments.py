@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from corpus import make_corpus
 from machine import machine
 
-from divray.diversity import DedupSettings, deduplicate_files
+from divray.dedup import DedupSettings, deduplicate_files
 
 SETTINGS = DedupSettings(id_column="id")
 

@@ -28,10 +28,8 @@ os.environ["MKL_NUM_THREADS"] = "1"
 import numpy as np
 from machine import machine
 
-from divray.diversity import scores
-from divray.diversity.ngrams import all_grams, words_of
-from divray.diversity.overlap import max_rouge_l, self_bleu
-from divray.diversity.shingles import shingle
+from divray.measures import diversity, max_rouge_l, self_bleu
+from divray.measures.ngrams import all_grams, words_of
 
 
 def sentences(rows: int, seed: int) -> list[str]:
@@ -77,22 +75,20 @@ def main() -> None:
     texts, embeddings = sentences(arguments.rows, seed), vectors(arguments.rows, seed)
     patterns = [text.partition("HEAD")[2].partition("TAIL")[0] for text in texts]
     max_rouge_l(texts[:10])  # compiled once, kept on disk
-    scores.mean_jaccard(shingle(texts[:10]))
     words = words_of(texts)
     grams = all_grams(words, 4)
-    drawn = texts[: scores.ROUGE_ROWS]
+    drawn = texts[: diversity.SAMPLED_ROWS]
     parts: dict[str, Callable[[], Any]] = {
         "words and n-grams of 1 to 4": lambda: all_grams(words_of(texts), 4),
-        "vendi, embedding kernel": lambda: scores.vendi_score(embeddings),
-        "vendi, n-gram kernel (sample)": lambda: scores.vendi_score(scores.ngram_vectors(texts[: scores.SAMPLED_ROWS])),
+        "vendi, embedding kernel": lambda: diversity.vendi_score(embeddings),
+        "vendi, n-gram kernel (sample)": lambda: diversity.vendi_score(diversity.ngram_vectors(texts[: diversity.SAMPLED_ROWS])),
         "self-BLEU, from text": lambda: self_bleu(texts).mean(),
         "self-BLEU, n-grams known": lambda: self_bleu(words, grams=grams).mean(),
         "rouge-L (sample)": lambda: max_rouge_l(drawn).mean(),
-        "mean cosine": lambda: scores.mean_cosine(embeddings),
-        "distinct-3, from text": lambda: scores.distinct_n(texts, 3),
-        "mean Jaccard (sample), from text": lambda: scores.mean_jaccard(shingle(texts)),
-        "entropy of patterns": lambda: scores.entropy(patterns),
-        "all of diversity_of": lambda: scores.diversity_of(texts, embeddings, patterns),
+        "mean cosine": lambda: diversity.mean_cosine(embeddings),
+        "distinct-3, from text": lambda: diversity.distinct_n(texts, 3),
+        "entropy of patterns": lambda: diversity.entropy(patterns),
+        "all of diversity_of": lambda: diversity.diversity_of(texts, embeddings, patterns),
     }
     found: dict[str, Any] = {
         "rows": arguments.rows,

@@ -5,8 +5,6 @@
 Share of pairs at or above each threshold, for pairs that should be caught (a sentence and its own slight edit, of four
 kinds) and pairs that should not (two different sentences, of one label or of two); and how many sentences of the
 corpus have another one above it, and how many of those word 3-grams (Jaccard 0.7) find too.
-
-Then the approximate pairs of sentences and edits together: their seconds, and their stated recall beside the true one.
 """
 
 from __future__ import annotations
@@ -17,16 +15,16 @@ import json
 import os
 import random
 import re
-import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
-from divray.diversity import Encoder, approximate_semantic_pairs, collapse, near_duplicates, semantic_pairs, shingle
+from divray.dedup import fold, near_duplicates, shingle
+from divray.embeddings import Encoder
+from divray.measures import semantic_pairs
 
 THRESHOLDS = [round(0.5 + 0.02 * step, 2) for step in range(26)]
 
@@ -82,9 +80,9 @@ def main() -> None:
         "two sentences of two labels": cosines[~same],
     }
     shares = {kind: [float((values >= t).mean()) for t in THRESHOLDS] for kind, values in populations.items()}
-    first, group = collapse(sets := shingle(texts))
-    lexical = near_duplicates(*sets.take(first), 0.7)
-    by_words = {(int(first[a]), int(first[b])) for a, b in zip(lexical.left, lexical.right, strict=True)}
+    sets, first, group = fold(shingle(texts))
+    lexical = near_duplicates(sets, 0.7)
+    by_words = {tuple(sorted((int(first[a]), int(first[b])))) for a, b in zip(lexical.left, lexical.right, strict=True)}
     by_words |= {(int(first[g]), row) for row, g in enumerate(group) if first[g] != row}
     rows_above, found_by_words = [], []
     for threshold in THRESHOLDS:
@@ -99,7 +97,6 @@ def main() -> None:
         "share_of_sentences_with_a_pair": [round(value, 4) for value in rows_above],
         "share_of_pairs_that_word_3_grams_find": [None if value is None else round(value, 4) for value in found_by_words],
     }
-    found["approximate"] = in_cells(np.concatenate([vectors, *of_edits.values()]))
     for t in (0.7, 0.8, 0.9, 0.95):
         at = THRESHOLDS.index(t) if t in THRESHOLDS else THRESHOLDS.index(round(t + 0.01, 2))
         print(THRESHOLDS[at], {kind: round(values[at], 4) for kind, values in shares.items()}, round(rows_above[at], 3))
@@ -107,21 +104,6 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if arguments.figure:
         draw(shares, arguments.figure)
-
-
-def in_cells(vectors: np.ndarray, threshold: float = 0.9) -> dict[str, Any]:
-    began = time.perf_counter()
-    exact = semantic_pairs(vectors, threshold)
-    seconds = {"exact": round(time.perf_counter() - began, 2)}
-    found: dict[str, Any] = {"rows": len(vectors), "threshold": threshold, "pairs": len(exact), "seconds": seconds}
-    for wanted in (0.9, 0.99, 0.999):
-        began = time.perf_counter()
-        made = approximate_semantic_pairs(vectors, threshold, wanted, cells=int(len(vectors) ** 0.5))
-        seconds[f"recall {wanted}"] = round(time.perf_counter() - began, 2)
-        true = round(len(made.pairs) / len(exact), 5)
-        found[f"recall {wanted}"] = {"stated": round(made.recall, 5), "true": true, "cells_a_row": made.cells_a_row}
-    print(found, flush=True)
-    return found
 
 
 def draw(shares: dict[str, list[float]], path: Path) -> None:

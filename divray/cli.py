@@ -109,7 +109,6 @@ def build_parser() -> argparse.ArgumentParser:
     dedup.add_argument(
         "--index", metavar="FOLDER", help="drop all rows near one in this index too, and add those that stay (made if need be)"
     )
-    dedup.add_argument("--ray", metavar="ADDRESS", help="do it as Ray tasks: the cluster's address, or `local` for one of this machine")
     return parser
 
 
@@ -256,8 +255,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _dedup(arguments: argparse.Namespace) -> None:
-    from divray.diversity.columns import DedupSettings
-    from divray.diversity.files import deduplicate_files
+    from divray.dedup import DedupSettings, deduplicate_files
 
     kind, _, size = arguments.shingles.partition(":")
     if kind not in ("word", "char") or not size.isdecimal():
@@ -273,10 +271,6 @@ def _dedup(arguments: argparse.Namespace) -> None:
         rule=arguments.rule,
         method=arguments.method,
     )
-    if arguments.ray:
-        from divray.cluster import join_ray
-
-        join_ray(arguments.ray, "--ray")
     counts = deduplicate_files(
         arguments.source,
         arguments.out,
@@ -284,7 +278,6 @@ def _dedup(arguments: argparse.Namespace) -> None:
         against=arguments.near_test,
         earlier=arguments.earlier,
         index=arguments.index,
-        on_ray=bool(arguments.ray),
     )
     near = f", {counts['leaked']} near test texts" if arguments.near_test else ""
     near += f", {counts['known']} near earlier rows" if arguments.earlier or arguments.index else ""

@@ -25,6 +25,7 @@ from divray.report.lookup import (
 from divray.report.scan import batches
 from divray.sampling.stage import policy_model
 from divray.schemas import NAIVE, TUNED
+from divray.texts import SEED_PREFIX
 
 if TYPE_CHECKING:
     from divray.config import Config
@@ -60,8 +61,6 @@ def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
         prompt = row_of(run, f"{folder}/prompts", "candidate_id", sample_id)
         if prompt:
             return _candidate(config, run, folder, folders, prompt, neighbours)
-    from divray.diversity.clusters import SEED_PREFIX
-
     for name in (sample_id, sample_id.removeprefix(SEED_PREFIX)):
         if seed := row_of(run, "data/seeds", "example_id", name):
             return _seed(config, run, folders, seed, neighbours)
@@ -109,8 +108,6 @@ def _candidate(config: Config, run: RunFolder, folder: str, folders: list[str], 
 
 
 def _seed(config: Config, run: RunFolder, folders: list[str], seed: Row, count: int) -> Row:
-    from divray.diversity.clusters import SEED_PREFIX
-
     name = SEED_PREFIX + seed["example_id"]
     sentence = {key: seed[key] for key in SENTENCE}
     near = nearest_sentences(config.diversity, run, folders, sentence, name, False, max(count, CLUSTER_MEMBERS))

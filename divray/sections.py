@@ -149,21 +149,10 @@ class DiversityConfig(Section):
         "independent", description="What stays: no two near each other, every dropped one near a kept one; or one of each cluster."
     )
     mask_entities: bool = Field(True, description="Compare structure, not names.")
-    permutations: int | None = Field(None, ge=1, description="MinHash, for sets too large to compare exactly; default: by `threshold`.")
-    bands: int | None = Field(None, ge=1, description="Must divide `permutations`; default: recall at `threshold` of 0.9999.")
-
     conflicts: Literal["drop", "keep"] = Field(
         "drop", description="A sentence that stands under two relations: drop it, or only report it."
     )
     guard_test: bool = Field(False, description="Drop every sample that is a near-duplicate of a test sentence.")
-
-    @model_validator(mode="after")
-    def _bands_divide(self) -> DiversityConfig:
-        if (self.permutations is None) != (self.bands is None):
-            raise ValueError("permutations and bands go together: give both or neither")
-        if self.permutations is not None and self.bands is not None and self.permutations % self.bands:
-            raise ValueError("bands must divide permutations")
-        return self
 
 
 class CorrectnessConfig(Section):
@@ -286,9 +275,6 @@ class EngineConfig(Section):
     max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
     encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Of the sentence encoder; `auto`: fp16 on a GPU, else fp32. Less moves a cosine by about 0.0001."
-    )
-    encoder_runtime: Literal["torch", "openvino"] = Field(
-        "torch", description="`openvino` (extra `fast`) is faster on CPUs; where it is not installed PyTorch is used."
     )
     vllm: VllmArguments = Field(VllmArguments(), description="Any vLLM engine argument.")
     endpoint: EndpointConfig | None = None

@@ -13,12 +13,12 @@ from rich.console import Console
 from divray import schemas
 from divray.cli import main
 from divray.config import Config, dump_config
-from divray.diversity import deduplicate, fixed_items
 from divray.errors import InputError
 from divray.explain import explain
 from divray.relations import parse_marked
 from divray.report.explanation import explanation
 from divray.runs import RunFolder
+from divray.scoring.near_copies import deduplicate, fixed_items
 
 CONFIG = Config.model_validate(
     {

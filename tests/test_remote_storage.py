@@ -13,6 +13,7 @@ import pytest
 
 from divray import locks, pipeline
 from divray.config import Config
+from divray.dedup import deduplicate_files
 from divray.errors import InputError
 from divray.locks import locked
 from divray.models import local_model
@@ -100,8 +101,6 @@ def test_of_many_at_the_same_time_one_gets_the_lock_there(bucket: str) -> None:
 
 
 def test_near_duplicates_of_a_table_there(bucket: str) -> None:
-    from divray.diversity import deduplicate_files
-
     run = RunFolder(bucket)
     run.write_table("texts", pa.table({"text": ["a b c d", "e f g h", "A b c d"]}), rows_per_file=2)
     assert deduplicate_files(run.full_uri("texts"), run.full_uri("deduped"))["kept"] == 2
@@ -112,8 +111,6 @@ def test_near_duplicates_of_a_table_there(bucket: str) -> None:
 
 
 def test_an_index_there(bucket: str) -> None:
-    from divray.diversity import deduplicate_files
-
     run = RunFolder(bucket)
 
     def counts(*texts: str) -> dict[str, int]:

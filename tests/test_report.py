@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from divray import schemas
 from divray.config import Config
-from divray.report import clusters, page, plots
+from divray.report import clusters, page, plots, spread
 from divray.report.account import account
 from divray.report.engines import engine_time, money
 from divray.report.findings import findings, headline
@@ -187,14 +186,12 @@ SIMPLE = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
 @pytest.fixture
 def simple_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Diversity scores that are easy to know: the number of sentences, and of different ones."""
-    module = types.ModuleType("divray.diversity.scores")
 
-    def diversity_of(texts: list[str], embeddings: np.ndarray | None, patterns: list[str], sample_size: None) -> dict[str, float]:
+    def diversity_of(texts: list[str], embeddings: np.ndarray | None, patterns: list[str]) -> dict[str, float]:
         found = {"vendi_ngram": float(len(texts)), "distinct_2": len(set(texts)) / len(texts)}
         return found if embeddings is None else {**found, "vendi_embedding": float(embeddings.shape[0]), "mean_cosine": float("nan")}
 
-    module.diversity_of = diversity_of  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "divray.diversity.scores", module)
+    monkeypatch.setattr(spread, "diversity_of", diversity_of)
 
 
 def test_summary_counts_every_candidate(tmp_path: Path, simple_scores: None) -> None:

@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -16,10 +17,12 @@ from divray.config import Config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
 from divray.datasets.tables import examples_table
+from divray.embeddings import embedding_matrix
 from divray.runs import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.scoring import stage as scoring
 from divray.scoring.audit import audited
+from divray.scoring.novelty import distances
 from divray.scoring.stage import run as score
 
 
@@ -171,13 +174,11 @@ def test_a_relation_with_most_rows_is_spread_over_tasks(
     assert made[0] == made[1] and made[0].num_rows == samples.num_rows - 1
     assert tasks[1] > max(2, tasks[0])
     # Novelty is that of the relation as a whole.
-    from divray.diversity.embeddings import embedding_matrix
-    from divray.diversity.semantic import novelty
-
     relation = samples["relation"][0].as_py()
     own = made[1].filter(pc.and_(pc.equal(made[1]["relation"], relation), pc.not_equal(made[1]["strategy"], "naive")))
     assert 1 < sum(own["unique"].to_pylist()) < own.num_rows
-    expected = novelty(embedding_matrix(own["embedding"]), own["unique"].to_numpy())
+    vectors, unique = embedding_matrix(own["embedding"]), own["unique"].to_numpy()
+    expected = distances(vectors, vectors[unique], np.where(unique, np.cumsum(unique) - 1, -1))
     assert own["novelty"].to_pylist() == expected.tolist()
     assert not run.files("round-00/embedded") and not run.files("round-00/decided")
 

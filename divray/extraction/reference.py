@@ -8,8 +8,10 @@ from collections import Counter
 import pyarrow as pa
 
 from divray.config import Config
+from divray.embeddings import Encoder, embedding_column
 from divray.extraction.inputs import TEST
 from divray.runs import RunFolder
+from divray.texts import compared_texts
 
 TEST_SENTENCES = 32
 """Test sentences a relation whose diversity is compared with that of the samples."""
@@ -20,9 +22,6 @@ TEST_EMBEDDINGS = "data/test_embeddings"
 def embed_test(config: Config, uri: str) -> None:
     """Write ``data/test_embeddings``: ``example_id`` and ``embedding`` of the test sentences, by hash of their ids up to
     :data:`TEST_SENTENCES` a relation."""
-    from divray.diversity.embeddings import Encoder, embedding_column
-    from divray.diversity.texts import compared_texts
-
     run = RunFolder(uri)
     test = run.read_table(TEST)
     names, relations = test["example_id"].to_pylist(), test["relation"].to_pylist()

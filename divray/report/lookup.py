@@ -6,8 +6,10 @@ import difflib
 import heapq
 from typing import TYPE_CHECKING, Any
 
+from divray.dedup import Shingles
 from divray.report.scan import SPANS, Row, batches, rows
 from divray.schemas import NAIVE
+from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +24,6 @@ SENTENCE = ["relation", *SPANS]
 
 def sentence_of(run: RunFolder, folders: list[str], name: str, test: bool = False) -> Row | None:
     """The sentence row of a candidate, a seed or a test example."""
-    from divray.diversity.clusters import SEED_PREFIX
-
     if test:
         row = row_of(run, "data/test", "example_id", name, ["example_id", *SENTENCE])
         return {**row, "id": name} if row else None
@@ -97,10 +97,6 @@ def nearest_sentences(
     """
     import numpy as np
     import pyarrow as pa
-
-    from divray.diversity.clusters import SEED_PREFIX
-    from divray.diversity.shingles import Shingles, configured_shingles
-    from divray.diversity.texts import compared_texts
 
     def sets(table: pa.Table) -> Shingles:
         return configured_shingles(compared_texts(table, settings.mask_entities), settings)

@@ -1,6 +1,6 @@
 """Diversity of a run's sentences, round by round and against the seeds.
 
-The scores are those of :mod:`divray.diversity.scores`, on entity-masked sentences, a relation at a
+The scores are those of :mod:`divray.measures.diversity`, on entity-masked sentences, a relation at a
 time and then averaged over relations.  A Vendi score grows with the number of sentences, so sets of
 different size are compared a second time at equal size.
 """
@@ -12,11 +12,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from divray.diversity.texts import connective_pattern
+from divray.measures.diversity import diversity_of
 from divray.relations import mask_entities
 from divray.report.account import rounds_of
 from divray.report.scan import SPANS, batches, rows
 from divray.schemas import NAIVE
+from divray.texts import connective_pattern
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +62,7 @@ class Sentences:
 
     def score(self) -> Scores:
         """The scores; those that need embeddings are ``None`` without them."""
-        from divray.diversity.scores import diversity_of
-
-        found = diversity_of(self.texts, self.vectors, self.patterns, sample_size=None)
+        found = diversity_of(self.texts, self.vectors, self.patterns)
         return {name: _plain(found.get(name)) for name in SCORES}
 
     def score_at(self, size: int) -> Scores:

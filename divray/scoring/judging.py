@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from divray.config import Config
-from divray.diversity.embeddings import Encoder
+from divray.embeddings import Encoder
 from divray.relations import Example, Relation
 from divray.scoring.answers import answerer_of, ask
 from divray.scoring.judge import Judge, fit_judge

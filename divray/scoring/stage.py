@@ -1,9 +1,9 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
 Five passes.  The samples stream through actors that encode them; one task makes the judge from the seeds; one task
-looks across all relations (:mod:`divray.diversity.across`); the rows are judged by batches, and each relation's
+looks across all relations (:mod:`divray.scoring.across`); the rows are judged by batches, and each relation's
 texts, without vectors, are deduplicated against the seeds and the rounds before; the rows are measured for
-novelty by batches again (:mod:`divray.diversity.novelties`).  The rows of the naive baseline are scored among
+novelty by batches again (:mod:`divray.scoring.novelty`).  The rows of the naive baseline are scored among
 themselves, so that they neither displace a sample of the loop nor vouch for one.
 """
 
@@ -20,14 +20,16 @@ import pyarrow.dataset as pads
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
-from divray.diversity.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
-from divray.diversity.novelties import novelties, pools_of, staying_vectors
-from divray.diversity.texts import SPANS, compared_texts
+from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
+from divray.scoring.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
 from divray.scoring.judge import GATE, GATE_LLM
+from divray.scoring.near_copies import deduplicate, fixed_items
+from divray.scoring.novelty import novelties, pools_of, staying_vectors
+from divray.texts import SPANS, compared_texts
 
 if TYPE_CHECKING:
     from divray.scoring.judge import Judge
@@ -122,8 +124,6 @@ class _Features:
         self.judging = judging_of(config, RunFolder(uri))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from divray.diversity.embeddings import embedding_column
-
         if not batch.num_rows:
             return EMBEDDED.empty_table()
         embedding = self.judging.encoder.encode(compared_texts(batch, mask=True))
@@ -171,8 +171,6 @@ def judging_of(config: Config, run: RunFolder) -> Judging:
 
 def _fit(config: Config, uri: str) -> Judge:
     """The judge, from the seeds; also embeds the seeds."""
-    from divray.diversity.embeddings import embedding_column
-
     run = RunFolder(uri)
     judging = judging_of(config, run)
     seeds = run.read_table("data/seeds")
@@ -187,7 +185,6 @@ def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
     """What near-duplicates and their order need of each row: :data:`COMPARED`."""
     import ray
 
-    from divray.diversity.embeddings import embedding_matrix
     from divray.scoring.judge import weights
 
     if not batch.num_rows:
@@ -201,8 +198,6 @@ def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
 def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any) -> pa.Table:
     """What stays of one relation's rows (or its naive ones), and why: :data:`DECIDED`."""
     import ray
-
-    from divray.diversity.stage import deduplicate, fixed_items
 
     if not rows.num_rows:
         return DECIDED.empty_table()

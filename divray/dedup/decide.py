@@ -1,0 +1,171 @@
+"""Which of the near-duplicates stay.
+
+Near pairs make a graph, whose connected components are the clusters.  Items are visited in a stated order, and one of two
+rules says what stays:
+
+``component``: of each cluster the first item.
+``independent``: a greedy independent set: an item is kept unless near one that already is.  Hence no two kept items are
+near, and every dropped one is near a kept one; a chain a-b-c whose ends are not near keeps both ends, where one item a
+component would lose one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from divray.dedup.cluster import Nearest, Numbers, best_of, components
+from divray.dedup.verify import Pairs
+
+Rule: TypeAlias = Literal["component", "independent"]
+
+REASONS = (
+    "near copy of",
+    "linked by near copies to",
+    "kept: fixed",
+    "kept: no near neighbour",
+    "kept: near only to dropped ones",
+    "kept: most correct of its cluster",
+    "kept: most central of its cluster",
+    "kept: first id of its cluster",
+    "near test text",
+    "near earlier row",
+    "kept: no text",
+)
+"""What ``Decisions.why`` numbers; the first two, and those about other texts, name what stays instead."""
+NEAR, CHAINED, FIXED, ALONE, LEFT, CORRECT, CENTRAL, FIRST, LEAKED, KNOWN, NO_TEXT = range(len(REASONS))
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What becomes of each of ``n`` items; other items are named by their row number.
+
+    Attributes:
+        cluster: int64 ``[n]``, the item with the smallest id in the connected component.
+        kept: bool ``[n]``.
+        copy_of: int64 ``[n]``, for a dropped item the most similar kept one (then the smallest id), or, where it
+            is near no kept one, the one that its component keeps; else -1.
+        copy_similarity: float64 ``[n]``, similarity to ``copy_of``, else 0.
+        why: int8 ``[n]``, index into :data:`REASONS`.
+    """
+
+    cluster: Numbers
+    kept: npt.NDArray[np.bool_]
+    copy_of: Numbers
+    copy_similarity: npt.NDArray[np.float64]
+    why: npt.NDArray[np.int8]
+
+
+def decide(
+    by_id: Numbers,
+    pairs: Pairs,
+    correctness: npt.NDArray[np.float64] | None = None,
+    fixed: npt.NDArray[np.bool_] | None = None,
+    group: npt.NDArray[np.integer[Any]] | None = None,
+    rule: Rule = "independent",
+) -> Decisions:
+    """Decide what stays of ``n`` items.
+
+    The order is: fixed items, then correctness descending, centrality (number of near neighbours) descending, id ascending.
+    Fixed items always stay, near each other or not.
+
+    Args:
+        by_id: int64 ``[n]``, the place of each item's id among all (:func:`~divray.dedup.cluster.ranks`).
+        pairs: Near pairs; of items, or of groups where ``group`` is given.
+        correctness: float64 ``[n]`` or none; NaN counts as the lowest.
+        fixed: bool ``[n]``, items that stay in any case.
+        group: int ``[n]``, equal for identical items, from 0 without gaps; pairs then join groups, and
+            the members of a group are near each other with similarity 1.
+        rule: Of each component one item, or a greedy independent set.
+    """
+    n = len(by_id)
+    home = np.arange(n) if group is None else group.astype(np.int64, copy=False)
+    held = np.zeros(n, bool) if fixed is None else fixed
+    score = np.zeros(n) if correctness is None else np.nan_to_num(correctness, nan=-np.inf)
+    size = np.bincount(home)
+    centrality = (_neighbours(pairs.left, pairs.right, size) + size - 1)[home]
+    order = _in_order(held, score, centrality, by_id)
+    component = components(len(size), pairs.left, pairs.right)[home]
+    first = _first_of(component, order)
+    if rule == "component":
+        kept = held.copy()
+        kept[first] = True
+    else:
+        kept = _independent(order, home, held, len(size), pairs.left, pairs.right)
+    ascending = np.argsort(by_id)
+    copy_of, similarity = _keepers(ascending[kept[ascending]], home, by_id, pairs)
+    near = copy_of >= 0
+
+    # Why the kept ones of a cluster were taken before the others, fixed ones aside.
+    loose = order[held.sum() :]
+    best, last = _first_of(component, loose)[component], _first_of(component, loose[::-1])[component]
+    correct, central = score > score[last], centrality > centrality[last]
+    choices = [held, ~kept & near, ~kept, centrality == 0, best != np.arange(n), correct, central]
+    why = np.select(choices, [FIXED, NEAR, CHAINED, ALONE, LEFT, CORRECT, CENTRAL], FIRST).astype(np.int8)
+    copy_of = np.where(kept, -1, np.where(near, copy_of, first[component]))
+    return Decisions(_first_of(component, ascending)[component], kept, copy_of, np.where(kept, 0.0, similarity), why)
+
+
+def _in_order(fixed: npt.NDArray[np.bool_], score: npt.NDArray[np.float64], centrality: Numbers, by_id: Numbers) -> Numbers:
+    """Fixed items, then by score and centrality descending, then by id."""
+    order = np.argsort((centrality.max(initial=0) - centrality) << 32 | by_id)
+    if len(score) and (score != score[0]).any():
+        order = order[np.argsort(-score[order], kind="stable")]
+    held = fixed[order]
+    return np.concatenate([order[held], order[~held]])
+
+
+def _first_of(component: Numbers, order: Numbers) -> Numbers:
+    """The first item of each component in ``order``; -1 where it holds none."""
+    first = np.full(component.max(initial=-1) + 1, -1, np.int64)
+    first[component[order[::-1]]] = order[::-1]
+    return first
+
+
+def _keepers(ascending: Numbers, group: Numbers, by_id: Numbers, pairs: Pairs) -> Nearest:
+    """For each item its nearest kept one: in its own group, else over the pairs of groups; ``ascending`` are those kept, by id."""
+    keeper = np.full(group.max(initial=-1) + 1, -1, np.int64)
+    keeper[group[ascending[::-1]]] = ascending[::-1]
+    has = keeper >= 0
+    nearest, similarity = best_of(len(keeper), *pairs, by_id[keeper], has)
+    nearest = np.where(has, keeper, np.where(nearest >= 0, keeper[nearest], -1))
+    return nearest[group], np.where(has, 1.0, similarity)[group]
+
+
+@njit(cache=True)
+def _neighbours(left, right, size):  # type: ignore[no-untyped-def]
+    """How many items the groups next to each have."""
+    held = np.zeros(len(size), np.int64)
+    for edge in range(len(left)):
+        held[left[edge]] += size[right[edge]]
+        held[right[edge]] += size[left[edge]]
+    return held
+
+
+@njit(cache=True)
+def _independent(order, group, fixed, groups, left, right):  # type: ignore[no-untyped-def]
+    starts = np.zeros(groups + 1, np.int64)
+    for edge in range(len(left)):
+        starts[left[edge] + 1] += 1
+        starts[right[edge] + 1] += 1
+    for node in range(groups):
+        starts[node + 1] += starts[node]
+    ends, others = starts[:-1].copy(), np.empty(2 * len(left), np.int64)
+    for edge in range(len(left)):
+        for one, two in ((left[edge], right[edge]), (right[edge], left[edge])):
+            others[ends[one]] = two
+            ends[one] += 1
+    kept, blocked = fixed.copy(), np.zeros(groups, np.bool_)
+    for item in order:
+        home = group[item]
+        if blocked[home] and not fixed[item]:
+            continue
+        kept[item] = True
+        blocked[home] = True
+        for place in range(starts[home], ends[home]):
+            blocked[others[place]] = True
+    return kept

@@ -1,0 +1,302 @@
+"""Near-duplicates in Parquet files: what stays, and what became of each row, as two files.
+
+The texts are read twice, each time by batch: once to be compared, once to copy the rows that stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from divray.dedup.explain import Verdicts
+from divray.dedup.index import TextIndex
+from divray.dedup.storage import beside, first_line, held, open_uri, placed, target_of
+from divray.dedup.tables import DedupSettings, check_schema, judge
+from divray.errors import InputError
+
+KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
+BATCH_ROWS = 1 << 16
+
+_PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+def deduplicate_files(
+    source: str,
+    out: str,
+    settings: DedupSettings | None = None,
+    against: str | None = None,
+    earlier: str | None = None,
+    index: str | None = None,
+) -> dict[str, int]:
+    """Find the near-duplicates among the rows of Parquet files and write those that stay.
+
+    Args:
+        source: File, folder or pattern; a path or any URI that ``pyarrow.fs`` opens.
+        out: Folder to write to: ``kept.parquet``, the rows that stay with all their columns, in input order, and
+            ``clusters.parquet``, the table of :func:`~divray.dedup.tables.near_duplicate_clusters`.  It may lie in
+            no input folder and write over no input.
+        settings: How.
+        against: File, folder or pattern of a test set with the same text column: rows near one of its texts are dropped.
+        earlier: File, folder or pattern of rows that earlier calls kept, with the same columns: rows near one of them are
+            dropped, and they are not compared with each other again.
+        index: Folder of a :class:`~divray.dedup.index.TextIndex`, made if need be: rows near one in it are dropped, and those
+            that stay are added.  A call made again with the same rows gives the same result.  One call at a time may use it.
+
+    Returns:
+        Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``, ``known``.
+
+    Raises:
+        InputError: see :class:`ParquetSource`, :func:`~divray.dedup.tables.judge`, :class:`~divray.dedup.index.TextIndex` and
+            :func:`~divray.dedup.storage.held`, or ``out`` can't be written to; nothing is written then.
+    """
+    settings = settings or DedupSettings()
+    files = ParquetSource.open(source)
+    tests, known = (None if name is None else ParquetSource.open(name) for name in (against, earlier))
+    _check_apart(out, {"the input": files, "the test set of --near-test": tests, "the rows of --earlier": known})
+    check_schema(files.schema, settings, source)
+    _check_copied(files)
+    if tests is not None:
+        check_schema(tests.schema, settings, str(against), with_ids=False)
+    if known is not None:
+        check_schema(known.schema, settings, str(earlier))
+    wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
+    rows = sum(one.rows for one in (files, tests, known) if one is not None)
+    with _output_folder(out) as (fs, folder), contextlib.nullcontext() if index is None else held(index):
+        indexed = None if index is None else TextIndex(index, settings)
+        against_batches = None if tests is None else tests.batches(wanted[:1])
+        earlier_batches = None if known is None else known.batches(wanted)
+        verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, indexed, rows, files.name)
+        # The last to be entered is moved first: whenever this is killed, a kept.parquet lies there if one lay there before.
+        with placed(fs, posixpath.join(folder, KEPT)) as kept, placed(fs, posixpath.join(folder, CLUSTERS)) as clusters:
+            _write(fs, clusters, verdicts.schema(), verdicts.batches())
+            _write(fs, kept, files.schema, _staying(files, verdicts))
+            if indexed is not None:
+                indexed.commit()
+    return verdicts.counts()
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSource:
+    """One or more Parquet files of one schema, in the order of their names.
+
+    Attributes:
+        name: As the user gave it.
+        fs, paths: Where they lie.
+        schema: Of all of them, the columns that ``key=value`` folders name (Hive) last.
+        hive: For each file the values of these columns.
+        rows: int, how many they hold together.
+        folder: The folder that ``name`` is; ``None`` for a file or a pattern.
+    """
+
+    name: str
+    fs: pafs.FileSystem
+    paths: list[str]
+    schema: pa.Schema
+    hive: list[dict[str, str | int | None]]
+    rows: int
+    folder: str | None = None
+
+    @classmethod
+    def open(cls, name: str) -> ParquetSource:
+        """A file, a folder (with all the ``.parquet`` files in it), or a pattern with ``*`` or ``?`` in the last parts.
+
+        What lies there under exactly this name is no pattern; ``[`` is a letter like any other.  Files and folders whose
+        names begin with ``.`` or ``_`` are left out, as Spark does.
+
+        Raises:
+            InputError: nothing is there, a file is no Parquet file, or two have different columns.
+        """
+        fs, path = open_uri(name)
+        base, paths = _matching(fs, path, name)
+        schema, rows = None, 0
+        for one in paths:
+            with _opened(fs, one) as file:
+                rows += file.metadata.num_rows
+                if schema is not None and not file.schema_arrow.equals(schema):
+                    raise InputError(one, "", f"its columns differ from those of {paths[0]}", "Give files of one schema.")
+                schema = file.schema_arrow if schema is None else schema
+        assert schema is not None
+        hive = _hive_values(paths, base, schema.names)
+        for column in hive[0]:
+            kind = pa.int64() if all(isinstance(values[column], int | None) for values in hive) else pa.string()
+            schema = schema.append(pa.field(column, kind))
+        return cls(name, fs, paths, schema, hive, rows, path if base == path else None)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows, at most :data:`BATCH_ROWS` at a time; one empty batch where there are none."""
+        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        if not self.rows:
+            yield pa.RecordBatch.from_pylist([], schema)
+        for path, values in zip(self.paths, self.hive, strict=True):
+            inside = [name for name in schema.names if name not in values]
+            with _opened(self.fs, path) as file:
+                try:
+                    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=inside, use_threads=False):
+                        yield _with_values(batch, schema, values)
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise _unreadable(path, error) from None
+
+
+def _with_values(batch: pa.RecordBatch, schema: pa.Schema, values: dict[str, str | int | None]) -> pa.RecordBatch:
+    """The batch with the columns that its folders name."""
+    if not values:
+        return batch
+    columns = [
+        pa.repeat(pa.scalar(values[field.name], field.type), len(batch)) if field.name in values else batch.column(field.name)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _hive_values(paths: list[str], base: str, names: list[str]) -> list[dict[str, str | int | None]]:
+    """For each file what the ``key=value`` folders below ``base`` say, but for columns that the files have themselves.
+
+    Raises:
+        InputError: two files lie below folders of different keys.
+    """
+    found: list[dict[str, str]] = []
+    for path in paths:
+        parts = [part.partition("=") for part in path.removeprefix(base).split("/")[:-1]]
+        texts = {unquote(key): unquote(value) for key, mark, value in parts if mark and key and unquote(key) not in names}
+        if found and texts.keys() != found[0].keys():
+            problem = f"its folders name other columns than those of {paths[0]}"
+            raise InputError(path, ", ".join(sorted(texts.keys() ^ found[0].keys())), problem, "Give folders of one kind.")
+        found.append(texts)
+    made: list[dict[str, str | int | None]] = [{} for _ in found]
+    for column in found[0]:
+        given = [one[column] for one in found if one[column] != _HIVE_NULL]
+        whole = all(text.removeprefix("-").isdecimal() and str(int(text)) == text and abs(int(text)) < 1 << 63 for text in given)
+        for values, one in zip(made, found, strict=True):
+            values[column] = None if one[column] == _HIVE_NULL else int(one[column]) if whole else one[column]
+    return made
+
+
+def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]]:
+    """The folder that was searched, or the file itself; and the files."""
+    base = path
+    if fs.get_file_info(path).type == pafs.FileType.NotFound:
+        while any(mark in base for mark in "*?"):
+            base = posixpath.dirname(base)
+    kind = fs.get_file_info(base).type
+    if kind == pafs.FileType.File and base == path:
+        return posixpath.dirname(path), [path]
+    if kind != pafs.FileType.Directory:
+        raise InputError(name, "", "no such file or folder", "Give a Parquet file, a folder of them or a pattern.")
+    found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
+    files = [one.path for one in found if one.type == pafs.FileType.File]
+    paths = sorted(one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/")))
+    pattern = "*.parquet" if base == path else path.replace("[", "[[]")
+    paths = [one for one in paths if fnmatch.fnmatchcase(one, pattern)]
+    if not paths:
+        raise InputError(name, "", "no Parquet file there", "Give a Parquet file, a folder of them or a pattern.")
+    return base, paths
+
+
+def _opened(fs: pafs.FileSystem, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(fs.open_input_file(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    return InputError(path, "", f"not readable as Parquet ({first_line(error)})", "Give a Parquet file.")
+
+
+def _check_apart(out: str, inputs: dict[str, ParquetSource | None]) -> None:
+    """Raises InputError where a file that is read lies in the output folder, or that in a folder that is read."""
+    fs, path = open_uri(out.rstrip("/"))
+    folder = _place(fs, path)
+    for said, files in inputs.items():
+        if files is None:
+            continue
+        places = [PurePosixPath(_place(files.fs, one)) for one in files.paths]
+        named = files.paths == [open_uri(files.name)[1]]  # a pattern would take the result for input the next time
+        if any(str(one.parent) == folder and (not named or one.name in (KEPT, CLUSTERS)) for one in places):
+            raise InputError(out, "", f"the output folder holds {said}", "Write to a folder of its own.")
+        within = None if files.folder is None else _place(files.fs, files.folder)
+        if within is not None and PurePosixPath(folder).is_relative_to(within):
+            raise InputError(out, "", f"the output folder lies in the folder of {said}", "Write to a folder beside it.")
+
+
+def _place(fs: pafs.FileSystem, path: str) -> str:
+    """The path without ``..`` and links, where it is one of this machine."""
+    return str(Path(path).resolve()) if isinstance(fs, pafs.LocalFileSystem) else path
+
+
+def _check_copied(files: ParquetSource) -> None:
+    """Raises InputError where Arrow can't filter a column, so that its rows can't be copied."""
+    for field in _plain(files.schema):
+        try:
+            pa.array([], field.type).filter(pa.array([], pa.bool_()))
+        except pa.ArrowNotImplementedError:
+            problem = f"a column of {field.type}, whose rows can't be copied one by one"
+            raise InputError(files.name, field.name, problem, "Convert it, or leave it out.") from None
+
+
+@contextlib.contextmanager
+def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
+    """The folder to write to, made and tried before any work, without what a killed call left half-written there.
+
+    It is gone again where the work fails and nothing lies in it.
+    """
+    fs, folder = open_uri(out.rstrip("/"))
+    try:
+        is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
+        fs.create_dir(folder, recursive=True)
+        for info in fs.get_file_info(pafs.FileSelector(folder)):
+            if target_of(info.base_name) in (KEPT, CLUSTERS):
+                fs.delete_file(info.path)
+            if info.base_name in (KEPT, CLUSTERS) and info.type == pafs.FileType.Directory:
+                raise IsADirectoryError(f"{info.base_name} is a folder there")
+        tried = beside(posixpath.join(folder, KEPT))
+        fs.open_output_stream(tried).close()
+        fs.delete_file(tried)
+    except OSError as error:
+        problem = f"not a folder that can be written to ({first_line(error)})"
+        raise InputError(out, "", problem, "Give another folder.") from None
+    try:
+        yield fs, folder
+    except BaseException:
+        if is_new and not fs.get_file_info(pafs.FileSelector(folder)):
+            fs.delete_dir(folder)
+        raise
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """The schema with kinds that Arrow can filter in place of views."""
+    return pa.schema([field.with_type(_PLAIN.get(field.type, field.type)) for field in schema])
+
+
+def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatch]:
+    mask: npt.NDArray[np.bool_] = verdicts.mask()
+    start, plain = 0, _plain(files.schema)
+    for batch in files.batches():
+        part = mask[start : start + batch.num_rows]
+        start += batch.num_rows
+        yield _as(_as(batch, plain).filter(pa.array(part)), files.schema)
+
+
+def _as(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [one if one.type == field.type else one.cast(field.type) for one, field in zip(batch, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _write(fs: pafs.FileSystem, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """A file of no rows has the schema, too."""
+    with fs.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+        for batch in batches:
+            if batch.num_rows:
+                writer.write_batch(batch)

@@ -1,0 +1,230 @@
+"""Which pairs of sets may be near: those that meet in a key.
+
+*Prefixes* miss no pair (AllPairs, Bayardo et al. 2007; PPJoin, Xiao et al. 2008).  With the elements of every set in one
+global order, rarest first, two sets ``x`` and ``y`` with ``J(x, y) >= t`` share an element within the first
+``|x| - ceil(t |x|) + 1`` of ``x`` and the same of ``y``.  Only those prefixes are indexed.
+
+Any global order is a right one; rarest first is merely fast.  So elements are not sorted by their exact frequencies, but
+by those in a table of 8-bit counters that hashes share.  A counter of 1 proves an element to occur nowhere else: such
+elements are never indexed, and a set whose whole prefix is made of them has no near neighbour.
+
+*Bands of MinHash values* (Broder 1997; Indyk and Motwani 1998) serve where prefixes propose too much.  Two sets of
+similarity ``s`` agree in one minimum with probability ``s``, in all ``r`` of a band with ``s^r``, and in at least one of
+``b`` bands with ``1 - (1 - s^r)^b``: the expected recall.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from divray.dedup.hashing import FEW, mix, rank_into, sort_unsigned
+from divray.dedup.shingle import Shingles
+
+COUNTED_BITS = 30
+"""The table of counters has at most ``2^30`` of them."""
+
+_HASH = np.uint64((1 << 48) - 1)
+_SEED = 0x5EED
+
+
+class Prefixes(NamedTuple):
+    """The indexed part of each set's prefix.
+
+    Attributes:
+        offsets: int64 ``[n + 1]``.
+        keys: uint64 ``[offsets[n]]``, ascending within a set: the element's count in the upper 16 bits, 48 bits of its hash.
+        skipped: int32 ``[n]``, how many elements stand before them that no other set has.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint64]
+    skipped: npt.NDArray[np.int32]
+
+
+class Postings(NamedTuple):
+    """Room for the sets that hold each distinct key.
+
+    Attributes:
+        tokens: uint32, the number of each entry of ``Prefixes.keys`` among the distinct keys.
+        starts: int64 ``[distinct + 1]``.
+    """
+
+    tokens: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.int64]
+
+    def visits(self) -> int:
+        """Upper bound on the pairs that the join looks at."""
+        runs = np.diff(self.starts).astype(np.float64)
+        return int((runs * (runs - 1) / 2).sum())
+
+
+def count_elements(shingles: Shingles) -> npt.NDArray[np.uint8]:
+    """How many times each slot of a table is hit, 255 for more; an element's slot are its leading bits.
+
+    There are between 3 and 6 slots an element.  An element that occurs once among ``m`` has a slot of its own, and so a
+    count of 1, with probability ``exp(-m / slots)``.
+    """
+    bits = min(COUNTED_BITS, max(10, int(3 * len(shingles.values)).bit_length()))
+    counts = np.empty(1 << bits, np.uint8)  # numpy has only these on huge pages
+    counts.fill(0)
+    _count(shingles.values, _shift(counts), counts)
+    return counts
+
+
+def _shift(counts: npt.NDArray[np.uint8]) -> np.uint64:
+    """By how many bits an element is shifted to its slot."""
+    return np.uint64(65 - len(counts).bit_length())
+
+
+def prefixes(shingles: Shingles, threshold: float) -> Prefixes:
+    """The elements by which each set must be found."""
+    counts = count_elements(shingles)
+    return Prefixes(*_prefixes(*shingles, counts, _shift(counts), threshold))
+
+
+def postings(found: Prefixes) -> Postings:
+    """Number the distinct keys and count their sets."""
+    return Postings(*_postings(found.keys, 1 << max(4, int(len(found.keys) * 1.5).bit_length())))
+
+
+def choose_bands(threshold: float, recall: float = 0.9999, most: int = 224) -> tuple[int, int]:
+    """The banding with the longest bands (fewest false proposals) that keeps ``recall`` at ``threshold``.
+
+    Args:
+        threshold: Jaccard similarity of the hardest pairs that must be found, in (0, 1].
+        recall: Least expected recall there.
+        most: Most permutations to spend; bands of one are taken however many they need.
+
+    Returns:
+        ``(bands, length)``; (34, 4) at 0.7.
+    """
+    for length in range(8, 0, -1):
+        agreement = threshold**length
+        bands = 1 if agreement >= 1 else max(1, math.ceil(math.log1p(-recall) / math.log1p(-agreement)))
+        if bands * length <= most or length == 1:
+            break
+    return bands, length
+
+
+def band_keys(shingles: Shingles, bands: int, length: int) -> npt.NDArray[np.uint32]:
+    """uint32 ``[n, bands]``, made of the least values of each set under the ``length`` permutations of each band.
+
+    A permutation is ``a x + b mod 2^32`` with odd ``a`` on the upper half of each shingle's hash; the constants are the
+    same in every process.
+    """
+    random = np.random.Generator(np.random.PCG64(_SEED))
+    factors = random.integers(0, 2**32, bands * length, dtype=np.uint32) | np.uint32(1)
+    terms = random.integers(0, 2**32, bands * length, dtype=np.uint32)
+    upper = (shingles.values >> np.uint64(32)).astype(np.uint32)
+    keys = np.empty((len(shingles), bands), np.uint32)
+    _band_keys(shingles.offsets, upper, factors, terms, length, keys)
+    return keys
+
+
+@njit(cache=True)
+def grown(array):  # type: ignore[no-untyped-def]
+    """A copy of ``array`` with twice the room."""
+    larger = np.empty(2 * len(array), array.dtype)
+    for i in range(len(array)):
+        larger[i] = array[i]
+    return larger
+
+
+@njit(cache=True)
+def _count(values, shift, counts):  # type: ignore[no-untyped-def]
+    for j in range(len(values)):
+        slot = values[j] >> shift
+        held = counts[slot]
+        counts[slot] = held + np.uint8(held < 255)
+
+
+@njit(cache=True)
+def _prefixes(offsets, values, counts, shift, threshold):  # type: ignore[no-untyped-def]
+    n = len(offsets) - 1
+    out_offsets, skipped = np.zeros(n + 1, np.int64), np.zeros(n, np.int32)
+    keys = np.empty(max(1024, n), np.uint64)
+    longest = 0
+    for i in range(n):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    shared, ordered = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+    ahead, base, end = np.empty(max(longest, 4096), np.uint8), np.int64(0), np.int64(0)
+    cursor, last = 0, 0
+    for i in range(n):
+        if offsets[i + 1] > end:
+            # Counts of many sets in one plain loop: the misses of the cache then overlap.
+            base = offsets[i]
+            while last < n and offsets[last + 1] - base <= len(ahead):
+                last += 1
+            end = offsets[last]
+            for j in range(base, end):
+                ahead[j - base] = counts[values[j] >> shift]
+        size, held = offsets[i + 1] - offsets[i], np.int64(0)
+        length = min(size, size - int(np.ceil(threshold * size - 1e-9)) + 1)
+        for j in range(offsets[i], offsets[i + 1]):
+            count = ahead[j - base]
+            shared[held] = np.uint64(count) << np.uint64(48) | values[j] & _HASH
+            held += np.int64(count > 1)
+        own = size - held
+        wanted = length - own
+        if wanted > 0:
+            _in_order(shared, held, ordered)
+            while cursor + wanted > len(keys):
+                keys = grown(keys)
+            for j in range(wanted):
+                if ordered[j] != 0:
+                    keys[cursor] = ordered[j]
+                    cursor += 1
+            skipped[i] = own
+        out_offsets[i + 1] = cursor
+    return out_offsets, keys[:cursor].copy(), skipped
+
+
+@njit(cache=True)
+def _in_order(keys, count, ordered):  # type: ignore[no-untyped-def]
+    """Put ``keys[:count]`` into ``ordered``, ascending; equal ones, which no order tells apart, as one and zeros after it."""
+    if count <= FEW:
+        rank_into(keys, 0, count, ordered)
+        return
+    sort_unsigned(keys, 0, count)
+    for j in range(count):
+        ordered[j] = np.uint64(0) if j > 0 and keys[j] == keys[j - 1] else keys[j]
+
+
+@njit(cache=True)
+def _postings(keys, slots):  # type: ignore[no-untyped-def]
+    mask = np.uint64(slots - 1)
+    held, number = np.zeros(slots, np.uint64), np.empty(slots, np.uint32)
+    tokens, counts = np.empty(len(keys), np.uint32), np.zeros(len(keys) + 1, np.int64)
+    distinct = 0
+    for j in range(len(keys)):
+        slot = keys[j] & mask
+        while held[slot] != 0 and held[slot] != keys[j]:
+            slot = (slot + np.uint64(1)) & mask
+        if held[slot] == 0:
+            held[slot], number[slot] = keys[j], distinct
+            distinct += 1
+        tokens[j] = number[slot]
+        counts[number[slot] + 1] += 1
+    for t in range(distinct):
+        counts[t + 1] += counts[t]
+    return tokens, counts[: distinct + 1].copy()
+
+
+@njit(cache=True)
+def _band_keys(offsets, upper, factors, terms, length, keys):  # type: ignore[no-untyped-def]
+    """``keys[i, b]`` becomes 32 bits made of the least values of set ``i`` under the permutations of band ``b``."""
+    for i in range(len(offsets) - 1):
+        for band in range(keys.shape[1]):
+            key = np.uint64(0x9E3779B97F4A7C15)
+            for k in range(band * length, (band + 1) * length):
+                factor, term = factors[k], terms[k]
+                least = np.uint32(0xFFFFFFFF)
+                for j in range(offsets[i], offsets[i + 1]):
+                    least = min(least, np.uint32(upper[j] * factor + term))
+                key = mix(key ^ np.uint64(least))
+            keys[i, band] = np.uint32(key >> np.uint64(32))

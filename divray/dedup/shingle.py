@@ -1,0 +1,253 @@
+"""Texts as sets of hashed shingles (Broder 1997): word or character n-grams.
+
+A collection of sets is two flat arrays (compressed sparse rows), so that millions of them cost
+8 bytes a shingle and every later step is a scan over memory.
+
+Hashes are 64-bit, made from the UTF-8 bytes alone: the same on every machine, in every process.
+Two different shingles share a hash with probability 2^-64; among ``m`` distinct shingles some pair
+does with probability about ``m^2 / 2^65`` (3e-6 at ten million).  Similarities are exact on the
+hashed sets, hence on the shingles themselves up to that chance.
+
+Equal sets are folded as they come in (:class:`Distinct`): of each only the first is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit
+
+from divray.dedup.hashing import hash_shingles, hash_texts, mix
+from divray.errors import InputError
+
+Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
+
+_STEP, _PRIME, _START = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)
+_SPACE = r"[\s\v\x{1c}-\x{1f}\x{85}\p{Z}]"
+
+
+class Shingles(NamedTuple):
+    """``n`` sets: set ``i`` is ``values[offsets[i]:offsets[i + 1]]``, ascending and without repeats.
+
+    Attributes:
+        offsets: int64 ``[n + 1]``.
+        values: uint64 ``[offsets[n]]``.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    values: npt.NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, index: int) -> npt.NDArray[np.uint64]:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Shingles:
+        """The sets ``rows``, in that order."""
+        taken = pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.values)).take(pa.array(rows))
+        return Shingles(taken.offsets.to_numpy(), taken.values.to_numpy())
+
+
+def shingle(
+    texts: Texts, kind: Literal["word", "char"] = "word", size: int = 3, lower: bool = True, strip_punctuation: bool = False
+) -> Shingles:
+    """Each text's set of n-grams.
+
+    Words are what ``str.lower().split()`` gives.  Characters are code points of the lower-cased text
+    with every run of white space as one blank and none at the ends.  A text of fewer than ``size``
+    words (characters) is one shingle; so is an empty text, which thus equals every other empty text.
+
+    Args:
+        texts: Strings without nulls.
+        kind: n-grams of words or of characters.
+        size: n, at least 1.
+        lower: Lower-case first.
+        strip_punctuation: Take punctuation (Unicode category P) off both ends of each word; words of
+            nothing else vanish.
+
+    Raises:
+        InputError: a text is null, or ``size`` is below 1.
+    """
+    if size < 1:
+        raise InputError("shingles", "size", f"{size} is below 1", "Give 1 or more.")
+    array = _flat(texts)
+    if array.null_count:
+        row = pc.index(array.is_null(), True).as_py()
+        raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
+    offsets, characters = _buffers(normalise(array, lower, strip_punctuation))
+    return Shingles(*hash_shingles(offsets, characters, size, kind == "word"))
+
+
+def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = False) -> pa.Array:
+    """Lower-case as ``str.lower`` does, and turn the blanks beyond ASCII into plain ones; a ``large_string`` array.
+
+    Bytes that are no UTF-8 (files hold them, Arrow does not look) count as U+FFFD, each faulty sequence as one.
+    """
+    array = array.cast(pa.large_string())
+    if len(array) and (array.offset or np.frombuffer(array.buffers()[1], np.int64, 1)[0]):
+        array = array.take(pa.array(np.arange(len(array))))  # ascii_lower misreads data that don't start at 0 (pyarrow 26.0)
+    plain = pc.string_is_ascii(array)
+    foreign = None if pc.all(plain, min_count=0).as_py() else pc.invert(plain)
+    if lower:
+        lowered = pc.ascii_lower(array)
+        if foreign is not None:
+            exact = pa.array([text.lower() for text in decoded(array.filter(foreign))], pa.large_string())
+            lowered = pc.replace_with_mask(lowered, foreign, exact)
+        array = lowered
+    elif foreign is not None:
+        array = pc.replace_with_mask(array, foreign, pa.array(decoded(array.filter(foreign)), pa.large_string()))
+    if foreign is not None:
+        array = pc.replace_substring_regex(array, r"[\x{85}\p{Z}]", " ")
+    if strip_punctuation:
+        array = pc.replace_substring_regex(array, rf"(^|{_SPACE})\p{{P}}+", r"\1")
+        array = pc.replace_substring_regex(array, rf"\p{{P}}+({_SPACE}|$)", r"\1")
+    return array
+
+
+def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    """One hash a text, of its bytes as they are; uint64 ``[n]``."""
+    return hash_texts(*_buffers(texts.cast(pa.large_string())))
+
+
+class Distinct:
+    """Collects sets batch by batch and numbers the distinct ones in order of their first appearance.
+
+    Two sets count as equal when 128 bits made of all their elements are.  Memory: 8 bytes an element and
+    about 40 a set of the distinct ones.
+
+    Args:
+        rows: How many rows will come, if known: room for them is then made once, from the first batches.  Should more come,
+            room grows by half as it does for an unknown number.
+    """
+
+    def __init__(self, rows: int | None = None) -> None:
+        self.rows = rows
+        self.seen = 0
+        self.count = 0
+        self._keys = np.empty((1024, 2), np.uint64)
+        self._table = np.full(4096, -1, np.int32)
+        self._offsets = np.zeros(1025, np.int64)
+        self._values = np.empty(1 << 14, np.uint64)
+
+    def add(self, shingles: Shingles) -> npt.NDArray[np.int32]:
+        """Take in a batch; int32 ``[n]``, the number of each of its sets."""
+        n = len(shingles)
+        self.seen += n
+        held = self._offsets[self.count]
+        self._keys = _with_room(self._keys, self.count, self.count + n, self._share())
+        self._offsets = _with_room(self._offsets, self.count + 1, self.count + n + 1, self._share())
+        self._values = _with_room(self._values, held, held + len(shingles.values), self._share())
+        if 2 * (self.count + n) > len(self._table):
+            size = 1 << int(4 * max(self.count + n, int((self.count + n) * self._share()) // 2)).bit_length() - 1
+            self._table = np.full(size, -1, np.int32)
+            _fill(self._keys, self.count, self._table)
+        keys = _set_keys(*shingles)
+        number, self.count = _take_in(*shingles, keys, self._keys, self._table, self.count, self._offsets, self._values)
+        return number
+
+    def close(self) -> Shingles:
+        """The distinct sets; lets go of what only :meth:`add` needs."""
+        self._keys, self._table = self._keys[:0], self._table[:0]
+        offsets = self._offsets[: self.count + 1]
+        return Shingles(offsets, self._values[: offsets[-1]])
+
+    def _share(self) -> float:
+        """By how much the rows to come exceed those seen."""
+        return 1.5 if self.rows is None or self.seen > self.rows else 1.02 * self.rows / max(self.seen, 1)
+
+
+def fold(shingles: Shingles) -> tuple[Shingles, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Group the rows whose sets are equal.
+
+    Returns:
+        ``(sets, first, group)``: the distinct sets in order of their first rows, int64 ``first[g]`` the first row of group ``g``
+        (ascending), int64 ``group[i]`` the group of row ``i``.
+    """
+    distinct = Distinct(len(shingles))
+    group = distinct.add(shingles)
+    return distinct.close(), np.unique(group, return_index=True)[1], group.astype(np.int64)
+
+
+def _buffers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets ``[n + 1]`` and bytes of a ``large_string`` array."""
+    _, offset_buffer, data = array.buffers()
+    offsets, characters = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+    if len(array):
+        offsets = np.frombuffer(offset_buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    if data is not None and data.size:
+        characters = np.frombuffer(data, dtype=np.uint8)
+    return offsets, characters
+
+
+def decoded(texts: pa.Array) -> list[str]:
+    """Python strings, with U+FFFD for bytes that are no UTF-8."""
+    return [data.decode("utf-8", "replace") for data in texts.cast(pa.large_binary()).to_pylist()]
+
+
+def _flat(texts: Any) -> pa.Array:
+    if isinstance(texts, pa.ChunkedArray):
+        return texts.cast(pa.large_string()).combine_chunks()
+    return texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+
+
+def _with_room(array: Any, used: int, wanted: int, share: float) -> Any:
+    """``array`` or a longer copy; pages of the new one that nothing is written to cost no memory."""
+    if wanted <= len(array):
+        return array
+    longer = np.empty((int(wanted * share) + 1024, *array.shape[1:]), array.dtype)
+    longer[:used] = array[:used]
+    return longer
+
+
+@njit(cache=True)
+def _set_keys(offsets, values):  # type: ignore[no-untyped-def]
+    """uint64 ``[n, 2]``: 128 bits a set, from two independent chains over its ordered elements."""
+    n = len(offsets) - 1
+    keys = np.empty((n, 2), np.uint64)
+    for i in range(n):
+        one, two = _STEP, _START
+        for j in range(offsets[i], offsets[i + 1]):
+            one = (one ^ values[j]) * _STEP
+            one ^= one >> np.uint64(32)
+            two = two * _PRIME + values[j]
+        keys[i, 0], keys[i, 1] = mix(one), mix(two)
+    return keys
+
+
+@njit(cache=True)
+def _slot(known, table, one, two):  # type: ignore[no-untyped-def]
+    """Where the key stands in the table, or the free slot that it would take."""
+    mask = np.uint64(len(table) - 1)
+    slot = one & mask
+    while table[slot] >= 0 and (known[table[slot], 0] != one or known[table[slot], 1] != two):
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@njit(cache=True)
+def _fill(known, count, table):  # type: ignore[no-untyped-def]
+    for g in range(count):
+        table[_slot(known, table, known[g, 0], known[g, 1])] = g
+
+
+@njit(cache=True)
+def _take_in(offsets, values, keys, known, table, count, out_offsets, out):  # type: ignore[no-untyped-def]
+    number = np.empty(len(keys), np.int32)
+    for i in range(len(keys)):
+        slot = _slot(known, table, keys[i, 0], keys[i, 1])
+        if table[slot] < 0:
+            table[slot] = count
+            known[count, 0], known[count, 1] = keys[i, 0], keys[i, 1]
+            at = out_offsets[count] - offsets[i]
+            for j in range(offsets[i], offsets[i + 1]):
+                out[at + j] = values[j]
+            count += 1
+            out_offsets[count] = at + offsets[i + 1]
+        number[i] = table[slot]
+    return number, count

@@ -1,0 +1,209 @@
+"""Near-duplicate pairs among sets: every proposed pair is compared on the whole sets, so none is ever reported wrongly."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from divray.dedup.propose import Postings, Prefixes, band_keys, choose_bands, grown, postings, prefixes
+from divray.dedup.shingle import Shingles
+from divray.errors import InputError
+
+Method: TypeAlias = Literal["auto", "exact", "minhash"]
+
+EXACT_SETS = 2_000
+"""Up to this many sets the join is exact whatever it costs."""
+
+EXACT_VISITS, EXACT_VISITS_PER_SET = 100_000_000, 1_000
+"""Above :data:`EXACT_SETS` the join stays exact while it looks at no more pairs than this, or than this many a set (20 µs)."""
+
+MOST_PAIRS = 200_000_000
+"""So many near pairs are an error rather than the end of the memory."""
+
+_SMALL = 48
+
+
+class Pairs(NamedTuple):
+    """Pairs of row numbers, each once and in no set order, with their exact similarity.
+
+    Attributes:
+        left, right: int64 ``[k]``.
+        similarity: float64 ``[k]``.
+    """
+
+    left: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    similarity: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def take(self, some: npt.NDArray[np.generic]) -> Pairs:
+        """Some of the pairs, by a mask or by their numbers."""
+        return Pairs(self.left[some], self.right[some], self.similarity[some])
+
+
+def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", own: int | None = None) -> Pairs:
+    """All pairs of sets whose Jaccard similarity is at least ``threshold``.
+
+    Precision is 1 in either way.  ``exact`` is a prefix-filter join with recall 1; ``minhash`` compares what agrees in a band
+    and has an expected recall of 0.9999 at the threshold, and more above it.  ``auto`` is exact for up to :data:`EXACT_SETS`
+    sets and wherever the exact join is cheap, which is known beforehand and depends on the sets alone; else MinHash.
+
+    Args:
+        sets: ``n`` sets, none of them empty.  Fold equal ones first (:func:`divray.dedup.shingle.fold`): ``k`` of them are
+            ``k (k - 1) / 2`` pairs.
+        threshold: In (0, 1].
+        method: How.
+        own: Sets from this number on are not compared with each other.
+
+    Raises:
+        InputError: the threshold is out of range, or there are :data:`MOST_PAIRS` pairs.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError("dedup", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
+    n = len(sets)
+    own = n if own is None else own
+    if n < 2:
+        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    if method != "minhash":
+        found = prefixes(sets, threshold)
+        posted = postings(found)
+        most = most_visits(n, method)
+        if most is None or posted.visits() <= most:
+            return _exact(sets, found, posted, threshold, own)
+    return _by_bands(sets, threshold, own)
+
+
+def most_visits(sets: int, method: Method) -> int | None:
+    """How many pairs the exact join of so many distinct sets may look at; ``None``: any number."""
+    return None if method == "exact" or sets <= EXACT_SETS else max(EXACT_VISITS, EXACT_VISITS_PER_SET * sets)
+
+
+def check_pairs(pairs: int, threshold: float) -> None:
+    """Raises InputError where there are :data:`MOST_PAIRS` pairs or more."""
+    if pairs >= MOST_PAIRS:
+        problem = f"more than {MOST_PAIRS:,} pairs of different texts are near each other at {threshold}"
+        raise InputError("texts", "", problem, "Raise the threshold, or take out what most of the texts have in common.")
+
+
+def _exact(sets: Shingles, found: Prefixes, posted: Postings, threshold: float, own: int) -> Pairs:
+    """Compare the pairs that meet in a key, smaller sets first."""
+    sizes = np.diff(sets.offsets)
+    order = np.argsort(sizes.astype(np.uint16) if sizes.max(initial=0) < 1 << 16 else sizes, kind="stable")
+    left, right, similarity = _join(*sets, order, *found, *posted, own, threshold, MOST_PAIRS)
+    check_pairs(len(left), threshold)
+    return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
+
+
+def _by_bands(sets: Shingles, threshold: float, own: int) -> Pairs:
+    """Compare the pairs that agree in a band, each in the first such band.  Memory: 4 bytes a set and band, and 4 an element."""
+    keys = band_keys(sets, *choose_bands(threshold))
+    parts, found = [], 0
+    for band in range(keys.shape[1]):
+        parts.append(_check_band(*sets, keys, band, np.argsort(keys[:, band]), threshold, own, MOST_PAIRS))
+        found += len(parts[-1][0])
+        check_pairs(found, threshold)
+    left, right, similarity = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
+
+
+@njit(cache=True)
+def jaccard(values, start_a, end_a, others, start_b, end_b, threshold):  # type: ignore[no-untyped-def]
+    """Jaccard similarity of an ascending slice of ``values`` and one of ``others``; -1 as soon as it can't reach ``threshold``."""
+    total = (end_a - start_a) + (end_b - start_b)
+    shared = np.int64(0)
+    if total <= _SMALL:
+        # Few enough for all comparisons at once, which are vectors.
+        for a in range(start_a, end_a):
+            value, hits = values[a], np.int64(0)
+            for b in range(start_b, end_b):
+                hits += np.int64(others[b] == value)
+            shared += hits
+    else:
+        needed = int(np.ceil(threshold / (1.0 + threshold) * total - 1e-9))
+        a, b = start_a, start_b
+        while a < end_a and b < end_b:
+            if shared + min(end_a - a, end_b - b) < needed:
+                return -1.0
+            if values[a] == others[b]:
+                shared += 1
+                a += 1
+                b += 1
+            elif values[a] < others[b]:
+                a += 1
+            else:
+                b += 1
+    similarity = shared / (total - shared)
+    return similarity if similarity >= threshold else -1.0
+
+
+@njit(cache=True)
+def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, own, threshold, most):  # type: ignore[no-untyped-def]
+    left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
+    found, share = 0, threshold / (1.0 + threshold)
+    heads, tails = starts.copy(), starts.copy()
+    posted, sizes, rests = np.empty(len(keys), np.int32), np.empty(len(keys), np.int32), np.empty(len(keys), np.int32)
+    seen = np.full(len(order), -1, np.int32)
+    for i in order:
+        size = offsets[i + 1] - offsets[i]
+        least = threshold * size - 1e-9
+        for k in range(key_offsets[i], key_offsets[i + 1]):
+            token = tokens[k]
+            rest = size - skipped[i] - (k - key_offsets[i])
+            while heads[token] < tails[token] and sizes[heads[token]] < least:
+                heads[token] += 1
+            for entry in range(heads[token], tails[token]):
+                j = posted[entry]
+                if seen[j] == i or (i >= own and j >= own):
+                    continue
+                seen[j] = i
+                # What two sets share lies at and after the first key that they share.
+                if min(rest, rests[entry]) < share * (size + sizes[entry]) - 1e-9:
+                    continue
+                value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
+                if value >= 0:
+                    if found == len(left):
+                        left, right, similarity = grown(left), grown(right), grown(similarity)
+                    left[found], right[found], similarity[found] = j, i, value
+                    found += 1
+                    if found == most:
+                        return left[:found], right[:found], similarity[:found]
+            end = tails[token]
+            posted[end], sizes[end], rests[end] = i, size, rest
+            tails[token] = end + 1
+    return left[:found], right[:found], similarity[:found]
+
+
+@njit(cache=True)
+def _check_band(offsets, values, keys, band, order, threshold, own, most):  # type: ignore[no-untyped-def]
+    """Compare the pairs that agree in ``band``, by which the sets are in ``order``, and in none before it."""
+    left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
+    found = 0
+    for one in range(len(order)):
+        i = order[one]
+        size_i = offsets[i + 1] - offsets[i]
+        for two in range(one + 1, len(order)):
+            j = order[two]
+            if keys[i, band] != keys[j, band]:
+                break
+            size_j = offsets[j + 1] - offsets[j]
+            if (i >= own and j >= own) or min(size_i, size_j) < threshold * max(size_i, size_j) - 1e-9:
+                continue
+            before = 0
+            while before < band and keys[i, before] != keys[j, before]:
+                before += 1
+            if before < band:
+                continue
+            value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
+            if value >= 0:
+                if found == len(left):
+                    left, right, similarity = grown(left), grown(right), grown(similarity)
+                left[found], right[found], similarity[found] = i, j, value
+                found += 1
+                if found == most:
+                    return left[:found], right[:found], similarity[:found]
+    return left[:found], right[:found], similarity[:found]

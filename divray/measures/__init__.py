@@ -1,0 +1,9 @@
+"""How diverse a set of sentences is, on any texts and embeddings, without the rest of the loop."""
+
+from __future__ import annotations
+
+from divray.measures.diversity import diversity_of, vendi_score
+from divray.measures.overlap import max_rouge_l, self_bleu
+from divray.measures.semantic import semantic_pairs
+
+__all__ = ["diversity_of", "max_rouge_l", "self_bleu", "semantic_pairs", "vendi_score"]

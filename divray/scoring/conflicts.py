@@ -1,0 +1,168 @@
+"""One sentence under two labels: a labelling conflict.
+
+Two rows are in conflict where their labels differ and they say the same of the same entities:
+
+1. their texts are near-duplicates (Jaccard of shingles, as everywhere);
+2. their texts with head and tail masked are near-duplicates too;
+3. their entities agree in their roles: head shares a word with head and tail with tail, and more words
+   are shared so than crosswise.
+
+The third condition is what tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one sentence with
+the marks exchanged: that is two facts, and in a long sentence the masks alone weigh too little to show it.
+A table without spans is compared by its texts alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from divray.dedup import Pairs, Shingles, best_of, fold, near_duplicates, ranks
+from divray.errors import InputError
+from divray.sections import DiversityConfig
+from divray.texts import SPANS, checked, compared_texts, configured_shingles, strings_of
+
+Codes = npt.NDArray[np.int64]
+
+
+def label_conflicts(
+    table: pa.Table, config: DiversityConfig, known: pa.Table | None = None, label: str = "relation", identity: str = "candidate_id"
+) -> pa.Table:
+    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``.
+
+    Args:
+        table: Columns ``text``, ``label`` and ``identity`` (distinct), and the four span columns where entities are marked.
+        config: Shingles and threshold.
+        known: Rows with the same columns that are compared with ``table`` but not with each other: seeds, earlier rounds.
+
+    Returns:
+        Columns ``identity``, ``conflict`` (identity of the most similar row under another label; of equally similar ones
+        first one of ``known``, then the smallest), ``conflict_label`` (its label) and ``similarity`` (Jaccard of the texts);
+        sorted, rows in conflict only.
+
+    Raises:
+        InputError: A column is missing or of a wrong kind, a text, label or id is null, or the threshold is out of range.
+    """
+    marked = set(SPANS) <= set(table.column_names)
+    wanted = [identity, label, "text", *(SPANS if marked else ())]
+    given = [(part, where) for part, where in ((table, "table"), (known, "known")) if part is not None]
+    parts = [checked(part, where, identity, label, marked).select(wanted).replace_schema_metadata() for part, where in given]
+    rows = _stacked(parts, identity)
+    new = np.arange(rows.num_rows) < table.num_rows
+    sets, first, group = fold(configured_shingles(rows["text"], config))
+    labels = _codes(rows[label])
+    item_of, items = _items(rows, group, labels, new, identity, marked)
+    pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, table.num_rows)))
+    left, right, similarity = _crossings(pairs, group[items], labels[items], new[items])
+    if marked:
+        same = _same_roles(rows, items[left], items[right])
+        left, right, similarity = left[same], right[same], similarity[same]
+        same = _near_masked(rows, config, items[left], items[right])
+        left, right, similarity = left[same], right[same], similarity[same]
+    by_id = ranks(rows[identity])
+    preference = np.argsort(np.lexsort((by_id[items], new[items])))
+    other, best = best_of(len(items), left, right, similarity, preference)
+    found = np.flatnonzero(new & (other[item_of] >= 0))
+    against = pa.array(items[other[item_of[found]]])
+    made = {
+        identity: rows[identity].take(pa.array(found)),
+        "conflict": rows[identity].take(against),
+        "conflict_label": rows[label].take(against),
+        "similarity": pa.array(best[item_of[found]], pa.float64()),
+    }
+    return pa.table(made).combine_chunks().sort_by(identity)
+
+
+def _stacked(parts: list[pa.Table], identity: str) -> pa.Table:
+    kinds = {pa.types.is_integer(part.schema.field(identity).type) for part in parts if part.num_rows}
+    if len(kinds) > 1:
+        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
+    return pa.concat_tables([part for part in parts if part.num_rows] or parts[:1], promote_options="permissive")
+
+
+def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], identity: str, marked: bool) -> tuple[Codes, Codes]:
+    """Rows that differ in nothing that matters here are one item: ``(item of each row, a row of each item)``.
+
+    A known row, then the one with the smallest id, stands for its item; a new row is never one item with a known one.
+    """
+    keys = [group, labels, new.astype(np.int64)]
+    if marked:
+        spans = [rows[name].to_numpy() for name in SPANS]
+        texts = strings_of(rows["text"])
+        entities = [f"{text[a:b]}\0{text[c:d]}".lower() for text, a, b, c, d in zip(texts, *spans, strict=True)]
+        keys.append(_codes(pa.array(entities, pa.large_string())))
+    order = np.lexsort((ranks(rows[identity]), *keys))
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
+    item = np.empty(len(order), np.int64)
+    item[order] = np.cumsum(fresh) - 1
+    return item, order[fresh]
+
+
+def _codes(values: Any) -> Codes:
+    """Equal integers for equal strings, from 0 without gaps."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return array.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bool_]) -> tuple[Codes, Codes, npt.NDArray[np.float64]]:
+    """Pairs of items under different labels, in one group or in near ones, at least one of them new."""
+    order = np.argsort(group, kind="stable")
+    groups = int(group.max(initial=-1)) + 1
+    counts = np.bincount(group, minlength=groups)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    lowest, highest = np.full(groups, len(labels)), np.full(groups, -1)
+    np.minimum.at(lowest, group, labels)
+    np.maximum.at(highest, group, labels)
+    inside = np.flatnonzero(lowest < highest)
+    one, two = np.append(pairs.left, inside), np.append(pairs.right, inside)
+    similarity = np.append(pairs.similarity, np.ones(len(inside)))
+    mixed = (np.minimum(lowest[one], lowest[two]) < np.maximum(highest[one], highest[two])).nonzero()[0]
+    one, two, similarity = one[mixed], two[mixed], similarity[mixed]
+    sizes = counts[one] * counts[two]
+    pair = np.repeat(np.arange(len(one)), sizes)
+    place = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    left = order[starts[one[pair]] + place // counts[two[pair]]]
+    right = order[starts[two[pair]] + place % counts[two[pair]]]
+    wanted = (labels[left] != labels[right]) & (new[left] | new[right]) & ((one[pair] != two[pair]) | (left < right))
+    return left[wanted], right[wanted], similarity[pair][wanted]
+
+
+def _same_roles(rows: pa.Table, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+    involved, places = np.unique(np.append(left, right), return_inverse=True)
+    some = rows.select(["text", *SPANS]).take(pa.array(involved))
+    texts, spans = strings_of(some["text"]), (some[name].to_pylist() for name in SPANS)
+    entities = [(_words(text[a:b]), _words(text[c:d])) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+    same = np.zeros(len(left), bool)
+    for number, (a, b) in enumerate(zip(places[: len(left)], places[len(left) :], strict=True)):
+        (head_a, tail_a), (head_b, tail_b) = entities[a], entities[b]
+        heads, tails = len(head_a & head_b), len(tail_a & tail_b)
+        same[number] = bool(heads and tails) and heads + tails > len(head_a & tail_b) + len(tail_a & head_b)
+    return same
+
+
+def _words(entity: str) -> set[str]:
+    return set(entity.lower().split())
+
+
+def _near_masked(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+    involved, places = np.unique(np.append(left, right), return_inverse=True)
+    texts = compared_texts(rows.take(pa.array(involved)), mask=True)
+    similarity = pairwise_jaccard(configured_shingles(texts, config), places[: len(left)], places[len(left) :])
+    return similarity >= config.threshold
+
+
+def pairwise_jaccard(shingles: Shingles, left: Codes, right: Codes) -> npt.NDArray[np.float64]:
+    """Jaccard similarity of the sets ``left[i]`` and ``right[i]``, float64 of their length."""
+    from scipy.sparse import csr_array
+
+    if not len(left):
+        return np.zeros(0)
+    distinct, columns = np.unique(shingles.values, return_inverse=True)
+    sets = csr_array((np.ones(len(columns)), columns, shingles.offsets), shape=(len(shingles), len(distinct)))
+    shared = np.asarray((sets[left] * sets[right]).sum(axis=1))
+    sizes = np.diff(shingles.offsets)
+    return shared / (sizes[left] + sizes[right] - shared)

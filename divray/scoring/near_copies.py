@@ -1,0 +1,151 @@
+"""Near-duplicates of one relation's samples, as pure functions of a set of rows.
+
+The order of the rows, and how they were partitioned before, changes nothing: everything is decided
+on rows sorted by id.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.dedup import Pairs, Shingles, best_of, decide, fold, in_words, near_duplicates, nearest_items, ranks
+from divray.errors import InputError
+from divray.sections import DiversityConfig
+from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles
+
+NEIGHBOUR_FLOOR = 0.3
+"""Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
+
+NEAREST_VISITS = 1_000_000_000
+"""Where comparing all sets that share a shingle takes more visits, a neighbour below the threshold goes unnamed."""
+
+_FIXED_COLUMNS = ("candidate_id", "text", *SPANS)
+_ROWS = 512
+
+
+def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
+    """What stays whatever comes: seed examples (``schemas.EXAMPLES`` rows, named ``seed:<example_id>``) and
+    samples of earlier rounds (``schemas.SCORES`` rows; those with ``unique`` false are left out)."""
+    parts = []
+    if seeds is not None:
+        seeds = checked(seeds, "seeds", "example_id", spans=True)
+        names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"].cast(pa.string()), "")
+        parts.append(seeds.append_column("candidate_id", names).select(_FIXED_COLUMNS))
+    if samples is not None:
+        if "unique" in samples.column_names:
+            samples = samples.filter(pc.equal(samples["unique"], True))
+        samples = checked(samples, "samples", "candidate_id", spans=True)
+        samples = samples.select(_FIXED_COLUMNS)
+        parts.append(samples.set_column(0, "candidate_id", samples["candidate_id"].cast(pa.string())))
+    if not parts:
+        kinds = [pa.string()] * 2 + [pa.int32()] * 4
+        return pa.schema(zip(_FIXED_COLUMNS, kinds, strict=True)).empty_table()
+    return pa.concat_tables([part.replace_schema_metadata() for part in parts], promote_options="permissive")
+
+
+def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None = None) -> pa.Table:
+    """Find the near-duplicates among one relation's samples and say which of them stay.
+
+    Args:
+        table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and
+            maybe ``correctness``; any other columns are passed through.
+        config: Shingles, threshold, masking.
+        kept: Items that stay whatever comes, from :func:`fixed_items`; their ids don't occur in ``table``.  Its samples are taken
+            to be apart, as an earlier call leaves them: they are compared with ``table`` and with seeds, not with each other.
+
+    Returns:
+        ``table`` sorted by ``candidate_id``, with the columns ``cluster``, ``nearest_id``, ``similarity``,
+        ``unique`` and ``reason`` of ``schemas.SCORES`` put in or replaced. ``nearest_id`` is the most similar
+        other item from Jaccard :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then
+        the smallest id), else ``""`` with similarity 0.
+
+    Raises:
+        InputError: a column is missing or of a wrong kind, an id occurs twice, or a text or an id is null.
+    """
+    table = checked(table, "samples", "candidate_id", spans=config.mask_entities)
+    table = table.sort_by("candidate_id")
+    n = compared = table.num_rows
+    id_columns = [table["candidate_id"]]
+    texts = compared_texts(table, config.mask_entities)
+    if kept is not None and kept.num_rows:
+        kept = checked(kept, "kept", "candidate_id", spans=config.mask_entities)
+        # Seeds come first: they alone may be near each other.
+        is_seed = pc.starts_with(kept["candidate_id"].cast(pa.large_string()), SEED_PREFIX)
+        compared += pc.sum(is_seed).as_py()
+        kept = pa.concat_tables([kept.filter(is_seed), kept.filter(pc.invert(is_seed))])
+        id_columns.append(kept["candidate_id"])
+        texts = texts + compared_texts(kept, config.mask_entities)
+    chunks = [chunk.cast(pa.large_string()) for column in id_columns for chunk in column.chunks]
+    ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
+    by_id = ranks(ids)
+    ordered = ids.take(pa.array(np.argsort(by_id)))
+    if (repeated := pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()) >= 0:
+        twice = ordered[repeated].as_py()
+        raise InputError("samples", "candidate_id", f"{twice!r} occurs twice", "Give every row, and every kept item, its own id.")
+    fixed = np.arange(len(ids)) >= n
+    correctness = np.full(len(ids), np.nan)
+    if "correctness" in table.column_names:
+        correctness[:n] = table["correctness"].cast(pa.float64()).to_numpy()
+
+    sets, first, group = fold(configured_shingles(texts, config))
+    pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, compared)))
+    decisions = decide(by_id, pairs, correctness, fixed, group, config.rule)
+
+    preference = by_id + np.where(decisions.kept, 0, len(ids))
+    floor, own = min(NEIGHBOUR_FLOOR, config.threshold), int(np.searchsorted(first, n))
+    nearest, similarity = nearest_items(group, preference, lambda order: nearest_sets(sets, order, floor, pairs, own))
+
+    names = pc.fill_null(ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0)), "")
+    reasons = in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids)
+    columns = {
+        "cluster": ids.take(pa.array(decisions.cluster[:n])).cast(pa.string()),
+        "nearest_id": names.cast(pa.string()),
+        "similarity": pa.array(similarity[:n], pa.float64()),
+        "unique": pa.array(decisions.kept[:n], pa.bool_()),
+        "reason": pc.replace_substring(reasons, f" {SEED_PREFIX}", " seed "),
+    }
+    for name, column in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+    return table
+
+
+def nearest_sets(
+    sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For each of the first ``own`` of ``n`` sets the most similar other one of at least ``floor``.
+
+    Exact where counting the shingles that sets share takes at most :data:`NEAREST_VISITS` steps; beyond that only ``pairs``,
+    the near-duplicates, are looked at.
+
+    Args:
+        sets: ``n`` of them.
+        preference: int64 ``[n]``; among equally similar sets the one with the lowest is named.
+        floor: Least similarity that counts, above 0.
+        pairs: Of sets, which may be more than these.
+        own: How many sets are asked about.
+
+    Returns:
+        int64 ``[n]`` numbers of sets (-1 where there is none) and float64 ``[n]`` similarities (then 0).
+    """
+    from scipy.sparse import csr_array
+
+    n, sizes = len(sets), np.diff(sets.offsets)
+    _, columns, counts = np.unique(sets.values, return_inverse=True, return_counts=True)
+    if (counts.astype(np.float64) ** 2).sum() > NEAREST_VISITS:
+        return best_of(n, *pairs.take(pairs.similarity >= floor), preference)
+    matrix = csr_array((np.ones(len(columns), np.int32), columns, sets.offsets), shape=(n, len(counts)))
+    others = matrix.T.tocsr()
+    nearest, similarity = np.full(n, -1), np.zeros(n)
+    for start in range(0, own, _ROWS):
+        some = slice(start, min(start + _ROWS, own))
+        shared = (matrix[some] @ others).tocoo()
+        rows = shared.row.astype(np.int64) + start
+        values = shared.data / (sizes[rows] + sizes[shared.col] - shared.data)
+        near = (values >= floor) & (rows != shared.col)
+        found, best = best_of(n, rows[near], shared.col[near].astype(np.int64), values[near], preference)
+        nearest[some], similarity[some] = found[some], best[some]
+    return nearest, similarity

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from divray.dedup import DedupSettings, deduplicate_files, files, tables
+from divray.dedup.shingle import Distinct
+from divray.errors import InputError
+
+
+def parquet(path: Path, **columns: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("source", "holds the input"),
+        ("earlier", "holds the rows of --earlier"),
+        ("against", "holds the test set of --near-test"),
+    ],
+)
+def test_no_input_is_written_over(tmp_path: Path, option: str, message: str) -> None:
+    held = parquet(tmp_path / "acc" / "kept.parquet", text=["a b c"])
+    before = Path(held).read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "acc")
+    given = {"source": parquet(tmp_path / "new.parquet", text=["d e f"]), option: held}
+    for out in ("acc", "link", "new/../acc"):
+        with pytest.raises(InputError, match=message):
+            deduplicate_files(out=str(tmp_path / out), **given)
+    given[option] = str(tmp_path / "acc")
+    with pytest.raises(InputError, match="lies in the folder of"):
+        deduplicate_files(out=str(tmp_path / "acc" / "deeper" / "out"), **given)
+    assert Path(held).read_bytes() == before and [one.name for one in Path(held).parent.iterdir()] == ["kept.parquet"]
+
+
+def test_a_result_may_lie_beside_its_input(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "texts.parquet", text=["a b c", "a b c"])
+    for _ in range(2):
+        assert deduplicate_files(source, str(tmp_path))["kept"] == 1
+    with pytest.raises(InputError, match="holds the input"):
+        deduplicate_files(str(tmp_path / "text*.parquet"), str(tmp_path))
+
+
+def test_hidden_and_temporary_folders_are_left_out(tmp_path: Path) -> None:
+    parquet(tmp_path / ".in" / "a.parquet", text=["a b c"])
+    parquet(tmp_path / ".in" / "sub" / "b.parquet", text=["d e f"])
+    for name in ("_temporary/0/p", ".work-0123/edges", "sub/.hidden", "sub/_x/y"):
+        parquet(tmp_path / ".in" / f"{name}.parquet", text=["g h i"])
+    for source in (".in", ".in/*.parquet"):
+        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["rows"] == 2
+    assert deduplicate_files(str(tmp_path / ".in" / "_temporary" / "0"), str(tmp_path / "out"))["rows"] == 1
+
+
+def test_brackets_are_letters_and_what_is_there_is_no_pattern(tmp_path: Path) -> None:
+    parquet(tmp_path / "data[1]" / "a.parquet", text=["a b c"])
+    parquet(tmp_path / "data1" / "a.parquet", text=["a b c", "d e f"])
+    parquet(tmp_path / "two*" / "x?.parquet", text=["a b c"])
+    parquet(tmp_path / "two*" / "xy.parquet", text=["d e f"])
+    for source, rows in (("data[1]/*.parquet", 1), ("data[1]", 1), ("data?/*.parquet", 2), ("two*/x?.parquet", 1), ("two*", 2)):
+        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["rows"] == rows
+
+
+def test_an_output_that_cannot_be_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = parquet(tmp_path / "in.parquet", text=["a b c"])
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "taken" / "kept.parquet").mkdir(parents=True)
+    monkeypatch.setattr(files, "judge", lambda *_: pytest.fail("compared"))
+    for out in ("file", "file/below", "taken"):
+        with pytest.raises(InputError, match="not a folder that can be written to"):
+            deduplicate_files(source, str(tmp_path / out))
+
+
+def test_columns_of_views_are_copied(tmp_path: Path) -> None:
+    texts, names = pa.array(["a b c", None, "A b c"], pa.string_view()), pa.array(["z", "y", "x"], pa.string_view())
+    source = parquet(tmp_path / "in.parquet", text=texts, id=names, raw=pa.array([b"1", None, b"3"], pa.binary_view()))
+    chosen = DedupSettings(id_column="id")
+    assert deduplicate_files(source, str(tmp_path / "out"), chosen)["kept"] == 2
+    kept = pq.read_table(tmp_path / "out" / "kept.parquet")
+    assert kept.to_pydict() == {"text": [None, "A b c"], "id": ["y", "x"], "raw": [None, b"3"]}
+    assert kept.schema == pq.read_schema(source)
+    coded = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), pa.array(["a b c", "d"], pa.string_view()))
+    assert tables.near_duplicate_clusters(pa.table({"text": coded}))["kept"].to_pylist() == [True, True, False]
+
+
+def test_columns_that_cannot_be_copied_are_named(tmp_path: Path) -> None:
+    nested = pa.array([{"part": "x"}], pa.struct([("part", pa.string_view())]))
+    source = parquet(tmp_path / "in.parquet", text=["a b c"], more=nested)
+    with pytest.raises(InputError, match=r"more: a column of struct<part: string_view>.* can't be copied"):
+        deduplicate_files(source, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_call_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = parquet(tmp_path / "in.parquet", text=["a b c", "a b c"]), tmp_path / "out"
+    deduplicate_files(source, str(out))
+    before = (out / "kept.parquet").read_bytes()
+    moved: list[str] = []
+    placed = files.placed
+
+    @contextlib.contextmanager
+    def killed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
+        with placed(fs, target) as path:
+            yield path
+            if moved:
+                raise SystemExit
+        moved.append(target)
+
+    monkeypatch.setattr(files, "placed", killed)
+    with pytest.raises(SystemExit):
+        deduplicate_files(source, str(out))
+    assert moved == [str(out / "clusters.parquet")] and (out / "kept.parquet").read_bytes() == before
+    monkeypatch.setattr(files, "placed", placed)
+    (out / f".kept.parquet.{'0f' * 16}.tmp").write_bytes(b"half")
+    (out / ".kept.parquet.mine.tmp").write_bytes(b"another's")
+    deduplicate_files(source, str(out))
+    assert sorted(one.name for one in out.iterdir()) == [".kept.parquet.mine.tmp", "clusters.parquet", "kept.parquet"]
+
+
+def test_a_result_of_which_nothing_stayed_is_an_input_like_any_other(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "in.parquet", id=["p", "q"], text=["a b c", "a b c"])
+    chosen = DedupSettings(id_column="id")
+    assert deduplicate_files(source, str(tmp_path / "none"), chosen, against=source)["kept"] == 0
+    none = str(tmp_path / "none" / "kept.parquet")
+    assert pq.read_metadata(none).num_row_groups == 0 and pq.read_schema(none) == pq.read_schema(source)
+    assert deduplicate_files(source, str(tmp_path / "out"), chosen, against=none, earlier=none)["kept"] == 1
+    assert deduplicate_files(none, str(tmp_path / "out"), chosen, against=source, earlier=source)["rows"] == 0
+    assert pq.read_schema(tmp_path / "out" / "clusters.parquet").field("id").type == pa.large_string()
+
+
+def test_room_is_made_for_earlier_rows_and_test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+    monkeypatch.setattr(tables, "Distinct", lambda rows: (seen.append(rows), Distinct(rows))[1])
+    source = parquet(tmp_path / "in.parquet", text=["a b c", "d e f"])
+    earlier = parquet(tmp_path / "earlier.parquet", text=["g h i", "j", "k"])
+    tests = parquet(tmp_path / "test.parquet", text=["l"])
+    deduplicate_files(source, str(tmp_path / "out"), None, tests, earlier)
+    assert seen == [6]
+
+
+def test_the_columns_that_folders_name_are_taken_over(tmp_path: Path) -> None:
+    for folder, texts in (
+        ("year=2023/lang=de", ["a b c", "d e f"]),
+        ("year=2023/lang=fr%20CA", ["A b c"]),
+        ("year=2024/lang=de", ["g h i"]),
+    ):
+        parquet(tmp_path / "hive" / folder / "part-0.parquet", text=texts)
+    parquet(tmp_path / "hive" / "year=2025" / "lang=__HIVE_DEFAULT_PARTITION__" / "part-0.parquet", text=["j k l"])
+    for source in ("hive", "hive/*.parquet", "hive/year=*/*.parquet"):
+        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["kept"] == 4
+        assert pq.read_table(tmp_path / "out" / "kept.parquet").to_pydict() == {
+            "text": ["a b c", "d e f", "g h i", "j k l"],
+            "year": [2023, 2023, 2024, 2025],
+            "lang": ["de", "de", "de", None],
+        }
+    inner = parquet(tmp_path / "hive" / "year=2024" / "lang=de" / "part-0.parquet", text=["g h i"])
+    for source in (inner, str(Path(inner).parent)):
+        deduplicate_files(source, str(tmp_path / "out"))
+        assert pq.read_schema(tmp_path / "out" / "kept.parquet").names == ["text"]
+
+
+def test_columns_of_folders_serve_as_ids_and_for_all_inputs(tmp_path: Path) -> None:
+    for number, text in enumerate(["a b c", "a b c", "d e f"]):
+        parquet(tmp_path / "in" / f"name={number:02d}" / "p.parquet", text=[text])
+    parquet(tmp_path / "known" / "name=07" / "p.parquet", text=["D e f"])
+    counts = deduplicate_files(
+        str(tmp_path / "in"), str(tmp_path / "out"), DedupSettings(id_column="name"), earlier=str(tmp_path / "known")
+    )
+    assert (counts["kept"], counts["known"]) == (1, 1)
+    clusters = pq.read_table(tmp_path / "out" / "clusters.parquet")
+    assert clusters["id"].to_pylist() == ["00", "01", "02"] and clusters["reason"][2].as_py() == "near earlier row 07 (1.00)"
+
+
+def test_a_column_of_the_files_stands_over_that_of_their_folder(tmp_path: Path) -> None:
+    parquet(tmp_path / "in" / "year=2023" / "p.parquet", text=["a b c"], year=["of the file"])
+    deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert pq.read_table(tmp_path / "out" / "kept.parquet").to_pydict() == {"text": ["a b c"], "year": ["of the file"]}
+
+
+def test_folders_that_name_different_columns_are_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "in" / "year=2023" / "p.parquet", text=["a b c"])
+    parquet(tmp_path / "in" / "month=1" / "p.parquet", text=["a b c"])
+    with pytest.raises(InputError, match=r"year=2023/p.parquet: month, year: its folders name other columns than those of .*month=1"):
+        deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_uri_of_no_file_system_is_told() -> None:
+    with pytest.raises(InputError, match="no file system for this URI"):
+        deduplicate_files("nonsense://bucket/texts", "out")

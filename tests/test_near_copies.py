@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from divray.dedup import Pairs, near_duplicates, shingle
+from divray.errors import InputError
+from divray.schemas import EXAMPLES, SCORES
+from divray.scoring import near_copies
+from divray.scoring.near_copies import deduplicate, fixed_items, nearest_sets
+from divray.scoring.novelty import distances
+from divray.sections import DiversityConfig
+from divray.texts import compared_texts
+
+ADDED = ["cluster", "nearest_id", "similarity", "unique", "reason"]
+PLAIN = DiversityConfig(mask_entities=False)
+
+
+def samples(texts: dict[str, str], correctness: list[float] | None = None) -> pa.Table:
+    columns = {"candidate_id": pa.array(texts.keys(), pa.string()), "text": pa.array(texts.values(), pa.string())}
+    if correctness is not None:
+        columns["correctness"] = pa.array(correctness, pa.float64())
+    return pa.table(columns)
+
+
+def shuffle(table: pa.Table, random: Any) -> pa.Table:
+    return table.take(pa.array(random.sample(range(table.num_rows), table.num_rows), pa.int64()))
+
+
+def marked(rows: list[tuple[str, str, str, str]], id_column: str = "candidate_id") -> pa.Table:
+    """Rows of (id, text, head, tail)."""
+    values = []
+    for name, text, head, tail in rows:
+        h, t = text.index(head), text.index(tail)
+        values.append(
+            {id_column: name, "text": text, "head_start": h, "head_end": h + len(head), "tail_start": t, "tail_end": t + len(tail)}
+        )
+    schema = pa.schema([pa.field(id_column, pa.string()), *(EXAMPLES.field(n) for n in EXAMPLES.names[2:7])])
+    return pa.Table.from_pylist(values, schema)
+
+
+def by_id(table: pa.Table) -> dict[str, dict[str, object]]:
+    return {row["candidate_id"]: {name: row[name] for name in ADDED} for row in table.to_pylist()}
+
+
+def test_near_copies_go_and_the_most_correct_stays() -> None:
+    table = samples(
+        {"c": "the a b c d e f", "a": "the a b c d e g", "b": "something else is written in here", "d": "the a b x y z"},
+        correctness=[0.9, 0.2, 0.5, 0.5],
+    )
+    made = deduplicate(table, DiversityConfig(mask_entities=False, threshold=0.6))
+    assert made["candidate_id"].to_pylist() == ["a", "b", "c", "d"]
+    rows = by_id(made)
+    assert rows["a"] == {
+        "cluster": "a",
+        "nearest_id": "c",
+        "similarity": pytest.approx(4 / 6),
+        "unique": False,
+        "reason": "near copy of c (0.67)",
+    }
+    assert rows["c"]["unique"] and rows["c"]["cluster"] == "a" and rows["c"]["nearest_id"] == "a"
+    assert rows["b"] == {"cluster": "b", "nearest_id": "", "similarity": 0.0, "unique": True, "reason": "kept: no near neighbour"}
+    for name in ADDED:
+        assert made.schema.field(name).type == SCORES.field(name).type
+
+
+def test_a_neighbour_below_the_threshold_is_named() -> None:
+    rows = by_id(deduplicate(samples({"a": "x a b c d e", "b": "y a b c d f", "c": "q r"}), PLAIN))
+    assert rows["a"]["nearest_id"] == "b" and rows["a"]["similarity"] == pytest.approx(2 / 6)
+    assert rows["a"]["unique"] and rows["a"]["reason"] == "kept: no near neighbour"
+
+
+def test_masking_compares_structure() -> None:
+    table = marked(
+        [
+            ("a", "Ann Lee was born in Rome, said the mayor .", "Ann Lee", "Rome"),
+            ("b", "Bob was born in New York, said the mayor .", "Bob", "New York"),
+            ("c", "Rome is where Ann Lee spent her first years .", "Ann Lee", "Rome"),
+        ]
+    )
+    assert compared_texts(table, True)[1] == "HEAD was born in TAIL, said the mayor ."
+    assert [row["unique"] for row in by_id(deduplicate(table, DiversityConfig())).values()] == [True, False, True]
+    assert all(row["unique"] for row in by_id(deduplicate(table, PLAIN)).values())
+
+
+def test_seeds_and_earlier_samples_always_stay() -> None:
+    seeds = marked([("7", "Ann was born in Rome that year .", "Ann", "Rome")], "example_id")
+    earlier = marked(
+        [("r0-1", "Ed moved from Ulm to Bonn .", "Ed", "Ulm"), ("r0-2", "This was a copy by Al of Bo .", "Al", "Bo")]
+    ).append_column("unique", pa.array([True, False]))
+    table = marked(
+        [
+            ("r1-1", "Cy was born in Graz that year .", "Cy", "Graz"),
+            ("r1-2", "Jo moved from Bern to Bonn .", "Jo", "Bern"),
+            ("r1-3", "That was a copy by Al of Bo .", "Al", "Bo"),
+        ]
+    ).append_column("correctness", pa.array([1.0, 1.0, None]))
+    rows = by_id(deduplicate(table, DiversityConfig(), fixed_items(seeds, earlier)))
+    assert rows["r1-1"]["reason"] == "near copy of seed 7 (1.00)" and rows["r1-1"]["nearest_id"] == "seed:7"
+    assert rows["r1-2"]["reason"] == "near copy of r0-1 (1.00)" and rows["r1-2"]["cluster"] == "r0-1"
+    assert rows["r1-3"]["unique"] and rows["r1-3"]["nearest_id"] == ""
+    assert fixed_items().num_rows == 0
+
+
+WORDS = st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(WORDS, st.sampled_from([0.1, 0.9])), max_size=12), st.integers(0, 4), st.randoms(use_true_random=False))
+def test_any_order_of_rows_gives_the_same(rows: list[tuple[str, float]], fixed: int, random: Any) -> None:
+    config = DiversityConfig(mask_entities=False, shingle_size=2, threshold=0.5)
+    table = samples({f"s{i:02d}": text for i, (text, _) in enumerate(rows)}, [score for _, score in rows])
+    zeros = pa.array([0] * table.num_rows, pa.int32())
+    for name in ("head_start", "head_end", "tail_start", "tail_end"):
+        table = table.append_column(name, zeros)
+    kept = fixed_items(samples=table.slice(0, fixed))
+    table = table.slice(fixed)
+    wanted = deduplicate(table, config, kept)
+    assert deduplicate(shuffle(table, random), config, shuffle(kept, random)).equals(wanted)
+    # Brute force: kept ones are pairwise apart, each dropped one is near a kept one, the nearest is the nearest.
+    names = table["candidate_id"].to_pylist() + kept["candidate_id"].to_pylist()
+    texts = dict(zip(names, table["text"].to_pylist() + kept["text"].to_pylist(), strict=True))
+    grams = {}
+    for name, text in texts.items():
+        words = text.split()
+        grams[name] = {tuple(words[i : i + 2]) for i in range(max(1, len(words) - 1))}
+    made = by_id(wanted)
+    staying = {name for name in texts if name not in made or made[name]["unique"]}
+    for name, row in made.items():
+        similarity = {o: len(grams[name] & grams[o]) / len(grams[name] | grams[o]) for o in texts if o != name}
+        assert any(similarity[o] >= 0.5 for o in staying - {name}) != row["unique"]
+        best = max(similarity.values(), default=0.0)
+        assert row["similarity"] == (best if best >= 0.3 else 0.0)
+        if best >= 0.3:
+            options = [o for o in similarity if similarity[o] == best]
+            assert row["nearest_id"] == min(options, key=lambda o: (o not in staying, o))
+
+
+def test_empty_table_and_identical_rows() -> None:
+    assert deduplicate(samples({}), PLAIN).num_rows == 0
+    made = by_id(deduplicate(samples({f"s{i:05d}": "" for i in range(20_000)}), PLAIN))
+    assert [name for name, row in made.items() if row["unique"]] == ["s00000"]
+    assert made["s19999"]["reason"] == "near copy of s00000 (1.00)"
+
+
+def test_ids_must_be_distinct() -> None:
+    table = samples({"a": "x", "b": "y"})
+    with pytest.raises(InputError, match="'a' occurs twice"):
+        deduplicate(pa.concat_tables([table, table.slice(0, 1)]), PLAIN)
+
+
+def novelty(vectors: np.ndarray, unique: np.ndarray, block: int = 512) -> np.ndarray:
+    own = np.where(unique, np.cumsum(unique) - 1, -1)
+    return distances(vectors, vectors[unique], own, block)
+
+
+def test_novelty_is_the_distance_to_the_nearest_other_unique_one() -> None:
+    vectors = np.random.default_rng(0).normal(size=(2500, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    unique = np.random.default_rng(1).random(2500) < 0.4
+    cosines = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    np.fill_diagonal(cosines, -2)
+    cosines[:, ~unique] = -2
+    made = novelty(vectors, unique)
+    assert np.allclose(made, 1 - cosines.max(axis=1), atol=2e-6)
+    order = np.random.default_rng(2).permutation(2500)
+    assert (novelty(vectors[order], unique[order]) == made[order]).all()
+    own = np.where(unique, np.cumsum(unique) - 1, -1)
+    parts = [distances(vectors[some], vectors[unique], own[some], 700) for some in (slice(0, 10), slice(10, 1901), slice(1901, 2500))]
+    assert (np.concatenate(parts) == made).all()
+
+
+def test_novelty_without_others_is_one() -> None:
+    assert novelty(np.ones((1, 4), np.float32) / 2, np.array([True])).tolist() == [1.0]
+    assert novelty(np.ones((2, 4), np.float32) / 2, np.array([False, False])).tolist() == [1.0, 1.0]
+    assert novelty(np.ones((2, 4), np.float32) / 2, np.array([True, False])).tolist() == [1.0, 0.0]
+    assert novelty(np.zeros((0, 0), np.float32), np.zeros(0, bool)).tolist() == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(WORDS, max_size=12), st.sampled_from([0.2, 0.5, 0.8]), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_nearest_is_brute_force_with_ties_by_preference(texts: list[str], floor: float, rows: int, random: Any) -> None:
+    texts = list(dict.fromkeys(texts))
+    preference = np.array(random.sample(range(len(texts)), len(texts)), np.int64)
+    sets = shingle(texts, "word", 1)
+    words = [set(sets.row(i).tolist()) for i in range(len(sets))]
+    none = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    own = len(texts) // 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_copies, "_ROWS", rows)
+        nearest, similarity = nearest_sets(sets, preference, floor, none, own)
+    for i, set_ in enumerate(words[:own]):
+        options = [(-len(set_ & o) / len(set_ | o), preference[j], j) for j, o in enumerate(words) if j != i]
+        best = min((option for option in options if -option[0] >= floor), default=(0.0, 0, -1))
+        assert (nearest[i], similarity[i]) == (best[2], -best[0])
+
+
+def test_neighbours_of_too_many_are_those_of_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = shingle(["a b c d e f g h i j", "a b c d e f g h i", "a b c d e", "z"], "word", 1)
+    monkeypatch.setattr(near_copies, "NEAREST_VISITS", 0)
+    nearest, similarity = nearest_sets(sets, np.arange(4), 0.3, near_duplicates(sets, 0.8), 4)
+    assert nearest.tolist() == [1, 0, -1, -1] and similarity.tolist() == [0.9, 0.9, 0.0, 0.0]
