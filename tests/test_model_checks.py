@@ -48,7 +48,7 @@ def test_the_context_is_the_models_own(config: dict[str, Any], context: int | No
     assert context_length(reference, 2048) == min(2048, context or 2048)
     settings = load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", "engine.vllm.dtype=float32"])
     assert engine_arguments(settings, gpu=False)["max_model_len"] == min(2048, context or 2048)
-    assert engine_arguments(settings, gpu=True)["max_model_len"] == min(4096, context or 4096)
+    assert engine_arguments(settings, gpu=True)["max_model_len"] == -1  # vLLM takes the model's own
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
