@@ -207,7 +207,8 @@ class RunFolder:
         paths = [self.path(file) for file in self.files(name, ".parquet")]
         if not paths:
             raise FileNotFoundError(f"no table {name!r} in {self.uri}")
-        return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, **kwargs)
+        # Ray would look for the extension before a question mark.
+        return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, file_extensions=None, **kwargs)
 
     # folders (models) -----------------------------------------------------------------------
 

@@ -129,3 +129,11 @@ def test_files_are_replaced_at_once_where_the_file_system_can(tmp_path: Path) ->
         with placed(fs, str(tmp_path / "there")) as path:
             Path(path).write_text("newer")
         assert fs.calls == calls and (tmp_path / "there").read_text() == "newer" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["what?", "50% #1 東京"])
+def test_ray_reads_and_writes_in_a_folder_of_any_name(ray_two_cpus: None, name: str, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / name))
+    run.write_table("made", pa.table({"a": [1, 2, 3]}), rows_per_file=1)
+    run.dataset("made").write_parquet(run.path("copied"), filesystem=run.fs)
+    assert sorted(run.dataset("copied").to_pandas()["a"]) == [1, 2, 3]

@@ -157,7 +157,7 @@ def _candidates(run: RunFolder, last: int) -> ray.data.Dataset:
     files = [run.path(file) for number in range(last + 1) for file in run.files(f"round-{number:02d}/scores", ".parquet")]
     if not files:
         return candidates
-    scored = ray.data.read_parquet(files, filesystem=run.fs, columns=SCORED_COLUMNS)
+    scored = ray.data.read_parquet(files, filesystem=run.fs, columns=SCORED_COLUMNS, file_extensions=None)
     return candidates.union(scored.map_batches(_wanted, batch_format="pyarrow", num_cpus=0.1))
 
 
