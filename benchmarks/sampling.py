@@ -14,7 +14,7 @@ http      generated tokens a second over those of datatrove's inference runner, 
           the rows' own times on both sides; alternating, each run with an engine of its own.  Wants --peer, a Python
           with datatrove.
 plumbing  rows a second through the whole path with a function in the engine's place that answers at once; the
-          driver's and the object store's memory meanwhile.
+          driver's memory meanwhile.
 start     seconds from command to first answer, split by cause; cold: the model is made ready for the first time.
 """
 
@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -214,16 +213,14 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
             "half-way": mib(memory.driver[len(memory.driver) // 2]),
             "peak": mib(max(memory.driver)),
         },
-        "object_store_peak_mib": round(memory.store),
     }
 
 
 class Memory:
-    """The driver's own memory (bytes; without the object store's pages) each second, and the store's peak (MiB) while the block runs."""
+    """The driver's own memory (bytes; without the object store's pages) each second while the block runs."""
 
     def __enter__(self) -> Memory:
         self.driver = [own_memory()]
-        self.store = 0.0
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
@@ -234,14 +231,8 @@ class Memory:
         self.thread.join()
 
     def _follow(self) -> None:
-        import ray
-        from ray._private.internal_api import memory_summary
-
-        address = ray.get_runtime_context().gcs_address
         while not self.done.wait(1.0):
             self.driver.append(own_memory())
-            if said := re.search(r"Plasma memory usage (\d+(?:\.\d+)?) MiB", memory_summary(address, stats_only=True)):
-                self.store = max(self.store, float(said[1]))
 
 
 def own_memory() -> int:
