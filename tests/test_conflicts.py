@@ -143,7 +143,7 @@ def rows_of(draw: st.DrawFn, prefix: str) -> list[Row]:
     return made
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(rows_of("n"), rows_of("k"), st.sampled_from([0.3, 0.5, 0.8]), st.randoms())
 def test_conflicts_agree_with_all_pairs(new: list[Row], known: list[Row], threshold: float, random: Any) -> None:
     expected = {}

@@ -38,7 +38,7 @@ def graphs(draw: st.DrawFn) -> tuple[int, dict[tuple[int, int], float], list[flo
     return n, edges, scores, fixed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(graphs())
 def test_kept_items_are_a_maximal_independent_set(graph: tuple[int, dict[tuple[int, int], float], list[float], list[bool]]) -> None:
     n, edges, scores, fixed = graph
@@ -58,7 +58,7 @@ def test_kept_items_are_a_maximal_independent_set(graph: tuple[int, dict[tuple[i
             assert reasons(made, ids)[i] == f"near copy of {ids[best]} ({kept_neighbours[best]:.2f})"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(graphs())
 def test_the_component_rule_keeps_one_of_each_cluster(graph: tuple[int, dict[tuple[int, int], float], list[float], list[bool]]) -> None:
     n, edges, scores, fixed = graph

@@ -31,7 +31,7 @@ def character_grams(text: str, n: int) -> set[str]:
     return {plain[i : i + n] for i in range(max(1, len(plain) - n + 1))}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TEXTS, st.integers(1, 4), st.sampled_from(["word", "char"]))
 def test_sets_correspond_one_to_one_to_python_ngrams(texts: list[str], n: int, kind: str) -> None:
     hashed = shingle(texts, kind, n)  # type: ignore[arg-type]

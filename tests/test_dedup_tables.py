@@ -37,7 +37,7 @@ def outcome(folder: Path) -> tuple[pa.Table, pa.Table]:
     return pq.read_table(folder / "kept.parquet"), pq.read_table(folder / "clusters.parquet")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.one_of(WORDS, st.none()), max_size=14),
     st.lists(WORDS, max_size=2),

@@ -38,7 +38,7 @@ def listed(pairs: Pairs) -> list[tuple[int, int, float]]:
     return sorted((left, right, value) for (left, right), value in zip(ordered, pairs.similarity.tolist(), strict=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SETS, THRESHOLDS)
 def test_exact_join_is_brute_force(sets: list[frozenset[int]], threshold: float) -> None:
     assert listed(near_duplicates(shingles_of(sets), threshold)) == brute(sets, threshold)

@@ -183,7 +183,7 @@ def longest_common(a: list[str], b: list[str]) -> int:
     return max(longest_common(a[:-1], b), longest_common(a, b[:-1]))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(REPEATING, st.integers(1, 5))
 def test_self_bleu_is_bleu_against_all_others(texts: list[str], size: int) -> None:
     words = [text.split() for text in texts]
