@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from divray.config import load_config
+from divray.engines.arguments import engine_arguments
 from divray.errors import InputError
 from divray.model_checks import check_models, context_length, facts_of
 from divray.quickstart import folder
-from divray.engines.arguments import engine_arguments
 
 LLM = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 1500}
 
