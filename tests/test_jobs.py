@@ -54,5 +54,5 @@ def test_data_that_a_job_brings_may_lie_elsewhere_when_it_is_submitted_again(tmp
     first = brought("session_1", "0a")
     RunFolder(str(tmp_path)).write_text("config.yaml", dump_config(first))
     assert open_run(brought("session_2", "0b"), str(tmp_path)).exists("config.yaml")
-    with pytest.raises(InputError, match=r"task\.relations"):
+    with pytest.raises(InputError, match=r"task\.(data|relations): the run was begun with"):
         open_run(load_config(folder() / "quickstart.yaml", ["task.relations=/other/relations.yaml"]), str(tmp_path))
