@@ -98,5 +98,6 @@ def cpu_environment() -> dict[str, str]:
 
 
 def engine_threads(config: Config) -> int:
-    """CPU threads of an engine on this node: one core is left to vLLM's scheduler and Ray, the others are shared by the engines."""
-    return config.engine.threads or max(1, (len(os.sched_getaffinity(0)) - 1) // config.engine.pool[1])
+    """CPU threads of an engine on this node: the engines share its cores, from four on less one for vLLM's scheduler and Ray."""
+    cores = len(os.sched_getaffinity(0))
+    return config.engine.threads or max(1, (cores - (cores >= 4)) // config.engine.pool[1])
