@@ -93,6 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
     predict.add_argument("target", help="file to write, .jsonl or .parquet")
+    predict.add_argument(
+        "--threshold", type=float, default=0.0, help="leave the relation empty below this probability; see model/README.md"
+    )
     dedup = add("dedup", "Drop the near-duplicates of a table of texts; writes OUT/kept.parquet and OUT/clusters.parquet.", _dedup)
     dedup.add_argument("source", help="Parquet file, folder or pattern; a path or URI")
     dedup.add_argument("--out", required=True, help="folder to write to")
@@ -251,7 +254,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise InputError(
             arguments.run, "model", "no trained model here", "Give a run folder whose `train` stage is done, or a model folder."
         )
-    print(f"{predict(model, arguments.source, arguments.target)} sentences -> {arguments.target}")
+    rows = predict(model, arguments.source, arguments.target, threshold=arguments.threshold)
+    print(f"{rows} sentences -> {arguments.target}")
 
 
 def _dedup(arguments: argparse.Namespace) -> None:

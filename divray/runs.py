@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -195,6 +194,8 @@ class RunFolder:
         paths = [self.path(file) for file in self.files(name, ".parquet")]
         if not paths:
             raise FileNotFoundError(f"no table {name!r} in {self.uri}")
+        import pyarrow.dataset as pads  # it brings pandas, where that is installed
+
         return pads.dataset(paths, format="parquet", filesystem=self.fs).to_table(columns=columns)
 
     def dataset(self, name: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:

@@ -270,7 +270,9 @@ class EngineConfig(Section):
     )
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
     gpu_cpus: float = Field(4, ge=0, description="Ray CPUs an engine actor holds beside its GPUs: fewer where the machine has fewer.")
-    threads: int | None = Field(None, ge=1, description="Threads of an engine on a CPU; default: the node's cores less one.")
+    threads: int | None = Field(
+        None, ge=1, description="Threads of an engine on a CPU; default: the cores of the node, from four on less one."
+    )
     batch_size: int = Field(16, ge=1, description="Candidates a batch, which comes back as a whole.")
     max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
     encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

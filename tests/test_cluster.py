@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +85,8 @@ def test_a_build_for_gpus_asks_for_one_where_none_has_started(monkeypatch: pytes
 def test_no_cluster_at_an_address_is_one_line(joined: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     assert main(["run", QUICKSTART, "--out", str(tmp_path / "run"), f"cluster.address={address}"]) == 3
-    assert main(["dedup", str(tmp_path / "texts.parquet"), "--out", str(tmp_path / "out"), "--ray", address]) == 3
     said = capsys.readouterr().err
-    assert said.count(f"no Ray cluster at cluster.address {address}") == said.count(f"no Ray cluster at --ray {address}") == 1
+    assert said.count(f"no Ray cluster at cluster.address {address}") == 1
     assert "Traceback" not in said
 
 
@@ -198,6 +198,7 @@ def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(joined: None, monk
     ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     config = settings("cluster.worker_cpus=0.5")
     assert resources.uses_gpu(config)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the tests' folder
     without = ray.get(resources.worker(config)(look).remote())
     assert (without.gpus, without.visible) == ([], "")
     held: Seen = ray.get(resources.worker(config, gpus=True)(look).remote())

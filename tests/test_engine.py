@@ -90,7 +90,7 @@ def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.Mon
     assert engine_threads(settings("engine.concurrency=3")) == 2
     assert engine_threads(settings("engine.concurrency=[1, 4]")) == 2
     assert engine_threads(settings("engine.threads=5")) == 5
-    for cores, threads in ((4, 3), (2, 1), (1, 1)):
+    for cores, threads in ((4, 3), (2, 2), (1, 1)):
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         assert engine_threads(settings()) == threads
 

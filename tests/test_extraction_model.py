@@ -155,6 +155,10 @@ def test_predict_file_of_marked_sentences_and_spans(saved, tmp_path):
     assert [row["relation"] for row in found] == LABELS
     assert found[0]["note"] == 1 and found[1]["given_relation"] == "gold"
     assert all(0 <= row["probability"] <= 1 for row in found)
+    sure = min(row["probability"] for row in found) + 1e-6
+    assert predict(str(saved), str(source), str(tmp_path / "sure.jsonl"), threshold=sure) == 2
+    abstained = [json.loads(line)["relation"] for line in (tmp_path / "sure.jsonl").read_text().splitlines()]
+    assert abstained == [label if row["probability"] >= sure else None for label, row in zip(LABELS, found, strict=True)]
 
 
 def test_predict_parquet(saved, tmp_path):

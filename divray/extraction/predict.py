@@ -37,7 +37,7 @@ GIVEN = {"relation": "given_relation", "probability": "given_probability"}
 """Columns that the result has of its own -> what those of the source are called in it."""
 
 
-def predict(model: str, source: str, target: str, on_progress: Callable[[int], None] | None = None) -> int:
+def predict(model: str, source: str, target: str, on_progress: Callable[[int], None] | None = None, threshold: float = 0.0) -> int:
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
@@ -49,6 +49,7 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
         source: Path or URI of a ``.jsonl`` or ``.parquet`` file.
         target: The same, for the result; replaced if it exists.
         on_progress: Called with the number of rows done.
+        threshold: Below this probability ``relation`` is null: the model abstains.
 
     Returns:
         How many rows were written.
@@ -56,6 +57,8 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     Raises:
         InputError: The model is none of ours, a row is wrong, or ``target`` can't hold a column; then nothing is written.
     """
+    if not 0 <= threshold <= 1:
+        raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
     check_model(model, "--model", "")
     _check_kind(model)
     for path in (source, target):
@@ -70,7 +73,8 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
         extractor = RelationExtractor.load(model)
         for batch in _read(source):
             found = extractor.predict(list(_examples(batch, source, done)))
-            write(batch, found.labels, found.probabilities.max(axis=1).tolist())
+            certain = found.probabilities.max(axis=1).tolist()
+            write(batch, [label if sure >= threshold else None for label, sure in zip(found.labels, certain, strict=True)], certain)
             done += len(batch)
             if on_progress:
                 on_progress(done)
@@ -240,7 +244,7 @@ def _example(row: Mapping[str, Any], place: str, error: Callable[[str, str, str]
 # the result -------------------------------------------------------------------------------------
 
 
-def _answered(table: pa.Table, labels: Iterable[str], probabilities: Iterable[float]) -> pa.Table:
+def _answered(table: pa.Table, labels: Iterable[str | None], probabilities: Iterable[float]) -> pa.Table:
     metadata = table.schema.metadata
     table = table.rename_columns([GIVEN.get(name, name) for name in table.column_names])
     answers = {"relation": pa.array(labels, pa.string()), "probability": pa.array(probabilities, pa.float64())}
@@ -250,14 +254,14 @@ def _answered(table: pa.Table, labels: Iterable[str], probabilities: Iterable[fl
 
 
 @contextmanager
-def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, list[str], list[float]], None]]:
+def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, list[str | None], list[float]], None]]:
     """Writes batches with their answers; the file appears under its name only when the block ends well."""
     filesystem, path = open_uri(target)
     filesystem.create_dir(posixpath.dirname(path), recursive=True)
     with placed(filesystem, path) as beside, filesystem.open_output_stream(beside) as stream:
         if schema is None:
 
-            def write_lines(batch: Batch, labels: list[str], probabilities: list[float]) -> None:
+            def write_lines(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
                 for row, label, probability in zip(_plain(batch, target, 0), labels, probabilities, strict=True):
                     given = {GIVEN.get(name, name): value for name, value in row.items()}
                     line = json.dumps({**given, "relation": label, "probability": probability}, ensure_ascii=False)
@@ -267,7 +271,7 @@ def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, 
             return
         with pq.ParquetWriter(stream, _answered(schema.empty_table(), [], []).schema) as parquet:
 
-            def write_table(batch: Batch, labels: list[str], probabilities: list[float]) -> None:
+            def write_table(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
                 parquet.write_table(_answered(_as_table(batch, schema, target, 0), labels, probabilities))
 
             yield write_table
