@@ -30,6 +30,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RAY = str(Path(sys.executable).parent / "ray")
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a process keeps the mode that its first cluster had
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
 
 

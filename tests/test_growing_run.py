@@ -41,7 +41,7 @@ def written(config: Config, run: RunFolder) -> Any:
         own = [example for example in examples if example.relation == row["relation"]]
         example = own[int(hashlib.sha256(row["candidate_id"].encode()).hexdigest(), 16) % len(own)]
         text = completion_of(relations[row["relation"]], example, bool(row["head"]), False).rstrip("\n")
-        return {"generated_text": text, "num_generated_tokens": 9, "num_input_tokens": 40, "finish_reason": "stop"}
+        return {"completion": text, "generated_tokens": 9, "prompt_tokens": 40, "cached_tokens": 0, "finish_reason": "stop"}
 
     return answer
 
