@@ -256,8 +256,8 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
     from divray.engines.pool import make_room
 
     prepare_cluster(config, run, [stage.name])
-    if stage.name == "align":
-        make_room(config)
+    if stage.name not in ("prompt", "sample"):
+        make_room(config, stage.name)
     name = record_name(stage, round_)
     if not run.exists("versions.json"):
         run.write_json("versions.json", versions())

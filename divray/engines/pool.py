@@ -22,7 +22,7 @@ from divray.engines.face import ENDPOINT, Answer
 from divray.engines.function import FunctionEngine
 from divray.engines.openai import Key, OpenAIEngine
 from divray.engines.vllm import VllmEngine
-from divray.resources import train_gpus, uses_gpu
+from divray.resources import task_gpus, train_gpus, uses_gpu
 
 CLOSING_SECONDS = 30
 
@@ -133,8 +133,8 @@ def largest_machine() -> int:
     return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
-def make_room(config: Config) -> None:
-    """Stop the engines where DPO would not fit beside them: on a CPU always, on GPUs if none are free.
+def make_room(config: Config, stage: str = "align") -> None:
+    """Stop the engines where a stage would not fit beside them: DPO on a CPU never does, on GPUs what asks for more than is free.
 
     Sleeping engines would give their memory back, but not their GPUs in Ray's books.
     """
@@ -142,8 +142,8 @@ def make_room(config: Config) -> None:
         return
     import ray
 
-    wanted = config.cluster.train_workers * train_gpus(config)
-    if not uses_gpu(config) or ray.available_resources().get("GPU", 0) < wanted:
+    wanted = config.cluster.train_workers * train_gpus(config) if stage == "align" else task_gpus(config)
+    if (ray.available_resources().get("GPU", 0) < wanted) if uses_gpu(config) else stage == "align":
         stop()
 
 
