@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def whole(config: Config, uri: str, head: Head | None = None) -> pa.Table:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("DIVRAY_TEST_LOOP" not in os.environ, reason="two whole runs take minutes: set DIVRAY_TEST_LOOP=1")
 def test_a_growing_cluster_gives_the_data_set_of_one_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import ray
 
