@@ -76,7 +76,7 @@ def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quicksta
     assert first.schema.names == SCORES.names
     assert first["candidate_id"].to_pylist() == sorted(name for name in samples["candidate_id"].to_pylist() if name != "r00-x")
     rows = {row["candidate_id"]: row for row in first.to_pylist()}
-    assert any('relation="born_in"' in line and 'outcome="accepted"' in line for line in exported('outcome="accepted"'))
+    assert any('relation="born_in"' in line for line in exported('outcome="valid"'))
     assert counts == {
         "scored": 6 * 9 + 1,
         "unique": sum(row["unique"] for row in rows.values() if row["strategy"] != "naive"),
