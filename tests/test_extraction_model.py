@@ -155,10 +155,16 @@ def test_predict_file_of_marked_sentences_and_spans(saved, tmp_path):
     assert [row["relation"] for row in found] == LABELS
     assert found[0]["note"] == 1 and found[1]["given_relation"] == "gold"
     assert all(0 <= row["probability"] <= 1 for row in found)
-    sure = min(row["probability"] for row in found) + 1e-6
-    assert predict(str(saved), str(source), str(tmp_path / "sure.jsonl"), threshold=sure) == 2
-    abstained = [json.loads(line)["relation"] for line in (tmp_path / "sure.jsonl").read_text().splitlines()]
-    assert abstained == [label if row["probability"] >= sure else None for label, row in zip(LABELS, found, strict=True)]
+
+
+def test_predict_abstains_below_the_threshold(saved, tmp_path):
+    source = tmp_path / "in.jsonl"
+    texts = ["[Rosa Vidal] was born in {Rome}.", "[Tom Becker] and {Rome}"]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert predict(str(saved), str(source), str(tmp_path / "found.jsonl"), threshold=0.95) == 2
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [row["relation"] for row in found] == ["born_in", None]
+    assert 0 < found[1]["probability"] < 0.95
 
 
 def test_predict_parquet(saved, tmp_path):
