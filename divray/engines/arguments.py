@@ -74,7 +74,7 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
     """vLLM's sampling parameters of one request row."""
     sampling = config.sampling
     sentences = row.get("sentences") or 1
-    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences, "seed": row["seed"]}
+    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences}
     if row["strategy"] == PAIRS:
         parameters["max_tokens"] = LINES * TOKENS_A_LINE
     if config.prompts.style == "completion" and not row["pattern"] and sentences == 1:
