@@ -185,6 +185,9 @@ class AlignmentConfig(Section):
         None, gt=0, description="Default: 1e-3 for LoRA up to 0.5 B parameters, 2e-4 up to 2 B, else 5e-5; for `full` a hundredth."
     )
     beta: float = Field(0.1, gt=0)
+    sft_weight: float = Field(
+        1.0, ge=0, description="Weight of the chosen texts' likelihood beside DPO's loss, which alone may lower it (arXiv 2404.19733)."
+    )
     ld_alpha: float = Field(
         0.0, ge=0, le=1, description="Weight of the tokens by which one text of a pair is longer (LD-DPO, arXiv 2409.06411); 1: plain DPO."
     )

@@ -69,6 +69,8 @@ def dpo_arguments(
         "output_dir": output_dir,
         "beta": settings["beta"],
         "ld_alpha": settings["ld_alpha"],
+        "loss_type": ["sigmoid", "sft"] if settings["sft_weight"] else ["sigmoid"],
+        "loss_weights": [1.0, settings["sft_weight"]] if settings["sft_weight"] else None,
         "learning_rate": learning_rate(settings, parameters),
         "warmup_steps": WARMUP,
         "num_train_epochs": settings["epochs"],

@@ -22,6 +22,8 @@ CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
     "enable_chunked_prefill": False,
     # vLLM's own 128 leaves most of a short prompt out of the prefix cache, which holds whole blocks; the kernels want 32.
     "block_size": 32,
+    # One process less to start, and none that spins while it waits for another.
+    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 }
 GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1}
 """The model's own context, or what fits in the GPU's memory; vLLM chooses the batch by that memory, too."""
@@ -47,13 +49,15 @@ def engine_arguments(config: Config, gpu: bool, largest_machine: int = 0) -> dic
     found = {**COMMON_ENGINE_ARGUMENTS, **device, "seed": config.seed}
     if not gpu:
         found["dtype"] = cpu_dtype(config.models.llm)
+        if gpus_of(config) > 1:
+            found["distributed_executor_backend"] = "mp"
     elif gpus_of(config) > 1:
         found["distributed_executor_backend"] = "ray" if 0 < largest_machine < gpus_of(config) else "mp"
     return {**found, **config.engine.vllm}
 
 
 def gpus_of(config: Config) -> int:
-    """GPUs of one engine."""
+    """GPUs, or processes on CPUs, of one engine."""
     return int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
 
 

@@ -18,6 +18,7 @@ from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.plan import candidate_ids
 from divray.prompts.record import read_records
 from divray.relations import Example, Relation
+from divray.resources import uses_gpu
 from divray.runs import RunFolder
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
 from divray.schemas import SAMPLES
@@ -26,13 +27,13 @@ from divray.schemas import SAMPLES
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
     """The model that samples ``round`` and the LoRA adapter that joins it, ``""`` for none.
 
-    That is ``models.llm`` until a policy was trained, then the model that it was tuned from with the policy's adapter, so
-    that a live engine goes on; without an adapter (``alignment.method: full``) the round's own policy.
+    That is ``models.llm`` until a policy was trained, then the round's own policy, or, where engines live on beside DPO (GPUs)
+    or the model before tuning takes its share, the model that it was tuned from with the policy's adapter.
     """
     name = f"round-{round:02d}/policy"
     if not run.exists(f"{name}/config.json"):
         return config.models.llm, ""
-    if run.exists(f"{name}/adapter/adapter_config.json"):
+    if (uses_gpu(config) or config.sampling.base_share) and run.exists(f"{name}/adapter/adapter_config.json"):
         return base_model(config, run, round), run.full_uri(f"{name}/adapter")
     return run.full_uri(name), ""
 
