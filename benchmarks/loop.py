@@ -13,7 +13,7 @@ from typing import Any
 
 from machine import machine
 
-from divray.pipeline import read_config
+from divray.config import read_config
 from divray.runs import RunFolder
 
 KEPT = (

@@ -11,16 +11,14 @@ import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from divray.config import Config
 from divray.errors import InputError, ResourceError
 from divray.resources import check_resources, provide, release, this_machine
 from divray.resources import uses_gpu as uses_gpu
+from divray.runs import RunFolder
 from divray.starting import starting_ray
-
-if TYPE_CHECKING:
-    from divray.config import Config
-    from divray.runs import RunFolder
 
 LOG_BYTES = 1 << 20
 LEAST_LOG_BYTES = 200

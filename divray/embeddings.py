@@ -15,16 +15,13 @@ embedding is 0.9999 and up, and machines with other instructions differ as much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from divray.config import Config
 from divray.models import local_model
-
-if TYPE_CHECKING:
-    from divray.config import Config
 
 WIDTH = 8
 DECIMALS = 6

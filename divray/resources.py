@@ -14,6 +14,7 @@ from typing import Any
 from divray import console
 from divray.config import Config
 from divray.errors import ResourceError
+from divray.stages import STAGES
 
 Bundle = dict[str, float]
 """Resource name -> amount that one machine must give."""
@@ -92,9 +93,8 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
     Raises:
         ResourceError: The engine is spread over GPUs and runs on none.
     """
-    cluster, engine = config.cluster, config.engine
-    asks = {"sample": True, "evaluate": config.evaluation.llm, "prompt": config.prompts.pairs == "first" and not config.prompts.pairs_file}
-    if asks.get(stage):
+    cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
+    if work in ("engine", "engine and models"):
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": [_READING]}
         size = int(engine.vllm.get("tensor_parallel_size", 1)) * int(engine.vllm.get("pipeline_parallel_size", 1))
@@ -105,12 +105,12 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
         if size > 1:
             raise ResourceError("engine.vllm spreads the model over GPUs (tensor or pipeline parallel), and it runs on a CPU. Drop it.")
         return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + [_READING]}
-    if stage == "align":
+    if work == "training":
         gpus = train_gpus(config)
         worker: Bundle = {"CPU": cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
         return {"cluster.gpus_per_worker" if gpus else "cluster.cpus_per_worker": [worker] * cluster.train_workers}
-    if stage in ("score", "mine", "select", "tune", "train", "evaluate"):
-        gpus = task_gpus(config) if stage != "mine" else 0
+    if work in ("models", "tasks"):
+        gpus = task_gpus(config) if work == "models" else 0
         task: Bundle = {"CPU": max(1, cluster.worker_cpus), **({"GPU": gpus} if gpus else {})}
         return {"cluster.worker_gpus" if gpus else "cluster.worker_cpus": [task]}
     return {}

@@ -97,7 +97,7 @@ def test_extract_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
         answered[0]["error"] = "too long"
         run.write_table(target, pa.Table.from_pylist(answered, COMPLETIONS))
 
-    monkeypatch.setattr("divray.engines.complete.complete", complete)
+    monkeypatch.setattr(llm, "complete", complete)
     asked, answers, shown = llm.extract(config, run)
     assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 2
     assert [a for i, a in enumerate(answers) if i not in (3, 39)] == ["Cause-Effect(e1,e2)"] * 38

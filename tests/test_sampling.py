@@ -25,12 +25,12 @@ from divray.pipeline import STAGES, retry, undo
 from divray.prompts import request_rows
 from divray.prompts.parsing import form_of
 from divray.prompts.record import labels
+from divray.prompts.waves import Tally, next_counts, opening_counts, quota_account
 from divray.quickstart import folder
 from divray.runs import RunFolder
 from divray.sampling.ledger import failure_reason
 from divray.sampling.stage import parse_batch, parsed_records, retry_failed
 from divray.sampling.stage import run as sample
-from divray.sampling.waves import Tally, next_counts, opening_counts, quota_account
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
 
 SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.batch_size=8"]
@@ -376,7 +376,7 @@ def test_a_cap_without_a_quota_is_an_error() -> None:
         settings("sampling.max_candidates=5")
 
 
-def score_by_id(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
+def score_by_id(config: Config, run: RunFolder, round: int = 0, on_progress: Any = None) -> dict[str, Any]:
     """In place of the score stage, which has tests of its own: two thirds of the valid samples are accepted."""
     rows = [row for row in run.read_table(f"round-{round:02d}/samples").to_pylist() if not row["rejection"]]
     scored = [{**row, "unique": True, "correct": sum(row["candidate_id"].encode()) % 3 > 0, "correctness": 0.5} for row in rows]

@@ -15,19 +15,18 @@ from typing import Any
 from divray import console
 from divray.alignment.arguments import batches
 from divray.alignment.pairs import read_pairs
+from divray.alignment.training import train
 from divray.config import Config
 from divray.errors import DivrayError, InputError
 from divray.resources import train_gpus
 from divray.runs import RunFolder
+from divray.stages import Progress
 
 MAX_FAILURES = 2
 """Times that a broken group of workers is started again from its last checkpoint."""
 
 LARGE_MARGIN = 10.0
 """Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
-
-Progress = Callable[[int, int, float], None]
-"""Called with the step, all steps and the loss."""
 
 
 def base_model(config: Config, run: RunFolder, round: int) -> str:
@@ -36,7 +35,7 @@ def base_model(config: Config, run: RunFolder, round: int) -> str:
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
 
-def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None = None) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Train the policy of ``round`` on the pairs of all earlier rounds.
 
     Writes ``round-NN/policy`` (the merged model, for LoRA also ``adapter/``) and
@@ -108,8 +107,6 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from divray.alignment.training import train
 
     cluster = config.cluster
     gpu = job["device"] == "gpu"
@@ -207,7 +204,8 @@ def _followed(on_progress: Progress | None) -> Iterator[Any]:
             latest = ray.get(actor.get.remote())
             if latest is not None and latest != seen:
                 seen = latest
-                on_progress(*latest)
+                step, steps, loss = latest
+                on_progress(step, steps, f"loss {loss:.3f}")
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -15,11 +15,12 @@ from divray.datasets.tables import examples_table
 from divray.datasets.task import load_task
 from divray.relations import Relation
 from divray.runs import RunFolder
+from divray.stages import Progress
 
 RELATIONS, SEEDS, TEST, DRAWS, NEGATIVES = "data/relations.json", "data/seeds", "data/test", "data/draws", "data/negatives"
 
 
-def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test``, ``data/draws`` and ``data/negatives``.
 
     ``data/draws`` has the seeds as they would be by other seeds of the run, with a column ``draw``: draw 0 is the run's own. Its rows

@@ -23,6 +23,7 @@ from divray.engines.function import FunctionEngine
 from divray.engines.openai import Key, OpenAIEngine
 from divray.engines.vllm import VllmEngine
 from divray.resources import task_gpus, train_gpus, uses_gpu
+from divray.stages import Work
 
 CLOSING_SECONDS = 30
 
@@ -133,17 +134,17 @@ def largest_machine() -> int:
     return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
-def make_room(config: Config, stage: str = "align") -> None:
+def make_room(config: Config, work: Work = "training") -> None:
     """Stop the engines where a stage would not fit beside them: DPO on a CPU never does, on GPUs what asks for more than is free.
 
     Sleeping engines would give their memory back, but not their GPUs in Ray's books.
     """
-    if _pool is None:
+    if _pool is None or work in ("", "engine"):
         return
     import ray
 
-    wanted = config.cluster.train_workers * train_gpus(config) if stage == "align" else task_gpus(config)
-    if (ray.available_resources().get("GPU", 0) < wanted) if uses_gpu(config) else stage == "align":
+    wanted = config.cluster.train_workers * train_gpus(config) if work == "training" else task_gpus(config)
+    if (ray.available_resources().get("GPU", 0) < wanted) if uses_gpu(config) else work == "training":
         stop()
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import softmax
 
 from divray.config import Config
+from divray.extraction.model import RelationExtractor
 from divray.extraction.training import fold_of, held_out_scores, training_rows
 from divray.relations import Example, Relation
 from divray.sections import ExtractionConfig
-
-if TYPE_CHECKING:
-    from divray.extraction.model import RelationExtractor
 
 THRESHOLDS = (0.0, 0.5, 0.7)
 

@@ -21,19 +21,19 @@ import pyarrow.parquet as pq
 
 from divray.config import Config
 from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, negatives_of, relations_of, set_of, tuned
+from divray.extraction.llm import extract
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
+from divray.extraction.training import fit_head, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.runs import RunFolder
+from divray.stages import Progress
 
 COMPARED = ("seeds", "naive", "round-00")
 """The sets that each set after them is compared with."""
 
 RESAMPLES = 1000
-
-Progress = Callable[[int, int, str], None]
-"""Called with (models done, models in all, a word on what goes on); the LLM counts as one."""
 
 PREDICTIONS = pa.schema(
     [
@@ -116,8 +116,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             if other in answers and other != name
         }
     if config.evaluation.llm:
-        from divray.extraction.llm import extract
-
         tell = (lambda done, rows, note: on_progress(total - 1, total, note or f"llm: {done} of {rows} sentences")) if on_progress else None
         asked, said, shown = extract(config, run, tell)
         predictions.append(_prediction_table("llm", 0, asked, said, [None] * len(asked)))
@@ -229,8 +227,6 @@ class _Trainer:
     """Actor: trains on one set and draw, and predicts the test set; in closed form every sentence is encoded once."""
 
     def __init__(self, config: Config, uri: str) -> None:
-        from divray.extraction.training import untrained
-
         self.config, self.run = config, RunFolder(uri)
         self.settings, self.relations = tuned(config, self.run), relations_of(self.run)
         self.test, self.draws = [*examples_of(self.run, [TEST]), *negatives_of(self.run)], draws_of(self.run)
@@ -239,8 +235,6 @@ class _Trainer:
         self.features: dict[Any, np.ndarray] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        from divray.extraction.training import fit_head, train, training_rows
-
         examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings)
         if self.settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,13 @@ import numpy as np
 from divray.config import Config
 from divray.errors import DivrayError
 from divray.extraction.inputs import SEARCH, SEEDS, examples_of, relations_of
+from divray.extraction.metrics import main_score, score
+from divray.extraction.training import fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
 from divray.resources import task_gpus
 from divray.runs import RunFolder
 from divray.sections import ExtractionConfig
+from divray.stages import Progress
 
 EXPERIMENT = "tune"
 """Ray Tune's own folder inside the run, there only while the search is under way."""
@@ -35,9 +38,6 @@ REPEATS = 3
 
 MAX_FAILURES = 3
 """Times that a trial is begun again whose machine or process was lost."""
-
-Progress = Callable[[int, int], None]
-"""Called with (trials finished, trials in all)."""
 
 _listeners: list[Progress] = []
 
@@ -140,17 +140,14 @@ def _trial(config: Config, uri: str, values: dict[str, Any]) -> None:
 
     run = RunFolder(uri)
     settings = config.extraction.model_copy(update=values)
-    for repeat, (score, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), relations_of(run)), 1):
-        tune.report({"repeat": repeat, "score": score, "right": right})
+    for repeat, (mean, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), relations_of(run)), 1):
+        tune.report({"repeat": repeat, "score": mean, "right": right})
 
 
 def cross_validated(
     config: Config, settings: ExtractionConfig, examples: Sequence[Example], relations: Sequence[Relation]
 ) -> Iterator[tuple[float, list[float]]]:
     """After each repeat the mean main score so far, and for each example the share of repeats in which it was told right."""
-    from divray.extraction.metrics import main_score, score
-    from divray.extraction.training import fold_of, held_out_scores, train, training_rows, untrained
-
     labels = [relation.name for relation in relations]
     rows, totals, hits = training_rows(examples, relations), [], np.zeros(len(examples))
     gold = rows.targets[: len(examples)]
@@ -196,7 +193,7 @@ def _told(total: int) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             for listener in _listeners:
-                listener(1 + sum(other.is_finished() for other in trials if other is not trial), total)
+                listener(1 + sum(other.is_finished() for other in trials if other is not trial), total, "")
 
         on_trial_error = on_trial_complete
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from divray.config import Config
+from divray.extraction.card import model_card
 from divray.extraction.inputs import SEEDS, SELECTED, draws_of, relations_of, set_of, tuned
+from divray.extraction.training import train
 from divray.resources import worker
 from divray.runs import RunFolder
+from divray.stages import Progress
 
 
-def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Train on ``data/seeds`` and ``comparison/selected`` with the searched hyperparameters; save to ``model/``.
 
     Returns:
@@ -25,9 +28,6 @@ def run(config: Config, run: RunFolder, round: int = 0) -> dict[str, Any]:
 
 
 def _train(config: Config, uri: str) -> dict[str, Any]:
-    from divray.extraction.card import model_card
-    from divray.extraction.training import train
-
     run = RunFolder(uri)
     own, relations, settings = draws_of(run)[0], relations_of(run), tuned(config, run)
     examples, weights = set_of(run, [SEEDS, SELECTED], own, settings)

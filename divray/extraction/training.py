@@ -10,18 +10,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from scipy.special import log_softmax
+from torch import Tensor
 
+from divray.extraction.model import RelationExtractor, precision
 from divray.relations import Example, Relation
 from divray.sections import ExtractionConfig
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from divray.extraction.model import RelationExtractor
 
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
@@ -112,10 +111,6 @@ def train(
 
 def untrained(relations: Sequence[Relation], encoder: str, config: ExtractionConfig) -> RelationExtractor:
     """The encoder of a model that :func:`fit_head` completes."""
-    import torch
-
-    from divray.extraction.model import RelationExtractor
-
     views = (config.entity_weight, config.words_weight, config.last_weight, config.ngram_weight)
     labels = [relation.name for relation in relations]
     model = RelationExtractor.on_encoder(encoder, labels, config.depth, views, config.max_length, bool(config.epochs))
@@ -125,8 +120,6 @@ def untrained(relations: Sequence[Relation], encoder: str, config: ExtractionCon
 
 def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, described: np.ndarray, config: ExtractionConfig) -> None:
     """Set the classifier to :func:`closed_form`'s, scaled so that its probabilities fit rows that it has not seen."""
-    import torch
-
     whole = closed_form(features, rows.targets, rows.weights, described, config)
     scale = _scale(features, rows, described, config)
     with torch.no_grad():
@@ -189,8 +182,6 @@ def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
 
 def _scale(features: np.ndarray, rows: Rows, described: np.ndarray, config: ExtractionConfig) -> float:
     """The factor of the least cross-entropy out of fold, against Platt's (1999) targets: n rows can't show a certainty of 1."""
-    from scipy.special import log_softmax
-
     scores = held_out_scores(features, rows, fold_of(rows), described, config)
     kept = np.flatnonzero(~np.isnan(scores[:, 0]))
     if not len(kept):
@@ -213,10 +204,6 @@ def _tune(model: RelationExtractor, rows: Rows, config: ExtractionConfig, seed: 
 
     The input embeddings stay as they are: a few examples touch a few of them, and they are half of a small encoder's weights.
     """
-    import torch
-
-    from divray.extraction.model import precision
-
     tuned = model.tuned
     assert tuned is not None
     rng = random.Random(seed)
@@ -250,8 +237,6 @@ def _tune(model: RelationExtractor, rows: Rows, config: ExtractionConfig, seed: 
 
 def _contrastive(features: Tensor, labels: Tensor) -> Tensor:
     """Supervised contrastive loss (rows); 0 for a row without another of its label."""
-    import torch
-
     unit = torch.nn.functional.normalize(features, dim=-1)
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     likely = (unit @ unit.T / TEMPERATURE).masked_fill(itself, float("-1e9")).log_softmax(dim=-1)

@@ -28,6 +28,7 @@ from divray.prompts.rows import gives_pair
 from divray.relations import Example
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, PAIRS
+from divray.stages import Progress
 
 if TYPE_CHECKING:
     import ray.data
@@ -41,7 +42,7 @@ OTHERS = 32
 """Right samples of each relation that serve as wrong ones of the others."""
 
 
-def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``round-XX/pairs`` (``schemas.PAIRS``), sorted by ``pair_id``.
 
     Reads ``round-XX/scores`` and the rejections in ``round-XX/samples`` (``mined``), or ``round-XX/prompts``

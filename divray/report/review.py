@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from divray.datasets.stage import read_relations
 from divray.errors import InputError
 from divray.relations import Example, render_marked
 from divray.report.scan import SPANS, rows
@@ -43,8 +44,6 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     Raises:
         InputError: There is none yet.
     """
-    from divray.datasets.stage import read_relations
-
     if of == "selected":
         tables, name, where = [SELECTED], "sample_id", None
     else:

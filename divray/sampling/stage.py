@@ -6,21 +6,30 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from divray import console
 from divray.alignment import base_model
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
-from divray.engines.complete import Progress, complete
+from divray.engines.complete import complete
 from divray.engines.face import Answer
+from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
+from divray.prompts.accepted import accepted_samples
+from divray.prompts.pairs import read_pool
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
-from divray.prompts.plan import candidate_ids
+from divray.prompts.plan import split_by_strategy
 from divray.prompts.record import read_records
+from divray.prompts.waves import Tally, next_counts, quota_account, wave_count
 from divray.relations import Example, Relation
+from divray.report.intervals import union_length
+from divray.report.scan import asked, tally
 from divray.runs import RunFolder
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
-from divray.schemas import SAMPLES
+from divray.schemas import NAIVE, SAMPLES
+from divray.scoring import stage as scoring
+from divray.stages import Progress
 
 
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
@@ -37,11 +46,13 @@ def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
     return run.full_uri(name), ""
 
 
-def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None) -> dict[str, Any]:
+def run(
+    config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
+) -> dict[str, Any]:
     """Complete ``round-XX/prompts`` into ``completions``, parse those into ``samples``, and list the ``failed``.
 
     With waves the accepted samples so far decide on further prompts, which are written and completed in turn
-    (:mod:`divray.sampling.waves`).  A call that was killed goes on where it was: finished completions are
+    (:mod:`divray.prompts.waves`).  A call that was killed goes on where it was: finished completions are
     kept.  The samples are a pure function of the completions, sorted by ``candidate_id``.
 
     Args:
@@ -54,8 +65,6 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     Raises:
         EngineError: The engine died at every try.
     """
-    from divray.sampling.waves import wave_count
-
     if wave_count(config) == 1 and config.sampling.quota is None:
         return _pass(config, run, round, on_progress, answer)
     return _waves(config, run, round, on_progress, answer)
@@ -69,13 +78,6 @@ def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | No
 
 
 def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
-    from divray.prompts.accepted import accepted_samples
-    from divray.prompts.pairs import read_pool
-    from divray.prompts.plan import split_by_strategy
-    from divray.sampling.waves import next_counts, quota_account, tallies_of, wave_count
-    from divray.scoring import stage as scoring
-
     folder = f"round-{round:02d}"
     relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
     chat, pool = chat_renderer(config), read_pool(run)
@@ -107,13 +109,33 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
 
 def _asked(run: RunFolder, folder: str) -> dict[str, dict[str, int]]:
     """Relation -> strategy -> candidates asked for so far."""
-    from divray.report.scan import asked, tally
-
     found: dict[str, dict[str, int]] = {}
     counted = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
     for (relation, strategy), (_, count) in counted.items():
         found.setdefault(relation, {})[strategy] = int(count)
     return found
+
+
+def tallies_of(run: RunFolder, folder: str, relations: list[str]) -> tuple[dict[str, Tally], float]:
+    """Each relation's :class:`Tally`, and the busy engine-seconds, from the tables of round ``folder``."""
+    prompts = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
+    tokens = tally(run, f"{folder}/completions", ["relation", "strategy"], ["generated_tokens"])
+    scores = tally(run, f"{folder}/scores", ["relation", "strategy", "unique", "correct"])
+
+    def total(counts: dict[Any, tuple[float, ...]], relation: str, place: int) -> int:
+        return int(sum(values[place] for key, values in counts.items() if key[0] == relation and key[1] != NAIVE and False not in key[2:]))
+
+    found = {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
+    return found, _busy_seconds(run, f"{folder}/completions")
+
+
+def _busy_seconds(run: RunFolder, table: str) -> float:
+    rows: pa.Table = run.read_table(table, ["engine", "strategy", "started_at", "finished_at"])
+    seconds = 0.0
+    for engine in set(rows["engine"].to_pylist()) - {""}:
+        own = rows.filter(pc.and_(pc.equal(rows["engine"], engine), pc.not_equal(rows["strategy"], NAIVE)))
+        seconds += union_length(own["started_at"].to_numpy(), own["finished_at"].to_numpy())
+    return seconds
 
 
 def retry_failed(
@@ -126,8 +148,6 @@ def retry_failed(
     Returns:
         Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
     """
-    from divray.prompts import write_prompts
-
     folder = f"round-{round:02d}"
     retry = f"{folder}/retry"
     killed = bool(run.files(retry))

@@ -15,6 +15,8 @@ import numpy as np
 from divray.config import Config
 from divray.engines.face import ENDPOINT
 from divray.relations import Example, Relation, render_marked
+from divray.scoring.likelihood import Likelihood
+from divray.scoring.server import ServerAnswers
 
 SHOWN = 6
 """Right seeds before a question, at most, and as many wrong ones."""
@@ -33,11 +35,7 @@ def answerer_of(config: Config, device: str) -> Answerer | None:
     if config.correctness.llm is None:
         return None
     if config.correctness.llm == ENDPOINT and config.engine.endpoint is not None:
-        from divray.scoring.server import ServerAnswers
-
         return ServerAnswers(config.engine.endpoint)
-    from divray.scoring.likelihood import Likelihood
-
     return Likelihood(config.correctness.llm, device)
 
 

@@ -26,9 +26,11 @@ from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
 from divray.prompts.record import as_lines, labels
 from divray.relations import Example, Relation
+from divray.resources import worker
 from divray.runs import RunFolder
 from divray.scoring.judge import AUDIT, weights
 from divray.scoring.likelihood import Likelihood
+from divray.scoring.stage import encoders
 
 SIGNALS = ("sentence", "stumble", "passed")
 SHOWN = 6
@@ -81,9 +83,6 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
         rows: Columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
     """
     import ray
-
-    from divray.resources import worker
-    from divray.scoring.stage import encoders
 
     if not rows.num_rows:
         return {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from divray.models import local_model
 from divray.relations import Example
 from divray.spans import BLOCKS, FEATURE_GRID, collate, encode_spans, on_grid, pooled
 
@@ -27,8 +28,6 @@ class SpanEncoder:
 
     def __init__(self, reference: str, device: str = "cpu") -> None:
         from transformers import AutoModel, AutoTokenizer
-
-        from divray.models import local_model
 
         folder = local_model(reference)
         self.device = device

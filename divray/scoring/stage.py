@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,18 +22,17 @@ from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
 from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
+from divray.report.review import review_answers, reviewed_threshold
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.runs import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
-from divray.scoring.judge import GATE, GATE_LLM
+from divray.scoring.judge import GATE, GATE_LLM, Judge, weights
+from divray.scoring.judging import Judging
 from divray.scoring.near_copies import deduplicate, fixed_items
 from divray.scoring.novelty import novelties, pools_of, staying_vectors
+from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
-
-if TYPE_CHECKING:
-    from divray.scoring.judge import Judge
-    from divray.scoring.judging import Judging
 
 SPAN_FEATURES = pa.field("spans", pa.list_(pa.float32()))
 ANSWER = pa.field("answer", pa.float64())
@@ -61,7 +60,7 @@ PART_ROWS = 4096
 """Rows of a file, and of a task that measures novelty, at least where there are as many."""
 
 
-def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``round-XX/scores`` (``schemas.SCORES``), ``data/seed_embeddings``.
 
     Returns:
@@ -148,8 +147,6 @@ def gate(config: Config, run: RunFolder) -> float:
     """The score from which a sample passes: the setting, or the one that follows from people's answers (``auto``)."""
     if config.correctness.threshold != "auto":
         return config.correctness.threshold
-    from divray.report.review import review_answers, reviewed_threshold
-
     answers = review_answers(run)
     files = score_files(run, config.rounds)
     if not answers or not files:
@@ -164,8 +161,6 @@ def gate(config: Config, run: RunFolder) -> float:
 
 def judging_of(config: Config, run: RunFolder) -> Judging:
     """The models that judge, with the run's relations and seeds."""
-    from divray.scoring.judging import Judging
-
     return Judging(config, read_relations(run), table_examples(run.read_table("data/seeds")))
 
 
@@ -184,8 +179,6 @@ def _fit(config: Config, uri: str) -> Judge:
 def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
     """What near-duplicates and their order need of each row: :data:`COMPARED`."""
     import ray
-
-    from divray.scoring.judge import weights
 
     if not batch.num_rows:
         return COMPARED.empty_table()

@@ -29,6 +29,7 @@ from divray.scoring.stage import gate
 from divray.sections import SelectionConfig
 from divray.selection.card import dataset_card
 from divray.selection.objective import greedy_selection, objective
+from divray.stages import Progress
 
 if TYPE_CHECKING:
     import ray.data
@@ -42,7 +43,7 @@ CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float
 """A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
 
 
-def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``dataset/`` with its card, and the training sets ``comparison/selected``, ``…/round-XX`` and ``…/naive``.
 
     ``dataset/data/train-00000.parquet`` holds every accepted sample, by rank: the first K a relation come first.

@@ -11,15 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from divray.config import Config
-from divray.runs import RunFolder
-from divray.schemas import NAIVE
 from divray.sections import SamplingConfig
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 QUOTA_WAVES = 6
 
@@ -103,34 +98,6 @@ def _room(sampling: SamplingConfig, tallies: Mapping[str, Tally], engine_seconds
     if sampling.max_engine_seconds is not None and engine_seconds:
         rooms.append((int((sampling.max_engine_seconds - engine_seconds) * asked / engine_seconds), "engine-seconds"))
     return min(rooms)
-
-
-def tallies_of(run: RunFolder, folder: str, relations: list[str]) -> tuple[dict[str, Tally], float]:
-    """Each relation's :class:`Tally`, and the busy engine-seconds, from the tables of round ``folder``."""
-    from divray.report.scan import asked, tally
-
-    prompts = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
-    tokens = tally(run, f"{folder}/completions", ["relation", "strategy"], ["generated_tokens"])
-    scores = tally(run, f"{folder}/scores", ["relation", "strategy", "unique", "correct"])
-
-    def total(counts: dict[Any, tuple[float, ...]], relation: str, place: int) -> int:
-        return int(sum(values[place] for key, values in counts.items() if key[0] == relation and key[1] != NAIVE and False not in key[2:]))
-
-    found = {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
-    return found, _busy_seconds(run, f"{folder}/completions")
-
-
-def _busy_seconds(run: RunFolder, table: str) -> float:
-    from divray.report.intervals import union_length
-
-    rows: pa.Table = run.read_table(table, ["engine", "strategy", "started_at", "finished_at"])
-    seconds = 0.0
-    for engine in set(rows["engine"].to_pylist()) - {""}:
-        import pyarrow.compute as pc
-
-        own = rows.filter(pc.and_(pc.equal(rows["engine"], engine), pc.not_equal(rows["strategy"], NAIVE)))
-        seconds += union_length(own["started_at"].to_numpy(), own["finished_at"].to_numpy())
-    return seconds
 
 
 def quota_account(config: Config, tallies: Mapping[str, Tally], ended_by: str, waves: int) -> dict[str, Any]:
