@@ -24,7 +24,7 @@ from divray.report.lookup import (
     sentence_of,
 )
 from divray.report.scan import batches
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.stage import policy_model
 from divray.schemas import NAIVE, TUNED
 from divray.texts import SEED_PREFIX

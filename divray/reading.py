@@ -13,7 +13,7 @@ from divray.preview import preview
 from divray.report import review
 from divray.report.explanation import explanation
 from divray.report.summary import run as report
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.selection import write_card
 
 

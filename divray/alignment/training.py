@@ -19,7 +19,7 @@ from divray.alignment.private import build_no_extension, score_completions_alone
 from divray.alignment.shared_prompt import can_share, share_prompts
 from divray.models import cache_folder, local_model
 from divray.precision import cpu_precision
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 
 CURVE = {
     "loss": "loss",
@@ -82,8 +82,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         gc.collect()
         if context.get_world_rank() != 0:
             return {}
-        policy = f"round-{job['round']:02d}/policy"
-        publish_policy(run, policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
+        written = Round.of(job["round"])
+        publish_policy(run, written.policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
         report = {
             "round": job["round"],
             "base": public_name(job["reference"]),
@@ -112,7 +112,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
                 for entry in steps
             ],
         }
-        run.write_json(f"round-{job['round']:02d}/alignment.json", report)
+        run.write_json(written.alignment, report)
         return report
     finally:
         if context.get_local_rank() == 0:

