@@ -13,8 +13,8 @@ from typing import Any
 
 from machine import machine
 
-from divray.pipeline import read_config
-from divray.runs import RunFolder
+from divray.config import read_config
+from divray.run_folder import RunFolder
 
 KEPT = (
     "headline", "findings", "candidates", "valid", "unique", "correct", "selected", "rejections", "losses", "mean_correctness",

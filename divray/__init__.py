@@ -4,10 +4,13 @@
 
     config = divray.load_config("run.yaml", ["selection.k=8"])
     summary = divray.run(config, "runs/mine")
+
+The pipeline is found by name: every process imports this package, and few run the loop.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from divray.config import Config, load_config
@@ -22,9 +25,8 @@ def plan(config: Config) -> str:
     Raises:
         InputError: Settings, data or models are wrong.
     """
-    from divray.pipeline import describe
-
-    return describe(config)
+    text: str = importlib.import_module("divray.pipeline").describe(config)
+    return text
 
 
 def run(config: Config, uri: str) -> dict[str, Any]:
@@ -33,6 +35,5 @@ def run(config: Config, uri: str) -> dict[str, Any]:
     Raises:
         DivrayError: Bad input, too few resources, an engine that gave up, or a stage that failed.
     """
-    from divray.pipeline import run_all
-
-    return run_all(config, uri)
+    summary: dict[str, Any] = importlib.import_module("divray.pipeline").run_all(config, uri)
+    return summary

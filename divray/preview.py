@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from textwrap import indent
 from typing import Any
 
+from divray.cluster import prepare_cluster, release_cluster
 from divray.config import Config
+from divray.datasets.stage import read_relations
+from divray.datasets.stage import run as prepare
+from divray.datasets.tables import table_examples
+from divray.engines.complete import complete
 from divray.pipeline import check
-from divray.runs import RunFolder
+from divray.prompts import run as prompt
+from divray.prompts.parsing import form_of
+from divray.run_folder import RunFolder
+from divray.sampling.stage import parsed_records
 
 
 def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
@@ -18,15 +26,6 @@ def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
     Args:
         answer: A function in the engine's place; see :func:`divray.engines.complete.complete`.
     """
-    from divray.cluster import prepare_cluster, release_cluster
-    from divray.datasets.stage import read_relations
-    from divray.datasets.stage import run as prepare
-    from divray.datasets.tables import table_examples
-    from divray.engines.complete import complete
-    from divray.prompts import run as prompt
-    from divray.prompts.parsing import form_of
-    from divray.sampling.stage import parsed_records
-
     check(config)
     wanted = count * len(config.prompts.strategies)
     sampling = config.sampling.model_copy(

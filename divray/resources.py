@@ -14,9 +14,13 @@ from typing import Any
 from divray import console
 from divray.config import Config
 from divray.errors import ResourceError
+from divray.stages import STAGES
 
 Bundle = dict[str, float]
 """Resource name -> amount that one machine must give."""
+
+WAIT_MINUTES = 30.0
+"""Longest wait for machines that the autoscaler is starting."""
 
 QUIET_SECONDS = 20.0
 """So long without a machine on its way, the cluster is as large as it gets."""
@@ -92,9 +96,8 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
     Raises:
         ResourceError: The engine is spread over GPUs and runs on none.
     """
-    cluster, engine = config.cluster, config.engine
-    asks = {"sample": True, "evaluate": config.evaluation.llm, "prompt": config.prompts.pairs == "first" and not config.prompts.pairs_file}
-    if asks.get(stage):
+    cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
+    if work in ("engine", "engine and models"):
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": [_READING]}
         size = int(engine.vllm.get("tensor_parallel_size", 1)) * int(engine.vllm.get("pipeline_parallel_size", 1))
@@ -105,12 +108,12 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
         if size > 1:
             raise ResourceError("engine.vllm spreads the model over GPUs (tensor or pipeline parallel), and it runs on a CPU. Drop it.")
         return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + [_READING]}
-    if stage == "align":
+    if work == "training":
         gpus = train_gpus(config)
         worker: Bundle = {"CPU": cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
         return {"cluster.gpus_per_worker" if gpus else "cluster.cpus_per_worker": [worker] * cluster.train_workers}
-    if stage in ("score", "mine", "select", "tune", "train", "evaluate"):
-        gpus = task_gpus(config) if stage != "mine" else 0
+    if work in ("models", "tasks"):
+        gpus = task_gpus(config) if work == "models" else 0
         task: Bundle = {"CPU": max(1, cluster.worker_cpus), **({"GPU": gpus} if gpus else {})}
         return {"cluster.worker_gpus" if gpus else "cluster.worker_cpus": [task]}
     return {}
@@ -181,7 +184,7 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
     for stays reserved until :func:`release`, so that no machine leaves as idle before its work has come.
 
     Raises:
-        ResourceError: It can't, or ``cluster.wait_minutes`` have passed.
+        ResourceError: It can't, or :data:`WAIT_MINUTES` have passed.
     """
     for stage in stages:
         asked = needs(config, stage)
@@ -217,10 +220,10 @@ def _grow(config: Config, stage: str, asked: dict[str, list[Bundle]]) -> None:
         if now - quiet_since > QUIET_SECONDS:
             release()
             return
-        if now - began > 60 * config.cluster.wait_minutes:
+        if now - began > 60 * WAIT_MINUTES:
             release()
             raise ResourceError(
-                f"{_wanted(setting, asked[setting])}, {_there(there)} after cluster.wait_minutes={config.cluster.wait_minutes:g}. "
+                f"{_wanted(setting, asked[setting])}, {_there(there)} after {WAIT_MINUTES:g} minutes. "
                 "See `ray status` for what holds the rest up; the same command goes on from here."
             )
 

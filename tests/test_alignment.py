@@ -18,7 +18,7 @@ from divray.alignment import run as align
 from divray.alignment.pairs import read_pairs
 from divray.config import Config, load_config, parse_config
 from divray.errors import DivrayError, InputError
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import PAIRS
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -375,7 +375,7 @@ def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undistu
     run = folder_with(tmp_path, pairs_table(24))
     killed: list[int] = []
 
-    def watch(step: int, steps: int, loss: float) -> None:
+    def watch(step: int, steps: int, note: str) -> None:
         if step >= LATE and not killed:
             killed.append(kill_train_workers())
 

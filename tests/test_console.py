@@ -14,6 +14,7 @@ import pytest
 
 from divray import console
 from divray.errors import InputError
+from divray.report.tables import tables
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_a_terminal_of_any_encoding_gets_the_message(encoding: str, monkeypatch:
         monkeypatch.setattr(sys, name, file)
     console.configure()
     console.print_error(InputError("mieszka_w_mieście.yaml", "关系", "half of \udce9", "Mend it."))
-    console.print_explanation({"text": "Łódź 東京"}, as_json=True)
+    console.show_json({"text": "Łódź 東京"})
     said = {name: file.buffer.getvalue() for name, file in files.items() if file.flush() is None}  # type: ignore[attr-defined]
     for text in ("mieszka_w_mieście.yaml", "关系", "\udce9"):
         assert text.encode(encoding, "backslashreplace") in said["stderr"]
@@ -136,7 +137,7 @@ def _summary() -> dict[str, Any]:
 
 def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     console.configure(quiet=True)
-    console.print_summary(_summary())
+    console.show(tables(_summary()))
     out, err = capsys.readouterr()
     assert err == ""
     for text in (
@@ -158,5 +159,5 @@ def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_summary_of_an_unfinished_run(capsys: pytest.CaptureFixture[str]) -> None:
-    console.print_summary({"headline": "Nothing yet.", "losses": {}, "per_round": {}, "per_strategy": {}})
+    console.show(tables({"headline": "Nothing yet.", "losses": {}, "per_round": {}, "per_strategy": {}}))
     assert "Nothing yet." in capsys.readouterr().out

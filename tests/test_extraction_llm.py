@@ -9,7 +9,7 @@ from divray.config import parse_config
 from divray.datasets.tables import examples_table
 from divray.extraction import llm
 from divray.relations import Example, Relation, span_problem
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS
 
 RELATIONS = [Relation("Cause-Effect(e1,e2)", "The head causes the tail."), Relation("Other", "None of them.")]
@@ -97,7 +97,7 @@ def test_extract_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
         answered[0]["error"] = "too long"
         run.write_table(target, pa.Table.from_pylist(answered, COMPLETIONS))
 
-    monkeypatch.setattr("divray.engines.complete.complete", complete)
+    monkeypatch.setattr(llm, "complete", complete)
     asked, answers, shown = llm.extract(config, run)
     assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 2
     assert [a for i, a in enumerate(answers) if i not in (3, 39)] == ["Cause-Effect(e1,e2)"] * 38

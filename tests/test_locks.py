@@ -16,16 +16,16 @@ import pytest
 
 from divray import locks, pipeline
 from divray.cli import main
-from divray.config import Config
+from divray.config import Config, read_config
 from divray.errors import InputError
 from divray.locks import locked
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 HOLD = """
 import sys, time
 from divray.locks import locked
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 with locked(RunFolder(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -65,7 +65,7 @@ def test_a_second_process_is_refused_with_the_first_ones_name(quickstart: Config
 def test_reading_needs_no_lock(quickstart: Config, uri: str) -> None:
     pipeline.begin(quickstart, uri)
     with locked(RunFolder(uri)):
-        assert pipeline.read_config(RunFolder(uri)) == quickstart
+        assert read_config(RunFolder(uri)) == quickstart
         with pytest.raises(InputError, match="another run"), pipeline.held(quickstart, uri):
             pass
     pipeline.begin(quickstart, uri)

@@ -23,13 +23,13 @@ from divray.errors import InputError
 from divray.pipeline import check
 from divray.preview import preview
 from divray.prompts import run as prompt
-from divray.prompts.pairs import LINES, MOST_REPEATS, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool
+from divray.prompts.pairs import MOST_REPEATS, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool
 from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.relations import Relation
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.stage import run as sample
-from divray.schemas import PROMPTS
+from divray.schemas import PAIRS_A_COMPLETION, PROMPTS
 
 RELATION = Relation("works_for", "The head works for the tail.", "person", "organization")
 FORM = form_of([marked("[Maria Lopez] works as a welder at {Nordhaven}.")], [RELATION])
@@ -50,7 +50,7 @@ def answers(*completions: str, finish_reason: str = "stop") -> list[dict[str, st
 def test_a_list_is_asked_for_by_its_head_and_its_first_lines(quickstart: Config) -> None:
     task = load_task(quickstart)
     rows = list(pair_rows(quickstart, task.relations, task.seeds, None))
-    assert pa.Table.from_pylist(rows, PROMPTS).num_rows == 6 * -(-2 * pairs_wanted(quickstart) // LINES)
+    assert pa.Table.from_pylist(rows, PROMPTS).num_rows == 6 * -(-2 * pairs_wanted(quickstart) // PAIRS_A_COMPLETION)
     assert len({row["seed"] for row in rows}) == len({row["candidate_id"] for row in rows}) == len(rows)
     seeds = [seed for seed in task.seeds if seed.relation == rows[0]["relation"]]
     assert all(f"\n{seed.head_text} | {seed.tail_text}\n" in rows[0]["prompt"] for seed in seeds)
@@ -59,7 +59,7 @@ def test_a_list_is_asked_for_by_its_head_and_its_first_lines(quickstart: Config)
     assert parameters["stop"] == ["\n\n"] and parameters["max_tokens"] > quickstart.sampling.max_tokens
     assert "stop" not in sampling_parameters(settings("prompts.style=chat"), rows[0], greedy=False)
     (asked,) = {row["prompt"].splitlines()[-1] for row in pair_rows(quickstart, task.relations, task.seeds, lambda m: m[0]["content"])}
-    assert str(LINES) in asked
+    assert str(PAIRS_A_COMPLETION) in asked
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from divray.prompts import STRATEGIES, Wave, render_prompt, request_rows, strate
 from divray.prompts.record import as_json, as_lines, labels
 from divray.prompts.rows import Renderer, gives_pair
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, PROMPTS
 
 
@@ -123,7 +123,6 @@ def test_a_list_of_records_has_no_pair_given() -> None:
         ("prompts.strategies={independent: 1}", asked, {"{"}),
         ("prompts.strategies={all_at_once: 1}", None, {"", " "}),  # the naive ones, and lists
         ("prompts.strategies={all_at_once: 1}", asked, {"{"}),
-        ("sampling.constrained=false", asked, {""}),
     ],
 )
 def test_chats_and_lists_are_decoded_under_a_pattern(override: str, chat: Renderer | None, kinds: set[str]) -> None:

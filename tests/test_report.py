@@ -21,7 +21,7 @@ from divray.report.intervals import busy_shares, union_length
 from divray.report.sentences import pieces, side_by_side, visible
 from divray.report.summary import finite, summarise
 from divray.report.summary import run as report
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 EVIL = "<script>alert('x')</script>"
 

@@ -16,7 +16,7 @@ from divray.config import Config, dump_config
 from divray.datasets.stage import run as prepare
 from divray.errors import InputError
 from divray.report import review
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SCORES
 
 

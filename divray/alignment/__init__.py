@@ -15,10 +15,12 @@ from typing import Any
 from divray import console
 from divray.alignment.arguments import batches
 from divray.alignment.pairs import read_pairs
+from divray.alignment.training import train
 from divray.config import Config
 from divray.errors import DivrayError, InputError
 from divray.resources import train_gpus
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
+from divray.stages import Progress
 
 MAX_FAILURES = 2
 """Times that a broken group of workers is started again from its last checkpoint."""
@@ -26,17 +28,14 @@ MAX_FAILURES = 2
 LARGE_MARGIN = 10.0
 """Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
 
-Progress = Callable[[int, int, float], None]
-"""Called with the step, all steps and the loss."""
-
 
 def base_model(config: Config, run: RunFolder, round: int) -> str:
     """Reference of the model from which ``round``'s policy starts: the round before's, else ``models.llm``."""
-    before = f"round-{round - 1:02d}/policy"
+    before = Round.of(round - 1).policy
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
 
-def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None = None) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Train the policy of ``round`` on the pairs of all earlier rounds.
 
     Writes ``round-NN/policy`` (the merged model, for LoRA also ``adapter/``) and
@@ -67,7 +66,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     }
     digest = hashlib.sha256(json.dumps([job, config.cluster.train_workers, pairs.to_pylist()], sort_keys=True).encode())
     name = f"dpo-{digest.hexdigest()[:16]}"
-    storage = f"round-{round:02d}/train"
+    storage = Round.of(round).train
     _keep_only(run, storage, name)
     with _followed(on_progress) as progress, _own_interrupts():
         report = _fit(config, run, storage, name, {**job, "name": name, "progress": progress})
@@ -75,7 +74,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]
     if doubt := _doubt(tail):
-        console.log(f"round-{round:02d}.align: {doubt}")
+        console.log(f"{Round.of(round).record('align')}: {doubt}")
     return {
         "pairs": report["pairs"],
         "too_long": report["too_long"],
@@ -108,8 +107,6 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from divray.alignment.training import train
 
     cluster = config.cluster
     gpu = job["device"] == "gpu"
@@ -207,7 +204,8 @@ def _followed(on_progress: Progress | None) -> Iterator[Any]:
             latest = ray.get(actor.get.remote())
             if latest is not None and latest != seen:
                 seen = latest
-                on_progress(*latest)
+                step, steps, loss = latest
+                on_progress(step, steps, f"loss {loss:.3f}")
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import posixpath
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,35 @@ BATCH_ROWS = 1 << 16
 
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+def command(arguments: Namespace) -> None:
+    """``divray dedup SOURCE --out OUT``."""
+    kind, _, size = arguments.shingles.partition(":")
+    if kind not in ("word", "char") or not size.isdecimal():
+        raise InputError("command line", "--shingles", f"{arguments.shingles!r} is not word:N or char:N", "Give e.g. word:3.")
+    settings = DedupSettings(
+        text_column=arguments.text_column,
+        id_column=arguments.id_column,
+        kind=kind,
+        size=int(size),
+        lower=not arguments.keep_case,
+        strip_punctuation=arguments.strip_punctuation,
+        threshold=arguments.threshold,
+        rule=arguments.rule,
+        method=arguments.method,
+    )
+    counts = deduplicate_files(
+        arguments.source,
+        arguments.out,
+        settings,
+        against=arguments.near_test,
+        earlier=arguments.earlier,
+        index=arguments.index,
+    )
+    near = f", {counts['leaked']} near test texts" if arguments.near_test else ""
+    near += f", {counts['known']} near earlier rows" if arguments.earlier or arguments.index else ""
+    print(f"{counts['rows']} rows: {counts['kept']} stay, {counts['clusters']} clusters{near} -> {arguments.out}")
 
 
 def deduplicate_files(

@@ -9,9 +9,7 @@ from typing import Any
 from divray.config import Config
 from divray.model_checks import context_length
 from divray.precision import cpu_precision
-from divray.prompts.pairs import LINES, TOKENS_A_LINE
-from divray.prompts.pairs import STRATEGY as PAIRS
-from divray.schemas import TUNED
+from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY, TUNED
 
 CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
     "enforce_eager": True,
@@ -32,6 +30,8 @@ COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disab
 
 MOST_DOUBLED = 2 << 30
 """Bytes of weights that may take twice the memory."""
+
+TOKENS_A_PAIR = 16
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``max_lora_rank``."""
@@ -79,8 +79,8 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
     sampling = config.sampling
     sentences = row.get("sentences") or 1
     parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences}
-    if row["strategy"] == PAIRS:
-        parameters["max_tokens"] = LINES * TOKENS_A_LINE
+    if row["strategy"] == PAIRS_STRATEGY:
+        parameters["max_tokens"] = PAIRS_A_COMPLETION * TOKENS_A_PAIR
     if config.prompts.style == "completion" and not row["pattern"] and sentences == 1:
         # A chat's answer and a list of records end by themselves; a list of pairs and a record of three lines with an empty one.
         parameters["stop"] = ["\n"] if row["head"] else ["\n\n"]
@@ -88,8 +88,7 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
         parameters["temperature"] = 0.0
     else:
         factor = sampling.tuned_temperature_factor if row.get("policy") == TUNED else 1.0
-        others = {name: getattr(sampling, name) for name in ("min_p", "top_p", "top_k", "repetition_penalty")}
-        parameters |= {"temperature": sampling.temperature * factor, **others}
+        parameters |= {"temperature": sampling.temperature * factor, "min_p": sampling.min_p}
     if row["pattern"]:
         parameters["structured_outputs"] = {"json" if row["pattern"].startswith("{") else "regex": row["pattern"]}
     return parameters
@@ -104,4 +103,4 @@ def cpu_environment() -> dict[str, str]:
 def engine_threads(config: Config) -> int:
     """CPU threads of an engine on this node: the engines share its cores, from four on less one for vLLM's scheduler and Ray."""
     cores = len(os.sched_getaffinity(0))
-    return config.engine.threads or max(1, (cores - (cores >= 4)) // config.engine.pool[1])
+    return max(1, (cores - (cores >= 4)) // config.engine.pool[1])

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,12 @@ from divray.engines.arguments import sampling_parameters
 from divray.engines.face import Answer, Request, Row
 from divray.engines.pool import Pool, engines_for, stop
 from divray.errors import EngineError
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS, TUNED
+from divray.stages import Progress
 
 if TYPE_CHECKING:
     import ray.data
-
-Progress = Callable[[int, int, str], None]
-"""Called with (rows done, rows in all, a word on what goes on)."""
 
 BLOCKS_IN_FLIGHT = 64
 """Files of request rows that are being answered at a time, at most."""

@@ -18,13 +18,14 @@ from typing import Any
 from divray.config import Config
 from divray.engines.actor import EngineActor, EngineHealth
 from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, gpus_of, lora_arguments
-from divray.engines.face import ENDPOINT, Answer
-from divray.engines.function import FunctionEngine
+from divray.engines.face import ENDPOINT, Answer, FunctionEngine
 from divray.engines.openai import Key, OpenAIEngine
 from divray.engines.vllm import VllmEngine
 from divray.resources import task_gpus, train_gpus, uses_gpu
+from divray.stages import Work
 
 CLOSING_SECONDS = 30
+GPU_ENGINE_CPUS = 4.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
         make = partial(FunctionEngine, answer)
     name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
     made: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=name, scheduling_strategy=here)
-    health = made.remote(config.engine.max_starts, count)
+    health = made.remote(count)
     actor: Any = ray.remote(EngineActor).options(max_restarts=-1, **options)
     _pool = Pool(key, adapters, [actor.remote(make, name) for _ in range(count)], health, group)
     return _pool
@@ -118,12 +119,12 @@ def _placed(config: Config, arguments: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def gpu_engine_cpus(config: Config) -> float:
-    """CPUs of a GPU engine: ``engine.gpu_cpus``, or what its GPUs' share of the smallest machine has, less one for Ray's tasks."""
+    """CPUs of a GPU engine: :data:`GPU_ENGINE_CPUS`, or what its GPUs' share of the smallest machine has, less one for Ray's tasks."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    share = min((machine.get("CPU", 0) / machine["GPU"] for machine in machines), default=config.engine.gpu_cpus + 1)
-    return max(0.0, min(config.engine.gpu_cpus, share * gpus_of(config) - 1))
+    share = min((machine.get("CPU", 0) / machine["GPU"] for machine in machines), default=GPU_ENGINE_CPUS + 1)
+    return max(0.0, min(GPU_ENGINE_CPUS, share * gpus_of(config) - 1))
 
 
 def largest_machine() -> int:
@@ -133,17 +134,17 @@ def largest_machine() -> int:
     return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
-def make_room(config: Config, stage: str = "align") -> None:
+def make_room(config: Config, work: Work = "training") -> None:
     """Stop the engines where a stage would not fit beside them: DPO on a CPU never does, on GPUs what asks for more than is free.
 
     Sleeping engines would give their memory back, but not their GPUs in Ray's books.
     """
-    if _pool is None:
+    if _pool is None or work in ("", "engine"):
         return
     import ray
 
-    wanted = config.cluster.train_workers * train_gpus(config) if stage == "align" else task_gpus(config)
-    if (ray.available_resources().get("GPU", 0) < wanted) if uses_gpu(config) else stage == "align":
+    wanted = config.cluster.train_workers * train_gpus(config) if work == "training" else task_gpus(config)
+    if (ray.available_resources().get("GPU", 0) < wanted) if uses_gpu(config) else work == "training":
         stop()
 
 

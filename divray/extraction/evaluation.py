@@ -12,7 +12,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, negatives_of, relations_of, set_of, tuned
+from divray.datasets.stage import read_relations
+from divray.embeddings import Encoder, embedding_column
+from divray.extraction.inputs import MORE, SELECTED, draws_of, examples_of, negatives_of, set_of, tuned
+from divray.extraction.llm import extract
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
-from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
+from divray.extraction.training import fit_head, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
-from divray.runs import RunFolder
+from divray.run_folder import SEEDS, TEST, RunFolder
+from divray.stages import Progress
+from divray.texts import compared_texts
 
 COMPARED = ("seeds", "naive", "round-00")
 """The sets that each set after them is compared with."""
 
 RESAMPLES = 1000
-
-Progress = Callable[[int, int, str], None]
-"""Called with (models done, models in all, a word on what goes on); the LLM counts as one."""
+AT_ONCE = 2
+"""RE models that are trained at the same time, at least."""
 
 PREDICTIONS = pa.schema(
     [
@@ -64,7 +68,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     import ray
 
     tables = training_sets(run)
-    relations, test, draws = relations_of(run), examples_of(run, [TEST]), draws_of(run)
+    relations, test, draws = read_relations(run), examples_of(run, [TEST]), draws_of(run)
     labels = [relation.name for relation in relations]
     described = [astuple(relation) for relation in relations]
     settings = tuned(config, run)
@@ -79,7 +83,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             if not examples:
                 continue
             sets.setdefault(name, examples)
-            key = _key(examples, weights, described, tested, config.models.encoder, settings.model_dump(exclude={"search"}))
+            key = _key(examples, weights, described, tested, config.models.encoder, asdict(settings))
             keys[name, number] = key
             wanted.setdefault(key, (parts, number))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
@@ -108,7 +112,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             "draws": list(range(len(draws))),
             "false_positives": statistics.fmean(alarms) if alarms else None,
             **_sizes(examples, labels),
-            "settings": {"encoder": config.models.encoder, **settings.model_dump(exclude={"search"})},
+            "settings": {"encoder": config.models.encoder, **asdict(settings)},
         }
         results[name]["differences"] = {
             other: difference(gold, answers[name], answers[other], labels, config)
@@ -116,8 +120,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             if other in answers and other != name
         }
     if config.evaluation.llm:
-        from divray.extraction.llm import extract
-
         tell = (lambda done, rows, note: on_progress(total - 1, total, note or f"llm: {done} of {rows} sentences")) if on_progress else None
         asked, said, shown = extract(config, run, tell)
         predictions.append(_prediction_table("llm", 0, asked, said, [None] * len(asked)))
@@ -213,7 +215,7 @@ def _train_missing(
     jobs = [{"tables": tables, "draw": draw, "target": _part(key)} for key, (tables, draw) in missing.items()]
     trainer: Any = _Trainer
     only_cpus(not task_gpus(config))
-    most = max(config.cluster.concurrent_trials, most_workers(config, gpus=True))
+    most = max(AT_ONCE, most_workers(config, gpus=True))
     trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
         trainer,
         fn_constructor_args=(config, run.uri),
@@ -229,18 +231,14 @@ class _Trainer:
     """Actor: trains on one set and draw, and predicts the test set; in closed form every sentence is encoded once."""
 
     def __init__(self, config: Config, uri: str) -> None:
-        from divray.extraction.training import untrained
-
         self.config, self.run = config, RunFolder(uri)
-        self.settings, self.relations = tuned(config, self.run), relations_of(self.run)
+        self.settings, self.relations = tuned(config, self.run), read_relations(self.run)
         self.test, self.draws = [*examples_of(self.run, [TEST]), *negatives_of(self.run)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
         self.described = self.model.described([relation.description for relation in self.relations])
         self.features: dict[Any, np.ndarray] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        from divray.extraction.training import fit_head, train, training_rows
-
         examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings)
         if self.settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
@@ -293,3 +291,26 @@ def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]
 
 def _without_relations(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_relations(value) if isinstance(value, dict) else value for key, value in values.items() if key != "per_relation"}
+
+
+TEST_SENTENCES = 32
+"""Test sentences a relation whose diversity is compared with that of the samples."""
+
+TEST_EMBEDDINGS = "data/test_embeddings"
+
+
+def embed_test(config: Config, uri: str) -> None:
+    """Write ``data/test_embeddings``: ``example_id`` and ``embedding`` of the test sentences, by hash of their ids up to
+    :data:`TEST_SENTENCES` a relation."""
+    run = RunFolder(uri)
+    test = run.read_table(TEST)
+    names, relations = test["example_id"].to_pylist(), test["relation"].to_pylist()
+    seen: Counter[str] = Counter()
+    taken = []
+    for row in sorted(range(len(names)), key=lambda row: hashlib.sha256(names[row].encode()).digest()):
+        seen[relations[row]] += 1
+        if seen[relations[row]] <= TEST_SENTENCES:
+            taken.append(row)
+    some = test.take(pa.array(sorted(taken), pa.int64()))
+    embeddings = embedding_column(Encoder.of(config).encode(compared_texts(some, mask=True)))
+    run.write_table(TEST_EMBEDDINGS, pa.table({"example_id": some["example_id"], "embedding": embeddings}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import posixpath
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -22,9 +23,10 @@ import pyarrow.parquet as pq
 
 from divray.datasets.rows import span_of
 from divray.errors import InputError
+from divray.extraction.model import RelationExtractor
 from divray.models import check_model, local_model
 from divray.relations import Example, parse_marked, span_problem, tightened
-from divray.runs import is_uri, open_uri, placed
+from divray.run_folder import RunFolder, is_uri, open_uri, placed
 from divray.textfiles import json_lines
 
 BATCH = 1024
@@ -35,6 +37,18 @@ Batch: TypeAlias = pa.Table | list[Row]
 USED = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
 GIVEN = {"relation": "given_relation", "probability": "given_probability"}
 """Columns that the result has of its own -> what those of the source are called in it."""
+
+
+def command(arguments: Namespace) -> None:
+    """``divray predict RUN SOURCE TARGET``; RUN may be a model folder, too."""
+    run = RunFolder(arguments.run)
+    model = run.full_uri("model") if run.exists("model/config.json") else arguments.run
+    if model == arguments.run and not run.exists("config.json"):
+        raise InputError(
+            arguments.run, "model", "no trained model here", "Give a run folder whose `train` stage is done, or a model folder."
+        )
+    rows = predict(model, arguments.source, arguments.target, threshold=arguments.threshold)
+    print(f"{rows} sentences -> {arguments.target}")
 
 
 def predict(model: str, source: str, target: str, on_progress: Callable[[int], None] | None = None, threshold: float = 0.0) -> int:
@@ -65,8 +79,6 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
         if not path.endswith((".jsonl", ".parquet")):
             raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
     schema = _checked(source, target)
-
-    from divray.extraction.model import RelationExtractor
 
     done = 0
     with _writer(target, schema) as write:

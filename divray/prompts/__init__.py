@@ -11,13 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from divray.config import Config
+from divray.datasets import read_relations, read_seeds
+from divray.engines.complete import complete
+from divray.engines.face import Answer
 from divray.errors import InputError
+from divray.models import local_model
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
+from divray.prompts.parsing import form_of
 from divray.prompts.plan import Wave, candidate_ids, first_wave
-from divray.prompts.rows import Renderer, render_prompt, request_rows, rows_per_file, write_prompts
+from divray.prompts.rows import Renderer, accepted_samples, render_prompt, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example, Relation
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
+from divray.stages import Progress
 
 __all__ = [
     "GROWING",
@@ -35,7 +41,9 @@ __all__ = [
 ]
 
 
-def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, answer: Any = None) -> dict[str, Any]:
+def run(
+    config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
+) -> dict[str, Any]:
     """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave, and once ``data/entity_pairs``.
 
     Args:
@@ -44,11 +52,7 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, ans
     Returns:
         Counts: ``requests``, and ``pairs`` where prompts give them.
     """
-    from divray.datasets.stage import read_relations
-    from divray.datasets.tables import table_examples
-    from divray.prompts.accepted import accepted_samples
-
-    seeds = table_examples(run.read_table("data/seeds"))
+    seeds = read_seeds(run)
     relations = read_relations(run)
     chat = chat_renderer(config)
     if round == 0:
@@ -57,9 +61,9 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Any = None, ans
     wave = first_wave(config, relations, round)
     if GROWING & config.prompts.strategies.keys():
         wave = Wave(0, wave.count, accepted=accepted_samples(run, range(round)))
-    run.delete(f"round-{round:02d}/waves")
+    run.delete(Round.of(round).waves)
     rows = request_rows(config, relations, seeds, round, chat, wave, pool)
-    counts = {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
+    counts = {"requests": write_prompts(run, Round.of(round).prompts, rows)}
     return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
 
 
@@ -69,13 +73,10 @@ def _make_pool(
     relations: list[Relation],
     seeds: Sequence[Example],
     chat: Renderer | None,
-    on_progress: Any,
-    answer: Any,
+    on_progress: Progress | None,
+    answer: Answer | None,
 ) -> None:
     """Write ``data/entity_pairs``, from the user's file or by the LLM, where prompts are to give pairs."""
-    from divray.engines.complete import complete
-    from divray.prompts.parsing import form_of
-
     form = form_of(seeds, relations)
     if config.prompts.pairs_file:
         write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
@@ -94,8 +95,6 @@ def chat_renderer(config: Config) -> Renderer | None:
     if config.models.llm == "endpoint":  # the server has the template
         return lambda messages: "\n".join(message["content"] for message in messages) + "\n"
     from transformers import AutoTokenizer
-
-    from divray.models import local_model
 
     tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
     if not tokenizer.chat_template:

@@ -20,17 +20,13 @@ from divray.prompts.plan import number_of, numbered, slugs_of
 from divray.prompts.record import Pair, labels
 from divray.prompts.rows import Renderer
 from divray.relations import Example, Relation
-from divray.runs import RunFolder
-from divray.schemas import BASE
+from divray.run_folder import RunFolder
+from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 
 TABLE = "data/entity_pairs"
 """Columns ``relation``, ``head``, ``tail``; in the order in which prompts take them."""
 
-STRATEGY = "pairs"
 MOST_REPEATS = 2
-LINES = 12
-"""Pairs that one completion is asked for."""
-TOKENS_A_LINE = 16
 
 
 def pairs_wanted(config: Config) -> int:
@@ -44,14 +40,14 @@ def pair_rows(config: Config, relations: Iterable[Relation], seeds: Sequence[Exa
     slugs = slugs_of(relations)
     for relation in relations:
         own = [seed for seed in seeds if seed.relation == relation.name]
-        for number in range(ceil(2 * pairs_wanted(config) / LINES)):
-            candidate_id = numbered(f"{STRATEGY}-{slugs[relation.name]}", number)
+        for number in range(ceil(2 * pairs_wanted(config) / PAIRS_A_COMPLETION)):
+            candidate_id = numbered(f"{PAIRS_STRATEGY}-{slugs[relation.name]}", number)
             rng = random.Random(number_of(config.seed, candidate_id))
             yield {
                 "candidate_id": candidate_id,
                 "relation": relation.name,
                 "round": 0,
-                "strategy": STRATEGY,
+                "strategy": PAIRS_STRATEGY,
                 "prompt_id": candidate_id,
                 "prompt": _prompt(relation, rng.sample(own, len(own)), chat),
                 "head": "",
@@ -77,7 +73,9 @@ def _prompt(relation: Relation, shown: Sequence[Example], chat: Renderer | None)
     ]
     if chat is None:
         return "\n".join(lines) + "\n"
-    return chat([{"role": "user", "content": "\n".join([*lines, "", f"Write {LINES} new lines of this list, and nothing else."])}])
+    return chat(
+        [{"role": "user", "content": "\n".join([*lines, "", f"Write {PAIRS_A_COMPLETION} new lines of this list, and nothing else."])}]
+    )
 
 
 def pool_of(completions: Iterable[Mapping[str, Any]], form: Form, wanted: int) -> dict[str, list[Pair]]:

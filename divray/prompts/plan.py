@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from divray.config import Config
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft
+from divray.prompts.waves import apportion, opening_counts
 from divray.relations import Example, Relation
-from divray.sampling.waves import apportion, opening_counts
 from divray.schemas import NAIVE
 
 

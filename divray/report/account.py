@@ -13,7 +13,7 @@ from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 
 STEPS = ("candidates", "valid", "unique", "correct", "selected")

@@ -12,7 +12,7 @@ from divray.schemas import NAIVE
 if TYPE_CHECKING:
     import pyarrow.compute as pc
 
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 CLUSTERS = 5
 MEMBERS = 4

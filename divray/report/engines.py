@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 CAUSES = ("start_up", "waiting_for_input", "back_pressure", "tail")
 """Of an idle engine: it loads the model; nothing has come for it to do; what follows it is full; the last

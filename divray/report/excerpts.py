@@ -15,7 +15,7 @@ from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 SAMPLES_PER_RELATION = 5
 REJECTIONS_PER_REASON = 2

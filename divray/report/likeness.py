@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from divray.report.scan import rows
 
 if TYPE_CHECKING:
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 _FOLDS = 5
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow.compute as pc
 
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
     from divray.sections import DiversityConfig
 
 CLUSTER_MEMBERS = 8

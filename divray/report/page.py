@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from divray.config import Config, dump_config
 from divray.report import figures
 from divray.report.sentences import pieces, side_by_side, visible
 
 if TYPE_CHECKING:
     import jinja2
-
-    from divray.config import Config
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_KEYS = re.compile(r"(?i)((?:secret|token|password|api_?key|access_?key)[\w-]*\s*[:=]\s*)[^\s&]+")
@@ -26,8 +25,6 @@ def render(config: Config, summary: dict[str, Any], excerpts: dict[str, Any]) ->
         summary: What :func:`divray.report.summary.summarise` returns.
         excerpts: What :func:`divray.report.excerpts.excerpts` returns.
     """
-    from divray.config import dump_config
-
     template = _environment().get_template("page.html.j2")
     duplicates = [{**row, "sides": side_by_side(row, row["neighbour"])} for row in excerpts["near_duplicates"]]
     evaluation = summary.get("evaluation") or {}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from divray.datasets.stage import read_relations
 from divray.errors import InputError
 from divray.relations import Example, render_marked
 from divray.report.scan import SPANS, rows
@@ -25,7 +26,7 @@ from divray.schemas import NAIVE
 
 if TYPE_CHECKING:
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 ANSWERS, SELECTED = "review/answers.json", "comparison/selected"
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
@@ -43,8 +44,6 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     Raises:
         InputError: There is none yet.
     """
-    from divray.datasets.stage import read_relations
-
     if of == "selected":
         tables, name, where = [SELECTED], "sample_id", None
     else:

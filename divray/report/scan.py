@@ -10,7 +10,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     import pyarrow.compute as pc
 
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 Row = dict[str, Any]
 Columns = Sequence[str] | dict[str, "pc.Expression"]

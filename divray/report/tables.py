@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tables(summary: dict[str, Any]) -> Iterator[RenderableType]:
-    """What :func:`divray.console.print_summary` prints, in order; tables without data are left out."""
+    """What ``divray run`` prints, in order; tables without data are left out."""
     from rich.text import Text
 
     yield Text()

@@ -10,18 +10,24 @@ import pyarrow as pa
 from divray import console
 from divray.alignment import base_model
 from divray.config import Config
-from divray.datasets.stage import read_relations
-from divray.datasets.tables import table_examples
-from divray.engines.complete import Progress, complete
+from divray.datasets.stage import read_relations, read_seeds
+from divray.engines.complete import complete
 from divray.engines.face import Answer
+from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
+from divray.prompts.pairs import read_pool
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
-from divray.prompts.plan import candidate_ids
+from divray.prompts.plan import split_by_strategy
 from divray.prompts.record import read_records
+from divray.prompts.rows import accepted_samples
+from divray.prompts.waves import Tally, next_counts, quota_account, wave_count
 from divray.relations import Example, Relation
+from divray.report.scan import asked, tally
 from divray.resources import uses_gpu
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
-from divray.schemas import SAMPLES
+from divray.schemas import NAIVE, SAMPLES
+from divray.scoring import stage as scoring
+from divray.stages import Progress
 
 
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
@@ -30,7 +36,7 @@ def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
     That is ``models.llm`` until a policy was trained, then the round's own policy, or, where engines live on beside DPO (GPUs)
     or the model before tuning takes its share, the model that it was tuned from with the policy's adapter.
     """
-    name = f"round-{round:02d}/policy"
+    name = Round.of(round).policy
     if not run.exists(f"{name}/config.json"):
         return config.models.llm, ""
     if (uses_gpu(config) or config.sampling.base_share) and run.exists(f"{name}/adapter/adapter_config.json"):
@@ -38,11 +44,13 @@ def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
     return run.full_uri(name), ""
 
 
-def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None) -> dict[str, Any]:
+def run(
+    config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
+) -> dict[str, Any]:
     """Complete ``round-XX/prompts`` into ``completions``, parse those into ``samples``, and list the ``failed``.
 
     With waves the accepted samples so far decide on further prompts, which are written and completed in turn
-    (:mod:`divray.sampling.waves`).  A call that was killed goes on where it was: finished completions are
+    (:mod:`divray.prompts.waves`).  A call that was killed goes on where it was: finished completions are
     kept.  The samples are a pure function of the completions, sorted by ``candidate_id``.
 
     Args:
@@ -55,33 +63,24 @@ def run(config: Config, run: RunFolder, round: int, on_progress: Progress | None
     Raises:
         EngineError: The engine died at every try.
     """
-    from divray.sampling.waves import wave_count
-
     if wave_count(config) == 1 and config.sampling.quota is None:
         return _pass(config, run, round, on_progress, answer)
     return _waves(config, run, round, on_progress, answer)
 
 
 def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    folder = f"round-{round:02d}"
+    own = Round.of(round)
     model, adapter = policy_model(config, run, round)
-    complete(config, run, f"{folder}/prompts", f"{folder}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
-    return parse_round(config, run, folder)
+    complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
+    return parse_round(config, run, own)
 
 
 def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
-    from divray.prompts.accepted import accepted_samples
-    from divray.prompts.pairs import read_pool
-    from divray.prompts.plan import split_by_strategy
-    from divray.sampling.waves import next_counts, quota_account, tallies_of, wave_count
-    from divray.scoring import stage as scoring
-
-    folder = f"round-{round:02d}"
-    relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
+    own = Round.of(round)
+    relations, seeds = read_relations(run), read_seeds(run)
     chat, pool = chat_renderer(config), read_pool(run)
-    wave = len(run.files(f"{folder}/waves"))
-    for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept off the record
+    wave = len(run.files(own.waves))
+    for file in run.files(own.prompts):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
@@ -89,32 +88,42 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
         if config.sampling.quota is None and wave + 1 == wave_count(config):
             return counts
         scoring.run(config, run, round)
-        tallies, seconds = tallies_of(run, folder, [relation.name for relation in relations])
-        wanted, ended_by = next_counts(config, tallies, wave + 1, seconds)
+        tallies = tallies_of(run, own, [relation.name for relation in relations])
+        wanted, ended_by = next_counts(config, tallies, wave + 1)
         if not wanted:
             break
         wave += 1
-        plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, folder), accepted_samples(run, range(round + 1)))
+        plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, own), accepted_samples(run, range(round + 1)))
         rows = request_rows(config, relations, seeds, round, chat, plan, pool)
-        write_prompts(run, f"{folder}/prompts", rows, f"wave-{wave:02d}")
-        run.write_json(f"{folder}/waves/{wave:02d}.json", wanted)
-        console.log(f"{folder} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
+        write_prompts(run, own.prompts, rows, f"wave-{wave:02d}")
+        run.write_json(f"{own.waves}/{wave:02d}.json", wanted)
+        console.log(f"{own.name} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
     if config.sampling.quota is None:
         return counts
     account = quota_account(config, tallies, ended_by, wave + 1)
-    run.write_json(f"{folder}/quota.json", account)
+    run.write_json(own.quota, account)
     return {**counts, "waves": wave + 1, "missing": account["missing"]}
 
 
-def _asked(run: RunFolder, folder: str) -> dict[str, dict[str, int]]:
+def _asked(run: RunFolder, own: Round) -> dict[str, dict[str, int]]:
     """Relation -> strategy -> candidates asked for so far."""
-    from divray.report.scan import asked, tally
-
     found: dict[str, dict[str, int]] = {}
-    counted = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
+    counted = tally(run, own.prompts, ["relation", "strategy"], ["asked"], asked())
     for (relation, strategy), (_, count) in counted.items():
         found.setdefault(relation, {})[strategy] = int(count)
     return found
+
+
+def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Tally]:
+    """Each relation's :class:`Tally`, from the tables of a round."""
+    prompts = tally(run, own.prompts, ["relation", "strategy"], ["asked"], asked())
+    tokens = tally(run, own.completions, ["relation", "strategy"], ["generated_tokens"])
+    scores = tally(run, own.scores, ["relation", "strategy", "unique", "correct"])
+
+    def total(counts: dict[Any, tuple[float, ...]], relation: str, place: int) -> int:
+        return int(sum(values[place] for key, values in counts.items() if key[0] == relation and key[1] != NAIVE and False not in key[2:]))
+
+    return {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
 
 
 def retry_failed(
@@ -127,39 +136,37 @@ def retry_failed(
     Returns:
         Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
     """
-    from divray.prompts import write_prompts
-
-    folder = f"round-{round:02d}"
-    retry = f"{folder}/retry"
-    killed = bool(run.files(retry))
-    mended = put_in_place(run, f"{retry}/completions", f"{folder}/completions")  # of a retry that was killed
-    again = retry_rows(run, folder)
+    own = Round.of(round)
+    retry = Round.at(own.retry)
+    killed = bool(run.files(retry.name))
+    mended = put_in_place(run, retry.completions, own.completions)  # of a retry that was killed
+    again = retry_rows(run, own)
     if not again.num_rows and not killed:
         return {"retried": 0, "mended": 0}
     if again.num_rows:
-        run.delete(retry)
-        write_prompts(run, f"{retry}/prompts", iter(again.to_pylist()))
+        run.delete(retry.name)
+        write_prompts(run, retry.prompts, iter(again.to_pylist()))
         model, adapter = policy_model(config, run, round)
-        complete(config, run, f"{retry}/prompts", f"{retry}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
-        mended += put_in_place(run, f"{retry}/completions", f"{folder}/completions")
-        for record in run.files(f"{retry}/completions.engines"):
+        complete(config, run, retry.prompts, retry.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
+        mended += put_in_place(run, retry.completions, own.completions)
+        for record in run.files(f"{retry.completions}.engines"):
             run.write_bytes(record.replace("/retry/", "/"), run.read_bytes(record))
-    counts = parse_round(config, run, folder)
-    run.delete(retry)
+    counts = parse_round(config, run, own)
+    run.delete(retry.name)
     return {"retried": again.num_rows, "mended": mended, **counts}
 
 
-def parse_round(config: Config, run: RunFolder, folder: str) -> dict[str, Any]:
+def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     """Write ``samples`` and ``failed`` of a round from its completions; returns the counts of :func:`run`."""
-    run.forget(f"{folder}.sample")
-    run.delete(f"{folder}/samples")
-    relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
+    run.forget(own.record("sample"))
+    run.delete(own.samples)
+    relations, seeds = read_relations(run), read_seeds(run)
     parse = partial(parse_batch, types=_types_of(relations, seeds), form=form_of(seeds, relations), max_tokens=config.sampling.max_tokens)
-    completions = run.dataset(f"{folder}/completions")
+    completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
-    samples.write_parquet(run.path(f"{folder}/samples"), filesystem=run.fs)
-    failed = write_ledger(run, folder)
-    rejections = run.read_table(f"{folder}/samples", ["rejection"])["rejection"].value_counts().to_pylist()
+    samples.write_parquet(run.path(own.samples), filesystem=run.fs)
+    failed = write_ledger(run, own)
+    rejections = run.read_table(own.samples, ["rejection"])["rejection"].value_counts().to_pylist()
     reasons = {entry["values"]: entry["counts"] for entry in rejections}
     valid = reasons.pop("", 0)
     return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items())), "failed": failed}

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from divray.models import local_model
+
 BATCH_TOKENS = 1536
 """Tokens in a batch without the prefix; bounds the memory of the scores of a large vocabulary."""
 
@@ -23,8 +25,6 @@ class Likelihood:
     def __init__(self, reference: str, device: str = "cpu") -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from divray.models import local_model
 
         folder = local_model(reference)
         self.device = device
