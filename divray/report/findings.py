@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from divray.report.likeness import as_finding
-from divray.report.review import as_sentence
+from divray.review import as_sentence
 
 Evaluation = dict[str, dict[str, Any]]
 
@@ -16,15 +15,13 @@ def headline(summary: dict[str, Any]) -> str:
     evaluation = summary.get("evaluation", {})
     alone, both = seeds_alone(evaluation), seeds_and_generated(evaluation)
     if alone and both:
-        sentence = f"Seeds + generated: {_score(evaluation, both)} against {_score(evaluation, alone, name=False)} with the seeds alone"
+        sentence = f"Seeds + generated: {_score(evaluation, both)} against {_mean(evaluation, alone)} with the seeds alone"
         return f"{sentence} ({_verdict(evaluation, both, alone)})."
     if evaluation:
         best = max(evaluation, key=lambda name: evaluation[name]["mean"])
         return f"Best of {len(evaluation)} training sets: {best}, {_score(evaluation, best)}."
     if "correct" in summary:
-        return (
-            f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing has been evaluated yet."
-        )
+        return f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing is evaluated yet."
     return f"{summary.get('candidates', 0):,} candidates asked for; nothing has been scored yet."
 
 
@@ -35,21 +32,20 @@ def findings(summary: dict[str, Any]) -> list[str]:
     lines = []
     if naive and rounds:
         last = rounds[-1]
-        baseline = _score(evaluation, naive, name=False)
-        text = f"Generated alone: {_score(evaluation, last)} ({round_name(last)}) against {baseline} from the naive prompt"
+        text = f"Generated alone: {_score(evaluation, last)} ({round_name(last)}) against {_mean(evaluation, naive)} from the naive prompt"
         lines.append(f"{text} ({_verdict(evaluation, last, naive)}).")
     if len(rounds) > 1:
         first, last = rounds[0], rounds[-1]
-        text = f"After preference tuning: {_score(evaluation, last)} against {_score(evaluation, first, name=False)} before it"
+        text = f"After preference tuning: {_score(evaluation, last)} against {_mean(evaluation, first)} before it"
         lines.append(f"{text} ({_verdict(evaluation, last, first)}).")
     if llm and (reference := seeds_and_generated(evaluation) or (rounds[-1] if rounds else None)):
         text = f"The LLM doing the task itself reaches {_score(evaluation, llm)}; the small model trained on {reference}"
-        lines.append(f"{text} {_score(evaluation, reference, name=False)}.")
+        lines.append(f"{text} {_mean(evaluation, reference)}.")
     return (
         reading(summary)
         + [f"{name} has fewer samples than asked for: {reason}." for name, reason in summary.get("shortfall", {}).items()]
         + lines
-        + as_finding(summary.get("likeness", {}))
+        + _likeness_finding(summary.get("likeness", {}))
         + _diversity_finding(summary)
         + _cost_finding(summary)
         + _quota_findings(summary)
@@ -109,9 +105,12 @@ def _generated(name: str) -> bool:
     return bool(_words(name) & {"generated", "dataset", "selected"}) or "+" in name
 
 
-def _score(evaluation: Evaluation, which: str, name: bool = True) -> str:
-    entry = evaluation[which]
-    return f"{unit(evaluation) * entry['mean']:.1f}" + (f" {metric_name(entry)}" if name else "")
+def _mean(evaluation: Evaluation, which: str) -> str:
+    return f"{unit(evaluation) * evaluation[which]['mean']:.1f}"
+
+
+def _score(evaluation: Evaluation, which: str) -> str:
+    return f"{_mean(evaluation, which)} {metric_name(evaluation[which])}"
 
 
 def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
@@ -129,6 +128,11 @@ def _verdict(evaluation: Evaluation, new: str, old: str) -> str:
         return "not compared"
     verdict = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not established"
     return f"{signed_interval(evaluation, new, old)}, {verdict}"
+
+
+def _likeness_finding(likeness: dict[str, float]) -> list[str]:
+    told = ", ".join(f"{round_name(name)} {value:.2f}" for name, value in likeness.items())
+    return [f"Told from human sentences by a fresh classifier (AUC, 0.50: not at all): {told}."] if told else []
 
 
 def _diversity_finding(summary: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from divray.datasets.stage import read_relations
 from divray.datasets.tables import table_examples
 from divray.engines.complete import complete
 from divray.engines.face import Answer
+from divray.intervals import busy_shares
 from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
 from divray.prompts.accepted import accepted_samples
 from divray.prompts.pairs import read_pool
@@ -23,10 +24,9 @@ from divray.prompts.plan import split_by_strategy
 from divray.prompts.record import read_records
 from divray.prompts.waves import Tally, next_counts, quota_account, wave_count
 from divray.relations import Example, Relation
-from divray.report.intervals import union_length
-from divray.report.scan import asked, tally
 from divray.runs import RunFolder
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
+from divray.scan import ASKED, tally
 from divray.schemas import NAIVE, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
@@ -110,7 +110,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
 def _asked(run: RunFolder, folder: str) -> dict[str, dict[str, int]]:
     """Relation -> strategy -> candidates asked for so far."""
     found: dict[str, dict[str, int]] = {}
-    counted = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
+    counted = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], ASKED)
     for (relation, strategy), (_, count) in counted.items():
         found.setdefault(relation, {})[strategy] = int(count)
     return found
@@ -118,7 +118,7 @@ def _asked(run: RunFolder, folder: str) -> dict[str, dict[str, int]]:
 
 def tallies_of(run: RunFolder, folder: str, relations: list[str]) -> tuple[dict[str, Tally], float]:
     """Each relation's :class:`Tally`, and the busy engine-seconds, from the tables of round ``folder``."""
-    prompts = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], asked())
+    prompts = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], ASKED)
     tokens = tally(run, f"{folder}/completions", ["relation", "strategy"], ["generated_tokens"])
     scores = tally(run, f"{folder}/scores", ["relation", "strategy", "unique", "correct"])
 
@@ -134,7 +134,7 @@ def _busy_seconds(run: RunFolder, table: str) -> float:
     seconds = 0.0
     for engine in set(rows["engine"].to_pylist()) - {""}:
         own = rows.filter(pc.and_(pc.equal(rows["engine"], engine), pc.not_equal(rows["strategy"], NAIVE)))
-        seconds += union_length(own["started_at"].to_numpy(), own["finished_at"].to_numpy())
+        seconds += float(busy_shares(own["started_at"].to_numpy(), own["finished_at"].to_numpy()).sum())
     return seconds
 
 
