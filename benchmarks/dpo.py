@@ -20,7 +20,7 @@ import pyarrow as pa
 from divray.alignment import run as align
 from divray.cluster import connect
 from divray.config import parse_config
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import PAIRS
 
 WORDS = ["company", "city", "river", "member", "born", "music", "school", "author", "bridge", "team", "of", "the", "in", "was", "a"]

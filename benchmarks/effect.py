@@ -44,7 +44,7 @@ def run(folder: Path, config: str, overrides: list[str]) -> Drawn:
     """Make the run, or what is left of it, and read its predictions."""
     from divray.config import read_config
     from divray.extraction.metrics import Resampled
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
     if not (folder / "summary.json").exists():
         command = [sys.executable, "-m", "divray.cli", "run", str(HERE.parent / config), "--out", str(folder), *overrides]

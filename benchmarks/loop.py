@@ -14,7 +14,7 @@ from typing import Any
 from machine import machine
 
 from divray.config import read_config
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 KEPT = (
     "headline", "findings", "candidates", "valid", "unique", "correct", "selected", "rejections", "losses", "mean_correctness",

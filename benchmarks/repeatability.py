@@ -25,7 +25,7 @@ from divray.config import Config, load_config, override_config
 from divray.engines.arguments import engine_arguments
 from divray.engines.complete import complete
 from divray.pipeline import versions
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 OTHER_COMPANY = ["engine.vllm={max_num_seqs: 4}"]
 

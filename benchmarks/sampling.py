@@ -148,7 +148,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     from divray.datasets.stage import run as prepare
     from divray.prompts import request_rows, write_prompts
     from divray.report.account import account
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
     from divray.sampling.stage import run as sample
     from divray.schemas import NAIVE
     from divray.scoring.stage import run as score
@@ -170,7 +170,7 @@ def prefix_order(config: Config, folder: str, requests: int) -> dict[str, Any]:
     import random
 
     from divray.prompts import write_prompts
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
     write_requests(config, folder, requests)
     run = RunFolder(folder)
@@ -188,7 +188,7 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     from divray.datasets import load_task
     from divray.engines.complete import complete
     from divray.prompts import request_rows
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
     from divray.schemas import PROMPTS
 
     task, run, block = load_task(config), RunFolder(folder), 1000
@@ -250,7 +250,7 @@ def first_answer(config: Config, folder: str) -> dict[str, float]:
     began = psutil.Process().create_time()
     from divray.cluster import connect
     from divray.engines.complete import complete
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
     imported = time.time()
     connect(config)

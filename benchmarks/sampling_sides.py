@@ -21,7 +21,7 @@ from divray.config import Config
 def write_requests(config: Config, folder: str, count: int) -> None:
     from divray.datasets import load_task
     from divray.prompts import request_rows, write_prompts
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
     task = load_task(config)
     rows = request_rows(config, task.relations, task.seeds, 0)
@@ -33,7 +33,7 @@ def ray_data(config: Config, folder: str, source: str, target: str) -> dict[str,
 
     from divray.cluster import connect
     from divray.engines.complete import complete
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
     run = RunFolder(folder)
     began = time.time()
@@ -61,7 +61,7 @@ def plain(config: Config, folder: str) -> dict[str, float]:
     from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads
     from divray.engines.complete import requests_of
     from divray.engines.vllm import VllmEngine
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
     gpu = config.engine.device == "gpu"
     os.environ.update(WORKER_ENVIRONMENT | ({} if gpu else cpu_environment()))
@@ -87,7 +87,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
 
     from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
     from divray.models import local_model
-    from divray.runs import RunFolder
+    from divray.run_folder import RunFolder
 
     gpu = config.engine.device == "gpu"
     with socket.socket() as probe:

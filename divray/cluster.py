@@ -15,9 +15,10 @@ from typing import IO, Any
 
 from divray.config import Config
 from divray.errors import InputError, ResourceError
+from divray.ray_messages import divert_messages
 from divray.resources import check_resources, provide, release, this_machine
 from divray.resources import uses_gpu as uses_gpu
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.starting import starting_ray
 
 LOG_BYTES = 1 << 20
@@ -84,7 +85,7 @@ def connect(config: Config) -> None:
     join_ray(_address(config), "cluster.address", config.cluster.environment, shown)
     quiet_ray_data(shown)
     if not shown:
-        _divert_messages()
+        divert_messages(_to_native_output)
 
 
 def _address(config: Config) -> str:
@@ -268,18 +269,9 @@ def divert_native_output() -> None:
     os.dup2(_native_output.fileno(), 2)
 
 
-def _divert_messages() -> None:
-    """Send what the raylet tells every driver (retries, dead workers) the way of :func:`divert_native_output`.
-
-    Ray prints it to ``stdout`` whatever ``log_to_driver`` says, and has no setting for it.
-    """
-    from ray._private import worker
-
-    def divert(data: dict[str, Any], print_file: Any, ignore_prefix: bool = False) -> None:
-        if _native_output is not None:
-            os.write(2, "".join(f"{line}\n" for line in data["lines"]).encode())
-
-    worker.print_worker_logs = divert
+def _to_native_output(text: str) -> None:
+    if _native_output is not None:
+        os.write(2, text.encode())
 
 
 def save_logs(run: RunFolder) -> None:

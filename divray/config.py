@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from divray.errors import InputError
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sections import (
     AlignmentConfig,
     ClusterConfig,

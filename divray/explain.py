@@ -21,7 +21,7 @@ from divray.errors import InputError
 from divray.prompts.plan import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.stage import policy_model
 from divray.scan import SENTENCE, Row, batches, rows
 from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED

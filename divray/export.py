@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.errors import InputError
-from divray.runs import RunFolder, open_uri, write_bytes
+from divray.run_folder import RunFolder, open_uri, write_bytes
 from divray.words import as_letters
 
 _TOKEN = re.compile(r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*|[^\w\s]")

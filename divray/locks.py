@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pyarrow.fs as pafs
 
 from divray.errors import InputError
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 LOCK = ".lock"
 """What names of locks begin with."""

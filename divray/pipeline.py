@@ -27,7 +27,7 @@ from divray.model_checks import check_models
 from divray.prompts import STRATEGIES
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.sampling.ledger import forget_completions
 from divray.stages import STAGES, Stage, record_name, schedule
 
@@ -141,7 +141,7 @@ def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
     for other, number in reversed(after):
         run.forget(record_name(other, number))
         if other.name == "sample":
-            forget_completions(run, f"round-{number:02d}")
+            forget_completions(run, Round.of(number))
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:

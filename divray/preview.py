@@ -16,7 +16,7 @@ from divray.engines.complete import complete
 from divray.pipeline import check
 from divray.prompts import run as prompt
 from divray.prompts.parsing import form_of
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.stage import parsed_records
 
 

@@ -12,7 +12,7 @@ from divray.export import export
 from divray.preview import preview
 from divray.report.summary import run as report
 from divray.report.terminal import explanation
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.selection import write_card
 
 

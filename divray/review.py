@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.errors import InputError
 from divray.relations import Example, render_marked
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, rows
 from divray.schemas import NAIVE
 from divray.texts import visible

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from divray.config import Config
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, in all, a word on what goes on); what is counted is the stage's ``unit``."""
@@ -117,4 +117,4 @@ def schedule(config: Config) -> Iterator[tuple[Stage, int]]:
 
 def record_name(stage: Stage, round_: int) -> str:
     """Name under which a finished stage stands in ``stages/``."""
-    return f"round-{round_:02d}.{stage.name}" if stage.rounds else stage.name
+    return Round.of(round_).record(stage.name) if stage.rounds else stage.name

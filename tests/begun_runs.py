@@ -5,7 +5,7 @@ from __future__ import annotations
 from divray.config import Config
 from divray.datasets.stage import run as prepare
 from divray.prompts import run as prompt
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 
 def begun(config: Config, uri: str) -> RunFolder:

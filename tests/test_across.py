@@ -10,7 +10,7 @@ import pytest
 
 from divray.config import Config
 from divray.relations import parse_marked
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES, SAMPLES, SCORES
 from divray.scoring.across import MARKS, across_relations, barred, dropped, marked
 

@@ -18,7 +18,7 @@ from divray.alignment import run as align
 from divray.alignment.pairs import read_pairs
 from divray.config import Config, load_config, parse_config
 from divray.errors import DivrayError, InputError
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import PAIRS
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")

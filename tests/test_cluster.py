@@ -19,7 +19,7 @@ from divray.cli import main
 from divray.config import Config, load_config
 from divray.errors import InputError, ResourceError
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 QUICKSTART = str(folder() / "quickstart.yaml")
 

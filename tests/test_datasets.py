@@ -28,7 +28,7 @@ from divray.datasets.source import Source
 from divray.datasets.tacred import Patches, read_tacred
 from divray.errors import InputError
 from divray.relations import Example, span_problem
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 
 DATA = Path(__file__).parent / "data"

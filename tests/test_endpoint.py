@@ -29,7 +29,7 @@ from divray.pipeline import check
 from divray.prompts import chat_renderer, request_rows, write_prompts
 from divray.prompts.record import read_records
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.ledger import failure_reason
 
 SECRET = "sk-very-secret"

@@ -20,7 +20,7 @@ from divray.models import local_model
 from divray.prompts import request_rows, write_prompts
 from divray.prompts.parsing import form_of
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.stage import parse_batch, policy_model, retry_failed
 from divray.sampling.stage import run as sample
 from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED

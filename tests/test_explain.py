@@ -17,7 +17,7 @@ from divray.errors import InputError
 from divray.explain import explain
 from divray.relations import parse_marked
 from divray.report.terminal import explanation
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.scoring.near_copies import deduplicate, fixed_items
 
 CONFIG = Config.model_validate(

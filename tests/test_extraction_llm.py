@@ -9,7 +9,7 @@ from divray.config import parse_config
 from divray.datasets.tables import examples_table
 from divray.extraction import llm
 from divray.relations import Example, Relation, span_problem
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS
 
 RELATIONS = [Relation("Cause-Effect(e1,e2)", "The head causes the tail."), Relation("Other", "None of them.")]

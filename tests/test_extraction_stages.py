@@ -11,7 +11,7 @@ from divray.config import parse_config
 from divray.datasets.tables import examples_table
 from divray.extraction import evaluation, search, stage
 from divray.relations import Example
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import DATASET
 
 WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}.", "lives_in": "The home of {h} is {t}."}

@@ -13,7 +13,7 @@ from begun_runs import begun
 
 from divray.config import Config, load_config
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.stage import run as sample
 from divray.schemas import COMPLETIONS
 

@@ -20,7 +20,7 @@ from divray.engines.arguments import engine_arguments
 from divray.engines.complete import complete
 from divray.engines.pool import make_room
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
 

@@ -13,7 +13,7 @@ from divray.config import Config, dump_config, load_config
 from divray.errors import InputError
 from divray.pipeline import open_run
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 

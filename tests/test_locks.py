@@ -20,12 +20,12 @@ from divray.config import Config, read_config
 from divray.errors import InputError
 from divray.locks import locked
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 HOLD = """
 import sys, time
 from divray.locks import locked
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 with locked(RunFolder(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

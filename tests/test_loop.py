@@ -22,7 +22,7 @@ from divray.config import load_config
 from divray.extraction.model import RelationExtractor
 from divray.quickstart import folder
 from divray.relations import span_problem
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import DATASET, PAIRS
 
 pytestmark = [

@@ -27,7 +27,7 @@ from divray.prompts.pairs import MOST_REPEATS, pair_rows, pairs_wanted, pool_of,
 from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.relations import Relation
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.stage import run as sample
 from divray.schemas import PAIRS_A_COMPLETION, PROMPTS
 

@@ -14,7 +14,7 @@ from divray.errors import InputError, ResourceError
 from divray.pipeline import STAGES, begin, due_rounds, open_run, record_name, schedule
 from divray.quickstart import folder
 from divray.resources import check_resources
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 QUICKSTART = str(folder() / "quickstart.yaml")
 

@@ -19,7 +19,7 @@ from divray.preferences import mined_pairs, near_copy, paper_pairs, run
 from divray.preferences.mined import CANDIDATES, WAYS
 from divray.prompts.record import completion_of, read_records
 from divray.relations import Example, Relation, render_marked
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import PAIRS, PROMPTS, SAMPLES, SCORES
 from divray.sections import PreferencesConfig
 

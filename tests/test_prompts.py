@@ -13,7 +13,7 @@ from divray.prompts import STRATEGIES, Wave, render_prompt, request_rows, strate
 from divray.prompts.record import as_json, as_lines, labels
 from divray.prompts.rows import Renderer, gives_pair
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, PROMPTS
 
 

@@ -17,7 +17,7 @@ from divray.dedup import deduplicate_files
 from divray.errors import InputError
 from divray.locks import locked
 from divray.models import local_model
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

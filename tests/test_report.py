@@ -20,7 +20,7 @@ from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline
 from divray.report.summary import finite, summarise
 from divray.report.summary import run as report
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.texts import visible
 
 EVIL = "<script>alert('x')</script>"

@@ -15,7 +15,7 @@ from divray.cli import main
 from divray.config import Config, dump_config
 from divray.datasets.stage import run as prepare
 from divray.errors import InputError
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SCORES
 
 

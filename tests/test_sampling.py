@@ -27,7 +27,7 @@ from divray.prompts.parsing import form_of
 from divray.prompts.record import labels
 from divray.prompts.waves import Tally, next_counts, opening_counts, quota_account
 from divray.quickstart import folder
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling.ledger import failure_reason
 from divray.sampling.stage import parse_batch, parsed_records, retry_failed
 from divray.sampling.stage import run as sample

@@ -18,7 +18,7 @@ from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
 from divray.datasets.tables import examples_table
 from divray.embeddings import embedding_matrix
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.scoring import stage as scoring
 from divray.scoring.audit import audited

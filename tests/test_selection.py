@@ -16,7 +16,7 @@ from divray import selection
 from divray.cluster import quiet_ray_data
 from divray.config import Config, parse_config
 from divray.export import export
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.sections import SelectionConfig
 from divray.selection import chosen_samples, greedy_selection, objective, run, shortfalls, write_card

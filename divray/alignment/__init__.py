@@ -19,7 +19,7 @@ from divray.alignment.training import train
 from divray.config import Config
 from divray.errors import DivrayError, InputError
 from divray.resources import train_gpus
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.stages import Progress
 
 MAX_FAILURES = 2
@@ -31,7 +31,7 @@ LARGE_MARGIN = 10.0
 
 def base_model(config: Config, run: RunFolder, round: int) -> str:
     """Reference of the model from which ``round``'s policy starts: the round before's, else ``models.llm``."""
-    before = f"round-{round - 1:02d}/policy"
+    before = Round.of(round - 1).policy
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
 
@@ -66,7 +66,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     }
     digest = hashlib.sha256(json.dumps([job, config.cluster.train_workers, pairs.to_pylist()], sort_keys=True).encode())
     name = f"dpo-{digest.hexdigest()[:16]}"
-    storage = f"round-{round:02d}/train"
+    storage = Round.of(round).train
     _keep_only(run, storage, name)
     with _followed(on_progress) as progress, _own_interrupts():
         report = _fit(config, run, storage, name, {**job, "name": name, "progress": progress})
@@ -74,7 +74,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]
     if doubt := _doubt(tail):
-        console.log(f"round-{round:02d}.align: {doubt}")
+        console.log(f"{Round.of(round).record('align')}: {doubt}")
     return {
         "pairs": report["pairs"],
         "too_long": report["too_long"],

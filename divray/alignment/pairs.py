@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.errors import InputError
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ COLUMNS = ["pair_id", "prompt", "chosen", "rejected"]
 
 def pair_tables(run: RunFolder, round: int) -> list[str]:
     """Names of the pair tables of all rounds before ``round`` that there are."""
-    names = (f"round-{earlier:02d}/pairs" for earlier in range(round))
+    names = (Round.of(earlier).pairs for earlier in range(round))
     return [name for name in names if run.files(name, ".parquet")]
 
 
@@ -51,7 +51,7 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
     pairs = pa.concat_tables(tables) if tables else pa.table({column: pa.array([], pa.string()) for column in COLUMNS})
     if not pairs.num_rows:
         raise InputError(
-            run.full_uri(f"round-{round - 1:02d}/pairs"),
+            run.full_uri(Round.of(round - 1).pairs),
             "",
             f"there is no preference pair to train round {round} on",
             "Sample more candidates, or loosen `preferences` and `correctness.keep`.",

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 
 SHARD = "2GB"
 """Of the weights a file: several are written to and read from an object store at the same time."""

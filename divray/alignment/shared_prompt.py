@@ -10,7 +10,6 @@ C tokens this computes P + 2C positions instead of 2P + 2C.
 
 from __future__ import annotations
 
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,16 +24,11 @@ def can_share(model: PreTrainedModel) -> bool:
     """Whether ``model`` is known to take an attention mask of any shape in each of its layers."""
     config = model.config
     layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return (
-        config.model_type in FAMILIES
-        and config._attn_implementation in ("sdpa", "eager")
-        and set(layers) == {"full_attention"}
-        and not getattr(config, "sliding_window", None)
-    )
+    return config.model_type in FAMILIES and set(layers) == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 def share_prompts(model: PreTrainedModel) -> None:
-    """Make the model's backbone compute common beginnings once.
+    """Make the model's backbone compute common beginnings once, by hooks around its forward pass.
 
     From then on its batches must be those of a preference trainer: ``input_ids`` and
     ``attention_mask`` of shape ``[2B, L]``, padded on the right, row ``i`` and row ``B + i`` the two
@@ -42,18 +36,20 @@ def share_prompts(model: PreTrainedModel) -> None:
     """
     import torch
 
-    backbone = model.base_model
-    original = backbone.forward
+    places: list[torch.Tensor] = []
 
-    def forward(self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
-        packed = pack(input_ids, attention_mask.bool(), next(self.parameters()).dtype)
-        outputs = original(input_ids=packed[0], position_ids=packed[1], attention_mask=packed[2], **kwargs)
-        hidden, places = outputs.last_hidden_state, packed[3]
+    def lay_together(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids, positions, mask, places[:] = pack(kwargs["input_ids"], kwargs["attention_mask"].bool(), next(backbone.parameters()).dtype)
+        return args, {**kwargs, "input_ids": ids, "position_ids": positions, "attention_mask": mask}
+
+    def take_apart(backbone: Any, args: tuple[Any, ...], outputs: Any) -> Any:
+        hidden = outputs.last_hidden_state
         sides = [hidden.gather(1, place.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])) for place in places]
         outputs.last_hidden_state = torch.cat(sides)
         return outputs
 
-    backbone.forward = types.MethodType(forward, backbone)
+    model.base_model.register_forward_pre_hook(lay_together, with_kwargs=True)
+    model.base_model.register_forward_hook(take_apart)
 
 
 def pack(

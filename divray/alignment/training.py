@@ -15,10 +15,11 @@ from divray.alignment.arguments import dpo_arguments, parameters_of
 from divray.alignment.distributed import every_worker, reporter, shared_folder
 from divray.alignment.pairs import read_pairs, tokenize_pairs
 from divray.alignment.policy import public_name, publish_policy
+from divray.alignment.private import build_no_extension, score_completions_alone, token_trainer
 from divray.alignment.shared_prompt import can_share, share_prompts
 from divray.models import cache_folder, local_model
 from divray.precision import cpu_precision
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 
 CURVE = {
     "loss": "loss",
@@ -50,8 +51,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     import torch.distributed as dist
 
     if job["device"] == "cpu":
-        # The only extension that would be built here, with a C++ compiler, serves inference alone.
-        deepspeed.ops.__compatible_ops__ = {}
+        build_no_extension()
     deepspeed.init_distributed(dist_backend="gloo" if job["device"] == "cpu" else "nccl", auto_mpi_discovery=False)
 
     settings, run = job["alignment"], RunFolder(job["uri"])
@@ -82,8 +82,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         gc.collect()
         if context.get_world_rank() != 0:
             return {}
-        policy = f"round-{job['round']:02d}/policy"
-        publish_policy(run, policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
+        written = Round.of(job["round"])
+        publish_policy(run, written.policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
         report = {
             "round": job["round"],
             "base": public_name(job["reference"]),
@@ -112,7 +112,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
                 for entry in steps
             ],
         }
-        run.write_json(f"round-{job['round']:02d}/alignment.json", report)
+        run.write_json(written.alignment, report)
         return report
     finally:
         if context.get_local_rank() == 0:
@@ -123,17 +123,10 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     """``(trainer or None, pairs left out, whether prompts are computed once)``."""
     import torch
     import torch.distributed as dist
-    import trl.trainer.utils
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
-
-    class PreferenceTrainer(DPOTrainer):
-        """DPO on rows that are token ids already."""
-
-        def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-            return dataset
+    from trl import DPOConfig
 
     settings, cpu = job["alignment"], job["device"] == "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -156,7 +149,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     )
     args = DPOConfig(**arguments)
     # Loaded after DPOConfig, which tells transformers to shard the weights under ZeRO-3.
-    placed: dict[str, Any] = {"attn_implementation": "eager"} if cpu else {}  # on short rows a tenth faster than the fused kernel
+    placed: dict[str, Any] = {"attn_implementation": "eager" if cpu else "sdpa"}  # eager is a tenth faster on a CPU's short rows
     if not cpu and settings["zero_stage"] < 3:
         placed["device_map"] = {"": torch.cuda.current_device()}  # else every worker holds the whole model in host memory first
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16 else torch.float32, **placed)
@@ -164,11 +157,9 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     if shared:
         share_prompts(model)
     if cpu:
-        # TRL scores the vocabulary at completion tokens alone where it has Triton, else at every token.
-        # This is only the choice between the two: the kernels ask for themselves.
-        trl.trainer.utils._use_triton = lambda device: True
+        score_completions_alone()
     lora = LoraConfig(r=settings["lora_rank"], lora_alpha=2 * settings["lora_rank"], target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = PreferenceTrainer(
+    trainer = token_trainer()(
         model=model,
         args=args,
         train_dataset=dataset,

@@ -2,8 +2,8 @@
 
 from divray.datasets.marked import read_relations_file
 from divray.datasets.source import Source
-from divray.datasets.stage import read_relations
+from divray.datasets.stage import read_relations, read_seeds
 from divray.datasets.tables import examples_table, table_examples
 from divray.datasets.task import Task, load_task
 
-__all__ = ["Source", "Task", "examples_table", "load_task", "read_relations", "read_relations_file", "table_examples"]
+__all__ = ["Source", "Task", "examples_table", "load_task", "read_relations", "read_relations_file", "read_seeds", "table_examples"]

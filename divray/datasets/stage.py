@@ -11,13 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.tables import examples_table
+from divray.datasets.tables import examples_table, table_examples
 from divray.datasets.task import load_task
-from divray.relations import Relation
-from divray.runs import RunFolder
+from divray.relations import Example, Relation
+from divray.run_folder import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, RunFolder
 from divray.stages import Progress
-
-RELATIONS, SEEDS, TEST, DRAWS, NEGATIVES = "data/relations.json", "data/seeds", "data/test", "data/draws", "data/negatives"
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -54,3 +52,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def read_relations(run: RunFolder) -> list[Relation]:
     """The relations of a prepared run, in the user's order, without their examples (those are seeds)."""
     return [Relation(**row) for row in run.read_json(RELATIONS)]
+
+
+def read_seeds(run: RunFolder) -> list[Example]:
+    """The seed examples of a prepared run, in order of the relations."""
+    return table_examples(run.read_table(SEEDS))

@@ -29,17 +29,17 @@ def examples_table(examples: Iterable[Example]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EXAMPLES)
 
 
-def table_examples(table: pa.Table) -> list[Example]:
-    """The rows of a table that has at least the columns of ``EXAMPLES``."""
+def table_examples(table: pa.Table, identity: str = "example_id") -> list[Example]:
+    """The rows of a table that has at least the columns of ``EXAMPLES``; ``identity`` stands for ``example_id``."""
     return [
         Example(
             row["text"],
             (row["head_start"], row["head_end"]),
             (row["tail_start"], row["tail_end"]),
             row["relation"],
-            row["head_type"],
-            row["tail_type"],
-            row["example_id"],
+            row["head_type"] or "",
+            row["tail_type"] or "",
+            row[identity] or "",
         )
-        for row in table.select(EXAMPLES.names).to_pylist()
+        for row in table.select([identity, *EXAMPLES.names[1:]]).to_pylist()
     ]

@@ -23,7 +23,7 @@ from divray.engines.arguments import sampling_parameters
 from divray.engines.face import Answer, Request, Row
 from divray.engines.pool import Pool, engines_for, stop
 from divray.errors import EngineError
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS, TUNED
 from divray.stages import Progress
 

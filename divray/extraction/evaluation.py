@@ -20,14 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.config import Config
-from divray.extraction.inputs import MORE, SEEDS, SELECTED, TEST, draws_of, examples_of, negatives_of, relations_of, set_of, tuned
+from divray.datasets.stage import read_relations
+from divray.extraction.inputs import MORE, SELECTED, draws_of, examples_of, negatives_of, set_of, tuned
 from divray.extraction.llm import extract
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.extraction.training import fit_head, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
-from divray.runs import RunFolder
+from divray.run_folder import SEEDS, TEST, RunFolder
 from divray.stages import Progress
 
 COMPARED = ("seeds", "naive", "round-00")
@@ -64,7 +65,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     import ray
 
     tables = training_sets(run)
-    relations, test, draws = relations_of(run), examples_of(run, [TEST]), draws_of(run)
+    relations, test, draws = read_relations(run), examples_of(run, [TEST]), draws_of(run)
     labels = [relation.name for relation in relations]
     described = [astuple(relation) for relation in relations]
     settings = tuned(config, run)
@@ -228,7 +229,7 @@ class _Trainer:
 
     def __init__(self, config: Config, uri: str) -> None:
         self.config, self.run = config, RunFolder(uri)
-        self.settings, self.relations = tuned(config, self.run), relations_of(self.run)
+        self.settings, self.relations = tuned(config, self.run), read_relations(self.run)
         self.test, self.draws = [*examples_of(self.run, [TEST]), *negatives_of(self.run)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
         self.described = self.model.described([relation.description for relation in self.relations])

@@ -6,31 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from divray.config import Config
-from divray.relations import Example, Relation
-from divray.runs import RunFolder
+from divray.datasets.tables import table_examples
+from divray.relations import Example
+from divray.run_folder import DRAWS, NEGATIVES, SEEDS, RunFolder
 from divray.sections import ExtractionConfig
 
-SEEDS, TEST, SELECTED, SEARCH = "data/seeds", "data/test", "comparison/selected", "search.json"
-DRAWS, MORE, NEGATIVES = "data/draws", "more", "data/negatives"
-
-
-def relations_of(run: RunFolder) -> list[Relation]:
-    """The task's relations, in the user's order."""
-    return [Relation(**row) for row in run.read_json("data/relations.json")]
+SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
 
 
 def examples_of(run: RunFolder, tables: Sequence[str]) -> list[Example]:
     """Rows of tables with the columns of ``EXAMPLES`` or of ``DATASET``, one table after the other."""
-    columns = ["relation", "text", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type"]
     found = []
-    for name in tables:
-        table = run.read_table(name)
-        identity = "example_id" if "example_id" in table.column_names else "sample_id"
-        for row in table.select([identity, *columns]).to_pylist():
-            head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
-            found.append(
-                Example(row["text"], head, tail, row["relation"], row["head_type"] or "", row["tail_type"] or "", row[identity] or "")
-            )
+    for table in map(run.read_table, tables):
+        found += table_examples(table, "example_id" if "example_id" in table.column_names else "sample_id")
     return found
 
 

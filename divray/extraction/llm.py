@@ -14,11 +14,12 @@ from dataclasses import replace
 import pyarrow as pa
 
 from divray.config import Config
+from divray.datasets.stage import read_relations
 from divray.engines.complete import complete
-from divray.extraction.inputs import SEEDS, TEST, examples_of, relations_of
+from divray.extraction.inputs import examples_of
 from divray.prompts import chat_renderer, rows_per_file
 from divray.relations import Example, Relation, render_marked
-from divray.runs import RunFolder
+from divray.run_folder import SEEDS, TEST, RunFolder
 from divray.schemas import PROMPTS
 from divray.stages import Progress
 
@@ -43,7 +44,7 @@ def extract(config: Config, run: RunFolder, on_progress: Progress | None = None)
         The sentences asked, in order of the test set; the label of each, ``None`` where the engine
         gave none; and the demonstrations shown.
     """
-    relations = relations_of(run)
+    relations = read_relations(run)
     shown = demonstrations(relations, examples_of(run, [SEEDS]))
     asked = chosen(examples_of(run, [TEST]), config.evaluation.llm_test_limit, config.seed)
     table = request_table(config, relations, shown, asked, chat_renderer(config))

@@ -228,7 +228,7 @@ class RelationExtractor(PreTrainedModel):
 
 def precision(device: torch.device) -> torch.autocast:
     """bf16 where the hardware multiplies in it, full precision elsewhere."""
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 

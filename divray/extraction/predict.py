@@ -26,7 +26,7 @@ from divray.errors import InputError
 from divray.extraction.model import RelationExtractor
 from divray.models import check_model, local_model
 from divray.relations import Example, parse_marked, span_problem, tightened
-from divray.runs import RunFolder, is_uri, open_uri, placed
+from divray.run_folder import RunFolder, is_uri, open_uri, placed
 from divray.textfiles import json_lines
 
 BATCH = 1024

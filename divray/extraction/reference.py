@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from divray.config import Config
 from divray.embeddings import Encoder, embedding_column
-from divray.extraction.inputs import TEST
-from divray.runs import RunFolder
+from divray.run_folder import TEST, RunFolder
 from divray.texts import compared_texts
 
 TEST_SENTENCES = 32

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from divray.config import Config
+from divray.datasets.stage import read_relations
 from divray.errors import DivrayError
-from divray.extraction.inputs import SEARCH, SEEDS, examples_of, relations_of
+from divray.extraction.inputs import SEARCH, examples_of
 from divray.extraction.metrics import main_score, score
 from divray.extraction.training import fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
 from divray.resources import task_gpus
-from divray.runs import RunFolder
+from divray.run_folder import SEEDS, RunFolder
 from divray.sections import ExtractionConfig
 from divray.stages import Progress
 
@@ -140,7 +141,7 @@ def _trial(config: Config, uri: str, values: dict[str, Any]) -> None:
 
     run = RunFolder(uri)
     settings = config.extraction.model_copy(update=values)
-    for repeat, (mean, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), relations_of(run)), 1):
+    for repeat, (mean, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), read_relations(run)), 1):
         tune.report({"repeat": repeat, "score": mean, "right": right})
 
 

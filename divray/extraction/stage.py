@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from divray.config import Config
+from divray.datasets.stage import read_relations
 from divray.extraction.card import model_card
-from divray.extraction.inputs import SEEDS, SELECTED, draws_of, relations_of, set_of, tuned
+from divray.extraction.inputs import SELECTED, draws_of, set_of, tuned
 from divray.extraction.training import train
 from divray.resources import worker
-from divray.runs import RunFolder
+from divray.run_folder import SEEDS, RunFolder
 from divray.stages import Progress
 
 
@@ -29,7 +30,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 def _train(config: Config, uri: str) -> dict[str, Any]:
     run = RunFolder(uri)
-    own, relations, settings = draws_of(run)[0], relations_of(run), tuned(config, run)
+    own, relations, settings = draws_of(run)[0], read_relations(run), tuned(config, run)
     examples, weights = set_of(run, [SEEDS, SELECTED], own, settings)
     model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:

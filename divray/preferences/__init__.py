@@ -18,15 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.datasets.stage import read_relations
-from divray.datasets.tables import table_examples
+from divray.datasets.stage import read_relations, read_seeds
 from divray.errors import InputError
 from divray.preferences.mined import CANDIDATES, mined_pairs
 from divray.preferences.paper import near_copy, paper_pairs
 from divray.prompts.accepted import accepted_samples
 from divray.prompts.rows import gives_pair
 from divray.relations import Example
-from divray.runs import RunFolder
+from divray.run_folder import RELATIONS, Round, RunFolder
 from divray.schemas import NAIVE, PAIRS
 from divray.stages import Progress
 
@@ -54,9 +53,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     Raises:
         InputError: ``paper``, and every prompt shows every seed, so that none is left to be chosen.
     """
-    folder = f"round-{round:02d}"
+    own = Round.of(round)
     relations = {relation.name: relation for relation in read_relations(run)}
-    seeds = table_examples(run.read_table("data/seeds"))
+    seeds = read_seeds(run)
     shared: dict[str, Any] = {
         "relations": relations,
         "settings": config.preferences,
@@ -64,13 +63,13 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         "chat": config.prompts.style == "chat",
     }
     if config.preferences.mode == "mined":
-        rows = _candidates(run, folder)
+        rows = _candidates(run, own)
         others = {name: accepted[:OTHERS] for name, accepted in accepted_samples(run, [round]).items()}
         make: Any = partial(_mined, seeds=seeds, others=others, **shared)
     else:
-        rows = run.dataset(f"{folder}/prompts", columns=["relation", "strategy", "prompt_id", "prompt", "head", "demonstrations"])
+        rows = run.dataset(own.prompts, columns=["relation", "strategy", "prompt_id", "prompt", "head", "demonstrations"])
         make = partial(paper_pairs, seeds=seeds, **shared)
-    partitions = min(max(1, len(run.read_json("data/relations.json"))), 64)
+    partitions = min(max(1, len(run.read_json(RELATIONS))), 64)
     groups = rows.groupby("relation", num_partitions=partitions)
     made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     # Never more than max_pairs_per_relation times the relations: small, whatever the size of the round.
@@ -80,7 +79,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     if config.preferences.mode == "paper" and not pairs.num_rows:
         problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
         raise InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
-    run.write_table(f"{folder}/pairs", pairs)
+    run.write_table(own.pairs, pairs)
     names, kinds = pairs["relation"].to_pylist(), pairs["kind"].to_pylist()
     return {"pairs": pairs.num_rows, "kinds": dict(sorted(Counter(kinds).items())), "relations": dict(sorted(Counter(names).items()))}
 
@@ -90,14 +89,14 @@ def _mined(rows: pa.Table, seeds: list[Example], **shared: Any) -> pa.Table:
     return mined_pairs(rows, seeds=own, **shared)
 
 
-def _candidates(run: RunFolder, folder: str) -> ray.data.Dataset:
+def _candidates(run: RunFolder, own: Round) -> ray.data.Dataset:
     """The scored samples and the whole invalid completions, without the naive ones, under the same columns."""
     columns = ["candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion", "rejection"]
-    samples = run.dataset(f"{folder}/samples", columns=columns)
+    samples = run.dataset(own.samples, columns=columns)
     invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
-    if not run.files(f"{folder}/scores", ".parquet"):
+    if not run.files(own.scores, ".parquet"):
         return invalid
-    scored = run.dataset(f"{folder}/scores", columns=CANDIDATES.names[:-2])
+    scored = run.dataset(own.scores, columns=CANDIDATES.names[:-2])
     return scored.map_batches(partial(_rows, valid=True), batch_format="pyarrow", num_cpus=0.1).union(invalid)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from divray.config import Config
-from divray.datasets import read_relations, table_examples
+from divray.datasets import read_relations, read_seeds
 from divray.engines.complete import complete
 from divray.engines.face import Answer
 from divray.errors import InputError
@@ -23,7 +23,7 @@ from divray.prompts.plan import Wave, candidate_ids, first_wave
 from divray.prompts.rows import Renderer, render_prompt, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example, Relation
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.stages import Progress
 
 __all__ = [
@@ -53,7 +53,7 @@ def run(
     Returns:
         Counts: ``requests``, and ``pairs`` where prompts give them.
     """
-    seeds = table_examples(run.read_table("data/seeds"))
+    seeds = read_seeds(run)
     relations = read_relations(run)
     chat = chat_renderer(config)
     if round == 0:
@@ -62,9 +62,9 @@ def run(
     wave = first_wave(config, relations, round)
     if GROWING & config.prompts.strategies.keys():
         wave = Wave(0, wave.count, accepted=accepted_samples(run, range(round)))
-    run.delete(f"round-{round:02d}/waves")
+    run.delete(Round.of(round).waves)
     rows = request_rows(config, relations, seeds, round, chat, wave, pool)
-    counts = {"requests": write_prompts(run, f"round-{round:02d}/prompts", rows)}
+    counts = {"requests": write_prompts(run, Round.of(round).prompts, rows)}
     return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
 
 

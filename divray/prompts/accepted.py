@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from divray.relations import Example
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.schemas import NAIVE
 
 
@@ -13,7 +13,7 @@ def accepted_samples(run: RunFolder, rounds: Iterable[int]) -> dict[str, list[Ex
     """Relation -> unique and correct samples of ``rounds``, without the naive baseline, in order of their ids."""
     import pyarrow.dataset as pads
 
-    files = [run.path(file) for number in rounds for file in run.files(f"round-{number:02d}/scores", ".parquet")]
+    files = run.table_files(*(Round.of(number).scores for number in rounds))
     found: dict[str, list[Example]] = {}
     if not files:
         return found

@@ -20,7 +20,7 @@ from divray.prompts.plan import number_of, numbered, slugs_of
 from divray.prompts.record import Pair, labels
 from divray.prompts.rows import Renderer
 from divray.relations import Example, Relation
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 
 TABLE = "data/entity_pairs"

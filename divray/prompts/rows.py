@@ -15,7 +15,7 @@ from divray.prompts.plan import Wave, evenly_picked, first_wave, number_of, numb
 from divray.prompts.record import Pair, as_json, as_lines, json_schema, labels, list_pattern
 from divray.prompts.strategies import Draft
 from divray.relations import Example, Relation
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 100

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.intervals import busy_shares
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import ASKED, batches, tally
 from divray.schemas import NAIVE
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.report.account import rounds_of
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import NAIVE
 from divray.texts import SEED_PREFIX, visible

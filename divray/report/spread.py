@@ -19,7 +19,7 @@ from divray.config import Config
 from divray.embeddings import embedding_matrix
 from divray.measures.diversity import diversity_of
 from divray.report.account import rounds_of
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, batches
 from divray.schemas import NAIVE, SCORES
 from divray.texts import compared_texts, connective_patterns

@@ -18,7 +18,7 @@ from divray.report.findings import findings, headline
 from divray.report.page import render
 from divray.report.spread import diversity, likeness
 from divray.review import review_figures
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import tally
 from divray.stages import Progress
 

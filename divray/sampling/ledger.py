@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS
 
 if TYPE_CHECKING:
@@ -27,39 +27,39 @@ def failure_reason(error: str) -> str:
     return REJECTED if error.partition(":")[0].strip() in _REFUSALS else ENGINE_ERROR
 
 
-def write_ledger(run: RunFolder, folder: str) -> dict[str, int]:
-    """Write ``<folder>/failed`` (``schemas.FAILED``) from ``<folder>/completions``; returns reason -> rows."""
+def write_ledger(run: RunFolder, own: Round) -> dict[str, int]:
+    """Write a round's ``failed`` (``schemas.FAILED``) from its ``completions``; returns reason -> rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.dataset as pads
 
     blank = pc.equal(pc.utf8_trim_whitespace(pads.field("completion")), "")
     failed = (pads.field("error") != "") | blank | (pads.field("finish_reason") == "length")
-    table = _scanned(run, f"{folder}/completions", [*FAILED.names[:3], "error", "finish_reason"], failed)
+    table = _scanned(run, own.completions, [*FAILED.names[:3], "error", "finish_reason"], failed)
     whose = {error: failure_reason(error) for error in table["error"].unique().to_pylist()}
-    own = pc.if_else(pc.equal(table["finish_reason"], "length"), "truncated", "empty")
+    cut = pc.if_else(pc.equal(table["finish_reason"], "length"), "truncated", "empty")
     named = pa.chunked_array([[whose[error] for error in table["error"].to_pylist()]], pa.string())
-    table = table.append_column("reason", pc.if_else(pc.equal(table["error"], ""), own, named))
-    run.write_table(f"{folder}/failed", table.select(FAILED.names).cast(FAILED).sort_by("candidate_id"), ROWS_PER_PART)
+    table = table.append_column("reason", pc.if_else(pc.equal(table["error"], ""), cut, named))
+    run.write_table(own.failed, table.select(FAILED.names).cast(FAILED).sort_by("candidate_id"), ROWS_PER_PART)
     counts = {entry["values"]: entry["counts"] for entry in table["reason"].value_counts().to_pylist()}
     return dict(sorted(counts.items()))
 
 
-def retry_rows(run: RunFolder, folder: str) -> pa.Table:
-    """The request rows (``schemas.PROMPTS``) of ``<folder>`` whose failure was the engine's own."""
+def retry_rows(run: RunFolder, own: Round) -> pa.Table:
+    """The request rows (``schemas.PROMPTS``) of a round whose failure was the engine's own."""
     import pyarrow as pa
     import pyarrow.dataset as pads
 
-    failed = _scanned(run, f"{folder}/completions", ["candidate_id", "error"], pads.field("error") != "").to_pylist()
+    failed = _scanned(run, own.completions, ["candidate_id", "error"], pads.field("error") != "").to_pylist()
     again = pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
-    return _scanned(run, f"{folder}/prompts", PROMPTS.names, pads.field("candidate_id").isin(again)).sort_by("candidate_id")
+    return _scanned(run, own.prompts, PROMPTS.names, pads.field("candidate_id").isin(again)).sort_by("candidate_id")
 
 
-def forget_completions(run: RunFolder, folder: str) -> None:
-    """Remove what the engine wrote for ``<folder>``, and the prompts that followed from it (waves after the first)."""
-    for name in ("completions", "completions.checkpoint", "completions.engines", "retry", "waves", "quota.json"):
-        run.delete(f"{folder}/{name}")
-    for file in run.files(f"{folder}/prompts"):
+def forget_completions(run: RunFolder, own: Round) -> None:
+    """Remove what the engine wrote for a round, and the prompts that followed from it (waves after the first)."""
+    for name in (own.completions, f"{own.completions}.checkpoint", f"{own.completions}.engines", own.retry, own.waves, own.quota):
+        run.delete(name)
+    for file in run.files(own.prompts):
         if file.rpartition("/")[2].startswith("wave-"):
             run.delete(file)
 
@@ -98,6 +98,5 @@ def _scanned(run: RunFolder, name: str, columns: list[str], where: pc.Expression
     """The rows of a table that ``where`` keeps, its files read side by side; none where there is no such table."""
     import pyarrow.dataset as pads
 
-    paths = [run.path(file) for file in run.files(name, ".parquet")]
     schema = PROMPTS if name.endswith("prompts") else COMPLETIONS
-    return pads.dataset(paths, schema=schema, format="parquet", filesystem=run.fs).to_table(columns=columns, filter=where)
+    return pads.dataset(run.table_files(name), schema=schema, format="parquet", filesystem=run.fs).to_table(columns=columns, filter=where)

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 from divray import console
 from divray.alignment import base_model
 from divray.config import Config
-from divray.datasets.stage import read_relations
-from divray.datasets.tables import table_examples
+from divray.datasets.stage import read_relations, read_seeds
 from divray.engines.complete import complete
 from divray.engines.face import Answer
 from divray.intervals import busy_shares
@@ -24,7 +23,7 @@ from divray.prompts.plan import split_by_strategy
 from divray.prompts.record import read_records
 from divray.prompts.waves import Tally, next_counts, quota_account, wave_count
 from divray.relations import Example, Relation
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
 from divray.scan import ASKED, tally
 from divray.schemas import NAIVE, SAMPLES
@@ -38,7 +37,7 @@ def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
     That is ``models.llm`` until a policy was trained, then the model that it was tuned from with the policy's adapter, so
     that a live engine goes on; without an adapter (``alignment.method: full``) the round's own policy.
     """
-    name = f"round-{round:02d}/policy"
+    name = Round.of(round).policy
     if not run.exists(f"{name}/config.json"):
         return config.models.llm, ""
     if run.exists(f"{name}/adapter/adapter_config.json"):
@@ -71,18 +70,18 @@ def run(
 
 
 def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    folder = f"round-{round:02d}"
+    own = Round.of(round)
     model, adapter = policy_model(config, run, round)
-    complete(config, run, f"{folder}/prompts", f"{folder}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
-    return parse_round(config, run, folder)
+    complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
+    return parse_round(config, run, own)
 
 
 def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    folder = f"round-{round:02d}"
-    relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
+    own = Round.of(round)
+    relations, seeds = read_relations(run), read_seeds(run)
     chat, pool = chat_renderer(config), read_pool(run)
-    wave = len(run.files(f"{folder}/waves"))
-    for file in run.files(f"{folder}/prompts"):  # of a wave that a kill kept off the record
+    wave = len(run.files(own.waves))
+    for file in run.files(own.prompts):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
@@ -90,51 +89,51 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
         if config.sampling.quota is None and wave + 1 == wave_count(config):
             return counts
         scoring.run(config, run, round)
-        tallies, seconds = tallies_of(run, folder, [relation.name for relation in relations])
+        tallies, seconds = tallies_of(run, own, [relation.name for relation in relations])
         wanted, ended_by = next_counts(config, tallies, wave + 1, seconds)
         if not wanted:
             break
         wave += 1
-        plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, folder), accepted_samples(run, range(round + 1)))
+        plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, own), accepted_samples(run, range(round + 1)))
         rows = request_rows(config, relations, seeds, round, chat, plan, pool)
-        write_prompts(run, f"{folder}/prompts", rows, f"wave-{wave:02d}")
-        run.write_json(f"{folder}/waves/{wave:02d}.json", wanted)
-        console.log(f"{folder} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
+        write_prompts(run, own.prompts, rows, f"wave-{wave:02d}")
+        run.write_json(f"{own.waves}/{wave:02d}.json", wanted)
+        console.log(f"{own.name} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
     if config.sampling.quota is None:
         return counts
     account = quota_account(config, tallies, ended_by, wave + 1)
-    run.write_json(f"{folder}/quota.json", account)
+    run.write_json(own.quota, account)
     return {**counts, "waves": wave + 1, "missing": account["missing"]}
 
 
-def _asked(run: RunFolder, folder: str) -> dict[str, dict[str, int]]:
+def _asked(run: RunFolder, own: Round) -> dict[str, dict[str, int]]:
     """Relation -> strategy -> candidates asked for so far."""
     found: dict[str, dict[str, int]] = {}
-    counted = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], ASKED)
+    counted = tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED)
     for (relation, strategy), (_, count) in counted.items():
         found.setdefault(relation, {})[strategy] = int(count)
     return found
 
 
-def tallies_of(run: RunFolder, folder: str, relations: list[str]) -> tuple[dict[str, Tally], float]:
-    """Each relation's :class:`Tally`, and the busy engine-seconds, from the tables of round ``folder``."""
-    prompts = tally(run, f"{folder}/prompts", ["relation", "strategy"], ["asked"], ASKED)
-    tokens = tally(run, f"{folder}/completions", ["relation", "strategy"], ["generated_tokens"])
-    scores = tally(run, f"{folder}/scores", ["relation", "strategy", "unique", "correct"])
+def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> tuple[dict[str, Tally], float]:
+    """Each relation's :class:`Tally`, and the busy engine-seconds, from the tables of a round."""
+    prompts = tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED)
+    tokens = tally(run, own.completions, ["relation", "strategy"], ["generated_tokens"])
+    scores = tally(run, own.scores, ["relation", "strategy", "unique", "correct"])
 
     def total(counts: dict[Any, tuple[float, ...]], relation: str, place: int) -> int:
         return int(sum(values[place] for key, values in counts.items() if key[0] == relation and key[1] != NAIVE and False not in key[2:]))
 
     found = {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
-    return found, _busy_seconds(run, f"{folder}/completions")
+    return found, _busy_seconds(run, own.completions)
 
 
 def _busy_seconds(run: RunFolder, table: str) -> float:
     rows: pa.Table = run.read_table(table, ["engine", "strategy", "started_at", "finished_at"])
     seconds = 0.0
     for engine in set(rows["engine"].to_pylist()) - {""}:
-        own = rows.filter(pc.and_(pc.equal(rows["engine"], engine), pc.not_equal(rows["strategy"], NAIVE)))
-        seconds += float(busy_shares(own["started_at"].to_numpy(), own["finished_at"].to_numpy()).sum())
+        busy = rows.filter(pc.and_(pc.equal(rows["engine"], engine), pc.not_equal(rows["strategy"], NAIVE)))
+        seconds += float(busy_shares(busy["started_at"].to_numpy(), busy["finished_at"].to_numpy()).sum())
     return seconds
 
 
@@ -148,37 +147,37 @@ def retry_failed(
     Returns:
         Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
     """
-    folder = f"round-{round:02d}"
-    retry = f"{folder}/retry"
-    killed = bool(run.files(retry))
-    mended = put_in_place(run, f"{retry}/completions", f"{folder}/completions")  # of a retry that was killed
-    again = retry_rows(run, folder)
+    own = Round.of(round)
+    retry = Round.at(own.retry)
+    killed = bool(run.files(retry.name))
+    mended = put_in_place(run, retry.completions, own.completions)  # of a retry that was killed
+    again = retry_rows(run, own)
     if not again.num_rows and not killed:
         return {"retried": 0, "mended": 0}
     if again.num_rows:
-        run.delete(retry)
-        write_prompts(run, f"{retry}/prompts", iter(again.to_pylist()))
+        run.delete(retry.name)
+        write_prompts(run, retry.prompts, iter(again.to_pylist()))
         model, adapter = policy_model(config, run, round)
-        complete(config, run, f"{retry}/prompts", f"{retry}/completions", model, adapter=adapter, on_progress=on_progress, answer=answer)
-        mended += put_in_place(run, f"{retry}/completions", f"{folder}/completions")
-        for record in run.files(f"{retry}/completions.engines"):
+        complete(config, run, retry.prompts, retry.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
+        mended += put_in_place(run, retry.completions, own.completions)
+        for record in run.files(f"{retry.completions}.engines"):
             run.write_bytes(record.replace("/retry/", "/"), run.read_bytes(record))
-    counts = parse_round(config, run, folder)
-    run.delete(retry)
+    counts = parse_round(config, run, own)
+    run.delete(retry.name)
     return {"retried": again.num_rows, "mended": mended, **counts}
 
 
-def parse_round(config: Config, run: RunFolder, folder: str) -> dict[str, Any]:
+def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     """Write ``samples`` and ``failed`` of a round from its completions; returns the counts of :func:`run`."""
-    run.forget(f"{folder}.sample")
-    run.delete(f"{folder}/samples")
-    relations, seeds = read_relations(run), table_examples(run.read_table("data/seeds"))
+    run.forget(own.record("sample"))
+    run.delete(own.samples)
+    relations, seeds = read_relations(run), read_seeds(run)
     parse = partial(parse_batch, types=_types_of(relations, seeds), form=form_of(seeds, relations), max_tokens=config.sampling.max_tokens)
-    completions = run.dataset(f"{folder}/completions")
+    completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
-    samples.write_parquet(run.path(f"{folder}/samples"), filesystem=run.fs)
-    failed = write_ledger(run, folder)
-    rejections = run.read_table(f"{folder}/samples", ["rejection"])["rejection"].value_counts().to_pylist()
+    samples.write_parquet(run.path(own.samples), filesystem=run.fs)
+    failed = write_ledger(run, own)
+    rejections = run.read_table(own.samples, ["rejection"])["rejection"].value_counts().to_pylist()
     reasons = {entry["values"]: entry["counts"] for entry in rejections}
     valid = reasons.pop("", 0)
     return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items())), "failed": failed}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.runs import RunFolder
+from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.schemas import NAIVE, SCORES
 from divray.scoring.conflicts import label_conflicts
 from divray.scoring.leaks import near_reference
@@ -48,7 +48,7 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     if not run.files(embedded, ".parquet"):
         return MARKS.empty_table()
     rows = run.read_table(embedded, [*_COMPARED, "strategy"])
-    seeds = run.read_table("data/seeds")
+    seeds = run.read_table(SEEDS)
     names = pa.array([SEED_PREFIX + name for name in seeds["example_id"].to_pylist()], pa.string())
     known = [seeds.append_column("candidate_id", names).select(_COMPARED)]
     is_naive = pc.equal(rows["strategy"], NAIVE)
@@ -60,7 +60,7 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     conflicts = pa.concat_tables(found).rename_columns(MARKS.names[:4])
     near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
     if config.diversity.guard_test:
-        near = near_reference(rows, run.read_table("data/test"), config.diversity).rename_columns(near.column_names)
+        near = near_reference(rows, run.read_table(TEST), config.diversity).rename_columns(near.column_names)
     return conflicts.join(near, "candidate_id", join_type="full outer").sort_by("candidate_id").select(MARKS.names).cast(MARKS)
 
 
@@ -118,4 +118,4 @@ def _with_decision(rows: pa.Table, nearest: list[str], similarity: list[float], 
 
 def score_files(run: RunFolder, rounds: int) -> list[str]:
     """The score tables of the rounds before ``rounds``."""
-    return [run.path(file) for number in range(rounds) for file in run.files(f"round-{number:02d}/scores", ".parquet")]
+    return run.table_files(*(Round.of(number).scores for number in range(rounds)))

@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.stage import read_relations
+from divray.datasets.stage import read_relations, read_seeds
 from divray.datasets.tables import table_examples
 from divray.prompts.record import as_lines, labels
 from divray.relations import Example, Relation
 from divray.resources import worker
-from divray.runs import RunFolder
+from divray.run_folder import RunFolder
 from divray.scoring.judge import AUDIT, weights
 from divray.scoring.likelihood import Likelihood
 from divray.scoring.stage import encoders
@@ -104,7 +104,7 @@ def _known(config: Config, uri: str) -> tuple[Likelihood, list[Relation], list[E
     run = RunFolder(uri)
     relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
     names = {relation.name for relation in relations}
-    seeds = [seed for seed in table_examples(run.read_table("data/seeds")) if seed.relation in names]
+    seeds = [seed for seed in read_seeds(run) if seed.relation in names]
     return Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), relations, seeds
 
 
@@ -123,6 +123,6 @@ class _Reader:
         self.origin = ray.get(origin)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        read = readings(*self.known, table_examples(batch.rename_columns({"sample_id": "example_id"}))) - self.origin
+        read = readings(*self.known, table_examples(batch, "sample_id")) - self.origin
         signals = np.column_stack([read, batch["passed"].to_numpy()])
         return batch.select(["sample_id"]).append_column(AUDIT, pa.array(weights(AUDIT).probability(signals, SIGNALS), pa.float64()))

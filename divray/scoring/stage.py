@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from divray.config import Config
-from divray.datasets.stage import read_relations
+from divray.datasets.stage import read_relations, read_seeds
 from divray.datasets.tables import table_examples
 from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
-from divray.runs import RunFolder
+from divray.run_folder import SEEDS, Round, RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
 from divray.scoring.judge import GATE, GATE_LLM, Judge, weights
@@ -69,13 +69,13 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     import ray
 
-    folder, threshold = f"round-{round:02d}", gate(config, run)
-    embedded, decided = f"{folder}/embedded", f"{folder}/decided"
-    for name in (embedded, decided, f"{folder}/scores"):
+    written, threshold = Round.of(round), gate(config, run)
+    embedded, decided = written.embedded, written.decided
+    for name in (embedded, decided, written.scores):
         run.delete(name)
     task = worker(config)
     actors = encoders(config)
-    valid = run.dataset(f"{folder}/samples").map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
+    valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
     valid.map_batches(_Features, batch_format="pyarrow", batch_size=256, fn_constructor_args=(config, run.uri), **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
@@ -85,9 +85,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     marks = task(across_relations).remote(config, run.uri, embedded, round)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
         ray.get([judge, marks])
-        run.write_table(f"{folder}/scores", SCORES.empty_table())
-        return _counts(config, run, folder)
-    seeds = run.read_table("data/seeds")
+        run.write_table(written.scores, SCORES.empty_table())
+        return _counts(config, run, written)
+    seeds = run.read_table(SEEDS)
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
     by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
     decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
@@ -96,15 +96,15 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     groups = rows.map_batches(judged, **by_batch).groupby("pool", num_partitions=partitions)
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
-    parts, verdicts = ([run.path(file) for file in run.files(table, ".parquet")] for table in (embedded, decided))
+    parts, verdicts = run.table_files(embedded), run.table_files(decided)
     staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools_of(run.uri, verdicts)}
     measure = partial(_measured, uri=run.uri, verdicts=verdicts, staying=staying, threshold=threshold)
     rows = run.dataset(embedded, columns=[*SAMPLES.names, "embedding", "pool"])
     scored = rows.map_batches(measure, batch_size=PART_ROWS, **by_batch)
-    scored.sort("candidate_id").write_parquet(run.path(f"{folder}/scores"), filesystem=run.fs)
+    scored.sort("candidate_id").write_parquet(run.path(written.scores), filesystem=run.fs)
     for name in (embedded, decided):
         run.delete(name)
-    return _counts(config, run, folder)
+    return _counts(config, run, written)
 
 
 def encoders(config: Config) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class _Features:
         if not batch.num_rows:
             return EMBEDDED.empty_table()
         embedding = self.judging.encoder.encode(compared_texts(batch, mask=True))
-        examples = table_examples(batch.rename_columns({"candidate_id": "example_id"}))
+        examples = table_examples(batch, "candidate_id")
         pools = [f"{relation}\n{NAIVE}" if strategy == NAIVE else relation for relation, strategy in _pairs(batch)]
         batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
         batch = batch.append_column(SPAN_FEATURES, embedding_column(self.judging.spans.encode(examples)))
@@ -161,14 +161,14 @@ def gate(config: Config, run: RunFolder) -> float:
 
 def judging_of(config: Config, run: RunFolder) -> Judging:
     """The models that judge, with the run's relations and seeds."""
-    return Judging(config, read_relations(run), table_examples(run.read_table("data/seeds")))
+    return Judging(config, read_relations(run), read_seeds(run))
 
 
 def _fit(config: Config, uri: str) -> Judge:
     """The judge, from the seeds; also embeds the seeds."""
     run = RunFolder(uri)
     judging = judging_of(config, run)
-    seeds = run.read_table("data/seeds")
+    seeds = run.read_table(SEEDS)
     embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
     run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
     if not run.files(SEED_ANSWERS, ".parquet"):  # an earlier round has asked
@@ -235,13 +235,13 @@ def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     return pads.dataset(files, filesystem=run.fs).to_table(columns, filter=own)
 
 
-def _counts(config: Config, run: RunFolder, folder: str) -> dict[str, int]:
+def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
     """The counts of :func:`run`; those of each relation also go to Prometheus."""
     counts = dict.fromkeys(("scored", "unique", "correct", "conflicts", "near_test"), 0)
     relations: Counter[tuple[str, str]] = Counter()
     columns = ["relation", "strategy", "unique", "correct", "conflict", "near_test"]
     batch: Any
-    for batch in run.dataset(f"{folder}/scores", columns=columns).iter_batches(batch_format="pyarrow", batch_size=None):
+    for batch in run.dataset(written.scores, columns=columns).iter_batches(batch_format="pyarrow", batch_size=None):
         own = batch.filter(pc.not_equal(batch["strategy"], NAIVE))
         unique = own.filter(own["unique"])
         for name, rows in (("scored", own), ("unique", unique), ("correct", unique.filter(unique["correct"]))):
@@ -253,7 +253,7 @@ def _counts(config: Config, run: RunFolder, folder: str) -> dict[str, int]:
     gauge = _gauge()
     for (relation, name), count in relations.items():
         outcome = {"scored": "valid", "correct": "accepted"}.get(name, name)
-        gauge.set(count, {"round": folder, "relation": metric_tag(relation), "outcome": outcome})
+        gauge.set(count, {"round": written.name, "relation": metric_tag(relation), "outcome": outcome})
     return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}
 
 

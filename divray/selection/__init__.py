@@ -21,7 +21,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.resources import only_cpus
 from divray.review import review_figures
-from divray.runs import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.scan import tally
 from divray.schemas import DATASET, NAIVE
 from divray.scoring.audit import audited
@@ -71,7 +71,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     first = pc.less_equal(chosen["rank"], config.selection.k)
     chosen = _with_audit(chosen, audited(config, run, _once(chosen.filter(first), gate(config, run))), first)
 
-    names = [SELECTED, *(f"round-{number:02d}" for number in range(round + 1)), NAIVE]
+    names = [SELECTED, *(Round.of(number).name for number in range(round + 1)), NAIVE]
     dataset = chosen.filter(pc.equal(chosen["set"], ALL))
     sets = {name: chosen.filter(pc.equal(chosen["set"], name)) for name in names}
     sets[SELECTED] = dataset.filter(pc.less_equal(dataset["rank"], config.selection.k))
@@ -123,11 +123,12 @@ def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
         return {}
     lost: dict[str, Counter[str]] = {name: Counter() for name in short}
     for number in range(last + 1):
-        for table, columns in (("samples", ["rejection"]), ("scores", ["unique", "correct"])):
-            for row in tally(run, f"round-{number:02d}/{table}", ["relation", "strategy", *columns]).items():
+        written = Round.of(number)
+        for table, columns, outcome in ((written.samples, ["rejection"], _parsed), (written.scores, ["unique", "correct"], _judged)):
+            for row in tally(run, table, ["relation", "strategy", *columns]).items():
                 (relation, strategy, *values), (count, *_) = row
                 if strategy != NAIVE and relation in lost:
-                    lost[relation][_outcome(table, values)] += int(count)
+                    lost[relation][outcome(*values)] += int(count)
     return {
         relation: f"of {found['valid'] + found['no valid record']} candidates {found['no valid record']} were no valid record, "
         f"{found['near another or a seed']} near another or a seed, {found['below the gate']} below the gate; "
@@ -136,10 +137,12 @@ def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
     }
 
 
-def _outcome(table: str, values: list[Any]) -> str:
-    if table == "samples":
-        return "valid" if values[0] == "" else "no valid record"
-    return "accepted" if all(values) else "near another or a seed" if not values[0] else "below the gate"
+def _parsed(rejection: str) -> str:
+    return "no valid record" if rejection else "valid"
+
+
+def _judged(unique: bool, correct: bool) -> str:
+    return "near another or a seed" if not unique else "accepted" if correct else "below the gate"
 
 
 def _help(found: Counter[str]) -> str:
@@ -153,9 +156,9 @@ def _help(found: Counter[str]) -> str:
 def _candidates(run: RunFolder, last: int) -> ray.data.Dataset:
     import ray.data
 
-    naive = run.dataset("round-00/samples", columns=["candidate_id", *_OWN[:-2], "rejection"])
+    naive = run.dataset(Round.of(0).samples, columns=["candidate_id", *_OWN[:-2], "rejection"])
     candidates = naive.map_batches(_naive, batch_format="pyarrow", num_cpus=0.1)
-    files = [run.path(file) for number in range(last + 1) for file in run.files(f"round-{number:02d}/scores", ".parquet")]
+    files = run.table_files(*(Round.of(number).scores for number in range(last + 1)))
     if not files:
         return candidates
     scored = ray.data.read_parquet(files, filesystem=run.fs, columns=SCORED_COLUMNS, file_extensions=None)
@@ -201,7 +204,7 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
     is_naive = pc.equal(rows["strategy"], NAIVE)
     naive, own = rows.filter(is_naive), rows.filter(pc.invert(is_naive)).sort_by("candidate_id")
     parts = [_chosen(_first_of_each(naive).slice(0, settings.k), NAIVE, None)]
-    subsets = [(ALL, own)] + [(f"round-{n:02d}", own.filter(pc.equal(own["round"], n))) for n in range(rounds)]
+    subsets = [(ALL, own)] + [(Round.of(n).name, own.filter(pc.equal(own["round"], n))) for n in range(rounds)]
     for name, subset in subsets:
         distinct = _without_repeats(subset)
         correctness = distinct["correctness"].to_numpy()

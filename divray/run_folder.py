@@ -1,4 +1,4 @@
-"""The run folder: where tables lie, and which stages are finished.
+"""The run folder: its layout, where tables lie, and which stages are finished.
 
 A run folder is any URI that ``pyarrow.fs`` opens (a path, ``s3://``, ``gs://``).  Nothing is ever
 half-written under its final name: single files are written beside it and moved, and a stage counts
@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -103,6 +103,44 @@ def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
         stream.write(data)
 
 
+RELATIONS, SEEDS, TEST, DRAWS, NEGATIVES = "data/relations.json", "data/seeds", "data/test", "data/draws", "data/negatives"
+"""What the ``prepare`` stage writes."""
+
+
+class Round(NamedTuple):
+    """The names of what one round writes, relative to the run's root."""
+
+    name: str
+    prompts: str
+    completions: str
+    samples: str
+    failed: str
+    embedded: str
+    decided: str
+    scores: str
+    pairs: str
+    waves: str
+    retry: str
+    train: str
+    policy: str
+    alignment: str
+    quota: str
+
+    @classmethod
+    def of(cls, number: int) -> Round:
+        return cls.at(f"round-{number:02d}")
+
+    @classmethod
+    def at(cls, folder: str) -> Round:
+        """A folder with the tables of a round: its own, or that of its requests which are asked again."""
+        files = {"alignment": "alignment.json", "quota": "quota.json"}
+        return cls(folder, *(f"{folder}/{files.get(name, name)}" for name in cls._fields[1:]))
+
+    def record(self, stage: str) -> str:
+        """Name under which one of the round's stages stands in ``stages/``."""
+        return f"{self.name}.{stage}"
+
+
 class RunFolder:
     """One run's files, by names relative to its root.
 
@@ -143,6 +181,10 @@ class RunFolder:
         root = self.root.rstrip("/") + "/"
         found = [i.path for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
         return sorted(p.removeprefix(root) for p in found if p.endswith(suffix))
+
+    def table_files(self, *names: str) -> list[str]:
+        """Paths inside ``self.fs`` of the Parquet files of some tables."""
+        return [self.path(file) for name in names for file in self.files(name, ".parquet")]
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; no error where there is none."""
@@ -191,7 +233,7 @@ class RunFolder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a table that fits in memory, its files side by side; rows in order of their names."""
-        paths = [self.path(file) for file in self.files(name, ".parquet")]
+        paths = self.table_files(name)
         if not paths:
             raise FileNotFoundError(f"no table {name!r} in {self.uri}")
         import pyarrow.dataset as pads  # it brings pandas, where that is installed
@@ -205,7 +247,7 @@ class RunFolder:
         # The second generation of readers packs small files into one block, which makes progress coarse,
         # and costs a start of 32 actors a table.
         ray.data.DataContext.get_current().use_datasource_v2 = False
-        paths = [self.path(file) for file in self.files(name, ".parquet")]
+        paths = self.table_files(name)
         if not paths:
             raise FileNotFoundError(f"no table {name!r} in {self.uri}")
         # Ray would look for the extension before a question mark.
