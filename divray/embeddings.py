@@ -64,7 +64,7 @@ class Encoder:
     def of(cls, config: Config) -> Encoder:
         """The encoder that a run's ``models.encoder`` and ``engine`` ask for."""
         device = "cpu" if config.engine.device == "cpu" else None
-        return cls(config.models.encoder, device=device, precision=config.engine.encoder_precision)
+        return cls(config.models.encoder, device=device, precision="auto")
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from divray.config import Config
 from divray.errors import InputError
 from divray.models import check_model, small_files
-from divray.sections import MOST
+from divray.schemas import SENTENCES
 from divray.textfiles import read_json
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length", "max_seq_length")
@@ -29,13 +29,11 @@ class Facts(NamedTuple):
         context: Tokens that it takes at most; ``None`` where nothing says so.
         generates: Whether it is a decoder that writes text.
         template: Whether its tokenizer has a chat template.
-        longest: Tokens that its tokenizer says it takes at most.
     """
 
     context: int | None
     generates: bool
     template: bool
-    longest: int | None
 
 
 def facts_of(reference: str, field: str) -> Facts | None:
@@ -55,12 +53,10 @@ def facts_of(reference: str, field: str) -> Facts | None:
     tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     kinds = config.get("architectures") or []
     generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)
-    longest = tokenizer.get("model_max_length")
     return Facts(
         context=_context(config),
         generates=generates and not config.get("is_encoder_decoder"),
         template=bool(tokenizer.get("chat_template")) or any(name.startswith("chat_template") for name in names),
-        longest=int(longest) if isinstance(longest, int | float) and 0 < longest <= MOST else None,
     )
 
 
@@ -107,11 +103,7 @@ def check_models(config: Config) -> None:
             for key, problem, mend in _of_llm(config, facts):
                 raise InputError("config", key, f"{reference} {problem}", mend)
     check_model(config.models.encoder, "config", "models.encoder")
-    encoder = facts_of(config.models.encoder, "models.encoder")
-    longest = min((encoder.context or MOST, encoder.longest or MOST)) if encoder else MOST
-    if config.extraction.max_length > longest:
-        problem = f"{config.models.encoder} takes {longest} tokens at most"
-        raise InputError("config", "extraction.max_length", problem, f"It is now {config.extraction.max_length}.")
+    facts_of(config.models.encoder, "models.encoder")
 
 
 def _of_llm(config: Config, facts: Facts) -> Iterator[tuple[str, str, str]]:
@@ -127,7 +119,7 @@ def _of_llm(config: Config, facts: Facts) -> Iterator[tuple[str, str, str]]:
     context = min(given or facts.context, facts.context)
     asked = config.sampling.max_tokens
     if "all_at_once" in config.prompts.strategies:
-        asked *= config.prompts.sentences_per_completion
+        asked *= SENTENCES
     if asked >= context:
         yield "sampling.max_tokens", f"has a context of {context} tokens, of which {asked} leave no prompt any room", "Lower it."
     if config.rounds > 1 and config.alignment.max_length > facts.context:

@@ -19,6 +19,9 @@ from divray.stages import STAGES
 Bundle = dict[str, float]
 """Resource name -> amount that one machine must give."""
 
+WAIT_MINUTES = 30.0
+"""Longest wait for machines that the autoscaler is starting."""
+
 QUIET_SECONDS = 20.0
 """So long without a machine on its way, the cluster is as large as it gets."""
 
@@ -181,7 +184,7 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
     for stays reserved until :func:`release`, so that no machine leaves as idle before its work has come.
 
     Raises:
-        ResourceError: It can't, or ``cluster.wait_minutes`` have passed.
+        ResourceError: It can't, or :data:`WAIT_MINUTES` have passed.
     """
     for stage in stages:
         asked = needs(config, stage)
@@ -217,10 +220,10 @@ def _grow(config: Config, stage: str, asked: dict[str, list[Bundle]]) -> None:
         if now - quiet_since > QUIET_SECONDS:
             release()
             return
-        if now - began > 60 * config.cluster.wait_minutes:
+        if now - began > 60 * WAIT_MINUTES:
             release()
             raise ResourceError(
-                f"{_wanted(setting, asked[setting])}, {_there(there)} after cluster.wait_minutes={config.cluster.wait_minutes:g}. "
+                f"{_wanted(setting, asked[setting])}, {_there(there)} after {WAIT_MINUTES:g} minutes. "
                 "See `ray status` for what holds the rest up; the same command goes on from here."
             )
 

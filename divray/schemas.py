@@ -14,6 +14,9 @@ BASE, TUNED = "base", "tuned"
 NAIVE = "naive"
 """Strategy of the baseline prompt: fixed demonstrations, no wish for difference; it never counts as part of the loop."""
 
+SENTENCES = 4
+"""Candidates that one completion of the strategy ``all_at_once`` writes."""
+
 PAIRS_STRATEGY, PAIRS_A_COMPLETION = "pairs", 12
 """Of the requests for entity pairs, not for samples: their strategy, and the pairs that each asks for."""
 

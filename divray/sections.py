@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
@@ -30,8 +30,6 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
 
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-PositiveShare = Annotated[float, Field(gt=0, le=1)]
 PAIR = (Field(strict=False), AfterValidator(_ordered))
 """Of a pair [least, most], which is a list in YAML."""
 
@@ -92,13 +90,10 @@ class PromptsConfig(Section):
         None, description="Your own pairs, relative to this file: .jsonl, .csv or .parquet with relation, head, tail."
     )
     demonstrations: int = Field(5, ge=1, description="Seed examples shown in a prompt.")
-    wish: bool = Field(True, description="Ask for a sentence as different as possible from the demonstrations.")
     attributes: bool = Field(
         False, description="Name a topic and a length in each prompt (AttrPrompt, arXiv 2306.15895); for LLMs that follow instructions."
     )
     candidates_per_prompt: int = Field(8, ge=1, description="Candidates that share one prompt text.")
-    most_demonstrations: int = Field(24, ge=1, description="`one_by_one`: seeds and accepted samples shown in a prompt, at most.")
-    sentences_per_completion: int = Field(4, ge=2, description="`all_at_once`: candidates written by one completion.")
 
 
 class SamplingConfig(Section):
@@ -106,7 +101,6 @@ class SamplingConfig(Section):
 
     candidates_per_relation: int = Field(64, ge=1, description="Candidates a relation and round.")
     naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
-    constrained: bool = Field(True, description="Structured decoding: chat models answer in JSON under a schema, lists have their length.")
     temperature: float = Field(0.9, gt=0)
     tuned_temperature_factor: float = Field(
         1.3,
@@ -114,9 +108,6 @@ class SamplingConfig(Section):
         description="After DPO, which sharpens what the LLM would say: so many times `temperature`, for the tuned policy's requests.",
     )
     min_p: float = Field(0.1, ge=0, le=1)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    repetition_penalty: float = Field(1.0, gt=0)
     max_tokens: int = Field(96, ge=8, description="Of one record.")
     base_share: float = Field(
         0, ge=0, lt=1, description="From round 1 on: share of the candidates that the model before tuning gives, in the same pass (LoRA)."
@@ -126,32 +117,26 @@ class SamplingConfig(Section):
     max_candidates: int | None = Field(
         None, ge=1, description="With `quota`: candidates a round, at most; default: `candidates_per_relation` for each relation."
     )
-    max_generated_tokens: int | None = Field(None, ge=1, description="With `quota`: generated tokens a round, about.")
-    max_engine_seconds: float | None = Field(None, gt=0, description="With `quota`: busy engine-seconds a round, about.")
 
     @model_validator(mode="after")
-    def _caps_need_quota(self) -> SamplingConfig:
-        caps = [name for name in ("max_candidates", "max_generated_tokens", "max_engine_seconds") if getattr(self, name) is not None]
-        if caps and self.quota is None:
-            raise ValueError(f"{caps[0]} goes with quota: set both, or neither")
+    def _cap_needs_quota(self) -> SamplingConfig:
+        if self.max_candidates is not None and self.quota is None:
+            raise ValueError("max_candidates goes with quota: set both, or neither")
         return self
 
 
 class DiversityConfig(Section):
     """Near-duplicates and diversity scores."""
 
-    shingle_kind: Literal["word", "char"] = "word"
-    shingle_size: int = Field(3, ge=1)
-    strip_punctuation: bool = Field(False, description="Take punctuation off both ends of each word before sentences are compared.")
+    shingle_kind: ClassVar[Literal["word"]] = "word"
+    shingle_size: ClassVar[int] = 3
+    seed_threshold: ClassVar[float] = 0.5
+    """Jaccard similarity to a seed example from which a sample is a copy of it."""
+    conflicts: ClassVar[Literal["drop"]] = "drop"
+    """What becomes of a sentence that stands under two relations."""
+
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
-    seed_threshold: float = Field(0.5, gt=0, le=1, description="The same to a seed example, from which a sample is a copy of it.")
-    rule: Literal["independent", "component"] = Field(
-        "independent", description="What stays: no two near each other, every dropped one near a kept one; or one of each cluster."
-    )
     mask_entities: bool = Field(True, description="Compare structure, not names.")
-    conflicts: Literal["drop", "keep"] = Field(
-        "drop", description="A sentence that stands under two relations: drop it, or only report it."
-    )
     guard_test: bool = Field(False, description="Drop every sample that is a near-duplicate of a test sentence.")
 
 
@@ -185,9 +170,6 @@ class AlignmentConfig(Section):
         None, gt=0, description="Default: 1e-3 for LoRA up to 0.5 B parameters, 2e-4 up to 2 B, else 5e-5; for `full` a hundredth."
     )
     beta: float = Field(0.1, gt=0)
-    ld_alpha: float = Field(
-        0.0, ge=0, le=1, description="Weight of the tokens by which one text of a pair is longer (LD-DPO, arXiv 2409.06411); 1: plain DPO."
-    )
     epochs: float = Field(1.0, gt=0)
     pairs_per_step: int = Field(8, ge=1, description="Pairs a step over all workers, which share them evenly.")
     batch_size: int = Field(4, ge=1, description="Pairs that a worker computes at once, at most: memory, not the result.")
@@ -207,34 +189,17 @@ class SelectionConfig(Section):
 
 
 class SearchConfig(Section):
-    """Ray Tune over the RE model's hyperparameters, by cross-validation on the human examples; ranges [least, most] of uniform draws."""
+    """Ray Tune over the RE model's hyperparameters, by cross-validation on the human examples."""
 
-    trials: int = Field(8, ge=0, description="The first has the values of `extraction`; 0: train with these.")
-    depth: Annotated[tuple[PositiveShare, PositiveShare], *PAIR] = (0.34, 1.0)
-    entity_weight: Annotated[tuple[Weight, Weight], *PAIR] = (0.3, 1.0)
-    words_weight: Annotated[tuple[Weight, Weight], *PAIR] = (0.2, 1.0)
-    last_weight: Annotated[tuple[Weight, Weight], *PAIR] = (0.2, 1.0)
-    shrinkage: Annotated[tuple[PositiveShare, PositiveShare], *PAIR] = (0.5, 0.95)
+    trials: int = Field(8, ge=0, description="The first has the usual values; 0: train with these.")
 
 
 class ExtractionConfig(Section):
     """The RE model: a linear discriminant on an encoder's spans, in closed form; with `epochs` a tuned network votes beside it."""
 
-    depth: float = Field(
-        0.5, gt=0, le=1, description="Of the spans' layer, as a share of all; the middle ones know most of who does what to whom."
-    )
-    entity_weight: float = Field(0.7, ge=0, description="Of head and tail; the words between have 1.")
-    words_weight: float = Field(0.5, ge=0, description="Of all words outside of head and tail.")
-    last_weight: float = Field(0.5, ge=0, description="Of the same words in the last layer.")
-    ngram_weight: float = Field(0.5, ge=0, description="Of hashed n-grams of the words between.")
-    description_weight: float = Field(0.15, ge=0, description="Of the likeness of the words between to each relation's description.")
-    shrinkage: float = Field(0.8, gt=0, le=1, description="Of the covariance towards a multiple of the identity.")
     generated_weight: float = Field(0.3, ge=0, le=1, description="Of a generated sample beside a human example's 1.")
     epochs: int = Field(0, ge=0, description="Of the tuned network, 12 do well; a minute for 300 rows on two cores.")
     learning_rate: float = Field(2e-4, gt=0, description="Of a small encoder; large ones want about 3e-5.")
-    batch_size: int = Field(16, ge=1)
-    warmup: float = Field(0.1, ge=0, lt=1)
-    max_length: int = Field(96, ge=16, description="Tokens of a sentence.")
     search: SearchConfig = SearchConfig()
 
 
@@ -258,7 +223,7 @@ class EndpointConfig(Section):
     concurrency: int = Field(32, ge=1, description="Requests in flight, at most.")
     max_retries: int = Field(6, ge=0, description="Tries after the first, with growing waits: 408, 409, 429, 5xx, lost connections.")
     timeout: float = Field(120, gt=0, description="Seconds for one try.")
-    vllm: bool = Field(True, description="The server is vLLM: it takes `min_p`, `top_k` and the decoding constraint.")
+    vllm: bool = Field(True, description="The server is vLLM: it takes `min_p` and the decoding constraint.")
 
 
 class EngineConfig(Section):
@@ -269,15 +234,7 @@ class EngineConfig(Section):
         1, description="Engine actors: so many, or from min to max, as there is work."
     )
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
-    gpu_cpus: float = Field(4, ge=0, description="Ray CPUs an engine actor holds beside its GPUs: fewer where the machine has fewer.")
-    threads: int | None = Field(
-        None, ge=1, description="Threads of an engine on a CPU; default: the cores of the node, from four on less one."
-    )
     batch_size: int = Field(16, ge=1, description="Candidates a batch, which comes back as a whole.")
-    max_starts: int = Field(3, ge=1, description="Starts without one finished batch after which an engine is given up.")
-    encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Of the sentence encoder; `auto`: fp16 on a GPU, else fp32. Less moves a cosine by about 0.0001."
-    )
     vllm: VllmArguments = Field(VllmArguments(), description="Any vLLM engine argument.")
     endpoint: EndpointConfig | None = None
     price_per_hour: float | None = Field(None, ge=0, description="Money for an engine and hour, busy or idle; the report multiplies.")
@@ -298,12 +255,10 @@ class ClusterConfig(Section):
     train_workers: int = Field(1, ge=1, description="Ray Train workers for DPO.")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0, description="Of a DPO worker; default: 1 where the LLM runs on GPUs, else 0.")
-    concurrent_trials: int = Field(2, ge=1, description="RE models trained at the same time.")
     worker_cpus: float = Field(0.5, gt=0, description="Ray CPUs of a scoring or RE training task.")
     worker_gpus: float | None = Field(
         None, ge=0, description="GPUs of an encoder, judge or RE training task; default: 0.25 where the LLM runs on GPUs, else 0."
     )
-    wait_minutes: float = Field(30, ge=0, description="Longest wait for machines that the autoscaler is starting.")
     environment: list[str] = Field(
         [],
         description="Further variables of the driver that workers get; they stand in the clear in the job's runtime env, on the dashboard.",

@@ -96,7 +96,7 @@ def compared_texts(table: pa.Table, mask: bool) -> list[str]:
 
 def configured_shingles(texts: Texts, config: DiversityConfig) -> Shingles:
     """The sets of n-grams that a run's settings ask for."""
-    return shingle(texts, config.shingle_kind, config.shingle_size, strip_punctuation=config.strip_punctuation)
+    return shingle(texts, config.shingle_kind, config.shingle_size)
 
 
 def connective_patterns(table: pa.Table) -> list[str]:

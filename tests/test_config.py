@@ -58,8 +58,8 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_number_with_an_exponent_is_a_number() -> None:
-    config = load_config(QUICKSTART, ["alignment.learning_rate=3e-4", "extraction.search.depth=[1e-1, 5e-1]", "engine.concurrency=[1, 2]"])
-    assert (config.alignment.learning_rate, config.extraction.search.depth, config.engine.pool) == (3e-4, (0.1, 0.5), (1, 2))
+    config = load_config(QUICKSTART, ["alignment.learning_rate=3e-4", "preferences.max_pairs_per_relation=3", "engine.concurrency=[1, 2]"])
+    assert (config.alignment.learning_rate, config.preferences.max_pairs_per_relation, config.engine.pool) == (3e-4, 3, (1, 2))
 
 
 def test_a_section_that_stands_twice_is_refused(tmp_path: Path) -> None:

@@ -304,15 +304,3 @@ def test_columns_of_a_wrong_kind_are_told() -> None:
     numbered = good.set_column(0, "candidate_id", pa.array([1]))
     with pytest.raises(InputError, match="ids of one kind"):
         label_conflicts(numbered, CONFIG, good)
-
-
-def test_punctuation_is_stripped_where_the_settings_say_so() -> None:
-    config = DiversityConfig(threshold=0.9, strip_punctuation=True)
-    plain, marked = row("a", "r", "The [storm] caused , they said , a {flood} ."), row("b", "s", "The [storm] caused they said a {flood}")
-    assert found([plain, marked], config=DiversityConfig(threshold=0.9)) == {}
-    assert found([plain, marked], config=config) == {"a": "b", "b": "a"}
-    reference = table([marked]).rename_columns(["example_id", *table([marked]).column_names[1:]])
-    assert near_reference(table([plain]), reference, config)["near"].to_pylist() == ["b"]
-    assert near_reference(table([plain]), reference, DiversityConfig(threshold=0.9)).num_rows == 0
-    assert deduplicate(table([plain, marked]), config)["unique"].to_pylist() == [True, False]
-    assert deduplicate(table([plain, marked]), DiversityConfig(threshold=0.9))["unique"].to_pylist() == [True, True]

@@ -33,7 +33,7 @@ def settings(*overrides: str) -> Config:
 
 
 def test_a_pool_may_start_all_at_once_and_an_overcome_cause_is_forgotten() -> None:
-    health = EngineHealth(3, pool=4)
+    health = EngineHealth(pool=4)
     assert [health.started(f"e{number}") for number in range(5)] == [True] * 5
     health.failed("RuntimeError: a bad moment")
     health.is_ready("e4")
@@ -45,14 +45,15 @@ def test_a_pool_may_start_all_at_once_and_an_overcome_cause_is_forgotten() -> No
 
 
 def test_health_gives_up_after_starts_in_vain() -> None:
-    health = EngineHealth(2)
+    health = EngineHealth()
     assert health.started("a")
     health.is_ready("a")
     health.finished(8)
     assert health.started("b")
     assert health.started("c")
+    assert health.started("d")
     health.failed("the cause")
-    assert not health.started("d")
+    assert not health.started("e")
     state = health.state()
     assert (state["ready"], state["rows"], state["cause"], state["given_up"]) == (1, 8, "the cause", True)
     assert state["engines"]["a"]["ready_at"] >= state["engines"]["a"]["created_at"]
@@ -71,7 +72,7 @@ ROW = {"strategy": "independent", "pattern": "", "head": "", "seed": 5}
 def test_sampling_parameters_of_a_row() -> None:
     drawn = sampling_parameters(settings(), {**ROW, "pattern": "a+"}, greedy=False)
     assert drawn["structured_outputs"] == {"regex": "a+"}
-    assert (drawn["seed"], drawn["temperature"], drawn["min_p"], drawn["max_tokens"]) == (5, 0.9, 0.1, 64)
+    assert (drawn["temperature"], drawn["min_p"], drawn["max_tokens"]) == (0.9, 0.1, 64) and "seed" not in drawn
     greedy = sampling_parameters(settings(), ROW, greedy=True)
     assert greedy["temperature"] == 0.0
     assert "structured_outputs" not in greedy and "min_p" not in greedy
@@ -89,7 +90,6 @@ def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.Mon
     assert engine_threads(settings()) == 8
     assert engine_threads(settings("engine.concurrency=3")) == 2
     assert engine_threads(settings("engine.concurrency=[1, 4]")) == 2
-    assert engine_threads(settings("engine.threads=5")) == 5
     for cores, threads in ((4, 3), (2, 2), (1, 1)):
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         assert engine_threads(settings()) == threads
@@ -167,7 +167,7 @@ def test_an_engine_that_dies_at_every_start_is_given_up_with_its_cause(ray_two_c
     broken.mkdir()
     (broken / "config.json").write_text('{"architectures": ["NoSuchForCausalLM"], "model_type": "llama"}')
     (broken / "model.safetensors").write_bytes(b"not a model")
-    config, run = settings("engine.max_starts=2"), RunFolder(uri)
+    config, run = settings(), RunFolder(uri)
     task = load_task(config)
     write_prompts(run, "prompts", islice(request_rows(config, task.relations, task.seeds, 0), 8))
     with pytest.raises(EngineError, match="own words") as caught:

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from divray.errors import InputError
+from divray.extraction.inputs import Hyperparameters
 from divray.extraction.predict import predict
 from divray.extraction.training import train, training_rows
 from divray.relations import Example, Relation
-from divray.sections import ExtractionConfig
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
 PLACES = ["Alden", "Port Selby", "Monte Claro", "Kestrel Bay", "Rome", "Akoma Ridge"]
 WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}."}
 LABELS = list(WORDING)
 RELATIONS = [Relation("born_in", "The head was born in the tail."), Relation("works_in", "The head has a job in the tail.")]
-CLOSED, TUNED = ExtractionConfig(), ExtractionConfig(learning_rate=3e-4, epochs=2, batch_size=8)
+CLOSED, TUNED = Hyperparameters(), Hyperparameters(learning_rate=3e-4, epochs=4)
 
 
 def sentence(relation: str, name: str, place: str) -> Example:

@@ -10,6 +10,7 @@ import pytest
 from divray.config import parse_config
 from divray.datasets.tables import examples_table
 from divray.extraction import evaluation, search, stage
+from divray.extraction.inputs import usual
 from divray.relations import Example
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET
@@ -125,7 +126,7 @@ def test_search_then_train(ray, config, run, capfd):
     assert "".join(capfd.readouterr()) == ""
     found = run.read_json("search.json")
     assert len(found["trials"]) == 2 and found["metric"] == "macro" and 0 <= found["score"] <= 1
-    assert set(found["best"]) == set(search.SEARCHED) and found["trials"][0]["shrinkage"] == config.extraction.shrinkage
+    assert set(found["best"]) == set(search.SPACE) and found["trials"][0]["shrinkage"] == usual(config).shrinkage
     assert all(not trial["error"] for trial in found["trials"])
     assert not run.exists("tune")
 
@@ -149,7 +150,7 @@ def test_search_then_train(ray, config, run, capfd):
 def test_no_trials_keeps_the_configs_values(config, run):
     extraction = config.extraction.model_copy(update={"search": config.extraction.search.model_copy(update={"trials": 0})})
     assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
-    assert run.read_json("search.json")["best"] == {name: getattr(config.extraction, name) for name in search.SEARCHED}
+    assert run.read_json("search.json")["best"] == {name: getattr(usual(config), name) for name in search.SPACE}
 
 
 def test_sets_are_named_by_what_was_selected(run):

@@ -36,7 +36,6 @@ SMALL = [
     "preferences.max_pairs_per_relation=2",
     "selection.k=4",
     "extraction.search.trials=2",
-    "extraction.search.epochs=[1, 2]",
     "evaluation.llm_test_limit=12",
     "engine.batch_size=8",
     "engine.vllm={max_num_seqs: 8}",
@@ -246,7 +245,7 @@ def test_a_finished_run_is_left_as_it_is_and_serves(finished: tuple[Path, dict[s
 def test_an_engine_that_dies_on_every_batch_is_given_up_with_its_own_words(tmp_path: Path) -> None:
     """vLLM's CPU engine dies of a seeded request whose prefill is split."""
     fatal = "engine.vllm={enable_chunked_prefill: true, max_num_batched_tokens: 128, max_num_seqs: 8}"
-    given_up = [*command(str(tmp_path / "run")), fatal, "engine.max_starts=2"]
+    given_up = [*command(str(tmp_path / "run")), fatal]
     done = subprocess.run(given_up, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 4
     assert "CPU Generator does not use offset" in done.stderr.splitlines()[-1]

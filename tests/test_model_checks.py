@@ -87,11 +87,3 @@ def test_a_file_that_is_only_a_pointer_is_refused(tmp_path: Path) -> None:
         (tmp_path / "m" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
         with pytest.raises(InputError, match=name):
             check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}"]))
-
-
-@pytest.mark.parametrize(("positions", "longest"), [(64, 10**30), (514, 90)])
-def test_the_encoder_takes_the_sentences_it_is_given(positions: int, longest: int, tmp_path: Path) -> None:
-    reference = model(tmp_path / "m", {"max_position_embeddings": positions}, {"model_max_length": longest})
-    with pytest.raises(InputError, match=f"extraction.max_length: .* takes {min(positions, longest)} tokens"):
-        check_models(load_config(folder() / "quickstart.yaml", [f"models.encoder={reference}"]))
-    check_models(load_config(folder() / "quickstart.yaml", [f"models.encoder={reference}", "extraction.max_length=64"]))

@@ -113,7 +113,7 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(WORDS, st.sampled_from([0.1, 0.9])), max_size=12), st.integers(0, 4), st.randoms(use_true_random=False))
 def test_any_order_of_rows_gives_the_same(rows: list[tuple[str, float]], fixed: int, random: Any) -> None:
-    config = DiversityConfig(mask_entities=False, shingle_size=2, threshold=0.5)
+    config = DiversityConfig(mask_entities=False, threshold=0.5)
     table = samples({f"s{i:02d}": text for i, (text, _) in enumerate(rows)}, [score for _, score in rows])
     zeros = pa.array([0] * table.num_rows, pa.int32())
     for name in ("head_start", "head_end", "tail_start", "tail_end"):
@@ -128,7 +128,7 @@ def test_any_order_of_rows_gives_the_same(rows: list[tuple[str, float]], fixed: 
     grams = {}
     for name, text in texts.items():
         words = text.split()
-        grams[name] = {tuple(words[i : i + 2]) for i in range(max(1, len(words) - 1))}
+        grams[name] = {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
     made = by_id(wanted)
     staying = {name for name in texts if name not in made or made[name]["unique"]}
     for name, row in made.items():

@@ -87,9 +87,8 @@ BAD_INPUT = [
     ({"prompts": {"strategies": {"clever": 1}}}, "unknown strategy"),
     ({"engine": {"concurrency": [4, 2]}}, "engine.concurrency: the least, 4, is more than the most, 2"),
     ({"engine": {"concurrency": [1, True]}}, "engine.concurrency"),
-    ({"extraction": {"search": {"depth": [0.9, 0.4]}}}, "extraction.search.depth: the least, 0.9, is more than the most, 0.4"),
-    ({"extraction": {"search": {"shrinkage": [0, 1]}}}, "extraction.search.shrinkage.0"),
-    ({"extraction": {"search": {"entity_weight": [-1, 1]}}}, "extraction.search.entity_weight.0"),
+    ({"engine": {"concurrency": [3, 2]}}, "engine.concurrency: the least, 3, is more than the most, 2"),
+    ({"engine": {"concurrency": [0, 1]}}, "engine.concurrency: Input should be"),
     ({"sampling": {"min_p": float("nan")}}, "sampling.min_p"),
     ({"alignment": {"learning_rate": float("inf")}}, "alignment.learning_rate"),
     ({"selection": {"k": 10**12}}, "selection.k: more than 2147483647"),
@@ -156,7 +155,7 @@ def test_plan_shows_stages_and_defaults_and_writes_nothing(capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "6 relations, 30 seed examples, 612 test examples" in said
     assert "round-01.align" in said
-    assert "repetition_penalty: 1.0" in said
+    assert "min_p: 0.1" in said
 
 
 def test_a_stage_command_outside_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

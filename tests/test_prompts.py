@@ -123,7 +123,6 @@ def test_a_list_of_records_has_no_pair_given() -> None:
         ("prompts.strategies={independent: 1}", asked, {"{"}),
         ("prompts.strategies={all_at_once: 1}", None, {"", " "}),  # the naive ones, and lists
         ("prompts.strategies={all_at_once: 1}", asked, {"{"}),
-        ("sampling.constrained=false", asked, {""}),
     ],
 )
 def test_chats_and_lists_are_decoded_under_a_pattern(override: str, chat: Renderer | None, kinds: set[str]) -> None:

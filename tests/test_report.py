@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from divray import schemas
 from divray.config import Config
-from divray.intervals import busy_shares
 from divray.report import charts, excerpts, page, spread
-from divray.report.account import account, engine_time, money
+from divray.report.account import account, busy_shares, engine_time, money
 from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline
 from divray.report.summary import finite, summarise
@@ -170,7 +169,7 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
     shared = {"metric": "micro", "k": 2, "draws": [0, 1], "std": 0.01}
     evaluation = {
         "seeds": {**shared, "mean": 0.5, "per_draw": [0.49, 0.51], "examples": 6},
-        "seeds + generated": {**shared, "mean": 0.45, "per_draw": [0.44, 0.46], "examples": 14},
+        "seeds+generated": {**shared, "mean": 0.45, "per_draw": [0.44, 0.46], "examples": 14},
     }
     evaluation["seeds"]["f1_per_relation"] = dict.fromkeys(relations, 0.4321)
     run.write_json("evaluation.json", evaluation)
@@ -452,7 +451,7 @@ def test_charts_escape_their_texts_and_load_nothing() -> None:
 
 
 def _evaluation(low: float, high: float) -> dict[str, Any]:
-    means = {"seeds": 0.58, "naive": 0.15, "round-00": 0.2, "round-01": 0.125, "seeds + generated": 0.6}
+    means = {"seeds": 0.58, "naive": 0.15, "round-00": 0.2, "round-01": 0.125, "seeds+generated": 0.6}
     interval = {"mean": round((low + high) / 2, 6), "low": low, "high": high}
     return {
         name: {

@@ -167,7 +167,7 @@ def test_what_is_done_again_takes_what_came_after_off_the_record(ray_two_cpus: N
 
 
 def test_a_pool_of_engines_starts_as_one(ray_two_cpus: None, uri: str) -> None:
-    config = settings("engine.concurrency=4", "engine.cpus=0.25", "engine.max_starts=2")
+    config = settings("engine.concurrency=4", "engine.cpus=0.25")
     run, play = begun(config, uri), playing()
 
     def once_all_are_there(row: dict[str, Any]) -> dict[str, Any]:
@@ -228,8 +228,9 @@ RECORDS = (
 FORM = form_of([], [])
 
 
-def test_several_records_in_one_completion_are_candidates_of_their_own() -> None:
-    config = settings("prompts.strategies={all_at_once: 1}", "prompts.sentences_per_completion=3", "prompts.candidates_per_prompt=8")
+def test_several_records_in_one_completion_are_candidates_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divray.prompts.strategies.SENTENCES", 3)
+    config = settings("prompts.strategies={all_at_once: 1}", "prompts.candidates_per_prompt=8")
     task = load_task(config)
     requests = [row for row in request_rows(config, task.relations, task.seeds, 0) if row["strategy"] == "all_at_once"]
     assert [row["sentences"] for row in requests[:3]] == [3, 3, 2]
@@ -303,8 +304,7 @@ def test_a_given_pair_is_found_in_the_sentence_alone() -> None:
         ([], "", "", ["\n\n"]),
         ([], "Ada", "", ["\n"]),
         (["prompts.style=chat"], "", '{"type": "object"}', None),
-        (["prompts.style=chat", "sampling.constrained=false"], "", "", None),
-        (["prompts.style=chat", "sampling.constrained=false"], "Ada", "", None),
+        (["prompts.style=chat"], "Ada", '{"type": "object"}', None),
     ],
 )
 def test_a_record_ends_at_its_last_line_and_a_chats_answer_by_itself(overrides: list[str], given: str, pattern: str, stop: Any) -> None:
@@ -314,35 +314,30 @@ def test_a_record_ends_at_its_last_line_and_a_chats_answer_by_itself(overrides: 
     assert parameters.get("structured_outputs") == ({"json": pattern} if pattern else None)
 
 
-def test_an_unconstrained_list_is_not_ended_by_its_first_record() -> None:
-    row = {"strategy": "all_at_once", "seed": 5, "sentences": 3, "head": "", "pattern": ""}
-    assert "stop" not in sampling_parameters(settings("sampling.constrained=false"), row, greedy=False)
-
-
 def test_waves_without_a_quota_spread_the_candidates() -> None:
     config = settings("sampling.waves=3", "sampling.candidates_per_relation=10")
     asked = opening_counts(config, ["a", "b"])["a"]
     counts = [asked]
     for wave in (1, 2):
-        wanted, _ = next_counts(config, {"a": Tally(asked, 0, 0)}, wave, 0.0)
+        wanted, _ = next_counts(config, {"a": Tally(asked, 0, 0)}, wave)
         counts.append(wanted["a"])
         asked += wanted["a"]
     assert counts == [3, 4, 3]
-    assert next_counts(config, {"a": Tally(10, 0, 0)}, 3, 0.0)[0] == {}
+    assert next_counts(config, {"a": Tally(10, 0, 0)}, 3)[0] == {}
 
 
 def test_the_budget_goes_to_the_relations_that_are_short() -> None:
     config = settings("sampling.quota=10", "sampling.candidates_per_relation=40")
     assert opening_counts(config, ["full", "half", "poor"]) == {"full": 20, "half": 20, "poor": 20}
     tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
-    wanted, ended = next_counts(config, tallies, 1, 0.0)
+    wanted, ended = next_counts(config, tallies, 1)
     assert ended == ""
     assert wanted.keys() == {"half", "poor"}
     assert wanted["half"] < wanted["poor"]
     assert sum(wanted.values()) <= 3 * 40 - 60
-    assert next_counts(config, {"full": Tally(20, 11, 400)}, 1, 0.0) == ({}, "quota")
-    assert next_counts(config, {"full": Tally(20, 11, 400)}, 6, 0.0) == ({}, "quota")  # reached in the last wave
-    assert next_counts(config, tallies, 6, 0.0) == ({}, "waves")
+    assert next_counts(config, {"full": Tally(20, 11, 400)}, 1) == ({}, "quota")
+    assert next_counts(config, {"full": Tally(20, 11, 400)}, 6) == ({}, "quota")  # reached in the last wave
+    assert next_counts(config, tallies, 6) == ({}, "waves")
 
 
 def test_the_first_wave_keeps_to_the_cap_on_candidates() -> None:
@@ -351,14 +346,10 @@ def test_the_first_wave_keeps_to_the_cap_on_candidates() -> None:
     assert sorted(counts.values()) == [8, 8, 8, 8, 9, 9]
 
 
-@pytest.mark.parametrize(
-    ("cap", "name"),
-    [("max_candidates=60", "candidates"), ("max_generated_tokens=1200", "generated tokens"), ("max_engine_seconds=5", "engine-seconds")],
-)
-def test_a_cap_ends_the_round_with_its_name(cap: str, name: str) -> None:
-    config = settings("sampling.quota=10", f"sampling.{cap}", "sampling.candidates_per_relation=1000")
+def test_a_cap_on_candidates_ends_the_round() -> None:
+    config = settings("sampling.quota=10", "sampling.max_candidates=60", "sampling.candidates_per_relation=1000")
     tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
-    assert next_counts(config, tallies, 1, 5.0) == ({}, name)
+    assert next_counts(config, tallies, 1) == ({}, "candidates")
 
 
 def test_the_account_of_a_quota_says_what_is_missing_and_what_was_saved() -> None:

@@ -17,6 +17,9 @@ LEARNING_RATES = ((0.5e9, 1e-3), (2e9, 2e-4), (math.inf, 5e-5))
 """Up to so many parameters so much for LoRA.  The first was measured with 135 M; TRL's own example has 5e-6 for LoRA on 0.5 B with
 16 pairs a step and thousands of pairs, where a run of divray has tens to hundreds."""
 
+LD_ALPHA = 0.0
+"""Weight of the tokens by which one text of a pair is longer (LD-DPO, arXiv 2409.06411); 1 would be plain DPO."""
+
 FULL = 0.01
 """Of LoRA's rate for full training: at 7 B the 5e-7 of Zephyr (arXiv 2310.16944)."""
 
@@ -68,7 +71,7 @@ def dpo_arguments(
     return {
         "output_dir": output_dir,
         "beta": settings["beta"],
-        "ld_alpha": settings["ld_alpha"],
+        "ld_alpha": LD_ALPHA,
         "learning_rate": learning_rate(settings, parameters),
         "warmup_steps": WARMUP,
         "num_train_epochs": settings["epochs"],

@@ -12,17 +12,19 @@ from typing import Any
 from divray.engines.face import Engine, EngineDied, Request, Row
 from divray.relations import metric_tag
 
+MAX_STARTS = 3
+"""Starts without one finished batch after which an engine is given up."""
+
 
 class EngineHealth:
     """What the engines of one pool say of themselves (a Ray actor).
 
     Args:
-        max_starts: Starts without one finished batch after which an engine is given up.
         pool: How many engines start at once, at most.
     """
 
-    def __init__(self, max_starts: int, pool: int = 1) -> None:
-        self.max_starts = max_starts + pool - 1
+    def __init__(self, pool: int = 1) -> None:
+        self.max_starts = MAX_STARTS + pool - 1
         self.starts_in_vain = 0
         self.rows = 0
         self.cause = ""

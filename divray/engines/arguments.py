@@ -84,8 +84,7 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
         parameters["temperature"] = 0.0
     else:
         factor = sampling.tuned_temperature_factor if row.get("policy") == TUNED else 1.0
-        others = {name: getattr(sampling, name) for name in ("min_p", "top_p", "top_k", "repetition_penalty")}
-        parameters |= {"temperature": sampling.temperature * factor, **others}
+        parameters |= {"temperature": sampling.temperature * factor, "min_p": sampling.min_p}
     if row["pattern"]:
         parameters["structured_outputs"] = {"json" if row["pattern"].startswith("{") else "regex": row["pattern"]}
     return parameters
@@ -100,4 +99,4 @@ def cpu_environment() -> dict[str, str]:
 def engine_threads(config: Config) -> int:
     """CPU threads of an engine on this node: the engines share its cores, from four on less one for vLLM's scheduler and Ray."""
     cores = len(os.sched_getaffinity(0))
-    return config.engine.threads or max(1, (cores - (cores >= 4)) // config.engine.pool[1])
+    return max(1, (cores - (cores >= 4)) // config.engine.pool[1])

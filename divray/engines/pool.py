@@ -26,6 +26,7 @@ from divray.resources import task_gpus, train_gpus, uses_gpu
 from divray.stages import Work
 
 CLOSING_SECONDS = 30
+GPU_ENGINE_CPUS = 4.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
         make = partial(FunctionEngine, answer)
     name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
     made: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=name, scheduling_strategy=here)
-    health = made.remote(config.engine.max_starts, count)
+    health = made.remote(count)
     actor: Any = ray.remote(EngineActor).options(max_restarts=-1, **options)
     _pool = Pool(key, adapters, [actor.remote(make, name) for _ in range(count)], health, group)
     return _pool
@@ -119,12 +120,12 @@ def _placed(config: Config, arguments: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def gpu_engine_cpus(config: Config) -> float:
-    """CPUs of a GPU engine: ``engine.gpu_cpus``, or what its GPUs' share of the smallest machine has, less one for Ray's tasks."""
+    """CPUs of a GPU engine: :data:`GPU_ENGINE_CPUS`, or what its GPUs' share of the smallest machine has, less one for Ray's tasks."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    share = min((machine.get("CPU", 0) / machine["GPU"] for machine in machines), default=config.engine.gpu_cpus + 1)
-    return max(0.0, min(config.engine.gpu_cpus, share * gpus_of(config) - 1))
+    share = min((machine.get("CPU", 0) / machine["GPU"] for machine in machines), default=GPU_ENGINE_CPUS + 1)
+    return max(0.0, min(GPU_ENGINE_CPUS, share * gpus_of(config) - 1))
 
 
 def largest_machine() -> int:

@@ -8,17 +8,17 @@ import numpy as np
 from scipy.special import softmax
 
 from divray.config import Config
+from divray.extraction.inputs import Hyperparameters
 from divray.extraction.model import RelationExtractor
 from divray.extraction.training import fold_of, held_out_scores, training_rows
 from divray.relations import Example, Relation
-from divray.sections import ExtractionConfig
 
 THRESHOLDS = (0.0, 0.5, 0.7)
 
 
 def model_card(
     config: Config,
-    settings: ExtractionConfig,
+    settings: Hyperparameters,
     model: RelationExtractor,
     relations: Sequence[Relation],
     human: Sequence[Example],

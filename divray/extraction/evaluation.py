@@ -12,7 +12,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ COMPARED = ("seeds", "naive", "round-00")
 """The sets that each set after them is compared with."""
 
 RESAMPLES = 1000
+AT_ONCE = 2
+"""RE models that are trained at the same time, at least."""
 
 PREDICTIONS = pa.schema(
     [
@@ -80,7 +82,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             if not examples:
                 continue
             sets.setdefault(name, examples)
-            key = _key(examples, weights, described, tested, config.models.encoder, settings.model_dump(exclude={"search"}))
+            key = _key(examples, weights, described, tested, config.models.encoder, asdict(settings))
             keys[name, number] = key
             wanted.setdefault(key, (parts, number))
     missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
@@ -109,7 +111,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             "draws": list(range(len(draws))),
             "false_positives": statistics.fmean(alarms) if alarms else None,
             **_sizes(examples, labels),
-            "settings": {"encoder": config.models.encoder, **settings.model_dump(exclude={"search"})},
+            "settings": {"encoder": config.models.encoder, **asdict(settings)},
         }
         results[name]["differences"] = {
             other: difference(gold, answers[name], answers[other], labels, config)
@@ -212,7 +214,7 @@ def _train_missing(
     jobs = [{"tables": tables, "draw": draw, "target": _part(key)} for key, (tables, draw) in missing.items()]
     trainer: Any = _Trainer
     only_cpus(not task_gpus(config))
-    most = max(config.cluster.concurrent_trials, most_workers(config, gpus=True))
+    most = max(AT_ONCE, most_workers(config, gpus=True))
     trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
         trainer,
         fn_constructor_args=(config, run.uri),

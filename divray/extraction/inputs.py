@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from divray.config import Config
 from divray.datasets.tables import table_examples
 from divray.relations import Example
 from divray.run_folder import DRAWS, NEGATIVES, SEEDS, RunFolder
-from divray.sections import ExtractionConfig
 
 SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """What an RE model is trained with: the settings of ``extraction``, and what the search over it may move.
+
+    Attributes:
+        generated_weight: See :class:`~divray.sections.ExtractionConfig`; so ``epochs`` and ``learning_rate``.
+        depth: Of the spans' layer, as a share of all; the middle ones know most of who does what to whom.
+        entity_weight: Of head and tail; the words between have 1.
+        words_weight: Of all words outside of head and tail.
+        last_weight: Of the same words in the last layer.
+        shrinkage: Of the covariance towards a multiple of the identity.
+    """
+
+    generated_weight: float = 0.3
+    epochs: int = 0
+    learning_rate: float = 2e-4
+    depth: float = 0.5
+    entity_weight: float = 0.7
+    words_weight: float = 0.5
+    last_weight: float = 0.5
+    shrinkage: float = 0.8
+
+
+def usual(config: Config) -> Hyperparameters:
+    """Those of a run whose search has changed nothing."""
+    own = config.extraction
+    return Hyperparameters(own.generated_weight, own.epochs, own.learning_rate)
 
 
 def examples_of(run: RunFolder, tables: Sequence[str]) -> list[Example]:
@@ -38,7 +67,7 @@ def draws_of(run: RunFolder) -> list[dict[str, list[Example]]]:
 
 
 def set_of(
-    run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: ExtractionConfig
+    run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: Hyperparameters
 ) -> tuple[list[Example], list[float]]:
     """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``."""
     examples: list[Example] = []
@@ -50,7 +79,7 @@ def set_of(
     return examples, weights
 
 
-def tuned(config: Config, run: RunFolder) -> ExtractionConfig:
-    """``config.extraction`` with the best values of the search over it, where a search was made."""
+def tuned(config: Config, run: RunFolder) -> Hyperparameters:
+    """The best values of the search, where one was made."""
     best: dict[str, Any] = run.read_json(SEARCH)["best"] if run.exists(SEARCH) else {}
-    return config.extraction.model_copy(update=best)
+    return replace(usual(config), **best)

@@ -130,12 +130,13 @@ class RelationExtractor(PreTrainedModel):
             labels: The classifier's outputs.
             depth: Of the spans' layer, as a share of all, in (0, 1].
             view_weights: See :class:`RelationExtractorConfig`.
-            max_tokens: Most tokens of a sentence.
+            max_tokens: Most tokens of a sentence; fewer where the encoder takes fewer.
             tuned: With a tuned network, which starts from the encoder's own weights.
         """
         folder = local_model(reference)
         values = AutoConfig.from_pretrained(folder)
         layer = max(1, round(depth * values.num_hidden_layers))
+        max_tokens = min(max_tokens, getattr(values, "max_position_embeddings", max_tokens))
         model = cls(RelationExtractorConfig(values.to_dict(), labels, layer, view_weights, max_tokens, tuned))
         with _quietly():
             model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)

@@ -5,7 +5,7 @@ since those were made from the very seeds that a fold leaves out.  Optuna's TPE 
 (arXiv 1810.05934) stops weak trials after a repeat.  The given values stay unless a trial is better by more than one standard
 error of the difference over the examples: with a few examples most differences are noise.  A killed search goes on with the
 trials that it had not finished.  With more than one trial at a time, which ones ASHA stops depends on their speed;
-``cluster.concurrent_trials=1`` repeats exactly.
+the result may differ by chance.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,28 @@ import numpy as np
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.errors import DivrayError
-from divray.extraction.inputs import SEARCH, examples_of
+from divray.extraction.inputs import SEARCH, Hyperparameters, examples_of, usual
 from divray.extraction.metrics import main_score, score
 from divray.extraction.training import fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
 from divray.resources import task_gpus
 from divray.run_folder import SEEDS, RunFolder
-from divray.sections import ExtractionConfig
 from divray.stages import Progress
 
 EXPERIMENT = "tune"
 """Ray Tune's own folder inside the run, there only while the search is under way."""
 
-SEARCHED = ("depth", "entity_weight", "words_weight", "last_weight", "shrinkage")
+SPACE = {
+    "depth": (0.34, 1.0),
+    "entity_weight": (0.3, 1.0),
+    "words_weight": (0.2, 1.0),
+    "last_weight": (0.2, 1.0),
+    "shrinkage": (0.5, 0.95),
+}
+"""Hyperparameter -> the range that is drawn from, evenly."""
+
+AT_ONCE = 2
+"""Trials at the same time."""
 
 REPEATS = 3
 """Of the cross-validation."""
@@ -46,14 +56,14 @@ _listeners: list[Progress] = []
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``search.json``: ``best`` (hyperparameters), ``score`` (its own), ``metric``, and all ``trials``.
 
-    With ``extraction.search.trials`` 0 it holds the config's own values and no trials.
+    With ``extraction.search.trials`` 0 it holds the usual values and no trials.
 
     Returns:
         Counts: ``trials``, ``stopped_early``.
     """
     count = config.extraction.search.trials
     if not count:
-        own = {name: getattr(config.extraction, name) for name in SEARCHED}
+        own = {name: getattr(usual(config), name) for name in SPACE}
         run.write_json(SEARCH, {"best": own, "score": None, "metric": config.task.metric, "trials": []})
         return {"trials": 0, "stopped_early": 0}
     _listeners[:] = [on_progress] if on_progress else []
@@ -64,7 +74,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     best = chosen(trials)
     trials = [{name: value for name, value in trial.items() if name != "right"} for trial in trials]
     run.write_json(
-        SEARCH, {"best": {name: best[name] for name in SEARCHED}, "score": best["score"], "metric": config.task.metric, "trials": trials}
+        SEARCH, {"best": {name: best[name] for name in SPACE}, "score": best["score"], "metric": config.task.metric, "trials": trials}
     )
     run.delete(EXPERIMENT)
     return {"trials": len(trials), "stopped_early": sum(trial["stopped_early"] for trial in trials)}
@@ -91,8 +101,7 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    space = config.extraction.search
-    uri = run.uri
+    trials, uri = config.extraction.search.trials, run.uri
 
     def trial(values: dict[str, Any]) -> None:
         _trial(config, uri, values)
@@ -106,21 +115,13 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
         run.fs.create_dir(run.path(), recursive=True)
         tuner = tune.Tuner(
             trainable,
-            param_space={
-                "depth": tune.uniform(*space.depth),
-                "entity_weight": tune.uniform(*space.entity_weight),
-                "words_weight": tune.uniform(*space.words_weight),
-                "last_weight": tune.uniform(*space.last_weight),
-                "shrinkage": tune.uniform(*space.shrinkage),
-            },
+            param_space={name: tune.uniform(*ends) for name, ends in SPACE.items()},
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
-                num_samples=space.trials,
-                max_concurrent_trials=config.cluster.concurrent_trials,
-                search_alg=OptunaSearch(
-                    seed=config.seed, points_to_evaluate=[{name: getattr(config.extraction, name) for name in SEARCHED}]
-                ),
+                num_samples=trials,
+                max_concurrent_trials=AT_ONCE,
+                search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[{name: getattr(usual(config), name) for name in SPACE}]),
                 scheduler=ASHAScheduler(time_attr="repeat", grace_period=1, max_t=REPEATS, reduction_factor=2),
             ),
             run_config=tune.RunConfig(
@@ -129,7 +130,7 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
                 storage_path=run.path(),
                 storage_filesystem=run.fs,
                 verbose=0,
-                callbacks=[_told(space.trials)],
+                callbacks=[_told(trials)],
             ),
         )
     results = tuner.fit()
@@ -140,13 +141,13 @@ def _trial(config: Config, uri: str, values: dict[str, Any]) -> None:
     from ray import tune
 
     run = RunFolder(uri)
-    settings = config.extraction.model_copy(update=values)
+    settings = replace(usual(config), **values)
     for repeat, (mean, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), read_relations(run)), 1):
         tune.report({"repeat": repeat, "score": mean, "right": right})
 
 
 def cross_validated(
-    config: Config, settings: ExtractionConfig, examples: Sequence[Example], relations: Sequence[Relation]
+    config: Config, settings: Hyperparameters, examples: Sequence[Example], relations: Sequence[Relation]
 ) -> Iterator[tuple[float, list[float]]]:
     """After each repeat the mean main score so far, and for each example the share of repeats in which it was told right."""
     labels = [relation.name for relation in relations]
@@ -178,7 +179,7 @@ def _outcome(number: int, result: Any) -> dict[str, Any]:
     metrics = result.metrics or {}
     return {
         "trial": number,
-        **{name: result.config[name] for name in SEARCHED},
+        **{name: result.config[name] for name in SPACE},
         "score": metrics.get("score"),
         "right": metrics.get("right", []),
         "stopped_early": result.error is None and int(metrics.get("repeat", 0)) < REPEATS,

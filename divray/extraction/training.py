@@ -17,11 +17,20 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
+from divray.extraction.inputs import Hyperparameters
 from divray.extraction.model import RelationExtractor, precision
 from divray.relations import Example, Relation
-from divray.sections import ExtractionConfig
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
 
+NGRAM_WEIGHT = 0.5
+"""Of hashed n-grams of the words between the entities."""
+DESCRIPTION_WEIGHT = 0.15
+"""The spread of the words' likeness to each relation's description over that of the discriminant's scores."""
+MAX_TOKENS = 96
+"""Of a sentence."""
+
+BATCH_SIZE, WARMUP = 16, 0.1
+"""Of the tuned network; the share of its steps in which the rate rises."""
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
 CLASSIFIER_RATE = 5.0
@@ -80,7 +89,7 @@ def train(
     examples: Sequence[Example],
     relations: Sequence[Relation],
     encoder: str,
-    config: ExtractionConfig,
+    config: Hyperparameters,
     seed: int,
     weights: Sequence[float] | None = None,
 ) -> RelationExtractor:
@@ -90,7 +99,7 @@ def train(
         examples: Their relations are among ``relations``.
         relations: The classifier's outputs, in this order.
         encoder: Model reference (see :func:`divray.models.local_model`).
-        config: Depth, views, shrinkage; for the tuned network learning rate, epochs, batch size, warm-up share.
+        config: Depth, views, shrinkage; for the tuned network learning rate and epochs.
         seed: Of the tuned network; without ``epochs`` nothing is drawn.
         weights: How much each example counts; default: 1.
 
@@ -109,16 +118,16 @@ def train(
     return model.eval()
 
 
-def untrained(relations: Sequence[Relation], encoder: str, config: ExtractionConfig) -> RelationExtractor:
+def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparameters) -> RelationExtractor:
     """The encoder of a model that :func:`fit_head` completes."""
-    views = (config.entity_weight, config.words_weight, config.last_weight, config.ngram_weight)
+    views = (config.entity_weight, config.words_weight, config.last_weight, NGRAM_WEIGHT)
     labels = [relation.name for relation in relations]
-    model = RelationExtractor.on_encoder(encoder, labels, config.depth, views, config.max_length, bool(config.epochs))
+    model = RelationExtractor.on_encoder(encoder, labels, config.depth, views, MAX_TOKENS, bool(config.epochs))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
 
 
-def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, described: np.ndarray, config: ExtractionConfig) -> None:
+def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters) -> None:
     """Set the classifier to :func:`closed_form`'s, scaled so that its probabilities fit rows that it has not seen."""
     whole = closed_form(features, rows.targets, rows.weights, described, config)
     scale = _scale(features, rows, described, config)
@@ -129,7 +138,7 @@ def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, describ
 
 
 def closed_form(
-    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, described: np.ndarray, config: ExtractionConfig
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, described: np.ndarray, config: Hyperparameters
 ) -> Discriminant:
     """Linear discriminant of the features, plus how like the words between are to each label's description.
 
@@ -138,21 +147,21 @@ def closed_form(
         targets: Label number of each row.
         weights: How much each row counts.
         described: Unit vectors ``[labels, w]`` of the descriptions.
-        config: ``shrinkage``, and ``description_weight``: the spread of the likeness over that of the discriminant's scores.
+        config: ``shrinkage`` counts here.
     """
     (classes, width), own = described.shape, features[:, : -described.shape[1]]
     fitted = discriminant(own, targets, classes, config.shrinkage, weights)
     likeness = features[:, -width:].astype(np.float64) @ described.T
     middle = likeness.mean(axis=0)
     spread = float((likeness - middle).std()) or 1.0
-    factor = config.description_weight * float(fitted.scores(own)[:, np.unique(targets)].std()) / spread
+    factor = DESCRIPTION_WEIGHT * float(fitted.scores(own)[:, np.unique(targets)].std()) / spread
     return Discriminant(
         np.concatenate([fitted.weights, on_grid(factor * described, WEIGHT_GRID)], axis=1),
         fitted.bias - on_grid(factor * middle, WEIGHT_GRID),
     )
 
 
-def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, described: np.ndarray, config: ExtractionConfig) -> np.ndarray:
+def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, described: np.ndarray, config: Hyperparameters) -> np.ndarray:
     """Scores ``[n, labels]`` of each row by the other folds' rows; nan where its relation has no other row."""
     scores = np.full((len(rows.targets), len(described)), np.nan)
     for number in range(FOLDS):
@@ -180,7 +189,7 @@ def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
     return fold[rows.origin]
 
 
-def _scale(features: np.ndarray, rows: Rows, described: np.ndarray, config: ExtractionConfig) -> float:
+def _scale(features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters) -> float:
     """The factor of the least cross-entropy out of fold, against Platt's (1999) targets: n rows can't show a certainty of 1."""
     scores = held_out_scores(features, rows, fold_of(rows), described, config)
     kept = np.flatnonzero(~np.isnan(scores[:, 0]))
@@ -199,7 +208,7 @@ def _identity(example: Example) -> tuple[Any, ...]:
     return example.text, example.head, example.tail, example.relation
 
 
-def _tune(model: RelationExtractor, rows: Rows, config: ExtractionConfig, seed: int) -> None:
+def _tune(model: RelationExtractor, rows: Rows, config: Hyperparameters, seed: int) -> None:
     """AdamW with linear warm-up and decay on cross-entropy and the supervised contrastive loss; the same network for the same seed.
 
     The input embeddings stay as they are: a few examples touch a few of them, and they are half of a small encoder's weights.
@@ -209,19 +218,19 @@ def _tune(model: RelationExtractor, rows: Rows, config: ExtractionConfig, seed: 
     rng = random.Random(seed)
     wanted = torch.tensor(rows.targets, device=model.device)
     counted = torch.tensor(rows.weights, device=model.device, dtype=torch.float32)
-    steps = -(-len(rows.examples) // config.batch_size) * config.epochs
+    steps = -(-len(rows.examples) // BATCH_SIZE) * config.epochs
     tuned.encoder.get_input_embeddings().requires_grad_(False)
     groups: list[dict[str, Any]] = [
         {"params": [weight for weight in tuned.encoder.parameters() if weight.requires_grad]},
         {"params": tuned.classifier.parameters(), "lr": config.learning_rate * CLASSIFIER_RATE},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    warmup = max(1, round(config.warmup * steps))
+    warmup = max(1, round(WARMUP * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
     tuned.train()
     for _ in range(config.epochs):
         encoded = model.encode(_replaced(rows.examples, rng))
-        for batch in torch.randperm(len(encoded)).split(config.batch_size):
+        for batch in torch.randperm(len(encoded)).split(BATCH_SIZE):
             with precision(model.device):
                 features = tuned.pool(model.collate([encoded[row] for row in batch.tolist()]))
                 logits = tuned.classifier(features)

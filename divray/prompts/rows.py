@@ -103,7 +103,7 @@ def request_rows(
                         "prompt": render_prompt(relation, asked, given, chat),
                         "head": given[0] if given else "",
                         "tail": given[1] if given else "",
-                        "pattern": _pattern(relation, given, asked.sentences, chat is not None) if config.sampling.constrained else "",
+                        "pattern": _pattern(relation, given, asked.sentences, chat is not None),
                         "seed": number_of(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from divray.config import Config
 from divray.relations import Example, Relation
-from divray.schemas import NAIVE
+from divray.schemas import NAIVE, SENTENCES
 
 TOPICS = (
     "farming", "the sea", "a hospital", "a football club", "a bakery", "space flight", "music", "a small town", "law",
@@ -16,6 +16,10 @@ TOPICS = (
     "an election", "a building site", "cooking", "chemistry", "a newspaper", "forestry", "a museum", "cars", "medicine",
 )  # fmt: skip
 LENGTHS = ("a short sentence", "a sentence", "a long sentence", "a sentence that begins with a time or a place", "a passive sentence")
+
+
+MOST_DEMONSTRATIONS = 24
+"""``one_by_one``: seeds and accepted samples shown in a prompt, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def naive(config: Config, relation: Relation, seeds: list[Example], rng: random.
 def independent(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
     """Other demonstrations and attributes in every prompt."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
-    return Draft(tuple(shown), _hint(config, rng), wish=config.prompts.wish)
+    return Draft(tuple(shown), _hint(config, rng))
 
 
 @strategy("one_by_one", grows=True)
@@ -77,17 +81,17 @@ def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: ra
     cache serves them.
     """
     shown = seeds
-    if len(seeds) > config.prompts.most_demonstrations:
-        chosen = sorted(rng.sample(range(len(seeds)), config.prompts.most_demonstrations))
+    if len(seeds) > MOST_DEMONSTRATIONS:
+        chosen = sorted(rng.sample(range(len(seeds)), MOST_DEMONSTRATIONS))
         shown = [seeds[number] for number in chosen]
-    return Draft(tuple(shown), _hint(config, rng), wish=config.prompts.wish)
+    return Draft(tuple(shown), _hint(config, rng))
 
 
 @strategy("all_at_once")
 def all_at_once(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
     """Several sentences in one completion, each in sight of those before it."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
-    return Draft(tuple(shown), wish=config.prompts.wish, sentences=config.prompts.sentences_per_completion)
+    return Draft(tuple(shown), sentences=SENTENCES)
 
 
 def _hint(config: Config, rng: random.Random) -> str:

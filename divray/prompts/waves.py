@@ -14,7 +14,6 @@ from math import ceil
 from typing import Any
 
 from divray.config import Config
-from divray.sections import SamplingConfig
 
 QUOTA_WAVES = 6
 
@@ -46,12 +45,11 @@ def opening_counts(config: Config, relations: Sequence[str]) -> dict[str, int]:
     return apportion({name: 1 / len(counts) for name in counts}, sampling.max_candidates)
 
 
-def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int, engine_seconds: float) -> tuple[dict[str, int], str]:
+def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> tuple[dict[str, int], str]:
     """Relation -> candidates of wave ``wave``, or none and the reason why the round ends here.
 
     Args:
         tallies: Every relation, in the user's order.
-        engine_seconds: Busy engine time of the round so far.
     """
     sampling = config.sampling
     short = {name: tally for name, tally in tallies.items() if sampling.quota is None or tally.accepted < sampling.quota}
@@ -64,9 +62,10 @@ def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int, engine_
         counts = {name: ceil((sampling.candidates_per_relation - tally.asked) / left) for name, tally in tallies.items()}
         return {name: count for name, count in counts.items() if count > 0}, "candidates"
     wanted = {name: min(_wanted(tally, sampling.quota), 2 * max(tally.asked, sampling.quota)) for name, tally in short.items()}
-    room, cap = _room(sampling, tallies, engine_seconds)
+    asked = sum(tally.asked for tally in tallies.values())
+    room = (sampling.max_candidates or sampling.candidates_per_relation * len(tallies)) - asked
     if room <= 0:
-        return {}, cap
+        return {}, "candidates"
     if (total := sum(wanted.values())) > room:
         wanted = apportion({name: count / total for name, count in wanted.items()}, room)
     return {name: count for name, count in wanted.items() if count > 0}, ""
@@ -86,18 +85,6 @@ def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
 def _wanted(tally: Tally, quota: int) -> int:
     """Candidates that bring a relation to its quota at its acceptance rate so far (rule of succession)."""
     return ceil((quota - tally.accepted) * (tally.asked + 2) / (tally.accepted + 1))
-
-
-def _room(sampling: SamplingConfig, tallies: Mapping[str, Tally], engine_seconds: float) -> tuple[int, str]:
-    """Candidates that the caps still allow, and the tightest cap's name."""
-    asked = sum(tally.asked for tally in tallies.values())
-    tokens = sum(tally.tokens for tally in tallies.values())
-    rooms = [((sampling.max_candidates or sampling.candidates_per_relation * len(tallies)) - asked, "candidates")]
-    if sampling.max_generated_tokens is not None and tokens:
-        rooms.append((int((sampling.max_generated_tokens - tokens) * asked / tokens), "generated tokens"))
-    if sampling.max_engine_seconds is not None and engine_seconds:
-        rooms.append((int((sampling.max_engine_seconds - engine_seconds) * asked / engine_seconds), "engine-seconds"))
-    return min(rooms)
 
 
 def quota_account(config: Config, tallies: Mapping[str, Tally], ended_by: str, waves: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from divray.config import Config, dump_config
 from divray.report.account import STEPS
 from divray.report.charts import BLUE, DEPTHS, GREY, HALF, ROUNDS, Marks, Part, bars, curves, dots, histogram
 from divray.report.excerpts import pieces, side_by_side
-from divray.report.findings import metric_name, round_name, seeds_alone, seeds_and_generated, signed_interval, unit
+from divray.report.findings import BOTH, SEEDS, metric_name, round_name, signed_interval
 from divray.texts import visible
 
 if TYPE_CHECKING:
@@ -126,11 +126,10 @@ def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[
         parts = [Part(*part) for part in zip(names, colours, reversed(deepest), strict=True)]
         found["relations"] = bars([name[:40] for name in summary["per_relation"]], parts, [])
     if evaluation := summary.get("evaluation"):
-        factor, alone = unit(evaluation), seeds_alone(evaluation)
-        means = [factor * entry["mean"] for entry in evaluation.values()]
-        draws = [[factor * value for value in entry.get("per_draw") or []] for entry in evaluation.values()]
+        means = [100 * entry["mean"] for entry in evaluation.values()]
+        draws = [[100 * value for value in entry.get("per_draw") or []] for entry in evaluation.values()]
         series = [Marks("one draw of the human examples", "o", BLUE, draws), Marks("mean", "|", BLUE, [[mean] for mean in means])]
-        found["scores"] = dots(list(evaluation), series, means, factor * evaluation[alone]["mean"] if alone else None)
+        found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"] if SEEDS in evaluation else None)
     level = summary.get("diversity_at_equal_size", {})
     for score in ("vendi_ngram", "vendi_embedding") if level else ():
         if chart := _diversity_chart(level, score):
@@ -181,16 +180,15 @@ def _training_curves(steps: list[dict[str, float | None]]) -> Markup | None:
 
 def _scores(evaluation: dict[str, Any]) -> dict[str, Any]:
     """``rows`` (one a training set, scores in per cent), their columns, and the ``best`` for the cards."""
-    factor, reference = unit(evaluation), seeds_alone(evaluation)
     # What the cards show: seeds + generated where there is one, else the best.
-    best = seeds_and_generated(evaluation) or max(evaluation, key=lambda name: evaluation[name]["mean"])
-    gain = factor * (evaluation[best]["mean"] - evaluation[reference]["mean"]) if reference and reference != best else None
+    best = BOTH if BOTH in evaluation else max(evaluation, key=lambda name: evaluation[name]["mean"])
+    gain = 100 * (evaluation[best]["mean"] - evaluation[SEEDS]["mean"]) if SEEDS in evaluation and best != SEEDS else None
     rows = [
         {
             "name": name,
-            "mean": factor * entry["mean"],
-            "std": factor * (entry.get("std") or 0.0) if len(entry.get("per_draw") or []) > 1 else None,
-            "difference": signed_interval(evaluation, name, reference) if reference and name != reference else "",
+            "mean": 100 * entry["mean"],
+            "std": 100 * (entry.get("std") or 0.0) if len(entry.get("per_draw") or []) > 1 else None,
+            "difference": signed_interval(evaluation, name, SEEDS) if name != SEEDS else "",
             "k": entry.get("k"),
             "examples": entry.get("examples"),
             "false_positives": entry.get("false_positives"),
@@ -202,12 +200,12 @@ def _scores(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {
         "rows": rows,
         "metric": ", ".join(sorted({metric_name(entry) for entry in evaluation.values()})),
-        "reference": reference,
+        "reference": SEEDS in evaluation,
         "alarms": any(row["false_positives"] is not None for row in rows),
-        "best": {"name": best, "mean": factor * evaluation[best]["mean"], "metric": metric_name(evaluation[best]), "gain": gain},
+        "best": {"name": best, "mean": 100 * evaluation[best]["mean"], "metric": metric_name(evaluation[best]), "gain": gain},
         "columns": list(by_relation),
         "relations": {
-            relation: [None if (value := scores.get(relation)) is None else factor * value for scores in by_relation.values()]
+            relation: [None if (value := scores.get(relation)) is None else 100 * value for scores in by_relation.values()]
             for relation in relations
         },
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from divray.report.account import STEPS
 from divray.report.excerpts import Piece, pieces, side_by_side
-from divray.report.findings import metric_name, reading, round_name, signed_interval, unit
+from divray.report.findings import SEEDS, metric_name, percent, reading, round_name, signed_interval
 from divray.texts import visible
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ def _funnel(summary: dict[str, Any]) -> Table:
 
 
 def _scores(evaluation: dict[str, dict[str, Any]]) -> Table:
-    factor = unit(evaluation)
     alarms = any(entry.get("false_positives") is not None for entry in evaluation.values())
     metrics = ", ".join(sorted({metric_name(entry) for entry in evaluation.values()}))
     table = _table(
@@ -75,11 +74,11 @@ def _scores(evaluation: dict[str, dict[str, Any]]) -> Table:
     best = max(evaluation, key=lambda name: evaluation[name]["mean"])
     for name, entry in evaluation.items():
         several = len(entry.get("per_draw") or []) > 1
-        spread = f"{factor * (entry.get('std') or 0.0):.1f}" if several else ""
-        against = signed_interval(evaluation, name, "seeds")
+        spread = f"{100 * (entry.get('std') or 0.0):.1f}" if several else ""
+        against = signed_interval(evaluation, name, SEEDS)
         counts = [_number(entry.get(field), 0) for field in ("k", "examples")]
         share = [_number(entry.get("false_positives"), 2)] if alarms else []
-        table.add_row(_text(name), *counts, f"{factor * entry['mean']:.1f}", spread, against, *share, style="bold" if name == best else "")
+        table.add_row(_text(name), *counts, percent(entry), spread, against, *share, style="bold" if name == best else "")
     return table
 
 

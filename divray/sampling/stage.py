@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from divray import console
 from divray.alignment import base_model
@@ -14,7 +13,6 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
 from divray.engines.complete import complete
 from divray.engines.face import Answer
-from divray.intervals import busy_shares
 from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
 from divray.prompts.accepted import accepted_samples
 from divray.prompts.pairs import read_pool
@@ -89,8 +87,8 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
         if config.sampling.quota is None and wave + 1 == wave_count(config):
             return counts
         scoring.run(config, run, round)
-        tallies, seconds = tallies_of(run, own, [relation.name for relation in relations])
-        wanted, ended_by = next_counts(config, tallies, wave + 1, seconds)
+        tallies = tallies_of(run, own, [relation.name for relation in relations])
+        wanted, ended_by = next_counts(config, tallies, wave + 1)
         if not wanted:
             break
         wave += 1
@@ -115,8 +113,8 @@ def _asked(run: RunFolder, own: Round) -> dict[str, dict[str, int]]:
     return found
 
 
-def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> tuple[dict[str, Tally], float]:
-    """Each relation's :class:`Tally`, and the busy engine-seconds, from the tables of a round."""
+def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Tally]:
+    """Each relation's :class:`Tally`, from the tables of a round."""
     prompts = tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED)
     tokens = tally(run, own.completions, ["relation", "strategy"], ["generated_tokens"])
     scores = tally(run, own.scores, ["relation", "strategy", "unique", "correct"])
@@ -124,17 +122,7 @@ def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> tuple[dict[s
     def total(counts: dict[Any, tuple[float, ...]], relation: str, place: int) -> int:
         return int(sum(values[place] for key, values in counts.items() if key[0] == relation and key[1] != NAIVE and False not in key[2:]))
 
-    found = {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
-    return found, _busy_seconds(run, own.completions)
-
-
-def _busy_seconds(run: RunFolder, table: str) -> float:
-    rows: pa.Table = run.read_table(table, ["engine", "strategy", "started_at", "finished_at"])
-    seconds = 0.0
-    for engine in set(rows["engine"].to_pylist()) - {""}:
-        busy = rows.filter(pc.and_(pc.equal(rows["engine"], engine), pc.not_equal(rows["strategy"], NAIVE)))
-        seconds += float(busy_shares(busy["started_at"].to_numpy(), busy["finished_at"].to_numpy()).sum())
-    return seconds
+    return {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
 
 
 def retry_failed(

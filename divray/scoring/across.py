@@ -76,7 +76,7 @@ def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
 def barred(rows: pa.Table, settings: DiversityConfig) -> pa.ChunkedArray:
     """Which of the :func:`marked` rows are dropped."""
     leaks = pc.not_equal(rows["near_test"], "")
-    return pc.or_(leaks, pc.not_equal(rows["conflict"], "")) if settings.conflicts == "drop" else leaks
+    return pc.or_(leaks, pc.not_equal(rows["conflict"], ""))
 
 
 def dropped(rows: pa.Table) -> pa.Table:

@@ -92,7 +92,7 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
 
     sets, first, group = fold(configured_shingles(texts, config))
     pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, compared)))
-    decisions = decide(by_id, pairs, correctness, fixed, group, config.rule)
+    decisions = decide(by_id, pairs, correctness, fixed, group, "independent")
 
     preference = by_id + np.where(decisions.kept, 0, len(ids))
     floor, own = min(NEIGHBOUR_FLOOR, config.threshold), int(np.searchsorted(first, n))

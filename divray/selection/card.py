@@ -56,8 +56,7 @@ def dataset_card(
         f"- Seeds: {config.task.seeds_per_relation} human examples a relation, shown to the model in part.",
         f"- Samples come from round(s) {', '.join(map(str, rounds)) or 'none'}, by strategy {', '.join(strategies) or 'none'}. "
         "After each round the model is tuned by DPO on pairs made from its own samples or from the seeds.",
-        f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams"
-        f"{' without punctuation' if config.diversity.strip_punctuation else ''}, "
+        f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams, "
         f"Jaccard {config.diversity.threshold:g} or more; {config.diversity.seed_threshold:g} to a seed), "
         f"and samples with a judge's score below the gate ({config.correctness.threshold}).",
         f"- Of what was left, the first {config.selection.k} a relation were chosen greedily for correctness and diversity together "
