@@ -13,7 +13,7 @@ from divray.config import Config, dump_config
 from divray.report.account import STEPS
 from divray.report.charts import BLUE, DEPTHS, GREY, HALF, ROUNDS, Marks, Part, bars, curves, dots, histogram
 from divray.report.excerpts import pieces, side_by_side
-from divray.report.findings import BOTH, SEEDS, metric_name, round_name, signed_interval
+from divray.report.findings import BOTH, SEEDS, Evaluation, metric_name, round_name, signed_interval
 from divray.texts import visible
 
 if TYPE_CHECKING:
@@ -40,13 +40,17 @@ def render(config: Config, summary: Summary, excerpts: dict[str, Any]) -> str:
         summary: What :func:`divray.report.summary.summarise` returns.
         excerpts: What :func:`divray.report.excerpts.excerpts` returns.
     """
+    evaluation: Evaluation = summary.get("evaluation", {})
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             s=summary,
             steps=[step for step in STEPS if step in summary],
-            scores=_scores(summary["evaluation"]) if "evaluation" in summary else None,
+            evaluation=evaluation,
+            metric=", ".join(sorted({metric_name(entry) for entry in evaluation.values()})),
+            best=_best(evaluation) if evaluation else None,
+            by_relation={name: entry["f1_per_relation"] for name, entry in evaluation.items() if entry.get("f1_per_relation")},
             diversity=_diversity_rows(summary),
             excerpts=excerpts,
             charts=_charts(config, summary, excerpts),
@@ -91,6 +95,8 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         count=lambda value: f"{value:,.0f}",
         fixed=lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}".replace("-", "−"),
+        score=lambda value: "–" if value is None else f"{100 * value:.1f}".replace("-", "−"),
+        signed_interval=signed_interval,
         percent=_percent,
         duration=duration,
         words=lambda text: str(text).replace("_", " "),
@@ -178,37 +184,11 @@ def _training_curves(steps: list[dict[str, float | None]]) -> Markup | None:
 # tables -------------------------------------------------------------------------------------------
 
 
-def _scores(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """``rows`` (one a training set, scores in per cent), their columns, and the ``best`` for the cards."""
-    # What the cards show: seeds + generated where there is one, else the best.
-    best = BOTH if BOTH in evaluation else max(evaluation, key=lambda name: evaluation[name]["mean"])
-    gain = 100 * (evaluation[best]["mean"] - evaluation[SEEDS]["mean"]) if SEEDS in evaluation and best != SEEDS else None
-    rows = [
-        {
-            "name": name,
-            "mean": 100 * entry["mean"],
-            "std": 100 * (entry.get("std") or 0.0) if len(entry.get("per_draw") or []) > 1 else None,
-            "difference": signed_interval(evaluation, name, SEEDS) if name != SEEDS else "",
-            "k": entry.get("k"),
-            "examples": entry.get("examples"),
-            "false_positives": entry.get("false_positives"),
-        }
-        for name, entry in evaluation.items()
-    ]
-    by_relation = {name: entry["f1_per_relation"] for name, entry in evaluation.items() if entry.get("f1_per_relation")}
-    relations = dict.fromkeys(relation for scores in by_relation.values() for relation in scores)
-    return {
-        "rows": rows,
-        "metric": ", ".join(sorted({metric_name(entry) for entry in evaluation.values()})),
-        "reference": SEEDS in evaluation,
-        "alarms": any(row["false_positives"] is not None for row in rows),
-        "best": {"name": best, "mean": 100 * evaluation[best]["mean"], "metric": metric_name(evaluation[best]), "gain": gain},
-        "columns": list(by_relation),
-        "relations": {
-            relation: [None if (value := scores.get(relation)) is None else 100 * value for scores in by_relation.values()]
-            for relation in relations
-        },
-    }
+def _best(evaluation: Evaluation) -> dict[str, Any]:
+    """What the cards show: seeds + generated where there is one, else the best."""
+    name = BOTH if BOTH in evaluation else max(evaluation, key=lambda name: evaluation[name]["mean"])
+    gain = evaluation[name]["mean"] - evaluation[SEEDS]["mean"] if SEEDS in evaluation and name != SEEDS else None
+    return {"name": name, "mean": evaluation[name]["mean"], "gain": gain}
 
 
 def _diversity_rows(summary: Summary) -> list[dict[str, Any]]:
