@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,7 @@ from divray.errors import InputError
 from divray.prompts.plan import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
-from divray.run_folder import RunFolder
+from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.sampling.stage import policy_model
 from divray.scan import SENTENCE, Row, batches, rows
 from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED
@@ -34,19 +33,14 @@ _SCORES = ["relation", "correctness", "correct", "unique", "novelty", "reason", 
 
 @dataclass(frozen=True)
 class _Run:
-    """What every look-up needs: settings, folder, and the folders of the rounds."""
+    """What every look-up needs."""
 
     config: Config
     folder: RunFolder
-    rounds: list[str]
+    rounds: list[Round]
 
     def row(self, table: str, column: str, value: str, columns: list[str]) -> Row | None:
         return next(rows(self.folder, table, columns, pc.field(column) == value), None)
-
-    def rows(self, table: str, columns: list[str], where: pc.Expression) -> Iterator[Row]:
-        """Of all rounds."""
-        for name in self.rounds:
-            yield from rows(self.folder, f"{name}/{table}", columns, where)
 
     def sentence(self, name: str) -> Row | None:
         """The sentence of a seed example or of a scored sample."""
@@ -74,33 +68,33 @@ def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
     folder = RunFolder(uri)
     config = read_config(folder)
     run = _Run(config, folder, rounds_of(config, folder))
-    for name in reversed(run.rounds):
-        if request := _request(run, name, sample_id):
-            return _candidate(run, name, sample_id, request, neighbours)
+    for own in reversed(run.rounds):
+        if request := _request(run, own, sample_id):
+            return _candidate(run, own, sample_id, request, neighbours)
     for name in (sample_id, sample_id.removeprefix(SEED_PREFIX)):
-        if seed := run.row("data/seeds", "example_id", name, EXAMPLES.names):
+        if seed := run.row(SEEDS, "example_id", name, EXAMPLES.names):
             return _seed(run, seed, neighbours)
     close = _close_ids(run, sample_id)
     mend = f"Did you mean {', '.join(close)}?" if close else "Ids stand in `dataset/` and in `round-XX/samples`."
     raise InputError(folder.uri, sample_id, "no candidate or seed example of this run has that id", mend)
 
 
-def _request(run: _Run, folder: str, name: str) -> Row | None:
+def _request(run: _Run, own: Round, name: str) -> Row | None:
     """The request row of a candidate, which may be one of several."""
     alike = pc.starts_with(pc.field("candidate_id"), name.rpartition("-")[0] + "-")
-    for row in rows(run.folder, f"{folder}/prompts", PROMPTS.names, alike):
+    for row in rows(run.folder, own.prompts, PROMPTS.names, alike):
         if name in candidate_ids(row["candidate_id"], row["sentences"] or 1):
             return row
     return None
 
 
-def _candidate(run: _Run, folder: str, name: str, request: Row, count: int) -> Row:
-    completion = run.row(f"{folder}/completions", "candidate_id", request["candidate_id"], COMPLETIONS.names) or {}
-    sample = run.row(f"{folder}/samples", "candidate_id", name, SAMPLES.names) or {}
-    scored = run.row(f"{folder}/scores", "candidate_id", name, _SCORES) or {}
+def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Row:
+    completion = run.row(own.completions, "candidate_id", request["candidate_id"], COMPLETIONS.names) or {}
+    sample = run.row(own.samples, "candidate_id", name, SAMPLES.names) or {}
+    scored = run.row(own.scores, "candidate_id", name, _SCORES) or {}
     sentence = {key: sample[key] for key in _SENTENCE} if sample and not sample["rejection"] else None
     naive = request["strategy"] == NAIVE
-    near_test = run.row("data/test", "example_id", scored["near_test"], _SENTENCE) if scored.get("near_test") else None
+    near_test = run.row(TEST, "example_id", scored["near_test"], _SENTENCE) if scored.get("near_test") else None
     found: Row = {
         "id": name,
         "kind": "candidate",
@@ -131,7 +125,9 @@ def _seed(run: _Run, seed: Row, count: int) -> Row:
     near = _nearest(run, sentence, name, False, max(count, CLUSTER_MEMBERS))
     copies = [row for row in near if row["similarity"] >= threshold]
     inside = [row["cluster"] for row in copies if row["cluster"]]
-    prompts = run.rows("prompts", ["prompt_id", "demonstrations"], pc.field("relation") == seed["relation"])
+    prompts = rows(
+        run.folder, [own.prompts for own in run.rounds], ["prompt_id", "demonstrations"], pc.field("relation") == seed["relation"]
+    )
     shown = {row["prompt_id"] for row in prompts if {name, seed["example_id"]} & set(row["demonstrations"])}
     why = "A seed example: it stays whatever comes, and near-copies of it are dropped."
     why += f" {len(copies)} of the samples shown are near it." if copies else " No sample is a near-copy of it."
@@ -171,14 +167,14 @@ def _origin(run: _Run, request: Row, completion: Row) -> Row:
 def _pairs(run: _Run, name: str) -> list[Row]:
     where = (pc.field("chosen_id") == name) | (pc.field("rejected_id") == name)
     columns = ["pair_id", "kind", "chosen_id", "rejected_id"]
-    return [{"round": folder, **row} for folder in run.rounds for row in rows(run.folder, f"{folder}/pairs", columns, where)]
+    return [{"round": own.name, **row} for own in run.rounds for row in rows(run.folder, own.pairs, columns, where)]
 
 
 def _cluster(run: _Run, relation: str, cluster: str) -> Row:
     where = (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
     members = [
         {"id": row.pop("candidate_id"), "kept": row.pop("unique"), **row}
-        for row in run.rows("scores", ["candidate_id", *_SENTENCE, "unique", "similarity"], where)
+        for row in rows(run.folder, [own.scores for own in run.rounds], ["candidate_id", *_SENTENCE, "unique", "similarity"], where)
     ]
     members.sort(key=lambda member: (not member["kept"], member["id"]))
     kept = sum(bool(member["kept"]) for member in members)
@@ -204,11 +200,11 @@ def _nearest(run: _Run, sentence: Row, name: str, naive: bool, count: int) -> li
     scored = {name: pc.field(name) for name in (*_SENTENCE, "cluster")} | {"id": pc.field("candidate_id"), "kept": pc.field("unique")}
     seeds = {name: pc.field(name) for name in _SENTENCE} | {"cluster": pc.scalar(""), "kept": pc.scalar(True)}
     seeds["id"] = pc.binary_join_element_wise(pc.scalar(SEED_PREFIX), pc.field("example_id"), pc.scalar(""))
-    sources = [(f"{folder}/scores", scored, of_relation & of_kind) for folder in run.rounds]
+    sources = (([own.scores for own in run.rounds], scored, of_relation & of_kind), ([SEEDS], seeds, of_relation))
     best: list[Row] = []
     kept: list[Row] = []
-    for source, wanted, where in [*sources, ("data/seeds", seeds, of_relation)]:
-        for batch in batches(run.folder, source, wanted, where):
+    for tables, wanted, where in sources:
+        for batch in batches(run.folder, tables, wanted, where):
             table = pa.Table.from_batches([batch])
             others = sets(table)
             shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
@@ -227,8 +223,8 @@ def _close_ids(run: _Run, wanted: str) -> list[str]:
         return next((place for place, (a, b) in enumerate(zip(name, wanted, strict=False)) if a != b), min(len(name), len(wanted)))
 
     best: list[str] = []
-    for table, column in [*((f"{folder}/prompts", "candidate_id") for folder in run.rounds), ("data/seeds", "example_id")]:
-        for batch in batches(run.folder, table, [column]):
+    for tables, column in (([own.prompts for own in run.rounds], "candidate_id"), ([SEEDS], "example_id")):
+        for batch in batches(run.folder, tables, [column]):
             best = heapq.nlargest(200, dict.fromkeys([*best, *batch[column].to_pylist()]), key=common)
     return difflib.get_close_matches(wanted, best, n=3, cutoff=0.5)
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.errors import InputError
 from divray.relations import Example, render_marked
-from divray.run_folder import RunFolder
+from divray.run_folder import RELATIONS, Round, RunFolder
 from divray.scan import SENTENCE, rows
 from divray.schemas import NAIVE
 from divray.texts import visible
@@ -43,7 +43,7 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
         tables, name, where = [SELECTED], "sample_id", None
     else:
         tables, name, where = _scores(config), "candidate_id", pc.field("strategy") != NAIVE
-    found = [(row[name], row["relation"]) for table in tables for row in rows(run, table, [name, "relation"], where)]
+    found = [(row[name], row["relation"]) for row in rows(run, tables, [name, "relation"], where)]
     turns: Counter[str] = Counter()
     order: dict[str, tuple[int, bytes]] = {}
     for key, identity, relation in sorted((hashlib.sha256(f"{config.seed}:{i}".encode()).digest(), i, r) for i, r in found):
@@ -53,9 +53,9 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
         last = "select" if of == "selected" else "score"
         raise InputError(run.uri, f"--of {of}", "no samples to review yet", f"Run the stages up to `{last}`.")
     chosen = pa.array(sorted(order, key=order.__getitem__)[:number], pa.string())
-    descriptions = {relation["name"]: relation["description"] for relation in run.read_json("data/relations.json")}
+    descriptions = {relation["name"]: relation["description"] for relation in run.read_json(RELATIONS)}
     drawn = []
-    for row in (row for table in tables for row in rows(run, table, [name, "relation", *SENTENCE], pc.field(name).isin(chosen))):
+    for row in rows(run, tables, [name, "relation", *SENTENCE], pc.field(name).isin(chosen)):
         example = Example(row["text"], (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"]), row["relation"])
         shown = {"description": visible(descriptions[row["relation"]]), "sentence": visible(render_marked(example))}
         drawn.append({"sample_id": row[name], **shown})
@@ -103,8 +103,8 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(path, "", f"no file of answers ({type(error).__name__})", mend) from None
     known: set[str] = set()
-    for table, column in ((SELECTED, "sample_id"), *((table, "candidate_id") for table in _scores(config))):
-        known |= {row[column] for row in rows(run, table, [column], pc.field(column).isin(pa.array(new, pa.string())))}
+    for tables, column in (([SELECTED], "sample_id"), (_scores(config), "candidate_id")):
+        known |= {row[column] for row in rows(run, tables, [column], pc.field(column).isin(pa.array(new, pa.string())))}
     for name, right in new.items():
         if name not in known:
             raise InputError(path, name, "no sample of this run has that id", mend)
@@ -115,7 +115,7 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
 
 
 def _scores(config: Config) -> list[str]:
-    return [f"round-{number:02d}/scores" for number in range(config.rounds)]
+    return [Round.of(number).scores for number in range(config.rounds)]
 
 
 def _keep(run: RunFolder, reader: str, new: dict[str, bool | None]) -> None:

@@ -19,12 +19,12 @@ ASKED = {"asked": pc.max_element_wise(pc.field("sentences"), 1)}
 
 
 def batches(
-    run: RunFolder, name: str, columns: Sequence[str] | Mapping[str, pc.Expression], where: pc.Expression | None = None
+    run: RunFolder, tables: str | Sequence[str], columns: Sequence[str] | Mapping[str, pc.Expression], where: pc.Expression | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Record batches of table ``name`` in the order of its files; none where there is no such table."""
+    """Record batches of a table, or of several of one schema, in the order of their files; none where there is no such table."""
     import pyarrow.dataset as pads  # it brings pandas, where that is installed
 
-    paths = [run.path(file) for file in run.files(name, ".parquet")]
+    paths = run.table_files(*([tables] if isinstance(tables, str) else tables))
     if not paths:
         return
     dataset = pads.dataset(paths, format="parquet", filesystem=run.fs)
@@ -34,15 +34,15 @@ def batches(
             yield batch
 
 
-def rows(run: RunFolder, name: str, columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:
+def rows(run: RunFolder, tables: str | Sequence[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:
     """The same, a row at a time."""
-    for batch in batches(run, name, columns, where):
+    for batch in batches(run, tables, columns, where):
         yield from batch.to_pylist()
 
 
 def tally(
     run: RunFolder,
-    name: str,
+    tables: str | Sequence[str],
     keys: Sequence[str],
     sums: Sequence[str] = (),
     derived: Mapping[str, pc.Expression] | None = None,
@@ -55,7 +55,7 @@ def tally(
     columns = {column: pc.field(column) for column in (*keys, *sums)} | dict(derived or {})
     parts = [
         pa.Table.from_batches([batch]).group_by(keys, use_threads=False).aggregate([([], "count_all"), *((c, "sum") for c in sums)])
-        for batch in batches(run, name, columns, where)
+        for batch in batches(run, tables, columns, where)
     ]
     if not parts:
         return {}

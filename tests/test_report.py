@@ -19,7 +19,7 @@ from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline
 from divray.report.summary import finite, summarise
 from divray.report.summary import run as report
-from divray.run_folder import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.texts import visible
 
 EVIL = "<script>alert('x')</script>"
@@ -249,7 +249,7 @@ def test_clusters_conflicts_and_similarities(tmp_path: Path, simple_scores: None
         relation = by_id[other]["relation"] if other in by_id else "causes"
         by_id[one] |= {"conflict": other, "conflict_relation": relation, "unique": False}
     run.write_table("round-00/scores", pa.Table.from_pylist(rows, schemas.SCORES))
-    folders = ["round-00", "round-01"]
+    folders = [Round.of(0), Round.of(1)]
     first = excerpts.largest_clusters(run, folders)[0]
     assert (first["cluster"], first["size"], first["kept"]) == ("0-0-01", 3, 1)
     assert [member["candidate_id"] for member in first["members"]] == ["0-0-04", "0-0-01", "0-0-02"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.run_folder import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.scan import ASKED, batches, tally
 from divray.schemas import NAIVE
 
@@ -101,9 +101,9 @@ def reasons_of(kind: Reasons, cells: Iterable[Cell]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def rounds_of(config: Config, run: RunFolder) -> list[str]:
-    """The folders of the rounds that have left prompts so far."""
-    return [name for name in (f"round-{number:02d}" for number in range(config.rounds)) if run.files(f"{name}/prompts", ".parquet")]
+def rounds_of(config: Config, run: RunFolder) -> list[Round]:
+    """The rounds that have left prompts so far."""
+    return [own for own in map(Round.of, range(config.rounds)) if run.table_files(own.prompts)]
 
 
 def account(config: Config, run: RunFolder) -> Account:
@@ -113,36 +113,35 @@ def account(config: Config, run: RunFolder) -> Account:
     flags = {name: pc.coalesce(pc.field(name) != "", False) for name in ("conflict", "near_test")}
     flags["near_seed"] = pc.coalesce(pc.starts_with(pc.field("nearest_id"), "seed:"), False)
     rounds = rounds_of(config, run)
-    for folder in rounds:
-        for key, (_, count) in tally(run, f"{folder}/prompts", keys, ["asked"], ASKED).items():
-            book.add(Cell(*key), {"candidates": count})
-        for key, (_, *amounts) in tally(run, f"{folder}/completions", keys, TOKENS).items():
-            book.add(Cell(*key), dict(zip(TOKENS, amounts, strict=True)))
-        for (*cell, rejection), (count,) in tally(run, f"{folder}/samples", [*keys, "rejection"]).items():
-            book.add(Cell(*cell), {"valid": 0 if rejection else count})
-            if rejection:
-                book.rejections[Cell(*cell)][rejection] += int(count)
-        for (*cell, unique, correct, conflict, near_test, near_seed), (count,) in tally(
-            run, f"{folder}/scores", [*keys, "unique", "correct", *flags], derived=flags
-        ).items():
-            reached = {"unique": count * bool(unique), "correct": count * bool(unique and correct)}
-            book.add(Cell(*cell), {"scored": count, "conflicts": count * conflict, **reached})
-            if not (unique and correct):
-                reason = (
-                    "below the correctness gate"
-                    if unique
-                    else "near a test sentence"
-                    if near_test
-                    else "labelling conflict"
-                    if conflict and config.diversity.conflicts == "drop"
-                    else "near a seed example"
-                    if near_seed
-                    else "near-duplicate"
-                )
-                book.losses[Cell(*cell)][reason] += int(count)
+    for key, (_, count) in tally(run, [own.prompts for own in rounds], keys, ["asked"], ASKED).items():
+        book.add(Cell(*key), {"candidates": count})
+    for key, (_, *amounts) in tally(run, [own.completions for own in rounds], keys, TOKENS).items():
+        book.add(Cell(*key), dict(zip(TOKENS, amounts, strict=True)))
+    for (*cell, rejection), (count,) in tally(run, [own.samples for own in rounds], [*keys, "rejection"]).items():
+        book.add(Cell(*cell), {"valid": 0 if rejection else count})
+        if rejection:
+            book.rejections[Cell(*cell)][rejection] += int(count)
+    for (*cell, unique, correct, conflict, near_test, near_seed), (count,) in tally(
+        run, [own.scores for own in rounds], [*keys, "unique", "correct", *flags], derived=flags
+    ).items():
+        reached = {"unique": count * bool(unique), "correct": count * bool(unique and correct)}
+        book.add(Cell(*cell), {"scored": count, "conflicts": count * conflict, **reached})
+        if not (unique and correct):
+            reason = (
+                "below the correctness gate"
+                if unique
+                else "near a test sentence"
+                if near_test
+                else "labelling conflict"
+                if conflict and config.diversity.conflicts == "drop"
+                else "near a seed example"
+                if near_seed
+                else "near-duplicate"
+            )
+            book.losses[Cell(*cell)][reason] += int(count)
     for key, (count, total) in tally(run, "comparison/selected", keys, ["audit"]).items():
         book.add(Cell(*key), {"selected": count, "selected_correctness": total})
-    for name in ("naive", *rounds):
+    for name in ("naive", *(own.name for own in rounds)):
         for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
             book.add(Cell(*key), {"audited": count, "correctness": total})
     requests = _requests(run, rounds)
@@ -163,9 +162,9 @@ _REQUEST = pa.schema(
 )
 
 
-def _requests(run: RunFolder, rounds: list[str]) -> pa.Table:
+def _requests(run: RunFolder, rounds: list[Round]) -> pa.Table:
     """When the requests of these rounds began and ended, Unix seconds; ``engine`` is ``""`` for none."""
-    parts = [batch.cast(_REQUEST) for folder in rounds for batch in batches(run, f"{folder}/completions", _REQUEST.names)]
+    parts = [batch.cast(_REQUEST) for batch in batches(run, [own.completions for own in rounds], _REQUEST.names)]
     table = pa.Table.from_batches(parts, _REQUEST)
     return table.set_column(table.column_names.index("engine"), "engine", pc.fill_null(table["engine"], ""))
 
@@ -203,11 +202,11 @@ def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
         ``per_round`` with the same fields for each round.
     """
     rounds = {}
-    for folder in rounds_of(config, run):
-        records = [run.read_json(name) for name in run.files(f"{folder}/completions.engines", ".json")]
+    for own in rounds_of(config, run):
+        records = [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]
         if records:
-            requests = _requests(run, [folder])
-            rounds[folder] = _total([_engine(record, name, requests) for record in records for name in record["engines"]])
+            requests = _requests(run, [own])
+            rounds[own.name] = _total([_engine(record, name, requests) for record in records for name in record["engines"]])
     return {**_total([{**part, **part["idle_seconds"]} for part in rounds.values()]), "per_round": rounds} if rounds else {}
 
 

@@ -7,7 +7,7 @@ import hashlib
 import heapq
 import itertools
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.report.account import rounds_of
-from divray.run_folder import RunFolder
+from divray.run_folder import SEEDS, Round, RunFolder
 from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import NAIVE
 from divray.texts import SEED_PREFIX, visible
@@ -36,12 +36,12 @@ _LOOP = pc.field("strategy") != NAIVE
 
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
     """Rows and counts for the report by the names of the functions below that pick them."""
-    folders = rounds_of(config, run)
+    rounds = rounds_of(config, run)
     chosen = (near_duplicates, largest_clusters, conflicts, similarities, rejections, pairs, correctness)
-    return {"samples": samples(run), **{pick.__name__: pick(run, folders) for pick in chosen}}
+    return {"samples": samples(run), **{pick.__name__: pick(run, rounds) for pick in chosen}}
 
 
-def near_duplicates(run: RunFolder, folders: list[str]) -> list[Row]:
+def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Dropped sentences, each with the ``other`` one nearest to it: a relation's closest ones that are not identical first."""
 
     def closeness(row: Row) -> tuple[bool, float, str]:
@@ -49,35 +49,32 @@ def near_duplicates(run: RunFolder, folders: list[str]) -> list[Row]:
 
     columns = ["candidate_id", "relation", *SENTENCE, "nearest_id", "similarity", "reason"]
     where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "")
-    found = _rows(run, folders, "scores", columns, where)
+    found = rows(run, _scores(rounds), columns, where)
     groups = _first(found, lambda row: row["relation"], closeness, NEAR_DUPLICATES)
-    return _with_other(run, folders, _turns(groups)[:NEAR_DUPLICATES], "nearest_id")
+    return _with_other(run, rounds, _turns(groups)[:NEAR_DUPLICATES], "nearest_id")
 
 
-def conflicts(run: RunFolder, folders: list[str]) -> list[Row]:
+def conflicts(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some labelling conflicts, each with the ``other`` sample's row; the pairs of labels take turns."""
     columns = ["candidate_id", "relation", *SENTENCE, "conflict", "conflict_relation"]
-    found = _rows(run, folders, "scores", columns, (pc.field("conflict") != "") & _LOOP)
+    found = rows(run, _scores(rounds), columns, (pc.field("conflict") != "") & _LOOP)
     # Where both are of the loop, the one that comes first stands for both.
     once = {frozenset((row["candidate_id"], row["conflict"])): row for row in reversed(list(found))}
     groups = _first(
         once.values(), lambda row: tuple(sorted((row["relation"], row["conflict_relation"]))), lambda row: row["candidate_id"], CONFLICTS
     )
-    return _with_other(run, folders, _turns(groups)[:CONFLICTS], "conflict")
+    return _with_other(run, rounds, _turns(groups)[:CONFLICTS], "conflict")
 
 
-def conflict_pairs(run: RunFolder, folders: list[str]) -> list[Row]:
+def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """How many samples of one ``relation`` are in conflict with an ``other`` one, the most frequent first."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for folder in folders:
-        where = (pc.field("conflict_relation") != "") & _LOOP
-        for (relation, other), (count,) in tally(run, f"{folder}/scores", ["relation", "conflict_relation"], where=where).items():
-            counts[relation, other] += int(count)
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [{"relation": relation, "other": other, "samples": count} for (relation, other), count in ranked[:LABEL_PAIRS]]
+    where = (pc.field("conflict_relation") != "") & _LOOP
+    counts = tally(run, _scores(rounds), ["relation", "conflict_relation"], where=where)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1][0], item[0]))
+    return [{"relation": relation, "other": other, "samples": int(count)} for (relation, other), (count,) in ranked[:LABEL_PAIRS]]
 
 
-def largest_clusters(run: RunFolder, folders: list[str]) -> list[Row]:
+def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """The clusters with the most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed`` and some ``members``.
 
     A cluster is the connected component of near-duplicates in one relation; seeds in it are not counted.  Shown are the
@@ -85,17 +82,12 @@ def largest_clusters(run: RunFolder, folders: list[str]) -> list[Row]:
     """
     across = pc.coalesce(pc.field("conflict") != "", False) | pc.coalesce(pc.field("near_test") != "", False)
     compared = _LOOP & ~(across & ~pc.field("unique"))
-    dropped: Counter[tuple[str, str]] = Counter()
-    for folder in folders:
-        for (relation, cluster), (count,) in tally(
-            run, f"{folder}/scores", ["relation", "cluster"], where=compared & ~pc.field("unique")
-        ).items():
-            dropped[relation, cluster] += int(count)
+    dropped = tally(run, _scores(rounds), ["relation", "cluster"], where=compared & ~pc.field("unique"))
     # The kept members can't change the order by more than their own number.
-    leading = sorted(dropped, key=lambda key: (-dropped[key], key))[: 4 * CLUSTERS]
+    leading = sorted(dropped, key=lambda key: (-dropped[key][0], key))[: 4 * CLUSTERS]
     columns = ["candidate_id", "relation", *SENTENCE, "cluster", "unique", "similarity", "nearest_id"]
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in _rows(run, folders, "scores", columns, compared & pc.field("cluster").isin(_strings(name for _, name in leading))):
+    for row in rows(run, _scores(rounds), columns, compared & pc.field("cluster").isin(_strings(name for _, name in leading))):
         groups[row["relation"], row["cluster"]].append(row)
     ranked = sorted((key for key in groups if key in dropped), key=lambda key: (-len(groups[key]), key))
     return [
@@ -117,49 +109,48 @@ def samples(run: RunFolder) -> dict[str, list[Row]]:
     return _first(rows(run, "comparison/selected", columns), lambda row: row["relation"], _hash("sample_id"), SAMPLES_PER_RELATION)
 
 
-def rejections(run: RunFolder, folders: list[str]) -> dict[str, list[Row]]:
+def rejections(run: RunFolder, rounds: list[Round]) -> dict[str, list[Row]]:
     """Reason -> some of the completions that were rejected for it."""
     columns = ["candidate_id", "relation", "completion", "rejection"]
-    found = _rows(run, folders, "samples", columns, (pc.field("rejection") != "") & _LOOP)
+    found = rows(run, [own.samples for own in rounds], columns, (pc.field("rejection") != "") & _LOOP)
     return _first(found, lambda row: row["rejection"], _hash("candidate_id"), REJECTIONS_PER_REASON)
 
 
-def pairs(run: RunFolder, folders: list[str]) -> list[Row]:
+def pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some preference pairs, of different relations."""
-    found = _rows(run, folders, "pairs", ["pair_id", "relation", "chosen", "rejected", "kind"])
+    found = rows(run, [own.pairs for own in rounds], ["pair_id", "relation", "chosen", "rejected", "kind"])
     one_each = _turns(_first(found, lambda row: row["relation"], _hash("pair_id"), 1))
     return sorted(one_each, key=_hash("pair_id"))[:PAIRS]
 
 
-def correctness(run: RunFolder, folders: list[str]) -> dict[str, list[int]]:
+def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, list[int]]:
     """Valid samples by the judge's score in 20 bins of [0, 1]: those that pass the gate, and those that do not."""
-    return _histogram(run, folders, "correctness", "correct", ("passed", "failed"), _LOOP)
+    return _histogram(run, rounds, "correctness", "correct", ("passed", "failed"), _LOOP)
 
 
-def similarities(run: RunFolder, folders: list[str]) -> dict[str, Any]:
+def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
     """Valid samples by similarity to their nearest neighbour, in 20 bins of [0, 1]: ``kept``, ``dropped``, and how many have ``none``."""
     named = pc.coalesce(pc.field("nearest_id"), "") != ""
-    none = sum(sum(count for (count,) in tally(run, f"{folder}/scores", ["round"], where=_LOOP & ~named).values()) for folder in folders)
-    return {**_histogram(run, folders, "similarity", "unique", ("kept", "dropped"), _LOOP & named), "none": int(none)}
+    ((none,),) = tally(run, _scores(rounds), [], where=_LOOP & ~named).values() or [(0,)]
+    return {**_histogram(run, rounds, "similarity", "unique", ("kept", "dropped"), _LOOP & named), "none": int(none)}
 
 
-def sentences_of(run: RunFolder, folders: list[str], ids: Iterable[str]) -> dict[str, Row]:
+def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
     """Sentence of each scored sample and seed example (``seed:<example_id>``); ``unique`` says whether it was kept."""
     wanted = list(ids)
     found = {}
-    for row in _rows(
-        run, folders, "scores", ["candidate_id", "relation", *SENTENCE, "unique"], pc.field("candidate_id").isin(_strings(wanted))
-    ):
+    columns = ["candidate_id", "relation", *SENTENCE, "unique"]
+    for row in rows(run, _scores(rounds), columns, pc.field("candidate_id").isin(_strings(wanted))):
         found[row.pop("candidate_id")] = row
     seeds = pc.field("example_id").isin(_strings(name.removeprefix(SEED_PREFIX) for name in wanted))
-    for row in rows(run, "data/seeds", ["example_id", "relation", *SENTENCE], seeds):
+    for row in rows(run, SEEDS, ["example_id", "relation", *SENTENCE], seeds):
         name = row.pop("example_id")
         found |= {identity: {**row, "unique": True} for identity in (name, SEED_PREFIX + name) if identity in wanted}
     return found
 
 
-def _rows(run: RunFolder, folders: list[str], table: str, columns: list[str], where: pc.Expression | None = None) -> Iterable[Row]:
-    return itertools.chain.from_iterable(rows(run, f"{folder}/{table}", columns, where) for folder in folders)
+def _scores(rounds: list[Round]) -> list[str]:
+    return [own.scores for own in rounds]
 
 
 def _first(found: Iterable[Row], group: Callable[[Row], Any], rank: Callable[[Row], Any], count: int) -> dict[Any, list[Row]]:
@@ -178,21 +169,20 @@ def _turns(groups: dict[Any, list[Row]]) -> list[Row]:
     return [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
 
 
-def _with_other(run: RunFolder, folders: list[str], chosen: list[Row], key: str) -> list[Row]:
-    known = sentences_of(run, folders, {row[key] for row in chosen})
+def _with_other(run: RunFolder, rounds: list[Round], chosen: list[Row], key: str) -> list[Row]:
+    known = sentences_of(run, rounds, {row[key] for row in chosen})
     return [{**row, "other": known[row[key]]} for row in chosen if row[key] in known]
 
 
 def _histogram(
-    run: RunFolder, folders: list[str], value: str, flag: str, names: tuple[str, str], where: pc.Expression
+    run: RunFolder, rounds: list[Round], value: str, flag: str, names: tuple[str, str], where: pc.Expression
 ) -> dict[str, list[int]]:
     """The rows by 20 bins of ``value``, under the first of the ``names`` where ``flag`` holds, else under the second."""
     place = pc.floor(pc.coalesce(pc.field(value), 0.0) * float(BINS) + 1e-9)
     derived = {"place": pc.min_element_wise(place, BINS - 1.0), "flag": pc.coalesce(pc.field(flag), False)}
     counts = {name: [0] * BINS for name in names}
-    for folder in folders:
-        for (at, holds), (count,) in tally(run, f"{folder}/scores", ["place", "flag"], derived=derived, where=where).items():
-            counts[names[0] if holds else names[1]][int(at)] += int(count)
+    for (at, holds), (count,) in tally(run, _scores(rounds), ["place", "flag"], derived=derived, where=where).items():
+        counts[names[0] if holds else names[1]][int(at)] += int(count)
     return counts
 
 

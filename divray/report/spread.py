@@ -19,7 +19,7 @@ from divray.config import Config
 from divray.embeddings import embedding_matrix
 from divray.measures.diversity import diversity_of
 from divray.report.account import rounds_of
-from divray.run_folder import RunFolder
+from divray.run_folder import SEEDS, TEST, RunFolder
 from divray.scan import SENTENCE, batches
 from divray.schemas import NAIVE, SCORES
 from divray.texts import compared_texts, connective_patterns
@@ -51,12 +51,12 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
         each set); and strategy -> mean scores of its valid samples of all rounds, at equal size, where strategies are several,
         over the relations of which each has at least three samples.
     """
-    rounds = [name for name in rounds_of(config, run) if run.files(f"{name}/scores", ".parquet")]
+    rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:
         return {}, {}
-    selected = _table(run, ["comparison/selected"], ["sample_id"])
-    examples = {"seeds": _examples(run, "data/seeds", "data/seed_embeddings")}
-    tests = _examples(run, "data/test", "data/test_embeddings")  # those that have an embedding stand for all
+    selected = _table(run, "comparison/selected", ["sample_id"])
+    examples = {"seeds": _examples(run, SEEDS, "data/seed_embeddings")}
+    tests = _examples(run, TEST, "data/test_embeddings")  # those that have an embedding stand for all
     examples["test"] = tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None
     whole: dict[str, dict[str, Scores]] = {}
     level: dict[str, dict[str, Scores]] = {}
@@ -64,10 +64,10 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     sizes: dict[str, int] = {}
     columns = ["candidate_id", "relation", "round", "strategy", *SENTENCE, "embedding"]
     for relation in relations:
-        scored = _table(run, [f"{name}/scores" for name in rounds], columns, pc.field("relation") == relation)
+        scored = _table(run, [own.scores for own in rounds], columns, pc.field("relation") == relation)
         scored = scored or pa.schema([SCORES.field(name) for name in columns]).empty_table()
         loop = pc.field("strategy") != NAIVE
-        sets = {name: scored.filter(loop & (pc.field("round") == int(name[6:]))) for name in rounds}
+        sets = {own.name: scored.filter(loop & (pc.field("round") == int(own.name[6:]))) for own in rounds}
         sets |= {name: table.filter(pc.field("relation") == relation) for name, table in examples.items() if table}
         size = min(table.num_rows for name, table in sets.items() if name != "test")
         sets["naive"] = scored.filter(~loop)
@@ -88,7 +88,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
                 by_strategy.setdefault(name, {})[relation] = _score_at(table, size)
     means = {name: _mean(scores) for name, scores in whole.items()}
     found: dict[str, Any] = {
-        "diversity": {name: means[name] for name in rounds if name in means},
+        "diversity": {own.name: means[own.name] for own in rounds if own.name in means},
         "diversity_reference": {name: means[name] for name in ("seeds", "test", "naive", "selected") if name in means},
         "diversity_per_relation": whole,
     }
@@ -111,16 +111,16 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    human = _table(run, ["data/test_embeddings"], ["embedding"])
+    human = _table(run, "data/test_embeddings", ["embedding"])
     if not human or human.num_rows < 2 * _FOLDS:
         return {}
     found: dict[str, float] = {}
     for name in sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")} - {"naive"}):
-        ids = _table(run, [f"comparison/{name}"], ["sample_id"])
+        ids = _table(run, f"comparison/{name}", ["sample_id"])
         if not ids:
             continue
         own = pc.is_in(pc.field("candidate_id"), ids["sample_id"].combine_chunks())
-        made = _table(run, [f"{folder}/scores" for folder in rounds_of(config, run)], ["embedding"], own)
+        made = _table(run, [own.scores for own in rounds_of(config, run)], ["embedding"], own)
         if not made or made.num_rows < 2 * _FOLDS:
             continue
         vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in (human, made)])
@@ -132,15 +132,15 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
     return found
 
 
-def _table(run: RunFolder, names: list[str], columns: list[str], where: pc.Expression | None = None) -> pa.Table | None:
-    parts = [batch for name in names for batch in batches(run, name, columns, where)]
+def _table(run: RunFolder, tables: str | list[str], columns: list[str], where: pc.Expression | None = None) -> pa.Table | None:
+    parts = list(batches(run, tables, columns, where))
     return pa.Table.from_batches(parts) if parts else None
 
 
 def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
     """Human examples, with their vectors where there are any; null for one that has none."""
-    found = _table(run, [name], ["example_id", "relation", *SENTENCE])
-    known = _table(run, [embeddings], ["example_id", "embedding"])
+    found = _table(run, name, ["example_id", "relation", *SENTENCE])
+    known = _table(run, embeddings, ["example_id", "embedding"])
     if not found or not known:
         return found
     places = pc.index_in(found["example_id"], known["example_id"].combine_chunks())

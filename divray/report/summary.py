@@ -18,7 +18,7 @@ from divray.report.findings import findings, headline
 from divray.report.page import render
 from divray.report.spread import diversity, likeness
 from divray.review import review_figures
-from divray.run_folder import RunFolder
+from divray.run_folder import RELATIONS, Round, RunFolder
 from divray.scan import tally
 from divray.stages import Progress
 
@@ -40,15 +40,15 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     unique and correct one; engine-seconds are the time in which an engine had requests in flight,
     shared equally among those.
     """
-    book, folders, records = account(config, run), rounds_of(config, run), _records(run)
+    book, rounds, records = account(config, run), rounds_of(config, run), _records(run)
     # The user's order; relations that only the tables know come last.
-    named = [relation["name"] for relation in _json(run, "data/relations.json") or []]
+    named = [relation["name"] for relation in _json(run, RELATIONS) or []]
     relations = list(dict.fromkeys([*named, *sorted({cell.relation for cell in book.cells})]))
     found: dict[str, Any] = {
         "task": config.task.name,
         "models": {"llm": config.models.llm, "encoder": config.models.encoder},
         "seed": config.seed,
-        "rounds": len(folders),
+        "rounds": len(rounds),
         "finished_at": max((record["finished_at"] for record in records), default=None),
         **book.view(book.loop),
     }
@@ -61,22 +61,22 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     for name, scores in by_strategy.items():
         found["per_strategy"].setdefault(name, {})["diversity"] = scores
     if "scored" in book.fields:
-        found["conflict_pairs"] = conflict_pairs(run, folders)
+        found["conflict_pairs"] = conflict_pairs(run, rounds)
     if book.naive:
         found["naive"] = {**book.view(book.naive), "rejections": reasons_of(book.rejections, book.naive)}
-    kinds = {name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, f"{name}/pairs", ["kind"]).items())} for name in folders}
-    curves = {name: _json(run, f"{name}/alignment.json") for name in (f"round-{number:02d}" for number in range(config.rounds))}
+    kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
+    logs = {own.name: _json(run, own.alignment) for own in map(Round.of, range(config.rounds))}
     optional = {
         "pairs": {name: counts for name, counts in kinds.items() if counts},
         "review": review_figures(run),
         "likeness": likeness(config, run),
         "engine_time": (time := engine_time(config, run)),
         "money": money(config, found | {"engine_time": time}),
-        "quota": {name: quota for name in folders if (quota := _json(run, f"{name}/quota.json"))},
+        "quota": {own.name: quota for own in rounds if (quota := _json(run, own.quota))},
         "shortfall": next((reasons for record in reversed(records) if (reasons := record["counts"].get("reasons"))), None),
         "evaluation": _json(run, "evaluation.json"),
         "search": _json(run, "search.json"),
-        "alignment": {name: log for name, log in curves.items() if log is not None},
+        "alignment": {name: log for name, log in logs.items() if log is not None},
     }
     found |= {key: value for key, value in optional.items() if value}
     found["seconds"] = {record["stage"]: record["seconds"] for record in records}
@@ -131,7 +131,7 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
-    rounds = {number: f"round-{number:02d}" for number in sorted({cell.round for cell in book.loop})}
+    rounds = {number: Round.of(number).name for number in sorted({cell.round for cell in book.loop})}
     of_relation = book.views(lambda cell: cell.relation)
     of_both = book.views(lambda cell: (cell.relation, cell.round))
     of_policy = book.views(lambda cell: (cell.round, cell.policy))
