@@ -9,7 +9,8 @@ import socket
 import sys
 import uuid
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,6 @@ from divray.ray_messages import divert_messages
 from divray.resources import check_resources, provide, release, this_machine
 from divray.resources import uses_gpu as uses_gpu
 from divray.run_folder import RunFolder
-from divray.starting import starting_ray
 
 LOG_BYTES = 1 << 20
 LEAST_LOG_BYTES = 200
@@ -82,7 +82,7 @@ def connect(config: Config) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else it adds one for the terminal
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    join_ray(_address(config), "cluster.address", config.cluster.environment, shown)
+    _join(_address(config), config.cluster.environment, shown)
     quiet_ray_data(shown)
     if not shown:
         divert_messages(_to_native_output)
@@ -93,32 +93,19 @@ def _address(config: Config) -> str:
     return config.cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def join_ray(address: str, setting: str, more: Sequence[str] = (), shown: bool = False) -> None:
-    """Connect to Ray, unless connected; ``local`` starts a cluster of this machine's own.
-
-    Args:
-        address: ``local``, ``auto``, or ``HOST:PORT`` of a head.
-        setting: Where the address was given, for errors.
-        more: Names of further variables that workers get.
-        shown: Let Ray's log lines through to the terminal.
-
-    Raises:
-        InputError: The address is none that a driver can join.
-        ResourceError: There is no cluster at the address.
-    """
+def _join(address: str, more: Sequence[str], shown: bool) -> None:
+    """Connect to Ray at ``address``, which may be ``local`` or ``auto``; ``more`` names further variables that workers get."""
     import ray
 
-    if ray.is_initialized():
-        return
     if "://" in address:
         raise InputError(
-            setting,
+            "cluster.address",
             address,
             "a driver joins its cluster by HOST:PORT, from one of its machines",
             "Submit it: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`.",
         )
     if address not in (LOCAL, "auto"):
-        _answers(address, setting)
+        _answers(address)
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {
@@ -135,19 +122,19 @@ def join_ray(address: str, setting: str, more: Sequence[str] = (), shown: bool =
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
-            raise ResourceError(f"no Ray cluster that can be joined at {setting} {address} ({why}). {hint}") from None
+            raise ResourceError(f"no Ray cluster that can be joined at cluster.address {address} ({why}). {hint}") from None
 
 
-def _answers(address: str, setting: str) -> None:
+def _answers(address: str) -> None:
     """Whether anything listens: Ray itself would try for minutes and say nothing."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
-        raise InputError(setting, address, "not HOST:PORT", "Give the address of a head, such as 10.0.0.1:6379, or `auto`.")
+        raise InputError("cluster.address", address, "not HOST:PORT", "Give the address of a head, such as 10.0.0.1:6379, or `auto`.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ResourceError(
-            f"no Ray cluster at {setting} {address} ({error}). Start one with `ray start --head`, or drop the address."
+            f"no Ray cluster at cluster.address {address} ({error}). Start one with `ray start --head`, or drop the address."
         ) from None
 
 
@@ -295,3 +282,21 @@ def save_logs(run: RunFolder) -> None:
 def ray_temp_folder() -> str:
     """Where Ray keeps its sessions on this machine."""
     return os.environ.get("RAY_TMPDIR", "/tmp") + "/ray"
+
+
+@contextmanager
+def starting_ray() -> Iterator[None]:
+    """Around ``ray.init``.
+
+    Raises:
+        ResourceError: Ray can't write where ``HOME`` or ``RAY_TMPDIR`` says; the message names the variable.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or "")
+        if "AF_UNIX" in str(error):
+            problem = f"RAY_TMPDIR is too long a path for Ray's sockets: {os.environ.get('RAY_TMPDIR', '/tmp')}"
+            raise ResourceError(f"{problem}. Set it to a short one.") from error
+        name = "HOME" if place and Path(place).is_relative_to(Path("~").expanduser()) else "RAY_TMPDIR"
+        raise ResourceError(f"{name}: {place or 'Ray'}: {error.strerror or error}. Set it to a folder that can be written.") from error

@@ -71,12 +71,6 @@ def beside(path: str) -> str:
     return posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
 
 
-def target_of(name: str) -> str | None:
-    """The name of the file for which :func:`beside` made ``name``; ``None`` where it made it for none."""
-    made = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", name)
-    return made[1] if made else None
-
-
 @contextlib.contextmanager
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
     """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails."""

@@ -15,7 +15,7 @@ FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
     ("errors", "precision", "ray_messages", "relations", "schemas", "sections", "quickstart"),
-    ("console", "dedup", "run_folder", "spans", "starting", "textfiles", "words"),
+    ("console", "dedup", "run_folder", "spans", "textfiles", "words"),
     ("config", "locks", "models", "scan", "texts"),
     ("stages", "model_checks", "embeddings", "measures", "review"),
     ("datasets", "resources"),

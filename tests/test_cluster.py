@@ -154,7 +154,7 @@ def test_a_path_that_another_machine_does_not_see_is_refused(joined: None, tmp_p
     if subprocess.run([*hidden, f"mount -t tmpfs none {own}"], capture_output=True, check=False).returncode:
         pytest.skip("a process may have no mounts of its own here")
     with ray_head(tmp_path, "--num-cpus=1") as head:
-        cluster.join_ray(head.address, "test")
+        cluster.connect(settings(f"cluster.address={head.address}"))
         cluster.require_shared(RunFolder(str(own / "run")))
         start = f"mount -t tmpfs none {own} && exec {RAY} start --block --address={head.address} --num-cpus=1 --node-ip-address=127.0.0.1"
         with (tmp_path / "node.log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""divray's own row form, shared by JSONL, Arrow and Parquet.
+"""divray's own row form, as JSONL has it, and Arrow and Parquet.
 
 ``{"text": "The storm caused flooding.", "head": [4, 9], "tail": [17, 25], "relation": "cause"}``, with
 ``head_type``, ``tail_type`` and ``id`` where there are any; spans are ``[start, end)`` in characters.  Also
@@ -14,6 +14,7 @@ from typing import Any
 from divray.datasets.source import Source
 from divray.errors import InputError
 from divray.relations import Example, Span
+from divray.textfiles import json_lines, read_bytes
 from divray.words import mentions
 
 
@@ -80,3 +81,13 @@ def _find(words: str, text: str, field: str, error: Callable[[str, str, str], In
     if len(found) > 1:
         raise error(field, f"{words!r} stands in the text {len(found)} times", "Give `start` and `end` too.")
     return found[0]
+
+
+def read_jsonl(source: Source) -> Iterator[Example]:
+    """Yield the examples in the order of the file; a row without id is called after its line.
+
+    Raises:
+        InputError: A line is no JSON object, or a field of it is wrong.
+    """
+    for number, row in json_lines(read_bytes(source.path).split(b"\n"), str(source.path)):
+        yield from example_from_row(source, f"line {number}", row, f"line-{number}")

@@ -18,8 +18,7 @@ from typing import Any
 from divray.config import Config
 from divray.engines.actor import EngineActor, EngineHealth
 from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, gpus_of, lora_arguments
-from divray.engines.face import ENDPOINT, Answer
-from divray.engines.function import FunctionEngine
+from divray.engines.face import ENDPOINT, Answer, FunctionEngine
 from divray.engines.openai import Key, OpenAIEngine
 from divray.engines.vllm import VllmEngine
 from divray.resources import task_gpus, train_gpus, uses_gpu

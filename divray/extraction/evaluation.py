@@ -21,15 +21,16 @@ import pyarrow.parquet as pq
 
 from divray.config import Config
 from divray.datasets.stage import read_relations
+from divray.embeddings import Encoder, embedding_column
 from divray.extraction.inputs import MORE, SELECTED, draws_of, examples_of, negatives_of, set_of, tuned
 from divray.extraction.llm import extract
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
-from divray.extraction.reference import TEST_EMBEDDINGS, embed_test
 from divray.extraction.training import fit_head, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.run_folder import SEEDS, TEST, RunFolder
 from divray.stages import Progress
+from divray.texts import compared_texts
 
 COMPARED = ("seeds", "naive", "round-00")
 """The sets that each set after them is compared with."""
@@ -290,3 +291,26 @@ def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]
 
 def _without_relations(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_relations(value) if isinstance(value, dict) else value for key, value in values.items() if key != "per_relation"}
+
+
+TEST_SENTENCES = 32
+"""Test sentences a relation whose diversity is compared with that of the samples."""
+
+TEST_EMBEDDINGS = "data/test_embeddings"
+
+
+def embed_test(config: Config, uri: str) -> None:
+    """Write ``data/test_embeddings``: ``example_id`` and ``embedding`` of the test sentences, by hash of their ids up to
+    :data:`TEST_SENTENCES` a relation."""
+    run = RunFolder(uri)
+    test = run.read_table(TEST)
+    names, relations = test["example_id"].to_pylist(), test["relation"].to_pylist()
+    seen: Counter[str] = Counter()
+    taken = []
+    for row in sorted(range(len(names)), key=lambda row: hashlib.sha256(names[row].encode()).digest()):
+        seen[relations[row]] += 1
+        if seen[relations[row]] <= TEST_SENTENCES:
+            taken.append(row)
+    some = test.take(pa.array(sorted(taken), pa.int64()))
+    embeddings = embedding_column(Encoder.of(config).encode(compared_texts(some, mask=True)))
+    run.write_table(TEST_EMBEDDINGS, pa.table({"example_id": some["example_id"], "embedding": embeddings}))

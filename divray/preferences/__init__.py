@@ -22,8 +22,7 @@ from divray.datasets.stage import read_relations, read_seeds
 from divray.errors import InputError
 from divray.preferences.mined import CANDIDATES, mined_pairs
 from divray.preferences.paper import near_copy, paper_pairs
-from divray.prompts.accepted import accepted_samples
-from divray.prompts.rows import gives_pair
+from divray.prompts.rows import accepted_samples, gives_pair
 from divray.relations import Example
 from divray.run_folder import RELATIONS, Round, RunFolder
 from divray.schemas import NAIVE, PAIRS

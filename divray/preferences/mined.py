@@ -25,8 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from divray.preferences.paper import near_copy
-from divray.preferences.rows import Row, pair_table
+from divray.preferences.paper import Row, near_copy, pair_table
 from divray.prompts.record import completion_of
 from divray.relations import Example, Relation
 from divray.schemas import SCORES

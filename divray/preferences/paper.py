@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import pyarrow as pa
 
-from divray.preferences.rows import Row, pair_table
 from divray.prompts.record import completion_of
 from divray.relations import Example, Relation
-from divray.schemas import NAIVE
+from divray.schemas import NAIVE, PAIRS
 from divray.sections import PreferencesConfig
 
 EDITS = (("the", "this"), ("a", "one"), ("an", "one"), ("was", "has been"), ("is", "remains"), ("and", "as well as"), ("in", "within"))
@@ -96,3 +96,11 @@ def near_copy(example: Example, donor: Example) -> Example:
         spans[span] = (len(text), len(text) + len(entities[span]))
         text += entities[span] + following
     return Example(text, spans[example.head], spans[example.tail], example.relation, example_id=example.example_id)
+
+
+Row = dict[str, Any]
+
+
+def pair_table(pairs: Iterable[Row]) -> pa.Table:
+    """The pairs sorted by ``pair_id``."""
+    return pa.Table.from_pylist(sorted(pairs, key=lambda pair: pair["pair_id"]), PAIRS)

@@ -16,11 +16,10 @@ from divray.engines.complete import complete
 from divray.engines.face import Answer
 from divray.errors import InputError
 from divray.models import local_model
-from divray.prompts.accepted import accepted_samples
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.plan import Wave, candidate_ids, first_wave
-from divray.prompts.rows import Renderer, render_prompt, request_rows, rows_per_file, write_prompts
+from divray.prompts.rows import Renderer, accepted_samples, render_prompt, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.relations import Example, Relation
 from divray.run_folder import Round, RunFolder

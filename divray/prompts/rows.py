@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -15,7 +15,7 @@ from divray.prompts.plan import Wave, evenly_picked, first_wave, number_of, numb
 from divray.prompts.record import Pair, as_json, as_lines, json_schema, labels, list_pattern
 from divray.prompts.strategies import Draft
 from divray.relations import Example, Relation
-from divray.run_folder import RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 100
@@ -145,3 +145,19 @@ def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], ste
         run.write_parquet(f"{name}/{stem}-{part:06d}.parquet", pa.Table.from_pylist(chunk, PROMPTS))
         total, part = total + len(chunk), part + 1
     return total
+
+
+def accepted_samples(run: RunFolder, rounds: Iterable[int]) -> dict[str, list[Example]]:
+    """Relation -> unique and correct samples of ``rounds``, without the naive baseline, in order of their ids."""
+    import pyarrow.dataset as pads
+
+    files = run.table_files(*(Round.of(number).scores for number in rounds))
+    found: dict[str, list[Example]] = {}
+    if not files:
+        return found
+    columns = ["candidate_id", "relation", "text", "head_start", "head_end", "tail_start", "tail_end"]
+    own = pads.field("unique") & pads.field("correct") & (pads.field("strategy") != NAIVE)
+    for row in pads.dataset(files, filesystem=run.fs).to_table(columns, filter=own).sort_by("candidate_id").to_pylist():
+        head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
+        found.setdefault(row["relation"], []).append(Example(row["text"], head, tail, row["relation"], example_id=row["candidate_id"]))
+    return found

@@ -14,11 +14,11 @@ from divray.datasets.stage import read_relations, read_seeds
 from divray.engines.complete import complete
 from divray.engines.face import Answer
 from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
-from divray.prompts.accepted import accepted_samples
 from divray.prompts.pairs import read_pool
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.plan import split_by_strategy
 from divray.prompts.record import read_records
+from divray.prompts.rows import accepted_samples
 from divray.prompts.waves import Tally, next_counts, quota_account, wave_count
 from divray.relations import Example, Relation
 from divray.run_folder import Round, RunFolder

@@ -4,7 +4,7 @@ It is a logistic regression on signals that mean the same for every task: each i
 seeds, every seed judged without itself.  Its weights come from sentences that language-model agents read
 (``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.
 
-The signals come from the features of the spans (:mod:`divray.scoring.spans`) by linear discriminant analysis of seeds and
+The signals come from the features of the spans (:mod:`divray.scoring.judging`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
 
 ============  ===============================================================================
@@ -96,7 +96,7 @@ class Judge:
         Args:
             relations: The relation of each sample.
             texts: Their sentences.
-            spans: :meth:`~divray.scoring.spans.SpanEncoder.encode`.
+            spans: :meth:`~divray.scoring.judging.SpanEncoder.encode`.
             answers: Log-odds of yes ``[n]``; zeros where no LLM is asked.
         """
         if unknown := set(relations) - set(self.relations):

@@ -7,10 +7,10 @@ import pytest
 
 from divray import cluster
 from divray.cli import main
+from divray.cluster import starting_ray
 from divray.errors import InputError, ResourceError, own_error
 from divray.models import local_model
 from divray.quickstart import folder
-from divray.starting import starting_ray
 
 
 @pytest.mark.parametrize(
