@@ -161,7 +161,8 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     sample(config, run, 0)
     score(config, run, 0)
     ray.shutdown()
-    view = account(config, run).view(lambda _: True)
+    book = account(config, run)
+    view = book.view(book.cells)
     return {"accepted_per_engine_second": view["correct"] / view["engine_seconds"], **view}
 
 

@@ -6,30 +6,46 @@ the nearest neighbours, which are looked up anew among all sentences of the rela
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from divray.config import Config, read_config
+from divray.dedup import Shingles
 from divray.errors import InputError
+from divray.prompts.plan import candidate_ids
 from divray.report.account import rounds_of
-from divray.report.lookup import (
-    CLUSTER_MEMBERS,
-    SENTENCE,
-    close_ids,
-    cluster_of,
-    field,
-    nearest_sentences,
-    pairs_with,
-    prompts_of,
-    row_of,
-    sentence_of,
-)
-from divray.report.scan import batches
-from divray.run_folder import RunFolder
+from divray.report.excerpts import sentences_of
+from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.sampling.stage import policy_model
-from divray.schemas import NAIVE, TUNED
-from divray.texts import SEED_PREFIX
+from divray.scan import SENTENCE, Row, batches, rows
+from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED
+from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
-Row = dict[str, Any]
+CLUSTER_MEMBERS = 8
+_SENTENCE = ["relation", *SENTENCE]
+_SCORES = ["relation", "correctness", "correct", "unique", "novelty", "reason", "cluster", "conflict", "near_test"]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every look-up needs."""
+
+    config: Config
+    folder: RunFolder
+    rounds: list[Round]
+
+    def row(self, table: str, column: str, value: str, columns: list[str]) -> Row | None:
+        return next(rows(self.folder, table, columns, pc.field(column) == value), None)
+
+    def sentence(self, name: str) -> Row | None:
+        """The sentence of a seed example or of a scored sample."""
+        found = sentences_of(self.folder, self.rounds, [name]).get(name)
+        return {key: found[key] for key in _SENTENCE} | {"id": name} if found else None
 
 
 def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
@@ -49,105 +65,168 @@ def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
     Raises:
         InputError: No run folder, or no such id; close ones are named.
     """
-    run = RunFolder(uri)
-    config = read_config(run)
-    folders = [f"round-{number:02d}" for number in rounds_of(config, run)]
-    for folder in reversed(folders):
-        prompt = row_of(run, f"{folder}/prompts", "candidate_id", sample_id)
-        if prompt:
-            return _candidate(config, run, folder, folders, prompt, neighbours)
+    folder = RunFolder(uri)
+    config = read_config(folder)
+    run = _Run(config, folder, rounds_of(config, folder))
+    for own in reversed(run.rounds):
+        if request := _request(run, own, sample_id):
+            return _candidate(run, own, sample_id, request, neighbours)
     for name in (sample_id, sample_id.removeprefix(SEED_PREFIX)):
-        if seed := row_of(run, "data/seeds", "example_id", name):
-            return _seed(config, run, folders, seed, neighbours)
-    close = close_ids(run, folders, sample_id)
+        if seed := run.row(SEEDS, "example_id", name, EXAMPLES.names):
+            return _seed(run, seed, neighbours)
+    close = _close_ids(run, sample_id)
     mend = f"Did you mean {', '.join(close)}?" if close else "Ids stand in `dataset/` and in `round-XX/samples`."
-    raise InputError(run.uri, sample_id, "no candidate or seed example of this run has that id", mend)
+    raise InputError(folder.uri, sample_id, "no candidate or seed example of this run has that id", mend)
 
 
-def _candidate(config: Config, run: RunFolder, folder: str, folders: list[str], prompt: Row, count: int) -> Row:
-    name = prompt["candidate_id"]
-    completion = row_of(run, f"{folder}/completions", "candidate_id", name) or {}
-    sample = row_of(run, f"{folder}/samples", "candidate_id", name) or {}
-    scored = row_of(run, f"{folder}/scores", "candidate_id", name) or {}
-    sentence = {key: sample[key] for key in SENTENCE} if sample and not sample["rejection"] else None
+def _request(run: _Run, own: Round, name: str) -> Row | None:
+    """The request row of a candidate, which may be one of several."""
+    alike = pc.starts_with(pc.field("candidate_id"), name.rpartition("-")[0] + "-")
+    for row in rows(run.folder, own.prompts, PROMPTS.names, alike):
+        if name in candidate_ids(row["candidate_id"], row["sentences"] or 1):
+            return row
+    return None
+
+
+def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Row:
+    completion = run.row(own.completions, "candidate_id", request["candidate_id"], COMPLETIONS.names) or {}
+    sample = run.row(own.samples, "candidate_id", name, SAMPLES.names) or {}
+    scored = run.row(own.scores, "candidate_id", name, _SCORES) or {}
+    sentence = {key: sample[key] for key in _SENTENCE} if sample and not sample["rejection"] else None
+    naive = request["strategy"] == NAIVE
+    near_test = run.row(TEST, "example_id", scored["near_test"], _SENTENCE) if scored.get("near_test") else None
     found: Row = {
         "id": name,
         "kind": "candidate",
-        "relation": prompt["relation"],
+        "relation": request["relation"],
         "sentence": sentence,
-        "origin": _origin(config, run, folder, folders, prompt, completion),
+        "origin": _origin(run, request, completion),
         "completion": completion.get("completion"),
         "rejection": sample.get("rejection", ""),
-        "scores": {key: scored[key] for key in ("correctness", "correct", "unique", "novelty", "reason") if key in scored},
-        "gate": config.correctness.threshold,
-        "threshold": config.diversity.threshold,
-        "cluster": None,
-        "neighbours": [],
-        "conflict": None,
-        "near_test": None,
-        "pairs": pairs_with(run, folders, name),
+        "scores": {key: scored[key] for key in ("correctness", "correct", "unique", "novelty", "reason") if scored},
+        "gate": run.config.correctness.threshold,
+        "threshold": run.config.diversity.threshold,
+        "cluster": _cluster(run, scored["relation"], scored["cluster"]) if scored else None,
+        "neighbours": _nearest(run, sentence, name, naive, count) if sentence else [],
+        "conflict": run.sentence(scored["conflict"]) if scored.get("conflict") else None,
+        "near_test": near_test and {**near_test, "id": scored["near_test"]},
+        "pairs": _pairs(run, name),
         "selected": None,
     }
-    if sentence:
-        naive = prompt["strategy"] == NAIVE
-        found["neighbours"] = nearest_sentences(config.diversity, run, folders, sentence, name, naive, count)
-    if scored:
-        found["cluster"] = cluster_of(run, folders, scored["relation"], scored["cluster"])
-        for key, other in (("conflict", scored.get("conflict")), ("near_test", scored.get("near_test"))):
-            if other:
-                found[key] = sentence_of(run, folders, other, test=key == "near_test")
-    if run.files("comparison/selected", ".parquet"):
-        found["selected"] = row_of(run, "comparison/selected", "sample_id", name, ["sample_id"]) is not None
-    found["outcome"], found["why"] = _outcome(config, run, found, prompt["strategy"])
+    if run.folder.files("comparison/selected", ".parquet"):
+        found["selected"] = run.row("comparison/selected", "sample_id", name, ["sample_id"]) is not None
+    found["outcome"], found["why"] = _outcome(run.config, run.folder, found, request["strategy"])
     return found
 
 
-def _seed(config: Config, run: RunFolder, folders: list[str], seed: Row, count: int) -> Row:
-    name = SEED_PREFIX + seed["example_id"]
-    sentence = {key: seed[key] for key in SENTENCE}
-    near = nearest_sentences(config.diversity, run, folders, sentence, name, False, max(count, CLUSTER_MEMBERS))
-    inside = [row["cluster"] for row in near if row["similarity"] >= config.diversity.threshold and row["cluster"]]
-    shown = sum(
-        name in prompt["demonstrations"] or seed["example_id"] in prompt["demonstrations"] for prompt in prompts_of(run, folders, seed)
+def _seed(run: _Run, seed: Row, count: int) -> Row:
+    name, threshold = SEED_PREFIX + seed["example_id"], run.config.diversity.threshold
+    sentence = {key: seed[key] for key in _SENTENCE}
+    near = _nearest(run, sentence, name, False, max(count, CLUSTER_MEMBERS))
+    copies = [row for row in near if row["similarity"] >= threshold]
+    inside = [row["cluster"] for row in copies if row["cluster"]]
+    prompts = rows(
+        run.folder, [own.prompts for own in run.rounds], ["prompt_id", "demonstrations"], pc.field("relation") == seed["relation"]
     )
-    copies = sum(row["similarity"] >= config.diversity.threshold for row in near)
+    shown = {row["prompt_id"] for row in prompts if {name, seed["example_id"]} & set(row["demonstrations"])}
     why = "A seed example: it stays whatever comes, and near-copies of it are dropped."
-    why += f" {copies} of the samples shown are near it." if copies else " No sample is a near-copy of it."
+    why += f" {len(copies)} of the samples shown are near it." if copies else " No sample is a near-copy of it."
     return {
         "id": name,
         "kind": "seed",
         "relation": seed["relation"],
         "sentence": sentence,
-        "origin": {"round": None, "strategy": "human example", "prompts": shown},
+        "origin": {"round": None, "strategy": "human example", "prompts": len(shown)},
         "rejection": "",
         "scores": {},
-        "threshold": config.diversity.threshold,
-        "cluster": cluster_of(run, folders, seed["relation"], inside[0]) if inside else None,
+        "threshold": threshold,
+        "cluster": _cluster(run, seed["relation"], inside[0]) if inside else None,
         "neighbours": near[:count],
         "conflict": None,
         "near_test": None,
-        "pairs": pairs_with(run, folders, name),
+        "pairs": _pairs(run, name),
         "selected": None,
         "outcome": "seed",
         "why": why,
     }
 
 
-def _origin(config: Config, run: RunFolder, folder: str, folders: list[str], prompt: Row, completion: Row) -> Row:
-    found: Row = {key: prompt[key] for key in ("round", "strategy", "prompt_id", "prompt", "pattern", "seed") if key in prompt}
-    model, adapter = policy_model(config, run, prompt["round"])
-    found["model"] = adapter if adapter and prompt["policy"] == TUNED else model
+def _origin(run: _Run, request: Row, completion: Row) -> Row:
+    found: Row = {key: request[key] for key in ("round", "strategy", "prompt_id", "prompt", "pattern", "seed")}
+    model, adapter = policy_model(run.config, run.folder, request["round"])
+    found["model"] = adapter if adapter and request["policy"] == TUNED else model
     for key in ("engine", "prompt_tokens", "generated_tokens", "error"):
         if completion.get(key) not in (None, ""):
             found[key] = completion[key]
     if completion.get("started_at") and completion.get("finished_at"):
         found["seconds"] = round(completion["finished_at"] - completion["started_at"], 3)
-    found["demonstrations"] = [sentence_of(run, folders, name) or {"id": name} for name in prompt.get("demonstrations") or []]
+    found["demonstrations"] = [run.sentence(name) or {"id": name} for name in request["demonstrations"] or []]
     return found
 
 
-def _limit(config: Config, reason: str) -> float:
-    return config.diversity.seed_threshold if "seed" in reason else config.diversity.threshold
+def _pairs(run: _Run, name: str) -> list[Row]:
+    where = (pc.field("chosen_id") == name) | (pc.field("rejected_id") == name)
+    columns = ["pair_id", "kind", "chosen_id", "rejected_id"]
+    return [{"round": own.name, **row} for own in run.rounds for row in rows(run.folder, own.pairs, columns, where)]
+
+
+def _cluster(run: _Run, relation: str, cluster: str) -> Row:
+    where = (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
+    members = [
+        {"id": row.pop("candidate_id"), "kept": row.pop("unique"), **row}
+        for row in rows(run.folder, [own.scores for own in run.rounds], ["candidate_id", *_SENTENCE, "unique", "similarity"], where)
+    ]
+    members.sort(key=lambda member: (not member["kept"], member["id"]))
+    kept = sum(bool(member["kept"]) for member in members)
+    return {"id": cluster, "size": len(members), "kept": kept, "members": members[:CLUSTER_MEMBERS]}
+
+
+def _nearest(run: _Run, sentence: Row, name: str, naive: bool, count: int) -> list[Row]:
+    """The ``count`` most similar sentences of the relation, seeds included, and the most similar one that was kept.
+
+    Of equally similar ones the kept ones come first, then the smallest id.  Similarities are exact.
+    """
+    settings = run.config.diversity
+
+    def sets(table: pa.Table) -> Shingles:
+        return configured_shingles(compared_texts(table, settings.mask_entities), settings)
+
+    def nearness(row: Row) -> tuple[float, bool, str]:
+        return -row["similarity"], not row["kept"], row["id"]
+
+    own = sets(pa.Table.from_pylist([sentence])).values
+    of_relation = pc.field("relation") == sentence["relation"]
+    of_kind = (pc.field("strategy") == NAIVE) if naive else (pc.field("strategy") != NAIVE)
+    scored = {name: pc.field(name) for name in (*_SENTENCE, "cluster")} | {"id": pc.field("candidate_id"), "kept": pc.field("unique")}
+    seeds = {name: pc.field(name) for name in _SENTENCE} | {"cluster": pc.scalar(""), "kept": pc.scalar(True)}
+    seeds["id"] = pc.binary_join_element_wise(pc.scalar(SEED_PREFIX), pc.field("example_id"), pc.scalar(""))
+    sources = (([own.scores for own in run.rounds], scored, of_relation & of_kind), ([SEEDS], seeds, of_relation))
+    best: list[Row] = []
+    kept: list[Row] = []
+    for tables, wanted, where in sources:
+        for batch in batches(run.folder, tables, wanted, where):
+            table = pa.Table.from_batches([batch])
+            others = sets(table)
+            shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
+            similarity = shared / (np.diff(others.offsets) + len(own) - shared)
+            table = table.append_column("similarity", pa.array(similarity.round(6)))
+            near = [row for row in table.filter(pc.field("similarity") > 0).to_pylist() if row["id"] != name]
+            kept = heapq.nsmallest(1, [*kept, *(row for row in near if row["kept"])], key=nearness)
+            best = heapq.nsmallest(count, [*best, *near], key=nearness)
+    return best + [row for row in kept if row not in best]
+
+
+def _close_ids(run: _Run, wanted: str) -> list[str]:
+    """Up to three ids like ``wanted``: of those with the longest common beginning the most similar."""
+
+    def common(name: str) -> int:
+        return next((place for place, (a, b) in enumerate(zip(name, wanted, strict=False)) if a != b), min(len(name), len(wanted)))
+
+    best: list[str] = []
+    for tables, column in (([own.prompts for own in run.rounds], "candidate_id"), ([SEEDS], "example_id")):
+        for batch in batches(run.folder, tables, [column]):
+            best = heapq.nlargest(200, dict.fromkeys([*best, *batch[column].to_pylist()]), key=common)
+    return difflib.get_close_matches(wanted, best, n=3, cutoff=0.5)
 
 
 def _outcome(config: Config, run: RunFolder, found: Row, strategy: str) -> tuple[str, str]:
@@ -163,7 +242,8 @@ def _outcome(config: Config, run: RunFolder, found: Row, strategy: str) -> tuple
             return "near test", f"Dropped, since the test set is guarded: {scores['reason']}."
         if found["conflict"] and scores["reason"].startswith("labelling conflict"):
             return "conflict", f"Dropped: {scores['reason']}. One sentence can't teach two labels."
-        return "near copy", f"Dropped: {scores['reason']}; from {_limit(config, scores['reason']):g} on it counts as one."
+        limit = config.diversity.seed_threshold if "seed" in scores["reason"] else config.diversity.threshold
+        return "near copy", f"Dropped: {scores['reason']}; from {limit:g} on it counts as one."
     if not scores["correct"]:
         return "below the gate", (
             f"Dropped: its score {scores['correctness']:.2f} is below the gate ({config.correctness.threshold}) ({scores['reason']})."
@@ -174,7 +254,7 @@ def _outcome(config: Config, run: RunFolder, found: Row, strategy: str) -> tuple
         return "selected", f"Selected: unique ({scores['reason']}) and correct ({scores['correctness']:.2f})."
     if found["selected"] is None:
         return "accepted", f"Unique ({scores['reason']}) and correct ({scores['correctness']:.2f}); nothing has been selected yet."
-    taken = sum(batch.num_rows for batch in batches(run, "comparison/selected", ["relation"], field("relation") == found["relation"]))
+    taken = sum(batch.num_rows for batch in batches(run, "comparison/selected", ["relation"], pc.field("relation") == found["relation"]))
     if taken < config.selection.k:
         return "repeated", "Unique and correct, but the same text, but for case and blanks, stands in an earlier round."
     return (

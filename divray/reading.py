@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 
-from divray import console
+from divray import console, review
 from divray.config import load_config, read_config
 from divray.explain import explain
 from divray.export import export
 from divray.preview import preview
-from divray.report import review
-from divray.report.explanation import explanation
 from divray.report.summary import run as report
+from divray.report.terminal import explanation
 from divray.run_folder import RunFolder
 from divray.selection import write_card
 

@@ -16,12 +16,10 @@ FOLDER = Path(divray.__file__).parent
 LEVELS = (
     ("errors", "precision", "ray_messages", "relations", "schemas", "sections", "quickstart"),
     ("console", "dedup", "run_folder", "spans", "textfiles", "words"),
-    ("config", "locks", "models", "texts"),
-    ("stages", "model_checks", "embeddings", "measures"),
+    ("config", "locks", "models", "scan", "texts"),
+    ("stages", "model_checks", "embeddings", "measures", "review"),
     ("datasets", "resources"),
     ("cluster", "engines", "alignment"),
-    ("report.intervals", "report.scan", "report.sentences"),  # read tables, also for the packages below
-    ("report.review",),  # what people said of samples, also for the gate and the data set's card
     ("prompts", "report"),
     ("preferences", "scoring", "extraction"),
     ("sampling", "selection"),

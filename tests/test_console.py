@@ -14,7 +14,7 @@ import pytest
 
 from divray import console
 from divray.errors import InputError
-from divray.report.tables import tables
+from divray.report.terminal import tables
 
 
 @pytest.fixture(autouse=True)

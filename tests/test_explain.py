@@ -16,7 +16,7 @@ from divray.config import Config, dump_config
 from divray.errors import InputError
 from divray.explain import explain
 from divray.relations import parse_marked
-from divray.report.explanation import explanation
+from divray.report.terminal import explanation
 from divray.run_folder import RunFolder
 from divray.scoring.near_copies import deduplicate, fixed_items
 
@@ -123,6 +123,16 @@ def test_neighbours_cluster_and_pairs(run: RunFolder) -> None:
     assert explain(run.uri, "r00-a-004")["conflict"]["relation"] == "place"
     assert explain(run.uri, "r00-a-005")["near_test"]["id"] == "t9"
     assert explain(run.uri, "r00-a-001")["origin"]["seconds"] == 2.5
+
+
+def test_a_candidate_that_shares_its_request_is_found(run: RunFolder) -> None:
+    prompts = run.read_table("round-00/prompts").to_pylist()
+    prompts.append({**prompts[0], "candidate_id": "r00-a-000010", "prompt_id": "p1", "sentences": 4})
+    run.write_table("round-00/prompts", table(prompts, schemas.PROMPTS))
+    found = explain(run.uri, "r00-a-000013")
+    assert (found["outcome"], found["origin"]["prompt_id"]) == ("pending", "p1")
+    with pytest.raises(InputError):
+        explain(run.uri, "r00-a-000014")
 
 
 @pytest.mark.parametrize("name", ["s/1", "seed:s/1"])

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from divray import schemas
 from divray.config import Config
-from divray.report import clusters, page, plots, spread
-from divray.report.account import account
-from divray.report.engines import engine_time, money
+from divray.report import charts, excerpts, page, spread
+from divray.report.account import account, busy_shares, engine_time, money
+from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline
-from divray.report.intervals import busy_shares, union_length
-from divray.report.sentences import pieces, side_by_side, visible
 from divray.report.summary import finite, summarise
 from divray.report.summary import run as report
-from divray.run_folder import RunFolder
+from divray.run_folder import Round, RunFolder
+from divray.texts import visible
 
 EVIL = "<script>alert('x')</script>"
 
@@ -42,9 +41,8 @@ EVIL = "<script>alert('x')</script>"
         ([(4, 2), (0, 1), (float("nan"), 7)], 1.0),
     ],
 )
-def test_union_length(intervals: list[tuple[float, float]], expected: float) -> None:
+def test_busy_shares_sum_to_the_busy_time(intervals: list[tuple[float, float]], expected: float) -> None:
     starts, ends = (np.array([pair[i] for pair in intervals], dtype=float) for i in (0, 1))
-    assert union_length(starts, ends) == pytest.approx(expected)
     assert busy_shares(starts, ends).sum() == pytest.approx(expected)
 
 
@@ -55,11 +53,10 @@ def test_busy_shares_splits_overlap_equally() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(-3, 20)), max_size=30))
-def test_union_length_agrees_with_counting(pairs: list[tuple[int, int]]) -> None:
+def test_busy_shares_agree_with_counting(pairs: list[tuple[int, int]]) -> None:
     starts = np.array([float(start) for start, _ in pairs])
     ends = np.array([float(start + length) for start, length in pairs])
     covered = {second for start, length in pairs for second in range(start, start + length)}
-    assert union_length(starts, ends) == pytest.approx(len(covered))
     shares = busy_shares(starts, ends)
     assert shares.sum() == pytest.approx(len(covered))
     assert (shares <= np.maximum(ends - starts, 0) + 1e-9).all()
@@ -68,7 +65,8 @@ def test_union_length_agrees_with_counting(pairs: list[tuple[int, int]]) -> None
 def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
     run, config = RunFolder(str(tmp_path)), _config(rounds=1)
     run.write_table("round-00/prompts", _table([{"candidate_id": "a"}, {"candidate_id": "b", "sentences": 4}], schemas.PROMPTS))
-    assert account(config, run).view(lambda cell: True)["candidates"] == 5
+    book = account(config, run)
+    assert book.view(book.cells)["candidates"] == 5
     times = [("one", 20.0, 24.0), ("one", 23.0, 30.0), ("one", 40.0, 45.0), ("two", 50.0, 60.0)]
     rows = [{"candidate_id": str(n), "engine": e, "started_at": a, "finished_at": b} for n, (e, a, b) in enumerate(times)]
     run.write_table("round-00/completions", _table(rows, schemas.COMPLETIONS))
@@ -166,15 +164,16 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
     run.write_table("comparison/selected", _table(dataset, schemas.DATASET))
     pair = {"pair_id": "p", "relation": relations[0], "chosen": f"good {text}", "rejected": "bad", "kind": "mined"}
     run.write_table("round-00/pairs", _table([pair], schemas.PAIRS))
-    run.write_json("round-00/alignment.json", [{"step": s, "loss": 0.7 - s / 10, "rewards/margins": s / 5} for s in (1, 2, 3)])
+    curve = [{"step": s, "loss": 0.7 - s / 10, "accuracy": 0.5, "margin": s / 5} for s in (1, 2, 3)]
+    run.write_json("round-00/alignment.json", {"pairs": 1, "curve": curve})
     shared = {"metric": "micro", "k": 2, "draws": [0, 1], "std": 0.01}
     evaluation = {
         "seeds": {**shared, "mean": 0.5, "per_draw": [0.49, 0.51], "examples": 6},
-        "seeds + generated": {**shared, "mean": 0.45, "per_draw": [0.44, 0.46], "examples": 14},
+        "seeds+generated": {**shared, "mean": 0.45, "per_draw": [0.44, 0.46], "examples": 14},
     }
     evaluation["seeds"]["f1_per_relation"] = dict.fromkeys(relations, 0.4321)
     run.write_json("evaluation.json", evaluation)
-    run.write_json("search.json", {"trials": [{"config": {"epochs": 6}, "score": 0.5}], "best": {"epochs": 6}})
+    run.write_json("search.json", {"trials": [{"trial": 0, "depth": 0.6, "score": 0.5}], "best": {"depth": 0.6}})
     for at, stage in enumerate(("prepare", "round-00/sample")):
         record = {"stage": stage, "finished_at": f"2026-01-01T00:0{at}:00+00:00", "seconds": 1.5 + at, "counts": {}}
         run.write_json(f"stages/{stage}.json", record)
@@ -250,20 +249,20 @@ def test_clusters_conflicts_and_similarities(tmp_path: Path, simple_scores: None
         relation = by_id[other]["relation"] if other in by_id else "causes"
         by_id[one] |= {"conflict": other, "conflict_relation": relation, "unique": False}
     run.write_table("round-00/scores", pa.Table.from_pylist(rows, schemas.SCORES))
-    folders = ["round-00", "round-01"]
-    first = clusters.largest_clusters(run, folders)[0]
+    folders = [Round.of(0), Round.of(1)]
+    first = excerpts.largest_clusters(run, folders)[0]
     assert (first["cluster"], first["size"], first["kept"]) == ("0-0-01", 3, 1)
     assert [member["candidate_id"] for member in first["members"]] == ["0-0-04", "0-0-01", "0-0-02"]
-    shown = clusters.conflicts(run, folders)
+    shown = excerpts.conflicts(run, folders)
     assert [(row["candidate_id"], row["conflict"], row["other"]["relation"]) for row in shown] == [
         ("0-0-05", "0-1-05", "part_of"),
         ("0-1-06", "seed:causes/2", "causes"),
     ]
-    assert clusters.conflict_pairs(run, folders) == [
+    assert excerpts.conflict_pairs(run, folders) == [
         {"relation": "part_of", "other": "causes", "samples": 2},
         {"relation": "causes", "other": "part_of", "samples": 1},
     ]
-    found = clusters.similarities(run, folders)
+    found = excerpts.similarities(run, folders)
     # 12 of each round and relation's samples but the first; two of each have a nearest neighbour, at 0.8.
     assert found["dropped"][16] == 8 and sum(found["dropped"]) == 8 and sum(found["kept"]) == 0 and found["none"] == 16
     report(_config(), run, 0)
@@ -437,23 +436,22 @@ def test_side_by_side_marks_words_and_not_names() -> None:
     assert "".join(part.text for part in right) == "Head2 was born near rainy Tail2."
 
 
-def test_plots_escape_titles() -> None:
-    assert EVIL not in plots.bar([(1, "c1", EVIL)], 1) + plots.strip([plots.Mark(1, "dot", "c1", EVIL)], 0, 2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(1, 8))
-def test_ticks_lie_inside(low: float, width: float, count: int) -> None:
-    found = plots.ticks(low, low + width, count)
-    assert len(found) <= count + 1
-    assert all(low - 1e-6 * width <= value <= low + width * (1 + 1e-6) for value in found)
+def test_charts_escape_their_texts_and_load_nothing() -> None:
+    svg = charts.bars(
+        [f"$x$ {EVIL}", "因果\x1b"], [charts.Part(EVIL, charts.BLUE, [1, 2]), charts.Part("b", charts.GREY, [2, 0])], [EVIL, ""]
+    )
+    svg += charts.dots([EVIL], [charts.Marks(EVIL, "o", charts.BLUE, [[1.0, 2.0]]), charts.Marks("b", "|", charts.BLUE, [[]])])
+    assert svg.count("<svg") == svg.count("</svg>") == 2
+    assert "<script" not in svg and svg.count("&lt;script&gt;") == 5 and "$x$" in svg and "\x1b" not in svg
+    assert "var(--c1)" in svg and charts.BLUE not in svg
+    assert not re.search(r"<style|xlink|url\(|<metadata", svg)
 
 
 # what is said -----------------------------------------------------------------------------------
 
 
 def _evaluation(low: float, high: float) -> dict[str, Any]:
-    means = {"seeds": 0.58, "naive": 0.15, "round-00": 0.2, "round-01": 0.125, "seeds + generated": 0.6}
+    means = {"seeds": 0.58, "naive": 0.15, "round-00": 0.2, "round-01": 0.125, "seeds+generated": 0.6}
     interval = {"mean": round((low + high) / 2, 6), "low": low, "high": high}
     return {
         name: {

@@ -10,12 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from divray import console
+from divray import console, review
 from divray.cli import main
 from divray.config import Config, dump_config
 from divray.datasets.stage import run as prepare
 from divray.errors import InputError
-from divray.report import review
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SCORES
 

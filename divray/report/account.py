@@ -1,23 +1,28 @@
-"""Every candidate of a run, counted where it got to, and what it cost."""
+"""Every candidate of a run, counted where it got to; what it cost; and where the engines' time went."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from divray.report.intervals import busy_shares
-from divray.report.scan import asked, batches, tally
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.config import Config
+from divray.run_folder import Round, RunFolder
+from divray.scan import ASKED, batches, tally
 from divray.schemas import NAIVE
 
-if TYPE_CHECKING:
-    from divray.config import Config
-    from divray.run_folder import RunFolder
-
-
 STEPS = ("candidates", "valid", "unique", "correct", "selected")
-COSTS = ("generated_tokens", "prompt_tokens", "cached_tokens", "engine_seconds")
+TOKENS = ("generated_tokens", "prompt_tokens", "cached_tokens")
+CAUSES = ("start_up", "waiting_for_input", "back_pressure", "tail")
+"""Of an idle engine: it loads the model; nothing has come for it to do; what follows it is full; the last
+requests are done and the pass is not over."""
+
+Amounts = dict[str, float]
 
 
 class Cell(NamedTuple):
@@ -28,9 +33,8 @@ class Cell(NamedTuple):
     strategy: str
     policy: str
 
-    @property
-    def naive(self) -> bool:
-        return self.strategy == NAIVE
+
+Reasons = dict[Cell, Counter[str]]
 
 
 @dataclass
@@ -44,30 +48,35 @@ class Account:
         rejections: Cell -> reason -> completions that gave no valid sample.
     """
 
-    cells: dict[Cell, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    cells: dict[Cell, Amounts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
     fields: set[str] = field(default_factory=set)
-    losses: dict[Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    rejections: dict[Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    losses: Reasons = field(default_factory=lambda: defaultdict(Counter))
+    rejections: Reasons = field(default_factory=lambda: defaultdict(Counter))
 
-    def add(self, cell: Cell, amounts: dict[str, float]) -> None:
+    def add(self, cell: Cell, amounts: Amounts) -> None:
         """Add to fields of one cell, which count as reached from now on."""
         for name, amount in amounts.items():
             self.cells[cell][name] += amount
         self.fields |= amounts.keys()
 
-    def view(self, where: Callable[[Cell], bool]) -> dict[str, Any]:
+    @property
+    def loop(self) -> list[Cell]:
+        """The cells without those of the naive baseline."""
+        return [cell for cell in sorted(self.cells) if cell.strategy != NAIVE]
+
+    @property
+    def naive(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.strategy == NAIVE]
+
+    def view(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
-        total: dict[str, float] = defaultdict(float)
-        for cell, amounts in self.cells.items():
-            if where(cell):
-                for name, amount in amounts.items():
-                    total[name] += amount
-        found: dict[str, Any] = {step: int(total[step]) for step in STEPS if step in self.fields}
-        for cost in COSTS:
-            if cost in self.fields:
-                found[cost] = round(total[cost], 3) if cost == "engine_seconds" else int(total[cost])
-        if "conflicts" in self.fields:
-            found["conflicts"] = int(total["conflicts"])
+        total: Amounts = defaultdict(float)
+        for cell in cells:
+            for name, amount in self.cells[cell].items():
+                total[name] += amount
+        found: dict[str, Any] = {name: int(total[name]) for name in (*STEPS, *TOKENS, "conflicts") if name in self.fields}
+        if "engine_seconds" in self.fields:
+            found["engine_seconds"] = round(total["engine_seconds"], 3)
         if total["audited"]:  # the best K a relation of each round, by the second judge
             found["mean_correctness"] = round(total["correctness"] / total["audited"], 4)
         if total["selected"]:
@@ -78,86 +87,178 @@ class Account:
                     found[f"{short}_per_{name}"] = round(total[cost] / total[step], 3)
         return found
 
-    def reasons(self, kind: dict[Cell, Counter[str]], where: Callable[[Cell], bool]) -> dict[str, int]:
-        """Reason -> count over some cells, the most frequent first."""
-        total: Counter[str] = Counter()
-        for cell, counts in kind.items():
-            if where(cell):
-                total.update(counts)
-        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
-
-    def values(self, of: Callable[[Cell], Any]) -> list[Any]:
-        """The different rounds, relations, strategies or policies, sorted."""
-        return sorted({of(cell) for cell in self.cells})
+    def views(self, key: Callable[[Cell], Any]) -> dict[Any, dict[str, Any]]:
+        """A view of each group of the loop's cells."""
+        groups = defaultdict(list)
+        for cell in self.loop:
+            groups[key(cell)].append(cell)
+        return {name: self.view(cells) for name, cells in sorted(groups.items())}
 
 
-def rounds_of(config: Config, run: RunFolder) -> list[int]:
+def reasons_of(kind: Reasons, cells: Iterable[Cell]) -> dict[str, int]:
+    """Reason -> count over some cells, the most frequent first."""
+    total = sum((kind[cell] for cell in cells if cell in kind), Counter[str]())
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+def rounds_of(config: Config, run: RunFolder) -> list[Round]:
     """The rounds that have left prompts so far."""
-    return [number for number in range(config.rounds) if run.files(f"round-{number:02d}/prompts", ".parquet")]
+    return [own for own in map(Round.of, range(config.rounds)) if run.table_files(own.prompts)]
 
 
 def account(config: Config, run: RunFolder) -> Account:
     """Count from the tables of the run folder; what no stage has written yet is left out."""
-    import pyarrow.compute as pc
-    import pyarrow.dataset as pads
-
     book = Account()
-    keys = list(Cell._fields)
-    named = {name: pc.coalesce(pads.field(name) != "", False) for name in ("conflict", "near_test")}
-    named["near_seed"] = pc.coalesce(pc.starts_with(pads.field("nearest_id"), "seed:"), False)
-    tokens = COSTS[:3]
-    for number in rounds_of(config, run):
-        folder = f"round-{number:02d}"
-        for key, (_, count) in tally(run, f"{folder}/prompts", keys, ["asked"], asked()).items():
-            book.add(Cell(*key), {"candidates": count})
-        for key, (_, *amounts) in tally(run, f"{folder}/completions", keys, tokens).items():
-            book.add(Cell(*key), dict(zip(tokens, amounts, strict=True)))
-        for (*cell, rejection), (count,) in tally(run, f"{folder}/samples", [*keys, "rejection"]).items():
-            book.add(Cell(*cell), {"valid": 0 if rejection else count})
-            if rejection:
-                book.rejections[Cell(*cell)][rejection] += int(count)
-        columns = [*keys, "unique", "correct", "conflict", "near_test", "near_seed"]
-        for key, (count,) in tally(run, f"{folder}/scores", columns, derived=named).items():
-            place, (unique, correct, *flags) = Cell(*key[: len(keys)]), key[len(keys) :]
-            passed = {"unique": count if unique else 0, "correct": count if unique and correct else 0}
-            book.add(place, {"scored": count, "conflicts": count if flags[0] else 0, **passed})
-            if not unique:
-                drops = config.diversity.conflicts == "drop"
-                book.losses[place][_loss(flags[0] and drops, *flags[1:])] += int(count)
-            elif not correct:
-                book.losses[place]["below the correctness gate"] += int(count)
+    keys = Cell._fields
+    flags = {name: pc.coalesce(pc.field(name) != "", False) for name in ("conflict", "near_test")}
+    flags["near_seed"] = pc.coalesce(pc.starts_with(pc.field("nearest_id"), "seed:"), False)
+    rounds = rounds_of(config, run)
+    for key, (_, count) in tally(run, [own.prompts for own in rounds], keys, ["asked"], ASKED).items():
+        book.add(Cell(*key), {"candidates": count})
+    for key, (_, *amounts) in tally(run, [own.completions for own in rounds], keys, TOKENS).items():
+        book.add(Cell(*key), dict(zip(TOKENS, amounts, strict=True)))
+    for (*cell, rejection), (count,) in tally(run, [own.samples for own in rounds], [*keys, "rejection"]).items():
+        book.add(Cell(*cell), {"valid": 0 if rejection else count})
+        if rejection:
+            book.rejections[Cell(*cell)][rejection] += int(count)
+    for (*cell, unique, correct, conflict, near_test, near_seed), (count,) in tally(
+        run, [own.scores for own in rounds], [*keys, "unique", "correct", *flags], derived=flags
+    ).items():
+        reached = {"unique": count * bool(unique), "correct": count * bool(unique and correct)}
+        book.add(Cell(*cell), {"scored": count, "conflicts": count * conflict, **reached})
+        if not (unique and correct):
+            reason = (
+                "below the correctness gate"
+                if unique
+                else "near a test sentence"
+                if near_test
+                else "labelling conflict"
+                if conflict and config.diversity.conflicts == "drop"
+                else "near a seed example"
+                if near_seed
+                else "near-duplicate"
+            )
+            book.losses[Cell(*cell)][reason] += int(count)
     for key, (count, total) in tally(run, "comparison/selected", keys, ["audit"]).items():
         book.add(Cell(*key), {"selected": count, "selected_correctness": total})
-    for name in ("naive", *(f"round-{number:02d}" for number in rounds_of(config, run))):
+    for name in ("naive", *(own.name for own in rounds)):
         for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
             book.add(Cell(*key), {"audited": count, "correctness": total})
-    _add_engine_seconds(book, config, run)
+    requests = _requests(run, rounds)
+    for engine in requests["engine"].unique().to_pylist():
+        own = requests.filter(pc.equal(requests["engine"], engine))
+        own = own.append_column("seconds", pa.array(busy_shares(*_times(own))))
+        for row in own.group_by(keys, use_threads=False).aggregate([("seconds", "sum")]).to_pylist():
+            book.add(Cell(*(row[name] for name in keys)), {"engine_seconds": row["seconds_sum"]})
     return book
 
 
-def _loss(conflict: bool, near_test: bool, near_seed: bool) -> str:
-    if near_test:
-        return "near a test sentence"
-    return "labelling conflict" if conflict else "near a seed example" if near_seed else "near-duplicate"
+_REQUEST = pa.schema(
+    {
+        **dict.fromkeys(("relation", "strategy", "policy", "engine"), pa.string()),
+        "round": pa.int32(),
+        **dict.fromkeys(("started_at", "finished_at"), pa.float64()),
+    }
+)
 
 
-def _add_engine_seconds(book: Account, config: Config, run: RunFolder) -> None:
-    import numpy as np
+def _requests(run: RunFolder, rounds: list[Round]) -> pa.Table:
+    """When the requests of these rounds began and ended, Unix seconds; ``engine`` is ``""`` for none."""
+    parts = [batch.cast(_REQUEST) for batch in batches(run, [own.completions for own in rounds], _REQUEST.names)]
+    table = pa.Table.from_batches(parts, _REQUEST)
+    return table.set_column(table.column_names.index("engine"), "engine", pc.fill_null(table["engine"], ""))
 
-    cells: dict[Cell, int] = {}
-    engines: dict[str, list[tuple[Any, Any, Any]]] = defaultdict(list)
-    for number in rounds_of(config, run):
-        columns = [*Cell._fields, "engine", "started_at", "finished_at"]
-        for batch in batches(run, f"round-{number:02d}/completions", columns):
-            keys = zip(*(batch[name].to_pylist() for name in Cell._fields), strict=True)
-            codes = np.fromiter((cells.setdefault(Cell(*key), len(cells)) for key in keys), dtype=np.int64, count=batch.num_rows)
-            names = np.asarray([name or "" for name in batch["engine"].to_pylist()], dtype=object)
-            starts, ends = (batch[name].to_numpy(zero_copy_only=False) for name in columns[-2:])
-            for engine in sorted(set(names)):
-                mine = names == engine
-                engines[engine].append((codes[mine], starts[mine], ends[mine]))
-    for _, parts in sorted(engines.items()):
-        codes, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
-        shares = np.bincount(codes, weights=busy_shares(starts, ends), minlength=len(cells))
-        for cell, code in cells.items():
-            book.add(cell, {"engine_seconds": float(shares[code])})
+
+def _times(requests: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    return requests["started_at"].to_numpy(), requests["finished_at"].to_numpy()
+
+
+def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Share out the busy time of one engine among its requests ``[starts[i], ends[i]]``, in their own unit.
+
+    At each instant the requests in flight share the time equally, so that the shares sum to the length of the intervals'
+    union.  Both arrays are of shape ``(n,)``, in any order.  Returns float64 of shape ``(n,)``; 0 for an interval that is not
+    finite or ends before it starts.
+    """
+    starts, ends = np.asarray(starts, dtype=np.float64), np.asarray(ends, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        sound = np.isfinite(starts) & np.isfinite(ends) & (ends >= starts)
+    total = np.zeros(len(starts))
+    times, position = np.unique(np.concatenate((starts[sound], ends[sound])), return_inverse=True)
+    opened, closed = np.split(position, 2)
+    change = np.bincount(opened, minlength=times.size) - np.bincount(closed, minlength=times.size)
+    active = np.cumsum(change)[:-1]
+    slices = np.where(active > 0, np.diff(times) / np.maximum(active, 1), 0.0)
+    elapsed = np.concatenate(([0.0], np.cumsum(slices)))
+    total[sound] = elapsed[closed] - elapsed[opened]
+    return total
+
+
+def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
+    """Seconds of all engines of all passes; ``{}`` where no pass has left its record.
+
+    Returns:
+        ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines`` and
+        ``per_round`` with the same fields for each round.
+    """
+    rounds = {}
+    for own in rounds_of(config, run):
+        records = [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]
+        if records:
+            requests = _requests(run, [own])
+            rounds[own.name] = _total([_engine(record, name, requests) for record in records for name in record["engines"]])
+    return {**_total([{**part, **part["idle_seconds"]} for part in rounds.values()]), "per_round": rounds} if rounds else {}
+
+
+def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> Amounts:
+    """The time of one engine in a pass, from when its process began until the pass was over."""
+    engines: dict[str, dict[str, Any]] = record["engines"]
+    created, ready = engines[name]["created_at"], engines[name]["ready_at"]
+    starts, ends = _times(requests.filter(pc.equal(requests["engine"], name)))
+    own = (starts >= created) & (ends <= (record["ended_at"] or np.inf))
+    starts, ends = starts[own], ends[own]
+    last = float(ends.max(initial=ready or created))
+    # One that was replaced, or whose driver was killed, has left no word of its end.
+    replaced = [other["created_at"] for key, other in engines.items() if key != name and other["created_at"] >= last]
+    over = min(replaced) if replaced else record["ended_at"] or last
+    if ready is None:
+        return {"engines": 1, "start_up": over - created}
+    worked = float(busy_shares(starts, ends).sum())
+    waiting = max(0.0, last - ready - worked)
+    held = min(waiting, record["backpressure_seconds"] / len(engines))
+    idle = {"start_up": ready - created, "back_pressure": held, "waiting_for_input": waiting - held, "tail": max(0.0, over - last)}
+    return {"engines": 1, "busy_seconds": worked, **idle}
+
+
+def _total(parts: list[Amounts]) -> dict[str, Any]:
+    total = {name: sum(part.get(name, 0.0) for part in parts) for name in ("busy_seconds", "engines", *CAUSES)}
+    idle = {cause: round(total[cause], 3) for cause in CAUSES}
+    whole = total["busy_seconds"] + sum(idle.values())
+    return {
+        "busy_seconds": round(total["busy_seconds"], 3),
+        "idle_seconds": idle,
+        "busy_share": round(total["busy_seconds"] / whole, 4) if whole else 0.0,
+        "engines": int(total["engines"]),
+    }
+
+
+def money(config: Config, summary: dict[str, Any]) -> Amounts:
+    """What sampling cost at the user's prices, and one accepted sample; ``{}`` without prices.
+
+    Engine-hours count busy and idle time; tokens are those of prompts and completions, the naive
+    baseline's included in both.
+    """
+    found: Amounts = {}
+    time = summary.get("engine_time")
+    if config.engine.price_per_hour is not None and time:
+        hours = (time["busy_seconds"] + sum(time["idle_seconds"].values())) / 3600
+        found["engine_hours"] = round(hours * config.engine.price_per_hour, 6)
+    if config.engine.price_per_million_tokens is not None and "generated_tokens" in summary:
+        views = [summary, summary.get("naive", {})]
+        tokens = sum(view.get("generated_tokens", 0) + view.get("prompt_tokens", 0) for view in views)
+        found["tokens"] = round(tokens * config.engine.price_per_million_tokens / 1e6, 6)
+    if found:
+        found["total"] = round(sum(found.values()), 6)
+        if summary.get("correct"):
+            found["per_accepted"] = round(found["total"] / summary["correct"], 6)
+    return found

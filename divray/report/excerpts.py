@@ -1,120 +1,244 @@
-"""The few rows of a run that a reader sees: picked by a fixed rule, never by hand."""
+"""The few rows of a run that a reader sees, picked by a fixed rule and never by hand, and sentences cut for display."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import heapq
+import itertools
+import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from divray.report import clusters
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.config import Config
 from divray.report.account import rounds_of
-from divray.report.lookup import sentences_of
-from divray.report.scan import BINS, SPANS, Row, batches, rows
+from divray.run_folder import SEEDS, Round, RunFolder
+from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import NAIVE
-
-if TYPE_CHECKING:
-    from divray.config import Config
-    from divray.run_folder import RunFolder
+from divray.texts import SEED_PREFIX, visible
 
 SAMPLES_PER_RELATION = 5
 REJECTIONS_PER_REASON = 2
 NEAR_DUPLICATES = 8
+CLUSTERS = 5
+MEMBERS = 4
+CONFLICTS = 8
+LABEL_PAIRS = 12
 PAIRS = 3
+BINS = 20
+
+_LOOP = pc.field("strategy") != NAIVE
 
 
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
-    """Rows for the report: ``near_duplicates``, ``clusters``, ``conflicts``, ``similarities``, ``samples``, ``rejections``, ``pairs``,
-    ``histogram``."""
-    folders = [f"round-{number:02d}" for number in rounds_of(config, run)]
-    return {
-        "near_duplicates": near_duplicates(run, folders),
-        "clusters": clusters.largest_clusters(run, folders),
-        "conflicts": clusters.conflicts(run, folders),
-        "similarities": clusters.similarities(run, folders),
-        "samples": samples(run),
-        "rejections": rejections(run, folders),
-        "pairs": pairs(run, folders),
-        "histogram": histogram(run, folders),
-    }
+    """Rows and counts for the report by the names of the functions below that pick them."""
+    rounds = rounds_of(config, run)
+    chosen = (near_duplicates, largest_clusters, conflicts, similarities, rejections, pairs, correctness)
+    return {"samples": samples(run), **{pick.__name__: pick(run, rounds) for pick in chosen}}
 
 
-def near_duplicates(run: RunFolder, folders: list[str]) -> list[Row]:
-    """Dropped sentences, each with its nearest ``neighbour``: a relation's closest ones that are not identical first.
+def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
+    """Dropped sentences, each with the ``other`` one nearest to it: a relation's closest ones that are not identical first."""
 
-    The relations take turns, so that no single one fills the page.
+    def closeness(row: Row) -> tuple[bool, float, str]:
+        return (row["similarity"] or 0.0) >= 1.0, -(row["similarity"] or 0.0), row["candidate_id"]
+
+    columns = ["candidate_id", "relation", *SENTENCE, "nearest_id", "similarity", "reason"]
+    where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "")
+    found = rows(run, _scores(rounds), columns, where)
+    groups = _first(found, lambda row: row["relation"], closeness, NEAR_DUPLICATES)
+    return _with_other(run, rounds, _turns(groups)[:NEAR_DUPLICATES], "nearest_id")
+
+
+def conflicts(run: RunFolder, rounds: list[Round]) -> list[Row]:
+    """Some labelling conflicts, each with the ``other`` sample's row; the pairs of labels take turns."""
+    columns = ["candidate_id", "relation", *SENTENCE, "conflict", "conflict_relation"]
+    found = rows(run, _scores(rounds), columns, (pc.field("conflict") != "") & _LOOP)
+    # Where both are of the loop, the one that comes first stands for both.
+    once = {frozenset((row["candidate_id"], row["conflict"])): row for row in reversed(list(found))}
+    groups = _first(
+        once.values(), lambda row: tuple(sorted((row["relation"], row["conflict_relation"]))), lambda row: row["candidate_id"], CONFLICTS
+    )
+    return _with_other(run, rounds, _turns(groups)[:CONFLICTS], "conflict")
+
+
+def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
+    """How many samples of one ``relation`` are in conflict with an ``other`` one, the most frequent first."""
+    where = (pc.field("conflict_relation") != "") & _LOOP
+    counts = tally(run, _scores(rounds), ["relation", "conflict_relation"], where=where)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1][0], item[0]))
+    return [{"relation": relation, "other": other, "samples": int(count)} for (relation, other), (count,) in ranked[:LABEL_PAIRS]]
+
+
+def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
+    """The clusters with the most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed`` and some ``members``.
+
+    A cluster is the connected component of near-duplicates in one relation; seeds in it are not counted.  Shown are the
+    kept members and then the dropped ones, each by id.
     """
-    import pyarrow.dataset as pads
-
-    where = (~pads.field("unique")) & (pads.field("strategy") != NAIVE) & (pads.field("nearest_id") != "")
-    columns = ["candidate_id", "relation", *SPANS, "nearest_id", "similarity", "reason"]
-    best: dict[str, list[Row]] = defaultdict(list)
-    for folder in folders:
-        for row in rows(run, f"{folder}/scores", columns, where):
-            best[row["relation"]].append(row)
-            if len(best[row["relation"]]) > 8 * NEAR_DUPLICATES:
-                best[row["relation"]] = heapq.nsmallest(NEAR_DUPLICATES, best[row["relation"]], key=_closeness)
-    ranked = [sorted(group, key=_closeness) for _, group in sorted(best.items())]
-    chosen = [group[turn] for turn in range(NEAR_DUPLICATES) for group in ranked if turn < len(group)][:NEAR_DUPLICATES]
-    known = sentences_of(run, folders, {row["nearest_id"] for row in chosen})
-    return [{**row, "neighbour": known[row["nearest_id"]]} for row in chosen if row["nearest_id"] in known]
+    across = pc.coalesce(pc.field("conflict") != "", False) | pc.coalesce(pc.field("near_test") != "", False)
+    compared = _LOOP & ~(across & ~pc.field("unique"))
+    dropped = tally(run, _scores(rounds), ["relation", "cluster"], where=compared & ~pc.field("unique"))
+    # The kept members can't change the order by more than their own number.
+    leading = sorted(dropped, key=lambda key: (-dropped[key][0], key))[: 4 * CLUSTERS]
+    columns = ["candidate_id", "relation", *SENTENCE, "cluster", "unique", "similarity", "nearest_id"]
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows(run, _scores(rounds), columns, compared & pc.field("cluster").isin(_strings(name for _, name in leading))):
+        groups[row["relation"], row["cluster"]].append(row)
+    ranked = sorted((key for key in groups if key in dropped), key=lambda key: (-len(groups[key]), key))
+    return [
+        {
+            "relation": key[0],
+            "cluster": key[1],
+            "size": len(groups[key]),
+            "kept": sum(bool(row["unique"]) for row in groups[key]),
+            "near_seed": any((row["nearest_id"] or "").startswith(SEED_PREFIX) for row in groups[key]),
+            "members": sorted(groups[key], key=lambda row: (not row["unique"], row["candidate_id"]))[:MEMBERS],
+        }
+        for key in ranked[:CLUSTERS]
+    ]
 
 
 def samples(run: RunFolder) -> dict[str, list[Row]]:
-    """Relation -> some of its selected samples, in the order of a hash of their ids."""
-    columns = ["sample_id", "relation", *SPANS, "head_type", "tail_type", "round", "strategy", "audit", "novelty"]
-    return _first_by_hash(rows(run, "comparison/selected", columns), "relation", "sample_id", SAMPLES_PER_RELATION)
+    """Relation -> some of its selected samples."""
+    columns = ["sample_id", "relation", *SENTENCE, "round", "strategy", "audit", "novelty"]
+    return _first(rows(run, "comparison/selected", columns), lambda row: row["relation"], _hash("sample_id"), SAMPLES_PER_RELATION)
 
 
-def rejections(run: RunFolder, folders: list[str]) -> dict[str, list[Row]]:
+def rejections(run: RunFolder, rounds: list[Round]) -> dict[str, list[Row]]:
     """Reason -> some of the completions that were rejected for it."""
-    import pyarrow.dataset as pads
-
-    where = (pads.field("rejection") != "") & (pads.field("strategy") != NAIVE)
     columns = ["candidate_id", "relation", "completion", "rejection"]
-    found = (row for folder in folders for row in rows(run, f"{folder}/samples", columns, where))
-    return _first_by_hash(found, "rejection", "candidate_id", REJECTIONS_PER_REASON)
+    found = rows(run, [own.samples for own in rounds], columns, (pc.field("rejection") != "") & _LOOP)
+    return _first(found, lambda row: row["rejection"], _hash("candidate_id"), REJECTIONS_PER_REASON)
 
 
-def pairs(run: RunFolder, folders: list[str]) -> list[Row]:
+def pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some preference pairs, of different relations."""
-    found = (row for folder in folders for row in rows(run, f"{folder}/pairs", ["pair_id", "relation", "chosen", "rejected", "kind"]))
-    one_each = [group[0] for group in _first_by_hash(found, "relation", "pair_id", 1).values()]
-    return sorted(one_each, key=lambda row: _hash(row["pair_id"]))[:PAIRS]
+    found = rows(run, [own.pairs for own in rounds], ["pair_id", "relation", "chosen", "rejected", "kind"])
+    one_each = _turns(_first(found, lambda row: row["relation"], _hash("pair_id"), 1))
+    return sorted(one_each, key=_hash("pair_id"))[:PAIRS]
 
 
-def histogram(run: RunFolder, folders: list[str]) -> dict[str, list[int]]:
+def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, list[int]]:
     """Valid samples by the judge's score in 20 bins of [0, 1]: those that pass the gate, and those that do not."""
-    import numpy as np
-    import pyarrow.dataset as pads
-
-    counts = {True: np.zeros(BINS, dtype=np.int64), False: np.zeros(BINS, dtype=np.int64)}
-    for folder in folders:
-        for batch in batches(run, f"{folder}/scores", ["correctness", "correct"], pads.field("strategy") != NAIVE):
-            values = np.nan_to_num(batch["correctness"].to_numpy(zero_copy_only=False))
-            passed = np.asarray([bool(value) for value in batch["correct"].to_pylist()])
-            places = np.clip((values * BINS).astype(np.int64), 0, BINS - 1)
-            for kind, count in counts.items():
-                count += np.bincount(places[passed == kind], minlength=BINS)
-    if not sum(int(count.sum()) for count in counts.values()):
-        return {}
-    return {"passed": counts[True].tolist(), "failed": counts[False].tolist()}
+    return _histogram(run, rounds, "correctness", "correct", ("passed", "failed"), _LOOP)
 
 
-def _first_by_hash(found: Any, key: str, identity: str, count: int) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = defaultdict(list)
+def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
+    """Valid samples by similarity to their nearest neighbour, in 20 bins of [0, 1]: ``kept``, ``dropped``, and how many have ``none``."""
+    named = pc.coalesce(pc.field("nearest_id"), "") != ""
+    ((none,),) = tally(run, _scores(rounds), [], where=_LOOP & ~named).values() or [(0,)]
+    return {**_histogram(run, rounds, "similarity", "unique", ("kept", "dropped"), _LOOP & named), "none": int(none)}
+
+
+def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
+    """Sentence of each scored sample and seed example (``seed:<example_id>``); ``unique`` says whether it was kept."""
+    wanted = list(ids)
+    found = {}
+    columns = ["candidate_id", "relation", *SENTENCE, "unique"]
+    for row in rows(run, _scores(rounds), columns, pc.field("candidate_id").isin(_strings(wanted))):
+        found[row.pop("candidate_id")] = row
+    seeds = pc.field("example_id").isin(_strings(name.removeprefix(SEED_PREFIX) for name in wanted))
+    for row in rows(run, SEEDS, ["example_id", "relation", *SENTENCE], seeds):
+        name = row.pop("example_id")
+        found |= {identity: {**row, "unique": True} for identity in (name, SEED_PREFIX + name) if identity in wanted}
+    return found
+
+
+def _scores(rounds: list[Round]) -> list[str]:
+    return [own.scores for own in rounds]
+
+
+def _first(found: Iterable[Row], group: Callable[[Row], Any], rank: Callable[[Row], Any], count: int) -> dict[Any, list[Row]]:
+    """The ``count`` first rows of each group by ``rank``."""
+    groups: dict[Any, list[Row]] = defaultdict(list)
     for row in found:
-        group = groups[row[key]]
-        group.append(row)
-        if len(group) > 8 * count + 64:
-            groups[row[key]] = heapq.nsmallest(count, group, key=lambda r: _hash(r[identity]))
-    return {name: heapq.nsmallest(count, groups[name], key=lambda r: _hash(r[identity])) for name in sorted(groups)}
+        own = groups[group(row)]
+        own.append(row)
+        if len(own) > 8 * count + 64:  # so that no long table is held
+            own[:] = heapq.nsmallest(count, own, key=rank)
+    return {name: heapq.nsmallest(count, groups[name], key=rank) for name in sorted(groups)}
 
 
-def _closeness(row: Row) -> tuple[bool, float, str]:
-    similarity = row["similarity"] or 0.0
-    return similarity >= 1.0, -similarity, row["candidate_id"]
+def _turns(groups: dict[Any, list[Row]]) -> list[Row]:
+    """The rows of all groups, which take turns, so that no single one fills the page."""
+    return [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
 
 
-def _hash(identity: str) -> bytes:
-    return hashlib.sha256(identity.encode()).digest()
+def _with_other(run: RunFolder, rounds: list[Round], chosen: list[Row], key: str) -> list[Row]:
+    known = sentences_of(run, rounds, {row[key] for row in chosen})
+    return [{**row, "other": known[row[key]]} for row in chosen if row[key] in known]
+
+
+def _histogram(
+    run: RunFolder, rounds: list[Round], value: str, flag: str, names: tuple[str, str], where: pc.Expression
+) -> dict[str, list[int]]:
+    """The rows by 20 bins of ``value``, under the first of the ``names`` where ``flag`` holds, else under the second."""
+    place = pc.floor(pc.coalesce(pc.field(value), 0.0) * float(BINS) + 1e-9)
+    derived = {"place": pc.min_element_wise(place, BINS - 1.0), "flag": pc.coalesce(pc.field(flag), False)}
+    counts = {name: [0] * BINS for name in names}
+    for (at, holds), (count,) in tally(run, _scores(rounds), ["place", "flag"], derived=derived, where=where).items():
+        counts[names[0] if holds else names[1]][int(at)] += int(count)
+    return counts
+
+
+def _hash(identity: str) -> Callable[[Row], bytes]:
+    return lambda row: hashlib.sha256(row[identity].encode()).digest()
+
+
+def _strings(values: Iterable[str]) -> pa.Array:
+    return pa.array(sorted(set(values)), pa.string())
+
+
+# sentences for display ----------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """A stretch of a sentence with one look; ``classes`` are CSS classes (``head``, ``tail``, ``differs``)."""
+
+    text: str
+    classes: str
+
+
+def pieces(row: Row, differing: Iterable[tuple[int, int]] = ()) -> list[Piece]:
+    """The sentence of a table row, cut where the look changes."""
+    text = row["text"]
+    spans = [("head", row["head_start"], row["head_end"]), ("tail", row["tail_start"], row["tail_end"])]
+    spans += [("differs", start, end) for start, end in differing]
+    cuts = sorted({0, len(text), *(at for _, start, end in spans for at in (start, end) if 0 <= at <= len(text))})
+    return [
+        Piece(visible(text[start:end]), " ".join(name for name, first, last in spans if first <= start and end <= last))
+        for start, end in itertools.pairwise(cuts)
+    ]
+
+
+def side_by_side(row: Row, other: Row) -> tuple[list[Piece], list[Piece]]:
+    """Both sentences with the words marked that the other one lacks; head and tail count as equal to each other."""
+    left, right = _words(row), _words(other)
+    matcher = difflib.SequenceMatcher(None, [word for word, _, _ in left], [word for word, _, _ in right], autojunk=False)
+    changed = [codes for kind, *codes in matcher.get_opcodes() if kind != "equal"]
+    marked = [_stretches(left[a:b]) for a, b, _, _ in changed], [_stretches(right[c:d]) for _, _, c, d in changed]
+    return pieces(row, itertools.chain(*marked[0])), pieces(other, itertools.chain(*marked[1]))
+
+
+def _stretches(words: list[tuple[str, int, int]]) -> list[tuple[int, int]]:
+    """Spans of the words between entities."""
+    groups = [(entity, list(group)) for entity, group in itertools.groupby(words, key=lambda word: word[0].startswith("\0"))]
+    return [(group[0][1], group[-1][2]) for entity, group in groups if not entity]
+
+
+def _words(row: Row) -> list[tuple[str, int, int]]:
+    """``(compared form, start, end)`` of each word, an entity being one word."""
+    text = row["text"]
+    entities = sorted([(row["head_start"], row["head_end"], "\0head"), (row["tail_start"], row["tail_end"], "\0tail")])
+    found, at = [], 0
+    for start, end, name in [*entities, (len(text), len(text), "")]:
+        found += [(match.group().lower(), at + match.start(), at + match.end()) for match in re.finditer(r"\S+", text[at:start])]
+        if name:
+            found.append((name, start, end))
+        at = end
+    return found

@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from divray.report.likeness import as_finding
-from divray.report.review import as_sentence
+from divray.review import as_sentence
 
 Evaluation = dict[str, dict[str, Any]]
+
+SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
+"""Training sets of the evaluation, and the LLM itself; the samples of one round alone are named like its folder."""
 
 
 def headline(summary: dict[str, Any]) -> str:
     """The run's main result in one sentence, computed from the summary."""
     evaluation = summary.get("evaluation", {})
-    alone, both = seeds_alone(evaluation), seeds_and_generated(evaluation)
-    if alone and both:
-        sentence = f"Seeds + generated: {_score(evaluation, both)} against {_score(evaluation, alone, name=False)} with the seeds alone"
-        return f"{sentence} ({_verdict(evaluation, both, alone)})."
+    if SEEDS in evaluation and BOTH in evaluation:
+        sentence = f"Seeds + generated: {_score(evaluation, BOTH)} against {percent(evaluation[SEEDS])} with the seeds alone"
+        return f"{sentence} ({_verdict(evaluation, BOTH, SEEDS)})."
     if evaluation:
         best = max(evaluation, key=lambda name: evaluation[name]["mean"])
         return f"Best of {len(evaluation)} training sets: {best}, {_score(evaluation, best)}."
     if "correct" in summary:
-        return (
-            f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing has been evaluated yet."
-        )
+        return f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing is evaluated yet."
     return f"{summary.get('candidates', 0):,} candidates asked for; nothing has been scored yet."
 
 
 def findings(summary: dict[str, Any]) -> list[str]:
     """Further results worth a line: training sets against each other, diversity, cost."""
     evaluation = summary.get("evaluation", {})
-    naive, rounds, llm = find(evaluation, "naive"), rounds_in(evaluation), find(evaluation, "llm")
+    rounds = sorted(name for name in evaluation if name.startswith("round-"))
     lines = []
-    if naive and rounds:
+    if NAIVE in evaluation and rounds:
         last = rounds[-1]
-        baseline = _score(evaluation, naive, name=False)
-        text = f"Generated alone: {_score(evaluation, last)} ({round_name(last)}) against {baseline} from the naive prompt"
-        lines.append(f"{text} ({_verdict(evaluation, last, naive)}).")
+        text = (
+            f"Generated alone: {_score(evaluation, last)} ({round_name(last)}) against {percent(evaluation[NAIVE])} from the naive prompt"
+        )
+        lines.append(f"{text} ({_verdict(evaluation, last, NAIVE)}).")
     if len(rounds) > 1:
         first, last = rounds[0], rounds[-1]
-        text = f"After preference tuning: {_score(evaluation, last)} against {_score(evaluation, first, name=False)} before it"
+        text = f"After preference tuning: {_score(evaluation, last)} against {percent(evaluation[first])} before it"
         lines.append(f"{text} ({_verdict(evaluation, last, first)}).")
-    if llm and (reference := seeds_and_generated(evaluation) or (rounds[-1] if rounds else None)):
-        text = f"The LLM doing the task itself reaches {_score(evaluation, llm)}; the small model trained on {reference}"
-        lines.append(f"{text} {_score(evaluation, reference, name=False)}.")
+    reference = BOTH if BOTH in evaluation else rounds[-1] if rounds else ""
+    if LLM in evaluation and reference:
+        text = f"The LLM doing the task itself reaches {_score(evaluation, LLM)}; the small model trained on {reference}"
+        lines.append(f"{text} {percent(evaluation[reference])}.")
     return (
         reading(summary)
         + [f"{name} has fewer samples than asked for: {reason}." for name, reason in summary.get("shortfall", {}).items()]
         + lines
-        + as_finding(summary.get("likeness", {}))
+        + _likeness_finding(summary.get("likeness", {}))
         + _diversity_finding(summary)
         + _cost_finding(summary)
         + _quota_findings(summary)
@@ -67,29 +67,6 @@ def reading(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def find(evaluation: Evaluation, word: str) -> str | None:
-    """The first set whose name holds ``word``."""
-    return next((name for name in evaluation if word in _words(name)), None)
-
-
-def seeds_alone(evaluation: Evaluation) -> str | None:
-    return next((name for name in evaluation if "seeds" in _words(name) and not _generated(name)), None)
-
-
-def seeds_and_generated(evaluation: Evaluation) -> str | None:
-    return next((name for name in evaluation if "seeds" in _words(name) and _generated(name)), None)
-
-
-def rounds_in(evaluation: Evaluation) -> list[str]:
-    """The sets made of one round's samples alone, in the order of the rounds."""
-    return sorted(name for name in evaluation if "round" in _words(name) and "seeds" not in _words(name))
-
-
-def unit(evaluation: Evaluation) -> float:
-    """100 where the scores are shares in [0, 1], and 1 where they are percentages already."""
-    return 100.0 if all(abs(entry["mean"]) <= 1 for entry in evaluation.values()) else 1.0
-
-
 def metric_name(entry: dict[str, Any]) -> str:
     """``micro-F1`` for the metric ``micro``, and so on."""
     metric = str(entry.get("metric", "F1"))
@@ -101,17 +78,13 @@ def round_name(name: str) -> str:
     return f"round {int(name[6:])}" if name.startswith("round-") and name[6:].isdigit() else name
 
 
-def _words(name: str) -> set[str]:
-    return {"seeds" if word == "seed" else word for word in re.split(r"[^a-z]+", name.lower())}
+def percent(entry: dict[str, Any]) -> str:
+    """The mean score of a training set in per cent."""
+    return f"{100 * entry['mean']:.1f}"
 
 
-def _generated(name: str) -> bool:
-    return bool(_words(name) & {"generated", "dataset", "selected"}) or "+" in name
-
-
-def _score(evaluation: Evaluation, which: str, name: bool = True) -> str:
-    entry = evaluation[which]
-    return f"{unit(evaluation) * entry['mean']:.1f}" + (f" {metric_name(entry)}" if name else "")
+def _score(evaluation: Evaluation, which: str) -> str:
+    return f"{percent(evaluation[which])} {metric_name(evaluation[which])}"
 
 
 def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
@@ -119,7 +92,7 @@ def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
     found = evaluation[new].get("differences", {}).get(old)
     if not found:
         return ""
-    mean, low, high = (f"{unit(evaluation) * found[name]:+.1f}".replace("-", "−") for name in ("mean", "low", "high"))
+    mean, low, high = (f"{100 * found[name]:+.1f}".replace("-", "−") for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
@@ -129,6 +102,11 @@ def _verdict(evaluation: Evaluation, new: str, old: str) -> str:
         return "not compared"
     verdict = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not established"
     return f"{signed_interval(evaluation, new, old)}, {verdict}"
+
+
+def _likeness_finding(likeness: dict[str, float]) -> list[str]:
+    told = ", ".join(f"{round_name(name)} {value:.2f}" for name, value in likeness.items())
+    return [f"Told from human sentences by a fresh classifier (AUC, 0.50: not at all): {told}."] if told else []
 
 
 def _diversity_finding(summary: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Diversity of a run's sentences, round by round and against the seeds.
+"""Diversity of a run's sentences, round by round and against the seeds, and how far they can be told from human ones.
 
 The scores are those of :mod:`divray.measures.diversity`, on entity-masked sentences, a relation at a
 time and then averaged over relations.  A Vendi score grows with the number of sentences, so sets of
@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.config import Config
+from divray.embeddings import embedding_matrix
 from divray.measures.diversity import diversity_of
-from divray.relations import mask_entities
 from divray.report.account import rounds_of
-from divray.report.scan import SPANS, batches, rows
-from divray.schemas import NAIVE
-from divray.texts import connective_pattern
+from divray.run_folder import SEEDS, TEST, RunFolder
+from divray.scan import SENTENCE, batches
+from divray.schemas import NAIVE, SCORES
+from divray.texts import compared_texts, connective_patterns
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow.compute as pc
-
-    from divray.config import Config
-    from divray.run_folder import RunFolder
-
-SCORES = (
+NAMES = (
     "vendi_ngram",
     "vendi_embedding",
     "distinct_2",
@@ -37,169 +35,138 @@ SCORES = (
     "rouge_l",
     "pattern_entropy",
 )
-REFERENCES = ("seeds", "test", "naive", "selected")
-_CHUNKS = 8
+_PARTS = 8
 _LEAST = 3
+_FOLDS = 5
 
 Scores = dict[str, float | None]
 
 
-@dataclass
-class Sentences:
-    """Sentences of one relation.
-
-    Attributes:
-        ids: ``n`` of them.
-        texts: Their masked texts.
-        patterns: Their connective patterns.
-        vectors: Embeddings of shape ``(n, d)``, or none.
-    """
-
-    ids: list[str]
-    texts: list[str]
-    patterns: list[str]
-    vectors: np.ndarray | None
-
-    def score(self) -> Scores:
-        """The scores; those that need embeddings are ``None`` without them."""
-        found = diversity_of(self.texts, self.vectors, self.patterns)
-        return {name: _plain(found.get(name)) for name in SCORES}
-
-    def score_at(self, size: int) -> Scores:
-        """Mean scores of up to eight disjoint parts of ``size`` sentences, dealt by a hash of their ids."""
-        order = sorted(range(len(self.ids)), key=lambda i: hashlib.sha256(self.ids[i].encode()).digest())
-        parts = [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:_CHUNKS]
-        return mean_scores([self.take(part).score() for part in parts])
-
-    def take(self, rows: list[int]) -> Sentences:
-        vectors = self.vectors[rows] if self.vectors is not None else None
-        return Sentences([self.ids[i] for i in rows], [self.texts[i] for i in rows], [self.patterns[i] for i in rows], vectors)
-
-
-def mean_scores(scores: list[Scores]) -> Scores:
-    """Mean of each score over the entries that have it, to four decimals."""
-    found: Scores = {}
-    for name in SCORES:
-        values = [value for entry in scores if (value := entry.get(name)) is not None]
-        found[name] = round(math.fsum(values) / len(values), 4) if values else None
-    return found
-
-
-def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str, Any]:
+def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dict[str, Any], dict[str, Scores]]:
     """All diversity figures of the summary; empty where nothing has been scored yet.
 
     Returns:
-        ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores),
-        ``diversity_reference`` (seeds, test, naive, selected -> scores) and ``diversity_at_equal_size``
-        (``size`` per relation, ``mean`` and ``per_relation`` of each set).
+        ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores), ``diversity_reference`` (seeds,
+        test, naive, selected -> scores) and ``diversity_at_equal_size`` (``size`` per relation, ``mean`` and ``per_relation`` of
+        each set); and strategy -> mean scores of its valid samples of all rounds, at equal size, where strategies are several,
+        over the relations of which each has at least three samples.
     """
-    import pyarrow.compute as pc
-    import pyarrow.dataset as pads
-
-    rounds = [f"round-{number:02d}" for number in rounds_of(config, run) if run.files(f"round-{number:02d}/scores", ".parquet")]
+    rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:
-        return {}
-    selected = {i for batch in batches(run, "comparison/selected", ["sample_id"]) for i in batch["sample_id"].to_pylist()}
+        return {}, {}
+    selected = _table(run, "comparison/selected", ["sample_id"])
+    examples = {"seeds": _examples(run, SEEDS, "data/seed_embeddings")}
+    tests = _examples(run, TEST, "data/test_embeddings")  # those that have an embedding stand for all
+    examples["test"] = tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None
     whole: dict[str, dict[str, Scores]] = {}
     level: dict[str, dict[str, Scores]] = {}
+    by_strategy: dict[str, dict[str, Scores]] = {}
     sizes: dict[str, int] = {}
+    columns = ["candidate_id", "relation", "round", "strategy", *SENTENCE, "embedding"]
     for relation in relations:
-        of_relation = pads.field("relation") == relation
-        loop = of_relation & (pads.field("strategy") != NAIVE)
-        sets = {name: _read(run, [f"{name}/scores"], "candidate_id", loop) for name in rounds}
-        if seeds := _examples(run, "seed", of_relation):
-            sets["seeds"] = seeds
-        if test := _examples(run, "test", of_relation):
-            sets["test"] = test
-        sets["naive"] = _read(run, [f"{name}/scores" for name in rounds], "candidate_id", of_relation & (pads.field("strategy") == NAIVE))
+        scored = _table(run, [own.scores for own in rounds], columns, pc.field("relation") == relation)
+        scored = scored or pa.schema([SCORES.field(name) for name in columns]).empty_table()
+        loop = pc.field("strategy") != NAIVE
+        sets = {own.name: scored.filter(loop & (pc.field("round") == int(own.name[6:]))) for own in rounds}
+        sets |= {name: table.filter(pc.field("relation") == relation) for name, table in examples.items() if table}
+        size = min(table.num_rows for name, table in sets.items() if name != "test")
+        sets["naive"] = scored.filter(~loop)
         if selected:
-            chosen = of_relation & pc.is_in(pads.field("candidate_id"), _strings(selected))
-            sets["selected"] = _read(run, [f"{name}/scores" for name in rounds], "candidate_id", chosen)
-        for name, sentences in sets.items():
-            if len(sentences.ids) > 1:
-                whole.setdefault(name, {})[relation] = sentences.score()
-        size = min(len(sentences.ids) for name, sentences in sets.items() if name not in REFERENCES[1:])
+            sets["selected"] = scored.filter(pc.is_in(scored["candidate_id"], selected["sample_id"].combine_chunks()))
+        for name, table in sets.items():
+            if table.num_rows > 1:
+                whole.setdefault(name, {})[relation] = _score(table)
         if size >= _LEAST:
             sizes[relation] = size
-            for name, sentences in sets.items():
-                if len(sentences.ids) >= size:
-                    level.setdefault(name, {})[relation] = sentences.score_at(size)
-    means = {name: mean_scores(list(scores.values())) for name, scores in whole.items()}
+            for name, table in sets.items():
+                if table.num_rows >= size:
+                    level.setdefault(name, {})[relation] = _score_at(table, size)
+        made = {name: scored.filter(pc.field("strategy") == name) for name in config.prompts.strategies}
+        size = min((table.num_rows for table in made.values()), default=0)
+        if len(made) > 1 and size >= _LEAST:
+            for name, table in made.items():
+                by_strategy.setdefault(name, {})[relation] = _score_at(table, size)
+    means = {name: _mean(scores) for name, scores in whole.items()}
     found: dict[str, Any] = {
-        "diversity": {name: means[name] for name in rounds if name in means},
-        "diversity_reference": {name: means[name] for name in REFERENCES if name in means},
+        "diversity": {own.name: means[own.name] for own in rounds if own.name in means},
+        "diversity_reference": {name: means[name] for name in ("seeds", "test", "naive", "selected") if name in means},
         "diversity_per_relation": whole,
     }
     if sizes:
-        equal = {name: mean_scores(list(scores.values())) for name, scores in level.items() if scores.keys() == sizes.keys()}
+        equal = {name: _mean(scores) for name, scores in level.items() if scores.keys() == sizes.keys()}
         found["diversity_at_equal_size"] = {"size": sizes, "mean": equal, "per_relation": level}
+    return found, {name: _mean(scores) for name, scores in by_strategy.items()}
+
+
+def likeness(config: Config, run: RunFolder) -> dict[str, float]:
+    """How far a fresh classifier can tell a run's sentences from human ones.
+
+    Logistic regression on embeddings of the entity-masked sentences, out of fold.
+
+    Returns:
+        Set (``round-00``, …, ``selected``) -> AUC against the embedded human test sentences, 0.5 where the two look the same;
+        sets with fewer than ten are left out.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    human = _table(run, "data/test_embeddings", ["embedding"])
+    if not human or human.num_rows < 2 * _FOLDS:
+        return {}
+    found: dict[str, float] = {}
+    for name in sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")} - {"naive"}):
+        ids = _table(run, f"comparison/{name}", ["sample_id"])
+        if not ids:
+            continue
+        own = pc.is_in(pc.field("candidate_id"), ids["sample_id"].combine_chunks())
+        made = _table(run, [own.scores for own in rounds_of(config, run)], ["embedding"], own)
+        if not made or made.num_rows < 2 * _FOLDS:
+            continue
+        vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in (human, made)])
+        labels = np.repeat([0, 1], [human.num_rows, made.num_rows])
+        model = LogisticRegression(max_iter=1000, class_weight="balanced")
+        folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+        scores = cross_val_predict(model, vectors, labels, cv=folds, method="decision_function")
+        found[name] = round(float(roc_auc_score(labels, scores)), 4)
     return found
 
 
-def strategy_diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str, Scores]:
-    """Strategy -> mean scores of its valid samples of all rounds, at equal size where strategies are several.
-
-    A relation counts if every strategy has at least three samples of it.
-    """
-    import pyarrow.dataset as pads
-
-    tables = [f"round-{number:02d}/scores" for number in rounds_of(config, run)]
-    found: dict[str, list[Scores]] = {}
-    for relation in relations:
-        own = pads.field("relation") == relation
-        sets = {name: _read(run, tables, "candidate_id", own & (pads.field("strategy") == name)) for name in config.prompts.strategies}
-        size = min((len(sentences.ids) for sentences in sets.values()), default=0)
-        if len(sets) > 1 and size >= _LEAST:
-            for name, sentences in sets.items():
-                found.setdefault(name, []).append(sentences.score_at(size))
-    return {name: mean_scores(scores) for name, scores in found.items()}
+def _table(run: RunFolder, tables: str | list[str], columns: list[str], where: pc.Expression | None = None) -> pa.Table | None:
+    parts = list(batches(run, tables, columns, where))
+    return pa.Table.from_batches(parts) if parts else None
 
 
-def _read(run: RunFolder, names: list[str], identity: str, where: pc.Expression, vectors: bool = True) -> Sentences:
-    import numpy as np
-
-    ids: list[str] = []
-    texts: list[str] = []
-    patterns: list[str] = []
-    parts: list[np.ndarray] = []
-    for name in names:
-        for batch in batches(run, name, [identity, *SPANS, *(["embedding"] if vectors else [])], where):
-            ids += batch[identity].to_pylist()
-            for text, *spans in zip(*(batch[column].to_pylist() for column in SPANS), strict=True):
-                head, tail = (spans[0], spans[1]), (spans[2], spans[3])
-                texts.append(mask_entities(text, head, tail))
-                patterns.append(connective_pattern(text, head, tail))
-            if vectors:
-                flat = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-                parts.append(flat.reshape(batch.num_rows, -1) if flat.size % batch.num_rows == 0 else np.empty((0, 0)))
-    complete = bool(parts) and len({part.shape[1] for part in parts}) == 1 and parts[0].shape[1] > 0
-    return Sentences(ids, texts, patterns, np.concatenate(parts) if complete else None)
+def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
+    """Human examples, with their vectors where there are any; null for one that has none."""
+    found = _table(run, name, ["example_id", "relation", *SENTENCE])
+    known = _table(run, embeddings, ["example_id", "embedding"])
+    if not found or not known:
+        return found
+    places = pc.index_in(found["example_id"], known["example_id"].combine_chunks())
+    return found.append_column("embedding", known["embedding"].take(places))
 
 
-def _examples(run: RunFolder, kind: str, where: pc.Expression) -> Sentences | None:
-    """The seeds of one relation, with vectors where ``data/seed_embeddings`` has all of them, or its test sentences.
-
-    Of the test sentences those that have an embedding stand for all; before the evaluation none has, and none is read.
-    """
-    import numpy as np
-
-    name = "data/seeds" if kind == "seed" else "data/test"
-    if not run.files(name if kind == "seed" else "data/test_embeddings", ".parquet"):
-        return None
-    found = _read(run, [name], "example_id", where, vectors=False)
-    known = {row["example_id"]: row["embedding"] for row in rows(run, f"data/{kind}_embeddings", ["example_id", "embedding"])}
-    if kind == "test":
-        found = found.take([place for place, name in enumerate(found.ids) if name in known])
-    if found.ids and all(name in known for name in found.ids):
-        found.vectors = np.array([known[name] for name in found.ids], dtype=np.float32)
-    return found
+def _score(table: pa.Table) -> Scores:
+    """The scores of some sentences; those that need embeddings are ``None`` unless each has one."""
+    vectors = None
+    if "embedding" in table.column_names:
+        lengths = set(pc.list_value_length(table["embedding"]).to_pylist())
+        vectors = embedding_matrix(table["embedding"]) if len(lengths) == 1 and lengths.pop() else None
+    found = diversity_of(compared_texts(table, mask=True), vectors, connective_patterns(table))
+    values = {name: found.get(name) for name in NAMES}
+    return {name: None if value is None or not math.isfinite(value) else round(float(value), 4) for name, value in values.items()}
 
 
-def _strings(values: set[str]) -> Any:
-    import pyarrow as pa
+def _score_at(table: pa.Table, size: int) -> Scores:
+    """Mean scores of up to eight disjoint parts of ``size`` sentences, dealt by a hash of their ids."""
+    hashes = [hashlib.sha256(name.encode()).digest() for name in table[0].to_pylist()]
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    starts = range(0, len(order) - size + 1, size)[:_PARTS]
+    return _mean({str(start): _score(table.take(order[start : start + size])) for start in starts})
 
-    return pa.array(sorted(values), pa.string())
 
-
-def _plain(value: Any) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(float(value), 4)
+def _mean(scores: dict[str, Scores]) -> Scores:
+    """Mean of each score over the entries that have it, to four decimals."""
+    values = {name: [value for entry in scores.values() if (value := entry[name]) is not None] for name in NAMES}
+    return {name: round(math.fsum(some) / len(some), 4) if some else None for name, some in values.items()}

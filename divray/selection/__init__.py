@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from divray import console
 from divray.config import Config
 from divray.datasets.stage import read_relations
-from divray.report.review import review_figures
-from divray.report.scan import tally
 from divray.resources import only_cpus
+from divray.review import review_figures
 from divray.run_folder import Round, RunFolder
+from divray.scan import tally
 from divray.schemas import DATASET, NAIVE
 from divray.scoring.audit import audited
 from divray.scoring.stage import gate

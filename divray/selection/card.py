@@ -10,7 +10,7 @@ import yaml
 
 from divray.config import Config
 from divray.relations import Relation
-from divray.report.review import as_sentence
+from divray.review import as_sentence
 from divray.schemas import DATASET
 
 
@@ -24,7 +24,7 @@ def dataset_card(
         relations: In the order of the table on the card.
         dataset: All accepted samples (``schemas.DATASET``).
         counts: The counts of the ``select`` stage.
-        review: What people said of the selected ones (:func:`divray.report.review.review_figures`).
+        review: What people said of the selected ones (:func:`divray.review.review_figures`).
     """
     header = {
         "pretty_name": f"{config.task.name}: generated relation extraction samples",

@@ -9,29 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.datasets.stage import read_relations
+from divray.config import Config
 from divray.errors import InputError
 from divray.relations import Example, render_marked
-from divray.report.scan import SPANS, rows
-from divray.report.sentences import visible
+from divray.run_folder import RELATIONS, Round, RunFolder
+from divray.scan import SENTENCE, rows
 from divray.schemas import NAIVE
-
-if TYPE_CHECKING:
-    from divray.config import Config
-    from divray.run_folder import RunFolder
+from divray.texts import visible
 
 ANSWERS, SELECTED = "review/answers.json", "comparison/selected"
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
 RIGHT = {"y": True, "n": False, "s": None}
-_Z = 1.959964
 
 
 def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> list[dict[str, str]]:
@@ -48,21 +43,19 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
         tables, name, where = [SELECTED], "sample_id", None
     else:
         tables, name, where = _scores(config), "candidate_id", pc.field("strategy") != NAIVE
+    found = [(row[name], row["relation"]) for row in rows(run, tables, [name, "relation"], where)]
     turns: Counter[str] = Counter()
     order: dict[str, tuple[int, bytes]] = {}
-    found = [(row[name], row["relation"]) for table in tables for row in rows(run, table, [name, "relation"], where)]
-    keyed = sorted((hashlib.sha256(f"{config.seed}:{identity}".encode()).digest(), identity, relation) for identity, relation in found)
-    for key, identity, relation in keyed:
+    for key, identity, relation in sorted((hashlib.sha256(f"{config.seed}:{i}".encode()).digest(), i, r) for i, r in found):
         order[identity] = (turns[relation], key)
         turns[relation] += 1
     if not order:
-        raise InputError(
-            run.uri, f"--of {of}", "no samples to review yet", f"Run the stages up to `{'select' if of == 'selected' else 'score'}`."
-        )
+        last = "select" if of == "selected" else "score"
+        raise InputError(run.uri, f"--of {of}", "no samples to review yet", f"Run the stages up to `{last}`.")
     chosen = pa.array(sorted(order, key=order.__getitem__)[:number], pa.string())
-    descriptions = {relation.name: relation.description for relation in read_relations(run)}
+    descriptions = {relation["name"]: relation["description"] for relation in run.read_json(RELATIONS)}
     drawn = []
-    for row in (row for table in tables for row in rows(run, table, [name, "relation", *SPANS], pc.field(name).isin(chosen))):
+    for row in rows(run, tables, [name, "relation", *SENTENCE], pc.field(name).isin(chosen)):
         example = Example(row["text"], (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"]), row["relation"])
         shown = {"description": visible(descriptions[row["relation"]]), "sentence": visible(render_marked(example))}
         drawn.append({"sample_id": row[name], **shown})
@@ -110,8 +103,8 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(path, "", f"no file of answers ({type(error).__name__})", mend) from None
     known: set[str] = set()
-    for table, column in ((SELECTED, "sample_id"), *((table, "candidate_id") for table in _scores(config))):
-        known |= {row[column] for row in rows(run, table, [column], pc.field(column).isin(pa.array(new, pa.string())))}
+    for tables, column in (([SELECTED], "sample_id"), (_scores(config), "candidate_id")):
+        known |= {row[column] for row in rows(run, tables, [column], pc.field(column).isin(pa.array(new, pa.string())))}
     for name, right in new.items():
         if name not in known:
             raise InputError(path, name, "no sample of this run has that id", mend)
@@ -122,7 +115,7 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
 
 
 def _scores(config: Config) -> list[str]:
-    return [f"round-{number:02d}/scores" for number in range(config.rounds)]
+    return [Round.of(number).scores for number in range(config.rounds)]
 
 
 def _keep(run: RunFolder, reader: str, new: dict[str, bool | None]) -> None:
@@ -158,12 +151,12 @@ def review_figures(run: RunFolder) -> dict[str, Any] | None:
 
 
 def share(right: Sequence[bool]) -> dict[str, Any]:
-    """``number``, how many are ``right``, their ``share``, and ``low`` and ``high`` of Wilson's 95 % interval (1927)."""
-    count, mean = len(right), sum(right) / len(right)
-    centre, spread = mean + _Z**2 / (2 * count), _Z * sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
-    low, high = ((centre + sign * spread) / (1 + _Z**2 / count) for sign in (-1, 1))
-    shown = {"share": round(mean, 4), "low": round(max(low, 0), 4), "high": round(min(high, 1), 4)}
-    return {"number": count, "right": sum(right), **shown}
+    """``number``, how many are ``right``, their ``share``, and ``low`` and ``high`` of Wilson's 95 % interval."""
+    from scipy.stats import binomtest
+
+    test = binomtest(sum(right), len(right))
+    low, high = (round(float(limit), 4) for limit in test.proportion_ci(0.95, "wilson"))
+    return {"number": len(right), "right": sum(right), "share": round(float(test.statistic), 4), "low": low, "high": high}
 
 
 def as_sentence(figures: dict[str, Any]) -> str:
@@ -173,15 +166,14 @@ def as_sentence(figures: dict[str, Any]) -> str:
     return f"{who} read {figures['number']} of the selected samples: {100 * figures['share']:.0f} % right [{low}, {high}]."
 
 
-def reviewed_threshold(scores: Iterable[float], right: Iterable[bool], wanted: float = 0.8) -> float:
+def reviewed_threshold(scores: Sequence[float], right: Sequence[bool], wanted: float = 0.8) -> float:
     """The lowest score such that of the reviewed samples from it on the share ``wanted`` is right; the highest where none is."""
-    ordered = sorted(zip(scores, right, strict=True), reverse=True)
-    best, good = ordered[0][0], 0
-    for count, (score, is_right) in enumerate(ordered, 1):
-        good += is_right
-        if (count == len(ordered) or ordered[count][0] < score) and good / count >= wanted:
-            best = score
-    return best
+    from sklearn.metrics import precision_recall_curve
+
+    if not any(right):
+        return max(scores)
+    precision, _, thresholds = precision_recall_curve(right, scores)
+    return float(min(thresholds[precision[:-1] >= wanted], default=max(scores)))
 
 
 def page(drawn: Sequence[dict[str, str]]) -> str:
