@@ -12,6 +12,8 @@ of seeds with head and tail exchanged:
 ``reversal``  ``own`` less that of the same relation with head and tail exchanged
 ``near``      cosine to the nearest seed of the relation
 ``head``      cosine of the head to the nearest head of a seed; ``tail`` likewise
+``roles``     discriminant of the entities read alone: as head and tail of the relation, less as its tail and head
+``kinds``     the same discriminant less its mean over all relations
 ``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
 ============  ===============================================================================
@@ -26,17 +28,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from divray.spans import BLOCKS, Discriminant, discriminant, exchanged
+from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
-SIGNALS = ("own", "reversal", "near", "head", "tail", "length", "answer")
+SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "answer")
 GATE, GATE_LLM, AUDIT = "gate", "gate_llm", "audit"
 """Names in ``weights.json``: with ``correctness.llm`` the gate listens to that LLM's answer."""
 
-SHRINKAGE = 0.8
+SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
+SPREAD = 10.0
+"""Standard deviation to which a discriminant's scores of the seeds are scaled, each seed scored without itself."""
 _FOLDS = 4
 _LEAST = 1e-6
 _DIGITS = 4
@@ -70,6 +74,14 @@ def judge_of(found: dict[str, Any]) -> Weights:
     return Weights(tuple(row["name"] for row in found["signals"]), columns["weight"], columns["low"], columns["high"], found["bias"])
 
 
+class Features(NamedTuple):
+    """What the signals look at: spans less the mean of their order ``[n, BLOCKS * d]``, head and tail alone ``[n, d]``."""
+
+    spans: np.ndarray
+    heads: np.ndarray
+    tails: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """The signals of a task, ready to be taken of any sample; a few MB.
@@ -77,72 +89,120 @@ class Judge:
     Attributes:
         relations: Names, in the order of their numbers.
         own: Relation number of each seed ``[s]``.
-        spans: Features of the seeds' spans ``[s, d]``.
+        middle: Mean of the spans of sentences with the tail first, and with the head first ``[2, BLOCKS * d]``.
+        spans: Of the seeds, less those.
         length: Mean log of the seeds' characters.
-        discriminant: Class ``r`` is relation ``r``, class ``len(relations) + r`` its reversal.
+        wording: Of spans: class ``r`` is relation ``r``, class ``len(relations) + r`` its reversal.
+        entities: Of entities alone: class ``r`` is a head of relation ``r``, class ``len(relations) + r`` a tail.
         origin: Mean of each signal over the seeds ``[len(SIGNALS)]``.
     """
 
     relations: tuple[str, ...]
     own: np.ndarray
+    middle: np.ndarray
     spans: np.ndarray
     length: float
-    discriminant: Discriminant
+    wording: Discriminant
+    entities: Discriminant
     origin: np.ndarray
 
-    def signals(self, relations: Sequence[str], texts: Sequence[str], spans: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
         Args:
             relations: The relation of each sample.
             texts: Their sentences.
-            spans: :meth:`~divray.scoring.judging.SpanEncoder.encode`.
+            features: :meth:`~divray.scoring.judging.SpanEncoder.encode`.
             answers: Log-odds of yes ``[n]``; zeros where no LLM is asked.
         """
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
-        found = _signals(self, own, self.discriminant.scores(spans), spans, own[:, None] == self.own[None, :])
-        return np.column_stack([found, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
+        found = _features(features, self.middle)
+        entities = self.entities.scores(found.heads), self.entities.scores(found.tails)
+        signals = _signals(self, own, self.wording.scores(found.spans), entities, found.spans, own[:, None] == self.own[None, :])
+        return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
 
 
-def fit_judge(relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], spans: np.ndarray, answers: np.ndarray) -> Judge:
+def fit_judge(relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, answers: np.ndarray) -> Judge:
     """Fit on the seeds and take their own signals, each without itself; under a second.
 
     Args:
         relations: Names, in the order of their numbers.
         own: Relation number of each seed.
         texts: Sentences of the seeds.
-        spans: Features of the seeds' spans.
+        features: Of the seeds, as :meth:`Judge.signals` takes them.
         answers: Log-odds of yes for each seed, asked without itself; zeros where no LLM is asked.
     """
-    fold, both = _rank_within(own) % _FOLDS, np.concatenate([spans, exchanged(spans)])
-    labels, folds = np.concatenate([own, own + len(relations)]), np.concatenate([fold, fold])
-    whole = discriminant(both, labels, 2 * len(relations), SHRINKAGE)
+    fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
+    plain, *_ = _features(features, None)
+    turned = exchanged(plain)
+    both = np.concatenate([plain, turned])
+    first = _head_first(both)
+    middle = np.stack(
+        [on_grid(both[first == order].mean(axis=0), FEATURE_GRID) if (first == order).any() else 0 * both[0] for order in (0, 1)]
+    )
+    seeds = _features(features, middle)
+    both = np.concatenate([seeds.spans, turned - middle[_head_first(turned)]])
+    names = np.concatenate([seeds.heads, seeds.tails])
+    labels = np.concatenate([own, own + len(relations)])
+    wording, scores = _fitted(both, labels, classes, SHRINKAGE, fold)
+    entities, of_names = _fitted(names, labels, classes, ENTITY_SHRINKAGE, fold)
     logs = _logs(texts)
-    judge = Judge(relations, own, spans, float(logs.mean().round(_DIGITS)), whole, np.zeros(len(SIGNALS)))
-    scores = np.zeros((len(own), 2 * len(relations)))
-    for number in range(_FOLDS):
-        left_out = fold == number
-        if left_out.any() and not left_out.all():
-            kept = folds != number
-            scores[left_out] = discriminant(both[kept], labels[kept], 2 * len(relations), SHRINKAGE).scores(spans[left_out])
+    judge = Judge(relations, own, middle, seeds.spans, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
     same = own[:, None] == own[None, :]
     np.fill_diagonal(same, False)
     several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
-    longer = np.maximum(0.0, logs - judge.length)
-    found = np.column_stack([_signals(judge, own, scores, spans, same), longer, answers])[several if several.any() else slice(None)]
+    longer, (heads, tails) = np.maximum(0.0, logs - judge.length), np.split(of_names, 2)
+    signals = _signals(judge, own, scores[: len(own)], (heads, tails), seeds.spans, same)
+    found = np.column_stack([signals, longer, answers])[several if several.any() else slice(None)]
     return replace(judge, origin=np.round(found.mean(axis=0), _DIGITS))
 
 
-def _signals(judge: Judge, own: np.ndarray, scores: np.ndarray, spans: np.ndarray, same: np.ndarray) -> np.ndarray:
-    if not len(own):
-        return np.zeros((0, len(SIGNALS) - 2))
-    rows, width = np.arange(len(own)), spans.shape[1] // BLOCKS
-    mine = scores[rows, own]
+def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
+    """A discriminant, and the scores of its own rows, each by the other folds; both scaled to :data:`SPREAD`.
+
+    Args:
+        inputs: Two rows a seed: those of the first kind, then those of the second.
+        labels: Class of each row.
+        classes: How many there are.
+        shrinkage: Of the covariance.
+        fold: Of each seed.
+    """
+    whole, folds = discriminant(inputs, labels, classes, shrinkage), np.concatenate([fold, fold])
+    scores = np.zeros((len(inputs), classes))
+    for number in range(_FOLDS):
+        left_out = folds == number
+        if left_out.any() and not left_out.all():
+            scores[left_out] = discriminant(inputs[~left_out], labels[~left_out], classes, shrinkage).scores(inputs[left_out])
+    known = np.unique(labels)
+    spread = float((scores if scores.any() else whole.scores(inputs))[:, known].std())
+    factor = SPREAD / max(spread, _LEAST)
+    return Discriminant(on_grid(factor * whole.weights, WEIGHT_GRID), on_grid(factor * whole.bias, WEIGHT_GRID)), factor * scores
+
+
+def _features(features: np.ndarray, middle: np.ndarray | None) -> Features:
+    width = features.shape[1] // (BLOCKS + 2)
+    spans, heads, tails = np.split(features.astype(np.float64), [BLOCKS * width, (BLOCKS + 1) * width], axis=1)
+    return Features(spans if middle is None else spans - middle[_head_first(spans)], heads, tails)
+
+
+def _head_first(spans: np.ndarray) -> np.ndarray:
+    """1 for a sentence in which the head comes first, else 0; by the blocks of the words between and outside."""
+    blocks = spans.reshape(len(spans), BLOCKS, -1).any(axis=2)
+    return (blocks[:, 2] | blocks[:, 4]).astype(np.int64)
+
+
+def _signals(
+    judge: Judge, own: np.ndarray, scores: np.ndarray, entities: tuple[np.ndarray, np.ndarray], spans: np.ndarray, same: np.ndarray
+) -> np.ndarray:
+    rows, width, turned = np.arange(len(own)), spans.shape[1] // BLOCKS, own + len(judge.relations)
+    (heads, tails), mine = entities, scores[rows, own]
+    fitting = heads[rows, own] + tails[rows, turned]
     views = [slice(None), slice(0, width), slice(width, 2 * width)]
     near = [_nearest(spans[:, view], judge.spans[:, view], same) for view in views]
-    return np.column_stack([mine, mine - scores[rows, own + len(judge.relations)], *near])
+    roles, kinds = fitting - heads[rows, turned] - tails[rows, own], fitting - heads.mean(axis=1) - tails.mean(axis=1)
+    return np.column_stack([mine, mine - scores[rows, turned], *near, roles, kinds])
 
 
 def _nearest(mine: np.ndarray, theirs: np.ndarray, among: np.ndarray) -> np.ndarray:

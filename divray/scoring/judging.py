@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.scoring.answers import answerer_of, ask
 from divray.scoring.judge import Judge, fit_judge
-from divray.spans import BLOCKS, FEATURE_GRID, collate, encode_spans, on_grid, pooled
+from divray.spans import BLOCKS, FEATURE_GRID, Batch, collate, encode_spans, means, on_grid, pooled
 
 
 class Judging:
@@ -79,12 +79,29 @@ class SpanEncoder:
         self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
 
     def encode(self, examples: Sequence[Example]) -> np.ndarray:
-        """Features float32 ``[n, BLOCKS * d]``; :func:`divray.spans.exchanged` has them with head and tail exchanged."""
+        """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
+
+        def spans(states: Any, batch: Batch) -> Any:
+            return pooled(states[LAYER], batch, WEIGHTS)
+
+        def name(states: Any, batch: Batch) -> Any:
+            return means(states[(len(states) - 1) // 2], batch)[:, 0]
+
+        if not examples:
+            return np.zeros((0, (BLOCKS + 2) * self.model.config.hidden_size), np.float32)
+        names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
+        distinct = sorted(set(names))
+        alone = self._encode([Example(text, (0, len(text)), (0, 0), "") for text in distinct], name)
+        heads, tails = np.split(alone[np.searchsorted(distinct, names)], 2)
+        return np.concatenate([self._encode(examples, spans), heads, tails], axis=1)
+
+    def _encode(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
+        """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
         import torch
 
         encoded = encode_spans(self.tokenizer, examples, _MOST)
         widths = np.array([-(-len(one.ids) // _WIDTH) * _WIDTH for one in encoded], dtype=np.int64)
-        found = np.zeros((len(examples), BLOCKS * self.model.config.hidden_size))
+        found: dict[int, np.ndarray] = {}
         for width in np.unique(widths):
             rows = np.flatnonzero(widths == width)
             for start in range(0, len(rows), _BATCH):
@@ -92,5 +109,5 @@ class SpanEncoder:
                 batch = collate([encoded[row] for row in part], self.tokenizer.pad_token_id or 0, self.device, int(width))
                 with torch.inference_mode():
                     states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
-                    found[part] = pooled(states[LAYER], batch, WEIGHTS).cpu().numpy()
-        return on_grid(found, FEATURE_GRID).astype(np.float32)
+                    found |= zip(part.tolist(), pool(states, batch).cpu().numpy(), strict=True)
+        return on_grid(np.array([found[row] for row in range(len(found))]).reshape(len(found), -1), FEATURE_GRID).astype(np.float32)
