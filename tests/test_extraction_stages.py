@@ -121,7 +121,7 @@ def test_evaluation_compares_and_resumes(ray, config, run):
 @pytest.mark.slow
 def test_search_then_train(ray, config, run, capfd):
     told = []
-    counts = search.run(config, run, 0, lambda done, total: told.append((done, total)))
+    counts = search.run(config, run, 0, lambda done, total, note: told.append((done, total)))
     assert counts["trials"] == 2 and told[-1] == (2, 2)
     assert "".join(capfd.readouterr()) == ""
     found = run.read_json("search.json")
