@@ -46,13 +46,14 @@ def encode(texts: list[str]) -> np.ndarray:
 
 
 def spans(examples: list[Example]) -> np.ndarray:
-    """The blocks of the span encoder, with bags of words in the place of its states."""
+    """The features of the span encoder, with bags of words in the place of its states."""
     blocks = []
     for example in examples:
         first, second = sorted((example.head, example.tail))
         own, none = encode([example.text[first[1] : second[0]].strip() or ","])[0], np.zeros(64)
         order = [own, none] if example.head < example.tail else [none, own]
-        blocks.append(np.concatenate([*encode([example.head_text, example.tail_text]), *order, *order]))
+        names = encode([example.head_text, example.tail_text])
+        blocks.append(np.concatenate([*names, *order, *order, *names]))
     return np.array(blocks, np.float32)
 
 
@@ -79,7 +80,26 @@ def test_right_samples_score_above_wrong_and_reversed_ones() -> None:
 
 
 def test_exchanged_features_are_those_of_the_exchanged_example() -> None:
-    assert np.array_equal(exchanged(spans(RIGHT)), spans([reversed_(example) for example in RIGHT]))
+    plain, turned = (spans(examples)[:, : BLOCKS * 64] for examples in (RIGHT, [reversed_(example) for example in RIGHT]))
+    assert np.array_equal(exchanged(plain), turned)
+
+
+def test_the_order_that_the_seeds_prefer_says_nothing_of_a_direction() -> None:
+    wordings = {
+        "founder": ["{t} was founded by {h}.", "{t} is a firm of {h}."],
+        "works_for": ["{h} has a job at {t}.", "{h} is paid by {t}."],
+    }
+
+    def example(relation: str, number: int, text: str) -> Example:
+        head, tail = NAMES[number], FIRMS[number]
+        text = text.format(h=head, t=tail)
+        h, t = text.index(head), text.index(tail)
+        return Example(text, (h, h + len(head)), (t, t + len(tail)), relation, example_id=f"{relation}-{number}")
+
+    judge = judge_of([example(relation, number, texts[number % 2]) for relation, texts in wordings.items() for number in range(6)])
+    other_order = [example("founder", number, "{h} once set up {t}.") for number in (1, 2)]
+    gap = signals(judge, other_order)[:, SIGNALS.index("reversal")] + judge.origin[SIGNALS.index("reversal")]
+    assert (gap > 0).all()
 
 
 def test_order_batches_and_company_change_nothing() -> None:
@@ -121,7 +141,7 @@ def test_few_seeds_and_one_relation(kept: int) -> None:
 
 def test_no_samples_and_an_unknown_relation() -> None:
     judge = judge_of(SEEDS)
-    empty = judge.signals([], [], np.zeros((0, BLOCKS * 64)), np.zeros(0))
+    empty = judge.signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros(0))
     assert empty.shape == (0, len(SIGNALS))
     with pytest.raises(ValueError, match="unheard_of"):
         signals(judge, [replace(RIGHT[0], relation="unheard_of")])

@@ -19,10 +19,21 @@ if TYPE_CHECKING:
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose every layer attends through a mask that the caller may give."""
 
+BY_LAYER = ("gemma3_text",)
+"""Model types that take a mask for each type of layer."""
 
-def can_share(model: PreTrainedModel) -> bool:
-    """Whether ``model`` is known to take an attention mask of any shape in each of its layers."""
+
+def can_share(model: PreTrainedModel, longest: int) -> bool:
+    """Whether ``model`` is known to take an attention mask of any shape in each of its layers.
+
+    Args:
+        model: The LLM.
+        longest: Most tokens of a side; a sliding window must hold them.
+    """
     config = model.config
+    whole = longest <= (getattr(config, "sliding_window", None) or longest)
+    if config.model_type in BY_LAYER:
+        return whole
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     return config.model_type in FAMILIES and set(layers) == {"full_attention"} and not getattr(config, "sliding_window", None)
 
@@ -37,10 +48,12 @@ def share_prompts(model: PreTrainedModel) -> None:
     import torch
 
     places: list[torch.Tensor] = []
+    by_layer = set(model.config.layer_types) if model.config.model_type in BY_LAYER else None
 
     def lay_together(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ids, positions, mask, places[:] = pack(kwargs["input_ids"], kwargs["attention_mask"].bool(), next(backbone.parameters()).dtype)
-        return args, {**kwargs, "input_ids": ids, "position_ids": positions, "attention_mask": mask}
+        masks = mask if by_layer is None else dict.fromkeys(by_layer, mask)
+        return args, {**kwargs, "input_ids": ids, "position_ids": positions, "attention_mask": masks}
 
     def take_apart(backbone: Any, args: tuple[Any, ...], outputs: Any) -> Any:
         hidden = outputs.last_hidden_state

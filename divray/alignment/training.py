@@ -153,7 +153,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     if not cpu and settings["zero_stage"] < 3:
         placed["device_map"] = {"": torch.cuda.current_device()}  # else every worker holds the whole model in host memory first
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16 else torch.float32, **placed)
-    shared = can_share(model)
+    shared = can_share(model, settings["max_length"])
     if shared:
         share_prompts(model)
     if cpu:

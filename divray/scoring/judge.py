@@ -189,7 +189,7 @@ def _features(features: np.ndarray, middle: np.ndarray | None) -> Features:
 
 def _head_first(spans: np.ndarray) -> np.ndarray:
     """1 for a sentence in which the head comes first, else 0; by the blocks of the words between and outside."""
-    blocks = spans.reshape(len(spans), BLOCKS, -1).any(axis=2)
+    blocks = spans.reshape(len(spans), BLOCKS, spans.shape[1] // BLOCKS).any(axis=2)
     return (blocks[:, 2] | blocks[:, 4]).astype(np.int64)
 
 
