@@ -1,9 +1,9 @@
 """The ``select`` stage: all accepted samples as a data set, in which the first K a relation are diverse and correct.
 
-Accepted are the samples of all rounds that passed the gate and stayed unique, without those of the naive
-baseline; nothing else fills a gap.  The rule is in :mod:`divray.selection.objective`; a text that stands in several rounds counts
-once, where it came first.  The same rule on the samples of one round alone, and the naive baseline
-without any rule, give the training sets of the comparison.
+Accepted are the samples of all rounds that passed the gate and stayed unique, without those of the naive baseline; nothing else fills
+a gap.  The rule is in :mod:`divray.selection.objective`.  A text that stands in several rounds counts once, where it came first, and a
+sample whose head or tail others have already stands behind those with names of their own.  The same rule on the samples of one round
+alone, and the naive baseline without any rule, give the training sets of the comparison.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _OWN = [name for name in DATASET.names if name not in ("sample_id", "rank", "aud
 SCORED_COLUMNS = ["candidate_id", *_OWN, "correct", "unique", "embedding"]
 CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])
 """A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
+
+USES = 2
+"""Selected samples of a relation that may share a head or a tail, while there are others."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -211,13 +214,36 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
         embeddings = (
             np.asarray(pc.list_flatten(distinct["embedding"])).reshape(distinct.num_rows, -1) if distinct.num_rows else np.zeros((0, 1))
         )
-        taken = greedy_selection(correctness, embeddings, settings.k, settings.diversity_weight)
+        fresh = np.flatnonzero(_fresh(distinct))
+        taken = fresh[greedy_selection(correctness[fresh], embeddings[fresh], settings.k, settings.diversity_weight)]
+        if len(taken) < settings.k:
+            others = np.setdiff1d(np.arange(distinct.num_rows), taken)
+            more = greedy_selection(correctness[others], embeddings[others], settings.k - len(taken), settings.diversity_weight)
+            taken = np.concatenate([taken, others[more]])
         value = objective(correctness[taken], embeddings[taken], settings.diversity_weight)
         if name == ALL:  # what was not chosen follows, the likeliest right first
             rest = np.setdiff1d(np.arange(distinct.num_rows), taken)
             taken = np.concatenate([taken, rest[np.argsort(-correctness[rest], kind="stable")]])
         parts.append(_chosen(distinct.take(taken), name, value))
     return pa.concat_tables(parts)
+
+
+def _fresh(rows: pa.Table) -> np.ndarray:
+    """Whether a row, by falling correctness, is among the first :data:`USES` of its head and of its tail, bool ``[n]``.
+
+    The LLM likes the names of its examples, and an RE model that meets one name again and again learns the name.
+    """
+    names = [
+        [text[start:end].casefold() for text, start, end in zip(*(rows[name].to_pylist() for name in columns), strict=True)]
+        for columns in (("text", "head_start", "head_end"), ("text", "tail_start", "tail_end"))
+    ]
+    uses: Counter[tuple[int, str]] = Counter()
+    fresh = np.zeros(rows.num_rows, bool)
+    for row in np.argsort(-rows["correctness"].to_numpy(), kind="stable").tolist():
+        own = [(place, entities[row]) for place, entities in enumerate(names)]
+        fresh[row] = all(uses[one] < USES for one in own)
+        uses.update(own if fresh[row] else ())
+    return fresh
 
 
 def _first_of_each(naive: pa.Table) -> pa.Table:
