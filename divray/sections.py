@@ -150,7 +150,7 @@ class CorrectnessConfig(Section):
         "embedded:smollm2", description="Small LLM on this machine, by whose likelihoods the report says how many are right."
     )
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
-        0.6, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
+        0.7, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
     )
 
 

@@ -12,7 +12,7 @@ from divray.relations import Example, Relation
 from divray.scoring.answers import ask
 from divray.scoring.audit import SIGNALS as READ
 from divray.scoring.audit import readings
-from divray.scoring.judge import AUDIT, GATE, GATE_LLM, SIGNALS, Judge, fit_judge, weights
+from divray.scoring.judge import AUDIT, GATE, GATE_LLM, SIGNALS, Judge, described_seeds, fit_judge, weights
 from divray.spans import BLOCKS, exchanged
 
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas", "Ines", "Bruno"]
@@ -22,6 +22,7 @@ WORDING = {
     "works_for": ["{h} works as a clerk at {t}.", "{t} employs {h} as a driver.", "For years {h} was on the staff of {t}."],
 }
 RELATIONS = tuple(WORDING)
+DESCRIPTIONS = {"founder": "The head is a person who founded the tail, an organization.", "works_for": "The head has a job at the tail."}
 
 
 def sentence(relation: str, number: int, wording: int) -> Example:
@@ -59,7 +60,8 @@ def spans(examples: list[Example]) -> np.ndarray:
 
 def judge_of(seeds: list[Example]) -> Judge:
     own = np.array([RELATIONS.index(seed.relation) for seed in seeds])
-    return fit_judge(RELATIONS, own, [seed.text for seed in seeds], spans(seeds), np.zeros(len(seeds)))
+    described = described_seeds([Relation(name, DESCRIPTIONS[name]) for name in RELATIONS], seeds)
+    return fit_judge(RELATIONS, own, [seed.text for seed in seeds], spans(seeds), spans(described), np.zeros(len(seeds)))
 
 
 def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
@@ -100,6 +102,14 @@ def test_the_order_that_the_seeds_prefer_says_nothing_of_a_direction() -> None:
     other_order = [example("founder", number, "{h} once set up {t}.") for number in (1, 2)]
     gap = signals(judge, other_order)[:, SIGNALS.index("reversal")] + judge.origin[SIGNALS.index("reversal")]
     assert (gap > 0).all()
+
+
+def test_a_description_becomes_an_example_where_it_names_head_and_tail() -> None:
+    relations = [Relation("founder", "The tail is a firm that the head founded."), Relation("works_for", "A job.")]
+    founder, works_for = described_seeds(relations, [SEEDS[0], SEEDS[-1]])
+    assert founder.text == f"{SEEDS[0].tail_text} is a firm that {SEEDS[0].head_text} founded."
+    assert (founder.head_text, founder.tail_text) == (SEEDS[0].head_text, SEEDS[0].tail_text)
+    assert works_for == SEEDS[-1]
 
 
 def test_order_batches_and_company_change_nothing() -> None:

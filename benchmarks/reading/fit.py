@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 GATE = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length")
 JUDGES: dict[str, tuple[str, ...]] = {"gate": GATE, "gate_llm": (*GATE, "answer"), "audit": ("sentence", "stumble", "passed")}
-THRESHOLD = 0.6
+THRESHOLD = 0.7
 """The gate of the audit's ``passed``: `correctness.threshold`."""
 STRENGTH = 0.3
 """Inverse regularisation C, for signals of unit variance."""

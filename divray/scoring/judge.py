@@ -24,6 +24,7 @@ The figure that the report prints is another judge's (:mod:`divray.scoring.audit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from divray.relations import Example, Relation
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "answer")
@@ -90,7 +92,7 @@ class Judge:
         relations: Names, in the order of their numbers.
         own: Relation number of each seed ``[s]``.
         middle: Mean of the spans of sentences with the tail first, and with the head first ``[2, BLOCKS * d]``.
-        spans: Of the seeds, less those.
+        spans: Of the seeds, and behind them of their relations' descriptions, less those ``[2 s, BLOCKS * d]``.
         length: Mean log of the seeds' characters.
         wording: Of spans: class ``r`` is relation ``r``, class ``len(relations) + r`` its reversal.
         entities: Of entities alone: class ``r`` is a head of relation ``r``, class ``len(relations) + r`` a tail.
@@ -120,11 +122,14 @@ class Judge:
         own = np.array([self.relations.index(name) for name in relations], np.int64)
         found = _features(features, self.middle)
         entities = self.entities.scores(found.heads), self.entities.scores(found.tails)
-        signals = _signals(self, own, self.wording.scores(found.spans), entities, found.spans, own[:, None] == self.own[None, :])
+        same = np.tile(own[:, None] == self.own[None, :], 2)
+        signals = _signals(self, own, self.wording.scores(found.spans), entities, found.spans, same)
         return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
 
 
-def fit_judge(relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, answers: np.ndarray) -> Judge:
+def fit_judge(
+    relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, described: np.ndarray, answers: np.ndarray
+) -> Judge:
     """Fit on the seeds and take their own signals, each without itself; under a second.
 
     Args:
@@ -132,44 +137,65 @@ def fit_judge(relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str],
         own: Relation number of each seed.
         texts: Sentences of the seeds.
         features: Of the seeds, as :meth:`Judge.signals` takes them.
+        described: The same of :func:`described_seeds`.
         answers: Log-odds of yes for each seed, asked without itself; zeros where no LLM is asked.
     """
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
     plain, *_ = _features(features, None)
-    turned = exchanged(plain)
-    both = np.concatenate([plain, turned])
-    first = _head_first(both)
-    middle = np.stack(
-        [on_grid(both[first == order].mean(axis=0), FEATURE_GRID) if (first == order).any() else 0 * both[0] for order in (0, 1)]
-    )
+    orders = np.concatenate([plain, exchanged(plain)])
+    first = _head_first(orders)
+    means = [orders[first == order].mean(axis=0) if (first == order).any() else np.zeros(orders.shape[1]) for order in (0, 1)]
+    middle = on_grid(np.stack(means), FEATURE_GRID)
     seeds = _features(features, middle)
-    both = np.concatenate([seeds.spans, turned - middle[_head_first(turned)]])
-    names = np.concatenate([seeds.heads, seeds.tails])
+    known = np.concatenate([plain, _features(described, None).spans])
+    turned = exchanged(known)
+    known, turned = known - middle[_head_first(known)], turned - middle[_head_first(turned)]
     labels = np.concatenate([own, own + len(relations)])
-    wording, scores = _fitted(both, labels, classes, SHRINKAGE, fold)
-    entities, of_names = _fitted(names, labels, classes, ENTITY_SHRINKAGE, fold)
+    wording, scores = _fitted(
+        np.concatenate([known, turned]), np.repeat(labels.reshape(2, -1), 2, axis=0).ravel(), classes, SHRINKAGE, fold
+    )
+    entities, of_names = _fitted(np.concatenate([seeds.heads, seeds.tails]), labels, classes, ENTITY_SHRINKAGE, fold)
     logs = _logs(texts)
-    judge = Judge(relations, own, middle, seeds.spans, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
+    judge = Judge(relations, own, middle, known, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
     same = own[:, None] == own[None, :]
     np.fill_diagonal(same, False)
     several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
     longer, (heads, tails) = np.maximum(0.0, logs - judge.length), np.split(of_names, 2)
-    signals = _signals(judge, own, scores[: len(own)], (heads, tails), seeds.spans, same)
+    signals = _signals(judge, own, scores[: len(own)], (heads, tails), seeds.spans, np.tile(same, 2))
     found = np.column_stack([signals, longer, answers])[several if several.any() else slice(None)]
     return replace(judge, origin=np.round(found.mean(axis=0), _DIGITS))
+
+
+def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
+    """For each seed its relation's description with the seed's entities in it; the seed itself where that does not name head and tail."""
+    described = {relation.name: relation.description for relation in relations}
+    return [_in_place(described[seed.relation], seed) or seed for seed in seeds]
+
+
+def _in_place(description: str, seed: Example) -> Example | None:
+    """The description with the seed's entities in place of the first "the head" and "the tail", or None."""
+    head, tail = (re.search(rf"\b[Tt]he {name}\b", description) for name in ("head", "tail"))
+    if head is None or tail is None:
+        return None
+    ((start, end), early, first), ((left, right), late, second) = sorted(
+        [(head.span(), seed.head_text, "head"), (tail.span(), seed.tail_text, "tail")]
+    )
+    text = description[:start] + early + description[end:left]
+    spans = {first: (start, start + len(early)), second: (len(text), len(text) + len(late))}
+    return Example(text + late + description[right:], spans["head"], spans["tail"], seed.relation)
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
     """A discriminant, and the scores of its own rows, each by the other folds; both scaled to :data:`SPREAD`.
 
     Args:
-        inputs: Two rows a seed: those of the first kind, then those of the second.
+        inputs: Rows of the seeds, kind after kind.
         labels: Class of each row.
         classes: How many there are.
         shrinkage: Of the covariance.
         fold: Of each seed.
     """
-    whole, folds = discriminant(inputs, labels, classes, shrinkage), np.concatenate([fold, fold])
+    whole, folds = discriminant(inputs, labels, classes, shrinkage), np.tile(fold, len(inputs) // len(fold))
     scores = np.zeros((len(inputs), classes))
     for number in range(_FOLDS):
         left_out = folds == number
@@ -199,8 +225,9 @@ def _signals(
     rows, width, turned = np.arange(len(own)), spans.shape[1] // BLOCKS, own + len(judge.relations)
     (heads, tails), mine = entities, scores[rows, own]
     fitting = heads[rows, own] + tails[rows, turned]
-    views = [slice(None), slice(0, width), slice(width, 2 * width)]
-    near = [_nearest(spans[:, view], judge.spans[:, view], same) for view in views]
+    near = [_nearest(spans, judge.spans, same)]
+    for view in (slice(0, width), slice(width, 2 * width)):
+        near.append(_nearest(spans[:, view], judge.spans[: len(judge.own), view], same[:, : len(judge.own)]))
     roles, kinds = fitting - heads[rows, turned] - tails[rows, own], fitting - heads.mean(axis=1) - tails.mean(axis=1)
     return np.column_stack([mine, mine - scores[rows, turned], *near, roles, kinds])
 

@@ -12,7 +12,7 @@ from divray.embeddings import Encoder
 from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.scoring.answers import answerer_of, ask
-from divray.scoring.judge import Judge, fit_judge
+from divray.scoring.judge import Judge, described_seeds, fit_judge
 from divray.spans import BLOCKS, FEATURE_GRID, Batch, collate, encode_spans, means, on_grid, pooled
 
 
@@ -46,7 +46,8 @@ class Judging:
             answers: Of the seeds, each asked about without itself.
         """
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
-        return fit_judge(self.names, own, [seed.text for seed in self.seeds], self.spans.encode(self.seeds), answers)
+        features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
+        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, answers)
 
     def signals(self, examples: Sequence[Example]) -> np.ndarray:
         """The signals of examples by a judge made for them, ``[n, len(SIGNALS)]``."""
