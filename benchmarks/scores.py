@@ -29,7 +29,7 @@ import numpy as np
 from machine import machine
 
 from divray.measures import diversity, max_rouge_l, self_bleu
-from divray.measures.ngrams import all_grams, words_of
+from divray.measures.overlap import all_grams, words_of
 
 
 def sentences(rows: int, seed: int) -> list[str]:

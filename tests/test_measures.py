@@ -16,7 +16,7 @@ from divray.dedup import verify
 from divray.errors import InputError
 from divray.measures import diversity, diversity_of, max_rouge_l, overlap, self_bleu, semantic_pairs, vendi_score
 from divray.measures.diversity import distinct_n, entropy, mean_cosine, ngram_vectors
-from divray.measures.ngrams import all_grams, counts_of, words_of
+from divray.measures.overlap import all_grams, counts_of, words_of
 from divray.texts import connective_patterns
 
 SENTENCES = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1, max_size=12)

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divray.dedup import Texts
-from divray.measures.ngrams import Grams, Words, all_grams, grams_of, words_of
-from divray.measures.overlap import max_rouge_l, self_bleu
+from divray.measures.overlap import Grams, Words, all_grams, grams_of, max_rouge_l, self_bleu, words_of
 from divray.texts import strings_of
 
 if TYPE_CHECKING:
