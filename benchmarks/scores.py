@@ -86,7 +86,6 @@ def main() -> None:
         "self-BLEU, n-grams known": lambda: self_bleu(words, grams=grams).mean(),
         "rouge-L (sample)": lambda: max_rouge_l(drawn).mean(),
         "mean cosine": lambda: diversity.mean_cosine(embeddings),
-        "distinct-3, from text": lambda: diversity.distinct_n(texts, 3),
         "entropy of patterns": lambda: diversity.entropy(patterns),
         "all of diversity_of": lambda: diversity.diversity_of(texts, embeddings, patterns),
     }

@@ -70,26 +70,15 @@ def words_of(texts: Texts) -> Words:
     return Words(offsets, _numbered(pa.array([word for words in split for word in words], pa.large_string())))
 
 
-def grams_of(words: Words, size: int, shorter: Grams | None = None) -> Grams:
-    """The n-grams of ``size`` words.
-
-    Args:
-        shorter: Those of ``size - 1`` words, if they are known already.
-    """
-    if size == 1:
-        return Grams(np.repeat(np.arange(len(words)), words.lengths), words.ids, np.arange(len(words.ids)))
-    shorter = grams_of(words, size - 1) if shorter is None else shorter
-    whole = shorter.starts + size <= words.offsets[shorter.rows + 1]
-    rows, starts = shorter.rows[whole], shorter.starts[whole]
-    width = int(words.ids.max(initial=-1)) + 1
-    return Grams(rows, _numbered(pa.array(shorter.ids[whole] * width + words.ids[starts + size - 1])), starts)
-
-
 def all_grams(words: Words, longest: int) -> list[Grams]:
     """The n-grams of 1 to ``longest`` words."""
-    found = [grams_of(words, 1)]
+    found = [Grams(np.repeat(np.arange(len(words)), words.lengths), words.ids, np.arange(len(words.ids)))]
+    width = int(words.ids.max(initial=-1)) + 1
     for size in range(2, longest + 1):
-        found.append(grams_of(words, size, found[-1]))
+        shorter = found[-1]
+        whole = shorter.starts + size <= words.offsets[shorter.rows + 1]
+        rows, starts = shorter.rows[whole], shorter.starts[whole]
+        found.append(Grams(rows, _numbered(pa.array(shorter.ids[whole] * width + words.ids[starts + size - 1])), starts))
     return found
 
 
