@@ -29,7 +29,7 @@ import numpy as np
 from machine import machine
 
 from divray.measures import diversity, max_rouge_l, self_bleu
-from divray.measures.ngrams import all_grams, words_of
+from divray.measures.overlap import all_grams, words_of
 
 
 def sentences(rows: int, seed: int) -> list[str]:
@@ -86,7 +86,6 @@ def main() -> None:
         "self-BLEU, n-grams known": lambda: self_bleu(words, grams=grams).mean(),
         "rouge-L (sample)": lambda: max_rouge_l(drawn).mean(),
         "mean cosine": lambda: diversity.mean_cosine(embeddings),
-        "distinct-3, from text": lambda: diversity.distinct_n(texts, 3),
         "entropy of patterns": lambda: diversity.entropy(patterns),
         "all of diversity_of": lambda: diversity.diversity_of(texts, embeddings, patterns),
     }

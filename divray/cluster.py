@@ -18,7 +18,6 @@ from divray.config import Config
 from divray.errors import InputError, ResourceError
 from divray.ray_messages import divert_messages
 from divray.resources import check_resources, provide, release, this_machine
-from divray.resources import uses_gpu as uses_gpu
 from divray.run_folder import RunFolder
 
 LOG_BYTES = 1 << 20

@@ -88,29 +88,26 @@ class Encoder:
         return np.round(out, DECIMALS)
 
     def _forward(self, tokens: list[list[int]], size: int, width: int) -> npt.NDArray[np.float32]:
-        ids = np.full((size, width), self.tokenizer.pad_token_id or 0, np.int64)
-        mask = np.zeros((size, width), np.int64)
-        mask[:, 0] = 1
-        for row, sequence in enumerate(tokens):
-            ids[row, : len(sequence)] = sequence
-            mask[row, : len(sequence)] = 1
-        return self._mean_states(ids, mask)[: len(tokens)]
-
-    def _mean_states(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Unit vectors ``[n, d]`` of token ids and mask ``[n, tokens]``."""
+        """Unit vectors ``[len(tokens), d]`` of token ids, filled up to ``[size, width]``."""
         import torch
 
+        ids = torch.full((size, width), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros((size, width), dtype=torch.int64)
+        mask[:, 0] = 1
+        for row, sequence in enumerate(tokens):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
         threads = torch.get_num_threads()
         if self.device == "cpu":
             torch.set_num_threads(1)
         try:
             with torch.inference_mode():
-                tokens, seen = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
-                hidden = self.model(input_ids=tokens, attention_mask=seen).last_hidden_state.float()
+                seen = mask.to(self.device)
+                hidden = self.model(input_ids=ids.to(self.device), attention_mask=seen).last_hidden_state.float()
                 weights = seen[..., None].float()
                 mean = (hidden * weights).sum(1) / weights.sum(1)
                 found: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
-                return found
+                return found[: len(tokens)]
         finally:
             torch.set_num_threads(threads)
 

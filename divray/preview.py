@@ -9,9 +9,8 @@ from typing import Any
 
 from divray.cluster import prepare_cluster, release_cluster
 from divray.config import Config
-from divray.datasets.stage import read_relations
+from divray.datasets.stage import read_relations, table_examples
 from divray.datasets.stage import run as prepare
-from divray.datasets.tables import table_examples
 from divray.engines.complete import complete
 from divray.pipeline import check
 from divray.prompts import run as prompt

@@ -11,7 +11,7 @@ from divray.dedup import DedupSettings, Shingles, Texts, shingle
 from divray.dedup.shingle import decoded
 from divray.dedup.tables import check_schema
 from divray.errors import InputError
-from divray.relations import Span, mask_entities
+from divray.relations import mask_entities
 from divray.sections import DiversityConfig
 
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
@@ -88,10 +88,7 @@ def compared_texts(table: pa.Table, mask: bool) -> list[str]:
     if not mask:
         return texts
     spans = (table[name].to_pylist() for name in SPANS)
-    return [
-        mask_entities(text, (head_start, head_end), (tail_start, tail_end))
-        for text, head_start, head_end, tail_start, tail_end in zip(texts, *spans, strict=True)
-    ]
+    return [mask_entities(text, (a, b), (c, d)) for text, a, b, c, d in zip(texts, *spans, strict=True)]
 
 
 def configured_shingles(texts: Texts, config: DiversityConfig) -> Shingles:
@@ -101,11 +98,8 @@ def configured_shingles(texts: Texts, config: DiversityConfig) -> Shingles:
 
 def connective_patterns(table: pa.Table) -> list[str]:
     """What stands between the entities, lower-cased, with the entities masked: ``HEAD was caused by TAIL``."""
-    columns = (table[name].to_pylist() for name in ("text", *SPANS))
-    return [connective_pattern(text, (a, b), (c, d)) for text, a, b, c, d in zip(*columns, strict=True)]
-
-
-def connective_pattern(text: str, head: Span, tail: Span) -> str:
-    """The pattern of one sentence."""
-    (first, one), (second, two) = sorted(((head, "HEAD"), (tail, "TAIL")))
-    return " ".join([one, *text[first[1] : second[0]].lower().split(), two])
+    patterns = []
+    for text, *places in zip(*(table[name].to_pylist() for name in ("text", *SPANS)), strict=True):
+        (first, one), (second, two) = sorted(((places[:2], "HEAD"), (places[2:], "TAIL")))
+        patterns.append(" ".join([one, *text[first[1] : second[0]].lower().split(), two]))
+    return patterns

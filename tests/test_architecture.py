@@ -14,7 +14,7 @@ import divray
 FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
-    ("errors", "precision", "ray_messages", "relations", "schemas", "sections", "quickstart"),
+    ("errors", "ray_messages", "relations", "schemas", "sections", "quickstart"),
     ("console", "dedup", "run_folder", "spans", "textfiles", "words"),
     ("config", "locks", "models", "scan", "texts"),
     ("stages", "model_checks", "embeddings", "measures", "review"),

@@ -21,8 +21,7 @@ from divray.datasets import stage as prepare
 from divray.datasets.detokenize import detokenize
 from divray.datasets.fewrel import read_fewrel
 from divray.datasets.huggingface import read_huggingface
-from divray.datasets.marked import read_marked
-from divray.datasets.rows import read_jsonl
+from divray.datasets.own import read_jsonl, read_marked
 from divray.datasets.semeval import read_semeval
 from divray.datasets.source import Source
 from divray.datasets.tacred import Patches, read_tacred

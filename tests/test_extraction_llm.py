@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from divray.config import parse_config
-from divray.datasets.tables import examples_table
+from divray.datasets.stage import examples_table
 from divray.extraction import llm
 from divray.relations import Example, Relation, span_problem
 from divray.run_folder import RunFolder

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from divray.config import parse_config
-from divray.datasets.tables import examples_table
+from divray.datasets.stage import examples_table
 from divray.extraction import evaluation, search, stage
 from divray.extraction.inputs import usual
 from divray.relations import Example

@@ -15,8 +15,8 @@ from shared_sentences import SHARED
 from divray.dedup import verify
 from divray.errors import InputError
 from divray.measures import diversity, diversity_of, max_rouge_l, overlap, self_bleu, semantic_pairs, vendi_score
-from divray.measures.diversity import distinct_n, entropy, mean_cosine, ngram_vectors
-from divray.measures.ngrams import all_grams, counts_of, words_of
+from divray.measures.diversity import entropy, mean_cosine, ngram_vectors
+from divray.measures.overlap import all_grams, counts_of, words_of
 from divray.texts import connective_patterns
 
 SENTENCES = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1, max_size=12)
@@ -89,8 +89,8 @@ def test_mean_cosine_and_distinct() -> None:
     cosines = vectors @ vectors.T
     assert mean_cosine(vectors) == pytest.approx(cosines[~np.eye(9, dtype=bool)].mean())
     assert mean_cosine(vectors[:1]) is None
-    assert distinct_n(["a b a b", "A b"], 2) == pytest.approx(2 / 4)
-    assert distinct_n(["a"], 2) == 0 == distinct_n([], 1)
+    assert diversity_of(["a b a b", "A b"])["distinct_2"] == pytest.approx(2 / 4)
+    assert diversity_of(["a"])["distinct_2"] == 0 == diversity_of([])["distinct_1"]
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
@@ -131,7 +131,6 @@ SCORES_OF_TEXTS: list[Callable[[Any], Any]] = [
     lambda texts: diversity_of(["a"] * len(texts), patterns=texts),
     lambda texts: self_bleu(texts).tolist(),
     lambda texts: max_rouge_l(texts).tolist(),
-    lambda texts: distinct_n(texts, 2),
     entropy,
     lambda texts: ngram_vectors(texts).toarray().tolist(),
 ]

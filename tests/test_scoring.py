@@ -15,8 +15,8 @@ from conftest import exported
 
 from divray.config import Config
 from divray.datasets import load_task
+from divray.datasets.stage import examples_table
 from divray.datasets.stage import run as prepare
-from divray.datasets.tables import examples_table
 from divray.embeddings import embedding_matrix
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES

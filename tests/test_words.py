@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from divray.datasets.rows import read_jsonl
+from divray.datasets.own import read_jsonl
 from divray.datasets.source import Source
 from divray.datasets.tacred import read_tacred
 from divray.export import tacred_row

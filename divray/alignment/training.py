@@ -18,7 +18,7 @@ from divray.alignment.policy import public_name, publish_policy
 from divray.alignment.private import build_no_extension, score_completions_alone, token_trainer
 from divray.alignment.shared_prompt import can_share, share_prompts
 from divray.models import cache_folder, local_model
-from divray.precision import cpu_precision
+from divray.resources import cpu_precision
 from divray.run_folder import Round, RunFolder
 
 CURVE = {

@@ -32,9 +32,7 @@ def read_fewrel(source: Source) -> Iterator[Example]:
             place = f"{name}, row {number}"
             if not isinstance(row, dict):
                 raise source.error(place, "no JSON object", "Every instance is an object with `tokens`, `h` and `t`.")
-            tokens = row.get("tokens")
-            if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-                raise source.error(f"{place}, tokens", "no list of tokens", "Give the sentence as a list of strings.")
+            tokens = source.tokens(place, "tokens", row.get("tokens"))
             heads, tails = (_mentions(source, f"{place}, {key}", row.get(key), len(tokens)) for key in ("h", "t"))
             text, spans = detokenize(tokens, join_infixes=True)
             pair = _pair(source, label, spans, heads, tails)
@@ -49,10 +47,7 @@ def _mentions(source: Source, place: str, value: Any, count: int) -> list[list[i
     for mention in value[2]:
         if not isinstance(mention, list) or not mention:
             raise source.error(place, "an empty mention", mend)
-        for position in mention:
-            if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position < count:
-                raise source.error(place, f"{position!r} is no position among {count} tokens", mend)
-    return [sorted(mention) for mention in value[2]]
+    return [sorted(source.position(place, position, count, mend) for position in mention) for mention in value[2]]
 
 
 def _pair(source: Source, label: str, spans: list[Span], heads: list[list[int]], tails: list[list[int]]) -> tuple[Span, Span] | None:

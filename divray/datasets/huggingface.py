@@ -1,6 +1,6 @@
 """A folder written by ``datasets.Dataset.save_to_disk``, or Parquet: one file, a pattern, or a folder of files of one split.
 
-The columns are those of :mod:`divray.datasets.rows`; a ``ClassLabel`` relation is turned into its names.  The
+The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation is turned into its names.  The
 files are read with Arrow alone, so nothing of the data set's own code runs.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divray.datasets.rows import example_from_row
+from divray.datasets.own import example_from_row
 from divray.datasets.source import Source
 from divray.relations import Example
 from divray.textfiles import read_json

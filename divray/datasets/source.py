@@ -69,6 +69,18 @@ class Source:
             raise self.error(f"{row}, {name}", "missing" if value is None else f"{value!r} is not a text", "Give a string.")
         return value
 
+    def tokens(self, row: str, name: str, value: Any) -> list[str]:
+        """``value`` if it is a list of strings with something in it."""
+        if not isinstance(value, list) or not value or not all(isinstance(token, str) for token in value):
+            raise self.error(f"{row}, {name}", "no list of tokens", "Give the sentence as a list of strings.")
+        return value
+
+    def position(self, place: str, value: Any, count: int, mend: str) -> int:
+        """``value`` if it is the place of one of ``count`` tokens."""
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
+            raise self.error(place, "missing" if value is None else f"{value!r} is no position among {count} tokens", mend)
+        return value
+
     def usable(self, example: Example) -> Iterator[Example]:
         """``example`` with tight spans; nothing where an entity is blank or the two overlap, which is counted."""
         head, tail = tightened(example.text, example.head), tightened(example.text, example.tail)

@@ -1,20 +1,22 @@
 """The first stage, ``prepare``: relations, seed and test examples into the run folder.
 
-It reads the user's files on the driver; every later stage reads the run folder alone.
+It reads the user's files on the driver; every later stage reads the run folder alone, where examples are rows of
+:data:`divray.schemas.EXAMPLES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.tables import examples_table, table_examples
 from divray.datasets.task import load_task
 from divray.relations import Example, Relation
 from divray.run_folder import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, RunFolder
+from divray.schemas import EXAMPLES
 from divray.stages import Progress
 
 
@@ -57,3 +59,38 @@ def read_relations(run: RunFolder) -> list[Relation]:
 def read_seeds(run: RunFolder) -> list[Example]:
     """The seed examples of a prepared run, in order of the relations."""
     return table_examples(run.read_table(SEEDS))
+
+
+def examples_table(examples: Iterable[Example]) -> pa.Table:
+    """One row an example, in the given order."""
+    rows = [
+        {
+            "example_id": example.example_id,
+            "relation": example.relation,
+            "text": example.text,
+            "head_start": example.head[0],
+            "head_end": example.head[1],
+            "tail_start": example.tail[0],
+            "tail_end": example.tail[1],
+            "head_type": example.head_type,
+            "tail_type": example.tail_type,
+        }
+        for example in examples
+    ]
+    return pa.Table.from_pylist(rows, schema=EXAMPLES)
+
+
+def table_examples(table: pa.Table, identity: str = "example_id") -> list[Example]:
+    """The rows of a table that has at least the columns of ``EXAMPLES``; ``identity`` stands for ``example_id``."""
+    return [
+        Example(
+            row["text"],
+            (row["head_start"], row["head_end"]),
+            (row["tail_start"], row["tail_end"]),
+            row["relation"],
+            row["head_type"] or "",
+            row["tail_type"] or "",
+            row[identity] or "",
+        )
+        for row in table.select([identity, *EXAMPLES.names[1:]]).to_pylist()
+    ]

@@ -89,9 +89,7 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
             continue
         kept += 1
         label = source.label(place, patches.label(identity, row.get("relation")))
-        tokens = row.get("token")
-        if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise source.error(f"{place}, token", "no list of tokens", "Give the sentence as a list of strings.")
+        tokens = source.tokens(place, "token", row.get("token"))
         subject, object_ = (_positions(source, place, row, name, len(tokens)) for name in ("subj", "obj"))
         text, spans = detokenize(tokens)
         head, tail = entity_span(spans, *subject), entity_span(spans, *object_)
@@ -103,16 +101,11 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
 
 
 def _positions(source: Source, place: str, row: dict[str, Any], name: str, count: int) -> Span:
-    ends = []
-    for key in (f"{name}_start", f"{name}_end"):
-        value = row.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
-            problem = "missing" if value is None else f"{value!r} is no position among {count} tokens"
-            raise source.error(f"{place}, {key}", problem, "Positions count from 0; ends are inclusive.")
-        ends.append(value)
-    if ends[0] > ends[1]:
+    mend = "Positions count from 0; ends are inclusive."
+    start, end = (source.position(f"{place}, {key}", row.get(key), count, mend) for key in (f"{name}_start", f"{name}_end"))
+    if start > end:
         raise source.error(f"{place}, {name}_end", "lies before the start", "Ends are inclusive and not before the start.")
-    return ends[0], ends[1]
+    return start, end
 
 
 def _checked_patch(path: Path, pairs: Any) -> dict[str, str]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from divray.config import Config
 from divray.datasets.fewrel import read_fewrel
 from divray.datasets.huggingface import read_huggingface
-from divray.datasets.marked import read_marked, read_relations_file
-from divray.datasets.rows import read_jsonl
+from divray.datasets.own import read_jsonl, read_marked, read_relations_file
 from divray.datasets.semeval import read_semeval
 from divray.datasets.source import Source
 from divray.datasets.tacred import Patches, read_tacred

@@ -11,8 +11,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.cluster import Nearest, Numbers, best_of, nearest_items, ranks
-from divray.dedup.decide import ALONE, CHAINED, KNOWN, LEAKED, NEAR, NO_TEXT, REASONS, Rule, decide
+from divray.dedup.decide import (
+    ALONE,
+    CHAINED,
+    KNOWN,
+    LEAKED,
+    NEAR,
+    NO_TEXT,
+    REASONS,
+    Nearest,
+    Numbers,
+    Rule,
+    best_of,
+    decide,
+    nearest_items,
+    ranks,
+)
 from divray.dedup.verify import Pairs
 
 _SLICE = 1 << 18
@@ -103,10 +117,10 @@ class Verdicts:
         named = [(name, self.ids.type) for name in ("id", "cluster", "nearest_id")]
         return pa.schema([*named, ("similarity", pa.float64()), ("kept", pa.bool_()), ("reason", pa.string())])
 
-    def batches(self, rows: int = _SLICE) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[pa.RecordBatch]:
         """The table of :func:`~divray.dedup.tables.near_duplicate_clusters`, a slice of rows at a time."""
-        for start in range(0, len(self), rows):
-            yield self._batch(start, min(start + rows, len(self)))
+        for start in range(0, len(self), _SLICE):
+            yield self._batch(start, min(start + _SLICE, len(self)))
 
     def _batch(self, start: int, stop: int) -> pa.RecordBatch:
         part = slice(*np.searchsorted(self.rows, [start, stop]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from divray.config import Config
 from divray.model_checks import context_length
-from divray.precision import cpu_precision
+from divray.resources import cpu_precision
 from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY, TUNED
 
 CPU_ENGINE_ARGUMENTS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from divray.config import Config
-from divray.datasets.tables import table_examples
+from divray.datasets.stage import table_examples
 from divray.relations import Example
 from divray.run_folder import DRAWS, NEGATIVES, SEEDS, RunFolder
 

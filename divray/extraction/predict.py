@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.datasets.rows import span_of
+from divray.datasets.own import span_of
 from divray.errors import InputError
 from divray.extraction.model import RelationExtractor
 from divray.models import check_model, local_model
@@ -55,7 +55,7 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
-    :mod:`divray.datasets.rows`.  ``head_type`` and ``tail_type`` are used where the model was trained with types.  A ``relation``
+    :mod:`divray.datasets.own`.  ``head_type`` and ``tail_type`` are used where the model was trained with types.  A ``relation``
     or ``probability`` that the row has already is kept as ``given_relation`` or ``given_probability``.
 
     Args:

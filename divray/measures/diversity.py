@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divray.dedup import Texts
-from divray.measures.ngrams import Grams, Words, all_grams, grams_of, words_of
-from divray.measures.overlap import max_rouge_l, self_bleu
+from divray.measures.overlap import Grams, Words, all_grams, max_rouge_l, self_bleu, words_of
 from divray.texts import strings_of
 
 if TYPE_CHECKING:
@@ -70,45 +69,33 @@ def _blocked_gram(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return gram
 
 
-def ngram_vectors(texts: Texts, sizes: Sequence[int] = (1, 2)) -> csr_array:
-    """Vectors whose inner products are the n-gram kernel: the mean over ``sizes`` of the cosine of n-gram counts.
+def ngram_vectors(texts: Texts | Words, grams: Sequence[Grams] | None = None) -> csr_array:
+    """Vectors whose inner products are the n-gram kernel: the mean cosine of the counts of words and of pairs of words.
 
     Words are those of the lower-cased text split at white space.  A text without an n-gram of some size has
     the text itself as its one n-gram.
 
+    Args:
+        texts: ``n`` sentences.
+        grams: ``all_grams(words, 2)`` where known already.
+
     Returns:
         float64 ``[n, d]``, sparse, rows of unit length.
     """
-    return _ngram_vectors(words := words_of(texts), all_grams(words, max(sizes)), sizes)
-
-
-def _ngram_vectors(words: Words, grams: Sequence[Grams], sizes: Sequence[int]) -> csr_array:
     from scipy.sparse import csr_array, diags_array, hstack
 
+    words = texts if isinstance(texts, Words) else words_of(texts)
     blocks = []
-    for size in sizes:
-        some = grams[size - 1]
+    for size, some in enumerate((grams or all_grams(words, 2))[:2], start=1):
         rows, columns, width = some.rows, some.ids, some.distinct
         if len(short := np.flatnonzero(words.lengths < size)):
             whole = [words.ids[words.offsets[row] : words.offsets[row + 1]].tobytes() for row in short]
             _, own = np.unique(np.array(whole, object), return_inverse=True)
             rows, columns, width = np.append(rows, short), np.append(columns, width + own), width + int(own.max()) + 1
         block = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(words), width))
-        lengths = np.sqrt(block.power(2).sum(axis=1) * len(sizes))
+        lengths = np.sqrt(block.power(2).sum(axis=1) * 2)
         blocks.append(diags_array(1 / np.where(lengths > 0, lengths, 1.0)) @ block)
     return hstack(blocks, format="csr")
-
-
-def distinct_n(texts: Texts, n: int) -> float:
-    """Different n-grams of words ÷ all n-grams, over the whole set (Li et al. 2016, arXiv 1510.03055); 0 where there are none.
-
-    Falls with the size of the set.
-    """
-    return _distinct(grams_of(words_of(texts), n))
-
-
-def _distinct(grams: Grams) -> float:
-    return grams.distinct / len(grams.ids) if len(grams.ids) else 0.0
 
 
 def entropy(values: Texts) -> float:
@@ -144,7 +131,8 @@ def diversity_of(
         patterns: Connective patterns of the same rows (:func:`~divray.texts.connective_patterns`), or none.
 
     Returns:
-        ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_1`` to ``distinct_3``; ``self_bleu`` (mean BLEU-4
+        ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_1`` to ``distinct_3`` (different n-grams ÷ all, Li et al.
+        2016, arXiv 1510.03055; 0 where there are none, falling with the size of the set); ``self_bleu`` (mean BLEU-4
         against all the others); ``rouge_l`` (mean of each one's largest ROUGE-L F1); ``mean_cosine`` of the embeddings;
         ``pattern_entropy`` in nats. ``None`` where a score is undefined: too few rows, no embeddings, no patterns.
         ``vendi_ngram`` and ``rouge_l`` of more than :data:`SAMPLED_ROWS` rows are those of a sample of that many.
@@ -157,7 +145,7 @@ def diversity_of(
     order = sorted(range(len(texts)), key=lambda row: (texts[row], bytes(ties[row])))
     texts = [texts[row] for row in order]
     grams = all_grams(words := words_of(texts), 4)
-    vectors = _ngram_vectors(words, grams, (1, 2))
+    vectors = ngram_vectors(words, grams)
     scores: dict[str, float | None] = {
         "vendi_ngram": vendi_score(vectors[_drawn(len(texts), SAMPLED_ROWS)]),
         "vendi_embedding": None,
@@ -169,7 +157,7 @@ def diversity_of(
     if len(texts) > 1:
         drawn = words_of([texts[row] for row in _drawn(len(texts), SAMPLED_ROWS)])
         scores["rouge_l"] = float(max_rouge_l(drawn).mean())
-    scores |= {f"distinct_{n}": _distinct(grams[n - 1]) for n in (1, 2, 3)}
+    scores |= {f"distinct_{n}": some.distinct / max(len(some.ids), 1) for n, some in enumerate(grams[:3], start=1)}
     if embeddings is not None and len(texts):
         found: npt.NDArray[Any] = np.asarray(embeddings, np.float32 if len(texts) > EXACT_PRODUCTS else np.float64)[order]
         found /= np.maximum(np.sqrt(np.einsum("ij,ij->i", found, found)), 1e-12)[:, None]

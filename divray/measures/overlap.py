@@ -1,19 +1,97 @@
-"""How much the sentences of one set repeat each other: self-BLEU and ROUGE-L."""
+"""How much the sentences of one set repeat each other: their words and n-grams as numbers, self-BLEU and ROUGE-L."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from numba import njit
 
 from divray.dedup import Texts
-from divray.measures.ngrams import Grams, Numbers, Words, all_grams, counts_of, words_of
+from divray.texts import strings_of
+
+Numbers = npt.NDArray[np.int64]
 
 SMOOTHING = 0.1
 """Stands for a count of no match (method 1 of Chen and Cherry 2014)."""
 
 ROUGE_WORDS = 512
 """ROUGE-L compares the first words of a text, up to so many."""
+
+
+class Words(NamedTuple):
+    """``n`` texts as words: text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+
+    Attributes:
+        offsets: int64 ``[n + 1]``.
+        ids: int64 ``[offsets[n]]``, equal for equal words, from 0 without gaps.
+    """
+
+    offsets: Numbers
+    ids: Numbers
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Numbers:
+        return np.diff(self.offsets)
+
+
+class Grams(NamedTuple):
+    """All n-grams of some size, in the order of texts and places.
+
+    Attributes:
+        rows: int64 ``[m]``, the text of each.
+        ids: int64 ``[m]``, equal for equal n-grams, from 0 without gaps, by first place.
+        starts: int64 ``[m]``, the place of its first word in ``Words.ids``.
+    """
+
+    rows: Numbers
+    ids: Numbers
+    starts: Numbers
+
+    @property
+    def distinct(self) -> int:
+        return int(self.ids.max(initial=-1)) + 1
+
+
+def words_of(texts: Texts) -> Words:
+    """The words of the lower-cased texts, split at white space.
+
+    Raises:
+        InputError: a text is null.
+    """
+    split = [text.lower().split() for text in strings_of(texts)]
+    offsets = np.zeros(len(split) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, split), np.int64, len(split)), out=offsets[1:])
+    return Words(offsets, _numbered(pa.array([word for words in split for word in words], pa.large_string())))
+
+
+def all_grams(words: Words, longest: int) -> list[Grams]:
+    """The n-grams of 1 to ``longest`` words."""
+    found = [Grams(np.repeat(np.arange(len(words)), words.lengths), words.ids, np.arange(len(words.ids)))]
+    width = int(words.ids.max(initial=-1)) + 1
+    for size in range(2, longest + 1):
+        shorter = found[-1]
+        whole = shorter.starts + size <= words.offsets[shorter.rows + 1]
+        rows, starts = shorter.rows[whole], shorter.starts[whole]
+        found.append(Grams(rows, _numbered(pa.array(shorter.ids[whole] * width + words.ids[starts + size - 1])), starts))
+    return found
+
+
+def _numbered(values: pa.Array) -> Numbers:
+    """Equal numbers for equal values, from 0 by first place."""
+    return values.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def counts_of(grams: Grams) -> tuple[Numbers, Numbers, Numbers]:
+    """How often each n-gram stands in each text: ``(row, n-gram, count)``, in the order of both."""
+    pairs, counts = np.unique(grams.rows * grams.distinct + grams.ids, return_counts=True)
+    rows, ids = np.divmod(pairs, max(grams.distinct, 1))
+    return rows, ids, counts
 
 
 def self_bleu(texts: Texts | Words, size: int = 4, grams: list[Grams] | None = None) -> npt.NDArray[np.float64]:
@@ -51,25 +129,14 @@ def self_bleu(texts: Texts | Words, size: int = 4, grams: list[Grams] | None = N
     return np.where(sharing, np.exp(logarithm + brevity), 0.0)
 
 
-def _clipped(grams: Grams) -> tuple[Numbers, npt.NDArray[np.float64]]:
-    """Row and clipped count of each n-gram of each text."""
+def _clipped(grams: Grams) -> tuple[Numbers, Numbers]:
+    """Row and count of each n-gram of each text, or the largest count in another text where that is smaller."""
     rows, ids, counts = counts_of(grams)
-    return rows, _clip(ids, counts, grams.distinct)
-
-
-@njit(cache=True)
-def _clip(ids, counts, distinct):  # type: ignore[no-untyped-def]
-    """Each count, or the largest of the others of its n-gram where that is smaller."""
-    largest, second = np.zeros(distinct, np.int64), np.zeros(distinct, np.int64)
-    for i in range(len(ids)):
-        if counts[i] >= largest[ids[i]]:
-            second[ids[i]], largest[ids[i]] = largest[ids[i]], counts[i]
-        elif counts[i] > second[ids[i]]:
-            second[ids[i]] = counts[i]
-    out = np.empty(len(ids))
-    for i in range(len(ids)):
-        out[i] = min(counts[i], second[ids[i]])  # the second is the largest itself where two sentences hold it
-    return out
+    most = counts.max(initial=0) + 1
+    ascending = np.sort(ids * most + counts)
+    holders = np.bincount(ids, minlength=grams.distinct)
+    second = np.where(holders > 1, ascending[np.cumsum(holders) - 2] % most, 0)
+    return rows, np.minimum(counts, second[ids])  # the second is the largest itself where two sentences hold it
 
 
 def _closest_lengths(lengths: Numbers) -> Numbers:

@@ -23,8 +23,7 @@ from divray.errors import InputError
 from divray.preferences.mined import CANDIDATES, mined_pairs
 from divray.preferences.paper import near_copy, paper_pairs
 from divray.prompts.rows import accepted_samples, gives_pair
-from divray.relations import Example
-from divray.run_folder import RELATIONS, Round, RunFolder
+from divray.run_folder import Round, RunFolder
 from divray.schemas import NAIVE, PAIRS
 from divray.stages import Progress
 
@@ -54,9 +53,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     own = Round.of(round)
     relations = {relation.name: relation for relation in read_relations(run)}
-    seeds = read_seeds(run)
     shared: dict[str, Any] = {
         "relations": relations,
+        "seeds": read_seeds(run),
         "settings": config.preferences,
         "seed": config.seed,
         "chat": config.prompts.style == "chat",
@@ -64,12 +63,11 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     if config.preferences.mode == "mined":
         rows = _candidates(run, own)
         others = {name: accepted[:OTHERS] for name, accepted in accepted_samples(run, [round]).items()}
-        make: Any = partial(_mined, seeds=seeds, others=others, **shared)
+        make: Any = partial(mined_pairs, others=others, **shared)
     else:
         rows = run.dataset(own.prompts, columns=["relation", "strategy", "prompt_id", "prompt", "head", "demonstrations"])
-        make = partial(paper_pairs, seeds=seeds, **shared)
-    partitions = min(max(1, len(run.read_json(RELATIONS))), 64)
-    groups = rows.groupby("relation", num_partitions=partitions)
+        make = partial(paper_pairs, **shared)
+    groups = rows.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
     made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     # Never more than max_pairs_per_relation times the relations: small, whatever the size of the round.
     batches: Any = made.iter_batches(batch_format="pyarrow", batch_size=None)
@@ -81,11 +79,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     run.write_table(own.pairs, pairs)
     names, kinds = pairs["relation"].to_pylist(), pairs["kind"].to_pylist()
     return {"pairs": pairs.num_rows, "kinds": dict(sorted(Counter(kinds).items())), "relations": dict(sorted(Counter(names).items()))}
-
-
-def _mined(rows: pa.Table, seeds: list[Example], **shared: Any) -> pa.Table:
-    own = [seed for seed in seeds if rows.num_rows and seed.relation == rows["relation"][0].as_py()]
-    return mined_pairs(rows, seeds=own, **shared)
 
 
 def _candidates(run: RunFolder, own: Round) -> ray.data.Dataset:

@@ -22,10 +22,11 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 
 import pyarrow as pa
 
-from divray.preferences.paper import Row, near_copy, pair_table
+from divray.preferences.paper import Row, near_copy, pair_of, pair_table
 from divray.prompts.record import completion_of
 from divray.relations import Example, Relation
 from divray.schemas import SCORES
@@ -61,7 +62,7 @@ def mined_pairs(
     Args:
         rows: The columns of :data:`CANDIDATES`, in any order.
         relations: All relations by name.
-        seeds: This relation's seed examples.
+        seeds: Seed examples, of which only this relation's serve.
         others: Relation -> right samples of it, from which ``other_relation`` takes.
         settings: Cap.
         seed: With the chosen one's id it decides every draw.
@@ -71,13 +72,18 @@ def mined_pairs(
     if not candidates:
         return pair_table([])
     relation = relations[candidates[0]["relation"]]
-    good = sorted((row for row in candidates if row["valid"] and row["correct"] and row["unique"]), key=_most_different)
+    good = sorted(
+        (row for row in candidates if row["valid"] and row["correct"] and row["unique"]),
+        key=lambda row: (-row["novelty"], -row["correctness"], row["candidate_id"]),
+    )
     count = min(settings.max_pairs_per_relation, max(1, len(good) // 2)) if good else 0
     chosen, alike = good[:count], good[: count - 1 : -1]
     bad = sorted(
         (row for row in candidates if row["valid"] and not row["correct"]), key=lambda row: (row["correctness"], row["candidate_id"])
     )
-    broken = [row for pair in _interleaved(bad, [row for row in candidates if not row["valid"]]) for row in pair]
+    invalid = (row for row in candidates if not row["valid"])
+    broken = [row for pair in zip_longest(bad, invalid) for row in pair if row is not None]
+    seeds = [seed for seed in seeds if seed.relation == relation.name]
     foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
 
     def say(row: Row, example: Example) -> str:
@@ -126,7 +132,7 @@ def mined_pairs(
             made = makers[way](row, rng)
             if made is not None and made[1] != text:
                 used[way] += 1
-                pairs.append(_pair(row, text, way, *made))
+                pairs.append(pair_of(row, row["candidate_id"], way, (row["candidate_id"], text), made))
                 break
     return pair_table(pairs)
 
@@ -140,25 +146,3 @@ def example_of(row: Row) -> Example:
     """The sample of a valid row."""
     head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
     return Example(row["text"], head, tail, row["relation"], example_id=row["candidate_id"])
-
-
-def _interleaved(one: list[Row], other: list[Row]) -> list[list[Row]]:
-    longest = max(len(one), len(other))
-    return [[*one[place : place + 1], *other[place : place + 1]] for place in range(longest)]
-
-
-def _most_different(row: Row) -> tuple[float, float, str]:
-    return -row["novelty"], -row["correctness"], row["candidate_id"]
-
-
-def _pair(row: Row, text: str, kind: str, rejected_id: str, rejected: str) -> Row:
-    return {
-        "pair_id": f"{row['candidate_id']}--{kind}",
-        "relation": row["relation"],
-        "prompt": row["prompt"],
-        "chosen": text,
-        "rejected": rejected,
-        "kind": kind,
-        "chosen_id": row["candidate_id"],
-        "rejected_id": rejected_id,
-    }

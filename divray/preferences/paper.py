@@ -68,16 +68,8 @@ def _paper_pairs_of(
         chosen = rng.choice(unseen)
         texts = [completion_of(relations[prompt["relation"]], e, bool(prompt["head"]), chat) for e in (chosen, example)]
         if texts[0] != texts[1]:
-            yield {
-                "pair_id": f"{prompt['prompt_id']}--{kind}",
-                "relation": prompt["relation"],
-                "prompt": prompt["prompt"],
-                "chosen": texts[0],
-                "rejected": texts[1],
-                "kind": kind,
-                "chosen_id": f"seed:{chosen.example_id}",
-                "rejected_id": f"seed:{example.example_id}",
-            }
+            ids = [f"seed:{e.example_id}" for e in (chosen, example)]
+            yield pair_of(prompt, prompt["prompt_id"], kind, (ids[0], texts[0]), (ids[1], texts[1]))
 
 
 def near_copy(example: Example, donor: Example) -> Example:
@@ -99,6 +91,20 @@ def near_copy(example: Example, donor: Example) -> Example:
 
 
 Row = dict[str, Any]
+
+
+def pair_of(prompt: Row, name: str, kind: str, chosen: tuple[str, str], rejected: tuple[str, str]) -> Row:
+    """A row of ``PAIRS`` under the prompt of row ``prompt``; both sides are id and text."""
+    return {
+        "pair_id": f"{name}--{kind}",
+        "relation": prompt["relation"],
+        "prompt": prompt["prompt"],
+        "chosen": chosen[1],
+        "rejected": rejected[1],
+        "kind": kind,
+        "chosen_id": chosen[0],
+        "rejected_id": rejected[0],
+    }
 
 
 def pair_table(pairs: Iterable[Row]) -> pa.Table:

@@ -22,8 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.stage import read_relations, read_seeds
-from divray.datasets.tables import table_examples
+from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.prompts.record import as_lines, labels
 from divray.relations import Example, Relation
 from divray.resources import worker

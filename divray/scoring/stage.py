@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from divray.config import Config
-from divray.datasets.stage import read_relations, read_seeds
-from divray.datasets.tables import table_examples
+from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
