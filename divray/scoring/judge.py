@@ -143,8 +143,8 @@ def fit_judge(
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
     plain, *_ = _features(features, None)
     orders = np.concatenate([plain, exchanged(plain)])
-    first = _head_first(orders)
-    means = [orders[first == order].mean(axis=0) if (first == order).any() else np.zeros(orders.shape[1]) for order in (0, 1)]
+    parts = [orders[_head_first(orders) == order] for order in (0, 1)]
+    means = [part.mean(axis=0) if len(part) else np.zeros(orders.shape[1]) for part in parts]
     middle = on_grid(np.stack(means), FEATURE_GRID)
     seeds = _features(features, middle)
     known = np.concatenate([plain, _features(described, None).spans])
@@ -215,7 +215,7 @@ def _features(features: np.ndarray, middle: np.ndarray | None) -> Features:
 
 def _head_first(spans: np.ndarray) -> np.ndarray:
     """1 for a sentence in which the head comes first, else 0; by the blocks of the words between and outside."""
-    blocks = spans.reshape(len(spans), BLOCKS, spans.shape[1] // BLOCKS).any(axis=2)
+    blocks = np.any(spans.reshape(len(spans), BLOCKS, spans.shape[1] // BLOCKS), axis=2)
     return (blocks[:, 2] | blocks[:, 4]).astype(np.int64)
 
 
