@@ -54,7 +54,7 @@ def cluster() -> Iterator[None]:
 
 
 def settings(model: Path, workers: int = 1, **alignment: Any) -> Config:
-    values = {"learning_rate": 5e-3, "precision": "fp32", "pairs_per_step": 4, "max_length": 64, **alignment}
+    values = {"learning_rate": 5e-3, "sft_weight": 0, "precision": "fp32", "pairs_per_step": 4, "max_length": 64, **alignment}
     return parse_config(
         {
             "task": {"name": "t", "relations": "r.yaml"},
@@ -171,8 +171,9 @@ def test_the_learning_rate_follows_method_and_size(method: str, parameters: int,
 
     assert learning_rate({"learning_rate": None, "method": method}, parameters) == pytest.approx(rate)
     assert learning_rate({"learning_rate": 3e-6, "method": method}, parameters) == 3e-6
-    settings_of = settings(Path("model"), learning_rate=None, method=method).alignment.model_dump()
+    settings_of = settings(Path("model"), learning_rate=None, method=method, sft_weight=0.5).alignment.model_dump()
     made = dpo_arguments(settings_of, workers=1, gpu=True, bf16=True, parameters=parameters, pairs=9, seed=1, output_dir="out")
+    assert (made["loss_type"], made["loss_weights"]) == (["sigmoid", "sft"], [1.0, 0.5])
     assert made["learning_rate"] == pytest.approx(rate) and made["gradient_checkpointing"] is (parameters > BILLION)
 
 
