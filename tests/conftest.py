@@ -36,8 +36,8 @@ os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever els
 
 @pytest.fixture(scope="session")
 def quickstart() -> Config:
-    """The quick-start settings as they ship."""
-    return load_config(folder() / "quickstart.yaml")
+    """The quick-start settings, with the faster of its LLMs."""
+    return load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2"])
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def main() -> None:
     from divray.models import local_model
     from divray.quickstart import folder
 
-    config = load_config(folder() / "quickstart.yaml", sys.argv[3:])
+    config = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", *sys.argv[3:]])
     arguments = {**lora_arguments(config, gpu=True), **engine_arguments(config, gpu=True)}
     made = AsyncEngineArgs(model=local_model(config.models.llm), **arguments).create_engine_config(UsageContext.LLM_CLASS)
     found = {

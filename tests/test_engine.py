@@ -25,7 +25,13 @@ from divray.sampling.stage import parse_batch, policy_model, retry_failed
 from divray.sampling.stage import run as sample
 from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
 
-SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=0", "sampling.max_tokens=64", "engine.batch_size=8"]
+SMALL = [
+    "models.llm=embedded:smollm2",
+    "sampling.candidates_per_relation=8",
+    "sampling.naive_candidates_per_relation=0",
+    "sampling.max_tokens=64",
+    "engine.batch_size=8",
+]
 
 
 def settings(*overrides: str) -> Config:

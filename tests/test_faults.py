@@ -18,6 +18,7 @@ from divray.sampling.stage import run as sample
 from divray.schemas import COMPLETIONS
 
 SMALL = [
+    "models.llm=embedded:smollm2",
     "sampling.candidates_per_relation=16",
     "sampling.naive_candidates_per_relation=0",
     "sampling.max_tokens=64",

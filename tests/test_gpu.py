@@ -22,7 +22,7 @@ from divray.engines.pool import make_room
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
-SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
+SMALL = ["models.llm=embedded:smollm2", "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from divray.run_folder import TEST, RunFolder
 from divray.sampling.stage import run as sample
 
 SMALL = [
+    "models.llm=embedded:smollm2",
     "rounds=1",
     "engine.device=cpu",
     "sampling.candidates_per_relation=12",

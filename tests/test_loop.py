@@ -31,6 +31,7 @@ pytestmark = [
 ]
 
 SMALL = [
+    "models.llm=embedded:smollm2",
     "sampling.candidates_per_relation=16",
     "sampling.naive_candidates_per_relation=4",
     "preferences.max_pairs_per_relation=2",

@@ -33,7 +33,12 @@ from divray.schemas import PAIRS_A_COMPLETION, PROMPTS
 
 RELATION = Relation("works_for", "The head works for the tail.", "person", "organization")
 FORM = form_of([marked("[Maria Lopez] works as a welder at {Nordhaven}.")], [RELATION])
-SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "prompts.candidates_per_prompt=4"]
+SMALL = [
+    "models.llm=embedded:smollm2",
+    "sampling.candidates_per_relation=8",
+    "sampling.naive_candidates_per_relation=2",
+    "prompts.candidates_per_prompt=4",
+]
 
 
 def settings(*overrides: str) -> Config:

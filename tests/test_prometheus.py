@@ -14,7 +14,12 @@ from divray.config import load_config
 from divray.quickstart import folder
 from divray.sampling.stage import run as sample
 
-SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.batch_size=8"]
+SMALL = [
+    "models.llm=embedded:smollm2",
+    "sampling.candidates_per_relation=8",
+    "sampling.naive_candidates_per_relation=2",
+    "engine.batch_size=8",
+]
 
 
 def test_engines_tell_prometheus_by_relation_and_state(ray_two_cpus: None, uri: str) -> None:

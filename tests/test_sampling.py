@@ -33,7 +33,12 @@ from divray.sampling.stage import parse_batch, parsed_records, retry_failed
 from divray.sampling.stage import run as sample
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
 
-SMALL = ["sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.batch_size=8"]
+SMALL = [
+    "models.llm=embedded:smollm2",
+    "sampling.candidates_per_relation=8",
+    "sampling.naive_candidates_per_relation=2",
+    "engine.batch_size=8",
+]
 
 
 def settings(*overrides: str) -> Config:
