@@ -29,8 +29,8 @@ def test_the_stages_of_two_rounds_in_order(quickstart: Config) -> None:
     ]
 
 
-def test_a_folder_of_another_config_is_refused(quickstart: Config, uri: str) -> None:
-    begin(quickstart, uri)
+def test_a_folder_of_another_config_is_refused(uri: str) -> None:
+    begin(load_config(QUICKSTART), uri)
     assert open_run(load_config(QUICKSTART, ["engine.batch_size=4"]), uri).exists("config.yaml")
     with pytest.raises(InputError, match=r"selection\.k: the run was begun with 16, now it is 8"):
         open_run(load_config(QUICKSTART, ["selection.k=8"]), uri)

@@ -135,7 +135,8 @@ def test_stages_run_there(bucket: str, quickstart: Config) -> None:
     try:
         for name in ("prepare", "prompt"):
             pipeline.run_stage(quickstart, run, pipeline.STAGES[name], 0)
-        assert run.dataset("round-00/prompts").count() == 6 * 64 + 6 * 16
+        asked = quickstart.sampling.candidates_per_relation + quickstart.sampling.naive_candidates_per_relation
+        assert run.dataset("round-00/prompts").count() == 6 * asked
         assert run.record("round-00.prompt") is not None
     finally:
         ray.shutdown()
