@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     with_config(whole)
     whole.add_argument("--out", required=True, help="run folder: a path, s3://… or gs://…")
     with_config(add("plan", "Check settings, data and models, and print what would run. Loads no model.", "commands:plan"))
-    preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", "reading:preview_samples")
+    preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", "sample_commands:preview_samples")
     with_config(preview)
     preview.add_argument("-n", type=int, default=2, help="samples a relation and strategy (default 2)")
     for name in STAGE_COMMANDS:
@@ -69,12 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "sample":
             stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
         stage.add_argument("--force", action="store_true", help="do it again although it is done; what came after it counts as not done")
-    export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "reading:export_samples")
+    export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "sample_commands:export_samples")
     export.add_argument("run", help="run folder")
     export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
     export.add_argument("--all", action="store_true", help="every accepted sample, not only the selected ones")
     explain = add(
-        "explain", "Show where a sample came from, what stands near it, and why it was kept or dropped.", "reading:explain_sample"
+        "explain", "Show where a sample came from, what stands near it, and why it was kept or dropped.", "sample_commands:explain_sample"
     )
     explain.add_argument("run", help="run folder")
     explain.add_argument("sample_id", help="id of a candidate or of a seed example")
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     review = add(
         "review",
         "Read some of the samples blind and say which are right; report and card then show the share.",
-        "reading:review_samples",
+        "sample_commands:review_samples",
     )
     review.add_argument("run", help="run folder")
     review.add_argument("--number", type=int, default=50, metavar="N", help="samples to read (default 50)")

@@ -51,7 +51,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         if scheme.lower() == "file":
             host, slash, path = rest.partition("/")
             if not slash or host not in ("", "localhost"):
-                raise ValueError("a file's URI has an absolute path: file:///folder/file")
+                raise ValueError("a file's URI has an absolute path after file:// and an optional localhost")
             return pafs.LocalFileSystem(), f"/{unquote(path)}"
         return pafs.FileSystem.from_uri(_encoded(uri))
     except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home folder

@@ -25,7 +25,7 @@ LEVELS = (
     ("sampling", "selection"),
     ("pipeline", "explain", "export"),
     ("preview",),
-    ("commands", "reading"),
+    ("commands", "sample_commands"),
     ("cli",),
 )
 """Modules and packages, the lowest level first; the longest name counts.  A module imports of lower levels and of its own package."""

@@ -151,9 +151,8 @@ def fit_judge(
     turned = exchanged(known)
     known, turned = known - middle[_head_first(known)], turned - middle[_head_first(turned)]
     labels = np.concatenate([own, own + len(relations)])
-    wording, scores = _fitted(
-        np.concatenate([known, turned]), np.repeat(labels.reshape(2, -1), 2, axis=0).ravel(), classes, SHRINKAGE, fold
-    )
+    wordings = np.concatenate([own, own, own + len(relations), own + len(relations)])
+    wording, scores = _fitted(np.concatenate([known, turned]), wordings, classes, SHRINKAGE, fold)
     entities, of_names = _fitted(np.concatenate([seeds.heads, seeds.tails]), labels, classes, ENTITY_SHRINKAGE, fold)
     logs = _logs(texts)
     judge = Judge(relations, own, middle, known, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
