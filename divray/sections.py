@@ -130,8 +130,6 @@ class DiversityConfig(Section):
     shingle_size: ClassVar[int] = 3
     seed_threshold: ClassVar[float] = 0.5
     """Jaccard similarity to a seed example from which a sample is a copy of it."""
-    conflicts: ClassVar[Literal["drop"]] = "drop"
-    """What becomes of a sentence that stands under two relations."""
 
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
     mask_entities: bool = Field(True, description="Compare structure, not names.")

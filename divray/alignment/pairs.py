@@ -54,7 +54,7 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
             run.full_uri(Round.of(round - 1).pairs),
             "",
             f"there is no preference pair to train round {round} on",
-            "Sample more candidates, or loosen `preferences` and `correctness.keep`.",
+            "Sample more candidates, or lower `correctness.threshold`.",
         )
     return pairs.sort_by([(column, "ascending") for column in COLUMNS])
 

@@ -133,7 +133,7 @@ def account(config: Config, run: RunFolder) -> Account:
                 else "near a test sentence"
                 if near_test
                 else "labelling conflict"
-                if conflict and config.diversity.conflicts == "drop"
+                if conflict
                 else "near a seed example"
                 if near_seed
                 else "near-duplicate"
