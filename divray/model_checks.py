@@ -37,15 +37,17 @@ class Facts(NamedTuple):
 
 
 def facts_of(reference: str, field: str) -> Facts | None:
-    """What the files of a model say; ``None`` where they are out of reach from here.
+    """What the files of a model say; ``None`` where it is an endpoint, or embedded and not made yet.
 
     Raises:
         InputError: A file is missing, or none of its kind.
     """
     if reference == "endpoint" or (folder := small_files(reference, field)) is None:
         return None
-    config = _object(folder / "config.json")
     names = {file.name for file in folder.iterdir()}
+    if "config.json" not in names:
+        raise InputError("config", field, f"{reference} holds no config.json", "Give a model saved with transformers.")
+    config = _object(folder / "config.json")
     if names.isdisjoint(_TOKENIZERS):
         raise InputError("config", field, f"{reference} holds no tokenizer", "Save the tokenizer beside the model.")
     if "tokenizer.json" in names and not (folder / "tokenizer.json").open("rb").read(64).lstrip().startswith(b"{"):

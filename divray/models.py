@@ -6,6 +6,7 @@ stage assumes that the driver's disk is a worker's disk.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -68,15 +70,18 @@ def check_model(reference: str, where: str, field: str) -> None:
         raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
 
 
+HUB_SECONDS = 10.0
+"""For the hub to say whether it has a model."""
+
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 """Names of the files beside the weights."""
 
 
 def small_files(reference: str, field: str) -> Path | None:
-    """A folder on this machine with at least the small files of a model; ``None`` where it is not made yet or out of reach.
+    """A folder on this machine with at least the small files of a model; ``None`` for an embedded one that is not made yet.
 
     Raises:
-        InputError: The hub has no such model.
+        InputError: The hub has no such model, or is out of reach and no copy lies on this machine.
     """
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
@@ -86,15 +91,31 @@ def small_files(reference: str, field: str) -> Path | None:
         return Path(_fetched(reference, _SMALL))
     if (folder := Path(reference).expanduser()).is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    return _from_hub(reference, field)
 
+
+def _from_hub(reference: str, field: str) -> Path:
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    download = partial(snapshot_download, reference, allow_patterns=list(_SMALL))
     try:
-        return Path(snapshot_download(reference, allow_patterns=list(_SMALL)))
-    except (HFValidationError, RepositoryNotFoundError):
-        raise InputError("config", field, f"the hub has no {reference}, or not for you", "Correct the id, or log in to the hub.") from None
-    except OSError:  # offline; a worker may have it
-        return None
+        model_info(reference, timeout=HUB_SECONDS)  # the download itself would wait for ever for a hub that says nothing
+        return Path(download())
+    except Exception as error:  # of the hub's HTTP library, too, which has another name in each release
+        with contextlib.suppress(OSError, ValueError):
+            return Path(download(local_files_only=True))
+        mend = "Give a folder of the model, or put it into the hub's cache of this machine."
+        match error:
+            case GatedRepoError():
+                problem, mend = "gives this model only to those whom it let in", "Ask for access on its page, and set HF_TOKEN."
+            case RepositoryNotFoundError() | HFValidationError():
+                problem, mend = "has no such model, or not for you", "Correct the id or path, or set HF_TOKEN."
+            case OfflineModeIsEnabled():
+                problem = "is switched off by HF_HUB_OFFLINE, and no copy lies on this machine"
+            case _:
+                problem = f"is out of reach ({(str(error).splitlines() or [''])[0] or type(error).__name__})"
+        raise InputError("config", field, f"{reference} is no folder, and the hub {problem}", mend) from None
 
 
 def local_model(reference: str) -> str:

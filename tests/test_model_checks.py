@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from divray.cli import main
 from divray.config import load_config
 from divray.engines.arguments import engine_arguments
 from divray.errors import InputError
@@ -87,3 +95,104 @@ def test_a_file_that_is_only_a_pointer_is_refused(tmp_path: Path) -> None:
         (tmp_path / "m" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
         with pytest.raises(InputError, match=name):
             check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}"]))
+
+
+FILES = {"config.json": json.dumps(LLM), "tokenizer.json": "{}", "model.safetensors": "weights"}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has ``of/llm``, lets nobody into ``of/gated``, is ill about ``of/ill``, and says nothing about ``of/silent``."""
+
+    gone = threading.Event()
+
+    def do_GET(self) -> None:
+        sha, (_, first, *rest) = "a" * 40, self.path.partition("?")[0].split("/")
+        name = "/".join(rest[1:3] if first == "api" else [first, rest[0]])
+        if name == "of/silent":
+            self.gone.wait(60)
+        if name == "of/ill":
+            self.answer(500)
+        elif name not in ("of/llm", "of/gated"):
+            self.answer(401, {"X-Error-Code": "RepoNotFound"})
+        elif "tree" in rest:
+            found = [{"type": "file", "path": file, "size": len(text), "oid": "b" * 40} for file, text in FILES.items()]
+            self.answer(200, {"Content-Type": "application/json"}, json.dumps(found))
+        elif first == "api":
+            self.answer(200, {"Content-Type": "application/json"}, json.dumps({"id": name, "sha": sha, "siblings": []}))
+        elif name == "of/gated":
+            self.answer(403, {"X-Error-Code": "GatedRepo"})
+        else:
+            text = FILES[rest[-1]]
+            self.answer(200, {"X-Repo-Commit": sha, "ETag": f'"{rest[-1]}"'}, text)
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, headers: dict[str, str] | None = None, text: str = "") -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    Hub.gone.set()
+    server.shutdown()
+    server.server_close()
+
+
+ASK = """
+import sys
+from divray import models
+from divray.errors import InputError
+from divray.model_checks import facts_of
+models.HUB_SECONDS = 1.0
+for name in sys.argv[1:]:
+    try:
+        print(name, facts_of(name, "models.llm"))
+    except InputError as error:
+        print(error)
+"""
+
+
+def asked(names: list[str], cache: Path, **variables: str) -> list[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **variables}
+    done = subprocess.run([sys.executable, "-c", ASK, *names], env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_model_that_the_hub_does_not_give_is_refused_at_once(hub: str, tmp_path: Path) -> None:
+    names = ["of/llm", "of/gated", "of/ill", "of/silent", "of/none", "none", "a b/c"]
+    began = time.monotonic()
+    found, *refused = asked(names, tmp_path, HF_ENDPOINT=hub)
+    assert time.monotonic() - began < 60
+    assert found == f"of/llm {facts_of(model(tmp_path / 'm', LLM, {}), 'models.llm')}"
+    assert not list(tmp_path.rglob("*.safetensors"))[1:]  # beside the folder of this test: no weight was fetched
+    words = ["only to those whom it let in", "out of reach", "out of reach", *["has no such model, or not for you"] * 3]
+    assert len(refused) == len(words)
+    for name, line, word in zip(names[1:], refused, words, strict=True):
+        assert line.startswith(f"config: models.llm: {name} is no folder, and the hub ") and word in line
+    offline = asked(["of/llm", "of/none"], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
+    assert offline[0] == found and "switched off by HF_HUB_OFFLINE" in offline[1]
+    nowhere = asked(["of/llm", "of/none"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert nowhere[0] == found and "out of reach" in nowhere[1]
+
+
+@pytest.mark.parametrize("key", ["models.llm", "models.encoder", "correctness.reader", "correctness.llm"])
+def test_a_model_out_of_reach_is_said_before_anything_is_sampled(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [str(folder() / "quickstart.yaml"), f"{key}=of/none"]
+    assert main(["plan", *settings]) == main(["run", *settings, "--out", str(tmp_path / "run")]) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert f"config: {key}: of/none is no folder" in line
+    assert not (tmp_path / "run").exists()
