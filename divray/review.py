@@ -7,10 +7,10 @@ rounds or strategies.  Answers are kept in the run folder as they come, so that 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from divray.relations import Example, render_marked
 from divray.run_folder import RELATIONS, Round, RunFolder
 from divray.scan import SENTENCE, rows
 from divray.schemas import NAIVE
+from divray.textfiles import read_json
 from divray.texts import visible
 
 ANSWERS, SELECTED = "review/answers.json", "comparison/selected"
@@ -97,10 +98,10 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
         InputError: It is no such file, or of another run.
     """
     mend = "Save it on the page of `divray review --html`."
+    answers = read_json(Path(path))
     try:
-        with open(path, encoding="utf-8") as stream:
-            new = {str(one["sample_id"]): one["right"] for one in json.load(stream)}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        new = {str(one["sample_id"]): one["right"] for one in answers}
+    except (TypeError, KeyError) as error:
         raise InputError(path, "", f"no file of answers ({type(error).__name__})", mend) from None
     known: set[str] = set()
     for tables, column in (([SELECTED], "sample_id"), (_scores(config), "candidate_id")):

@@ -62,6 +62,21 @@ def test_a_second_process_is_refused_with_the_first_ones_name(quickstart: Config
     assert not RunFolder(uri).exists(".lock.json")
 
 
+def test_two_readers_do_not_write_at_once(quickstart: Config, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline.begin(quickstart, uri)
+    RunFolder(uri).write_json("answers.json", [])
+    process = holder(uri)
+    try:
+        for how in ([], ["--of", "scored"], ["--answers", f"{uri}/answers.json"]):
+            assert main(["review", uri, *how]) == 2
+        for line in capsys.readouterr().err.splitlines():
+            assert f"at work here: process {process.pid} on" in line
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert main(["review", uri, "--answers", f"{uri}/answers.json"]) == 0
+
+
 def test_reading_needs_no_lock(quickstart: Config, uri: str) -> None:
     pipeline.begin(quickstart, uri)
     with locked(RunFolder(uri)):

@@ -102,8 +102,14 @@ def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed
     answers.write_text(json.dumps([{"sample_id": "born_in-0", "right": True}, {"sample_id": "born_in-1", "right": None}]))
     assert review.take_answers(quickstart, reviewed, str(answers), "ada") == 2
     assert review.review_answers(reviewed) == {"born_in-0": True}
+    answers.write_bytes(b"\xef\xbb\xbf" + answers.read_bytes())
+    assert review.take_answers(quickstart, reviewed, str(answers), "ada") == 2
     for text, problem in (
         ("[1]", "no file of answers"),
+        ("7", "no file of answers"),
+        ("", "the file is empty"),
+        ('[{"sample_id": "born_in-0", "right": true, "right": false}]', "key 'right' stands there twice"),
+        ('[{"sample_id": "\\ud83d", "right": true}]', "half a surrogate pair"),
         ('[{"sample_id": "of another run", "right": true}]', "no sample of this run"),
         ('[{"sample_id": "born_in-0", "right": 1}]', "1 is not true, false or null"),
     ):
