@@ -149,11 +149,46 @@ def test_a_bad_pair_is_named_with_its_row_and_what_to_do(
 def test_a_file_without_a_column_or_broken_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pairs.{suffix}"
     written(path, PAIRS, ("relation", "head", "object"))
-    for word in ("no column 'tail'", "columns relation, head and tail"):
+    for word in ("no column 'tail'", "line 1: invalid UTF-8" if suffix == "jsonl" else "columns relation, head and tail"):
         with pytest.raises(InputError, match=word) as caught:
             read_pairs(str(path), [RELATION], FORM)
         assert str(path) in str(caught.value)
         path.write_bytes(b"\x00\xff{{{")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"relation": "works_for", "head": 1990, "tail": "Hask"}', "row 1, head: 1990 is not a text"),
+        ('{"relation": "works_for", "head": ["Ada"], "tail": "Hask"}', "row 1, head: .'Ada'. is not a text"),
+        ('{"relation": 7, "head": "Ada", "tail": "Hask"}', "row 1, relation: 7 is not a text"),
+        ('{"relation": "works_for", "head": "Ada", "head": "Eva", "tail": "Hask"}', "line 1: key 'head' stands there twice"),
+        ('{"relation": "works_for", "head": "\\ud83d", "tail": "Hask"}', "line 1, head: half a surrogate pair"),
+        (
+            '{"relation": "works_for", "head": "Ada", "tail": "Hask"}\n{"head": "Ada", "tail": "Hask"}',
+            "row 2, relation: None is no relation",
+        ),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_jsonl_of_pairs_is_read_like_any_other(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=problem):
+        read_pairs(str(tmp_path / "pairs.jsonl"), [RELATION], FORM)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_file_of_pairs(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pairs.{suffix}"
+    written(path, PAIRS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    assert read_pairs(str(path), [RELATION], FORM) == {"works_for": [pair[1:] for pair in PAIRS]}
+
+
+def test_numbers_in_a_parquet_of_pairs_are_no_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"relation": ["works_for"], "head": [0], "tail": ["Hask"]}), tmp_path / "pairs.parquet")
+    with pytest.raises(InputError, match="row 1, head: 0 is not a text"):
+        read_pairs(str(tmp_path / "pairs.parquet"), [RELATION], FORM)
 
 
 @pytest.mark.parametrize("name", ["none.csv", "pairs.txt"])

@@ -22,6 +22,7 @@ from divray.prompts.rows import Renderer
 from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
+from divray.textfiles import json_lines, read_bytes
 
 TABLE = "data/entity_pairs"
 """Columns ``relation``, ``head``, ``tail``; in the order in which prompts take them."""
@@ -116,20 +117,27 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
         raise InputError(path, "prompts.pairs_file", "no .jsonl, .csv or .parquet file", "Give a file with relation, head and tail.")
     names = ["relation", "head", "tail"]
     try:
-        found_names = pads.dataset(path, format=kind).schema.names
+        if kind == "json":
+            rows = [row for _, row in json_lines(read_bytes(Path(path)).split(b"\n"), path)]
+            found_names = list(dict.fromkeys(name for row in rows for name in row))
+        else:
+            found_names = pads.dataset(path, format=kind).schema.names
         if missing := [name for name in names if name not in found_names]:
             raise pa.ArrowInvalid(f"no column {missing[0]!r}")
-        # As text, whatever it looks like: a year, a date, a number with a nought before it.
-        schema = None if kind == "parquet" else pa.schema([(name, pa.string()) for name in names])
-        rows = pads.dataset(path, schema, format=kind).to_table(names).to_pylist()
-    except pa.ArrowException as error:
+        if kind != "json":
+            # As text, whatever it looks like: a year, a date, a number with a nought before it.
+            schema = None if kind == "parquet" else pa.schema([(name, pa.string()) for name in names])
+            rows = pads.dataset(path, schema, format=kind).to_table(names).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(path, "", str(error).splitlines()[0], "It needs the columns relation, head and tail, all text.") from None
     known = {relation.name for relation in relations}
     found: dict[str, list[Pair]] = {}
     for number, row in enumerate(rows, 1):
-        if row["relation"] not in known:
-            raise InputError(path, f"row {number}, relation", f"{row['relation']!r} is no relation of the task", "Correct it.")
-        pair = (" ".join(str(row["head"] or "").split()), " ".join(str(row["tail"] or "").split()))
+        if wrong := [name for name in names if not isinstance(row.get(name), str | None)]:
+            raise InputError(path, f"row {number}, {wrong[0]}", f"{row[wrong[0]]!r} is not a text", "Give a string; quote it.")
+        if row.get("relation") not in known:
+            raise InputError(path, f"row {number}, relation", f"{row.get('relation')!r} is no relation of the task", "Correct it.")
+        pair = (" ".join((row.get("head") or "").split()), " ".join((row.get("tail") or "").split()))
         if problem := pair_problem(pair, form):
             raise InputError(path, f"row {number}", f"{pair} can't be used: {problem}", "Correct or drop the row.")
         found.setdefault(row["relation"], []).append(pair)
