@@ -73,7 +73,13 @@ def beside(path: str) -> str:
 
 @contextlib.contextmanager
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
-    """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails."""
+    """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails.
+
+    Raises:
+        InputError: A folder lies there.
+    """
+    if isinstance(fs, pafs.LocalFileSystem) and Path(target).is_dir():
+        raise InputError(target, "", "a folder lies there", "Give the name of a file.")
     path = beside(target)
     try:
         yield path

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,6 +211,14 @@ def test_predict_refuses_another_kind_of_model_and_file(saved, tmp_path):
         predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.csv"))
     with pytest.raises(InputError, match="no such file"):
         predict(str(saved), str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl"))
+
+
+def test_bad_input_is_refused_before_torch_is_loaded(saved, tmp_path):
+    (tmp_path / "in.jsonl").write_text("{}")
+    code = "import sys; from divray.cli import main; print(main(sys.argv[1:]), sorted({'torch', 'transformers'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, "predict", str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n" and "row 1, text: missing" in done.stderr
 
 
 MARKED = "[Rosa Vidal] was born in {Rome}."

@@ -7,6 +7,7 @@ type that holds all its values.
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import posixpath
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count, islice
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -23,11 +24,13 @@ import pyarrow.parquet as pq
 
 from divray.datasets.own import span_of
 from divray.errors import InputError
-from divray.extraction.model import RelationExtractor
 from divray.models import check_model, local_model
 from divray.relations import Example, parse_marked, span_problem, tightened
 from divray.run_folder import RunFolder, is_uri, open_uri, placed
 from divray.textfiles import json_lines
+
+if TYPE_CHECKING:
+    from divray.extraction.model import RelationExtractor
 
 BATCH = 1024
 Row = dict[str, Any]
@@ -82,7 +85,7 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
 
     done = 0
     with _writer(target, schema) as write:
-        extractor = RelationExtractor.load(model)
+        extractor: RelationExtractor = importlib.import_module("divray.extraction.model").RelationExtractor.load(model)  # brings torch
         for batch in _read(source):
             found = extractor.predict(list(_examples(batch, source, done)))
             certain = found.probabilities.max(axis=1).tolist()
