@@ -10,9 +10,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from divray.dedup import DedupSettings, deduplicate_files, files, tables
+from divray.dedup import DedupSettings, deduplicate_files, files, storage, tables
 from divray.dedup.shingle import Distinct
 from divray.errors import InputError
+from divray.run_folder import open_uri
 
 
 def parquet(path: Path, **columns: Any) -> str:
@@ -194,6 +195,31 @@ def test_folders_that_name_different_columns_are_refused(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "uri",
+    ["", "a:b/c", "~", "dé#1/50%?x", "file://" + "/d/a b?#%20", "file://x.parquet", "s3://bucket/a b/Łódź#1/50%?region=us-east-1",
+     "s4://key:secret@x/y", "https://host/x.parquet", "hdfs+x://a", "~nobody-here/x"],
+)  # fmt: skip
+def test_paths_and_uris_are_those_of_the_rest_of_divray(uri: str) -> None:
+    said = []
+    for one in (open_uri, storage.open_uri):
+        try:
+            fs, path = one(uri)
+            said.append((fs.type_name, path))
+        except InputError as error:
+            said.append(("", str(error)))
+    assert said[0] == said[1] and "secret" not in said[0][1]
+
+
+@pytest.mark.parametrize("name", ["source", "out", "against", "earlier", "index"])
+def test_an_empty_path_is_not_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parquet(tmp_path / "t.parquet", text=["a b c"])
+    with pytest.raises(InputError, match="an empty path"):
+        deduplicate_files(**{"source": "t.parquet", "out": "out", name: ""})
+    assert [file.name for file in tmp_path.iterdir()] == ["t.parquet"]
+
+
 def test_a_uri_of_no_file_system_is_told() -> None:
-    with pytest.raises(InputError, match="no file system for this URI"):
+    with pytest.raises(InputError, match=r"nonsense://bucket/texts: .*Give a path, or a URI"):
         deduplicate_files("nonsense://bucket/texts", "out")

@@ -12,7 +12,9 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote, unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from divray.errors import InputError
@@ -27,14 +29,29 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows.
 
     Raises:
-        InputError: no file system is known for the URI.
+        InputError: it is empty, or no such file system can be reached.
     """
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
-        return pafs.FileSystem.from_uri(uri)
-    except (ValueError, OSError) as error:
-        raise InputError(uri, "", f"no file system for this URI ({first_line(error)})", "Give a path, s3://… or gs://….") from None
+        if not uri:
+            raise ValueError("an empty path")
+        if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
+            return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+        scheme, _, rest = uri.partition("://")
+        if scheme.lower() == "file":
+            host, slash, path = rest.partition("/")
+            if not slash or host not in ("", "localhost"):
+                raise ValueError("a file's URI has an absolute path after file:// and an optional localhost")
+            return pafs.LocalFileSystem(), f"/{unquote(path)}"
+        return pafs.FileSystem.from_uri(_encoded(uri))
+    except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home folder
+        place, problem = (re.sub(r"(?<=://)[^/@]*@", "", text) for text in (uri, first_line(error)))  # without keys
+        raise InputError(place or "path", "", problem, "Give a path, or a URI like s3://bucket/folder.") from None
+
+
+def _encoded(uri: str) -> str:
+    """A URI with what it may not hold (blanks, ``#``, letters outside ASCII) percent-encoded; what is encoded stays."""
+    base, question, query = uri.partition("?")
+    return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", quote(base, safe="%!$&'()*+,/:;=@[]~")) + question + query
 
 
 def first_line(error: Exception) -> str:
