@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from divray import console
+from divray.alignment.arguments import batches
 from divray.cluster import check_machine, prepare_cluster, release_cluster, save_logs
 from divray.config import CONFIG, Config, dump_config, read_config
 from divray.datasets import Task, load_task
@@ -24,9 +25,11 @@ from divray.engines.pool import make_room
 from divray.errors import InputError
 from divray.locks import LOCK, locked
 from divray.model_checks import check_models
+from divray.preferences import none_left_to_choose
 from divray.prompts import STRATEGIES
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
+from divray.prompts.strategies import shows_all
 from divray.run_folder import Round, RunFolder
 from divray.sampling.ledger import forget_completions
 from divray.stages import STAGES, Stage, record_name, schedule
@@ -48,8 +51,12 @@ def check(config: Config) -> Task:
             raise InputError("config", f"prompts.strategies.{name}", "unknown strategy", f"Known: {', '.join(STRATEGIES)}.")
     if config.models.llm == "endpoint" and config.rounds > 1:
         raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
+    if config.rounds > 1:
+        batches(config.alignment.model_dump(), config.cluster.train_workers)
     check_models(config)
     task = load_task(config)
+    if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, task.relations, task.seeds):
+        raise none_left_to_choose()
     form = form_of(task.seeds, task.relations)
     refused = refused_seeds(task.seeds, form)
     if refused.total() == len(task.seeds):

@@ -74,11 +74,16 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     parts = [batch.select(PAIRS.names).cast(PAIRS) for batch in batches if batch.num_rows]
     pairs = pa.concat_tables([PAIRS.empty_table(), *parts]).sort_by("pair_id")
     if config.preferences.mode == "paper" and not pairs.num_rows:
-        problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
-        raise InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
+        raise none_left_to_choose()
     run.write_table(own.pairs, pairs)
     names, kinds = pairs["relation"].to_pylist(), pairs["kind"].to_pylist()
     return {"pairs": pairs.num_rows, "kinds": dict(sorted(Counter(kinds).items())), "relations": dict(sorted(Counter(names).items()))}
+
+
+def none_left_to_choose() -> InputError:
+    """What is wrong where no prompt leaves a seed example for the pairs after the paper."""
+    problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
+    return InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
 
 
 def _candidates(run: RunFolder, own: Round) -> ray.data.Dataset:
