@@ -5,6 +5,7 @@ The context is found as vLLM finds it: the least of the keys of ``config.json`` 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,14 +30,16 @@ class Facts(NamedTuple):
         context: Tokens that it takes at most; ``None`` where nothing says so.
         generates: Whether it is a decoder that writes text.
         template: Whether its tokenizer has a chat template.
+        kind: The ``model_type``; ``""`` where nothing says so.
     """
 
     context: int | None
     generates: bool
     template: bool
+    kind: str = ""
 
 
-def facts_of(reference: str, field: str) -> Facts | None:
+def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
     """What the files of a model say; ``None`` where it is an endpoint, or embedded and not made yet.
 
     Raises:
@@ -46,12 +49,15 @@ def facts_of(reference: str, field: str) -> Facts | None:
         return None
     names = {file.name for file in folder.iterdir()}
     if "config.json" not in names:
-        raise InputError("config", field, f"{reference} holds no config.json", "Give a model saved with transformers.")
+        raise InputError(where, field, f"{reference} holds no config.json", "Give a model saved with transformers.")
     config = _object(folder / "config.json")
     if names.isdisjoint(_TOKENIZERS):
-        raise InputError("config", field, f"{reference} holds no tokenizer", "Save the tokenizer beside the model.")
-    if "tokenizer.json" in names and not (folder / "tokenizer.json").open("rb").read(64).lstrip().startswith(b"{"):
-        raise InputError(str(folder / "tokenizer.json"), "", "no JSON object", "Fetch the file itself, not its Git LFS pointer.")
+        raise InputError(where, field, f"{reference} holds no tokenizer", "Save the tokenizer beside the model.")
+    if "tokenizer.json" in names:
+        try:
+            json.loads((folder / "tokenizer.json").read_bytes())
+        except ValueError:
+            raise InputError(str(folder / "tokenizer.json"), "", "no whole JSON file", "Fetch it again; a Git LFS pointer is none.") from None
     tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     kinds = config.get("architectures") or []
     generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)
@@ -59,6 +65,7 @@ def facts_of(reference: str, field: str) -> Facts | None:
         context=_context(config),
         generates=generates and not config.get("is_encoder_decoder"),
         template=bool(tokenizer.get("chat_template")) or any(name.startswith("chat_template") for name in names),
+        kind=str(config.get("model_type") or ""),
     )
 
 

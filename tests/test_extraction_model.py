@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from divray.errors import InputError
 from divray.extraction.inputs import Hyperparameters
@@ -219,6 +221,41 @@ def test_bad_input_is_refused_before_torch_is_loaded(saved, tmp_path):
     command = [sys.executable, "-c", code, "predict", str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "2 []\n" and "row 1, text: missing" in done.stderr
+
+
+def lacking_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("classifier.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def of_another_release(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "born_in"}, "label2id": {"born_in": 0}}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no whole JSON file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: line 1: no valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: no JSON object"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json: line 1: invalid UTF-8"),
+        (lambda folder: (folder / "config.json").write_text(""), "config.json: the file is empty"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no .*safetensors"),
+        (lacking_a_weight, "no whole relation extractor .no weights of classifier.weight"),
+        (of_another_release, "no whole relation extractor"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_one_line(saved, tmp_path, spoil, problem):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    spoil(folder)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "[Rosa Vidal] was born in {Rome}."}))
+    with pytest.raises(InputError, match=problem) as caught:
+        predict(str(folder), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 MARKED = "[Rosa Vidal] was born in {Rome}."

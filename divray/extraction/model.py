@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from divray.errors import InputError
 from divray.models import local_model
 from divray.relations import Example
 from divray.spans import Batch, Encoded, by_order, collate, encode_spans, means
@@ -219,12 +220,23 @@ class RelationExtractor(PreTrainedModel):
 
     @classmethod
     def load(cls, reference: str) -> RelationExtractor:
-        """Read a saved model from a local folder or a URI."""
+        """Read a saved model from a local folder or a URI.
+
+        Raises:
+            InputError: A file or a weight is missing, or of another release.
+        """
         folder = local_model(reference)
-        with _quietly():
-            model = cls.from_pretrained(folder)
-            model.tokenizer = AutoTokenizer.from_pretrained(folder)
-        return model
+        try:
+            with _quietly():
+                model, found = cls.from_pretrained(folder, output_loading_info=True)
+                model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            if missing := sorted(found["missing_keys"]):
+                raise ValueError(f"no weights of {missing[0]}")
+        except Exception as error:  # of transformers, tokenizers and safetensors
+            problem = f"no whole relation extractor ({(str(error).splitlines() or [type(error).__name__])[0]})"
+            raise InputError(reference, "", problem, "Give the whole `model` folder of a run of this release.") from error
+        loaded: RelationExtractor = model
+        return loaded
 
 
 def precision(device: torch.device) -> torch.autocast:

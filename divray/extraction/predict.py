@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 
 from divray.datasets.own import span_of
 from divray.errors import InputError
-from divray.models import check_model, local_model
+from divray.model_checks import facts_of
+from divray.models import check_model
 from divray.relations import Example, parse_marked, span_problem, tightened
-from divray.run_folder import RunFolder, is_uri, open_uri, placed
+from divray.run_folder import RunFolder, open_uri, placed
 from divray.textfiles import json_lines
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     """
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
-    check_model(model, "--model", "")
-    _check_kind(model)
+    check_model(model, "model", "")
+    facts = facts_of(model, "", "model")
+    if facts and facts.kind != "divray-relation-extractor":
+        raise InputError(model, "config.json", f"a {facts.kind} model, not a relation extractor", "Give the `model` folder of a run.")
     for path in (source, target):
         if not path.endswith((".jsonl", ".parquet")):
             raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
@@ -94,16 +97,6 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
             if on_progress:
                 on_progress(done)
     return done
-
-
-def _check_kind(model: str) -> None:
-    filesystem, folder = open_uri(model if is_uri(model) else local_model(model))
-    config = f"{folder}/config.json"
-    if filesystem.get_file_info(config).type != pafs.FileType.NotFound:
-        with filesystem.open_input_stream(config) as stream:
-            kind = json.loads(stream.read()).get("model_type")
-        if kind != "divray-relation-extractor":
-            raise InputError(model, "config.json", f"a {kind} model, not a relation extractor", "Give the `model` folder of a run.")
 
 
 # what is checked before the model is loaded ----------------------------------------------------
