@@ -302,6 +302,7 @@ def test_predict_passes_every_arrow_type_through_parquet(saved, tmp_path):
         ("time64[us]", [1]),
         ("list<item: duration[s]>", [[1]]),
         ("struct<a: timestamp[ns]>", [{"a": 1}]),
+        ("struct<a: int8, a: int8>", [None]),
     ],
 )
 def test_predict_says_before_the_model_is_loaded_what_json_has_not(saved, tmp_path, kind, values, monkeypatch):
@@ -315,6 +316,7 @@ def test_predict_says_before_the_model_is_loaded_what_json_has_not(saved, tmp_pa
         "time64[us]": pa.time64("us"),
         "list<item: duration[s]>": pa.list_(pa.duration("s")),
         "struct<a: timestamp[ns]>": pa.struct([("a", pa.timestamp("ns"))]),
+        "struct<a: int8, a: int8>": pa.struct([("a", pa.int8()), ("a", pa.int8())]),
     }
     monkeypatch.setattr("divray.extraction.model.RelationExtractor.load", None)
     pq.write_table(pa.table({"text": [MARKED], "odd": pa.array(values, types[kind])}), tmp_path / "in.parquet")
@@ -349,6 +351,7 @@ def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp
         ([{"x": 2**60 + 1}, *[{"x": 0}] * 1024, {"x": 0.5}], "rows 1 to 1024, x: no one type"),
         ([{"x": 2**70}], "x: no one type"),
         ([{"x": {}}], "Parquet can't hold it"),
+        ([{"x": json.loads("[" * 150 + "]" * 150)}], "Parquet can't hold it .*nested"),
         ([{"relation": "a", "given_relation": "b"}], "given_relation: stands there beside relation"),
         ([{"probability": 1}, {"given_probability": 2}], "given_probability: stands there beside probability"),
     ],

@@ -82,6 +82,7 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     if facts and facts.kind != "divray-relation-extractor":
         raise InputError(model, "config.json", f"a {facts.kind} model, not a relation extractor", "Give the `model` folder of a run.")
     for path in (source, target):
+        open_uri(path)
         if not path.endswith((".jsonl", ".parquet")):
             raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
     schema = _checked(source, target)
@@ -131,8 +132,10 @@ def _checked(source: str, target: str) -> pa.Schema | None:
             _as_table(batch, schema, source, total)
             total += len(batch)
     try:
-        pq.write_table(_answered(schema.empty_table(), [], []), pa.BufferOutputStream())
-    except pa.ArrowException as error:
+        sink = pa.BufferOutputStream()
+        pq.write_table(_answered(schema.empty_table(), [], []), sink)
+        pq.read_schema(pa.BufferReader(sink.getvalue()))
+    except (pa.ArrowException, OSError) as error:  # OSError: it is written, but nested too deeply to be read
         raise InputError(source, "", f"Parquet can't hold it ({str(error).splitlines()[0]})", "Write a .jsonl file.") from None
     return schema
 
@@ -182,7 +185,8 @@ def _in_json(kind: pa.DataType) -> bool:
     if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _in_json(kind.value_type)
     if types.is_struct(kind):
-        return all(_in_json(kind.field(number).type) for number in range(kind.num_fields))
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        return len({field.name for field in fields}) == len(fields) and all(_in_json(field.type) for field in fields)
     plain = (types.is_null, types.is_boolean, types.is_integer, types.is_floating)
     return any(is_kind(kind) for is_kind in (*plain, types.is_string, types.is_large_string, types.is_string_view))
 
