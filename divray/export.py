@@ -14,7 +14,12 @@ from divray.errors import InputError
 from divray.run_folder import RunFolder, open_uri, write_bytes
 from divray.words import as_letters
 
-_TOKEN = re.compile(r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*|[^\w\s]")
+_TOKEN = re.compile(
+    r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*"
+    r"|[\U0001f1e6-\U0001f1ff]{2}"
+    r"|[^\w\s](?:\u200d[^\w\s]|[\u0300-\u036f\u20d0-\u20ff\ufe00-\ufe0f\U0001f3fb-\U0001f3ff])*"
+)
+"""A word with what joins its parts, a flag, or another sign with its marks."""
 
 
 def export(run_uri: str, target: str, every: bool = False) -> int:

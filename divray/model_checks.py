@@ -57,7 +57,9 @@ def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
         try:
             json.loads((folder / "tokenizer.json").read_bytes())
         except ValueError:
-            raise InputError(str(folder / "tokenizer.json"), "", "no whole JSON file", "Fetch it again; a Git LFS pointer is none.") from None
+            raise InputError(
+                str(folder / "tokenizer.json"), "", "no whole JSON file", "Fetch it again; a Git LFS pointer is none."
+            ) from None
     tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     kinds = config.get("architectures") or []
     generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)

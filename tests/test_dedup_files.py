@@ -10,6 +10,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from divray.cli import main
 from divray.dedup import DedupSettings, deduplicate_files, files, storage, tables
 from divray.dedup.shingle import Distinct
 from divray.errors import InputError
@@ -209,6 +210,13 @@ def test_paths_and_uris_are_those_of_the_rest_of_divray(uri: str) -> None:
         except InputError as error:
             said.append(("", str(error)))
     assert said[0] == said[1] and "secret" not in said[0][1]
+
+
+@pytest.mark.parametrize("shingles", ["word:0", "char:99999999999999999999", "word:" + "9" * 5000, "char:³", "word", "byte:3"])
+def test_a_size_that_no_shingle_has_is_one_line(shingles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = parquet(tmp_path / "t.parquet", text=["a b c"])
+    assert main(["dedup", source, "--out", str(tmp_path / "out"), "--shingles", shingles]) == 2
+    assert "shingles" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["source", "out", "against", "earlier", "index"])

@@ -36,7 +36,7 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 def command(arguments: Namespace) -> None:
     """``divray dedup SOURCE --out OUT``."""
     kind, _, size = arguments.shingles.partition(":")
-    if kind not in ("word", "char") or not size.isdecimal():
+    if kind not in ("word", "char") or not size.isdecimal() or len(size) > 9:
         raise InputError("command line", "--shingles", f"{arguments.shingles!r} is not word:N or char:N", "Give e.g. word:3.")
     settings = DedupSettings(
         text_column=arguments.text_column,
@@ -247,7 +247,7 @@ def _unreadable(path: str, error: Exception) -> InputError:
 
 def _check_apart(out: str, inputs: dict[str, ParquetSource | None]) -> None:
     """Raises InputError where a file that is read lies in the output folder, or that in a folder that is read."""
-    fs, path = open_uri(out.rstrip("/"))
+    fs, path = open_uri(out)
     folder = _place(fs, path)
     for said, files in inputs.items():
         if files is None:
@@ -282,7 +282,7 @@ def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
 
     It is gone again where the work fails and nothing lies in it.
     """
-    fs, folder = open_uri(out.rstrip("/"))
+    fs, folder = open_uri(out)
     try:
         is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
         fs.create_dir(folder, recursive=True)

@@ -66,7 +66,7 @@ class TextIndex:
 
     def __init__(self, uri: str, settings: DedupSettings) -> None:
         self.uri, self.settings = uri, settings
-        self.fs, self.folder = open_uri(uri.rstrip("/"))
+        self.fs, self.folder = open_uri(uri)
         names = self._names()
         self._left = [name for name in names if target_of(name).endswith(".arrow")]
         self.batches = [self._opened(name) for name in names if name.endswith(".arrow")]

@@ -26,7 +26,7 @@ _REPLACING = ("local", "s3", "gcs")
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows.
+    """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows, without a slash at the end.
 
     Raises:
         InputError: it is empty, or no such file system can be reached.
@@ -41,8 +41,9 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             host, slash, path = rest.partition("/")
             if not slash or host not in ("", "localhost"):
                 raise ValueError("a file's URI has an absolute path after file:// and an optional localhost")
-            return pafs.LocalFileSystem(), f"/{unquote(path)}"
-        return pafs.FileSystem.from_uri(_encoded(uri))
+            return pafs.LocalFileSystem(), f"/{unquote(path).rstrip('/')}"
+        fs, path = pafs.FileSystem.from_uri(_encoded(uri))
+        return fs, path.rstrip("/")
     except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home folder
         place, problem = (re.sub(r"(?<=://)[^/@]*@", "", text) for text in (uri, first_line(error)))  # without keys
         raise InputError(place or "path", "", problem, "Give a path, or a URI like s3://bucket/folder.") from None
@@ -101,7 +102,7 @@ def held(uri: str) -> Iterator[None]:
     Raises:
         InputError: another process holds the folder (says which, where and since when), or it can't be made.
     """
-    fs, folder = open_uri(uri.rstrip("/"))
+    fs, folder = open_uri(uri)
     try:
         fs.create_dir(folder, recursive=True)
     except OSError as error:

@@ -61,7 +61,7 @@ class DedupSettings:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise InputError("dedup", "threshold", f"{self.threshold} is not in (0, 1]", "Give e.g. 0.7.")
-        if self.kind not in ("word", "char") or self.size < 1:
+        if self.kind not in ("word", "char") or not 1 <= self.size < 1 << 31:
             raise InputError("dedup", "shingles", f"{self.kind}:{self.size} is no kind of shingle", "Give e.g. word:3 or char:5.")
 
     def shingle(self, texts: Any) -> Shingles:

@@ -117,7 +117,7 @@ def _from_json(text: str, given: Pair | None) -> list[Record]:
     while place >= 0:
         try:
             value, end = decoder.raw_decode(text, place)
-        except ValueError:
+        except (ValueError, RecursionError):
             value, end = {}, place
         head, tail, sentence = (_plain(value.get(name)) for name in _FIELDS)
         if sentence:
