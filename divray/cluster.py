@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from divray.config import Config
-from divray.errors import InputError, ResourceError
+from divray.errors import DivrayError, InputError, ResourceError
 from divray.ray_messages import divert_messages
 from divray.resources import check_resources, provide, release, this_machine
 from divray.run_folder import RunFolder
@@ -229,15 +229,19 @@ def _reads(path: str) -> str:
 
 
 def quiet_ray_data(shown: bool) -> None:
-    """Keep Ray Data's bars and lines off the terminal unless asked for."""
+    """Keep Ray Data's bars and lines off the terminal unless asked for, and a worker's error as it is."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = shown
     context.print_on_execution_start = shown
+    context.raise_original_map_exception = True  # else a worker's error comes as "UDF failed"
     if not shown:
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        for handler in logging.getLogger("ray.data").handlers:  # an error comes as an exception, too; its log file has all of it
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.CRITICAL + 1)
 
 
 def divert_native_output() -> None:
@@ -289,7 +293,7 @@ def starting_ray() -> Iterator[None]:
     """Around ``ray.init``.
 
     Raises:
-        ResourceError: Ray can't write where ``HOME`` or ``RAY_TMPDIR`` says; the message names the variable.
+        ResourceError: Ray did not start; where it can't write, the message names ``HOME`` or ``RAY_TMPDIR``.
     """
     try:
         yield
@@ -300,3 +304,8 @@ def starting_ray() -> Iterator[None]:
             raise ResourceError(f"{problem}. Set it to a short one.") from error
         name = "HOME" if place and Path(place).is_relative_to(Path("~").expanduser()) else "RAY_TMPDIR"
         raise ResourceError(f"{name}: {place or 'Ray'}: {error.strerror or error}. Set it to a folder that can be written.") from error
+    except DivrayError:
+        raise
+    except Exception as error:  # Ray's word that it took too long has no type of its own
+        problem = f"Ray did not start ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        raise ResourceError(f"{problem}. Its logs lie in {ray_temp_folder()}/session_latest/logs; the same command tries again.") from error

@@ -8,6 +8,14 @@ class DivrayError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        """The message alone: Ray Data adds words of its own to ``args``."""
+        return self.message
+
 
 def own_error(error: BaseException) -> BaseException:
     """What went wrong in a worker, without what Ray has wrapped around it; any other error as it is."""

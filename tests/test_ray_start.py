@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from divray import cluster
 from divray.cli import main
 from divray.cluster import starting_ray
-from divray.errors import InputError, ResourceError, own_error
+from divray.errors import DivrayError, InputError, ResourceError, own_error
 from divray.models import local_model
 from divray.quickstart import folder
 
@@ -28,6 +29,29 @@ def test_the_variable_at_fault_is_named(error: OSError, line: str, monkeypatch: 
     with pytest.raises(ResourceError, match=line) as caught, starting_ray():
         raise error
     assert "Set it to" in str(caught.value) and caught.value.exit_code == 3
+
+
+def test_ray_s_own_words_are_one_line() -> None:
+    with pytest.raises(ResourceError, match=r"^Ray did not start .The node timed out.*logs.*again.$"), starting_ray():
+        raise Exception("The node timed out.\nIts raylet …")
+    with pytest.raises(InputError), starting_ray():
+        raise InputError("cluster.address", "x", "is none", "Give another.")
+
+
+@pytest.mark.parametrize("error", [InputError("a.jsonl", "line 2", "is wrong", "Mend it."), ResourceError("HOME is sealed.")])
+def test_an_error_in_ray_data_is_the_one_line_that_it_was(
+    error: DivrayError, ray_two_cpus: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ray.data
+
+    def fails(row: dict[str, Any]) -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(Exception, match=str(error)) as caught:
+        ray.data.range(1).map(fails).materialize()
+    own = own_error(caught.value)
+    assert type(own) is type(error) and str(own) == str(error)
+    assert "ERROR" not in capfd.readouterr().err
 
 
 def test_a_home_that_is_no_folder_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
