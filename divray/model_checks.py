@@ -45,7 +45,7 @@ def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
     Raises:
         InputError: A file is missing, or none of its kind.
     """
-    if reference == "endpoint" or (folder := small_files(reference, field)) is None:
+    if (reference, field) == ("endpoint", "models.llm") or (folder := small_files(reference, field)) is None:
         return None
     names = {file.name for file in folder.iterdir()}
     if "config.json" not in names:

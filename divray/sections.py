@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
@@ -26,6 +27,13 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError(f"the least, {pair[0]:g}, is more than the most, {pair[1]:g}")
     return pair
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or url.split() != [url]:
+        raise ValueError("no URL of a server, such as http://127.0.0.1:8000/v1")
+    return url
 
 
 Name = Annotated[str, Field(min_length=1)]
@@ -173,7 +181,7 @@ class AlignmentConfig(Section):
     pairs_per_step: int = Field(8, ge=1, description="Pairs a step over all workers, which share them evenly.")
     batch_size: int = Field(4, ge=1, description="Pairs that a worker computes at once, at most: memory, not the result.")
     max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: int = Field(2, ge=0, le=3)
     precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU that multiplies fp32 faster, or a GPU without bf16, takes fp32.")
     gradient_checkpointing: bool | None = Field(
         None, description="Less memory for about a third more computing; default: from 3 B parameters on."
@@ -213,7 +221,7 @@ class EvaluationConfig(Section):
 class EndpointConfig(Section):
     """An OpenAI-compatible server; `models.llm: endpoint` sends the requests there."""
 
-    url: str = Field(pattern=r"^https?://[^/]", description="Base URL, up to and with `/v1`.")
+    url: Annotated[str, AfterValidator(_server)] = Field(description="Base URL, up to and with `/v1`.")
     model: Name = Field(description="Name of the model on that server.")
     key_variable: str = Field(
         "OPENAI_API_KEY", pattern=r"^[A-Za-z_]\w*$", description="Environment variable of the driver that holds the key; may be unset."
