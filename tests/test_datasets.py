@@ -118,6 +118,8 @@ def test_semeval_test_form_with_its_key(tmp_path: Path) -> None:
     refused(lambda: list(read_semeval(Source(path))), "TEST_FILE.txt", "holds no labels", "TEST_FILE_KEY.TXT")
     (tmp_path / "TEST_FILE_KEY.TXT").write_text("7\tContent-Container(e2,e1)\n8\tOther\n")
     assert [(e.example_id, e.relation) for e in read_semeval(Source(path))] == [("7", "Content-Container(e2,e1)"), ("8", "Other")]
+    (tmp_path / "TEST_FILE_KEY.TXT").write_text("7\tOther\n8\tOther\n7\tContent-Container(e2,e1)\n")
+    refused(lambda: list(read_semeval(Source(path))), "TEST_FILE_KEY.TXT", "sentence 7", "twice")
 
 
 @pytest.mark.parametrize(
@@ -425,6 +427,14 @@ def test_parquet_folder_reads_own_columns_back(tmp_path: Path) -> None:
     refused(lambda: list(read_huggingface(Source(tmp_path / "bare"))), "neither state.json nor *.parquet")
 
 
+def test_columns_that_nothing_uses_may_be_of_any_kind(tmp_path: Path) -> None:
+    rows = pa.Table.from_pylist([ROW]).select(["text", "head", "tail", "relation"])
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    odd = rows.append_column("twice", twice).append_column("at", pa.array([1], pa.timestamp("ns")))
+    pq.write_table(odd.append_column("raw", pa.array([b"\xff"])), tmp_path / "odd.parquet")
+    assert [e.text for e in read_huggingface(Source(tmp_path / "odd.parquet"))] == [ROW["text"]]
+
+
 @pytest.mark.parametrize(
     ("name", "reader"),
     [("semeval.txt", read_semeval), ("tacred.json", read_tacred), ("fewrel.json", read_fewrel), ("tacred.json", read_jsonl)],
@@ -600,6 +610,15 @@ def test_patches_and_skips_reach_the_task(tmp_path: Path) -> None:
     refused(lambda: load_task(config), "tacred.json", "relation per:title", "0 usable examples")
     plain = config.model_copy(update={"task": config.task.model_copy(update={"format": "jsonl"})})
     refused(lambda: load_task(plain), "patches", "format jsonl has no patches")
+
+
+def test_a_label_that_a_patch_has_wrong_is_the_patch_s_fault(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('[{"id": "t1", "relation": "zz"}]')
+    row = {"id": "t1", "relation": "a", "token": ["x", "y"], "subj_start": 0, "subj_end": 0, "obj_start": 1, "obj_end": 1}
+    (tmp_path / "t.json").write_text(json.dumps([row]))
+    refused(
+        lambda: list(read_tacred(Source(tmp_path / "t.json", {"a"}), Patches([tmp_path / "p.json"]))), "p.json: id t1, relation", "'zz'"
+    )
 
 
 def test_a_patch_of_another_split_is_refused_and_one_of_the_test_set_is_not(tmp_path: Path) -> None:

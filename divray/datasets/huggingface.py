@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divray.datasets.own import example_from_row
+from divray.datasets.own import IDS, SENTENCE, example_from_row
 from divray.datasets.source import Source
 from divray.relations import Example
 from divray.textfiles import read_json
@@ -35,6 +35,10 @@ def read_huggingface(source: Source) -> Iterator[Example]:
         if missing:
             problem = f"no column `{missing[0]}` among {', '.join(table.column_names)}"
             raise source.error(path.name, problem, "Columns: text, head, tail (or head_start, …), relation.")
+        wanted = [name for name in (*SENTENCE, *IDS, "relation") if name in table.column_names]
+        if twice := [name for name in wanted if table.column_names.count(name) > 1]:
+            raise source.error(path.name, f"the column {twice[0]} stands there twice", "Rename or drop one of them.")
+        table = table.select(wanted)
         names = _class_names(table.schema)
         for batch in table.to_batches(max_chunksize=4096):
             try:

@@ -31,6 +31,11 @@ from divray.relations import Example, Relation, Span, parse_marked
 from divray.textfiles import json_lines, read_bytes, read_yaml
 from divray.words import mentions
 
+SENTENCE = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
+"""Of a row, what may say its text and its entities."""
+IDS = ("id", "example_id", "sample_id")
+"""Of a row, what may be its id; the first that is there counts."""
+
 KEYS = ("name", "description", "head_type", "tail_type", "inverse", "examples")
 
 _MENDS = {
@@ -131,7 +136,7 @@ def example_from_row(source: Source, place: str, row: Mapping[str, Any], default
     label = source.label(place, row.get("relation"))
     head, tail = (span_of(row, side, text, place, source.error) for side in ("head", "tail"))
     types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
-    given = next((row[name] for name in ("id", "example_id", "sample_id") if row.get(name) is not None), None)
+    given = next((row[name] for name in IDS if row.get(name) is not None), None)
     identity = source.identity(place, given, default_id)
     yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
 

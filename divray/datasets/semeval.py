@@ -8,10 +8,12 @@ the key beside it (``TEST_FILE.txt`` and ``TEST_FILE_KEY.TXT``).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from divray.datasets.source import Source
+from divray.errors import InputError
 from divray.relations import Example, Span
 from divray.textfiles import read_text
 
@@ -75,7 +77,10 @@ def _key(source: Source) -> dict[str, str]:
     wanted = f"{source.path.stem}_key.txt".lower()
     for path in sorted(source.path.parent.iterdir()):
         if path.name.lower() == wanted:
-            rows = [line.split("\t") for line in read_text(path).splitlines() if line.strip()]
+            rows = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
+            numbers = Counter(row[0].strip() for row in rows)
+            if twice := [number for number, count in numbers.items() if count > 1]:
+                raise InputError(str(path), f"sentence {twice[0]}", "stands there twice", "Give every sentence one label.")
             return {row[0].strip(): row[-1].strip() for row in rows}
     raise source.error("", "holds no labels", f"Give TEST_FILE_FULL.TXT, or lay the key {source.path.stem}_KEY.TXT beside it.")
 

@@ -54,13 +54,13 @@ class Patches:
         """Whether the example is to be left out."""
         return bool(self._whole) and not any(identity in labels for _, labels in self._whole)
 
-    def label(self, identity: str, own: Any) -> Any:
-        """The label of an example, ``own`` where no patch has one."""
+    def label(self, source: Source, row: str, identity: str, own: Any) -> str:
+        """The label of an example, ``own`` where no patch has one, if it is one of the labels."""
         for path, labels in [*self._whole, *self._corrected]:
             if identity in labels:
                 self.used[path] += 1
-                own = labels[identity]
-        return own
+                own, source, row = labels[identity], Source(path, source.labels), f"id {identity}"
+        return source.label(row, own)
 
     def check_used(self) -> None:
         """Raise :class:`InputError` for a patch of which no file that was read has an id."""
@@ -88,7 +88,7 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
             source.skip("not_in_patch", str(row.get("relation")))
             continue
         kept += 1
-        label = source.label(place, patches.label(identity, row.get("relation")))
+        label = patches.label(source, place, identity, row.get("relation"))
         tokens = source.tokens(place, "token", row.get("token"))
         subject, object_ = (_positions(source, place, row, name, len(tokens)) for name in ("subj", "obj"))
         text, spans = detokenize(tokens)

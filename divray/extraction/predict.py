@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.datasets.own import span_of
+from divray.datasets.own import SENTENCE, span_of
 from divray.errors import InputError
 from divray.model_checks import facts_of
 from divray.models import check_model
@@ -38,7 +38,6 @@ Row = dict[str, Any]
 Batch: TypeAlias = pa.Table | list[Row]
 """Rows of a Parquet file, or of a JSONL file."""
 
-USED = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
 GIVEN = {"relation": "given_relation", "probability": "given_probability"}
 """Columns that the result has of its own -> what those of the source are called in it."""
 
@@ -228,7 +227,7 @@ def _plain(batch: Batch, source: str, before: int) -> list[Row]:
 
 
 def _examples(batch: Batch, source: str, before: int) -> Iterator[Example]:
-    used = batch.select([name for name in USED if name in batch.column_names]) if isinstance(batch, pa.Table) else batch
+    used = batch.select([name for name in SENTENCE if name in batch.column_names]) if isinstance(batch, pa.Table) else batch
     for number, row in zip(count(before + 1), _plain(used, source, before), strict=False):
         yield _example(row, f"row {number}", partial(InputError, source))
 
