@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from divray import console
 from divray.cluster import divert_native_output
-from divray.errors import DivrayError, own_error
+from divray.errors import DivrayError, InputError, own_error
 from divray.stages import STAGES
 
 EXAMPLES = """\
@@ -138,13 +139,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
+def _start_again_in_utf8() -> None:
+    """Arrow takes paths as UTF-8, Python in the locale's encoding; in its UTF-8 mode both mean the same file."""
+    environment = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace", **os.environ, "PYTHONUTF8": "1"}
+    os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    if arguments is None and sys.getfilesystemencoding() != "utf-8":
+        _start_again_in_utf8()
     parsed = parse(arguments)
     if arguments is None:  # as the command, not as a function in somebody's program
         divert_native_output()
     console.configure(parsed.quiet)
     try:
+        for argument in sys.argv[1:] if arguments is None else arguments:
+            if argument != argument.encode(errors="replace").decode():
+                raise InputError("command line", ascii(argument), "no UTF-8", "Rename the file, or write the word as UTF-8.")
         module, _, name = parsed.function.partition(":")
         getattr(importlib.import_module(module), name)(parsed)
     except BrokenPipeError:  # the reader of a pipe has seen enough

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from divray import console
@@ -72,6 +76,23 @@ def test_a_terminal_of_any_encoding_gets_the_message(encoding: str, monkeypatch:
         assert text.encode(encoding, "backslashreplace") in said["stderr"]
     assert json.loads(said["stdout"].decode(encoding)) == {"text": "Łódź 東京"}
     console.configure()
+
+
+def test_paths_are_utf8_in_any_locale(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a b c"]}), tmp_path / "zażółć 東.parquet")
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+    def ask(*arguments: str | bytes) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "divray.cli", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=os.environ | locale, capture_output=True, text=True, check=False)
+
+    done = ask("dedup", "zażółć 東.parquet", "--out", "wynik 東")
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "wynik 東" / "kept.parquet").is_file()
+    assert done.stdout.isascii() and "\\u6771" in done.stdout
+    done = ask("plan", "東.yaml")
+    assert done.returncode == 2 and done.stderr.startswith("error: \\u6771.yaml: no such file")
+    done = ask("dedup", b"\xff.parquet", "--out", "out")
+    assert done.returncode == 2 and "no UTF-8" in done.stderr
 
 
 def test_progress_without_terminal_is_sparse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
