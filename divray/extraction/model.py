@@ -228,15 +228,15 @@ class RelationExtractor(PreTrainedModel):
         folder = local_model(reference)
         try:
             with _quietly():
-                model, found = cls.from_pretrained(folder, output_loading_info=True)
+                loaded: Any = cls.from_pretrained(folder, output_loading_info=True)
+                model: RelationExtractor = loaded[0]
                 model.tokenizer = AutoTokenizer.from_pretrained(folder)
-            if missing := sorted(found["missing_keys"]):
+            if missing := sorted(loaded[1]["missing_keys"]):
                 raise ValueError(f"no weights of {missing[0]}")
         except Exception as error:  # of transformers, tokenizers and safetensors
             problem = f"no whole relation extractor ({(str(error).splitlines() or [type(error).__name__])[0]})"
             raise InputError(reference, "", problem, "Give the whole `model` folder of a run of this release.") from error
-        loaded: RelationExtractor = model
-        return loaded
+        return model
 
 
 def precision(device: torch.device) -> torch.autocast:
