@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +37,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
 
 
 def settings(model: Path, workers: int = 1, **alignment: Any) -> Config:
@@ -279,7 +265,7 @@ def test_shared_prompt_changes_no_state_and_no_gradient(family: str) -> None:
 
 
 @pytest.mark.slow
-def test_lora_learns_a_preference_and_leaves_a_clean_policy(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_lora_learns_a_preference_and_leaves_a_clean_policy(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -320,7 +306,7 @@ def test_lora_learns_a_preference_and_leaves_a_clean_policy(tmp_path: Path, tiny
 
 
 @pytest.mark.slow
-def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     one = folder_with(tmp_path / "one", pairs_table(16))
     two = folder_with(tmp_path / "two", pairs_table(16))
     align(settings(tiny_model, zero_stage=0), one, 1)
@@ -331,7 +317,7 @@ def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, cluster: N
 
 
 @pytest.mark.slow
-def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -347,7 +333,7 @@ def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, clu
 
 
 @pytest.mark.slow
-def test_pairs_longer_than_the_limit(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_pairs_longer_than_the_limit(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     run = folder_with(tmp_path, pairs_table(4, rejected=" x" * 80))
     with pytest.raises(DivrayError, match="max_length"):
         align(settings(tiny_model), run, 1)
@@ -360,7 +346,7 @@ EPOCHS, STEPS, FIRST_CHECKPOINT, LATE = 4, 24, 6, 9
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, cluster: None) -> list[float]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_two_cpus: None) -> list[float]:
     run = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(24))
     align(settings(tiny_model, epochs=EPOCHS), run, 1)
     return curve(run, "loss")
