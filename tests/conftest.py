@@ -180,7 +180,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
                 done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
                 if "No available agent" not in done.stdout + done.stderr:  # the head answers before it takes jobs
                     break
-                time.sleep(3)
+                time.sleep(0.5)
             return done
 
         yield run
