@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -264,21 +265,37 @@ def test_shared_prompt_changes_no_state_and_no_gradient(family: str) -> None:
 # training ---------------------------------------------------------------------------------------
 
 
+EPOCHS, STEPS, FIRST_CHECKPOINT, LATE = 4, 24, 6, 9
+
+
+@dataclass(frozen=True)
+class Trained:
+    run: RunFolder
+    counts: dict[str, Any]
+    told: list[tuple[int, int, str]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_two_cpus: None) -> Trained:
+    run, told = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(24)), []
+    counts = align(settings(tiny_model, epochs=EPOCHS), run, 1, on_progress=lambda *news: told.append(news))
+    return Trained(run, counts, told)
+
+
 @pytest.mark.slow
-def test_lora_learns_a_preference_and_leaves_a_clean_policy(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
+def test_lora_learns_a_preference_and_leaves_a_clean_policy(tiny_model: Path, undisturbed: Trained) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run, seen = folder_with(tmp_path, pairs_table(24)), []
-    counts = align(settings(tiny_model), run, 1, on_progress=lambda *news: seen.append(news))
-    assert counts["pairs"] == 24 and counts["steps"] == 6 and counts["too_long"] == 0
+    run, counts = undisturbed.run, undisturbed.counts
+    assert counts["pairs"] == 24 and counts["steps"] == STEPS and counts["too_long"] == 0
     assert counts["accuracy"] == 1.0
     margins, losses = curve(run, "margin"), curve(run, "loss")
-    assert len(losses) == 6 and losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert len(losses) == STEPS and losses[0] == pytest.approx(0.6931, abs=1e-3)
     assert margins[-1] > margins[0] + 0.05 and losses[-1] < losses[0]
     assert all(seconds > 0 for seconds in curve(run, "seconds"))
-    assert all(1 <= step <= steps == 6 for step, steps, _ in seen)
+    assert all(1 <= step <= steps == STEPS for step, steps, _ in undisturbed.told)
 
     names = run.files("round-01")
     assert not [name for name in names if name.endswith(PICKLES)] and not run.exists("round-01/train")
@@ -342,15 +359,6 @@ def test_pairs_longer_than_the_limit(tmp_path: Path, tiny_model: Path, ray_two_c
 
 # interruptions ----------------------------------------------------------------------------------
 
-EPOCHS, STEPS, FIRST_CHECKPOINT, LATE = 4, 24, 6, 9
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_two_cpus: None) -> list[float]:
-    run = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(24))
-    align(settings(tiny_model, epochs=EPOCHS), run, 1)
-    return curve(run, "loss")
-
 
 def kill_train_workers() -> int:
     """Kill the Ray Train workers that descend from this process."""
@@ -363,7 +371,7 @@ def kill_train_workers() -> int:
 
 
 @pytest.mark.slow
-def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undisturbed: list[float]) -> None:
+def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undisturbed: Trained) -> None:
     run = folder_with(tmp_path, pairs_table(24))
     killed: list[int] = []
 
@@ -374,7 +382,7 @@ def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undistu
     align(settings(tiny_model, epochs=EPOCHS), run, 1, on_progress=watch)
     assert killed == [1]
     assert run.read_json("round-01/alignment.json")["resumed_from"] >= FIRST_CHECKPOINT
-    assert curve(run, "loss") == pytest.approx(undisturbed, abs=1e-5)
+    assert curve(run, "loss") == pytest.approx(curve(undisturbed.run, "loss"), abs=1e-5)
 
 
 ALIGN = """
@@ -392,7 +400,7 @@ align(settings(Path(sys.argv[3]), epochs=float(sys.argv[4])), RunFolder(sys.argv
 
 
 @pytest.mark.slow
-def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: list[float]) -> None:
+def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: Trained) -> None:
     run = folder_with(tmp_path / "run", pairs_table(24))
     arguments = [str(Path(__file__).parent), run.uri, str(tiny_model), str(EPOCHS)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -408,7 +416,7 @@ def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: li
     assert not run.exists("round-01/alignment.json") and run.exists("round-01/train")
     align(settings(tiny_model, epochs=EPOCHS), run, 1)
     assert run.read_json("round-01/alignment.json")["resumed_from"] >= FIRST_CHECKPOINT
-    assert curve(run, "loss") == pytest.approx(undisturbed, abs=1e-5)
+    assert curve(run, "loss") == pytest.approx(curve(undisturbed.run, "loss"), abs=1e-5)
     assert not run.exists("round-01/train")
 
 
