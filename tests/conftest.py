@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RAY = str(Path(sys.executable).parent / "ray")
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process keeps the mode that its first cluster had
+os.environ.update(RAY_metrics_report_interval_ms="1000")
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
 
 
@@ -40,18 +42,25 @@ def quickstart() -> Config:
     return load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2"])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files whose tests share one Ray come first: those after them start clusters of their own."""
+    sharing = {item.path for item in items if "ray_two_cpus" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in sharing)
+
+
 @pytest.fixture(scope="module")
 def ray_two_cpus(quickstart: Config) -> Iterator[None]:
-    """A local Ray of two CPUs, connected to as the command does; gone at the end of the module."""
+    """A local Ray of two CPUs, connected to as the command does, but without a dashboard; modules share it, and leave no engine."""
     import ray
 
     from divray.cluster import connect
+    from divray.engines.pool import stop
 
-    if ray.is_initialized():
-        ray.shutdown()
-    connect(quickstart)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", partial(ray.init, num_cpus=2, include_dashboard=False))
+        connect(quickstart)
     yield
-    ray.shutdown()
+    stop()
 
 
 @pytest.fixture
@@ -59,18 +68,18 @@ def uri(tmp_path: Path) -> str:
     return str(tmp_path / "run")
 
 
-def exported(words: str) -> list[str]:
-    """Divray's lines on Ray's Prometheus endpoint, once one of them holds ``words``; Ray exports every few seconds."""
+def exported(*words: str) -> list[str]:
+    """Divray's lines on Ray's Prometheus endpoint, once one of them holds all ``words``; Ray exports every now and then."""
     import ray
 
     (node,) = ray.nodes()
     lines: list[str] = []
-    for _ in range(80):
+    for _ in range(160):
         with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5) as answer:
             lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_divray_")]
-        if any(words in line for line in lines):
+        if any(all(word in line for word in words) for line in lines):
             break
-        time.sleep(1)
+        time.sleep(0.5)
     return lines
 
 
@@ -117,7 +126,7 @@ def ray_head(folder: Path, *options: str, port: int = 0, **variables: str) -> It
                 urllib.request.urlopen(f"{address}/api/version", timeout=5)
                 break
             except (urllib.error.URLError, OSError):
-                time.sleep(1)
+                time.sleep(0.2)
         else:
             pytest.fail(f"no Ray head: {said.read_text()[-2000:]}")
         yield Head(head.pid, f"127.0.0.1:{port}", address, environment)
@@ -171,7 +180,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submit]:
                 done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
                 if "No available agent" not in done.stdout + done.stderr:  # the head answers before it takes jobs
                     break
-                time.sleep(3)
+                time.sleep(0.5)
             return done
 
         yield run

@@ -1,4 +1,5 @@
-"""vLLM's own configuration of an engine on a GPU that is not there: ``python faked_gpu.py NAME GIB OVERRIDES``, JSON out."""
+"""vLLM's own configuration of engines on GPUs that are not there: ``python faked_gpu.py CASES``, each a name, GiB and overrides in JSON;
+a line of JSON out for each."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from vllm.platforms.interface import DeviceCapability  # noqa: E402
 
 
 class FakedGpu(NonNvmlCudaPlatform):
+    faked = ("", 0)
+
     @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
-        return sys.argv[1]
+        return cls.faked[0]
 
     @classmethod
     def get_device_total_memory(cls, device_id: int = 0) -> int:
-        return int(sys.argv[2]) << 30
+        return cls.faked[1] << 30
 
     @classmethod
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability:
@@ -39,21 +42,23 @@ def main() -> None:
     from divray.models import local_model
     from divray.quickstart import folder
 
-    config = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", *sys.argv[3:]])
-    arguments = {**lora_arguments(config, gpu=True), **engine_arguments(config, gpu=True)}
-    made = AsyncEngineArgs(model=local_model(config.models.llm), **arguments).create_engine_config(UsageContext.LLM_CLASS)
-    found = {
-        "device": made.device_config.device_type,
-        "max_num_seqs": made.scheduler_config.max_num_seqs,
-        "max_num_batched_tokens": made.scheduler_config.max_num_batched_tokens,
-        "max_model_len": made.model_config.max_model_len,
-        "backend": made.parallel_config.distributed_executor_backend,
-        "world_size": made.parallel_config.world_size,
-        "lora_rank": made.lora_config.max_lora_rank,
-        "trust": made.model_config.trust_remote_code,
-        "dtype": str(made.model_config.dtype),
-    }
-    print(json.dumps(found))
+    for name, memory, overrides in json.loads(sys.argv[1]):
+        FakedGpu.faked = (name, memory)
+        config = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", *overrides])
+        arguments = {**lora_arguments(config, gpu=True), **engine_arguments(config, gpu=True)}
+        made = AsyncEngineArgs(model=local_model(config.models.llm), **arguments).create_engine_config(UsageContext.LLM_CLASS)
+        found = {
+            "device": made.device_config.device_type,
+            "max_num_seqs": made.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": made.scheduler_config.max_num_batched_tokens,
+            "max_model_len": made.model_config.max_model_len,
+            "backend": made.parallel_config.distributed_executor_backend,
+            "world_size": made.parallel_config.world_size,
+            "lora_rank": made.lora_config.max_lora_rank,
+            "trust": made.model_config.trust_remote_code,
+            "dtype": str(made.model_config.dtype),
+        }
+        print(json.dumps(found), flush=True)
 
 
 vllm.platforms.current_platform = FakedGpu()

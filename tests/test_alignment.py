@@ -6,7 +6,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
 
 
 def settings(model: Path, workers: int = 1, **alignment: Any) -> Config:
@@ -278,21 +265,37 @@ def test_shared_prompt_changes_no_state_and_no_gradient(family: str) -> None:
 # training ---------------------------------------------------------------------------------------
 
 
+EPOCHS, STEPS, FIRST_CHECKPOINT, LATE = 4, 24, 6, 9
+
+
+@dataclass(frozen=True)
+class Trained:
+    run: RunFolder
+    counts: dict[str, Any]
+    told: list[tuple[int, int, str]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_two_cpus: None) -> Trained:
+    run, told = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(24)), []
+    counts = align(settings(tiny_model, epochs=EPOCHS), run, 1, on_progress=lambda *news: told.append(news))
+    return Trained(run, counts, told)
+
+
 @pytest.mark.slow
-def test_lora_learns_a_preference_and_leaves_a_clean_policy(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_lora_learns_a_preference_and_leaves_a_clean_policy(tiny_model: Path, undisturbed: Trained) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run, seen = folder_with(tmp_path, pairs_table(24)), []
-    counts = align(settings(tiny_model), run, 1, on_progress=lambda *news: seen.append(news))
-    assert counts["pairs"] == 24 and counts["steps"] == 6 and counts["too_long"] == 0
+    run, counts = undisturbed.run, undisturbed.counts
+    assert counts["pairs"] == 24 and counts["steps"] == STEPS and counts["too_long"] == 0
     assert counts["accuracy"] == 1.0
     margins, losses = curve(run, "margin"), curve(run, "loss")
-    assert len(losses) == 6 and losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert len(losses) == STEPS and losses[0] == pytest.approx(0.6931, abs=1e-3)
     assert margins[-1] > margins[0] + 0.05 and losses[-1] < losses[0]
     assert all(seconds > 0 for seconds in curve(run, "seconds"))
-    assert all(1 <= step <= steps == 6 for step, steps, _ in seen)
+    assert all(1 <= step <= steps == STEPS for step, steps, _ in undisturbed.told)
 
     names = run.files("round-01")
     assert not [name for name in names if name.endswith(PICKLES)] and not run.exists("round-01/train")
@@ -320,7 +323,7 @@ def test_lora_learns_a_preference_and_leaves_a_clean_policy(tmp_path: Path, tiny
 
 
 @pytest.mark.slow
-def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     one = folder_with(tmp_path / "one", pairs_table(16))
     two = folder_with(tmp_path / "two", pairs_table(16))
     align(settings(tiny_model, zero_stage=0), one, 1)
@@ -331,7 +334,7 @@ def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, cluster: N
 
 
 @pytest.mark.slow
-def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -347,7 +350,7 @@ def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, clu
 
 
 @pytest.mark.slow
-def test_pairs_longer_than_the_limit(tmp_path: Path, tiny_model: Path, cluster: None) -> None:
+def test_pairs_longer_than_the_limit(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     run = folder_with(tmp_path, pairs_table(4, rejected=" x" * 80))
     with pytest.raises(DivrayError, match="max_length"):
         align(settings(tiny_model), run, 1)
@@ -355,15 +358,6 @@ def test_pairs_longer_than_the_limit(tmp_path: Path, tiny_model: Path, cluster: 
 
 
 # interruptions ----------------------------------------------------------------------------------
-
-EPOCHS, STEPS, FIRST_CHECKPOINT, LATE = 4, 24, 6, 9
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, cluster: None) -> list[float]:
-    run = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(24))
-    align(settings(tiny_model, epochs=EPOCHS), run, 1)
-    return curve(run, "loss")
 
 
 def kill_train_workers() -> int:
@@ -377,7 +371,7 @@ def kill_train_workers() -> int:
 
 
 @pytest.mark.slow
-def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undisturbed: list[float]) -> None:
+def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undisturbed: Trained) -> None:
     run = folder_with(tmp_path, pairs_table(24))
     killed: list[int] = []
 
@@ -388,7 +382,7 @@ def test_killed_worker_resumes_exactly(tmp_path: Path, tiny_model: Path, undistu
     align(settings(tiny_model, epochs=EPOCHS), run, 1, on_progress=watch)
     assert killed == [1]
     assert run.read_json("round-01/alignment.json")["resumed_from"] >= FIRST_CHECKPOINT
-    assert curve(run, "loss") == pytest.approx(undisturbed, abs=1e-5)
+    assert curve(run, "loss") == pytest.approx(curve(undisturbed.run, "loss"), abs=1e-5)
 
 
 ALIGN = """
@@ -406,7 +400,7 @@ align(settings(Path(sys.argv[3]), epochs=float(sys.argv[4])), RunFolder(sys.argv
 
 
 @pytest.mark.slow
-def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: list[float]) -> None:
+def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: Trained) -> None:
     run = folder_with(tmp_path / "run", pairs_table(24))
     arguments = [str(Path(__file__).parent), run.uri, str(tiny_model), str(EPOCHS)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -422,7 +416,7 @@ def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: li
     assert not run.exists("round-01/alignment.json") and run.exists("round-01/train")
     align(settings(tiny_model, epochs=EPOCHS), run, 1)
     assert run.read_json("round-01/alignment.json")["resumed_from"] >= FIRST_CHECKPOINT
-    assert curve(run, "loss") == pytest.approx(undisturbed, abs=1e-5)
+    assert curve(run, "loss") == pytest.approx(curve(undisturbed.run, "loss"), abs=1e-5)
     assert not run.exists("round-01/train")
 
 

@@ -124,6 +124,8 @@ def test_workers_get_no_secret_unasked_and_nothing_that_the_job_has(monkeypatch:
 def test_a_growing_cluster_is_waited_for_and_a_full_one_refused(
     joined: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
+
     two_cpus, one_gpu = {"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}
     monkeypatch.setattr(resources, "QUIET_SECONDS", 8.0)
     with growing(tmp_path, cpu={"resources": two_cpus, "max_workers": 2}, gpu={"resources": one_gpu, "max_workers": 2}) as head:
@@ -140,8 +142,9 @@ def test_a_growing_cluster_is_waited_for_and_a_full_one_refused(
         cluster.release_cluster(settings(address))
         deadline = time.monotonic() + 90
         while len(resources.machines_there()) > 1 and time.monotonic() < deadline:
-            time.sleep(1)
+            time.sleep(0.5)
         assert len(resources.machines_there()) == 1
+        ray.shutdown()  # it takes longer once the head is gone
 
 
 @pytest.mark.slow
@@ -167,6 +170,7 @@ def test_a_path_that_another_machine_does_not_see_is_refused(joined: None, tmp_p
             assert os.listdir(tmp_path / "shared") == []
             with pytest.raises(InputError, match=r"the machine \S+ of the cluster does not see this folder"):
                 cluster.require_shared(RunFolder(str(own / "run")))
+            ray.shutdown()  # it takes longer once the head is gone
         finally:
             other.terminate()
             other.wait()
@@ -187,15 +191,26 @@ def look(config: Config | None = None) -> Seen:
     return Seen(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid())
 
 
+@pytest.fixture(scope="module")
+def four_gpus() -> Iterator[None]:
+    """A Ray that takes this machine to have them."""
+    import ray
+
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.WORKER_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
 @pytest.mark.slow
-def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(joined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(four_gpus: None) -> None:
     import psutil
     import ray
 
-    for name, value in cluster.WORKER_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     config = settings("cluster.worker_cpus=0.5")
     assert resources.uses_gpu(config)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the tests' folder
@@ -214,11 +229,9 @@ def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(joined: None, monk
     assert ray.available_resources()["GPU"] == 4
 
 
-def test_a_stage_without_models_leaves_gpus_alone(joined: None) -> None:
-    import ray
+def test_a_stage_without_models_leaves_gpus_alone(four_gpus: None) -> None:
     from ray.data import DataContext
 
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     for stage, limit in (("prompt", 0), ("sample", float("inf")), ("mine", 0), ("score", float("inf"))):
         resources.provide(settings(), [stage], grows=False)
         assert DataContext.get_current().execution_options.resource_limits.gpu == limit, stage

@@ -168,7 +168,17 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
 
 
 @pytest.mark.slow
-def test_an_engine_that_dies_at_every_start_is_given_up_with_its_cause(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
+def test_an_engine_that_dies_at_every_start_is_given_up_with_its_cause(
+    ray_two_cpus: None, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(EngineHealth):
+        """Gives up after the second start in vain, not the third."""
+
+        def __init__(self, pool: int) -> None:
+            super().__init__(pool)
+            self.max_starts = 2
+
+    monkeypatch.setattr("divray.engines.pool.EngineHealth", Impatient)
     broken = tmp_path / "model"
     broken.mkdir()
     (broken / "config.json").write_text('{"architectures": ["NoSuchForCausalLM"], "model_type": "llama"}')

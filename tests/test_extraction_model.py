@@ -328,17 +328,18 @@ def test_predict_says_before_the_model_is_loaded_what_json_has_not(saved, tmp_pa
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp_path):
+def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
-    rows = [{"text": MARKED, "score": 1} for _ in range(1100)]
+    monkeypatch.setattr("divray.extraction.predict.BATCH", 16)
+    rows = [{"text": MARKED, "score": 1} for _ in range(20)]
     rows += [{"text": MARKED, "score": 2.5, "late": {"a": None}}, {"text": MARKED, "score": None, "late": {"a": 1, "b": [2]}}]
     source = lines(tmp_path / "in.jsonl", rows)
-    assert predict(str(saved), source, str(tmp_path / "out.parquet")) == 1102
+    assert predict(str(saved), source, str(tmp_path / "out.parquet")) == 22
     table = pq.read_table(tmp_path / "out.parquet")
     assert table["score"].to_pylist()[-3:] == [1.0, 2.5, None]
     assert table["late"].to_pylist()[-3:] == [None, {"a": None, "b": None}, {"a": 1, "b": [2]}]
-    assert predict(str(saved), source, str(tmp_path / "out.jsonl")) == 1102
+    assert predict(str(saved), source, str(tmp_path / "out.jsonl")) == 22
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [{key: row[key] for key in row if key not in ("relation", "probability")} for row in found] == rows
 

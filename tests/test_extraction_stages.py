@@ -56,17 +56,6 @@ def config():
     return parse_config(values, "test")
 
 
-@pytest.fixture(scope="module")
-def ray(config):
-    import ray
-
-    from divray.cluster import connect
-
-    connect(config)
-    yield ray
-    ray.shutdown()
-
-
 @pytest.fixture
 def run(tmp_path):
     run = RunFolder(str(tmp_path / "run"))
@@ -89,7 +78,7 @@ def run(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_compares_and_resumes(ray, config, run):
+def test_evaluation_compares_and_resumes(ray_two_cpus, config, run):
     told = []
     counts = evaluation.run(config, run, 0, lambda done, total, note: told.append((done, total)))
     # `generated` and `round-01` hold the same samples, in every draw, and are trained once; an empty set is left out.
@@ -119,7 +108,7 @@ def test_evaluation_compares_and_resumes(ray, config, run):
 
 
 @pytest.mark.slow
-def test_search_then_train(ray, config, run, capfd):
+def test_search_then_train(ray_two_cpus, config, run, capfd):
     told = []
     counts = search.run(config, run, 0, lambda done, total, note: told.append((done, total)))
     assert counts["trials"] == 2 and told[-1] == (2, 2)

@@ -19,13 +19,13 @@ from divray.schemas import COMPLETIONS
 
 SMALL = [
     "models.llm=embedded:smollm2",
-    "sampling.candidates_per_relation=16",
+    "sampling.candidates_per_relation=10",
     "sampling.naive_candidates_per_relation=0",
     "sampling.max_tokens=64",
     "engine.batch_size=8",
     "engine.vllm={max_num_seqs: 8}",
 ]
-TOTAL = 6 * 16
+TOTAL = 6 * 10
 PLAYED = ["completion", "generated_tokens", "prompt_tokens", "cached_tokens", "finish_reason", "error"]
 
 

@@ -25,26 +25,34 @@ from divray.run_folder import RunFolder
 SMALL = ["models.llm=embedded:smollm2", "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
 
 
+H100 = ("NVIDIA H100", 80, ())
+L4 = ("NVIDIA L4", 24, ("engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=20"))
+
+
+@pytest.fixture(scope="module")
+def configured() -> dict[str, dict[str, Any]]:
+    """Name of a GPU -> vLLM's configuration of an engine on it."""
+    command = [sys.executable, str(Path(__file__).with_name("faked_gpu.py")), json.dumps([H100, L4])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return dict(zip((H100[0], L4[0]), lines, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "memory", "overrides", "expected"),
+    ("name", "expected"),
     [
-        ("NVIDIA H100", 80, [], {"max_num_seqs": 1024, "max_num_batched_tokens": 16384, "backend": "uni", "max_model_len": 8192}),
+        (H100[0], {"max_num_seqs": 1024, "max_num_batched_tokens": 16384, "backend": "uni", "max_model_len": 8192}),
         (
-            "NVIDIA L4",
-            24,
-            ["engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=20"],
+            L4[0],
             {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "backend": "mp", "world_size": 3, "max_model_len": 1024, "lora_rank": 32},
         ),
     ],
 )
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
-def test_vllm_takes_the_arguments_and_sizes_the_batch(name: str, memory: int, overrides: list[str], expected: dict[str, Any]) -> None:
-    script = str(Path(__file__).with_name("faked_gpu.py"))
-    done = subprocess.run([sys.executable, script, name, str(memory), *overrides], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {**found, **expected, "device": "cuda", "trust": False}
+def test_vllm_takes_the_arguments_and_sizes_the_batch(configured: dict[str, dict[str, Any]], name: str, expected: dict[str, Any]) -> None:
+    assert configured[name] == {**configured[name], **expected, "device": "cuda", "trust": False}
 
 
 def test_a_model_larger_than_a_machine_is_spread_by_ray() -> None:
@@ -58,7 +66,7 @@ def four_gpus() -> Iterator[None]:
     import ray
 
     ray.shutdown()
-    ray.init(address="local", num_cpus=4, num_gpus=4, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     quiet_ray_data(False)
     yield
     ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,13 @@ def test_the_documented_line_runs_from_a_clone_and_a_failed_job_ends_non_zero(su
     # The same variables that a driver passes on: Ray takes each from one of the two only.
     variables = {"HF_TOKEN": "t", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     options = ["--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": variables})]
-    good = submit("jobs/stage.py", "prepare", str(out), "--config", "divray/quickstart/quickstart.yaml", options=options, cwd=clone)
+    with ThreadPoolExecutor(2) as jobs:
+        stage = ["jobs/stage.py", "prepare", str(out), "--config", "divray/quickstart/quickstart.yaml"]
+        wrong = ["jobs/pipeline.py", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "other")]
+        good, bad = jobs.map(lambda arguments: submit(*arguments, options=options, cwd=clone), (stage, wrong))
     assert good.returncode == 0, good.stdout + good.stderr
     assert RunFolder(str(out)).record("prepare")["counts"]["seeds"] == 30  # type: ignore[index]
     assert "/working_dir_files/" in (out / "config.yaml").read_text()  # the data that the job brought with it
-    bad = submit("jobs/pipeline.py", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "other"), options=options, cwd=clone)
     assert bad.returncode == 1
     assert "no such file" in bad.stdout + bad.stderr
     assert not (tmp_path / "other").exists()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from divray.cluster import quiet_ray_data
 from divray.config import Config, parse_config
 from divray.datasets import examples_table
 from divray.errors import InputError
@@ -238,20 +236,6 @@ def test_near_copy_changes_entities_and_one_word() -> None:
     assert render_marked(near_copy(bare, donor)) == "{rtail1} hosts [rhead1]"
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-    import ray.data
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    quiet_ray_data(False)
-    yield
-    if started:
-        ray.shutdown()
-
-
 def settings(mode: str, style: str = "completion") -> Config:
     values = {"task": {"name": "toy", "relations": "r.yaml"}, "preferences": {"mode": mode, "max_pairs_per_relation": 6}}
     return parse_config({**values, "prompts": {"style": style}}, "test")
@@ -279,7 +263,7 @@ def write_round(folder: RunFolder, rows: list[dict[str, Any]], rows_per_file: in
 
 
 @pytest.mark.parametrize("style", ["completion", "chat"])
-def test_stage_mined(cluster: None, tmp_path: Any, style: str) -> None:
+def test_stage_mined(ray_two_cpus: None, tmp_path: Any, style: str) -> None:
     chat = style == "chat"
     rows = many(chat=chat) + many(1, "s", chat)
     rows += [candidate(200 + number, 0.99, 0.99, chat=chat, strategy="naive") for number in range(4)]
@@ -304,14 +288,14 @@ def test_stage_mined(cluster: None, tmp_path: Any, style: str) -> None:
             assert pair["rejected"].count("\n") == (0 if chat else 1 if given[pair["chosen_id"]] else 4)
 
 
-def test_stage_mined_without_scores(cluster: None, tmp_path: Any) -> None:
+def test_stage_mined_without_scores(ray_two_cpus: None, tmp_path: Any) -> None:
     folder = RunFolder(str(tmp_path))
     write_round(folder, [broken(number) for number in range(3)], 5)
     folder.delete("round-00/scores")
     assert run(settings("mined"), folder, 0)["pairs"] == 0
 
 
-def test_stage_paper(cluster: None, tmp_path: Any) -> None:
+def test_stage_paper(ray_two_cpus: None, tmp_path: Any) -> None:
     folder = RunFolder(str(tmp_path))
     write_task(folder)
     rows = [prompt_row(number, relation) for relation in ("r", "s") for number in range(8)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import pyarrow.compute as pc
 import pytest
 from conftest import exported
 
-from divray.config import Config
+from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import examples_table
 from divray.datasets.stage import run as prepare
 from divray.embeddings import embedding_matrix
+from divray.quickstart import folder
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.scoring import stage as scoring
@@ -26,30 +26,19 @@ from divray.scoring.novelty import distances
 from divray.scoring.stage import run as score
 
 
-def samples_of(config: Config) -> pa.Table:
+def samples_of(config: Config, more: int = 0) -> pa.Table:
     """Ten test sentences a relation: eight as they are, one under a wrong label, one twice; one of the first
-    relation's under the fourth label as well; and a rejection."""
+    relation's under the fourth label as well; a rejection; and ``more`` of the first relation."""
     task = load_task(config)
     names = [relation.name for relation in task.relations]
     rows = []
+    columns = {"round": 0, "prompt": "p", "completion": "c", "rejection": ""}
     for number, name in enumerate(names):
-        own = [example for example in task.test if example.relation == name][:9]
-        columns = examples_table([*own, own[0]]).to_pylist()
-        for place in range(10):
+        found = [example for example in task.test if example.relation == name][: 9 + (0 if number else more)]
+        for place, row in enumerate(examples_table([*found[:9], found[0], *found[9:]]).to_pylist()):
             label = names[(number + 2) % len(names)] if place == 8 else name
-            rows.append(
-                {
-                    **columns[place],
-                    "candidate_id": f"r00-{name}-{place}",
-                    "relation": label,
-                    "round": 0,
-                    "strategy": "naive" if place == 7 else "independent",
-                    "prompt_id": f"p-{name}",
-                    "prompt": "p",
-                    "completion": "c",
-                    "rejection": "",
-                }
-            )
+            own = {"candidate_id": f"r00-{name}-{place}", "relation": label, "prompt_id": f"p-{name}"}
+            rows.append({**row, **columns, **own, "strategy": "naive" if place == 7 else "independent"})
     conflict = {**rows[1], "candidate_id": "r00-conflict", "relation": names[3]}
     rejected = {**rows[0], "candidate_id": "r00-x", "text": "", "rejection": "empty"}
     rows += [conflict, rejected]
@@ -67,18 +56,39 @@ def test_a_round_without_a_valid_sample_has_an_empty_table_of_scores(ray_two_cpu
 
 
 @pytest.mark.slow
-def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
-    run, samples = RunFolder(uri), samples_of(quickstart)
+def test_scores_do_not_depend_on_order_or_partition_and_a_large_relation_is_spread(
+    ray_two_cpus: None, quickstart: Config, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, samples = RunFolder(uri), samples_of(quickstart, more=40)
+    largest = samples["relation"][0].as_py()
+    measured = scoring._measured
     prepare(quickstart, run)
+
+    def scored(part_rows: int) -> tuple[dict[str, int], pa.Table, int]:
+        """Counts, table, and how many tasks measured rows of the largest relation."""
+        seen = tmp_path / str(part_rows)
+        seen.mkdir()
+
+        def noted(batch: pa.Table, **options: Any) -> pa.Table:
+            import ray
+
+            if largest in batch["relation"].to_pylist():
+                (seen / ray.get_runtime_context().get_task_id()).touch()
+            return measured(batch, **options)
+
+        monkeypatch.setattr(scoring, "ENCODED_ROWS", min(part_rows, 256))
+        monkeypatch.setattr(scoring, "PART_ROWS", part_rows)
+        monkeypatch.setattr(scoring, "_measured", noted)
+        return score(quickstart, run, 0), run.read_table("round-00/scores"), len(list(seen.iterdir()))
+
     run.write_table("round-00/samples", samples)
-    counts = score(quickstart, run, 0)
-    first = run.read_table("round-00/scores")
+    counts, first, tasks = scored(10_000)
     assert first.schema.names == SCORES.names
     assert first["candidate_id"].to_pylist() == sorted(name for name in samples["candidate_id"].to_pylist() if name != "r00-x")
     rows = {row["candidate_id"]: row for row in first.to_pylist()}
     assert any('relation="born_in"' in line for line in exported('outcome="valid"'))
     assert counts == {
-        "scored": 6 * 9 + 1,
+        "scored": 6 * 9 + 1 + 40,
         "unique": sum(row["unique"] for row in rows.values() if row["strategy"] != "naive"),
         "correct": sum(row["unique"] and row["correct"] for row in rows.values() if row["strategy"] != "naive"),
         "conflicts": 2,
@@ -98,21 +108,28 @@ def test_scores_do_not_depend_on_order_or_partition(ray_two_cpus: None, quicksta
     right = [row["correctness"] for name, row in rows.items() if not name.endswith("-8")]
     wrong = [row["correctness"] for name, row in rows.items() if name.endswith("-8")]
     assert sum(one > other for one in right for other in wrong) > 0.75 * len(right) * len(wrong)
+    # Novelty is that of the relation as a whole.
+    own = first.filter(pc.and_(pc.equal(first["relation"], largest), pc.not_equal(first["strategy"], "naive")))
+    assert 1 < sum(own["unique"].to_pylist()) < own.num_rows
+    vectors, unique = embedding_matrix(own["embedding"]), own["unique"].to_numpy()
+    expected = distances(vectors, vectors[unique], np.where(unique, np.cumsum(unique) - 1, -1))
+    assert own["novelty"].to_pylist() == expected.tolist()
 
     shuffled = list(range(samples.num_rows))
     random.Random(3).shuffle(shuffled)
     run.write_table("round-00/samples", samples.take(shuffled), rows_per_file=7)
-    score(quickstart, run, 0)
-    assert run.read_table("round-00/scores") == first
+    again, second, more_tasks = scored(16)
+    assert second == first and again == counts
+    assert more_tasks > max(2, tasks)
+    assert not run.files("round-00/embedded") and not run.files("round-00/decided")
 
 
 @pytest.mark.slow
 def test_the_audit_believes_human_sentences_more_than_broken_ones(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
-    run = RunFolder(uri)
-    prepare(quickstart, run)
-    task = load_task(quickstart)
+    config, run = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", "task.seeds_per_relation=2"]), RunFolder(uri)
+    prepare(config, run)
     rows = []
-    for number, example in enumerate(task.test[:24]):
+    for number, example in enumerate(load_task(config).test[:12]):
         row = examples_table([example]).to_pylist()[0]
         before, rest = example.text[: max(example.head[1], example.tail[1])], example.text[max(example.head[1], example.tail[1]) :]
         broken = before + " ".join(reversed(rest.split(" ")))
@@ -120,67 +137,11 @@ def test_the_audit_believes_human_sentences_more_than_broken_ones(ray_two_cpus: 
         rows.append({**row, "sample_id": f"broken-{number}", "text": broken, "passed": True})
         rows.append({**row, "sample_id": f"failed-{number}", "passed": False})
     schema = pa.schema([*(field for field in DATASET if field.name in rows[0]), pa.field("passed", pa.bool_())])
-    found = audited(quickstart, run, pa.Table.from_pylist(rows, schema))
+    found = audited(config, run, pa.Table.from_pylist(rows, schema))
     assert set(found) == {row["sample_id"] for row in rows} and all(0 < value < 1 for value in found.values())
-    mean = {kind: sum(value for name, value in found.items() if name.startswith(kind)) / 24 for kind in ("right", "broken", "failed")}
+    mean = {kind: sum(value for name, value in found.items() if name.startswith(kind)) / 12 for kind in ("right", "broken", "failed")}
     assert mean["right"] > mean["broken"] and mean["right"] > mean["failed"]
-    assert audited(quickstart, run, pa.Table.from_pylist([], schema)) == {}
-
-
-def one_large_relation(config: Config) -> pa.Table:
-    """The samples of one relation many times over with other first words, so that nine rows in ten are of it."""
-    samples = samples_of(config)
-    names = samples["relation"].to_pylist()
-    most = pc.equal(samples["relation"], names[0])
-    copies = [samples]
-    for number in range(60):
-        own = samples.filter(pc.and_(most, pc.equal(samples["rejection"], ""))).to_pylist()
-        for row in own:
-            front = f"Number {number} and {number * number} : "
-            row["candidate_id"] += f"-{number:02d}"
-            row["text"] = front + row["text"]
-            for name in ("head_start", "head_end", "tail_start", "tail_end"):
-                row[name] += len(front)
-        copies.append(pa.Table.from_pylist(own, SAMPLES))
-    return pa.concat_tables(copies)
-
-
-@pytest.mark.slow
-def test_a_relation_with_most_rows_is_spread_over_tasks(
-    ray_two_cpus: None, quickstart: Config, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, samples = RunFolder(uri), one_large_relation(quickstart)
-    share = pc.mean(pc.equal(samples["relation"], samples["relation"][0]).cast(pa.int32())).as_py()
-    assert share > 0.9
-    prepare(quickstart, run)
-    run.write_table("round-00/samples", samples)
-    whole = scoring._measured
-    made, tasks = [], []
-    for rows in (10_000, 64):
-        seen = tmp_path / str(rows)
-        seen.mkdir()
-
-        def noted(batch: pa.Table, seen: Path = seen, **options: Any) -> pa.Table:
-            import ray
-
-            (seen / f"{ray.get_runtime_context().get_task_id()}.{uuid.uuid4().hex}").touch()
-            return whole(batch, **options)
-
-        monkeypatch.setattr(scoring, "PART_ROWS", rows)
-        monkeypatch.setattr(scoring, "_measured", noted)
-        score(quickstart, run, 0)
-        made.append(run.read_table("round-00/scores"))
-        tasks.append(len({file.name.partition(".")[0] for file in seen.iterdir()}))
-    assert made[0] == made[1] and made[0].num_rows == samples.num_rows - 1
-    assert tasks[1] > max(2, tasks[0])
-    # Novelty is that of the relation as a whole.
-    relation = samples["relation"][0].as_py()
-    own = made[1].filter(pc.and_(pc.equal(made[1]["relation"], relation), pc.not_equal(made[1]["strategy"], "naive")))
-    assert 1 < sum(own["unique"].to_pylist()) < own.num_rows
-    vectors, unique = embedding_matrix(own["embedding"]), own["unique"].to_numpy()
-    expected = distances(vectors, vectors[unique], np.where(unique, np.cumsum(unique) - 1, -1))
-    assert own["novelty"].to_pylist() == expected.tolist()
-    assert not run.files("round-00/embedded") and not run.files("round-00/decided")
+    assert audited(config, run, pa.Table.from_pylist([], schema)) == {}
 
 
 @pytest.mark.parametrize(

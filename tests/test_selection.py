@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import yaml
 
 from divray import selection
-from divray.cluster import quiet_ray_data
 from divray.config import Config, parse_config
 from divray.export import export
 from divray.run_folder import RunFolder
@@ -105,20 +103,6 @@ def score_row(relation: str, number: int, round_: int, strategy: str = "independ
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-    import ray.data
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    quiet_ray_data(False)
-    yield
-    if started:
-        ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def config() -> Config:
     return parse_config({"task": {"name": "Toy | task", "relations": "r.yaml", "none_label": "none"}, "selection": {"k": 4}}, "test")
 
@@ -146,7 +130,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     return folder
 
 
-def test_stage_writes_data_set_card_and_comparison(cluster: None, config: Config, finished: RunFolder) -> None:
+def test_stage_writes_data_set_card_and_comparison(ray_two_cpus: None, config: Config, finished: RunFolder) -> None:
     counts = run(config, finished, 1)
     dataset = finished.read_table("dataset")
     assert dataset.schema.equals(DATASET)
@@ -188,7 +172,7 @@ def test_stage_writes_data_set_card_and_comparison(cluster: None, config: Config
     assert all(f"| `{name}` |" in body for name in DATASET.names)
 
 
-def test_shortfall_is_told(cluster: None, config: Config, finished: RunFolder) -> None:
+def test_shortfall_is_told(ray_two_cpus: None, config: Config, finished: RunFolder) -> None:
     counts = run(config, finished, 0)
     assert counts["relations"] == {"b": 2, "a": 4} and counts["shortfall"] == {"b": 2}
     assert counts["comparison"] == {"selected": 6, "round-00": 6, "naive": 4}
@@ -209,7 +193,7 @@ def test_reasons_count_what_was_lost(finished: RunFolder) -> None:
     assert shortfalls(finished, 1, []) == {}
 
 
-def test_other_tools_open_the_data_set(cluster: None, config: Config, finished: RunFolder, tmp_path: Path) -> None:
+def test_other_tools_open_the_data_set(ray_two_cpus: None, config: Config, finished: RunFolder, tmp_path: Path) -> None:
     import datasets
     import pandas
     import pyarrow.parquet as pq
@@ -222,13 +206,13 @@ def test_other_tools_open_the_data_set(cluster: None, config: Config, finished: 
     assert list(loaded) == ["train"] and loaded["train"].to_list() == table.to_pylist()
 
 
-def test_export_writes_the_selected_samples_or_all(cluster: None, config: Config, finished: RunFolder, tmp_path: Path) -> None:
+def test_export_writes_the_selected_samples_or_all(ray_two_cpus: None, config: Config, finished: RunFolder, tmp_path: Path) -> None:
     counts = run(config, finished, 1)
     assert export(finished.uri, str(tmp_path / "selected.jsonl")) == counts["selected"] == 8
     assert export(finished.uri, str(tmp_path / "all.jsonl"), every=True) == counts["accepted"] > 8
 
 
-def test_card_shows_what_people_said(cluster: None, config: Config, finished: RunFolder) -> None:
+def test_card_shows_what_people_said(ray_two_cpus: None, config: Config, finished: RunFolder) -> None:
     counts = run(config, finished, 1)
     ids = finished.read_table("comparison/selected").filter(pc.field("relation") == "a")["sample_id"].to_pylist()
     answers = [{"sample_id": name, "reader": "ada", "right": name != ids[0], "at": ""} for name in [*ids, "r01-a-independent-000011"]]

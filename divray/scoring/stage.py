@@ -1,6 +1,6 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Five passes.  The samples stream through actors that encode them; one task makes the judge from the seeds; one task
+Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task
 looks across all relations (:mod:`divray.scoring.across`); the rows are judged by batches, and each relation's
 texts, without vectors, are deduplicated against the seeds and the rounds before; the rows are measured for
 novelty by batches again (:mod:`divray.scoring.novelty`).  The rows of the naive baseline are scored among
@@ -55,6 +55,9 @@ SEED_ANSWERS = "data/seed_answers"
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
+ENCODED_ROWS = 256
+"""Rows that an encoder takes at a time."""
+
 PART_ROWS = 4096
 """Rows of a file, and of a task that measures novelty, at least where there are as many."""
 
@@ -74,13 +77,14 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         run.delete(name)
     task = worker(config)
     actors = encoders(config)
+    judge = worker(config, gpus=True)(_fit).remote(config, run.uri)  # while the encoders start
     valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    valid.map_batches(_Features, batch_format="pyarrow", batch_size=256, fn_constructor_args=(config, run.uri), **actors).write_parquet(
+    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": ENCODED_ROWS, "fn_constructor_args": (config, run.uri)}
+    valid.map_batches(_Features, **by_actor, **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
     only_cpus(True)
-    judge = worker(config, gpus=True)(_fit).remote(config, run.uri)
     marks = task(across_relations).remote(config, run.uri, embedded, round)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
         ray.get([judge, marks])
