@@ -171,7 +171,7 @@ class AlignmentConfig(Section):
     method: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(16, ge=1, le=512)
     learning_rate: float | None = Field(
-        None, gt=0, description="Default: 1e-3 for LoRA up to 0.5 B parameters, 2e-4 up to 2 B, else 5e-5; for `full` a hundredth."
+        None, gt=0, description="Default: 2e-4 for LoRA up to 2 B parameters, else 5e-5; for `full` a hundredth."
     )
     beta: float = Field(0.1, gt=0)
     sft_weight: float = Field(

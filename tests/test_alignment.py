@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from conftest import kill_tree
 
 from divray.alignment import base_model
 from divray.alignment import run as align
@@ -151,7 +152,7 @@ BILLION = 1_000_000_000
 
 
 @pytest.mark.parametrize(
-    ("method", "parameters", "rate"), [("lora", 135_000_000, 1e-3), ("lora", 7 * BILLION, 5e-5), ("full", 7 * BILLION, 5e-7)]
+    ("method", "parameters", "rate"), [("lora", 135_000_000, 2e-4), ("lora", 7 * BILLION, 5e-5), ("full", 7 * BILLION, 5e-7)]
 )
 def test_the_learning_rate_follows_method_and_size(method: str, parameters: int, rate: float) -> None:
     from divray.alignment.arguments import dpo_arguments, learning_rate
@@ -411,7 +412,7 @@ def test_killed_driver_goes_on(tmp_path: Path, tiny_model: Path, undisturbed: Tr
         assert driver.stdout is not None
         steps = (int(line.split()[0]) for line in driver.stdout if line.strip())
         reached = next((step for step in steps if step >= LATE), None)
-        driver.kill()
+        kill_tree(driver)
     assert reached is not None, (tmp_path / "stderr").read_text()
     assert not run.exists("round-01/alignment.json") and run.exists("round-01/train")
     align(settings(tiny_model, epochs=EPOCHS), run, 1)

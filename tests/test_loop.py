@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Submit, free_port
+from conftest import Submit, free_port, kill_tree
 
 from divray import pipeline
 from divray.cli import main
@@ -95,18 +94,6 @@ def command(out: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "RAY_worker_niceness": "0"}
-
-
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """End the driver as ``kill -9`` does, and the Ray that it had started, which would end by itself more slowly."""
-    import psutil
-
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    for child in children:
-        if child.is_running():
-            child.kill()
 
 
 def run_and_kill(out: Path, kill: Kill) -> None:

@@ -25,7 +25,6 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.prompts.record import as_lines, labels
 from divray.relations import Example, Relation
-from divray.resources import worker
 from divray.run_folder import RunFolder
 from divray.scoring.judge import AUDIT, weights
 from divray.scoring.likelihood import Likelihood
@@ -81,15 +80,14 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
         run: Where the relations and the seeds are.
         rows: Columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
     """
-    import ray
+    import ray.data
 
     if not rows.num_rows:
         return {}
     actors = encoders(config)
-    origin = worker(config, gpus=True)(_origin).remote(config, run.uri)
     # A relation's sentences stand together, since they share what is read before them.
     data = ray.data.from_arrow(rows.sort_by([("relation", "ascending"), ("sample_id", "ascending")]))
-    read = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri, origin), **actors)
+    read = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri), **actors)
     found: dict[str, float] = {}
     batches: Any = read.iter_batches(batch_format="pyarrow", batch_size=None)
     for batch in batches:
@@ -97,29 +95,18 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     return found
 
 
-def _known(config: Config, uri: str) -> tuple[Likelihood, list[Relation], list[Example]]:
-    import ray
-
-    run = RunFolder(uri)
-    relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
-    names = {relation.name for relation in relations}
-    seeds = [seed for seed in read_seeds(run) if seed.relation in names]
-    return Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), relations, seeds
-
-
-def _origin(config: Config, uri: str) -> np.ndarray:
-    likelihood, relations, seeds = _known(config, uri)
-    return readings(likelihood, relations, seeds, seeds, without=seeds).mean(axis=0)
-
-
 class _Reader:
     """Actor: the audit of each sample."""
 
-    def __init__(self, config: Config, uri: str, origin: Any) -> None:
+    def __init__(self, config: Config, uri: str) -> None:
         import ray
 
-        self.known = _known(config, uri)
-        self.origin = ray.get(origin)
+        run = RunFolder(uri)
+        relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
+        names = {relation.name for relation in relations}
+        seeds = [seed for seed in read_seeds(run) if seed.relation in names]
+        self.known = Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), relations, seeds
+        self.origin = readings(*self.known, seeds, without=seeds).mean(axis=0)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         read = readings(*self.known, table_examples(batch, "sample_id")) - self.origin
