@@ -126,15 +126,21 @@ def _join(address: str, more: Sequence[str], shown: bool) -> None:
 
 
 def _answers(address: str) -> None:
-    """Whether anything listens: Ray itself would try for minutes and say nothing."""
+    """Whether anything that may be Ray listens: Ray itself would try for minutes and say nothing."""
+    import grpc
+
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         raise InputError("cluster.address", address, "not HOST:PORT", "Give the address of a head, such as 10.0.0.1:6379, or `auto`.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+        if not os.environ.get("RAY_USE_TLS"):
+            with grpc.insecure_channel(address) as channel:
+                grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+    except (OSError, OverflowError, grpc.FutureTimeoutError) as error:
+        why = "what listens there is no Ray head" if isinstance(error, grpc.FutureTimeoutError) else error
         raise ResourceError(
-            f"no Ray cluster at cluster.address {address} ({error}). Start one with `ray start --head`, or drop the address."
+            f"no Ray cluster at cluster.address {address} ({why}). Start one with `ray start --head`, or drop the address."
         ) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -88,6 +89,13 @@ def test_no_cluster_at_an_address_is_one_line(joined: None, capsys: pytest.Captu
     said = capsys.readouterr().err
     assert said.count(f"no Ray cluster at cluster.address {address}") == 1
     assert "Traceback" not in said
+
+
+def test_what_listens_and_is_no_ray_head_is_refused(joined: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ResourceError, match=f"{address}.*no Ray head"):
+            cluster.connect(settings(f"cluster.address={address}"))
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "head"])

@@ -118,7 +118,7 @@ def requests(config: Config, uri: str, every: int, count: int) -> RunFolder:
 def test_a_busy_and_a_broken_server_are_waited_for(ray_two_cpus: None, uri: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", SECRET)
     config = settings(server.url)
-    run = requests(config, uri, 12, 32)
+    run = requests(config, uri, 10, 32)
     assert complete(config, run, "prompts", "completions", "endpoint") == 32
     rows = run.read_table("completions").to_pylist()
     refused = [row for row in rows if row["error"]]
