@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from divray import console
+from divray.datasets.detokenize import detokenize
 from divray.errors import InputError
 from divray.run_folder import RunFolder, open_uri, write_bytes
 from divray.words import as_letters
@@ -54,7 +56,10 @@ def _jsonl(table: pa.Table) -> bytes:
 
 
 def _tacred(table: pa.Table) -> bytes:
-    return json.dumps([tacred_row(row) for row in table.to_pylist()], ensure_ascii=False).encode()
+    rows = [tacred_row(row) for row in table.to_pylist()]
+    if changed := sum(detokenize(row["token"])[0] != text for row, text in zip(rows, table["text"].to_pylist(), strict=True)):
+        console.log(f"{changed} of {len(rows)} sentences come back from their tokens with other blanks; .jsonl and .parquet keep them")
+    return json.dumps(rows, ensure_ascii=False).encode()
 
 
 def tacred_row(row: dict[str, Any]) -> dict[str, Any]:
