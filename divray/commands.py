@@ -11,7 +11,7 @@ from divray.cluster import check_machine
 from divray.config import load_config, override_config, read_config
 from divray.locks import locked
 from divray.pipeline import describe, due_rounds, held, retry, run_all, run_stage, undo
-from divray.report.terminal import tables
+from divray.report.findings import tables
 from divray.run_folder import RunFolder
 from divray.stages import STAGES, schedule
 

@@ -24,7 +24,6 @@ LEVELS = (
     ("preferences", "scoring", "extraction"),
     ("sampling", "selection"),
     ("pipeline", "explain", "export"),
-    ("preview",),
     ("commands", "sample_commands"),
     ("cli",),
 )

@@ -18,7 +18,7 @@ import pytest
 
 from divray import console
 from divray.errors import InputError
-from divray.report.terminal import tables
+from divray.report.findings import tables
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,13 @@ from divray.engines.arguments import sampling_parameters
 from divray.engines.face import Answer
 from divray.errors import InputError
 from divray.pipeline import check
-from divray.preview import preview
 from divray.prompts import run as prompt
 from divray.prompts.pairs import MOST_REPEATS, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool
 from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.relations import Relation
 from divray.run_folder import RunFolder
+from divray.sample_commands import preview
 from divray.sampling.stage import run as sample
 from divray.schemas import PAIRS_A_COMPLETION, PROMPTS
 

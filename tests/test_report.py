@@ -173,6 +173,7 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
     }
     evaluation["seeds"]["f1_per_relation"] = dict.fromkeys(relations, 0.4321)
     run.write_json("evaluation.json", evaluation)
+    run.write_json("versions.json", {"python": "3.11.7", "pyarrow": "21.0.0"})
     run.write_json("search.json", {"trials": [{"trial": 0, "depth": 0.6, "score": 0.5}], "best": {"depth": 0.6}})
     for at, stage in enumerate(("prepare", "round-00/sample")):
         record = {"stage": stage, "finished_at": f"2026-01-01T00:0{at}:00+00:00", "seconds": 1.5 + at, "counts": {}}
@@ -220,7 +221,7 @@ def test_summary_counts_every_candidate(tmp_path: Path, simple_scores: None) -> 
     assert found["pairs"] == {"round-00": {"mined": 1}}
     assert found["seconds"] == {"prepare": 1.5, "round-00/sample": 2.5}
     assert found["evaluation"]["seeds"]["mean"] == 0.5
-    assert {"python", "pyarrow"} <= set(found["versions"])
+    assert found["versions"] == {"python": "3.11.7", "pyarrow": "21.0.0"}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 

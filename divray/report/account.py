@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.run_folder import Round, RunFolder
 from divray.scan import ASKED, batches, tally
-from divray.schemas import NAIVE
+from divray.schemas import COMPLETIONS, NAIVE
+from divray.texts import SEED_PREFIX
 
 STEPS = ("candidates", "valid", "unique", "correct", "selected")
 TOKENS = ("generated_tokens", "prompt_tokens", "cached_tokens")
@@ -23,6 +25,8 @@ CAUSES = ("start_up", "waiting_for_input", "back_pressure", "tail")
 requests are done and the pass is not over."""
 
 Amounts = dict[str, float]
+GATE = "below the correctness gate"
+"""Why a unique sample was lost."""
 
 
 class Cell(NamedTuple):
@@ -53,11 +57,13 @@ class Account:
     losses: Reasons = field(default_factory=lambda: defaultdict(Counter))
     rejections: Reasons = field(default_factory=lambda: defaultdict(Counter))
 
-    def add(self, cell: Cell, amounts: Amounts) -> None:
+    def add(self, key: Iterable[Any], amounts: Amounts) -> Cell:
         """Add to fields of one cell, which count as reached from now on."""
+        cell = Cell(*key)
         for name, amount in amounts.items():
             self.cells[cell][name] += amount
         self.fields |= amounts.keys()
+        return cell
 
     @property
     def loop(self) -> list[Cell]:
@@ -70,10 +76,7 @@ class Account:
 
     def view(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
-        total: Amounts = defaultdict(float)
-        for cell in cells:
-            for name, amount in self.cells[cell].items():
-                total[name] += amount
+        total = _sum(self.cells[cell] for cell in cells)
         found: dict[str, Any] = {name: int(total[name]) for name in (*STEPS, *TOKENS, "conflicts") if name in self.fields}
         if "engine_seconds" in self.fields:
             found["engine_seconds"] = round(total["engine_seconds"], 3)
@@ -95,6 +98,14 @@ class Account:
         return {name: self.view(cells) for name, cells in sorted(groups.items())}
 
 
+def _sum(parts: Iterable[Amounts]) -> Amounts:
+    total: Amounts = defaultdict(float)
+    for part in parts:
+        for name, amount in part.items():
+            total[name] += amount
+    return total
+
+
 def reasons_of(kind: Reasons, cells: Iterable[Cell]) -> dict[str, int]:
     """Reason -> count over some cells, the most frequent first."""
     total = sum((kind[cell] for cell in cells if cell in kind), Counter[str]())
@@ -106,67 +117,58 @@ def rounds_of(config: Config, run: RunFolder) -> list[Round]:
     return [own for own in map(Round.of, range(config.rounds)) if run.table_files(own.prompts)]
 
 
+_CONFLICT, _NEAR_TEST = (pc.coalesce(pc.field(name) != "", False) for name in ("conflict", "near_test"))
+_NEAR_SEED = pc.coalesce(pc.starts_with(pc.field("nearest_id"), SEED_PREFIX), False)
+_SCORED = {
+    "conflict": _CONFLICT,
+    "lost": pc.if_else(
+        _NEAR_TEST,
+        "near a test sentence",
+        pc.if_else(_CONFLICT, "labelling conflict", pc.if_else(_NEAR_SEED, "near a seed example", "near-duplicate")),
+    ),
+}
+"""For :func:`~divray.scan.tally`: whether a sample is in conflict, and why it was lost, if it is not unique."""
+
+
 def account(config: Config, run: RunFolder) -> Account:
     """Count from the tables of the run folder; what no stage has written yet is left out."""
-    book = Account()
-    keys = Cell._fields
-    flags = {name: pc.coalesce(pc.field(name) != "", False) for name in ("conflict", "near_test")}
-    flags["near_seed"] = pc.coalesce(pc.starts_with(pc.field("nearest_id"), "seed:"), False)
-    rounds = rounds_of(config, run)
+    book, rounds, keys = Account(), rounds_of(config, run), Cell._fields
+    key: Iterable[Any]
     for key, (_, count) in tally(run, [own.prompts for own in rounds], keys, ["asked"], ASKED).items():
-        book.add(Cell(*key), {"candidates": count})
+        book.add(key, {"candidates": count})
     for key, (_, *amounts) in tally(run, [own.completions for own in rounds], keys, TOKENS).items():
-        book.add(Cell(*key), dict(zip(TOKENS, amounts, strict=True)))
-    for (*cell, rejection), (count,) in tally(run, [own.samples for own in rounds], [*keys, "rejection"]).items():
-        book.add(Cell(*cell), {"valid": 0 if rejection else count})
+        book.add(key, dict(zip(TOKENS, amounts, strict=True)))
+    for (*key, rejection), (count,) in tally(run, [own.samples for own in rounds], [*keys, "rejection"]).items():
+        cell = book.add(key, {"valid": 0 if rejection else count})
         if rejection:
-            book.rejections[Cell(*cell)][rejection] += int(count)
-    for (*cell, unique, correct, conflict, near_test, near_seed), (count,) in tally(
-        run, [own.scores for own in rounds], [*keys, "unique", "correct", *flags], derived=flags
-    ).items():
+            book.rejections[cell][rejection] += int(count)
+    columns = [*keys, "unique", "correct", *_SCORED]
+    for (*key, unique, correct, conflict, lost), (count,) in tally(run, [own.scores for own in rounds], columns, derived=_SCORED).items():
         reached = {"unique": count * bool(unique), "correct": count * bool(unique and correct)}
-        book.add(Cell(*cell), {"scored": count, "conflicts": count * conflict, **reached})
+        cell = book.add(key, {"scored": count, "conflicts": count * conflict, **reached})
         if not (unique and correct):
-            reason = (
-                "below the correctness gate"
-                if unique
-                else "near a test sentence"
-                if near_test
-                else "labelling conflict"
-                if conflict
-                else "near a seed example"
-                if near_seed
-                else "near-duplicate"
-            )
-            book.losses[Cell(*cell)][reason] += int(count)
+            book.losses[cell][GATE if unique else lost] += int(count)
     for key, (count, total) in tally(run, "comparison/selected", keys, ["audit"]).items():
-        book.add(Cell(*key), {"selected": count, "selected_correctness": total})
+        book.add(key, {"selected": count, "selected_correctness": total})
     for name in ("naive", *(own.name for own in rounds)):
         for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
-            book.add(Cell(*key), {"audited": count, "correctness": total})
+            book.add(key, {"audited": count, "correctness": total})
     requests = _requests(run, rounds)
     for engine in requests["engine"].unique().to_pylist():
         own = requests.filter(pc.equal(requests["engine"], engine))
         own = own.append_column("seconds", pa.array(busy_shares(*_times(own))))
         for row in own.group_by(keys, use_threads=False).aggregate([("seconds", "sum")]).to_pylist():
-            book.add(Cell(*(row[name] for name in keys)), {"engine_seconds": row["seconds_sum"]})
+            book.add([row[name] for name in keys], {"engine_seconds": row["seconds_sum"]})
     return book
 
 
-_REQUEST = pa.schema(
-    {
-        **dict.fromkeys(("relation", "strategy", "policy", "engine"), pa.string()),
-        "round": pa.int32(),
-        **dict.fromkeys(("started_at", "finished_at"), pa.float64()),
-    }
-)
+_REQUEST = pa.schema([COMPLETIONS.field(name) for name in (*Cell._fields, "engine", "started_at", "finished_at")])
 
 
 def _requests(run: RunFolder, rounds: list[Round]) -> pa.Table:
     """When the requests of these rounds began and ended, Unix seconds; ``engine`` is ``""`` for none."""
-    parts = [batch.cast(_REQUEST) for batch in batches(run, [own.completions for own in rounds], _REQUEST.names)]
-    table = pa.Table.from_batches(parts, _REQUEST)
-    return table.set_column(table.column_names.index("engine"), "engine", pc.fill_null(table["engine"], ""))
+    wanted = {name: pc.field(name) for name in _REQUEST.names} | {"engine": pc.coalesce(pc.field("engine"), "")}
+    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in batches(run, [own.completions for own in rounds], wanted)], _REQUEST)
 
 
 def _times(requests: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -180,16 +182,13 @@ def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     union.  Both arrays are of shape ``(n,)``, in any order.  Returns float64 of shape ``(n,)``; 0 for an interval that is not
     finite or ends before it starts.
     """
-    starts, ends = np.asarray(starts, dtype=np.float64), np.asarray(ends, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        sound = np.isfinite(starts) & np.isfinite(ends) & (ends >= starts)
-    total = np.zeros(len(starts))
+    sound = np.isfinite(starts) & np.isfinite(ends) & (ends >= starts)
     times, position = np.unique(np.concatenate((starts[sound], ends[sound])), return_inverse=True)
     opened, closed = np.split(position, 2)
-    change = np.bincount(opened, minlength=times.size) - np.bincount(closed, minlength=times.size)
-    active = np.cumsum(change)[:-1]
+    active = np.cumsum(np.bincount(opened, minlength=times.size) - np.bincount(closed, minlength=times.size))[:-1]
     slices = np.where(active > 0, np.diff(times) / np.maximum(active, 1), 0.0)
     elapsed = np.concatenate(([0.0], np.cumsum(slices)))
+    total = np.zeros(len(starts))
     total[sound] = elapsed[closed] - elapsed[opened]
     return total
 
@@ -201,13 +200,13 @@ def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
         ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines`` and
         ``per_round`` with the same fields for each round.
     """
-    rounds = {}
+    rounds: dict[str, list[Amounts]] = {}
     for own in rounds_of(config, run):
         records = [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]
         if records:
             requests = _requests(run, [own])
-            rounds[own.name] = _total([_engine(record, name, requests) for record in records for name in record["engines"]])
-    return {**_total([{**part, **part["idle_seconds"]} for part in rounds.values()]), "per_round": rounds} if rounds else {}
+            rounds[own.name] = [_engine(record, name, requests) for record in records for name in record["engines"]]
+    return {**_times_of(chain(*rounds.values())), "per_round": {name: _times_of(parts) for name, parts in rounds.items()}} if rounds else {}
 
 
 def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> Amounts:
@@ -230,8 +229,8 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> Amounts:
     return {"engines": 1, "busy_seconds": worked, **idle}
 
 
-def _total(parts: list[Amounts]) -> dict[str, Any]:
-    total = {name: sum(part.get(name, 0.0) for part in parts) for name in ("busy_seconds", "engines", *CAUSES)}
+def _times_of(engines: Iterable[Amounts]) -> dict[str, Any]:
+    total = _sum(engines)
     idle = {cause: round(total[cause], 3) for cause in CAUSES}
     whole = total["busy_seconds"] + sum(idle.values())
     return {
@@ -249,16 +248,15 @@ def money(config: Config, summary: dict[str, Any]) -> Amounts:
     baseline's included in both.
     """
     found: Amounts = {}
-    time = summary.get("engine_time")
-    if config.engine.price_per_hour is not None and time:
-        hours = (time["busy_seconds"] + sum(time["idle_seconds"].values())) / 3600
-        found["engine_hours"] = round(hours * config.engine.price_per_hour, 6)
-    if config.engine.price_per_million_tokens is not None and "generated_tokens" in summary:
+    time, prices = summary.get("engine_time"), config.engine
+    if prices.price_per_hour is not None and time:
+        found["engine_hours"] = (time["busy_seconds"] + sum(time["idle_seconds"].values())) / 3600 * prices.price_per_hour
+    if prices.price_per_million_tokens is not None and "generated_tokens" in summary:
         views = [summary, summary.get("naive", {})]
-        tokens = sum(view.get("generated_tokens", 0) + view.get("prompt_tokens", 0) for view in views)
-        found["tokens"] = round(tokens * config.engine.price_per_million_tokens / 1e6, 6)
+        tokens = sum(view.get(kind, 0) for view in views for kind in ("generated_tokens", "prompt_tokens"))
+        found["tokens"] = tokens * prices.price_per_million_tokens / 1e6
     if found:
-        found["total"] = round(sum(found.values()), 6)
+        found["total"] = sum(found.values())
         if summary.get("correct"):
-            found["per_accepted"] = round(found["total"] / summary["correct"], 6)
-    return found
+            found["per_accepted"] = found["total"] / summary["correct"]
+    return {name: round(amount, 6) for name, amount in found.items()}

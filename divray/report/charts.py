@@ -10,7 +10,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 import numpy as np
 from markupsafe import Markup
@@ -19,6 +20,9 @@ from divray.texts import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
 
 ROUNDS = ("#56a8dc", "#0b5d99", "#00855f", "#c4760a", "#c0531a")
 BLUE, GREY, TRACK, RULE, INK, SOFT, PANEL = "#0b5d99", "#8b919b", "#e6e4dc", "#dfddd5", "#1c222b", "#5d6672", "#ffffff"
@@ -27,31 +31,20 @@ _VARIABLES = {
     **{colour: f"var(--c{number})" for number, colour in enumerate((*ROUNDS, GREY))},
     **{TRACK: "var(--track)", RULE: "var(--rule)", INK: "var(--ink)", SOFT: "var(--soft)", PANEL: "var(--panel)"},
 }
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "divray",
-    "text.parse_math": False,
-    "font.size": 9,
-    "text.color": SOFT,
-    "axes.labelcolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "ytick.labelcolor": INK,
+_DASHED: dict[str, Any] = {"color": SOFT, "linestyle": (0, (3, 3)), "linewidth": 1}
+_STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), SOFT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), RULE),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "svg.fonttype"), "none"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon", "text.parse_math"), False),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    **dict.fromkeys(("font.size", "axes.titlesize"), 9),
     "xtick.labelsize": 8,
-    "axes.edgecolor": RULE,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    "ytick.labelcolor": INK,
     "axes.axisbelow": True,
-    "axes.titlesize": 9,
     "axes.titlelocation": "left",
-    "grid.color": RULE,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "none",
-    "legend.frameon": False,
     "legend.handlelength": 1,
+    "svg.hashsalt": "divray",
 }
 FULL, HALF = 10.2, 4.9
 """Widths in inches; the page stretches a chart to its own."""
@@ -74,121 +67,119 @@ class Marks(NamedTuple):
     values: Sequence[Sequence[float]]
 
 
-def bars(labels: Sequence[str], parts: Sequence[Part], notes: Sequence[str], width: float = FULL) -> Markup:
+def _as_svg(draw: Callable[P, Figure]) -> Callable[P, Markup]:
+    """The figure that ``draw`` makes, as an SVG element."""
+
+    @wraps(draw)
+    def chart(*args: P.args, **kwargs: P.kwargs) -> Markup:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the reader's fonts show the texts
+            figure = draw(*args, **kwargs)
+            if len(figure.axes[0].get_legend_handles_labels()[1]) > 1:
+                figure.set_figheight(figure.get_figheight() + 0.25)
+                figure.legend(loc="outside upper left", ncols=6, labelcolor=SOFT, borderpad=0)
+            file = io.StringIO()
+            figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        svg = file.getvalue()
+        svg = re.sub(r"<style.*?</style>|<clipPath.*?</clipPath>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+        svg = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"|(?<=<g) id="[^"]*"|font-family: [^;]*; |xlink:(?=href)', "", svg)
+        svg = re.sub(r"#[0-9a-f]{6}(?=[;\"])", lambda colour: _VARIABLES.get(colour[0], colour[0]), svg)
+        least = f'<svg class="chart" style="min-width: {60 * figure.get_figwidth():.0f}px" viewBox'
+        return Markup(re.sub(r"<svg .*?viewBox", least, svg, count=1, flags=re.DOTALL))
+
+    return chart
+
+
+@_as_svg
+def bars(labels: Sequence[str], parts: Sequence[Part], notes: Sequence[str]) -> Figure:
     """Horizontal stacked bars, one a label, with a note at the end of each."""
-
-    def draw(axes: Sequence[Axes]) -> None:
-        (plot,) = axes
-        ends = np.zeros(len(labels))
-        for part in parts:
-            plot.barh(range(len(labels)), part.amounts, 0.66, ends, color=part.colour, label=part.name)
-            ends += part.amounts
-        for row, note in enumerate(notes):
-            plot.annotate(visible(note), (ends[row], row), (5, 0), textcoords="offset points", va="center")
-        plot.set_xlim(0, max(ends.max(initial=0), 1e-9))
-        plot.xaxis.set_visible(False)
-        plot.spines["bottom"].set_visible(False)
-        _rows(plot, labels)
-
-    return _chart(draw, width, 0.27 * len(labels), legend=len(parts) > 1)
+    figure, (plot,) = _figure(FULL, 0.27 * len(labels), rows=labels)
+    ends = np.zeros(len(labels))
+    for part in parts:
+        plot.barh(range(len(labels)), part.amounts, 0.66, ends, color=part.colour, label=part.name)
+        ends += part.amounts
+    for row, note in enumerate(notes):
+        plot.annotate(visible(note), (ends[row], row), (5, 0), textcoords="offset points", va="center")
+    plot.set_xlim(0, max(ends.max(initial=0), 1e-9))
+    plot.xaxis.set_visible(False)
+    plot.spines["bottom"].set_visible(False)
+    return figure
 
 
+@_as_svg
 def dots(
     labels: Sequence[str],
     series: Sequence[Marks],
     means: Sequence[float] | None = None,
     reference: float | None = None,
     width: float = FULL,
-) -> Markup:
+) -> Figure:
     """Marks on one scale, a row a label, and a line over those of all series but the last.
 
     ``means`` are pale bars from 0 on, ``reference`` a dashed line.
     """
-
-    def draw(axes: Sequence[Axes]) -> None:
-        (plot,) = axes
-        plot.grid(axis="x")
-        if means is not None:
-            plot.barh(range(len(labels)), means, 0.6, color=BLUE, alpha=0.22)
-        if reference is not None:
-            plot.axvline(reference, color=SOFT, linestyle=(0, (3, 3)), linewidth=1)
-        for row in range(len(labels)):
-            joined = [value for marks in series[:-1] for value in marks.values[row]]
-            if joined:
-                plot.plot([min(joined), max(joined)], [row, row], color=ROUNDS[0], linewidth=2, zorder=1)
-        for marks in series:
-            xs = [value for values in marks.values for value in values]
-            ys = [row for row, values in enumerate(marks.values) for _ in values]
-            face, edge, size = (marks.colour, None, 90) if marks.marker == "|" else (PANEL, marks.colour, 24)
-            plot.scatter(xs, ys, size, face, marker=marks.marker, edgecolors=edge, label=marks.name, linewidths=1.6, zorder=2)
-        if means is not None:
-            plot.set_xlim(left=0)
-        _rows(plot, labels)
-
-    return _chart(draw, width, 0.3 * len(labels) + 0.25, legend=True)
+    figure, (plot,) = _figure(width, 0.3 * len(labels) + 0.25, rows=labels)
+    plot.grid(axis="x")
+    if means is not None:
+        plot.barh(range(len(labels)), means, 0.6, color=BLUE, alpha=0.22)
+    if reference is not None:
+        plot.axvline(reference, **_DASHED)
+    for row in range(len(labels)):
+        joined = [value for marks in series[:-1] for value in marks.values[row]]
+        if joined:
+            plot.plot([min(joined), max(joined)], [row, row], color=ROUNDS[0], linewidth=2, zorder=1)
+    for marks in series:
+        xs = [value for values in marks.values for value in values]
+        ys = [row for row, values in enumerate(marks.values) for _ in values]
+        face, edge, size = (marks.colour, None, 90) if marks.marker == "|" else (PANEL, marks.colour, 24)
+        plot.scatter(xs, ys, size, face, marker=marks.marker, edgecolors=edge, label=marks.name, linewidths=1.6, zorder=2)
+    if means is not None:
+        plot.set_xlim(left=0)
+    return figure
 
 
-def histogram(parts: Sequence[Part], xlabel: str, limit: float | None = None) -> Markup:
+@_as_svg
+def histogram(parts: Sequence[Part], xlabel: str, limit: float | None = None) -> Figure:
     """Stacked columns over equal bins of [0, 1], and a dashed line at ``limit``."""
-
-    def draw(axes: Sequence[Axes]) -> None:
-        (plot,) = axes
-        plot.grid(axis="y")
-        ends = np.zeros(len(parts[0].amounts))
-        for part in parts:
-            step = 1 / len(ends)
-            plot.bar(np.arange(len(ends)) * step, part.amounts, 0.94 * step, ends, align="edge", color=part.colour, label=part.name)
-            ends += part.amounts
-        if limit is not None:
-            plot.axvline(limit, color=SOFT, linestyle=(0, (3, 3)), linewidth=1)
-        plot.set_xlim(0, 1)
-        plot.set_xlabel(xlabel)
-        plot.tick_params(axis="y", labelcolor=SOFT)
-
-    return _chart(draw, FULL, 1.7, legend=True)
+    figure, (plot,) = _figure(FULL, 1.7)
+    plot.grid(axis="y")
+    ends = np.zeros(len(parts[0].amounts))
+    step = 1 / len(ends)
+    for part in parts:
+        plot.bar(np.arange(len(ends)) * step, part.amounts, 0.94 * step, ends, align="edge", color=part.colour, label=part.name)
+        ends += part.amounts
+    if limit is not None:
+        plot.axvline(limit, **_DASHED)
+    plot.set_xlim(0, 1)
+    plot.set_xlabel(xlabel)
+    plot.tick_params(axis="y", labelcolor=SOFT)
+    return figure
 
 
-def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float | None]]) -> Markup:
+@_as_svg
+def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float | None]]) -> Figure:
     """Panels side by side: title, colour, ``(x, y)`` points, and a dashed line at a height, or none."""
-
-    def draw(axes: Sequence[Axes]) -> None:
-        for plot, (title, colour, points, reference) in zip(axes, panels, strict=True):
-            plot.grid(axis="y")
-            if reference is not None:
-                plot.axhline(reference, color=SOFT, linestyle=(0, (3, 3)), linewidth=1)
-            plot.plot(*np.transpose(points), color=colour, linewidth=1.6)
-            plot.set_title(title)
-            plot.set_xlabel("step")
-            plot.tick_params(axis="y", labelcolor=SOFT)
-
-    return _chart(draw, FULL, 1.6, columns=len(panels))
+    figure, axes = _figure(FULL, 1.6, columns=len(panels))
+    for plot, (title, colour, points, reference) in zip(axes, panels, strict=True):
+        plot.grid(axis="y")
+        if reference is not None:
+            plot.axhline(reference, **_DASHED)
+        plot.plot(*np.transpose(points), color=colour, linewidth=1.6)
+        plot.set_title(title)
+        plot.set_xlabel("step")
+        plot.tick_params(axis="y", labelcolor=SOFT)
+    return figure
 
 
-def _rows(plot: Axes, labels: Sequence[str]) -> None:
-    plot.set_yticks(range(len(labels)), [visible(label) for label in labels])
-    plot.set_ylim(len(labels) - 0.45, -0.55)
-
-
-def _chart(draw: Callable[[Sequence[Axes]], None], width: float, height: float, columns: int = 1, legend: bool = False) -> Markup:
-    """What ``draw`` puts on its axes, as an SVG element."""
-    import matplotlib
+def _figure(width: float, height: float, columns: int = 1, rows: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes; with ``rows`` these stand from top to bottom at the left."""
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = _STYLE
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the reader's fonts show the texts
-        figure = Figure((width, height + 0.15 + 0.25 * legend), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-        draw(axes)
-        if legend:
-            figure.legend(loc="outside upper left", ncols=6, labelcolor=SOFT, borderpad=0)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = file.getvalue()
-    svg = re.sub(r"<style.*?</style>|<clipPath.*?</clipPath>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' clip-path="[^"]*"| transform="rotate\(-0 [^"]*"|(?<=<g) id="[^"]*"|font-family: [^;]*; ', "", svg).replace(
-        "xlink:href", "href"
-    )
-    svg = re.sub(r"#[0-9a-f]{6}(?=[;\"])", lambda colour: _VARIABLES.get(colour[0], colour[0]), svg)
-    svg = re.sub(r"<svg .*?viewBox", f'<svg class="chart" style="min-width: {60 * width:.0f}px" viewBox', svg, count=1, flags=re.DOTALL)
-    return Markup(svg)
+    figure = Figure((width, height + 0.15), layout="constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    if rows:
+        axes[0].set_yticks(range(len(rows)), [visible(label) for label in rows])
+        axes[0].set_ylim(len(rows) - 0.45, -0.55)
+    return figure, axes

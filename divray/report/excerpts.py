@@ -8,7 +8,7 @@ import heapq
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ PAIRS = 3
 BINS = 20
 
 _LOOP = pc.field("strategy") != NAIVE
+_SENTENCE = ["candidate_id", "relation", *SENTENCE]
 
 
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -47,23 +48,20 @@ def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
     def closeness(row: Row) -> tuple[bool, float, str]:
         return (row["similarity"] or 0.0) >= 1.0, -(row["similarity"] or 0.0), row["candidate_id"]
 
-    columns = ["candidate_id", "relation", *SENTENCE, "nearest_id", "similarity", "reason"]
     where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "")
-    found = rows(run, _scores(rounds), columns, where)
-    groups = _first(found, lambda row: row["relation"], closeness, NEAR_DUPLICATES)
-    return _with_other(run, rounds, _turns(groups)[:NEAR_DUPLICATES], "nearest_id")
+    found = rows(run, _scores(rounds), [*_SENTENCE, "nearest_id", "similarity", "reason"], where)
+    return _with_other(run, rounds, _first(found, "relation", closeness, NEAR_DUPLICATES), "nearest_id")[:NEAR_DUPLICATES]
 
 
 def conflicts(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some labelling conflicts, each with the ``other`` sample's row; the pairs of labels take turns."""
-    columns = ["candidate_id", "relation", *SENTENCE, "conflict", "conflict_relation"]
-    found = rows(run, _scores(rounds), columns, (pc.field("conflict") != "") & _LOOP)
+    found = list(rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP))
     # Where both are of the loop, the one that comes first stands for both.
-    once = {frozenset((row["candidate_id"], row["conflict"])): row for row in reversed(list(found))}
-    groups = _first(
-        once.values(), lambda row: tuple(sorted((row["relation"], row["conflict_relation"]))), lambda row: row["candidate_id"], CONFLICTS
-    )
-    return _with_other(run, rounds, _turns(groups)[:CONFLICTS], "conflict")
+    once = {frozenset((row["candidate_id"], row["conflict"])): row for row in reversed(found)}.values()
+    for row in once:
+        row["labels"] = tuple(sorted((row["relation"], row["conflict_relation"])))
+    groups = _first(once, "labels", lambda row: row["candidate_id"], CONFLICTS)
+    return _with_other(run, rounds, groups, "conflict")[:CONFLICTS]
 
 
 def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
@@ -75,7 +73,7 @@ def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
 
 
 def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """The clusters with the most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed`` and some ``members``.
+    """The clusters that lost most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed``, some ``members``.
 
     A cluster is the connected component of near-duplicates in one relation; seeds in it are not counted.  Shown are the
     kept members and then the dropped ones, each by id.
@@ -83,44 +81,35 @@ def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
     across = pc.coalesce(pc.field("conflict") != "", False) | pc.coalesce(pc.field("near_test") != "", False)
     compared = _LOOP & ~(across & ~pc.field("unique"))
     dropped = tally(run, _scores(rounds), ["relation", "cluster"], where=compared & ~pc.field("unique"))
-    # The kept members can't change the order by more than their own number.
-    leading = sorted(dropped, key=lambda key: (-dropped[key][0], key))[: 4 * CLUSTERS]
-    columns = ["candidate_id", "relation", *SENTENCE, "cluster", "unique", "similarity", "nearest_id"]
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows(run, _scores(rounds), columns, compared & pc.field("cluster").isin(_strings(name for _, name in leading))):
-        groups[row["relation"], row["cluster"]].append(row)
-    ranked = sorted((key for key in groups if key in dropped), key=lambda key: (-len(groups[key]), key))
-    return [
-        {
-            "relation": key[0],
-            "cluster": key[1],
-            "size": len(groups[key]),
-            "kept": sum(bool(row["unique"]) for row in groups[key]),
-            "near_seed": any((row["nearest_id"] or "").startswith(SEED_PREFIX) for row in groups[key]),
-            "members": sorted(groups[key], key=lambda row: (not row["unique"], row["candidate_id"]))[:MEMBERS],
-        }
-        for key in ranked[:CLUSTERS]
-    ]
+    found = []
+    for relation, cluster in sorted(dropped, key=lambda key: (-dropped[key][0], key))[:CLUSTERS]:
+        where = compared & (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
+        members = list(rows(run, _scores(rounds), [*_SENTENCE, "unique", "similarity", "nearest_id"], where))
+        members.sort(key=lambda row: (not row["unique"], row["candidate_id"]))
+        near_seed = any((row["nearest_id"] or "").startswith(SEED_PREFIX) for row in members)
+        kept = sum(bool(row["unique"]) for row in members)
+        counts = {"size": len(members), "kept": kept, "near_seed": near_seed}
+        found.append({"relation": relation, "cluster": cluster, **counts, "members": members[:MEMBERS]})
+    return found
 
 
 def samples(run: RunFolder) -> dict[str, list[Row]]:
     """Relation -> some of its selected samples."""
     columns = ["sample_id", "relation", *SENTENCE, "round", "strategy", "audit", "novelty"]
-    return _first(rows(run, "comparison/selected", columns), lambda row: row["relation"], _hash("sample_id"), SAMPLES_PER_RELATION)
+    return _first(rows(run, "comparison/selected", columns), "relation", _hash("sample_id"), SAMPLES_PER_RELATION)
 
 
 def rejections(run: RunFolder, rounds: list[Round]) -> dict[str, list[Row]]:
     """Reason -> some of the completions that were rejected for it."""
     columns = ["candidate_id", "relation", "completion", "rejection"]
     found = rows(run, [own.samples for own in rounds], columns, (pc.field("rejection") != "") & _LOOP)
-    return _first(found, lambda row: row["rejection"], _hash("candidate_id"), REJECTIONS_PER_REASON)
+    return _first(found, "rejection", _hash("candidate_id"), REJECTIONS_PER_REASON)
 
 
 def pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some preference pairs, of different relations."""
     found = rows(run, [own.pairs for own in rounds], ["pair_id", "relation", "chosen", "rejected", "kind"])
-    one_each = _turns(_first(found, lambda row: row["relation"], _hash("pair_id"), 1))
-    return sorted(one_each, key=_hash("pair_id"))[:PAIRS]
+    return sorted(_turns(_first(found, "relation", _hash("pair_id"), 1)), key=_hash("pair_id"))[:PAIRS]
 
 
 def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, list[int]]:
@@ -137,15 +126,13 @@ def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
 
 def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
     """Sentence of each scored sample and seed example (``seed:<example_id>``); ``unique`` says whether it was kept."""
-    wanted = list(ids)
-    found = {}
-    columns = ["candidate_id", "relation", *SENTENCE, "unique"]
-    for row in rows(run, _scores(rounds), columns, pc.field("candidate_id").isin(_strings(wanted))):
-        found[row.pop("candidate_id")] = row
-    seeds = pc.field("example_id").isin(_strings(name.removeprefix(SEED_PREFIX) for name in wanted))
+    wanted = set(ids)
+    columns = [*_SENTENCE, "unique"]
+    found = {row.pop("candidate_id"): row for row in rows(run, _scores(rounds), columns, _one_of("candidate_id", wanted))}
+    seeds = _one_of("example_id", {name.removeprefix(SEED_PREFIX) for name in wanted})
     for row in rows(run, SEEDS, ["example_id", "relation", *SENTENCE], seeds):
         name = row.pop("example_id")
-        found |= {identity: {**row, "unique": True} for identity in (name, SEED_PREFIX + name) if identity in wanted}
+        found |= {key: {**row, "unique": True} for key in wanted & {name, SEED_PREFIX + name}}
     return found
 
 
@@ -153,11 +140,15 @@ def _scores(rounds: list[Round]) -> list[str]:
     return [own.scores for own in rounds]
 
 
-def _first(found: Iterable[Row], group: Callable[[Row], Any], rank: Callable[[Row], Any], count: int) -> dict[Any, list[Row]]:
-    """The ``count`` first rows of each group by ``rank``."""
+def _one_of(column: str, values: Iterable[str]) -> pc.Expression:
+    return pc.field(column).isin(pa.array(sorted(values), pa.string()))
+
+
+def _first(found: Iterable[Row], group: str, rank: Callable[[Row], Any], count: int) -> dict[Any, list[Row]]:
+    """The ``count`` first rows by ``rank`` of each value of the column ``group``."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in found:
-        own = groups[group(row)]
+        own = groups[row[group]]
         own.append(row)
         if len(own) > 8 * count + 64:  # so that no long table is held
             own[:] = heapq.nsmallest(count, own, key=rank)
@@ -169,7 +160,9 @@ def _turns(groups: dict[Any, list[Row]]) -> list[Row]:
     return [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
 
 
-def _with_other(run: RunFolder, rounds: list[Round], chosen: list[Row], key: str) -> list[Row]:
+def _with_other(run: RunFolder, rounds: list[Round], groups: dict[Any, list[Row]], key: str) -> list[Row]:
+    """Rows of the groups in turn, each with the ``other`` sentence that its column ``key`` names, where that is known."""
+    chosen = _turns(groups)
     known = sentences_of(run, rounds, {row[key] for row in chosen})
     return [{**row, "other": known[row[key]]} for row in chosen if row[key] in known]
 
@@ -188,10 +181,6 @@ def _histogram(
 
 def _hash(identity: str) -> Callable[[Row], bytes]:
     return lambda row: hashlib.sha256(row[identity].encode()).digest()
-
-
-def _strings(values: Iterable[str]) -> pa.Array:
-    return pa.array(sorted(set(values)), pa.string())
 
 
 # sentences for display ----------------------------------------------------------------------------
@@ -221,24 +210,25 @@ def side_by_side(row: Row, other: Row) -> tuple[list[Piece], list[Piece]]:
     left, right = _words(row), _words(other)
     matcher = difflib.SequenceMatcher(None, [word for word, _, _ in left], [word for word, _, _ in right], autojunk=False)
     changed = [codes for kind, *codes in matcher.get_opcodes() if kind != "equal"]
-    marked = [_stretches(left[a:b]) for a, b, _, _ in changed], [_stretches(right[c:d]) for _, _, c, d in changed]
-    return pieces(row, itertools.chain(*marked[0])), pieces(other, itertools.chain(*marked[1]))
+    return (
+        pieces(row, [stretch for a, b, _, _ in changed for stretch in _stretches(left[a:b])]),
+        pieces(other, [stretch for _, _, c, d in changed for stretch in _stretches(right[c:d])]),
+    )
 
 
-def _stretches(words: list[tuple[str, int, int]]) -> list[tuple[int, int]]:
+def _stretches(words: list[tuple[str, int, int]]) -> Iterator[tuple[int, int]]:
     """Spans of the words between entities."""
-    groups = [(entity, list(group)) for entity, group in itertools.groupby(words, key=lambda word: word[0].startswith("\0"))]
-    return [(group[0][1], group[-1][2]) for entity, group in groups if not entity]
+    for entity, group in itertools.groupby(words, key=lambda word: word[0] in ("\0head", "\0tail")):
+        if not entity:
+            own = list(group)
+            yield own[0][1], own[-1][2]
 
 
 def _words(row: Row) -> list[tuple[str, int, int]]:
     """``(compared form, start, end)`` of each word, an entity being one word."""
     text = row["text"]
-    entities = sorted([(row["head_start"], row["head_end"], "\0head"), (row["tail_start"], row["tail_end"], "\0tail")])
-    found, at = [], 0
-    for start, end, name in [*entities, (len(text), len(text), "")]:
-        found += [(match.group().lower(), at + match.start(), at + match.end()) for match in re.finditer(r"\S+", text[at:start])]
-        if name:
-            found.append((name, start, end))
-        at = end
-    return found
+    entities = [("\0head", row["head_start"], row["head_end"]), ("\0tail", row["tail_start"], row["tail_end"])]
+    for _, start, end in entities:
+        text = text[:start] + " " * (end - start) + text[end:]
+    words = [(match.group().lower(), *match.span()) for match in re.finditer(r"\S+", text)]
+    return sorted([*words, *entities], key=lambda word: word[1])

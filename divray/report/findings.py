@@ -1,76 +1,128 @@
-"""What a run shows, in sentences that hold whichever way it went."""
+"""What a run shows, in sentences that hold whichever way it went, and in the tables that ``divray run`` prints."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from divray.report.account import STEPS
 from divray.review import as_sentence
+from divray.texts import visible
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+Summary = dict[str, Any]
 Evaluation = dict[str, dict[str, Any]]
 
 SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
 """Training sets of the evaluation, and the LLM itself; the samples of one round alone are named like its folder."""
 
+DIVERSITY = {
+    "vendi_ngram": "vendi n-gram",
+    "vendi_embedding": "vendi embed.",
+    "distinct_2": "distinct-2",
+    "self_bleu": "self-BLEU",
+    "rouge_l": "ROUGE-L",
+    "pattern_entropy": "patterns",
+    "mean_cosine": "cosine",
+}
+"""Score -> what its column on the terminal is called."""
 
-def headline(summary: dict[str, Any]) -> str:
-    """The run's main result in one sentence, computed from the summary."""
+
+# sentences ----------------------------------------------------------------------------------------
+
+
+def headline(summary: Summary) -> str:
+    """The run's main result in one sentence."""
     evaluation = summary.get("evaluation", {})
     if SEEDS in evaluation and BOTH in evaluation:
-        sentence = f"Seeds + generated: {_score(evaluation, BOTH)} against {percent(evaluation[SEEDS])} with the seeds alone"
-        return f"{sentence} ({_verdict(evaluation, BOTH, SEEDS)})."
+        return _against(evaluation, BOTH, SEEDS, "Seeds + generated", "with the seeds alone")
     if evaluation:
-        best = max(evaluation, key=lambda name: evaluation[name]["mean"])
-        return f"Best of {len(evaluation)} training sets: {best}, {_score(evaluation, best)}."
+        best = main_set(evaluation)
+        return f"Best of {len(evaluation)} training sets: {best}, {_score(evaluation[best])}."
     if "correct" in summary:
         return f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing is evaluated yet."
     return f"{summary.get('candidates', 0):,} candidates asked for; nothing has been scored yet."
 
 
-def findings(summary: dict[str, Any]) -> list[str]:
+def findings(summary: Summary) -> list[str]:
     """Further results worth a line: training sets against each other, diversity, cost."""
-    evaluation = summary.get("evaluation", {})
-    rounds = sorted(name for name in evaluation if name.startswith("round-"))
-    lines = []
-    if NAIVE in evaluation and rounds:
-        last = rounds[-1]
-        text = (
-            f"Generated alone: {_score(evaluation, last)} ({round_name(last)}) against {percent(evaluation[NAIVE])} from the naive prompt"
-        )
-        lines.append(f"{text} ({_verdict(evaluation, last, NAIVE)}).")
-    if len(rounds) > 1:
-        first, last = rounds[0], rounds[-1]
-        text = f"After preference tuning: {_score(evaluation, last)} against {percent(evaluation[first])} before it"
-        lines.append(f"{text} ({_verdict(evaluation, last, first)}).")
-    reference = BOTH if BOTH in evaluation else rounds[-1] if rounds else ""
-    if LLM in evaluation and reference:
-        text = f"The LLM doing the task itself reaches {_score(evaluation, LLM)}; the small model trained on {reference}"
-        lines.append(f"{text} {percent(evaluation[reference])}.")
-    return (
-        reading(summary)
-        + [f"{name} has fewer samples than asked for: {reason}." for name, reason in summary.get("shortfall", {}).items()]
-        + lines
-        + _likeness_finding(summary.get("likeness", {}))
-        + _diversity_finding(summary)
-        + _cost_finding(summary)
-        + _quota_findings(summary)
-        + _engine_finding(summary)
-    )
+    short = summary.get("shortfall", {}).items()
+    return [
+        *reading(summary),
+        *(f"{name} has fewer samples than asked for: {reason}." for name, reason in short),
+        *_of_training_sets(summary.get("evaluation", {})),
+        *_of_diversity(summary),
+        *_of_cost(summary),
+    ]
 
 
-def reading(summary: dict[str, Any]) -> list[str]:
+def reading(summary: Summary) -> Iterator[str]:
     """What people and the second judge say of the selected samples."""
-    lines = []
     if read := summary.get("review"):
-        lines.append(as_sentence(read))
+        yield as_sentence(read)
     if (audited := summary.get("mean_correctness_selected")) is not None:
-        lines.append(f"By a second judge, on which nothing in the loop depends, {audited:.0%} of the selected samples are right.")
-    return lines
+        yield f"By a second judge, on which nothing in the loop depends, {audited:.0%} of the selected samples are right."
 
 
-def metric_name(entry: dict[str, Any]) -> str:
-    """``micro-F1`` for the metric ``micro``, and so on."""
-    metric = str(entry.get("metric", "F1"))
-    return {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-F1"}.get(metric, metric)
+def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
+    rounds = _rounds(evaluation)
+    if NAIVE in evaluation and rounds:
+        yield _against(evaluation, rounds[-1], NAIVE, "Generated alone", "from the naive prompt", f" ({round_name(rounds[-1])})")
+    if len(rounds) > 1:
+        yield _against(evaluation, rounds[-1], rounds[0], "After preference tuning", "before it")
+    if LLM in evaluation and (other := BOTH if BOTH in evaluation else rounds[-1] if rounds else ""):
+        reached = f"The LLM doing the task itself reaches {_score(evaluation[LLM])}"
+        yield f"{reached}; the small model trained on {other} {score(evaluation[other]['mean'])}."
+
+
+def _of_diversity(summary: Summary) -> Iterator[str]:
+    if told := ", ".join(f"{round_name(name)} {value:.2f}" for name, value in summary.get("likeness", {}).items()):
+        yield f"Told from human sentences by a fresh classifier (AUC, 0.50: not at all): {told}."
+    level = summary.get("diversity_at_equal_size", {})
+    scores = {name: values["vendi_ngram"] for name, values in level.get("mean", {}).items()}
+    rounds = _rounds(scores)
+    if rounds and scores.get("seeds") is not None:
+        sizes = sorted(set(level["size"].values()))
+        size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        shown = ", ".join(f"{scores[name]:.2f} in {round_name(name)}" for name in rounds)
+        text = f"Vendi score of {size} masked sentences (n-grams): {scores['seeds']:.2f} for the seeds, {shown}"
+        correctness = [summary.get("per_round", {}).get(name, {}).get("mean_correctness") for name in rounds]
+        if None not in correctness:
+            text += "; mean correctness by the second judge " + " → ".join(f"{value:.2f}" for value in correctness)
+        yield f"{text}."
+
+
+def _of_cost(summary: Summary) -> Iterator[str]:
+    if (cost := summary.get("tokens_per_accepted")) is not None:
+        text = f"An accepted sample cost {cost:,.0f} generated tokens"
+        if "engine_seconds_per_accepted" in summary:
+            text += f" and {summary['engine_seconds_per_accepted']:,.2f} engine-seconds"
+        naive = summary.get("naive", {}).get("tokens_per_accepted")
+        yield text + (f"; with the naive prompt {naive:,.0f} tokens." if naive else ".")
+    for name, quota in summary.get("quota", {}).items():
+        short = [relation for relation, entry in quota["relations"].items() if entry["missing"]]
+        reached = "every relation reached it" if not short else f"{quota['missing']:,} samples are missing in {', '.join(short)}"
+        ended = "" if quota["ended_by"] == "quota" else f" (ended by the cap on {quota['ended_by']})"
+        saved = f"{quota['tokens_saved']:,} tokens saved against {quota['fixed_candidates_per_relation']:,} candidates for each relation"
+        yield f"Quota of {quota['quota']} in {round_name(name)}: {reached}{ended}; {saved}."
+    if time := summary.get("engine_time"):
+        idle = ", ".join(f"{seconds:,.0f} s {cause.replace('_', ' ')}" for cause, seconds in time["idle_seconds"].items() if seconds >= 0.5)
+        text = f"Engines were busy {100 * time['busy_share']:.0f} % of their time" + (f" (idle: {idle})" if idle else "")
+        yield text + (f"; {summary['money']['total']:,.4g} spent at the given prices." if "money" in summary else ".")
+
+
+def main_set(evaluation: Evaluation) -> str:
+    """Seeds + generated where there is one, else the best training set."""
+    return BOTH if BOTH in evaluation else max(evaluation, key=lambda name: evaluation[name]["mean"])
+
+
+def metric_names(evaluation: Evaluation) -> str:
+    """The metrics of an evaluation in words: ``micro-F1`` for ``micro``, and so on."""
+    names = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-F1"}
+    return ", ".join(sorted({names.get(entry.get("metric", ""), "F1") for entry in evaluation.values()}))
 
 
 def round_name(name: str) -> str:
@@ -78,13 +130,14 @@ def round_name(name: str) -> str:
     return f"round {int(name[6:])}" if name.startswith("round-") and name[6:].isdigit() else name
 
 
-def percent(entry: dict[str, Any]) -> str:
-    """The mean score of a training set in per cent."""
-    return f"{100 * entry['mean']:.1f}"
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals; ``–`` for none."""
+    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _score(evaluation: Evaluation, which: str) -> str:
-    return f"{percent(evaluation[which])} {metric_name(evaluation[which])}"
+def score(value: float | None) -> str:
+    """A score in [0, 1] in per cent."""
+    return fixed(None if value is None else 100 * value, 1)
 
 
 def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
@@ -96,59 +149,120 @@ def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _verdict(evaluation: Evaluation, new: str, old: str) -> str:
-    found = evaluation[new].get("differences", {}).get(old)
-    if not found:
-        return "not compared"
-    verdict = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not established"
-    return f"{signed_interval(evaluation, new, old)}, {verdict}"
+def _against(evaluation: Evaluation, new: str, old: str, what: str, how: str, note: str = "") -> str:
+    verdict = "not compared"
+    if found := evaluation[new].get("differences", {}).get(old):
+        verdict = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not established"
+        verdict = f"{signed_interval(evaluation, new, old)}, {verdict}"
+    return f"{what}: {_score(evaluation[new])}{note} against {score(evaluation[old]['mean'])} {how} ({verdict})."
 
 
-def _likeness_finding(likeness: dict[str, float]) -> list[str]:
-    told = ", ".join(f"{round_name(name)} {value:.2f}" for name, value in likeness.items())
-    return [f"Told from human sentences by a fresh classifier (AUC, 0.50: not at all): {told}."] if told else []
+def _score(entry: dict[str, Any]) -> str:
+    return f"{score(entry['mean'])} {metric_names({'': entry})}"
 
 
-def _diversity_finding(summary: dict[str, Any]) -> list[str]:
-    means = summary.get("diversity_at_equal_size", {}).get("mean", {})
-    rounds = sorted(name for name in means if name.startswith("round-"))
-    if not rounds or "seeds" not in means or means["seeds"]["vendi_ngram"] is None:
-        return []
-    sizes = sorted(set(summary["diversity_at_equal_size"]["size"].values()))
-    size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    shown = ", ".join(f"{means[name]['vendi_ngram']:.2f} in {round_name(name)}" for name in rounds)
-    text = f"Vendi score of {size} masked sentences (n-grams): {means['seeds']['vendi_ngram']:.2f} for the seeds, {shown}"
-    correctness = [summary.get("per_round", {}).get(name, {}).get("mean_correctness") for name in rounds]
-    if all(value is not None for value in correctness):
-        text += "; mean correctness by the second judge " + " → ".join(f"{value:.2f}" for value in correctness)
-    return [text + "."]
+def _rounds(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.startswith("round-"))
 
 
-def _cost_finding(summary: dict[str, Any]) -> list[str]:
-    cost, naive = summary.get("tokens_per_accepted"), summary.get("naive", {}).get("tokens_per_accepted")
-    if cost is None:
-        return []
-    text = f"An accepted sample cost {cost:,.0f} generated tokens"
-    if "engine_seconds_per_accepted" in summary:
-        text += f" and {summary['engine_seconds_per_accepted']:,.2f} engine-seconds"
-    return [text + (f"; with the naive prompt {naive:,.0f} tokens." if naive else ".")]
+# rows of tables, on the page and on the terminal --------------------------------------------------
 
 
-def _quota_findings(summary: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, quota in summary.get("quota", {}).items():
-        short = [relation for relation, entry in quota["relations"].items() if entry["missing"]]
-        reached = "every relation reached it" if not short else f"{quota['missing']:,} samples are missing in {', '.join(short)}"
-        ended = "" if quota["ended_by"] == "quota" else f" (ended by the cap on {quota['ended_by']})"
-        saved = f"{quota['tokens_saved']:,} tokens saved against {quota['fixed_candidates_per_relation']:,} candidates for each relation"
-        lines.append(f"Quota of {quota['quota']} in {round_name(name)}: {reached}{ended}; {saved}.")
-    return lines
+def diversity_rows(summary: Summary) -> list[dict[str, Any]]:
+    """Name, scores, scores at equal size and mean correctness of every set that has been scored."""
+    whole = {**summary.get("diversity_reference", {}), **summary.get("diversity", {})}
+    level = summary.get("diversity_at_equal_size", {}).get("mean", {})
+    views = {**summary["per_round"], "naive": summary.get("naive", {})}
+    correctness = {name: view.get("mean_correctness") for name, view in views.items()}
+    correctness["selected"] = summary.get("mean_correctness_selected")
+    return [
+        {
+            "name": "human test set" if name == "test" else round_name(name),
+            "scores": whole[name],
+            "level": level.get(name),
+            "correctness": correctness.get(name),
+        }
+        for name in ("seeds", "test", "naive", *sorted(summary.get("diversity", {})), "selected")
+        if name in whole
+    ]
 
 
-def _engine_finding(summary: dict[str, Any]) -> list[str]:
-    time = summary.get("engine_time")
-    if not time:
-        return []
-    idle = ", ".join(f"{seconds:,.0f} s {cause.replace('_', ' ')}" for cause, seconds in time["idle_seconds"].items() if seconds >= 0.5)
-    text = f"Engines were busy {100 * time['busy_share']:.0f} % of their time" + (f" (idle: {idle})" if idle else "")
-    return [text + (f"; {summary['money']['total']:,.4g} spent at the given prices." if "money" in summary else ".")]
+def cost_rows(summary: Summary) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and view of whatever has costs of its own."""
+    yield from ((f"strategy: {name.replace('_', ' ')}", view) for name, view in summary["per_strategy"].items())
+    if len(summary["per_round"]) > 1:
+        yield from ((round_name(name), view) for name, view in summary["per_round"].items())
+    for name, models in summary.get("per_policy", {}).items():
+        yield from ((f"{round_name(name)}, {policy} model", view) for policy, view in models.items())
+    yield "the loop as a whole", summary
+    if "naive" in summary:
+        yield "naive prompt, for comparison", summary["naive"]
+
+
+# tables on the terminal ---------------------------------------------------------------------------
+
+
+def tables(summary: Summary) -> Iterator[RenderableType]:
+    """What ``divray run`` prints, in order; tables without data are left out."""
+    from rich.text import Text
+
+    yield Text(f"\n{visible(summary['headline'])}", style="bold")
+    yield Text("".join(f"{visible(line)}\n" for line in reading(summary)))
+    if "candidates" in summary:
+        yield _funnel(summary)
+    if summary.get("evaluation"):
+        yield _scores(summary["evaluation"])
+    if summary.get("diversity"):
+        rows = (
+            (row["name"], [*(fixed(row["scores"].get(name)) for name in DIVERSITY), fixed(row["correctness"])], "")
+            for row in diversity_rows(summary)
+        )
+        caption = (
+            "Means over relations. Vendi and pattern entropy grow with the number of sentences; the report compares at equal size. "
+            "Correctness is by a second judge that nothing in the loop depends on."
+        )
+        yield _table("Diversity of masked sentences", ["", *DIVERSITY.values(), "correctness"], rows, caption)
+    if "generated_tokens" in summary:
+        fields = {"generated_tokens": 0, "engine_seconds": 1, "tokens_per_accepted": 0, "engine_seconds_per_accepted": 2}
+        rows = ((name, [fixed(view.get(field), digits) for field, digits in fields.items()], "") for name, view in cost_rows(summary))
+        yield _table("Cost", ["", "tokens", "engine-seconds", "tokens/accepted", "engine-s/accepted"], rows)
+
+
+def _funnel(summary: Summary) -> Table:
+    steps = [step for step in STEPS if step in summary]
+    views = [(round_name(name), view, "") for name, view in summary["per_round"].items()] if len(summary["per_round"]) > 1 else []
+    views.append(("all", summary, "bold"))
+    if "naive" in summary:
+        views.append(("naive prompt", summary["naive"], "dim"))
+    rows = ((name, [fixed(view.get(step), 0) for step in steps], style) for name, view, style in views)
+    lost = [f"{count:,} {reason.replace('_', ' ')}" for step in summary["losses"].values() for reason, count in step.items()]
+    more = f", and {len(lost) - 8} more" if len(lost) > 8 else ""
+    return _table("From candidates to the data set", ["", *steps], rows, f"lost: {', '.join(lost[:8])}{more}" if lost else "")
+
+
+def _scores(evaluation: Evaluation) -> Table:
+    alarms = ["false positives"] if any(entry.get("false_positives") is not None for entry in evaluation.values()) else []
+    best = max(evaluation, key=lambda name: evaluation[name]["mean"])
+    rows = []
+    for name, entry in evaluation.items():
+        spread = score(entry["std"]) if len(entry.get("per_draw") or []) > 1 else ""
+        cells = [fixed(entry.get("k"), 0), fixed(entry.get("examples"), 0), score(entry["mean"]), spread]
+        cells += [signed_interval(evaluation, name, SEEDS), *(fixed(entry.get("false_positives")) for _ in alarms)]
+        rows.append((name, cells, "bold" if name == best else ""))
+    columns = ["trained on", "K", "examples", "mean", "±", "against seeds", *alarms]
+    return _table(f"{metric_names(evaluation)} on the test set", columns, rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, list[str], str]], caption: str = "") -> Table:
+    """A table of rows, each with a name, cells and a style; names and caption may hold what was generated."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.caption = escape(visible(caption)) or None
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right")
+    for name, cells, style in rows:
+        table.add_row(escape(visible(name)), *cells, style=style)
+    return table

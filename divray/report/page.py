@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
@@ -13,13 +12,20 @@ from divray.config import Config, dump_config
 from divray.report.account import STEPS
 from divray.report.charts import BLUE, DEPTHS, GREY, HALF, ROUNDS, Marks, Part, bars, curves, dots, histogram
 from divray.report.excerpts import pieces, side_by_side
-from divray.report.findings import BOTH, SEEDS, Evaluation, metric_name, round_name, signed_interval
+from divray.report.findings import (
+    SEEDS,
+    Evaluation,
+    Summary,
+    cost_rows,
+    diversity_rows,
+    fixed,
+    main_set,
+    metric_names,
+    round_name,
+    score,
+    signed_interval,
+)
 from divray.texts import visible
-
-if TYPE_CHECKING:
-    import jinja2
-
-Summary = dict[str, Any]
 
 CURVES = (
     ("loss", "Loss", BLUE, None),
@@ -40,23 +46,42 @@ def render(config: Config, summary: Summary, excerpts: dict[str, Any]) -> str:
         summary: What :func:`divray.report.summary.summarise` returns.
         excerpts: What :func:`divray.report.excerpts.excerpts` returns.
     """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("divray", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        count=lambda value: f"{value:,.0f}",
+        fixed=fixed,
+        score=score,
+        signed_interval=signed_interval,
+        percent=_percent,
+        duration=duration,
+        words=lambda text: str(text).replace("_", " "),
+        pieces=pieces,
+        side_by_side=side_by_side,
+        clip=lambda text: text if len(text) <= _LONGEST else text[:_LONGEST] + "…",
+        round_name=round_name,
+    )
     evaluation: Evaluation = summary.get("evaluation", {})
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            s=summary,
-            steps=[step for step in STEPS if step in summary],
-            evaluation=evaluation,
-            metric=", ".join(sorted({metric_name(entry) for entry in evaluation.values()})),
-            best=_best(evaluation) if evaluation else None,
-            by_relation={name: entry["f1_per_relation"] for name, entry in evaluation.items() if entry.get("f1_per_relation")},
-            diversity=_diversity_rows(summary),
-            excerpts=excerpts,
-            charts=_charts(config, summary, excerpts),
-            settings=config,
-            config=without_credentials(dump_config(config)),
-        )
+    return environment.get_template("page.html.j2").render(
+        s=summary,
+        steps=[step for step in STEPS if step in summary],
+        evaluation=evaluation,
+        metric=metric_names(evaluation),
+        best=main_set(evaluation) if evaluation else None,
+        by_relation={name: entry["f1_per_relation"] for name, entry in evaluation.items() if entry.get("f1_per_relation")},
+        diversity=diversity_rows(summary),
+        costs=list(cost_rows(summary)),
+        excerpts=excerpts,
+        charts=_charts(config, summary, excerpts),
+        config=without_credentials(dump_config(config)),
     )
 
 
@@ -73,52 +98,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
 
 
 def _counted(count: int, of: int | None) -> str:
     return f"{count:,} · {_percent(count / of)}" if of else f"{count:,}"
 
 
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("divray", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
-    environment.filters.update(
-        count=lambda value: f"{value:,.0f}",
-        fixed=lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}".replace("-", "−"),
-        score=lambda value: "–" if value is None else f"{100 * value:.1f}".replace("-", "−"),
-        signed_interval=signed_interval,
-        percent=_percent,
-        duration=duration,
-        words=lambda text: str(text).replace("_", " "),
-        pieces=pieces,
-        side_by_side=side_by_side,
-        clip=lambda text: text if len(text) <= _LONGEST else text[:_LONGEST] + "…",
-        round_name=round_name,
-    )
-    return environment
-
-
 # charts -------------------------------------------------------------------------------------------
-
-
-def _colour(folder: str) -> str:
-    return ROUNDS[int(folder[6:]) % len(ROUNDS)]
 
 
 def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[str, Any]:
     """The page's charts by name, ``None`` for those without data."""
+    found: dict[str, Any] = dict.fromkeys(("funnel", "relations", "scores", "correctness", "similarities", "rejections", "seconds"))
     steps = [step for step in STEPS if step in summary]
-    found: dict[str, Any] = defaultdict(lambda: None)
     if any(summary[step] for step in steps):
         parts = [Part(round_name(name), _colour(name), [view[step] for step in steps]) for name, view in summary["per_round"].items()]
         notes = [_counted(summary[step], summary.get("candidates")) for step in steps]
@@ -127,49 +121,46 @@ def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[
         views = summary["per_relation"].values()
         reached = [[view[step] for view in views] for step in steps] + [[0] * len(views)]
         deepest = [[max(here - after, 0) for here, after in zip(*pair, strict=True)] for pair in itertools.pairwise(reached)]
-        names = _DEPTHS[len(_DEPTHS) - len(steps) :]
-        colours = DEPTHS[len(DEPTHS) - len(steps) :]
-        parts = [Part(*part) for part in zip(names, colours, reversed(deepest), strict=True)]
+        parts = [Part(*part) for part in zip(_DEPTHS[-len(steps) :], DEPTHS[-len(steps) :], reversed(deepest), strict=True)]
         found["relations"] = bars([name[:40] for name in summary["per_relation"]], parts, [])
     if evaluation := summary.get("evaluation"):
         means = [100 * entry["mean"] for entry in evaluation.values()]
         draws = [[100 * value for value in entry.get("per_draw") or []] for entry in evaluation.values()]
         series = [Marks("one draw of the human examples", "o", BLUE, draws), Marks("mean", "|", BLUE, [[mean] for mean in means])]
         found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"] if SEEDS in evaluation else None)
-    level = summary.get("diversity_at_equal_size", {})
-    for score in ("vendi_ngram", "vendi_embedding") if level else ():
-        if chart := _diversity_chart(level, score):
-            found[score] = chart
+    for name in ("vendi_ngram", "vendi_embedding"):
+        found[name] = _diversity_chart(summary.get("diversity_at_equal_size", {}), name)
     for name, kinds, label, limit in (
         ("correctness", {"passed": "pass the gate", "failed": "do not"}, "judge's score", None),
         ("similarities", {"kept": "kept", "dropped": "dropped"}, "Jaccard similarity", config.diversity.threshold),
     ):
-        counts = excerpts[name]
-        parts = [Part(text, colour, counts[kind]) for (kind, text), colour in zip(kinds.items(), (BLUE, GREY), strict=True)]
+        parts = [Part(text, colour, excerpts[name][kind]) for (kind, text), colour in zip(kinds.items(), (BLUE, GREY), strict=True)]
         if any(sum(part.amounts) for part in parts):
             found[name] = histogram(parts, label, limit)
-    for name, colour, shown in (("rejections", ROUNDS[4], None), ("seconds", ROUNDS[0], duration)):
+    for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):
         if amounts := summary.get(name):
             total = sum(amounts.values())
-            notes = [shown(value) if shown else _counted(value, total) for value in amounts.values()]
+            notes = [duration(value) if name == "seconds" else _counted(value, total) for value in amounts.values()]
             found[name] = bars([key.replace("_", " ")[:60] for key in amounts], [Part("", colour, list(amounts.values()))], notes)
     found["alignment"] = {name: chart for name, log in summary.get("alignment", {}).items() if (chart := _training_curves(log["curve"]))}
     return found
 
 
-def _diversity_chart(level: dict[str, Any], score: str) -> Markup | None:
-    """Seeds and rounds of each relation on one scale, at equal size; nothing where there is nothing to compare."""
-    sets = {name: level["per_relation"][name] for name in sorted(level["per_relation"]) if name.startswith("round-")}
-    sets["seeds"] = level["per_relation"].get("seeds", {})
-    values = {name: [[v] if (v := of.get(r, {}).get(score)) is not None else [] for r in level["size"]] for name, of in sets.items()}
-    if not any(map(any, values.values())):
+def _colour(folder: str) -> str:
+    return ROUNDS[int(folder[6:]) % len(ROUNDS)]
+
+
+def _diversity_chart(level: dict[str, Any], name: str) -> Markup | None:
+    """A score of seeds and rounds, by relation on one scale, at equal size; nothing where there is nothing to compare."""
+    sizes, sets = level.get("size", {}), level.get("per_relation", {})
+    marks = []
+    for which in [*sorted(which for which in sets if which.startswith("round-")), "seeds"]:
+        found = [sets.get(which, {}).get(relation, {}).get(name) for relation in sizes]
+        marker, colour = ("D", GREY) if which == "seeds" else ("o", _colour(which))
+        marks.append(Marks(round_name(which), marker, colour, [[] if value is None else [value] for value in found]))
+    if not any(any(mark.values) for mark in marks):
         return None
-    labels = [f"{relation[:40]} ({size})" for relation, size in level["size"].items()]
-    marks = [
-        Marks(round_name(name), "o" if name != "seeds" else "D", GREY if name == "seeds" else _colour(name), some)
-        for name, some in values.items()
-    ]
-    return dots(labels, marks, width=HALF)
+    return dots([f"{relation[:40]} ({size})" for relation, size in sizes.items()], marks, width=HALF)
 
 
 def _training_curves(steps: list[dict[str, float | None]]) -> Markup | None:
@@ -179,33 +170,3 @@ def _training_curves(steps: list[dict[str, float | None]]) -> Markup | None:
         if len(points) > 1:
             panels.append((f"{title}: {points[0][1]:.2f} → {points[-1][1]:.2f}", colour, points, reference))
     return curves(panels) if panels else None
-
-
-# tables -------------------------------------------------------------------------------------------
-
-
-def _best(evaluation: Evaluation) -> dict[str, Any]:
-    """What the cards show: seeds + generated where there is one, else the best."""
-    name = BOTH if BOTH in evaluation else max(evaluation, key=lambda name: evaluation[name]["mean"])
-    gain = evaluation[name]["mean"] - evaluation[SEEDS]["mean"] if SEEDS in evaluation and name != SEEDS else None
-    return {"name": name, "mean": evaluation[name]["mean"], "gain": gain}
-
-
-def _diversity_rows(summary: Summary) -> list[dict[str, Any]]:
-    """Name, scores, scores at equal size and mean correctness of every set that has been scored."""
-    whole = {**summary.get("diversity_reference", {}), **summary.get("diversity", {})}
-    level = summary.get("diversity_at_equal_size", {}).get("mean", {})
-    order = ["seeds", "test", "naive", *sorted(summary.get("diversity", {})), "selected"]
-    views = {**summary["per_round"], "naive": summary.get("naive", {})}
-    correctness = {name: view.get("mean_correctness") for name, view in views.items()}
-    correctness["selected"] = summary.get("mean_correctness_selected")
-    return [
-        {
-            "name": "human test set" if name == "test" else round_name(name),
-            "scores": whole[name],
-            "level": level.get(name),
-            "correctness": correctness.get(name),
-        }
-        for name in order
-        if name in whole
-    ]

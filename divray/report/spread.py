@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,10 @@ NAMES = (
     "rouge_l",
     "pattern_entropy",
 )
-_PARTS = 8
-_LEAST = 3
+_PARTS, _LEAST = 8, 3
+"""Disjoint parts of a set at equal size, at most; sentences of a part, at least."""
 _FOLDS = 5
+_SCORED = pa.schema([SCORES.field(name) for name in ("candidate_id", "relation", "round", "strategy", *SENTENCE, "embedding")])
 
 Scores = dict[str, float | None]
 
@@ -55,17 +57,17 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     if not rounds:
         return {}, {}
     selected = _table(run, "comparison/selected", ["sample_id"])
-    examples = {"seeds": _examples(run, SEEDS, "data/seed_embeddings")}
     tests = _examples(run, TEST, "data/test_embeddings")  # those that have an embedding stand for all
-    examples["test"] = tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None
-    whole: dict[str, dict[str, Scores]] = {}
-    level: dict[str, dict[str, Scores]] = {}
-    by_strategy: dict[str, dict[str, Scores]] = {}
+    examples = {
+        "seeds": _examples(run, SEEDS, "data/seed_embeddings"),
+        "test": tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None,
+    }
+    whole: dict[str, dict[str, Scores]] = defaultdict(dict)
+    level: dict[str, dict[str, Scores]] = defaultdict(dict)
+    by_strategy: dict[str, dict[str, Scores]] = defaultdict(dict)
     sizes: dict[str, int] = {}
-    columns = ["candidate_id", "relation", "round", "strategy", *SENTENCE, "embedding"]
     for relation in relations:
-        scored = _table(run, [own.scores for own in rounds], columns, pc.field("relation") == relation)
-        scored = scored or pa.schema([SCORES.field(name) for name in columns]).empty_table()
+        scored = _table(run, [own.scores for own in rounds], _SCORED.names, pc.field("relation") == relation) or _SCORED.empty_table()
         loop = pc.field("strategy") != NAIVE
         sets = {own.name: scored.filter(loop & (pc.field("round") == int(own.name[6:]))) for own in rounds}
         sets |= {name: table.filter(pc.field("relation") == relation) for name, table in examples.items() if table}
@@ -75,17 +77,14 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
             sets["selected"] = scored.filter(pc.is_in(scored["candidate_id"], selected["sample_id"].combine_chunks()))
         for name, table in sets.items():
             if table.num_rows > 1:
-                whole.setdefault(name, {})[relation] = _score(table)
+                whole[name][relation] = _score(table)
         if size >= _LEAST:
             sizes[relation] = size
-            for name, table in sets.items():
-                if table.num_rows >= size:
-                    level.setdefault(name, {})[relation] = _score_at(table, size)
+            _score_at(level, relation, sets, size)
         made = {name: scored.filter(pc.field("strategy") == name) for name in config.prompts.strategies}
-        size = min((table.num_rows for table in made.values()), default=0)
+        size = min(table.num_rows for table in made.values())
         if len(made) > 1 and size >= _LEAST:
-            for name, table in made.items():
-                by_strategy.setdefault(name, {})[relation] = _score_at(table, size)
+            _score_at(by_strategy, relation, made, size)
     means = {name: _mean(scores) for name, scores in whole.items()}
     found: dict[str, Any] = {
         "diversity": {own.name: means[own.name] for own in rounds if own.name in means},
@@ -112,16 +111,13 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     human = _table(run, "data/test_embeddings", ["embedding"])
-    if not human or human.num_rows < 2 * _FOLDS:
-        return {}
     found: dict[str, float] = {}
     for name in sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")} - {"naive"}):
-        ids = _table(run, f"comparison/{name}", ["sample_id"])
-        if not ids:
+        if not (ids := _table(run, f"comparison/{name}", ["sample_id"])):
             continue
-        own = pc.is_in(pc.field("candidate_id"), ids["sample_id"].combine_chunks())
-        made = _table(run, [own.scores for own in rounds_of(config, run)], ["embedding"], own)
-        if not made or made.num_rows < 2 * _FOLDS:
+        own = pc.field("candidate_id").isin(ids["sample_id"].combine_chunks())
+        made = _table(run, [round_.scores for round_ in rounds_of(config, run)], ["embedding"], own)
+        if not (human and made) or min(human.num_rows, made.num_rows) < 2 * _FOLDS:
             continue
         vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in (human, made)])
         labels = np.repeat([0, 1], [human.num_rows, made.num_rows])
@@ -158,12 +154,13 @@ def _score(table: pa.Table) -> Scores:
     return {name: None if value is None or not math.isfinite(value) else round(float(value), 4) for name, value in values.items()}
 
 
-def _score_at(table: pa.Table, size: int) -> Scores:
-    """Mean scores of up to eight disjoint parts of ``size`` sentences, dealt by a hash of their ids."""
-    hashes = [hashlib.sha256(name.encode()).digest() for name in table[0].to_pylist()]
-    order = sorted(range(len(hashes)), key=hashes.__getitem__)
-    starts = range(0, len(order) - size + 1, size)[:_PARTS]
-    return _mean({str(start): _score(table.take(order[start : start + size])) for start in starts})
+def _score_at(found: dict[str, dict[str, Scores]], relation: str, sets: dict[str, pa.Table], size: int) -> None:
+    """Put into ``found`` the mean scores of up to eight disjoint parts of ``size`` of each set, dealt by a hash of the ids."""
+    for name, table in sets.items():
+        order = np.argsort([hashlib.sha256(one.encode()).hexdigest() for one in table[0].to_pylist()])
+        starts = range(0, table.num_rows - size + 1, size)[:_PARTS]
+        if starts:
+            found[name][relation] = _mean({str(start): _score(table.take(order[start : start + size])) for start in starts})
 
 
 def _mean(scores: dict[str, Scores]) -> Scores:

