@@ -48,7 +48,7 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
     gold = [example.relation for example in task.test]
     started = time.perf_counter()
     model = untrained(task.relations, config.models.encoder, config.extraction)
-    described = model.described([relation.description for relation in task.relations])
+    described = model.described(task.relations)
     known: dict[Any, np.ndarray] = {}
 
     def encoded(examples: list[Any]) -> np.ndarray:

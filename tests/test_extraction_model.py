@@ -12,9 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from divray.errors import InputError
-from divray.extraction.inputs import Hyperparameters
 from divray.extraction.predict import predict
-from divray.extraction.training import train, training_rows
+from divray.extraction.training import Hyperparameters, train, training_rows
 from divray.relations import Example, Relation
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]

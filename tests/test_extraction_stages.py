@@ -10,7 +10,7 @@ import pytest
 from divray.config import parse_config
 from divray.datasets.stage import examples_table
 from divray.extraction import evaluation, search, stage
-from divray.extraction.inputs import usual
+from divray.extraction.stage import usual
 from divray.relations import Example
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET

@@ -15,7 +15,7 @@ from conftest import Head, growing
 from divray import cluster, pipeline
 from divray.config import Config, load_config
 from divray.datasets.stage import read_relations
-from divray.extraction.inputs import examples_of
+from divray.extraction.stage import examples_of
 from divray.prompts.record import completion_of
 from divray.quickstart import folder
 from divray.run_folder import TEST, RunFolder
@@ -38,7 +38,7 @@ SMALL = [
 def written(config: Config, run: RunFolder) -> Any:
     """An engine that writes the task's own test sentences, for each request the same."""
     relations = {relation.name: relation for relation in read_relations(run)}
-    examples = examples_of(run, [TEST])
+    examples = examples_of(run, TEST)
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         own = [example for example in examples if example.relation == row["relation"]]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.embeddings import Encoder, embedding_column
-from divray.extraction.inputs import MORE, SELECTED, draws_of, examples_of, negatives_of, set_of, tuned
 from divray.extraction.llm import extract
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
+from divray.extraction.stage import MORE, SELECTED, draws_of, examples_of, set_of, tuned
 from divray.extraction.training import fit_head, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
-from divray.run_folder import SEEDS, TEST, RunFolder
+from divray.run_folder import NEGATIVES, SEEDS, TEST, RunFolder
 from divray.stages import Progress
 from divray.texts import compared_texts
 
@@ -38,17 +38,11 @@ COMPARED = ("seeds", "naive", "round-00")
 RESAMPLES = 1000
 AT_ONCE = 2
 """RE models that are trained at the same time, at least."""
+TEST_EMBEDDINGS, TEST_SENTENCES = "data/test_embeddings", 32
+"""Test sentences a relation whose diversity is compared with that of the samples."""
 
-PREDICTIONS = pa.schema(
-    [
-        pa.field("set", pa.string()),
-        pa.field("draw", pa.int64()),
-        pa.field("example_id", pa.string()),
-        pa.field("gold", pa.string()),
-        pa.field("predicted", pa.string()),
-        pa.field("probability", pa.float64()),
-    ]
-)
+_TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
+PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "probability": pa.float64()})
 """``evaluation/predictions``: sorted by set (in order of the comparison), draw, and the test set's own order.
 ``probability`` is that of the predicted label; the LLM's rows have none, and ``predicted`` may be null."""
 
@@ -67,46 +61,40 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     import ray
 
-    tables = training_sets(run)
-    relations, test, draws = read_relations(run), examples_of(run, [TEST]), draws_of(run)
-    labels = [relation.name for relation in relations]
-    described = [astuple(relation) for relation in relations]
-    settings = tuned(config, run)
-    negatives = negatives_of(run)
-    tested = [astuple(example) for example in [*test, *negatives]]
-    sets: dict[str, list[Example]] = {}
-    keys: dict[tuple[str, int], str] = {}
-    wanted: dict[str, tuple[list[str], int]] = {}
-    for name, parts in tables.items():
+    relations, test, draws = read_relations(run), examples_of(run, TEST), draws_of(run)
+    settings, negatives = tuned(config, run), examples_of(run, NEGATIVES)
+    depends = [[astuple(one) for one in some] for some in (relations, [*test, *negatives])]
+    first: dict[str, list[Example]] = {}
+    keys: dict[str, list[str]] = defaultdict(list)
+    wanted: dict[str, dict[str, Any]] = {}
+    for name, tables in training_sets(run).items():
         for number, draw in enumerate(draws):
-            examples, weights = set_of(run, parts, draw, settings)
-            if not examples:
-                continue
-            sets.setdefault(name, examples)
-            key = _key(examples, weights, described, tested, config.models.encoder, asdict(settings))
-            keys[name, number] = key
-            wanted.setdefault(key, (parts, number))
-    missing = {key: task for key, task in wanted.items() if not run.exists(_part(key))}
+            examples, weights = set_of(run, tables, draw, settings)
+            if examples:
+                key = _part(examples, weights, *depends, config.models.encoder, asdict(settings))
+                first.setdefault(name, examples)
+                keys[name].append(key)
+                wanted.setdefault(key, {"tables": tables, "draw": number, "target": key})
+    jobs = [job for key, job in wanted.items() if not run.exists(key)]
     total = len(wanted) + config.evaluation.llm
+    tell = on_progress or (lambda done, rows, note: None)
     embedded = None if run.files(TEST_EMBEDDINGS) else worker(config, gpus=True)(embed_test).remote(config, run.uri)
-    _train_missing(config, run, missing, len(wanted), (lambda done: on_progress(done, total, "")) if on_progress else None)
-
+    tell(len(wanted) - len(jobs), total, "")
+    for done, _ in enumerate(_trained(config, run, jobs), len(wanted) - len(jobs) + 1):
+        tell(done, total, "")
     if embedded is not None:
         ray.get(embedded)
-    gold = [example.relation for example in test]
+
+    labels, gold = [relation.name for relation in relations], [example.relation for example in test]
     results: dict[str, Any] = {}
     predictions, answers = [], {}
-    for name, examples in sets.items():
-        found = [pq.read_table(run.path(_part(keys[name, number])), filesystem=run.fs) for number in range(len(draws))]
-        alarms = [
-            false_positives(gold, part["predicted"].to_pylist(), part["probability"].to_numpy(), config.task.none_label)
-            for part in found
-            if negatives
-        ]
-        found = [part.slice(0, len(test)) for part in found]
-        for number, part in enumerate(found):
-            predictions.append(_prediction_table(name, number, test, part["predicted"].to_pylist(), part["probability"].to_pylist()))
-        answers[name] = [part["predicted"].to_pylist() for part in found]
+    for name, examples in first.items():
+        found = [pq.read_table(run.path(key), filesystem=run.fs) for key in keys[name]]
+        said = [part["predicted"].to_pylist() for part in found]
+        sure = [part["probability"].to_numpy() for part in found]
+        alarms = [false_positives(gold, *both, config.task.none_label) for both in zip(said, sure, strict=True) if negatives]
+        answers[name] = [some[: len(test)] for some in said]
+        predictions += [_predictions(name, n, test, answers[name][n], sure[n][: len(test)]) for n in range(len(draws))]
         results[name] = {
             **summarise(gold, answers[name], labels, config),
             "draws": list(range(len(draws))),
@@ -114,24 +102,22 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             **_sizes(examples, labels),
             "settings": {"encoder": config.models.encoder, **asdict(settings)},
         }
-        results[name]["differences"] = {
-            other: difference(gold, answers[name], answers[other], labels, config)
-            for other in COMPARED
-            if other in answers and other != name
-        }
+        compared = [other for other in COMPARED if other in answers and other != name]
+        results[name]["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
     if config.evaluation.llm:
-        tell = (lambda done, rows, note: on_progress(total - 1, total, note or f"llm: {done} of {rows} sentences")) if on_progress else None
-        asked, said, shown = extract(config, run, tell)
-        predictions.append(_prediction_table("llm", 0, asked, said, [None] * len(asked)))
+        asked, answered, shown = extract(
+            config, run, lambda done, rows, note: tell(total - 1, total, note or f"llm: {done} of {rows} sentences")
+        )
+        predictions.append(_predictions("llm", 0, asked, answered, [None] * len(asked)))
         results["llm"] = {
-            **summarise([e.relation for e in asked], [said], labels, config),
+            **summarise([example.relation for example in asked], [answered], labels, config),
             "draws": [],
             **_sizes(shown, labels),
             "settings": {"model": config.models.llm, "test": len(asked)},
         }
     run.write_table("evaluation/predictions", pa.concat_tables(predictions))
     run.write_json("evaluation.json", results)
-    return {"sets": len(results), "trainings": len(missing), "kept": len(wanted) - len(missing), "test": len(test)}
+    return {"sets": len(results), "trainings": len(jobs), "kept": len(wanted) - len(jobs), "test": len(test)}
 
 
 def training_sets(run: RunFolder) -> dict[str, list[str]]:
@@ -159,14 +145,14 @@ def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labe
     metric = config.task.metric
     scores = [score(gold, answer, labels, config.task.none_label, metric) for answer in answers]
     mains = [main_score(values, metric) for values in scores]
-    relations = scores[0]["per_relation"]
+    each = {name: [values["per_relation"][name]["f1"] for values in scores] for name in scores[0]["per_relation"]}
     return {
         "metric": metric,
         "mean": statistics.fmean(mains),
         "std": statistics.stdev(mains) if len(mains) > 1 else 0.0,
         "per_draw": mains,
         "scores": [_without_relations(values) for values in scores],
-        "f1_per_relation": {name: statistics.fmean(values["per_relation"][name]["f1"] for values in scores) for name in relations},
+        "f1_per_relation": {name: statistics.fmean(values) for name, values in each.items()},
     }
 
 
@@ -179,52 +165,42 @@ def difference(
 ) -> dict[str, float]:
     """Mean paired difference of the main score, and its 95 % interval by a bootstrap over draws and test sentences.
 
-    Args:
-        gold: True labels (n).
-        answers: Predicted labels (n) of each draw.
-        others: Those of the set compared with, in the same draws.
-        labels: All labels of the task.
-        config: ``task`` counts here.
+    ``answers`` are the predicted labels (n) of each draw, ``others`` those of the set compared with, in the same draws; for the
+    rest see :func:`summarise`.
     """
     score_of = Resampled(gold, labels, config.task.none_label, config.task.metric)
-    one, other = (np.stack([score_of.numbered(answer) for answer in rows]) for rows in (answers, others))
-    everything = np.arange(len(gold))
+    pairs = [(score_of.numbered(one), score_of.numbered(other)) for one, other in zip(answers, others, strict=True)]
+
+    def gain(draws: Iterable[int], rows: np.ndarray) -> float:
+        return float(np.mean([score_of(pairs[draw][0], rows) - score_of(pairs[draw][1], rows) for draw in draws]))
+
     rng = np.random.default_rng(0)
-    made = []
-    for _ in range(RESAMPLES):
-        draws, rows = rng.integers(0, len(one), len(one)), rng.integers(0, len(gold), len(gold))
-        made.append(np.mean([score_of(one[draw], rows) - score_of(other[draw], rows) for draw in draws]))
+    made = [gain(rng.integers(0, len(pairs), len(pairs)), rng.integers(0, len(gold), len(gold))) for _ in range(RESAMPLES)]
     low, high = np.percentile(made, [2.5, 97.5])
-    whole = np.mean([score_of(mine, everything) - score_of(theirs, everything) for mine, theirs in zip(one, other, strict=True)])
-    return {"mean": round(float(whole), 6), "low": round(float(low), 6), "high": round(float(high), 6)}
+    found = {"mean": gain(range(len(pairs)), np.arange(len(gold))), "low": float(low), "high": float(high)}
+    return {name: round(value, 6) for name, value in found.items()}
 
 
-def _train_missing(
-    config: Config,
-    run: RunFolder,
-    missing: dict[str, tuple[list[str], int]],
-    total: int,
-    on_progress: Callable[[int], None] | None,
-) -> None:
+def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iterator[Any]:
+    """Train on the set and draw of each job, and write what is predicted; yields as they are done."""
     import ray.data
 
-    tell = on_progress or (lambda done: None)
-    tell(total - len(missing))
-    if not missing:
+    if not jobs:
         return
-    jobs = [{"tables": tables, "draw": draw, "target": _part(key)} for key, (tables, draw) in missing.items()]
     trainer: Any = _Trainer
     only_cpus(not task_gpus(config))
     most = max(AT_ONCE, most_workers(config, gpus=True))
-    trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
-        trainer,
-        fn_constructor_args=(config, run.uri),
-        num_cpus=config.cluster.worker_cpus,
-        num_gpus=task_gpus(config),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs))),
+    yield from (
+        ray.data.from_items(jobs, override_num_blocks=len(jobs))
+        .map(
+            trainer,
+            fn_constructor_args=(config, run.uri),
+            num_cpus=config.cluster.worker_cpus,
+            num_gpus=task_gpus(config),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs))),
+        )
+        .iter_rows()
     )
-    for done, _ in enumerate(trained.iter_rows(), total - len(missing) + 1):
-        tell(done)
 
 
 class _Trainer:
@@ -233,9 +209,9 @@ class _Trainer:
     def __init__(self, config: Config, uri: str) -> None:
         self.config, self.run = config, RunFolder(uri)
         self.settings, self.relations = tuned(config, self.run), read_relations(self.run)
-        self.test, self.draws = [*examples_of(self.run, [TEST]), *negatives_of(self.run)], draws_of(self.run)
+        self.test, self.draws = [*examples_of(self.run, TEST), *examples_of(self.run, NEGATIVES)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
-        self.described = self.model.described([relation.description for relation in self.relations])
+        self.described = self.model.described(self.relations)
         self.features: dict[Any, np.ndarray] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -259,28 +235,17 @@ class _Trainer:
         return np.stack([self.features[key] for key in keys])
 
 
-def _key(examples: Sequence[Example], *others: Any) -> str:
-    """Names what a training depends on; the ids and the order of its examples are no part of that."""
+def _part(examples: Sequence[Example], *others: Any) -> str:
+    """The file of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
     what = [sorted(astuple(example)[:-1] for example in examples), *others]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+    return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}.parquet"
 
 
-def _part(key: str) -> str:
-    return f"evaluation/parts/{key}.parquet"
-
-
-def _prediction_table(
-    name: str, draw: int, test: Sequence[Example], predicted: Sequence[str | None], probability: Sequence[float | None]
-) -> pa.Table:
-    columns = [
-        [name] * len(test),
-        [draw] * len(test),
-        [example.example_id for example in test],
-        [example.relation for example in test],
-        list(predicted),
-        list(probability),
+def _predictions(name: str, draw: int, test: Sequence[Example], predicted: Sequence[str | None], probability: Sequence[Any]) -> pa.Table:
+    rows = [
+        (name, draw, example.example_id, example.relation, *found) for example, *found in zip(test, predicted, probability, strict=True)
     ]
-    return pa.table([pa.array(values, field.type) for values, field in zip(columns, PREDICTIONS, strict=True)], schema=PREDICTIONS)
+    return pa.Table.from_pylist([dict(zip(PREDICTIONS.names, row, strict=True)) for row in rows], PREDICTIONS)
 
 
 def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]:
@@ -291,12 +256,6 @@ def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]
 
 def _without_relations(values: dict[str, Any]) -> dict[str, Any]:
     return {key: _without_relations(value) if isinstance(value, dict) else value for key, value in values.items() if key != "per_relation"}
-
-
-TEST_SENTENCES = 32
-"""Test sentences a relation whose diversity is compared with that of the samples."""
-
-TEST_EMBEDDINGS = "data/test_embeddings"
 
 
 def embed_test(config: Config, uri: str) -> None:

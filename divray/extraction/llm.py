@@ -7,6 +7,7 @@ computes the task, the labels and the demonstrations once.
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,12 +15,11 @@ from dataclasses import replace
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.stage import read_relations
+from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.engines.complete import complete
-from divray.extraction.inputs import examples_of
 from divray.prompts import chat_renderer, rows_per_file
 from divray.relations import Example, Relation, render_marked
-from divray.run_folder import SEEDS, TEST, RunFolder
+from divray.run_folder import TEST, RunFolder
 from divray.schemas import PROMPTS
 from divray.stages import Progress
 
@@ -45,8 +45,8 @@ def extract(config: Config, run: RunFolder, on_progress: Progress | None = None)
         gave none; and the demonstrations shown.
     """
     relations = read_relations(run)
-    shown = demonstrations(relations, examples_of(run, [SEEDS]))
-    asked = chosen(examples_of(run, [TEST]), config.evaluation.llm_test_limit, config.seed)
+    shown = demonstrations(relations, read_seeds(run))
+    asked = chosen(table_examples(run.read_table(TEST)), config.evaluation.llm_test_limit, config.seed)
     table = request_table(config, relations, shown, asked, chat_renderer(config))
     if not (run.exists(REQUESTS) and run.read_table(REQUESTS).equals(table)):
         for stale in (COMPLETIONS, f"{COMPLETIONS}.checkpoint"):
@@ -62,25 +62,17 @@ def extract(config: Config, run: RunFolder, on_progress: Progress | None = None)
 
 def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
     """The ``limit`` examples with the smallest seeded hash of their id, in order of the test set."""
-    if limit is None or limit >= len(test):
-        return list(test)
-
-    def rank(example: Example) -> bytes:
-        return hashlib.sha256(f"{seed}:{example.example_id}".encode()).digest()
-
-    kept = {example.example_id for example in sorted(test, key=rank)[:limit]}
-    return [example for example in test if example.example_id in kept]
+    ranks = [hashlib.sha256(f"{seed}:{example.example_id}".encode()).digest() for example in test]
+    return [test[row] for row in sorted(sorted(range(len(test)), key=ranks.__getitem__)[:limit])]
 
 
 def demonstrations(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
     """The shortest seed example of each relation, in order of the relations, as far as the prompt has room."""
     room = PREFIX_CHARACTERS - len(_instructions(relations, 0))
-    shortest: list[Example] = []
-    for relation in relations:
-        own = [seed for seed in seeds if seed.relation == relation.name]
-        shortest += sorted(own, key=lambda e: (len(e.text), e.text))[:1]
+    own = [[seed for seed in seeds if seed.relation == relation.name] for relation in relations]
+    shortest = [min(some, key=lambda example: (len(example.text), example.text)) for some in own if some]
     fitting = set()
-    for example in sorted(shortest, key=lambda e: len(_answered(e))):
+    for example in sorted(shortest, key=lambda example: len(_answered(example))):
         room -= len(_answered(example))
         if room >= 0:
             fitting.add(example)
@@ -91,28 +83,22 @@ def request_table(
     config: Config, relations: Sequence[Relation], shown: Sequence[Example], asked: Sequence[Example], chat: Renderer | None = None
 ) -> pa.Table:
     """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty."""
-    examples = "".join(_answered(example) for example in shown)
+    examples = "".join(map(_answered, shown))
     room = PREFIX_CHARACTERS - len(_instructions(relations, 0)) - len(examples)
     prefix = _instructions(relations, room) + examples
-    blank = "" if chat else " "
-    pattern = f"{blank}({'|'.join(_literal(relation.name) for relation in relations)})"
-    prompt_id = f"llm-{hashlib.sha256(prefix.encode()).hexdigest()[:12]}"
-    rows = []
-    for example in asked:
-        text = prefix + _question(_shortened(example))
-        rows.append(
-            {
-                "candidate_id": candidate_id(example),
-                "relation": "",
-                "round": 0,
-                "strategy": STRATEGY,
-                "prompt_id": prompt_id,
-                "prompt": chat([{"role": "user", "content": text}]) if chat else text,
-                "pattern": pattern,
-                "seed": config.seed,
-                "demonstrations": [demonstration.example_id for demonstration in shown],
-            }
-        )
+    texts = [prefix + _question(_shortened(example)) for example in asked]
+    literals = [re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", relation.name) for relation in relations]
+    row = {
+        "relation": "",
+        "round": 0,
+        "strategy": STRATEGY,
+        "prompt_id": f"llm-{hashlib.sha256(prefix.encode()).hexdigest()[:12]}",
+        "pattern": f"{'' if chat else ' '}({'|'.join(literals)})",
+        "seed": config.seed,
+        "demonstrations": [example.example_id for example in shown],
+    }
+    prompts = [chat([{"role": "user", "content": text}]) if chat else text for text in texts]
+    rows = [{**row, "candidate_id": candidate_id(example), "prompt": prompt} for example, prompt in zip(asked, prompts, strict=True)]
     return pa.Table.from_pylist(rows, PROMPTS)
 
 
@@ -141,17 +127,11 @@ def _question(example: Example) -> str:
 
 def _shortened(example: Example) -> Example:
     """The part of a long sentence around its entities, cut between words."""
-    first, last = min(example.head, example.tail)[0], max(example.head, example.tail)[1]
-    if len(example.text) <= SENTENCE_CHARACTERS:
+    text, (first, last) = example.text, (min(example.head[0], example.tail[0]), max(example.head[1], example.tail[1]))
+    if len(text) <= SENTENCE_CHARACTERS:
         return example
     margin = max(0, SENTENCE_CHARACTERS - (last - first)) // 2
-    left = example.text.rfind(" ", 0, first - margin) + 1 if first > margin else 0
-    right = example.text.find(" ", last + margin) if last + margin < len(example.text) else -1
-    text = example.text[left : right if right >= 0 else None]
-    return replace(
-        example, text=text, head=(example.head[0] - left, example.head[1] - left), tail=(example.tail[0] - left, example.tail[1] - left)
-    )
-
-
-def _literal(label: str) -> str:
-    return "".join(f"\\{character}" if character in r"\.^$*+?{}[]|()" else character for character in label)
+    left = text.rfind(" ", 0, first - margin) + 1 if first > margin else 0
+    right = text.find(" ", last + margin)
+    head, tail = ((start - left, end - left) for start, end in (example.head, example.tail))
+    return replace(example, text=text[left : right if right >= 0 else None], head=head, tail=tail)

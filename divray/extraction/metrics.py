@@ -44,21 +44,17 @@ def score(
     if len(gold) != len(predicted):
         raise ValueError(f"{len(gold)} true labels, {len(predicted)} predictions")
     known = {*labels, none_label}
-    strange = set(gold) - known
-    if strange:
+    if strange := set(gold) - known:
         raise ValueError(f"true labels outside the task: {', '.join(sorted(strange))}")
     answers = [none_label if answer is None else answer for answer in predicted]
-    relations = [label for label in labels if label != none_label]
-    counts = _counts(gold, answers, relations)
+    counts = _counts(gold, answers, [label for label in labels if label != none_label])
     unknown = sum(answer not in {*known, None} for answer in predicted)
     result: dict[str, Any] = {
         "n": len(gold),
         "missing": sum(answer is None for answer in predicted),
         "unknown": unknown,
         "accuracy": _ratio(sum(g == a for g, a in zip(gold, answers, strict=True)), len(gold)),
-        "per_relation": counts,
-        "micro": _micro(counts.values(), unknown),
-        "macro": _macro(counts.values()),
+        **_averaged(counts, unknown),
     }
     if metric == "semeval":
         result["semeval"] = semeval_scores(gold, predicted, none_label or "Other")
@@ -76,16 +72,13 @@ def semeval_scores(gold: Sequence[str], predicted: Sequence[str | None], other: 
         ((9+1)-way: right only in the right direction); each ``micro``, ``macro`` and ``per_relation``.
     """
     answers = [other if answer is None else answer for answer in predicted]
-    base_gold = [_DIRECTION.sub("", label) for label in gold]
-    base_answers = [_DIRECTION.sub("", label) for label in answers]
-    directed = _counts(gold, answers, sorted(set(gold) - {other}))
+    base_gold, base_answers = ([_DIRECTION.sub("", label) for label in some] for some in (gold, answers))
     classes = sorted(set(base_gold) - {other})
-    undirected = _counts(base_gold, base_answers, classes)
-    right = [_DIRECTION.sub("", g) for g, a in zip(gold, answers, strict=True) if g == a]
-    official = _tables(classes, Counter(right), Counter(base_answers), Counter(base_gold))
+    right = [base for base, g, a in zip(base_gold, gold, answers, strict=True) if g == a]
     return {
-        name: {"micro": _micro(counts.values()), "macro": _macro(counts.values()), "per_relation": counts}
-        for name, counts in (("directed", directed), ("undirected", undirected), ("official", official))
+        "directed": _averaged(_counts(gold, answers, sorted(set(gold) - {other}))),
+        "undirected": _averaged(_counts(base_gold, base_answers, classes)),
+        "official": _averaged(_counts(base_gold, base_answers, classes, right)),
     }
 
 
@@ -135,57 +128,58 @@ class Resampled:
 
     def __init__(self, gold: Sequence[str], labels: Sequence[str], none_label: str | None, metric: Metric) -> None:
         self.metric = metric
-        none = none_label or ("Other" if metric == "semeval" else None)
-        self.none = none
-        self.names = {label: number for number, label in enumerate([*(name for name in labels if name != none), none])}
-        bases = [_DIRECTION.sub("", str(name)) if metric == "semeval" else str(name) for name in list(self.names)[:-1]]
-        self.classes = list(dict.fromkeys(bases))
+        self.none = none_label or ("Other" if metric == "semeval" else None)
+        relations = [name for name in labels if name != self.none]
+        self.numbers = {label: number for number, label in enumerate([*relations, self.none])}
+        bases = [_DIRECTION.sub("", name) if metric == "semeval" else name for name in relations]
+        classes = {name: number for number, name in enumerate(dict.fromkeys(bases))}
         # The class of each label's number; that of none is one past the last.
-        self.base = np.array([*(self.classes.index(name) for name in bases), len(self.classes)])
+        self.base, self.size = np.array([*(classes[name] for name in bases), len(classes)]), len(classes)
         self.gold = self.numbered(gold)
 
     def numbered(self, answers: Sequence[str | None]) -> np.ndarray:
         """The number of each label; a missing or unknown one counts as none."""
-        none = len(self.names) - 1
-        return np.array([self.names.get(self.none if answer is None else answer, none) for answer in answers])
+        none = self.numbers[self.none]
+        return np.array([self.numbers.get(self.none if answer is None else answer, none) for answer in answers])
 
     def __call__(self, answers: np.ndarray, rows: np.ndarray) -> float:
         """The score of :meth:`numbered` answers on the test sentences ``rows``."""
-        gold, found, size = self.gold[rows], answers[rows], len(self.classes)
-        right = np.bincount(self.base[gold[gold == found]], minlength=size + 1)[:size]
-        answered, true = (np.bincount(self.base[one], minlength=size + 1)[:size] for one in (found, gold))
+        gold, found = self.gold[rows], answers[rows]
+        right, answered, true = (
+            np.bincount(self.base[some], minlength=self.size + 1)[: self.size] for some in (gold[gold == found], found, gold)
+        )
         if self.metric == "micro":
             return _ratio(2.0 * right.sum(), float(answered.sum() + true.sum()))
         held = true > 0
         return float(np.mean(2 * right[held] / (answered + true)[held])) if held.any() else 0.0
 
 
-def _counts(gold: Sequence[str], answers: Sequence[str | None], classes: Iterable[str]) -> dict[str, dict[str, Any]]:
-    right = Counter(g for g, a in zip(gold, answers, strict=True) if g == a)
-    return _tables(classes, right, Counter(answers), Counter(gold))
-
-
-def _tables(classes: Iterable[str], right: Counter[Any], answered: Counter[Any], true: Counter[Any]) -> dict[str, dict[str, Any]]:
+def _counts(
+    gold: Sequence[str], answers: Sequence[str | None], classes: Iterable[str], right: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Scores and counts of each class; ``right`` has the classes of the right answers, by default of those equal to the truth."""
+    hits = Counter([g for g, a in zip(gold, answers, strict=True) if g == a] if right is None else right)
+    answered, true = Counter(answers), Counter(gold)
     return {
-        label: _scores(right[label], answered[label], true[label])
-        | {"correct": right[label], "predicted": answered[label], "gold": true[label]}
+        label: {
+            **_scores(hits[label], answered[label], true[label]),
+            "correct": hits[label],
+            "predicted": answered[label],
+            "gold": true[label],
+        }
         for label in classes
     }
 
 
+def _averaged(counts: dict[str, dict[str, Any]], unknown: int = 0) -> dict[str, Any]:
+    correct, predicted, gold = (sum(row[key] for row in counts.values()) for key in ("correct", "predicted", "gold"))
+    held = [row for row in counts.values() if row["gold"]]
+    macro = {key: _ratio(sum(row[key] for row in held), len(held)) for key in ("precision", "recall", "f1")}
+    return {"per_relation": counts, "micro": _scores(correct, predicted + unknown, gold), "macro": macro}
+
+
 def _scores(correct: int, predicted: int, gold: int) -> dict[str, float]:
     return {"precision": _ratio(correct, predicted), "recall": _ratio(correct, gold), "f1": _ratio(2 * correct, predicted + gold)}
-
-
-def _micro(rows: Iterable[dict[str, Any]], unknown: int = 0) -> dict[str, float]:
-    rows = list(rows)
-    correct, predicted, gold = (sum(row[key] for row in rows) for key in ("correct", "predicted", "gold"))
-    return _scores(correct, predicted + unknown, gold)
-
-
-def _macro(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    held = [row for row in rows if row["gold"]]
-    return {key: _ratio(sum(row[key] for row in held), len(held)) for key in ("precision", "recall", "f1")}
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from divray.errors import InputError
 from divray.models import local_model
-from divray.relations import Example
+from divray.relations import Example, Relation
 from divray.spans import Batch, Encoded, by_order, collate, encode_spans, means
 
 BATCH_TOKENS = 4096
@@ -64,15 +64,10 @@ class RelationExtractorConfig(PreTrainedConfig):
         scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        self.encoder = dict(encoder or {})
-        self.layer = layer
-        self.view_weights = list(view_weights)
-        self.max_tokens = max_tokens
-        self.tuned = tuned
-        self.scale = scale
+        self.encoder, self.layer, self.view_weights = dict(encoder or {}), layer, list(view_weights)
+        self.max_tokens, self.tuned, self.scale = max_tokens, tuned, scale
         if labels is not None:
-            kwargs["id2label"] = dict(enumerate(labels))
-            kwargs["label2id"] = {label: index for index, label in enumerate(labels)}
+            kwargs |= {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
         super().__init__(**kwargs)
 
     @property
@@ -167,14 +162,14 @@ class RelationExtractor(PreTrainedModel):
     def features(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """The classifier's inputs, float32 (rows, NGRAMS + SPAN_BLOCKS * width); the last ``width`` columns are :meth:`described`'s."""
         encoded = self.encode(examples)
-        hashed = normalize(FeatureHasher(NGRAMS, input_type="string").transform(_ngrams(one) for one in encoded))
+        hashed = normalize(FeatureHasher(NGRAMS, input_type="string").transform(map(_ngrams, encoded)))
         spans = self._batched(self.pool, encoded, batch_tokens)
         return np.concatenate([self.config.view_weights[-1] * hashed.toarray().astype(np.float32), spans], axis=1)
 
     @torch.inference_mode()
-    def described(self, descriptions: Sequence[str]) -> np.ndarray:
-        """Unit-length means ``[n, width]`` of the last layer over the words of each description."""
-        words = [Example(text or "?", (0, 0), (0, 0), "") for text in descriptions]
+    def described(self, relations: Sequence[Relation]) -> np.ndarray:
+        """Unit-length means ``[n, width]`` of the last layer over the words of each relation's description."""
+        words = [Example(relation.description or "?", (0, 0), (0, 0), "") for relation in relations]
         return self._batched(lambda batch: means(self.encoder(batch.ids, batch.mask).last_hidden_state, batch)[:, -1], self.encode(words))
 
     def predict(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> Predictions:
@@ -192,11 +187,9 @@ class RelationExtractor(PreTrainedModel):
 
     @torch.inference_mode()
     def classify(self, features: np.ndarray, tuned: np.ndarray | None = None) -> Predictions:
-        """Labels and probabilities of features; rounded to 4 decimals, since a sentence's batch may move the last bits.
+        """Labels and probabilities of :meth:`features`, with :meth:`tuned_scores` added where given.
 
-        Args:
-            features: Of :meth:`features`.
-            tuned: Scores that are added, of :meth:`tuned_scores`.
+        Rounded to 4 decimals, since a sentence's batch may move the last bits.
         """
         logits = self.classifier(torch.from_numpy(features).to(self.device)).float().cpu()
         if tuned is not None:
@@ -207,10 +200,15 @@ class RelationExtractor(PreTrainedModel):
     def _batched(self, function: Any, encoded: Sequence[Encoded], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """``function`` of batches of like length, float32 (rows, columns); at least one row."""
         self.eval()
-        batches = list(_length_batches(encoded, batch_tokens))
+        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].ids))
+        batches: list[list[int]] = [[]]
+        for row in order:
+            if batches[-1] and len(encoded[row].ids) * (len(batches[-1]) + 1) > batch_tokens:
+                batches.append([])
+            batches[-1].append(row)
         with precision(self.device):
             parts = [function(self.collate([encoded[row] for row in rows])).float().cpu().numpy() for rows in batches]
-        return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate(batches))])
+        return np.asarray(np.concatenate(parts)[np.argsort(order)])
 
     def save(self, folder: str | Path) -> None:
         """Write safetensors, configuration with labels, and tokenizer, everything :meth:`load` needs."""
@@ -264,14 +262,3 @@ def _ngrams(one: Encoded) -> list[str]:
     tokens = ["(", *(str(token) for token, view in zip(one.ids, one.view, strict=True) if view == 2), ")"]
     order = ">" if one.forward else "<"
     return [order + token for token in tokens[1:-1]] + [order + " ".join(pair) for pair in pairwise(tokens)]
-
-
-def _length_batches(encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
-    rows: list[int] = []
-    for index in sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids)):
-        if rows and len(encoded[index].ids) * (len(rows) + 1) > batch_tokens:
-            yield rows
-            rows = []
-        rows.append(index)
-    if rows:
-        yield rows

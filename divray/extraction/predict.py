@@ -12,10 +12,10 @@ import io
 import json
 import posixpath
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
@@ -47,9 +47,8 @@ def command(arguments: Namespace) -> None:
     run = RunFolder(arguments.run)
     model = run.full_uri("model") if run.exists("model/config.json") else arguments.run
     if model == arguments.run and not run.exists("config.json"):
-        raise InputError(
-            arguments.run, "model", "no trained model here", "Give a run folder whose `train` stage is done, or a model folder."
-        )
+        mend = "Give a run folder whose `train` stage is done, or a model folder."
+        raise InputError(arguments.run, "model", "no trained model here", mend)
     rows = predict(model, arguments.source, arguments.target, threshold=arguments.threshold)
     print(f"{rows} sentences -> {arguments.target}")
 
@@ -104,24 +103,30 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
 
 def _checked(source: str, target: str) -> pa.Schema | None:
     """Check every row of ``source``, and that ``target`` can hold it; returns the schema of the result where that is Parquet."""
-    names: dict[str, None] = {}
+    names: set[str] = set()
     types: dict[str, pa.DataType] = {}
     schema, total, to_parquet = None, 0, target.endswith(".parquet")
     for batch in _read(source):
         for _ in _examples(batch, source, total):
             pass
-        names |= dict.fromkeys(batch.column_names if isinstance(batch, pa.Table) else (name for row in batch for name in row))
         if isinstance(batch, pa.Table):
             schema = batch.schema
+            names |= set(schema.names)
             if not to_parquet:
                 _check_json(batch, source, total)
-        elif to_parquet:
-            _widen(types, batch, source, total)
+        else:
+            own = dict.fromkeys(name for row in batch for name in row)
+            names |= own.keys()
+            for name in own if to_parquet else ():  # make each column's type hold these values, too
+                with _one_type(name, source, total, batch):
+                    new = pa.schema([(name, pa.array([row.get(name) for row in batch]).type)])
+                    known = pa.schema([(name, types.get(name, pa.null()))])
+                    types[name] = pa.unify_schemas([known, new], promote_options="permissive")[0].type
         total += len(batch)
     if not total:
         raise InputError(source, "", "no rows", "Give at least one sentence.")
     for name, given in GIVEN.items():
-        if name in names and given in names:
+        if {name, given} <= names:
             raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
     if not to_parquet:
         return None
@@ -139,38 +144,31 @@ def _checked(source: str, target: str) -> pa.Schema | None:
     return schema
 
 
-def _widen(types: dict[str, pa.DataType], rows: list[Row], source: str, before: int) -> None:
-    """Make each column's type hold the values of ``rows``, too."""
-    for name in dict.fromkeys(name for row in rows for name in row):
-        try:
-            new = pa.schema([(name, pa.array([row.get(name) for row in rows]).type)])
-            types[name] = pa.unify_schemas([pa.schema([(name, types.get(name, pa.null()))]), new], promote_options="permissive")[0].type
-        except (pa.ArrowException, OverflowError) as error:
-            raise _no_type(name, source, before, rows, error) from None
-
-
 def _as_table(batch: Batch, schema: pa.Schema, source: str, before: int) -> pa.Table:
     if isinstance(batch, pa.Table):
         return batch
     columns = []
     for field in schema:
-        try:
+        with _one_type(field.name, source, before, batch):
             columns.append(pa.array([row.get(field.name) for row in batch], field.type))
-        except (pa.ArrowException, OverflowError) as error:
-            raise _no_type(field.name, source, before, batch, error) from None
     return pa.table(columns, schema=schema)
 
 
-def _no_type(name: str, source: str, before: int, rows: list[Row], error: Exception) -> InputError:
-    place = f"rows {before + 1} to {before + len(rows)}, {name}"
-    return InputError(source, place, f"no one type holds its values ({str(error).splitlines()[0]})", "Mend them, or write a .jsonl file.")
+@contextmanager
+def _one_type(name: str, source: str, before: int, rows: list[Row]) -> Iterator[None]:
+    """Says which column and rows have no common type."""
+    try:
+        yield
+    except (pa.ArrowException, OverflowError) as error:
+        problem = f"no one type holds its values ({str(error).splitlines()[0]})"
+        place = f"rows {before + 1} to {before + len(rows)}, {name}"
+        raise InputError(source, place, problem, "Mend them, or write a .jsonl file.") from None
 
 
 def _check_json(table: pa.Table, source: str, before: int) -> None:
     for field in table.schema:
         if not _in_json(field.type):
-            problem = f"JSON has no {field.type}"
-            raise InputError(source, field.name, problem, "Write a .parquet file, or turn the column into text.")
+            raise InputError(source, field.name, f"JSON has no {field.type}", "Write a .parquet file, or turn the column into text.")
     for number, row in enumerate(_plain(table, source, before), before + 1):
         try:
             json.dumps(row, allow_nan=False)
@@ -228,28 +226,28 @@ def _plain(batch: Batch, source: str, before: int) -> list[Row]:
 
 def _examples(batch: Batch, source: str, before: int) -> Iterator[Example]:
     used = batch.select([name for name in SENTENCE if name in batch.column_names]) if isinstance(batch, pa.Table) else batch
-    for number, row in zip(count(before + 1), _plain(used, source, before), strict=False):
+    for number, row in enumerate(_plain(used, source, before), before + 1):
         yield _example(row, f"row {number}", partial(InputError, source))
 
 
-def _example(row: Mapping[str, Any], place: str, error: Callable[[str, str, str], InputError]) -> Example:
+def _example(row: Row, place: str, error: Callable[[str, str, str], InputError]) -> Example:
     mend = "Mark head and tail in `text` as [head] and {tail}, or give spans."
     text = row.get("text")
     if not isinstance(text, str) or not text.strip():
         raise error(f"{place}, text", "missing" if text is None else f"{text!r} is not a text", mend)
-    types = [row.get(name) or "" for name in ("head_type", "tail_type")]
-    for name, kind in zip(("head_type", "tail_type"), types, strict=True):
+    types: dict[str, Any] = {name: row.get(name) or "" for name in ("head_type", "tail_type")}
+    for name, kind in types.items():
         if not isinstance(kind, str):
             raise error(f"{place}, {name}", f"{kind!r} is not a text", "Give a string.")
     if all(row.get(name) is None for name in ("head", "tail", "head_start", "tail_start")):
         parsed = parse_marked(text)
         if isinstance(parsed, str):
             raise error(f"{place}, text", parsed.replace("_", " "), mend)
-        return Example(*parsed, "", *types)
+        return Example(*parsed, "", **types)
     head, tail = (tightened(text, span) or span for span in (span_of(row, side, text, place, error) for side in ("head", "tail")))
     if problem := span_problem(text, head, tail):
         raise error(f"{place}, head, tail", problem, mend)
-    return Example(text, head, tail, "", *types)
+    return Example(text, head, tail, "", **types)
 
 
 # the result -------------------------------------------------------------------------------------
@@ -258,10 +256,8 @@ def _example(row: Mapping[str, Any], place: str, error: Callable[[str, str, str]
 def _answered(table: pa.Table, labels: Iterable[str | None], probabilities: Iterable[float]) -> pa.Table:
     metadata = table.schema.metadata
     table = table.rename_columns([GIVEN.get(name, name) for name in table.column_names])
-    answers = {"relation": pa.array(labels, pa.string()), "probability": pa.array(probabilities, pa.float64())}
-    for name, column in answers.items():
-        table = table.append_column(name, column)
-    return table.replace_schema_metadata(metadata)
+    table = table.append_column("relation", pa.array(labels, pa.string()))
+    return table.append_column("probability", pa.array(probabilities, pa.float64())).replace_schema_metadata(metadata)
 
 
 @contextmanager
@@ -269,20 +265,18 @@ def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, 
     """Writes batches with their answers; the file appears under its name only when the block ends well."""
     filesystem, path = open_uri(target)
     filesystem.create_dir(posixpath.dirname(path), recursive=True)
-    with placed(filesystem, path) as beside, filesystem.open_output_stream(beside) as stream:
-        if schema is None:
+    with ExitStack() as stack:
+        stream = stack.enter_context(filesystem.open_output_stream(stack.enter_context(placed(filesystem, path))))
+        if schema is not None:
+            parquet = stack.enter_context(pq.ParquetWriter(stream, _answered(schema.empty_table(), [], []).schema))
 
-            def write_lines(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
-                for row, label, probability in zip(_plain(batch, target, 0), labels, probabilities, strict=True):
-                    given = {GIVEN.get(name, name): value for name, value in row.items()}
-                    line = json.dumps({**given, "relation": label, "probability": probability}, ensure_ascii=False)
-                    stream.write(line.encode() + b"\n")
-
-            yield write_lines
-            return
-        with pq.ParquetWriter(stream, _answered(schema.empty_table(), [], []).schema) as parquet:
-
-            def write_table(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
+        def write(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
+            if schema is not None:
                 parquet.write_table(_answered(_as_table(batch, schema, target, 0), labels, probabilities))
+                return
+            for row, label, probability in zip(_plain(batch, target, 0), labels, probabilities, strict=True):
+                given = {GIVEN.get(name, name): value for name, value in row.items()}
+                line = json.dumps({**given, "relation": label, "probability": probability}, ensure_ascii=False)
+                stream.write(line.encode() + b"\n")
 
-            yield write_table
+        yield write

@@ -17,21 +17,25 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import optuna
+from ray import tune
+from ray.tune import Callback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
 
 from divray.config import Config
-from divray.datasets.stage import read_relations
+from divray.datasets.stage import read_relations, read_seeds
 from divray.errors import DivrayError
-from divray.extraction.inputs import SEARCH, Hyperparameters, examples_of, usual
 from divray.extraction.metrics import main_score, score
-from divray.extraction.training import fold_of, held_out_scores, train, training_rows, untrained
+from divray.extraction.stage import SEARCH, usual
+from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
 from divray.resources import task_gpus
-from divray.run_folder import SEEDS, RunFolder
+from divray.run_folder import RunFolder
 from divray.stages import Progress
 
 EXPERIMENT = "tune"
 """Ray Tune's own folder inside the run, there only while the search is under way."""
-
 SPACE = {
     "depth": (0.34, 1.0),
     "entity_weight": (0.3, 1.0),
@@ -41,14 +45,8 @@ SPACE = {
 }
 """Hyperparameter -> the range that is drawn from, evenly."""
 
-AT_ONCE = 2
-"""Trials at the same time."""
-
-REPEATS = 3
-"""Of the cross-validation."""
-
-MAX_FAILURES = 3
-"""Times that a trial is begun again whose machine or process was lost."""
+AT_ONCE, REPEATS, MAX_FAILURES = 2, 3, 3
+"""Trials at the same time; rounds of cross-validation; times that a trial is begun again whose machine or process was lost."""
 
 _listeners: list[Progress] = []
 
@@ -61,30 +59,29 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     Returns:
         Counts: ``trials``, ``stopped_early``.
     """
-    count = config.extraction.search.trials
-    if not count:
-        own = {name: getattr(usual(config), name) for name in SPACE}
-        run.write_json(SEARCH, {"best": own, "score": None, "metric": config.task.metric, "trials": []})
-        return {"trials": 0, "stopped_early": 0}
-    _listeners[:] = [on_progress] if on_progress else []
-    trials = _search(config, run)
-    scored = [trial for trial in trials if trial["score"] is not None]
-    if not scored:
-        raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
-    best = chosen(trials)
-    trials = [{name: value for name, value in trial.items() if name != "right"} for trial in trials]
-    run.write_json(
-        SEARCH, {"best": {name: best[name] for name in SPACE}, "score": best["score"], "metric": config.task.metric, "trials": trials}
-    )
+    best, trials = {**_given(config), "score": None}, []
+    if config.extraction.search.trials:
+        _listeners[:] = [on_progress] if on_progress else []
+        trials = _search(config, run)
+        if all(trial["score"] is None for trial in trials):
+            raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
+        best = chosen(trials)
+        trials = [{name: value for name, value in trial.items() if name != "right"} for trial in trials]
+    found = {"best": {name: best[name] for name in SPACE}, "score": best["score"], "metric": config.task.metric, "trials": trials}
+    run.write_json(SEARCH, found)
     run.delete(EXPERIMENT)
     return {"trials": len(trials), "stopped_early": sum(trial["stopped_early"] for trial in trials)}
 
 
+def _given(config: Config) -> dict[str, float]:
+    return {name: getattr(usual(config), name) for name in SPACE}
+
+
 def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """The best whole trial, or the first one, which has the given values, unless it is worse by more than one standard error."""
-    whole = [trial for trial in trials if trial["score"] is not None and not trial["stopped_early"] and not trial["error"]]
-    best = max(whole or [trial for trial in trials if trial["score"] is not None], key=lambda trial: (trial["score"], -trial["trial"]))
-    given = trials[0]
+    scored = [trial for trial in trials if trial["score"] is not None]
+    whole = [trial for trial in scored if not trial["stopped_early"] and not trial["error"]]
+    best, given = max(whole or scored, key=lambda trial: (trial["score"], -trial["trial"])), trials[0]
     if best is given or given not in whole:
         return best
     gains = np.array(best["right"]) - np.array(given["right"])
@@ -94,17 +91,14 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
 def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    import optuna
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trials, uri = config.extraction.search.trials, run.uri
+    uri = run.uri
 
     def trial(values: dict[str, Any]) -> None:
-        _trial(config, uri, values)
+        own, settings = RunFolder(uri), replace(usual(config), **values)
+        for repeat, (mean, right) in enumerate(cross_validated(config, settings, read_seeds(own), read_relations(own)), 1):
+            tune.report({"repeat": repeat, "score": mean, "right": right})
 
     trainable = tune.with_resources(trial, {"cpu": config.cluster.worker_cpus, "gpu": task_gpus(config)})
     folder = run.path(EXPERIMENT)
@@ -119,9 +113,9 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
-                num_samples=trials,
+                num_samples=config.extraction.search.trials,
                 max_concurrent_trials=AT_ONCE,
-                search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[{name: getattr(usual(config), name) for name in SPACE}]),
+                search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[_given(config)]),
                 scheduler=ASHAScheduler(time_attr="repeat", grace_period=1, max_t=REPEATS, reduction_factor=2),
             ),
             run_config=tune.RunConfig(
@@ -130,20 +124,11 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
                 storage_path=run.path(),
                 storage_filesystem=run.fs,
                 verbose=0,
-                callbacks=[_told(trials)],
+                callbacks=[_Told(config.extraction.search.trials)],
             ),
         )
     results = tuner.fit()
     return [_outcome(number, results[number]) for number in range(len(results))]
-
-
-def _trial(config: Config, uri: str, values: dict[str, Any]) -> None:
-    from ray import tune
-
-    run = RunFolder(uri)
-    settings = replace(usual(config), **values)
-    for repeat, (mean, right) in enumerate(cross_validated(config, settings, examples_of(run, [SEEDS]), read_relations(run)), 1):
-        tune.report({"repeat": repeat, "score": mean, "right": right})
 
 
 def cross_validated(
@@ -153,12 +138,12 @@ def cross_validated(
     labels = [relation.name for relation in relations]
     rows, totals, hits = training_rows(examples, relations), [], np.zeros(len(examples))
     gold = rows.targets[: len(examples)]
-    model = None if settings.epochs else untrained(relations, config.models.encoder, settings)
-    features = model.features(rows.examples) if model else None
-    described = model.described([relation.description for relation in relations]) if model else None
+    if not settings.epochs:
+        model = untrained(relations, config.models.encoder, settings)
+        features, described = model.features(rows.examples), model.described(relations)
     for repeat in range(REPEATS):
         fold = fold_of(rows, np.random.default_rng([config.seed, repeat]).permutation(len(examples)))
-        if features is not None and described is not None:
+        if not settings.epochs:
             scores = held_out_scores(features, rows, fold, described, settings)[: len(examples)]
             found = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1)
         else:
@@ -168,9 +153,8 @@ def cross_validated(
                 kept = [example for example, left in zip(examples, out, strict=True) if not left]
                 fitted = train(kept, relations, config.models.encoder, settings, config.seed)
                 found[out] = fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
-        answers = [labels[number] for number in found]
-        scored = score([example.relation for example in examples], answers, labels, config.task.none_label, config.task.metric)
-        totals.append(main_score(scored, config.task.metric))
+        truth, answers = ([labels[number] for number in numbers] for numbers in (gold, found))
+        totals.append(main_score(score(truth, answers, labels, config.task.none_label, config.task.metric), config.task.metric))
         hits += found == gold
         yield float(np.mean(totals)), (hits / (repeat + 1)).round(4).tolist()
 
@@ -187,19 +171,14 @@ def _outcome(number: int, result: Any) -> dict[str, Any]:
     }
 
 
-def _told(total: int) -> Any:
-    from ray.tune import Callback
+class _Told(Callback):
+    """Tells the listener how many of ``total`` trials have come to an end; pickled by Tune, so without the listener itself."""
 
-    class Told(Callback):
-        """Tells the listener how many trials have come to an end."""
+    def __init__(self, total: int) -> None:
+        self.total = total
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            for listener in _listeners:
-                listener(1 + sum(other.is_finished() for other in trials if other is not trial), total, "")
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        for listener in _listeners:
+            listener(1 + sum(other.is_finished() for other in trials if other is not trial), self.total, "")
 
-        on_trial_error = on_trial_complete
-
-        def __reduce__(self) -> Any:  # Tune pickles callbacks into its folder; a listener need not be picklable
-            return _told, (total,)
-
-    return Told()
+    on_trial_error = on_trial_complete

@@ -1,12 +1,13 @@
-"""The ``train`` stage: the RE model on seeds and selected samples, into ``model/``, with a card.
+"""What an RE model is trained on and with, and the ``train`` stage: it fits one to seeds and selected samples, into ``model/``.
 
-The card says what each label's answers are worth, by cross-validation on the human examples.
+The model's card says what each label's answers are worth, by cross-validation on the human examples.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import numpy as np
 from scipy.special import softmax
 
 from divray.config import Config
-from divray.datasets.stage import read_relations
-from divray.extraction.inputs import SELECTED, Hyperparameters, draws_of, set_of, tuned
+from divray.datasets.stage import read_relations, table_examples
 from divray.extraction.model import RelationExtractor
-from divray.extraction.training import fold_of, held_out_scores, train, training_rows
+from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows
 from divray.relations import Example, Relation
 from divray.resources import worker
-from divray.run_folder import SEEDS, RunFolder
+from divray.run_folder import DRAWS, SEEDS, RunFolder
 from divray.stages import Progress
+
+SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
+THRESHOLDS = (0.0, 0.5, 0.7)
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -48,7 +51,47 @@ def _train(config: Config, uri: str) -> dict[str, Any]:
     return {"examples": len(examples), "labels": len(relations), "parameters": model.num_parameters()}
 
 
-THRESHOLDS = (0.0, 0.5, 0.7)
+def usual(config: Config) -> Hyperparameters:
+    """Those of a run whose search has changed nothing."""
+    own = config.extraction
+    return Hyperparameters(own.generated_weight, own.epochs, own.learning_rate)
+
+
+def tuned(config: Config, run: RunFolder) -> Hyperparameters:
+    """The best values of the search, where one was made."""
+    best: dict[str, Any] = run.read_json(SEARCH)["best"] if run.exists(SEARCH) else {}
+    return replace(usual(config), **best)
+
+
+def examples_of(run: RunFolder, name: str) -> list[Example]:
+    """Rows of a table with the columns of ``EXAMPLES`` or of ``DATASET``; none where there is no such table."""
+    if not run.table_files(name):
+        return []
+    table = run.read_table(name)
+    return table_examples(table, "example_id" if "example_id" in table.column_names else "sample_id")
+
+
+def draws_of(run: RunFolder) -> list[dict[str, list[Example]]]:
+    """The draws of the human examples, each with :data:`SEEDS` and :data:`MORE`; the first is the run's own."""
+    table = run.read_table(DRAWS)
+    numbers, more = table["draw"].to_pylist(), table["more"].to_pylist()
+    draws: list[dict[str, list[Example]]] = [{SEEDS: [], MORE: []} for _ in set(numbers)]
+    for example, draw, later in zip(table_examples(table), numbers, more, strict=True):
+        draws[draw][MORE if later else SEEDS].append(example)
+    return draws
+
+
+def set_of(
+    run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: Hyperparameters
+) -> tuple[list[Example], list[float]]:
+    """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``."""
+    examples: list[Example] = []
+    weights: list[float] = []
+    for table in tables:
+        part = draw[table] if table in draw else examples_of(run, table)
+        examples += part
+        weights += [settings.generated_weight if SEEDS in tables and table not in draw else 1.0] * len(part)
+    return examples, weights
 
 
 def model_card(
@@ -61,21 +104,13 @@ def model_card(
 ) -> str:
     """Markdown with the expected precision and recall of each label at each of :data:`THRESHOLDS`.
 
-    Args:
-        config: The run's settings.
-        settings: The RE model's, after the search.
-        model: Trained.
-        relations: The labels.
-        human: Human examples, which are classified by models that have not seen them.
-        examples: How many examples the model was trained on.
+    ``human`` examples are classified by models that have not seen them; ``examples`` is how many the model was trained on.
     """
-    names = [relation.name for relation in relations]
     rows = training_rows(human, relations)
-    features = model.features(rows.examples)
-    described = model.described([relation.description for relation in relations])
-    scores = held_out_scores(features, rows, fold_of(rows), described, settings)[: len(human)]
+    scores = held_out_scores(model.features(rows.examples), rows, fold_of(rows), model.described(relations), settings)[: len(human)]
     known = ~np.isnan(scores).any(axis=1)
     probabilities, gold = softmax(scores[known] * model.config.scale, axis=1), rows.targets[: len(human)][known]
+    best, certain = probabilities.argmax(axis=1), probabilities.max(axis=1)
     lines = [
         "---",
         "library_name: transformers",
@@ -90,20 +125,15 @@ def model_card(
         f"Expected precision / recall at a threshold, from {int(known.sum())} human examples, each classified by a model fitted on",
         "the others (cross-validation of the closed form). Few examples a label give rough figures.",
         "",
-        "| label | examples | " + " | ".join(f"{threshold}" for threshold in THRESHOLDS) + " |",
+        f"| label | examples | {' | '.join(map(str, THRESHOLDS))} |",
         "|---|---:|" + "---:|" * len(THRESHOLDS),
     ]
-    best, certain = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    for number, name in enumerate(names):
-        true = gold == number
-        cells = []
+    for number, relation in enumerate(relations):
+        true, cells = gold == number, []
         for threshold in THRESHOLDS:
             answered = (best == number) & (certain >= threshold)
-            right = int((answered & true).sum())
-            cells.append(f"{_share(right, int(answered.sum()))} / {_share(right, int(true.sum()))}")
-        lines.append(f"| {name.replace('|', chr(92) + '|')} | {int(true.sum())} | {' | '.join(cells)} |")
+            right = (answered & true).sum()
+            cells.append(" / ".join(f"{right / whole:.2f}" if whole else "–" for whole in (answered.sum(), true.sum())))
+        name = relation.name.replace("|", "\\|")
+        lines.append(f"| {name} | {true.sum()} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.2f}" if whole else "–"

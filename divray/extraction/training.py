@@ -9,15 +9,15 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.special import log_softmax
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
-from divray.extraction.inputs import Hyperparameters
 from divray.extraction.model import RelationExtractor, precision
 from divray.relations import Example, Relation
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
@@ -47,6 +47,29 @@ UNFITTED_SCALE = 0.25
 """Where no relation has two rows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """What an RE model is trained with: the settings of ``extraction``, and what the search over it may move.
+
+    Attributes:
+        generated_weight: See :class:`~divray.sections.ExtractionConfig`; so ``epochs`` and ``learning_rate``.
+        depth: Of the spans' layer, as a share of all; the middle ones know most of who does what to whom.
+        entity_weight: Of head and tail; the words between have 1.
+        words_weight: Of all words outside of head and tail.
+        last_weight: Of the same words in the last layer.
+        shrinkage: Of the covariance towards a multiple of the identity.
+    """
+
+    generated_weight: float = 0.3
+    epochs: int = 0
+    learning_rate: float = 2e-4
+    depth: float = 0.5
+    entity_weight: float = 0.7
+    words_weight: float = 0.5
+    last_weight: float = 0.5
+    shrinkage: float = 0.8
+
+
 class Rows(NamedTuple):
     """Training rows: the examples, behind them the mirrored ones, and for each its label's number, weight, and example's place."""
 
@@ -72,17 +95,14 @@ def training_rows(examples: Sequence[Example], relations: Sequence[Relation], we
         raise ValueError(f"examples of no label: {sorted(unknown)}")
     if not examples:
         raise ValueError("no training examples")
-    inverse = {relation.name: relation.inverse for relation in relations if relation.inverse}
-    turned = [place for place, example in enumerate(examples) if example.relation in inverse]
-    rows = [*examples, *(_mirrored(examples[place], inverse) for place in turned)]
-    origin = np.array([*range(len(examples)), *turned])
+    rows, origin = list(examples), list(range(len(examples)))
+    for place, one in enumerate(examples):
+        if inverse := relations[number[one.relation]].inverse:
+            types = {"head_type": one.tail_type, "tail_type": one.head_type}
+            rows.append(replace(one, head=one.tail, tail=one.head, relation=inverse, **types))
+            origin.append(place)
     counted = np.ones(len(examples)) if weights is None else np.asarray(weights, np.float64)
-    return Rows(rows, np.array([number[row.relation] for row in rows]), counted[origin], origin)
-
-
-def _mirrored(example: Example, inverse: dict[str, str]) -> Example:
-    types = {"head_type": example.tail_type, "tail_type": example.head_type}
-    return replace(example, head=example.tail, tail=example.head, relation=inverse[example.relation], **types)
+    return Rows(rows, np.array([number[row.relation] for row in rows]), counted[origin], np.array(origin))
 
 
 def train(
@@ -106,12 +126,12 @@ def train(
     Raises:
         ValueError: No examples, or one with a relation that is no label.
     """
-    order = sorted(range(len(examples)), key=lambda row: _identity(examples[row]))
+    order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
     rows = training_rows([examples[row] for row in order], relations, None if weights is None else [weights[row] for row in order])
     with _reproducible(seed):
         model = untrained(relations, encoder, config)
         features = model.features(rows.examples)
-        fit_head(model, features, rows, model.described([relation.description for relation in relations]), config)
+        fit_head(model, features, rows, model.described(relations), config)
         if config.epochs:
             _tune(model, rows, config, seed)
             _balance(model, features, rows)
@@ -204,10 +224,6 @@ def _scale(features: np.ndarray, rows: Rows, described: np.ndarray, config: Hype
     return float(SCALES[int(np.argmin(losses))])
 
 
-def _identity(example: Example) -> tuple[Any, ...]:
-    return example.text, example.head, example.tail, example.relation
-
-
 def _tune(model: RelationExtractor, rows: Rows, config: Hyperparameters, seed: int) -> None:
     """AdamW with linear warm-up and decay on cross-entropy and the supervised contrastive loss; the same network for the same seed.
 
@@ -234,10 +250,9 @@ def _tune(model: RelationExtractor, rows: Rows, config: Hyperparameters, seed: i
             with precision(model.device):
                 features = tuned.pool(model.collate([encoded[row] for row in batch.tolist()]))
                 logits = tuned.classifier(features)
-            labels, weights = wanted[batch], counted[batch]
-            losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-            losses = losses + CONTRASTIVE * _contrastive(features.float(), labels)
-            (losses * weights).mean().backward()
+            losses = cross_entropy(logits.float(), wanted[batch], reduction="none")
+            losses = losses + CONTRASTIVE * _contrastive(features.float(), wanted[batch])
+            (losses * counted[batch]).mean().backward()
             torch.nn.utils.clip_grad_norm_(tuned.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
@@ -246,7 +261,7 @@ def _tune(model: RelationExtractor, rows: Rows, config: Hyperparameters, seed: i
 
 def _contrastive(features: Tensor, labels: Tensor) -> Tensor:
     """Supervised contrastive loss (rows); 0 for a row without another of its label."""
-    unit = torch.nn.functional.normalize(features, dim=-1)
+    unit = normalize(features, dim=-1)
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     likely = (unit @ unit.T / TEMPERATURE).masked_fill(itself, float("-1e9")).log_softmax(dim=-1)
     same = (labels[:, None] == labels[None]) & ~itself
@@ -273,16 +288,12 @@ def _replaced(examples: Sequence[Example], rng: random.Random) -> list[Example]:
 
 def _balance(model: RelationExtractor, features: np.ndarray, rows: Rows) -> None:
     """Scale the tuned network's scores to the spread of the closed form's, so that both count alike."""
-    import torch
-
-    assert model.tuned is not None
     present = np.unique(rows.targets)
     tuned = model.tuned_scores(rows.examples)
-    assert tuned is not None
-    with torch.inference_mode():
-        closed = model.classifier(torch.from_numpy(features).to(model.device)).float().cpu().numpy()
-    factor = float(closed[:, present].std() / max(tuned[:, present].std(), 1e-6))
+    assert model.tuned is not None and tuned is not None
     with torch.no_grad():
+        closed = model.classifier(torch.from_numpy(features).to(model.device)).float().cpu().numpy()
+        factor = float(closed[:, present].std() / max(tuned[:, present].std(), 1e-6))
         for weight in model.tuned.classifier.parameters():
             weight.mul_(factor)
 
@@ -290,11 +301,8 @@ def _balance(model: RelationExtractor, features: np.ndarray, rows: Rows) -> None
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
     """Seeded generators and, on a CPU, one thread: the order of sums then never changes; both are put back."""
-    import torch
-
     threads = torch.get_num_threads()
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         try:
