@@ -31,11 +31,9 @@ RIGHT = {"y": True, "n": False, "s": None}
 
 
 def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> list[dict[str, str]]:
-    """Samples to review, evenly over the relations, in a seeded order: ``sample_id``, ``description``, ``sentence``.
+    """``number`` samples to review, evenly over the relations, in a seeded order: ``sample_id``, ``description``, ``sentence``.
 
-    Args:
-        number: How many.
-        of: ``selected``, or ``scored``: all valid ones of the loop, which the gate's threshold needs.
+    They are of the ``selected`` ones, or of all ``scored`` ones of the loop, which the gate's threshold needs.
 
     Raises:
         InputError: There is none yet.
@@ -66,8 +64,7 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
 def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Callable[[str], str]) -> int:
     """Ask about each sample that ``reader`` has not answered yet; returns how many answers came.
 
-    Args:
-        ask: Shows a text and returns the key: ``y`` right, ``n`` wrong, ``s`` skip, ``b`` back, ``q`` quit.
+    ``ask`` shows a text and returns the key: ``y`` right, ``n`` wrong, ``s`` skip, ``b`` back, ``q`` quit.
     """
     done = {answer["sample_id"] for answer in read_answers(run) if answer["reader"] == reader}
     left = [sample for sample in drawn if sample["sample_id"] not in done]
@@ -87,7 +84,6 @@ def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Ca
 
 
 def read_answers(run: RunFolder) -> list[dict[str, Any]]:
-    """All answers so far."""
     return run.read_json(ANSWERS) if run.exists(ANSWERS) else []
 
 
@@ -128,22 +124,23 @@ def _keep(run: RunFolder, reader: str, new: dict[str, bool | None]) -> None:
 
 def review_answers(run: RunFolder) -> dict[str, bool]:
     """Sample -> whether most of its readers call it right; a tie is wrong, and skips don't count."""
-    votes: dict[str, Counter[bool]] = defaultdict(Counter)
+    votes: dict[str, list[bool]] = defaultdict(list)
     for answer in read_answers(run):
         if answer["right"] is not None:
-            votes[answer["sample_id"]][answer["right"]] += 1
-    return {name: vote[True] > vote[False] for name, vote in sorted(votes.items())}
+            votes[answer["sample_id"]].append(answer["right"])
+    return {name: 2 * sum(said) > len(said) for name, said in sorted(votes.items())}
 
 
 def review_figures(run: RunFolder) -> dict[str, Any] | None:
     """Share of right ones among the reviewed selected samples with Wilson's 95 % interval, over all and a relation; ``None``: none yet."""
     answers = review_answers(run)
-    read = {row["sample_id"]: row["relation"] for row in rows(run, SELECTED, ["sample_id", "relation"]) if row["sample_id"] in answers}
-    if not read:
-        return None
     found: dict[str, list[bool]] = defaultdict(list)
+    names = pa.array(answers, pa.string())
+    read = {row["sample_id"]: row["relation"] for row in rows(run, SELECTED, ["sample_id", "relation"], pc.field("sample_id").isin(names))}
     for name, relation in read.items():
         found[relation].append(answers[name])
+    if not read:
+        return None
     return {
         **share([answers[name] for name in read]),
         "readers": len({one["reader"] for one in read_answers(run) if one["sample_id"] in read and one["right"] is not None}),

@@ -61,5 +61,4 @@ def tally(
         return {}
     counted = ["count_all", *(f"{column}_sum" for column in sums)]
     whole = pa.concat_tables(parts).group_by(keys, use_threads=False).aggregate([(column, "sum") for column in counted])
-    shown = zip(*(whole[column].to_pylist() for column in (*keys, *(f"{column}_sum" for column in counted))), strict=True)
-    return {row[: len(keys)]: tuple(value or 0 for value in row[len(keys) :]) for row in shown}
+    return {tuple(row[key] for key in keys): tuple(row[f"{column}_sum"] or 0 for column in counted) for row in whole.to_pylist()}

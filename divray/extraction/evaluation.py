@@ -136,11 +136,7 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
 def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labels: Sequence[str], config: Config) -> dict[str, Any]:
     """The main score's mean and spread, and all scores, of one training set.
 
-    Args:
-        gold: True labels (n).
-        answers: Predicted labels (n) of each draw; ``None`` where there is none.
-        labels: All labels of the task.
-        config: ``task.metric`` and ``task.none_label`` count here.
+    ``gold`` are the true labels (n), ``answers`` the predicted ones (n) of each draw, ``labels`` all of the task.
     """
     metric = config.task.metric
     scores = [score(gold, answer, labels, config.task.none_label, metric) for answer in answers]
@@ -264,12 +260,9 @@ def embed_test(config: Config, uri: str) -> None:
     run = RunFolder(uri)
     test = run.read_table(TEST)
     names, relations = test["example_id"].to_pylist(), test["relation"].to_pylist()
-    seen: Counter[str] = Counter()
-    taken = []
+    rows: dict[str, list[int]] = defaultdict(list)
     for row in sorted(range(len(names)), key=lambda row: hashlib.sha256(names[row].encode()).digest()):
-        seen[relations[row]] += 1
-        if seen[relations[row]] <= TEST_SENTENCES:
-            taken.append(row)
-    some = test.take(pa.array(sorted(taken), pa.int64()))
+        rows[relations[row]].append(row)
+    some = test.take(pa.array(sorted(row for own in rows.values() for row in own[:TEST_SENTENCES]), pa.int64()))
     embeddings = embedding_column(Encoder.of(config).encode(compared_texts(some, mask=True)))
     run.write_table(TEST_EMBEDDINGS, pa.table({"example_id": some["example_id"], "embedding": embeddings}))

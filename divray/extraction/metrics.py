@@ -23,14 +23,10 @@ _DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
 def score(
     gold: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str], none_label: str | None = None, metric: Metric = "micro"
 ) -> dict[str, Any]:
-    """Compare predictions with the truth.
+    """Compare ``n`` predictions with the truth.
 
-    Args:
-        gold: True labels, ``n`` of them, each among ``labels``.
-        predicted: As many predictions; ``None`` where there is none. A label outside ``labels`` is wrong.
-        labels: All labels of the task, ``none_label`` included.
-        none_label: The label that stands for "none of the relations", if there is one.
-        metric: ``semeval`` adds the key of that name (:func:`semeval_scores`).
+    ``labels`` are all labels of the task, ``none_label`` included; a prediction outside them is wrong.  ``predicted`` is ``None``
+    where there is none.  The metric ``semeval`` adds the key of that name (:func:`semeval_scores`).
 
     Returns:
         ``n``, ``missing`` and ``unknown`` (predictions that are ``None`` or not among ``labels``),
@@ -89,23 +85,13 @@ def main_score(scores: dict[str, Any], metric: Metric) -> float:
     return float(scores[metric]["f1"])
 
 
-RECALL = 0.8
-"""At which false positives are counted."""
-
-
 def false_positives(
-    gold: Sequence[str], answers: Sequence[str], probabilities: np.ndarray, none_label: str | None = None, recall: float = RECALL
+    gold: Sequence[str], answers: Sequence[str], probabilities: np.ndarray, none_label: str | None = None, recall: float = 0.8
 ) -> float:
     """The share of negatives that get a relation at the threshold at which ``recall`` of the test sentences get the right one.
 
-    Where even without a threshold fewer are right, there is no such threshold: 1.0.
-
-    Args:
-        gold: True labels of the test sentences (n).
-        answers: Predicted labels of the test sentences and, behind them, of the negatives (n + m).
-        probabilities: Of the answers (n + m).
-        none_label: The label that is no relation.
-        recall: Between 0 and 1.
+    Where even without a threshold fewer are right, there is no such threshold: 1.0.  ``answers`` and ``probabilities`` (n + m) are
+    of the test sentences, whose true labels are ``gold`` (n), and behind them of the negatives.
     """
     count = len(gold)
     right = np.sort(probabilities[:count][np.array(answers[:count]) == np.array(gold)])[::-1]
@@ -117,14 +103,7 @@ def false_positives(
 
 
 class Resampled:
-    """The main score of many resamples of the same test sentences, by counts of numbered labels.
-
-    Args:
-        gold: True labels.
-        labels: All labels of the task.
-        none_label: As for :func:`score`.
-        metric: As for :func:`main_score`.
-    """
+    """The main score (:func:`main_score`) of many resamples of the same test sentences, by counts of numbered labels."""
 
     def __init__(self, gold: Sequence[str], labels: Sequence[str], none_label: str | None, metric: Metric) -> None:
         self.metric = metric

@@ -119,15 +119,10 @@ class RelationExtractor(PreTrainedModel):
     def on_encoder(
         cls, reference: str, labels: Sequence[str], depth: float, view_weights: Sequence[float], max_tokens: int, tuned: bool = False
     ) -> RelationExtractor:
-        """A pretrained encoder, and classifiers that are still to be fitted.
+        """The pretrained encoder of a ``reference`` (:func:`divray.models.local_model`), and classifiers still to be fitted.
 
-        Args:
-            reference: Model that :func:`divray.models.local_model` understands.
-            labels: The classifier's outputs.
-            depth: Of the spans' layer, as a share of all, in (0, 1].
-            view_weights: See :class:`RelationExtractorConfig`.
-            max_tokens: Most tokens of a sentence; fewer where the encoder takes fewer.
-            tuned: With a tuned network, which starts from the encoder's own weights.
+        ``depth`` is that of the spans' layer, as a share of all, in (0, 1]; ``max_tokens`` are fewer where the encoder takes fewer;
+        a ``tuned`` network starts from the encoder's own weights.  For the rest see :class:`RelationExtractorConfig`.
         """
         folder = local_model(reference)
         values = AutoConfig.from_pretrained(folder)

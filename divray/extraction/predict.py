@@ -57,18 +57,15 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
-    :mod:`divray.datasets.own`.  ``head_type`` and ``tail_type`` are used where the model was trained with types.  A ``relation``
-    or ``probability`` that the row has already is kept as ``given_relation`` or ``given_probability``.
+    :mod:`divray.datasets.own`.  A ``relation`` or ``probability`` that it has already is kept as ``given_relation`` or
+    ``given_probability``.
 
     Args:
         model: Folder or URI of a model that the ``train`` stage saved.
         source: Path or URI of a ``.jsonl`` or ``.parquet`` file.
         target: The same, for the result; replaced if it exists.
-        on_progress: Called with the number of rows done.
+        on_progress: Called with the number of rows done, which is returned in the end.
         threshold: Below this probability ``relation`` is null: the model abstains.
-
-    Returns:
-        How many rows were written.
 
     Raises:
         InputError: The model is none of ours, a row is wrong, or ``target`` can't hold a column; then nothing is written.
@@ -184,8 +181,8 @@ def _in_json(kind: pa.DataType) -> bool:
     if types.is_struct(kind):
         fields = [kind.field(number) for number in range(kind.num_fields)]
         return len({field.name for field in fields}) == len(fields) and all(_in_json(field.type) for field in fields)
-    plain = (types.is_null, types.is_boolean, types.is_integer, types.is_floating)
-    return any(is_kind(kind) for is_kind in (*plain, types.is_string, types.is_large_string, types.is_string_view))
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(is_kind(kind) for is_kind in (types.is_null, types.is_boolean, types.is_integer, types.is_floating, *texts))
 
 
 # rows -------------------------------------------------------------------------------------------

@@ -22,17 +22,13 @@ from divray.extraction.model import RelationExtractor, precision
 from divray.relations import Example, Relation
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
 
-NGRAM_WEIGHT = 0.5
-"""Of hashed n-grams of the words between the entities."""
+NGRAM_WEIGHT, MAX_TOKENS = 0.5, 96
+"""Weight of hashed n-grams of the words between the entities; tokens of a sentence, at most."""
 DESCRIPTION_WEIGHT = 0.15
 """The spread of the words' likeness to each relation's description over that of the discriminant's scores."""
-MAX_TOKENS = 96
-"""Of a sentence."""
 
-BATCH_SIZE, WARMUP = 16, 0.1
-"""Of the tuned network; the share of its steps in which the rate rises."""
-WEIGHT_DECAY = 0.01
-MAX_GRADIENT_NORM = 1.0
+BATCH_SIZE, WARMUP, WEIGHT_DECAY, MAX_GRADIENT_NORM = 16, 0.1, 0.01, 1.0
+"""Of the tuned network; ``WARMUP`` is the share of its steps in which the rate rises."""
 CLASSIFIER_RATE = 5.0
 """Learning rate of the tuned network's classifier over that of its encoder."""
 REPLACED = 0.5
@@ -40,11 +36,8 @@ REPLACED = 0.5
 CONTRASTIVE, TEMPERATURE = 0.3, 0.1
 """Weight and temperature of the supervised contrastive loss (arXiv 2004.11362)."""
 
-FOLDS = 4
-SCALES = 2.0 ** np.arange(-8, 2.5, 0.5)
-"""Factors of the discriminant's scores, of which the likeliest out of fold is taken."""
-UNFITTED_SCALE = 0.25
-"""Where no relation has two rows."""
+FOLDS, SCALES, UNFITTED_SCALE = 4, 2.0 ** np.arange(-8, 2.5, 0.5), 0.25
+"""Factors of the discriminant's scores, of which the likeliest out of fold is taken; the one where no relation has two rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +73,7 @@ class Rows(NamedTuple):
 
 
 def training_rows(examples: Sequence[Example], relations: Sequence[Relation], weights: Sequence[float] | None = None) -> Rows:
-    """Examples and their mirrored forms as rows.
-
-    Args:
-        examples: Their relations are among ``relations``.
-        relations: The labels, in this order; one may have no example.
-        weights: How much each example counts; default: 1.
+    """Examples and their mirrored forms as rows; ``weights`` are how much each example counts, by default 1.
 
     Raises:
         ValueError: No examples, or one with a relation that is no label.
@@ -117,9 +105,9 @@ def train(
 
     Args:
         examples: Their relations are among ``relations``.
-        relations: The classifier's outputs, in this order.
+        relations: The classifier's outputs, in this order; one may have no example.
         encoder: Model reference (see :func:`divray.models.local_model`).
-        config: Depth, views, shrinkage; for the tuned network learning rate and epochs.
+        config: Of the closed form, and of the tuned network.
         seed: Of the tuned network; without ``epochs`` nothing is drawn.
         weights: How much each example counts; default: 1.
 
@@ -164,8 +152,7 @@ def closed_form(
 
     Args:
         features: ``[n, d]``; the last ``w`` columns are only compared with the descriptions.
-        targets: Label number of each row.
-        weights: How much each row counts.
+        targets: Label number of each row; ``weights`` are how much it counts.
         described: Unit vectors ``[labels, w]`` of the descriptions.
         config: ``shrinkage`` counts here.
     """
@@ -194,12 +181,7 @@ def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, describe
 
 
 def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
-    """A fold for each row, the examples of each label shared out evenly, each mirrored row in the fold of its example.
-
-    Args:
-        rows: The training rows.
-        order: Permutation of the examples by which they are shared out; default: their own order.
-    """
+    """A fold for each row: each label's examples shared out evenly in ``order``, and each mirrored row in the fold of its example."""
     count = int(rows.origin.max()) + 1
     order = np.arange(count) if order is None else order
     fold = np.zeros(count, np.int64)
@@ -278,11 +260,12 @@ def _replaced(examples: Sequence[Example], rng: random.Random) -> list[Example]:
     for one in examples:
         head = rng.choice(heads[one.relation]) if rng.random() < REPLACED else one.head_text
         tail = rng.choice(tails[one.relation]) if rng.random() < REPLACED else one.tail_text
-        (first, early), (second, late) = sorted(((one.head, head), (one.tail, tail)))
-        text = one.text[: first[0]] + early + one.text[first[1] : second[0]]
-        spans = (first[0], first[0] + len(early)), (len(text), len(text) + len(late))
-        head_span, tail_span = spans if one.head < one.tail else spans[::-1]
-        found.append(replace(one, text=text + late + one.text[second[1] :], head=head_span, tail=tail_span))
+        text, end, spans = "", 0, {}
+        for span, words in sorted(((one.head, head), (one.tail, tail))):
+            text += one.text[end : span[0]]
+            spans[span] = (len(text), len(text) + len(words))
+            text, end = text + words, span[1]
+        found.append(replace(one, text=text + one.text[end:], head=spans[one.head], tail=spans[one.tail]))
     return found
 
 

@@ -50,21 +50,13 @@ FULL, HALF = 10.2, 4.9
 """Widths in inches; the page stretches a chart to its own."""
 
 
-class Part(NamedTuple):
-    """One series of a chart: its name in the legend, its colour, and an amount for each row."""
+class Series(NamedTuple):
+    """One series of a chart: its name in the legend, its colour, and an amount for each row; of :func:`dots` any number of them."""
 
     name: str
     colour: str
-    amounts: Sequence[float]
-
-
-class Marks(NamedTuple):
-    """One series of marks: name, matplotlib's marker, colour, and the values of each row."""
-
-    name: str
-    marker: str
-    colour: str
-    values: Sequence[Sequence[float]]
+    values: Sequence[Any]
+    marker: str = "o"
 
 
 def _as_svg(draw: Callable[P, Figure]) -> Callable[P, Markup]:
@@ -93,13 +85,13 @@ def _as_svg(draw: Callable[P, Figure]) -> Callable[P, Markup]:
 
 
 @_as_svg
-def bars(labels: Sequence[str], parts: Sequence[Part], notes: Sequence[str]) -> Figure:
+def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -> Figure:
     """Horizontal stacked bars, one a label, with a note at the end of each."""
     figure, (plot,) = _figure(FULL, 0.27 * len(labels), rows=labels)
     ends = np.zeros(len(labels))
     for part in parts:
-        plot.barh(range(len(labels)), part.amounts, 0.66, ends, color=part.colour, label=part.name)
-        ends += part.amounts
+        plot.barh(range(len(labels)), part.values, 0.66, ends, color=part.colour, label=part.name)
+        ends += part.values
     for row, note in enumerate(notes):
         plot.annotate(visible(note), (ends[row], row), (5, 0), textcoords="offset points", va="center")
     plot.set_xlim(0, max(ends.max(initial=0), 1e-9))
@@ -111,7 +103,7 @@ def bars(labels: Sequence[str], parts: Sequence[Part], notes: Sequence[str]) -> 
 @_as_svg
 def dots(
     labels: Sequence[str],
-    series: Sequence[Marks],
+    series: Sequence[Series],
     means: Sequence[float] | None = None,
     reference: float | None = None,
     width: float = FULL,
@@ -141,15 +133,15 @@ def dots(
 
 
 @_as_svg
-def histogram(parts: Sequence[Part], xlabel: str, limit: float | None = None) -> Figure:
+def histogram(parts: Sequence[Series], xlabel: str, limit: float | None = None) -> Figure:
     """Stacked columns over equal bins of [0, 1], and a dashed line at ``limit``."""
     figure, (plot,) = _figure(FULL, 1.7)
     plot.grid(axis="y")
-    ends = np.zeros(len(parts[0].amounts))
+    ends = np.zeros(len(parts[0].values))
     step = 1 / len(ends)
     for part in parts:
-        plot.bar(np.arange(len(ends)) * step, part.amounts, 0.94 * step, ends, align="edge", color=part.colour, label=part.name)
-        ends += part.amounts
+        plot.bar(np.arange(len(ends)) * step, part.values, 0.94 * step, ends, align="edge", color=part.colour, label=part.name)
+        ends += part.values
     if limit is not None:
         plot.axvline(limit, **_DASHED)
     plot.set_xlim(0, 1)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from divray.config import Config, dump_config
 from divray.report.account import STEPS
-from divray.report.charts import BLUE, DEPTHS, GREY, HALF, ROUNDS, Marks, Part, bars, curves, dots, histogram
+from divray.report.charts import BLUE, DEPTHS, GREY, HALF, ROUNDS, Series, bars, curves, dots, histogram
 from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import (
     SEEDS,
@@ -39,13 +39,7 @@ _LONGEST = 400
 
 
 def render(config: Config, summary: Summary, excerpts: dict[str, Any]) -> str:
-    """The report as HTML text; a section without data is left out.
-
-    Args:
-        config: The resolved settings, shown at the end with credentials taken out.
-        summary: What :func:`divray.report.summary.summarise` returns.
-        excerpts: What :func:`divray.report.excerpts.excerpts` returns.
-    """
+    """The report as HTML text; a section without data is left out, and credentials in the settings are taken out."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -114,19 +108,19 @@ def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[
     found: dict[str, Any] = dict.fromkeys(("funnel", "relations", "scores", "correctness", "similarities", "rejections", "seconds"))
     steps = [step for step in STEPS if step in summary]
     if any(summary[step] for step in steps):
-        parts = [Part(round_name(name), _colour(name), [view[step] for step in steps]) for name, view in summary["per_round"].items()]
+        parts = [Series(round_name(name), _colour(name), [view[step] for step in steps]) for name, view in summary["per_round"].items()]
         notes = [_counted(summary[step], summary.get("candidates")) for step in steps]
         found["funnel"] = bars([step.capitalize() for step in steps], parts, notes)
     if "valid" in summary and summary["per_relation"]:
         views = summary["per_relation"].values()
         reached = [[view[step] for view in views] for step in steps] + [[0] * len(views)]
         deepest = [[max(here - after, 0) for here, after in zip(*pair, strict=True)] for pair in itertools.pairwise(reached)]
-        parts = [Part(*part) for part in zip(_DEPTHS[-len(steps) :], DEPTHS[-len(steps) :], reversed(deepest), strict=True)]
+        parts = [Series(*part) for part in zip(_DEPTHS[-len(steps) :], DEPTHS[-len(steps) :], reversed(deepest), strict=True)]
         found["relations"] = bars([name[:40] for name in summary["per_relation"]], parts, [])
     if evaluation := summary.get("evaluation"):
         means = [100 * entry["mean"] for entry in evaluation.values()]
         draws = [[100 * value for value in entry.get("per_draw") or []] for entry in evaluation.values()]
-        series = [Marks("one draw of the human examples", "o", BLUE, draws), Marks("mean", "|", BLUE, [[mean] for mean in means])]
+        series = [Series("one draw of the human examples", BLUE, draws), Series("mean", BLUE, [[mean] for mean in means], "|")]
         found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"] if SEEDS in evaluation else None)
     for name in ("vendi_ngram", "vendi_embedding"):
         found[name] = _diversity_chart(summary.get("diversity_at_equal_size", {}), name)
@@ -134,14 +128,14 @@ def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[
         ("correctness", {"passed": "pass the gate", "failed": "do not"}, "judge's score", None),
         ("similarities", {"kept": "kept", "dropped": "dropped"}, "Jaccard similarity", config.diversity.threshold),
     ):
-        parts = [Part(text, colour, excerpts[name][kind]) for (kind, text), colour in zip(kinds.items(), (BLUE, GREY), strict=True)]
-        if any(sum(part.amounts) for part in parts):
+        parts = [Series(text, colour, excerpts[name][kind]) for (kind, text), colour in zip(kinds.items(), (BLUE, GREY), strict=True)]
+        if any(sum(part.values) for part in parts):
             found[name] = histogram(parts, label, limit)
     for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):
         if amounts := summary.get(name):
             total = sum(amounts.values())
             notes = [duration(value) if name == "seconds" else _counted(value, total) for value in amounts.values()]
-            found[name] = bars([key.replace("_", " ")[:60] for key in amounts], [Part("", colour, list(amounts.values()))], notes)
+            found[name] = bars([key.replace("_", " ")[:60] for key in amounts], [Series("", colour, list(amounts.values()))], notes)
     found["alignment"] = {name: chart for name, log in summary.get("alignment", {}).items() if (chart := _training_curves(log["curve"]))}
     return found
 
@@ -157,7 +151,7 @@ def _diversity_chart(level: dict[str, Any], name: str) -> Markup | None:
     for which in [*sorted(which for which in sets if which.startswith("round-")), "seeds"]:
         found = [sets.get(which, {}).get(relation, {}).get(name) for relation in sizes]
         marker, colour = ("D", GREY) if which == "seeds" else ("o", _colour(which))
-        marks.append(Marks(round_name(which), marker, colour, [[] if value is None else [value] for value in found]))
+        marks.append(Series(round_name(which), colour, [[] if value is None else [value] for value in found], marker))
     if not any(any(mark.values) for mark in marks):
         return None
     return dots([f"{relation[:40]} ({size})" for relation, size in sizes.items()], marks, width=HALF)

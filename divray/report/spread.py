@@ -98,13 +98,10 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
 
 
 def likeness(config: Config, run: RunFolder) -> dict[str, float]:
-    """How far a fresh classifier can tell a run's sentences from human ones.
+    """How far a fresh logistic regression on embeddings of the masked sentences tells a run's from human ones, out of fold.
 
-    Logistic regression on embeddings of the entity-masked sentences, out of fold.
-
-    Returns:
-        Set (``round-00``, …, ``selected``) -> AUC against the embedded human test sentences, 0.5 where the two look the same;
-        sets with fewer than ten are left out.
+    Returns set (``round-00``, …, ``selected``) -> AUC against the embedded human test sentences, 0.5 where the two look the same;
+    sets with fewer than ten are left out.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
