@@ -144,8 +144,8 @@ def _source(origin: Row) -> Iterator[Text]:
     if origin["round"] is None:
         yield Text(f"{origin['strategy']}; shown as a demonstration in {origin['prompts']:,} prompts")
         return
-    facts = [f"round {origin['round']}", f"strategy {origin['strategy']}", f"prompt {origin['prompt_id']}", f"model {origin['model']}"]
-    facts += [f"{key} {origin[key]}" for key in ("engine", "seed") if key in origin]
+    names = {"round": "round", "strategy": "strategy", "prompt_id": "prompt", "model": "model", "engine": "engine", "seed": "seed"}
+    facts = [f"{name} {origin[key]}" for key, name in names.items() if key in origin]
     if "generated_tokens" in origin:
         facts.append(f"{origin['prompt_tokens']:,} + {origin['generated_tokens']:,} tokens")
     if "seconds" in origin:

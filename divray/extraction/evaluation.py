@@ -35,6 +35,9 @@ from divray.texts import compared_texts
 COMPARED = ("seeds", "naive", "round-00")
 """The sets that each set after them is compared with."""
 
+Answers = Sequence[Sequence[str | None]]
+"""Predicted labels, ``None`` where there is none, of each draw."""
+
 RESAMPLES = 1000
 AT_ONCE = 2
 """RE models that are trained at the same time, at least."""
@@ -50,14 +53,12 @@ PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "proba
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``evaluation/predictions``, ``evaluation.json`` and ``data/test_embeddings``.
 
-    ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main
-    score, ``per_draw`` and ``draws``, ``false_positives`` (see :mod:`divray.extraction.metrics`; null without negatives),
-    ``examples`` in all, ``k`` (median a relation),
+    ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` and
+    ``draws``, ``false_positives`` (null without negatives), ``examples`` in all, ``k`` (median a relation),
     ``examples_per_relation``, ``scores`` (all scores, one a draw), ``f1_per_relation`` (mean of the draws), ``differences`` to the
     sets of :data:`COMPARED` (``mean``, ``low``, ``high``) and ``settings`` (encoder, hyperparameters).
 
-    Returns:
-        Counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
+    Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
     import ray
 
@@ -133,10 +134,10 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
     return sets
 
 
-def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labels: Sequence[str], config: Config) -> dict[str, Any]:
+def summarise(gold: Sequence[str], answers: Answers, labels: Sequence[str], config: Config) -> dict[str, Any]:
     """The main score's mean and spread, and all scores, of one training set.
 
-    ``gold`` are the true labels (n), ``answers`` the predicted ones (n) of each draw, ``labels`` all of the task.
+    ``gold`` are the true labels, ``labels`` all of the task.
     """
     metric = config.task.metric
     scores = [score(gold, answer, labels, config.task.none_label, metric) for answer in answers]
@@ -152,17 +153,10 @@ def summarise(gold: Sequence[str], answers: Sequence[Sequence[str | None]], labe
     }
 
 
-def difference(
-    gold: Sequence[str],
-    answers: Sequence[Sequence[str | None]],
-    others: Sequence[Sequence[str | None]],
-    labels: Sequence[str],
-    config: Config,
-) -> dict[str, float]:
+def difference(gold: Sequence[str], answers: Answers, others: Answers, labels: Sequence[str], config: Config) -> dict[str, float]:
     """Mean paired difference of the main score, and its 95 % interval by a bootstrap over draws and test sentences.
 
-    ``answers`` are the predicted labels (n) of each draw, ``others`` those of the set compared with, in the same draws; for the
-    rest see :func:`summarise`.
+    ``others`` are the answers of the set compared with, in the same draws.
     """
     score_of = Resampled(gold, labels, config.task.none_label, config.task.metric)
     pairs = [(score_of.numbered(one), score_of.numbered(other)) for one, other in zip(answers, others, strict=True)]

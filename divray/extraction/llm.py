@@ -24,12 +24,8 @@ from divray.schemas import PROMPTS
 from divray.stages import Progress
 
 REQUESTS, COMPLETIONS = "evaluation/llm/prompts", "evaluation/llm/completions"
-
-PREFIX_CHARACTERS = 2000
-"""Of the part that all prompts share: 500 to 700 tokens, so that a small model's context is not spent."""
-
-SENTENCE_CHARACTERS = 600
-STRATEGY = "extract"
+PREFIX_CHARACTERS, SENTENCE_CHARACTERS = 2000, 600
+"""Of the part that all prompts share (500 to 700 tokens, so that a small model's context is not spent), and of the sentence."""
 
 Renderer = Callable[[list[dict[str, str]]], str]
 
@@ -37,12 +33,8 @@ Renderer = Callable[[list[dict[str, str]]], str]
 def extract(config: Config, run: RunFolder, on_progress: Progress | None = None) -> tuple[list[Example], list[str | None], list[Example]]:
     """Have ``models.llm`` classify the test sentences (all, or ``evaluation.llm_test_limit`` of them).
 
-    Args:
-        on_progress: See :func:`divray.engines.complete.complete`.
-
-    Returns:
-        The sentences asked, in order of the test set; the label of each, ``None`` where the engine
-        gave none; and the demonstrations shown.
+    Returns the sentences asked, in order of the test set; the label of each, ``None`` where the engine gave none; and the
+    demonstrations shown.
     """
     relations = read_relations(run)
     shown = demonstrations(relations, read_seeds(run))
@@ -56,7 +48,7 @@ def extract(config: Config, run: RunFolder, on_progress: Progress | None = None)
     rows = run.read_table(COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
     labels = {relation.name for relation in relations}
-    answers = [found.get(candidate_id(example)) for example in asked]
+    answers = [found.get(f"llm-{example.example_id}") for example in asked]
     return asked, [answer if answer in labels else None for answer in answers], shown
 
 
@@ -91,19 +83,15 @@ def request_table(
     row = {
         "relation": "",
         "round": 0,
-        "strategy": STRATEGY,
+        "strategy": "extract",
         "prompt_id": f"llm-{hashlib.sha256(prefix.encode()).hexdigest()[:12]}",
         "pattern": f"{'' if chat else ' '}({'|'.join(literals)})",
         "seed": config.seed,
         "demonstrations": [example.example_id for example in shown],
     }
     prompts = [chat([{"role": "user", "content": text}]) if chat else text for text in texts]
-    rows = [{**row, "candidate_id": candidate_id(example), "prompt": prompt} for example, prompt in zip(asked, prompts, strict=True)]
+    rows = [{**row, "candidate_id": f"llm-{one.example_id}", "prompt": prompt} for one, prompt in zip(asked, prompts, strict=True)]
     return pa.Table.from_pylist(rows, PROMPTS)
-
-
-def candidate_id(example: Example) -> str:
-    return f"llm-{example.example_id}"
 
 
 def _instructions(relations: Sequence[Relation], room: int) -> str:

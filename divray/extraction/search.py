@@ -54,10 +54,7 @@ _listeners: list[Progress] = []
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``search.json``: ``best`` (hyperparameters), ``score`` (its own), ``metric``, and all ``trials``.
 
-    With ``extraction.search.trials`` 0 it holds the usual values and no trials.
-
-    Returns:
-        Counts: ``trials``, ``stopped_early``.
+    With ``extraction.search.trials`` 0 it holds the usual values and no trials.  Returns counts: ``trials``, ``stopped_early``.
     """
     best, trials = {**_given(config), "score": None}, []
     if config.extraction.search.trials:

@@ -18,7 +18,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, table_examples
 from divray.extraction.model import RelationExtractor
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows
-from divray.relations import Example, Relation
+from divray.relations import Example
 from divray.resources import worker
 from divray.run_folder import DRAWS, SEEDS, RunFolder
 from divray.stages import Progress
@@ -30,8 +30,7 @@ THRESHOLDS = (0.0, 0.5, 0.7)
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Train on ``data/seeds`` and ``comparison/selected`` with the searched hyperparameters; save to ``model/``.
 
-    Returns:
-        Counts: ``examples``, ``labels``, ``parameters``.
+    Returns counts: ``examples``, ``labels``, ``parameters``.
     """
     import ray
 
@@ -41,12 +40,12 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 def _train(config: Config, uri: str) -> dict[str, Any]:
     run = RunFolder(uri)
-    own, relations, settings = draws_of(run)[0], read_relations(run), tuned(config, run)
-    examples, weights = set_of(run, [SEEDS, SELECTED], own, settings)
+    human, relations, settings = draws_of(run)[0], read_relations(run), tuned(config, run)
+    examples, weights = set_of(run, [SEEDS, SELECTED], human, settings)
     model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        Path(folder, "README.md").write_text(model_card(config, settings, model, relations, own[SEEDS], len(examples)), encoding="utf-8")
+        Path(folder, "README.md").write_text(_card(config, run, model, len(examples)), encoding="utf-8")
         run.upload(folder, "model")
     return {"examples": len(examples), "labels": len(relations), "parameters": model.num_parameters()}
 
@@ -94,20 +93,11 @@ def set_of(
     return examples, weights
 
 
-def model_card(
-    config: Config,
-    settings: Hyperparameters,
-    model: RelationExtractor,
-    relations: Sequence[Relation],
-    human: Sequence[Example],
-    examples: int,
-) -> str:
-    """Markdown with the expected precision and recall of each label at each of :data:`THRESHOLDS`.
-
-    ``human`` examples are classified by models that have not seen them; ``examples`` is how many the model was trained on.
-    """
-    rows = training_rows(human, relations)
-    scores = held_out_scores(model.features(rows.examples), rows, fold_of(rows), model.described(relations), settings)[: len(human)]
+def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: int) -> str:
+    """Markdown with the expected precision and recall of each label at each of :data:`THRESHOLDS`."""
+    human, relations = draws_of(run)[0][SEEDS], read_relations(run)
+    rows, described = training_rows(human, relations), model.described(relations)
+    scores = held_out_scores(model.features(rows.examples), rows, fold_of(rows), described, tuned(config, run))[: len(human)]
     known = ~np.isnan(scores).any(axis=1)
     probabilities, gold = softmax(scores[known] * model.config.scale, axis=1), rows.targets[: len(human)][known]
     best, certain = probabilities.argmax(axis=1), probabilities.max(axis=1)

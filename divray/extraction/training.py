@@ -101,15 +101,10 @@ def train(
     seed: int,
     weights: Sequence[float] | None = None,
 ) -> RelationExtractor:
-    """Fit a model to examples; their order does not matter.
+    """Fit a model to examples, of which each counts by its weight (default: 1); their order does not matter.
 
-    Args:
-        examples: Their relations are among ``relations``.
-        relations: The classifier's outputs, in this order; one may have no example.
-        encoder: Model reference (see :func:`divray.models.local_model`).
-        config: Of the closed form, and of the tuned network.
-        seed: Of the tuned network; without ``epochs`` nothing is drawn.
-        weights: How much each example counts; default: 1.
+    The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
+    :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.
 
     Raises:
         ValueError: No examples, or one with a relation that is no label.

@@ -43,13 +43,10 @@ Reasons = dict[Cell, Counter[str]]
 
 @dataclass
 class Account:
-    """Counts of a run by round, relation, strategy and policy.
+    """Counts of a run by round, relation, strategy and policy; times in seconds.
 
-    Attributes:
-        cells: Cell -> field -> amount; times in seconds.
-        fields: The fields that the run has got to; the others are left out of every view.
-        losses: Cell -> reason -> candidates lost after they were found valid.
-        rejections: Cell -> reason -> completions that gave no valid sample.
+    ``fields`` are those that the run has got to; the others are left out of every view.  ``losses`` are candidates lost after they
+    were found valid, ``rejections`` completions that gave no valid sample, both by reason.
     """
 
     cells: dict[Cell, Amounts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
@@ -65,14 +62,9 @@ class Account:
         self.fields |= amounts.keys()
         return cell
 
-    @property
-    def loop(self) -> list[Cell]:
-        """The cells without those of the naive baseline."""
-        return [cell for cell in sorted(self.cells) if cell.strategy != NAIVE]
-
-    @property
-    def naive(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.strategy == NAIVE]
+    def of(self, naive: bool = False) -> list[Cell]:
+        """The cells of the loop, or those of the naive baseline."""
+        return [cell for cell in sorted(self.cells) if (cell.strategy == NAIVE) == naive]
 
     def view(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
@@ -93,7 +85,7 @@ class Account:
     def views(self, key: Callable[[Cell], Any]) -> dict[Any, dict[str, Any]]:
         """A view of each group of the loop's cells."""
         groups = defaultdict(list)
-        for cell in self.loop:
+        for cell in self.of():
             groups[key(cell)].append(cell)
         return {name: self.view(cells) for name, cells in sorted(groups.items())}
 
@@ -156,7 +148,7 @@ def account(config: Config, run: RunFolder) -> Account:
     requests = _requests(run, rounds)
     for engine in requests["engine"].unique().to_pylist():
         own = requests.filter(pc.equal(requests["engine"], engine))
-        own = own.append_column("seconds", pa.array(busy_shares(*_times(own))))
+        own = own.append_column("seconds", pa.array(busy_shares(own["started_at"].to_numpy(), own["finished_at"].to_numpy())))
         for row in own.group_by(keys, use_threads=False).aggregate([("seconds", "sum")]).to_pylist():
             book.add([row[name] for name in keys], {"engine_seconds": row["seconds_sum"]})
     return book
@@ -171,16 +163,11 @@ def _requests(run: RunFolder, rounds: list[Round]) -> pa.Table:
     return pa.Table.from_batches([batch.cast(_REQUEST) for batch in batches(run, [own.completions for own in rounds], wanted)], _REQUEST)
 
 
-def _times(requests: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    return requests["started_at"].to_numpy(), requests["finished_at"].to_numpy()
-
-
 def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Share out the busy time of one engine among its requests ``[starts[i], ends[i]]``, in their own unit.
 
     At each instant the requests in flight share the time equally, so that the shares sum to the length of the intervals'
-    union.  Both arrays are of shape ``(n,)``, in any order.  Returns float64 of shape ``(n,)``; 0 for an interval that is not
-    finite or ends before it starts.
+    union.  All arrays are float64 of shape ``(n,)``; the share is 0 for an interval that is not finite or ends before it starts.
     """
     sound = np.isfinite(starts) & np.isfinite(ends) & (ends >= starts)
     times, position = np.unique(np.concatenate((starts[sound], ends[sound])), return_inverse=True)
@@ -196,9 +183,7 @@ def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
     """Seconds of all engines of all passes; ``{}`` where no pass has left its record.
 
-    Returns:
-        ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines`` and
-        ``per_round`` with the same fields for each round.
+    Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines``, and ``per_round`` with the same.
     """
     rounds: dict[str, list[Amounts]] = {}
     for own in rounds_of(config, run):
@@ -213,9 +198,9 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> Amounts:
     """The time of one engine in a pass, from when its process began until the pass was over."""
     engines: dict[str, dict[str, Any]] = record["engines"]
     created, ready = engines[name]["created_at"], engines[name]["ready_at"]
-    starts, ends = _times(requests.filter(pc.equal(requests["engine"], name)))
-    own = (starts >= created) & (ends <= (record["ended_at"] or np.inf))
-    starts, ends = starts[own], ends[own]
+    during = (pc.field("started_at") >= created) & (pc.field("finished_at") <= (record["ended_at"] or np.inf))
+    own = requests.filter((pc.field("engine") == name) & during)
+    starts, ends = own["started_at"].to_numpy(), own["finished_at"].to_numpy()
     last = float(ends.max(initial=ready or created))
     # One that was replaced, or whose driver was killed, has left no word of its end.
     replaced = [other["created_at"] for key, other in engines.items() if key != name and other["created_at"] >= last]

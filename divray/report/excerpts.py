@@ -73,7 +73,7 @@ def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
 
 
 def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """The clusters that lost most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed``, some ``members``.
+    """The clusters with the most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed``, some ``members``.
 
     A cluster is the connected component of near-duplicates in one relation; seeds in it are not counted.  Shown are the
     kept members and then the dropped ones, each by id.
@@ -81,8 +81,12 @@ def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
     across = pc.coalesce(pc.field("conflict") != "", False) | pc.coalesce(pc.field("near_test") != "", False)
     compared = _LOOP & ~(across & ~pc.field("unique"))
     dropped = tally(run, _scores(rounds), ["relation", "cluster"], where=compared & ~pc.field("unique"))
+    # The kept members can't change the order by more than their own number.
+    leading = sorted(dropped, key=lambda key: (-dropped[key][0], key))[: 4 * CLUSTERS]
+    whole = compared & _one_of("cluster", {cluster for _, cluster in leading})
+    sizes = tally(run, _scores(rounds), ["relation", "cluster"], where=whole)
     found = []
-    for relation, cluster in sorted(dropped, key=lambda key: (-dropped[key][0], key))[:CLUSTERS]:
+    for relation, cluster in sorted(leading, key=lambda key: (-sizes[key][0], key))[:CLUSTERS]:
         where = compared & (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
         members = list(rows(run, _scores(rounds), [*_SENTENCE, "unique", "similarity", "nearest_id"], where))
         members.sort(key=lambda row: (not row["unique"], row["candidate_id"]))
@@ -112,16 +116,16 @@ def pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
     return sorted(_turns(_first(found, "relation", _hash("pair_id"), 1)), key=_hash("pair_id"))[:PAIRS]
 
 
-def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, list[int]]:
-    """Valid samples by the judge's score in 20 bins of [0, 1]: those that pass the gate, and those that do not."""
-    return _histogram(run, rounds, "correctness", "correct", ("passed", "failed"), _LOOP)
+def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
+    """Valid samples by the judge's score in 20 bins of [0, 1]: those that pass the gate are ``kept``, the others ``dropped``."""
+    return _histogram(run, rounds, "correctness", "correct", _LOOP)
 
 
 def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
     """Valid samples by similarity to their nearest neighbour, in 20 bins of [0, 1]: ``kept``, ``dropped``, and how many have ``none``."""
     named = pc.coalesce(pc.field("nearest_id"), "") != ""
     ((none,),) = tally(run, _scores(rounds), [], where=_LOOP & ~named).values() or [(0,)]
-    return {**_histogram(run, rounds, "similarity", "unique", ("kept", "dropped"), _LOOP & named), "none": int(none)}
+    return {**_histogram(run, rounds, "similarity", "unique", _LOOP & named), "none": int(none)}
 
 
 def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
@@ -167,15 +171,13 @@ def _with_other(run: RunFolder, rounds: list[Round], groups: dict[Any, list[Row]
     return [{**row, "other": known[row[key]]} for row in chosen if row[key] in known]
 
 
-def _histogram(
-    run: RunFolder, rounds: list[Round], value: str, flag: str, names: tuple[str, str], where: pc.Expression
-) -> dict[str, list[int]]:
-    """The rows by 20 bins of ``value``, under the first of the ``names`` where ``flag`` holds, else under the second."""
+def _histogram(run: RunFolder, rounds: list[Round], value: str, flag: str, where: pc.Expression) -> dict[str, Any]:
+    """The rows by 20 bins of ``value``: ``kept`` where ``flag`` holds, else ``dropped``."""
     place = pc.floor(pc.coalesce(pc.field(value), 0.0) * float(BINS) + 1e-9)
     derived = {"place": pc.min_element_wise(place, BINS - 1.0), "flag": pc.coalesce(pc.field(flag), False)}
-    counts = {name: [0] * BINS for name in names}
+    counts: dict[str, list[int]] = {"kept": [0] * BINS, "dropped": [0] * BINS}
     for (at, holds), (count,) in tally(run, _scores(rounds), ["place", "flag"], derived=derived, where=where).items():
-        counts[names[0] if holds else names[1]][int(at)] += int(count)
+        counts["kept" if holds else "dropped"][int(at)] += int(count)
     return counts
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from divray.config import Config, dump_config
@@ -113,9 +113,9 @@ def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[
         found["funnel"] = bars([step.capitalize() for step in steps], parts, notes)
     if "valid" in summary and summary["per_relation"]:
         views = summary["per_relation"].values()
-        reached = [[view[step] for view in views] for step in steps] + [[0] * len(views)]
-        deepest = [[max(here - after, 0) for here, after in zip(*pair, strict=True)] for pair in itertools.pairwise(reached)]
-        parts = [Series(*part) for part in zip(_DEPTHS[-len(steps) :], DEPTHS[-len(steps) :], reversed(deepest), strict=True)]
+        reached = np.array([[view[step] for view in views] for step in steps] + [[0] * len(views)])
+        deepest = np.maximum(-np.diff(reached, axis=0), 0)
+        parts = [Series(*part) for part in zip(_DEPTHS[-len(steps) :], DEPTHS[-len(steps) :], deepest[::-1], strict=True)]
         found["relations"] = bars([name[:40] for name in summary["per_relation"]], parts, [])
     if evaluation := summary.get("evaluation"):
         means = [100 * entry["mean"] for entry in evaluation.values()]
@@ -124,11 +124,11 @@ def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[
         found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"] if SEEDS in evaluation else None)
     for name in ("vendi_ngram", "vendi_embedding"):
         found[name] = _diversity_chart(summary.get("diversity_at_equal_size", {}), name)
-    for name, kinds, label, limit in (
-        ("correctness", {"passed": "pass the gate", "failed": "do not"}, "judge's score", None),
-        ("similarities", {"kept": "kept", "dropped": "dropped"}, "Jaccard similarity", config.diversity.threshold),
+    for name, kept, dropped, label, limit in (
+        ("correctness", "pass the gate", "do not", "judge's score", None),
+        ("similarities", "kept", "dropped", "Jaccard similarity", config.diversity.threshold),
     ):
-        parts = [Series(text, colour, excerpts[name][kind]) for (kind, text), colour in zip(kinds.items(), (BLUE, GREY), strict=True)]
+        parts = [Series(kept, BLUE, excerpts[name]["kept"]), Series(dropped, GREY, excerpts[name]["dropped"])]
         if any(sum(part.values) for part in parts):
             found[name] = histogram(parts, label, limit)
     for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):

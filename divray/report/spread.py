@@ -47,11 +47,10 @@ Scores = dict[str, float | None]
 def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dict[str, Any], dict[str, Scores]]:
     """All diversity figures of the summary; empty where nothing has been scored yet.
 
-    Returns:
-        ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores), ``diversity_reference`` (seeds,
-        test, naive, selected -> scores) and ``diversity_at_equal_size`` (``size`` per relation, ``mean`` and ``per_relation`` of
-        each set); and strategy -> mean scores of its valid samples of all rounds, at equal size, where strategies are several,
-        over the relations of which each has at least three samples.
+    Returns ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores), ``diversity_reference`` (seeds,
+    test, naive, selected -> scores) and ``diversity_at_equal_size`` (``size`` per relation, ``mean`` and ``per_relation`` of
+    each set); and, where strategies are several, strategy -> mean scores at equal size of its samples of all rounds, over the
+    relations of which each has at least three.
     """
     rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:

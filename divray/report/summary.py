@@ -48,10 +48,10 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         "seed": config.seed,
         "rounds": len(rounds),
         "finished_at": records[-1]["finished_at"] if records else None,
-        **book.view(book.loop),
+        **book.view(book.of()),
     }
     if "valid" in book.fields:
-        found["rejections"] = reasons_of(book.rejections, book.loop)
+        found["rejections"] = reasons_of(book.rejections, book.of())
     found["losses"] = _losses(book, found)
     found |= _breakdowns(book, relations)
     figures, by_strategy = diversity(config, run, relations)
@@ -60,8 +60,8 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         found["per_strategy"].setdefault(name, {})["diversity"] = scores
     if "scored" in book.fields:
         found["conflict_pairs"] = conflict_pairs(run, rounds)
-    if book.naive:
-        found["naive"] = {**book.view(book.naive), "rejections": reasons_of(book.rejections, book.naive)}
+    if naive := book.of(naive=True):
+        found["naive"] = {**book.view(naive), "rejections": reasons_of(book.rejections, naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
     optional = {
         "pairs": {name: counts for name, counts in kinds.items() if counts},
@@ -102,7 +102,7 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
         if pending := view.get("candidates", 0) - view["valid"] - sum(lost["valid"].values()):
             lost["valid"]["not sampled yet"] = pending
     if "correct" in view:
-        reasons = reasons_of(book.losses, book.loop)
+        reasons = reasons_of(book.losses, book.of())
         failed = reasons.pop(GATE, 0)
         lost |= {"unique": reasons, "correct": {GATE: failed} if failed else {}}
     if "selected" in view and view.get("correct", 0) > view["selected"]:
@@ -112,7 +112,7 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
     """Views by relation, round, strategy, policy (in rounds that were sampled from two models), and relation and round."""
-    rounds = {number: Round.of(number).name for number in sorted({cell.round for cell in book.loop})}
+    rounds = {number: Round.of(number).name for number in sorted({cell.round for cell in book.of()})}
     of_relation = book.views(lambda cell: cell.relation)
     of_both = book.views(lambda cell: (cell.relation, cell.round))
     policies: dict[str, dict[str, Any]] = {name: {} for name in rounds.values()}
