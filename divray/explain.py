@@ -34,12 +34,9 @@ _NOTHING: Row = {"rejection": "", "scores": {}, "cluster": None, "neighbours": [
 
 
 def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
-    """What the run folder knows of one candidate or seed example.
+    """What a run folder, finished or not, knows of one candidate, valid or not, or of a seed example (``seed:`` may be left out).
 
-    Args:
-        uri: A run folder, finished or not.
-        sample_id: Id of a candidate, valid or not, or of a seed example (with or without the prefix ``seed:``).
-        neighbours: How many of the nearest sentences of its relation are named.
+    ``neighbours`` is how many of the nearest sentences of its relation are named.
 
     Returns:
         Plain values: ``id``, ``kind`` (``candidate`` or ``seed``), ``relation``, ``sentence`` (row with ``text`` and spans, or

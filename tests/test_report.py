@@ -17,8 +17,8 @@ from divray.report import charts, excerpts, page, spread
 from divray.report.account import account, busy_shares, engine_time, money
 from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline
-from divray.report.summary import finite, summarise
 from divray.report.summary import run as report
+from divray.report.summary import summarise
 from divray.run_folder import Round, RunFolder
 from divray.texts import visible
 
@@ -496,5 +496,11 @@ def test_headline_without_evaluation() -> None:
     assert headline({"candidates": 1200, "correct": 300}).startswith("1,200 candidates gave 300 unique and correct samples")
 
 
-def test_finite() -> None:
-    assert finite({"a": [1.0, float("nan"), {"b": float("inf")}]}) == {"a": [1.0, None, {"b": None}]}
+def test_numbers_that_are_not_finite_are_null_in_the_summary(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    curve = [{"step": step, "loss": loss, "accuracy": 0.5, "margin": 0.1} for step, loss in ((1, 0.7), (2, float("nan")))]
+    run.write_json("round-00/alignment.json", {"pairs": 1, "curve": curve, "margin": -float("inf")})
+    report(_config(), run, 0)
+    found = run.read_json("summary.json")["alignment"]["round-00"]
+    assert [step["loss"] for step in found["curve"]] == [0.7, None] and found["margin"] is None

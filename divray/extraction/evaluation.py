@@ -180,17 +180,14 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
     trainer: Any = _Trainer
     only_cpus(not task_gpus(config))
     most = max(AT_ONCE, most_workers(config, gpus=True))
-    yield from (
-        ray.data.from_items(jobs, override_num_blocks=len(jobs))
-        .map(
-            trainer,
-            fn_constructor_args=(config, run.uri),
-            num_cpus=config.cluster.worker_cpus,
-            num_gpus=task_gpus(config),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs))),
-        )
-        .iter_rows()
+    trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
+        trainer,
+        fn_constructor_args=(config, run.uri),
+        num_cpus=config.cluster.worker_cpus,
+        num_gpus=task_gpus(config),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs))),
     )
+    yield from trained.iter_rows()
 
 
 class _Trainer:
@@ -232,10 +229,8 @@ def _part(examples: Sequence[Example], *others: Any) -> str:
 
 
 def _predictions(name: str, draw: int, test: Sequence[Example], predicted: Sequence[str | None], probability: Sequence[Any]) -> pa.Table:
-    rows = [
-        (name, draw, example.example_id, example.relation, *found) for example, *found in zip(test, predicted, probability, strict=True)
-    ]
-    return pa.Table.from_pylist([dict(zip(PREDICTIONS.names, row, strict=True)) for row in rows], PREDICTIONS)
+    ids, gold = [example.example_id for example in test], [example.relation for example in test]
+    return pa.table([[name] * len(test), [draw] * len(test), ids, gold, predicted, probability], schema=PREDICTIONS)
 
 
 def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]:

@@ -116,9 +116,8 @@ def _checked(source: str, target: str) -> pa.Schema | None:
             names |= own.keys()
             for name in own if to_parquet else ():  # make each column's type hold these values, too
                 with _one_type(name, source, total, batch):
-                    new = pa.schema([(name, pa.array([row.get(name) for row in batch]).type)])
-                    known = pa.schema([(name, types.get(name, pa.null()))])
-                    types[name] = pa.unify_schemas([known, new], promote_options="permissive")[0].type
+                    both = types.get(name, pa.null()), pa.array([row.get(name) for row in batch]).type
+                    types[name] = pa.unify_schemas([pa.schema({name: kind}) for kind in both], promote_options="permissive")[0].type
         total += len(batch)
     if not total:
         raise InputError(source, "", "no rows", "Give at least one sentence.")

@@ -175,16 +175,12 @@ def diversity_rows(summary: Summary) -> list[dict[str, Any]]:
     views = {**summary["per_round"], "naive": summary.get("naive", {})}
     correctness = {name: view.get("mean_correctness") for name, view in views.items()}
     correctness["selected"] = summary.get("mean_correctness_selected")
-    return [
-        {
-            "name": "human test set" if name == "test" else round_name(name),
-            "scores": whole[name],
-            "level": level.get(name),
-            "correctness": correctness.get(name),
-        }
-        for name in ("seeds", "test", "naive", *sorted(summary.get("diversity", {})), "selected")
-        if name in whole
-    ]
+    rows = []
+    for name in ("seeds", "test", "naive", *sorted(summary.get("diversity", {})), "selected"):
+        if name in whole:
+            shown = "human test set" if name == "test" else round_name(name)
+            rows.append({"name": shown, "scores": whole[name], "level": level.get(name), "correctness": correctness.get(name)})
+    return rows
 
 
 def cost_rows(summary: Summary) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -213,10 +209,8 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
     if summary.get("evaluation"):
         yield _scores(summary["evaluation"])
     if summary.get("diversity"):
-        rows = (
-            (row["name"], [*(fixed(row["scores"].get(name)) for name in DIVERSITY), fixed(row["correctness"])], "")
-            for row in diversity_rows(summary)
-        )
+        values = [[row["name"], *map(row["scores"].get, DIVERSITY), row["correctness"]] for row in diversity_rows(summary)]
+        rows = [(str(name), [fixed(value) for value in cells], "") for name, *cells in values]
         caption = (
             "Means over relations. Vendi and pattern entropy grow with the number of sentences; the report compares at equal size. "
             "Correctness is by a second judge that nothing in the loop depends on."
@@ -224,7 +218,7 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
         yield _table("Diversity of masked sentences", ["", *DIVERSITY.values(), "correctness"], rows, caption)
     if "generated_tokens" in summary:
         fields = {"generated_tokens": 0, "engine_seconds": 1, "tokens_per_accepted": 0, "engine_seconds_per_accepted": 2}
-        rows = ((name, [fixed(view.get(field), digits) for field, digits in fields.items()], "") for name, view in cost_rows(summary))
+        rows = [(name, [fixed(view.get(field), digits) for field, digits in fields.items()], "") for name, view in cost_rows(summary)]
         yield _table("Cost", ["", "tokens", "engine-seconds", "tokens/accepted", "engine-s/accepted"], rows)
 
 

@@ -6,7 +6,7 @@ or a copied run can be made at any time, and comes out the same each time.
 
 from __future__ import annotations
 
-import math
+import json
 from typing import Any
 
 from divray.config import Config
@@ -81,17 +81,9 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     return {"headline": headline(found), "findings": findings(found), **found}
 
 
-def finite(value: Any) -> Any:
-    """The same JSON value with ``None`` for every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _json(run: RunFolder, name: str) -> Any:
-    return finite(run.read_json(name)) if run.exists(name) else None
+    """A file's value, ``None`` where there is none; so is every number in it that is not finite."""
+    return json.loads(run.read_text(name), parse_constant=lambda constant: None) if run.exists(name) else None
 
 
 def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
