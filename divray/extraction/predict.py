@@ -1,8 +1,7 @@
 """``divray predict``: relations of new sentences by a trained model, a batch at a time.
 
-Whatever the result can't hold is refused before the model is loaded.  Parquet goes through as Arrow tables, so that the columns which
-nothing here uses keep their types.  The objects of JSONL stay objects on the way to JSONL; on the way to Parquet a column gets the one
-type that holds all its values.
+Whatever the result can't hold is refused before the model is loaded.  Parquet goes through as Arrow tables, so that unused columns keep
+their types.  JSONL's objects stay objects on the way to JSONL; on the way to Parquet a column gets the one type that holds all its values.
 """
 
 from __future__ import annotations
@@ -58,14 +57,10 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
     :mod:`divray.datasets.own`.  A ``relation`` or ``probability`` that it has already is kept as ``given_relation`` or
-    ``given_probability``.
+    ``given_probability``.  Below ``threshold`` the model abstains: ``relation`` is null.
 
-    Args:
-        model: Folder or URI of a model that the ``train`` stage saved.
-        source: Path or URI of a ``.jsonl`` or ``.parquet`` file.
-        target: The same, for the result; replaced if it exists.
-        on_progress: Called with the number of rows done, which is returned in the end.
-        threshold: Below this probability ``relation`` is null: the model abstains.
+    ``model`` is a folder or URI of what the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of ``.jsonl`` or
+    ``.parquet`` files.  ``on_progress`` gets the number of rows done, which is returned in the end.
 
     Raises:
         InputError: The model is none of ours, a row is wrong, or ``target`` can't hold a column; then nothing is written.

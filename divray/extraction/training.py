@@ -143,13 +143,10 @@ def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, describ
 def closed_form(
     features: np.ndarray, targets: np.ndarray, weights: np.ndarray, described: np.ndarray, config: Hyperparameters
 ) -> Discriminant:
-    """Linear discriminant of the features, plus how like the words between are to each label's description.
+    """Linear discriminant of the features ``[n, d]``, plus how like the words between are to each label's description.
 
-    Args:
-        features: ``[n, d]``; the last ``w`` columns are only compared with the descriptions.
-        targets: Label number of each row; ``weights`` are how much it counts.
-        described: Unit vectors ``[labels, w]`` of the descriptions.
-        config: ``shrinkage`` counts here.
+    The last ``w`` columns are only compared with ``described``, the descriptions' unit vectors ``[labels, w]``.  ``targets`` are label
+    numbers ``[n]``, ``weights`` how much each row counts.
     """
     (classes, width), own = described.shape, features[:, : -described.shape[1]]
     fitted = discriminant(own, targets, classes, config.shrinkage, weights)
