@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from divray.embeddings import embedding_matrix
-from divray.measures.semantic import BLOCK, cosines
+from divray.measures.diversity import BLOCK, cosines
 from divray.run_folder import open_uri
 
 Staying = tuple[pa.Array, npt.NDArray[np.float32]]
