@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.dedup.explain import Verdicts
 from divray.dedup.index import TextIndex
 from divray.dedup.storage import beside, first_line, held, open_uri, placed, target_of
-from divray.dedup.tables import DedupSettings, check_schema, judge
+from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
