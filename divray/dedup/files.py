@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.dedup.index import TextIndex
-from divray.dedup.storage import beside, first_line, held, open_uri, placed, target_of
+from divray.dedup.index import TextIndex, held
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
+from divray.storage import beside, first_line, open_uri, placed, target_of
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
@@ -88,7 +88,7 @@ def deduplicate_files(
 
     Raises:
         InputError: see :class:`ParquetSource`, :func:`~divray.dedup.tables.judge`, :class:`~divray.dedup.index.TextIndex` and
-            :func:`~divray.dedup.storage.held`, or ``out`` can't be written to; nothing is written then.
+            :func:`~divray.dedup.index.held`, or ``out`` can't be written to; nothing is written then.
     """
     settings = settings or DedupSettings()
     files = ParquetSource.open(source)

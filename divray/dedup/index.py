@@ -11,10 +11,16 @@ up, and each set found there is compared as a whole.  So nothing is missed, at a
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
+import platform
 import posixpath
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +32,9 @@ from numba import njit
 from divray.dedup.hashing import sort_unsigned
 from divray.dedup.propose import grown
 from divray.dedup.shingle import Shingles
-from divray.dedup.storage import first_line, open_uri, placed, signature, target_of
 from divray.dedup.verify import MOST_PAIRS, Pairs, check_pairs, jaccard, most_visits
 from divray.errors import DivrayError, InputError
+from divray.storage import first_line, open_uri, placed, target_of
 
 if TYPE_CHECKING:
     from divray.dedup.tables import DedupSettings
@@ -123,7 +129,7 @@ class TextIndex:
         postings.sort()
         columns = {"ids": ids, "offsets": pa.array(sets.offsets), "values": pa.array(sets.values), "postings": pa.array(postings)}
         lists = {name: pa.LargeListArray.from_arrays(pa.array([0, len(column)]), column) for name, column in columns.items()}
-        made = pa.RecordBatch.from_pydict(lists, metadata={_MADE: json.dumps(self._made()).encode(), _MAKER: signature().encode()})
+        made = pa.RecordBatch.from_pydict(lists, metadata={_MADE: json.dumps(self._made()).encode(), _MAKER: _signature().encode()})
         self.fs.create_dir(self.folder, recursive=True)
         while self._left:  # by a killed call
             self.fs.delete_file(posixpath.join(self.folder, self._left.pop()))
@@ -176,6 +182,47 @@ class TextIndex:
             )
         ids, offsets, values, postings = (lists[name].flatten() for name in ("ids", "offsets", "values", "postings"))
         return _Batch(name, maker, ids, Shingles(offsets.to_numpy(), values.to_numpy()), postings.to_numpy())
+
+
+def _signature() -> str:
+    """This process, for those that meet its files."""
+    return f"process {os.getpid()} on {platform.node()}, {datetime.now().astimezone().isoformat(' ', 'seconds')}"
+
+
+@contextlib.contextmanager
+def held(uri: str) -> Iterator[None]:
+    """Make a folder, and hold it for this process alone.
+
+    The operating system lets go of the lock when the process ends, however it ends.  Object stores, and file systems
+    without locks, have none.
+
+    Raises:
+        InputError: another process holds the folder (says which, where and since when), or it can't be made.
+    """
+    fs, folder = open_uri(uri)
+    try:
+        fs.create_dir(folder, recursive=True)
+    except OSError as error:
+        problem = f"not a folder that can be written to ({first_line(error)})"
+        raise InputError(uri, "", problem, "Give another folder.") from None
+    if not isinstance(fs, pafs.LocalFileSystem):
+        yield
+        return
+    with open(posixpath.join(folder, ".lock"), "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise InputError(uri, "", f"in use by {holder}", "Wait until that one is done, or give another folder.") from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(_signature())
+        file.flush()
+        yield
+        file.truncate(0)
 
 
 def digest_of(settings: DedupSettings, sets: Shingles, *parts: npt.NDArray[Any]) -> str:

@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 
 from divray.embeddings import embedding_matrix
 from divray.measures.diversity import BLOCK, cosines
-from divray.run_folder import open_uri
+from divray.storage import open_uri
 
 Staying = tuple[pa.Array, npt.NDArray[np.float32]]
 """Ids, sorted, and vectors ``[u, d]`` of a pool's rows that stay."""
