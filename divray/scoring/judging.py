@@ -49,12 +49,6 @@ class Judging:
         features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
         return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, answers)
 
-    def signals(self, examples: Sequence[Example]) -> np.ndarray:
-        """The signals of examples by a judge made for them, ``[n, len(SIGNALS)]``."""
-        judge = self.judge(self.ask(self.seeds, without=self.seeds))
-        relations, texts = [example.relation for example in examples], [example.text for example in examples]
-        return judge.signals(relations, texts, self.spans.encode(examples), self.ask(examples))
-
 
 LAYER = -2
 """The last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
