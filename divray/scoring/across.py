@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.run_folder import SEEDS, TEST, Round, RunFolder
+from divray.scan import batches
 from divray.schemas import NAIVE, SCORES
-from divray.scoring.conflicts import label_conflicts
-from divray.scoring.leaks import near_reference
+from divray.scoring.conflicts import label_conflicts, near_reference
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS
 
@@ -42,8 +42,6 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     Returns:
         :data:`MARKS`, sorted by ``candidate_id``; only rows that have a conflict or come near a test sentence.
     """
-    import pyarrow.dataset as pads
-
     run = RunFolder(uri)
     if not run.files(embedded, ".parquet"):
         return MARKS.empty_table()
@@ -53,9 +51,9 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     known = [seeds.append_column("candidate_id", names).select(_COMPARED)]
     is_naive = pc.equal(rows["strategy"], NAIVE)
     found = [label_conflicts(rows.filter(is_naive).select(_COMPARED), config.diversity, known[0])]
-    if files := score_files(run, round):
-        stayed = pads.field("unique") | (pads.field("conflict") != "")
-        known.append(pads.dataset(files, filesystem=run.fs).to_table(_COMPARED, filter=stayed & (pads.field("strategy") != NAIVE)))
+    stayed = (pc.field("unique") | (pc.field("conflict") != "")) & (pc.field("strategy") != NAIVE)
+    if earlier := list(batches(run, score_tables(round), _COMPARED, stayed)):
+        known.append(pa.Table.from_batches(earlier))
     found.append(label_conflicts(rows.filter(pc.invert(is_naive)).select(_COMPARED), config.diversity, pa.concat_tables(known)))
     conflicts = pa.concat_tables(found).rename_columns(MARKS.names[:4])
     near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
@@ -73,49 +71,45 @@ def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
     return rows
 
 
-def barred(rows: pa.Table, settings: DiversityConfig) -> pa.ChunkedArray:
+def barred(rows: pa.Table) -> pa.ChunkedArray:
     """Which of the :func:`marked` rows are dropped."""
-    leaks = pc.not_equal(rows["near_test"], "")
-    return pc.or_(leaks, pc.not_equal(rows["conflict"], ""))
+    return pc.or_(pc.not_equal(rows["near_test"], ""), pc.not_equal(rows["conflict"], ""))
 
 
 def dropped(rows: pa.Table) -> pa.Table:
     """Rows that stay out of the deduplication, with its columns."""
-    nearest, similarity, reasons = [], [], []
-    for row in rows.select([*MARKS.names]).to_pylist():
+    found = []
+    for row in rows.select(MARKS.names).to_pylist():
         if row["near_test"]:
-            nearest.append(TEST_PREFIX + row["near_test"])
-            similarity.append(row["near_test_similarity"])
-            reasons.append(f"near test example {row['near_test']} ({row['near_test_similarity']:.2f})")
+            found.append((TEST_PREFIX + row["near_test"], row["near_test_similarity"], f"near test example {row['near_test']}"))
         else:
-            nearest.append(row["conflict"])
-            similarity.append(row["conflict_similarity"])
-            reasons.append(f"labelling conflict with {row['conflict']} under {row['conflict_relation']} ({row['conflict_similarity']:.2f})")
-    return _with_decision(rows, nearest, similarity, reasons)
+            said = f"labelling conflict with {row['conflict']} under {row['conflict_relation']}"
+            found.append((row["conflict"], row["conflict_similarity"], said))
+    return _with_decision(rows, found)
 
 
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
     """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
     near = near_reference(rows, seeds, settings.model_copy(update={"threshold": settings.seed_threshold}))
     rows = rows.filter(pc.is_in(rows["candidate_id"], near["candidate_id"].combine_chunks())).sort_by("candidate_id")
-    found = near.to_pylist()
-    reasons = [f"near copy of {SEED_PREFIX}{row['near']} ({row['similarity']:.2f})" for row in found]
-    return _with_decision(rows, [SEED_PREFIX + row["near"] for row in found], [row["similarity"] for row in found], reasons)
+    named = [(SEED_PREFIX + row["near"], row["similarity"]) for row in near.to_pylist()]
+    return _with_decision(rows, [(name, similarity, f"near copy of {name}") for name, similarity in named])
 
 
-def _with_decision(rows: pa.Table, nearest: list[str], similarity: list[float], reasons: list[str]) -> pa.Table:
-    columns = {
-        "cluster": rows["candidate_id"],
-        "nearest_id": pa.array(nearest, pa.string()),
-        "similarity": pa.array(similarity, pa.float64()),
-        "unique": pa.array([False] * rows.num_rows, pa.bool_()),
-        "reason": pa.array(reasons, pa.string()),
+def _with_decision(rows: pa.Table, found: list[tuple[str, float, str]]) -> pa.Table:
+    """Dropped rows; of each what it is near, how much so, and why it goes."""
+    values = {
+        "cluster": rows["candidate_id"].to_pylist(),
+        "nearest_id": [name for name, *_ in found],
+        "similarity": [similarity for _, similarity, _ in found],
+        "unique": [False] * len(found),
+        "reason": [f"{reason} ({similarity:.2f})" for _, similarity, reason in found],
     }
-    for name, column in columns.items():
-        rows = rows.append_column(name, column)
+    for name, column in values.items():
+        rows = rows.append_column(name, pa.array(column, SCORES.field(name).type))
     return rows
 
 
-def score_files(run: RunFolder, rounds: int) -> list[str]:
+def score_tables(rounds: int) -> list[str]:
     """The score tables of the rounds before ``rounds``."""
-    return run.table_files(*(Round.of(number).scores for number in range(rounds)))
+    return [Round.of(number).scores for number in range(rounds)]

@@ -1,4 +1,4 @@
-"""One sentence under two labels: a labelling conflict.
+"""What must not stand in a data set together: one sentence under two labels, and a sentence beside one that it is tested on.
 
 Two rows are in conflict where their labels differ and they say the same of the same entities:
 
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from divray.dedup import Pairs, Shingles, best_of, fold, near_duplicates, ranks
+from divray.dedup import Pairs, best_of, fold, near_duplicates, nearest_given, ranks
 from divray.errors import InputError
 from divray.sections import DiversityConfig
 from divray.texts import SPANS, checked, compared_texts, configured_shingles, strings_of
@@ -58,10 +58,10 @@ def label_conflicts(
     pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, table.num_rows)))
     left, right, similarity = _crossings(pairs, group[items], labels[items], new[items])
     if marked:
-        same = _same_roles(rows, items[left], items[right])
-        left, right, similarity = left[same], right[same], similarity[same]
-        same = _near_masked(rows, config, items[left], items[right])
-        left, right, similarity = left[same], right[same], similarity[same]
+        for agree in (_same_roles, _near_masked):
+            involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
+            same = agree(rows.take(pa.array(involved)), config, *np.split(places, 2))
+            left, right, similarity = left[same], right[same], similarity[same]
     by_id = ranks(rows[identity])
     preference = np.argsort(np.lexsort((by_id[items], new[items])))
     other, best = best_of(len(items), left, right, similarity, preference)
@@ -113,7 +113,7 @@ def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bo
     order = np.argsort(group, kind="stable")
     groups = int(group.max(initial=-1)) + 1
     counts = np.bincount(group, minlength=groups)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    starts = np.cumsum(counts) - counts
     lowest, highest = np.full(groups, len(labels)), np.full(groups, -1)
     np.minimum.at(lowest, group, labels)
     np.maximum.at(highest, group, labels)
@@ -131,38 +131,58 @@ def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bo
     return left[wanted], right[wanted], similarity[pair][wanted]
 
 
-def _same_roles(rows: pa.Table, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
-    involved, places = np.unique(np.append(left, right), return_inverse=True)
-    some = rows.select(["text", *SPANS]).take(pa.array(involved))
-    texts, spans = strings_of(some["text"]), (some[name].to_pylist() for name in SPANS)
-    entities = [(_words(text[a:b]), _words(text[c:d])) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+def _same_roles(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+    texts, spans = strings_of(rows["text"]), (rows[name].to_pylist() for name in SPANS)
+    entities = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
     same = np.zeros(len(left), bool)
-    for number, (a, b) in enumerate(zip(places[: len(left)], places[len(left) :], strict=True)):
+    for number, (a, b) in enumerate(zip(left, right, strict=True)):
         (head_a, tail_a), (head_b, tail_b) = entities[a], entities[b]
         heads, tails = len(head_a & head_b), len(tail_a & tail_b)
         same[number] = bool(heads and tails) and heads + tails > len(head_a & tail_b) + len(tail_a & head_b)
     return same
 
 
-def _words(entity: str) -> set[str]:
-    return set(entity.lower().split())
-
-
 def _near_masked(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
-    involved, places = np.unique(np.append(left, right), return_inverse=True)
-    texts = compared_texts(rows.take(pa.array(involved)), mask=True)
-    similarity = pairwise_jaccard(configured_shingles(texts, config), places[: len(left)], places[len(left) :])
-    return similarity >= config.threshold
-
-
-def pairwise_jaccard(shingles: Shingles, left: Codes, right: Codes) -> npt.NDArray[np.float64]:
-    """Jaccard similarity of the sets ``left[i]`` and ``right[i]``, float64 of their length."""
     from scipy.sparse import csr_array
 
     if not len(left):
-        return np.zeros(0)
+        return np.zeros(0, bool)
+    shingles = configured_shingles(compared_texts(rows, mask=True), config)
     distinct, columns = np.unique(shingles.values, return_inverse=True)
     sets = csr_array((np.ones(len(columns)), columns, shingles.offsets), shape=(len(shingles), len(distinct)))
-    shared = np.asarray((sets[left] * sets[right]).sum(axis=1))
-    sizes = np.diff(shingles.offsets)
-    return shared / (sizes[left] + sizes[right] - shared)
+    shared, sizes = np.asarray((sets[left] * sets[right]).sum(axis=1)), np.diff(shingles.offsets)
+    return shared / (sizes[left] + sizes[right] - shared) >= config.threshold
+
+
+def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
+    """The rows of ``table`` that are near-duplicates of a row of ``reference``, such as a test set, under whatever label.
+
+    A guard errs on the safe side: near are rows whose texts are, and, with ``config.mask_entities`` and spans in
+    both tables, also those whose texts are once head and tail are masked.
+
+    Returns:
+        Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then of the smallest) and ``similarity``
+        (the larger of the two); sorted, near rows only.
+
+    Raises:
+        InputError: A column is missing or of a wrong kind, a text or id is null, or the threshold is out of range.
+    """
+    marked = config.mask_entities and set(SPANS) <= set(table.column_names) & set(reference.column_names)
+    table = checked(table, "table", "candidate_id", spans=marked)
+    reference = checked(reference, "reference", "example_id", spans=marked).sort_by("example_id")
+    m = reference.num_rows
+    nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
+    for mask in (False, True) if marked else (False,):
+        # The reference comes first, so that rows of the table are not compared with each other.
+        sets, first, group = fold(configured_shingles(compared_texts(reference, mask) + compared_texts(table, mask), config))
+        pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, m)))
+        places, values = (found[group[m:]] for found in nearest_given(group[:m], len(sets), pairs))
+        better = (places >= 0) & ((values > best) | (values == best) & (places < nearest))
+        nearest[better], best[better] = places[better], values[better]
+    near = np.flatnonzero(nearest >= 0)
+    made = {
+        "candidate_id": table["candidate_id"].take(pa.array(near)),
+        "near": reference["example_id"].take(pa.array(nearest[near])),
+        "similarity": pa.array(best[near], pa.float64()),
+    }
+    return pa.table(made).combine_chunks().sort_by("candidate_id")
