@@ -132,9 +132,8 @@ class _Features:
             return EMBEDDED.empty_table()
         embedding = self.judging.encoder.encode(compared_texts(batch, mask=True))
         examples = table_examples(batch, "candidate_id")
-        pools = pc.if_else(
-            pc.equal(batch["strategy"], NAIVE), pc.binary_join_element_wise(batch["relation"], NAIVE, "\n"), batch["relation"]
-        )
+        naive = pc.binary_join_element_wise(batch["relation"], NAIVE, "\n")
+        pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
         batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
         batch = batch.append_column(SPAN_FEATURES, embedding_column(self.judging.spans.encode(examples)))
         batch = batch.append_column(ANSWER, pa.array(self.judging.ask(examples), pa.float64()))
@@ -151,8 +150,8 @@ def gate(config: Config, run: RunFolder) -> float:
     if config.correctness.threshold != "auto":
         return config.correctness.threshold
     answers = review_answers(run)
-    own = pc.field("candidate_id").isin(pa.array(answers, pa.string()))
-    scored = list(scan.rows(run, score_tables(config.rounds), ["candidate_id", "correctness"], own)) if answers else []
+    own = pc.field("candidate_id").isin(pa.array(list(answers), pa.string()))
+    scored = list(scan.rows(run, score_tables(config.rounds), ["candidate_id", "correctness"], own))
     if not scored:
         return AUTO
     return reviewed_threshold([row["correctness"] for row in scored], [answers[row["candidate_id"]] for row in scored])
@@ -220,9 +219,9 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
 
 
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
-    """This relation's samples of the rounds before that stay, as far as near-duplicates need them."""
-    own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE) & pc.field("unique")
-    parts = list(scan.batches(run, score_tables(round), ["candidate_id", "text", *SPANS], own))
+    """This relation's samples of the rounds before, as far as near-duplicates need them."""
+    own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE)
+    parts = list(scan.batches(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own))
     return pa.Table.from_batches(parts) if parts else None
 
 
