@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -76,14 +76,6 @@ def judge_of(found: dict[str, Any]) -> Weights:
     return Weights(tuple(row["name"] for row in found["signals"]), columns["weight"], columns["low"], columns["high"], found["bias"])
 
 
-class Features(NamedTuple):
-    """What the signals look at: spans less the mean of their order ``[n, BLOCKS * d]``, head and tail alone ``[n, d]``."""
-
-    spans: np.ndarray
-    heads: np.ndarray
-    tails: np.ndarray
-
-
 @dataclass(frozen=True, slots=True)
 class Judge:
     """The signals of a task, ready to be taken of any sample; a few MB.
@@ -120,10 +112,10 @@ class Judge:
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
-        found = _features(features, self.middle)
-        entities = self.entities.scores(found.heads), self.entities.scores(found.tails)
+        spans, heads, tails = _features(features, self.middle)
+        entities = self.entities.scores(heads), self.entities.scores(tails)
         same = np.tile(own[:, None] == self.own[None, :], 2)
-        signals = _signals(self, own, self.wording.scores(found.spans), entities, found.spans, same)
+        signals = _signals(self, own, self.wording.scores(spans), entities, spans, same)
         return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
 
 
@@ -135,33 +127,28 @@ def fit_judge(
     Args:
         relations: Names, in the order of their numbers.
         own: Relation number of each seed.
-        texts: Sentences of the seeds.
-        features: Of the seeds, as :meth:`Judge.signals` takes them.
-        described: The same of :func:`described_seeds`.
-        answers: Log-odds of yes for each seed, asked without itself; zeros where no LLM is asked.
+        texts, features, answers: Of the seeds, as :meth:`Judge.signals` takes them; each seed is asked about without itself.
+        described: Features of :func:`described_seeds`.
     """
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
-    plain, *_ = _features(features, None)
+    plain, heads, tails = _features(features)
     orders = np.concatenate([plain, exchanged(plain)])
     parts = [orders[_head_first(orders) == order] for order in (0, 1)]
     means = [part.mean(axis=0) if len(part) else np.zeros(orders.shape[1]) for part in parts]
     middle = on_grid(np.stack(means), FEATURE_GRID)
-    seeds = _features(features, middle)
-    known = np.concatenate([plain, _features(described, None).spans])
-    turned = exchanged(known)
-    known, turned = known - middle[_head_first(known)], turned - middle[_head_first(turned)]
+    known = np.concatenate([plain, _features(described)[0]])
+    known, turned = (spans - middle[_head_first(spans)] for spans in (known, exchanged(known)))
     labels = np.concatenate([own, own + len(relations)])
     wordings = np.concatenate([own, own, own + len(relations), own + len(relations)])
     wording, scores = _fitted(np.concatenate([known, turned]), wordings, classes, SHRINKAGE, fold)
-    entities, of_names = _fitted(np.concatenate([seeds.heads, seeds.tails]), labels, classes, ENTITY_SHRINKAGE, fold)
+    entities, of_names = _fitted(np.concatenate([heads, tails]), labels, classes, ENTITY_SHRINKAGE, fold)
     logs = _logs(texts)
     judge = Judge(relations, own, middle, known, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
     same = own[:, None] == own[None, :]
     np.fill_diagonal(same, False)
     several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
-    longer, (heads, tails) = np.maximum(0.0, logs - judge.length), np.split(of_names, 2)
-    signals = _signals(judge, own, scores[: len(own)], (heads, tails), seeds.spans, np.tile(same, 2))
-    found = np.column_stack([signals, longer, answers])[several if several.any() else slice(None)]
+    signals = _signals(judge, own, scores[: len(own)], np.split(of_names, 2), known[: len(own)], np.tile(same, 2))
+    found = np.column_stack([signals, np.maximum(0.0, logs - judge.length), answers])[several if several.any() else slice(None)]
     return replace(judge, origin=np.round(found.mean(axis=0), _DIGITS))
 
 
@@ -185,15 +172,7 @@ def _in_place(description: str, seed: Example) -> Example | None:
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
-    """A discriminant, and the scores of its own rows, each by the other folds; both scaled to :data:`SPREAD`.
-
-    Args:
-        inputs: Rows of the seeds, kind after kind.
-        labels: Class of each row.
-        classes: How many there are.
-        shrinkage: Of the covariance.
-        fold: Of each seed.
-    """
+    """A discriminant, and the scores of its own rows (the seeds', kind after kind), each by the other folds; scaled to :data:`SPREAD`."""
     whole, folds = discriminant(inputs, labels, classes, shrinkage), np.tile(fold, len(inputs) // len(fold))
     scores = np.zeros((len(inputs), classes))
     for number in range(_FOLDS):
@@ -206,10 +185,11 @@ def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: flo
     return Discriminant(on_grid(factor * whole.weights, WEIGHT_GRID), on_grid(factor * whole.bias, WEIGHT_GRID)), factor * scores
 
 
-def _features(features: np.ndarray, middle: np.ndarray | None) -> Features:
+def _features(features: np.ndarray, middle: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spans, less the mean of their order where ``middle`` is given, ``[n, BLOCKS * d]``; head and tail alone ``[n, d]``."""
     width = features.shape[1] // (BLOCKS + 2)
     spans, heads, tails = np.split(features.astype(np.float64), [BLOCKS * width, (BLOCKS + 1) * width], axis=1)
-    return Features(spans if middle is None else spans - middle[_head_first(spans)], heads, tails)
+    return spans if middle is None else spans - middle[_head_first(spans)], heads, tails
 
 
 def _head_first(spans: np.ndarray) -> np.ndarray:
@@ -219,7 +199,7 @@ def _head_first(spans: np.ndarray) -> np.ndarray:
 
 
 def _signals(
-    judge: Judge, own: np.ndarray, scores: np.ndarray, entities: tuple[np.ndarray, np.ndarray], spans: np.ndarray, same: np.ndarray
+    judge: Judge, own: np.ndarray, scores: np.ndarray, entities: Sequence[np.ndarray], spans: np.ndarray, same: np.ndarray
 ) -> np.ndarray:
     rows, width, turned = np.arange(len(own)), spans.shape[1] // BLOCKS, own + len(judge.relations)
     (heads, tails), mine = entities, scores[rows, own]
@@ -233,9 +213,7 @@ def _signals(
 
 def _nearest(mine: np.ndarray, theirs: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Cosine of each row to the nearest of ``theirs`` among those allowed; 0 where none is."""
-    one, other = (
-        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _LEAST) for rows in (mine.astype(float), theirs.astype(float))
-    )
+    one, other = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _LEAST) for rows in (mine, theirs))
     cosines = np.where(among, one @ other.T, -1.0).max(axis=1)
     return np.asarray(np.where(among.any(axis=1), cosines, 0.0))
 
@@ -246,9 +224,4 @@ def _logs(texts: Sequence[str]) -> np.ndarray:
 
 def _rank_within(labels: np.ndarray) -> np.ndarray:
     """Of each row, how many earlier rows carry the same label."""
-    seen: dict[int, int] = {}
-    ranks = []
-    for label in labels.tolist():
-        ranks.append(seen.get(label, 0))
-        seen[label] = ranks[-1] + 1
-    return np.array(ranks, dtype=np.int64)
+    return np.array([np.count_nonzero(labels[:row] == label) for row, label in enumerate(labels)], np.int64)

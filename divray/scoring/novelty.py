@@ -24,12 +24,7 @@ Staying = tuple[pa.Array, npt.NDArray[np.float32]]
 
 
 def pools_of(uri: str, decided: list[str]) -> list[str]:
-    """The pools of which some row stays.
-
-    Args:
-        uri: Of the run, on whose file system the files lie.
-        decided: Parquet files with ``candidate_id``, ``pool`` and ``unique``.
-    """
+    """The pools of which some row stays, by Parquet files of the run with ``pool`` and ``unique``."""
     batches = pads.dataset(decided, filesystem=open_uri(uri)[0]).to_batches(columns=["pool"], filter=pads.field("unique"))
     return sorted({name for batch in batches for name in batch["pool"].unique().to_pylist()})
 
@@ -50,9 +45,7 @@ def staying_vectors(uri: str, embedded: list[str], decided: list[str], pool: str
 def novelties(batch: pa.Table, staying: dict[str, Any]) -> npt.NDArray[np.float64]:
     """:func:`distances` of each row to what stays of its pool, float64 ``[n]``; 1 where none does.
 
-    Args:
-        batch: Columns ``candidate_id``, ``pool`` and ``embedding``.
-        staying: References to :data:`Staying` in Ray's object store, by pool.
+    ``batch`` has ``candidate_id``, ``pool`` and ``embedding``; ``staying`` are references to :data:`Staying` by pool.
     """
     import ray
 
