@@ -12,7 +12,7 @@ from divray.config import Config
 from divray.relations import parse_marked
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES, SAMPLES, SCORES
-from divray.scoring.across import MARKS, across_relations, barred, dropped, marked
+from divray.scoring.conflicts import MARKS, across_relations, barred, dropped, marked
 
 STORM = "The [storm] caused the {flood} in the wide valley last year ."
 HOUSE = "Her [brother] lives in a small {house} near the old harbour ."

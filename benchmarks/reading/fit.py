@@ -85,7 +85,7 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
     from divray.relations import Example
     from divray.scoring.answers import Likelihood
     from divray.scoring.audit import readings
-    from divray.scoring.judging import Judging
+    from divray.scoring.judge import Judging
 
     known: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
     for task_name, (config_name, folder) in TASKS.items():

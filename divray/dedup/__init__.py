@@ -8,7 +8,7 @@ that come one after the other.
 
 from __future__ import annotations
 
-from divray.dedup.decide import Decisions, best_of, components, decide, in_words, nearest_given, nearest_items, ranks
+from divray.dedup.decide import Decisions, Nearest, best_of, components, decide, in_words, nearest_given, nearest_items, ranks
 from divray.dedup.files import deduplicate_files
 from divray.dedup.index import TextIndex
 from divray.dedup.shingle import Shingles, Texts, fold, shingle
@@ -18,6 +18,7 @@ from divray.dedup.verify import Pairs, near_duplicates
 __all__ = [
     "Decisions",
     "DedupSettings",
+    "Nearest",
     "Pairs",
     "Shingles",
     "TextIndex",

@@ -164,8 +164,7 @@ def decide(
         pairs: Near pairs; of items, or of groups where ``group`` is given.
         correctness: float64 ``[n]`` or none; NaN counts as the lowest.
         fixed: bool ``[n]``, items that stay in any case.
-        group: int ``[n]``, equal for identical items, from 0 without gaps; pairs then join groups, and
-            the members of a group are near each other with similarity 1.
+        group: int ``[n]``, equal for identical items (which are near with similarity 1), from 0 without gaps.
         rule: Of each component one item, or a greedy independent set.
     """
     n = len(by_id)

@@ -64,9 +64,7 @@ def deduplicate_files(
             ``clusters.parquet``, the table of :func:`~divray.dedup.tables.near_duplicate_clusters`.  It may lie in
             no input folder and write over no input.
         settings: How.
-        against: File, folder or pattern of a test set with the same text column: rows near one of its texts are dropped.
-        earlier: File, folder or pattern of rows that earlier calls kept, with the same columns: rows near one of them are
-            dropped, and they are not compared with each other again.
+        against, earlier: As :func:`~divray.dedup.tables.near_duplicate_clusters` takes them; file, folder or pattern.
         index: Folder of a :class:`~divray.dedup.index.TextIndex`, made if need be: rows near one in it are dropped, and those
             that stay are added.  A call made again with the same rows gives the same result.  One call at a time may use it.
 

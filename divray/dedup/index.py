@@ -1,12 +1,11 @@
 """Sets that stayed, on disk, so that the next batch of texts is compared with them and they are not read again.
 
-An index is a folder with one Arrow file for each batch that was added.  A file holds the batch's sets and its *postings*:
-for each element the sets that hold it (an inverted file).  It is mapped into memory, so that a look-up reads only the pages
-that it needs.
+An index is a folder with one Arrow file for each batch that was added: the batch's sets and its *postings*, for each element the
+sets that hold it (an inverted file).  It is mapped into memory, so that a look-up reads only the pages that it needs.
 
-Of two sets with ``J(x, y) >= t``, ``y`` holds at least ``⌈t |x|⌉`` elements of ``x``, hence one of any ``|x| - ⌈t |x|⌉ + 1``
-of them: the prefix filter of :mod:`divray.dedup.propose`, from one side.  Those that the fewest indexed sets hold are looked
-up, and each set found there is compared as a whole.  So nothing is missed, at any threshold.
+Of two sets with ``J(x, y) >= t``, ``y`` holds one of any ``|x| - ⌈t |x|⌉ + 1`` elements of ``x``: the prefix filter of
+:mod:`divray.dedup.propose`, from one side.  Those that the fewest indexed sets hold are looked up, and each set found there is
+compared as a whole.  So nothing is missed, at any threshold.
 """
 
 from __future__ import annotations
@@ -49,14 +48,11 @@ class _Batch:
     """One file: ``ids[i]`` stands for set ``i``; postings are uint64, ascending: the upper half of an element, then a set's number."""
 
     file: str
+    digest: str
     maker: str
     ids: Any
     sets: Shingles
     postings: npt.NDArray[np.uint64]
-
-    @property
-    def digest(self) -> str:
-        return self.file.removesuffix(".arrow").partition("-")[2]
 
 
 class TextIndex:
@@ -97,8 +93,7 @@ class TextIndex:
         parts, names = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))], [pa.array([], pa.string())]
         for batch in before:
             starts, counts = _runs_of(sets.values, order, batch.postings)
-            limit = most_visits(len(sets) + len(batch.sets), self.settings.method)
-            most = np.iinfo(np.int64).max if limit is None else limit
+            most = most_visits(len(sets) + len(batch.sets), self.settings.method) or np.iinfo(np.int64).max
             complete, *found = _look_up(*sets, starts, counts, batch.postings, *batch.sets, self.settings.threshold, most, MOST_PAIRS)
             if not complete:
                 problem = f"a look-up would compare more than {most:,} pairs"
@@ -111,7 +106,7 @@ class TextIndex:
         return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True))), pa.concat_arrays(names)
 
     def put(self, digest: str, ids: Any, sets: Shingles) -> None:
-        """A batch that :meth:`commit` will add: the ids of the rows that stay and their sets, no two near each other."""
+        """What :meth:`commit` will add: the ids of the rows that stay and their sets, no two near each other."""
         self._next = digest, ids, sets
 
     def commit(self) -> None:
@@ -181,7 +176,14 @@ class TextIndex:
                 self.uri, "index", f"its texts were compared otherwise: {differing}", "Ask for the same, or give a new folder."
             )
         ids, offsets, values, postings = (lists[name].flatten() for name in ("ids", "offsets", "values", "postings"))
-        return _Batch(name, maker, ids, Shingles(offsets.to_numpy(), values.to_numpy()), postings.to_numpy())
+        return _Batch(
+            name,
+            name.removesuffix(".arrow").partition("-")[2],
+            maker,
+            ids,
+            Shingles(offsets.to_numpy(), values.to_numpy()),
+            postings.to_numpy(),
+        )
 
 
 def _signature() -> str:
@@ -191,10 +193,8 @@ def _signature() -> str:
 
 @contextlib.contextmanager
 def held(uri: str) -> Iterator[None]:
-    """Make a folder, and hold it for this process alone.
-
-    The operating system lets go of the lock when the process ends, however it ends.  Object stores, and file systems
-    without locks, have none.
+    """Make a folder, and hold it for this process alone: the lock ends with the process.  Object stores, and file systems without
+    locks, have none.
 
     Raises:
         InputError: another process holds the folder (says which, where and since when), or it can't be made.

@@ -37,14 +37,10 @@ class DedupSettings:
     Attributes:
         text_column: Column of the texts, strings of any Arrow kind.
         id_column: Column of the ids, distinct strings or integers; ``None``: rows are named by their number, from 0.
-        kind: n-grams of words or of characters.
-        size: n.
-        lower: Lower-case first.
-        strip_punctuation: Take punctuation off both ends of each word.
+        kind, size, lower, strip_punctuation: Of :func:`~divray.dedup.shingle.shingle`.
         threshold: Jaccard similarity from which two texts are near, in (0, 1].
-        rule: ``component`` keeps one row of each cluster, ``independent`` a greedy independent set
-            (:mod:`divray.dedup.decide`).
-        method: How pairs are found (:func:`~divray.dedup.verify.near_duplicates`).
+        rule: Of :mod:`divray.dedup.decide`.
+        method: Of :func:`~divray.dedup.verify.near_duplicates`.
     """
 
     text_column: str = "text"
@@ -88,8 +84,7 @@ def near_duplicate_clusters(
     Returns:
         One row a row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id`` and
         ``similarity``, the most similar other row from the threshold on (of equally similar ones first a kept one, then
-        the smallest id), else null; ``kept``; ``reason``, in words.  Ids are of the input's type; of type null where no
-        batch came to show it.
+        the smallest id), else null; ``kept``; ``reason``, in words.
 
     Raises:
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
@@ -147,8 +142,7 @@ class Verdicts:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The table of :func:`near_duplicate_clusters`, a slice of rows at a time."""
-        for start in range(0, len(self), _SLICE):
-            yield self._batch(start, min(start + _SLICE, len(self)))
+        return (self._batch(start, min(start + _SLICE, len(self))) for start in range(0, len(self), _SLICE))
 
     def _batch(self, start: int, stop: int) -> pa.RecordBatch:
         part = slice(*np.searchsorted(self.rows, [start, stop]))
@@ -261,7 +255,7 @@ def _decided(
 
 def _batches(source: Any) -> Iterable[pa.RecordBatch]:
     if isinstance(source, pa.Table):
-        source = source.to_batches(max_chunksize=_SLICE) or [pa.RecordBatch.from_pylist([], source.schema)]
+        source = source.to_reader(max_chunksize=_SLICE)
     if isinstance(source, pa.RecordBatchReader):  # none may come, and the ids have a type all the same
         source = itertools.chain([pa.RecordBatch.from_pylist([], source.schema)], source)
     return cast(Iterable[pa.RecordBatch], source)
@@ -300,17 +294,18 @@ def _columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str, with
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str, with_ids: bool = True) -> None:
     """Raises InputError where the text or the id column is missing, or of a kind that can't be compared."""
-    wanted: list[tuple[str, tuple[Any, ...], str]] = [(settings.text_column, (_is_string,), "texts must be strings")]
+    wanted = [(settings.text_column, False, "texts must be strings")]
     if with_ids and settings.id_column is not None:
-        wanted.append((settings.id_column, (_is_string, pa.types.is_integer), "ids must be strings or integers"))
-    for name, kinds, rule in wanted:
+        wanted.append((settings.id_column, True, "ids must be strings or integers"))
+    for name, or_integer, rule in wanted:
         places = schema.get_all_field_indices(name)
         if len(places) != 1:
             problem = "no such column" if not places else "two columns of this name"
             raise InputError(where, name, problem, f"The columns are: {', '.join(schema.names)}.")
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(is_kind(kind) for is_kind in kinds):
+        strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        if not strings and not (or_integer and pa.types.is_integer(kind)):
             raise InputError(where, name, f"a column of {kind}; {rule}", "Name another column, or convert it.")
 
 
@@ -335,7 +330,3 @@ def _decoded(column: pa.Array) -> pa.Array:
     if pa.types.is_string_view(kind.value_type):  # no kernel takes from these
         column = column.cast(pa.dictionary(kind.index_type, pa.large_string()))
     return column.dictionary_decode()
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -101,12 +101,7 @@ def _wrong(named: dict[str, Relation], shown: dict[str, list[Example]], name: st
 
 
 class Likelihood:
-    """A causal LLM that reads.
-
-    Args:
-        reference: Model that :func:`divray.models.local_model` understands.
-        device: ``"cpu"`` or ``"cuda"``.
-    """
+    """A causal LLM that reads; ``reference`` is one that :func:`divray.models.local_model` understands."""
 
     def __init__(self, reference: str, device: str = "cpu") -> None:
         import torch
@@ -181,11 +176,7 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 
 class ServerAnswers:
-    """Answers of the server that ``engine.endpoint`` names.
-
-    Args:
-        settings: Its address, model and limits; the key comes from the process's environment.
-    """
+    """Answers of the server that ``engine.endpoint`` names; the key comes from the process's environment."""
 
     def __init__(self, settings: EndpointConfig) -> None:
         from openai import OpenAI

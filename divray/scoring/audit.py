@@ -62,12 +62,9 @@ def readings(
 
 
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
-    """Sample id -> the audit's probability that the sample is right.
+    """Sample id -> the probability that it is right, as the LLM ``correctness.reader`` sees it.
 
-    Args:
-        config: ``correctness.reader`` names the LLM; its actors are the ``score`` stage's.
-        run: Where the relations and the seeds are.
-        rows: Columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
+    ``rows`` have the columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
     """
     import ray.data
 

@@ -4,7 +4,7 @@ It is a logistic regression on signals that mean the same for every task: each i
 seeds, every seed judged without itself.  Its weights come from sentences that language-model agents read
 (``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.
 
-The signals come from the features of the spans (:mod:`divray.scoring.judging`) by linear discriminant analysis of seeds and
+The signals come from the features of the spans (:class:`SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
 
 ============  ===============================================================================
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -33,8 +33,25 @@ from typing import Any
 
 import numpy as np
 
+from divray.config import Config
+from divray.embeddings import Encoder
+from divray.models import local_model
 from divray.relations import Example, Relation
-from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
+from divray.scoring.answers import answerer_of, ask
+from divray.spans import (
+    BLOCKS,
+    FEATURE_GRID,
+    WEIGHT_GRID,
+    Batch,
+    Discriminant,
+    collate,
+    discriminant,
+    encode_spans,
+    exchanged,
+    means,
+    on_grid,
+    pooled,
+)
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "answer")
 GATE, GATE_LLM, AUDIT = "gate", "gate_llm", "audit"
@@ -46,6 +63,12 @@ SPREAD = 10.0
 _FOLDS = 4
 _LEAST = 1e-6
 _DIGITS = 4
+
+LAYER = -2
+"""The last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
+WEIGHTS = (0.5, 0.5, 1.0, 0.5)
+"""Of head, tail, between and rest."""
+_BATCH, _WIDTH, _MOST = 32, 8, 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +129,7 @@ class Judge:
         Args:
             relations: The relation of each sample.
             texts: Their sentences.
-            features: :meth:`~divray.scoring.judging.SpanEncoder.encode`.
+            features: :meth:`SpanEncoder.encode`.
             answers: Log-odds of yes ``[n]``; zeros where no LLM is asked.
         """
         if unknown := set(relations) - set(self.relations):
@@ -225,3 +248,73 @@ def _logs(texts: Sequence[str]) -> np.ndarray:
 def _rank_within(labels: np.ndarray) -> np.ndarray:
     """Of each row, how many earlier rows carry the same label."""
     return np.array([np.count_nonzero(labels[:row] == label) for row, label in enumerate(labels)], np.int64)
+
+
+class Judging:
+    """Loads the models that a run's settings name; a worker makes one.  The relations' none label is left out."""
+
+    def __init__(self, config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> None:
+        self.relations = [relation for relation in relations if relation.name != config.task.none_label]
+        self.names = tuple(relation.name for relation in self.relations)
+        self.seeds = sorted((seed for seed in seeds if seed.relation in self.names), key=lambda seed: seed.example_id)
+        self.encoder = Encoder.of(config)
+        self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
+        self.answerer = answerer_of(config, self.encoder.device)
+
+    def ask(self, examples: Sequence[Example], without: Sequence[Example] | None = None) -> np.ndarray:
+        """The LLM's log-odds of yes, ``[n]``; zeros where none is named."""
+        if self.answerer is None:
+            return np.zeros(len(examples))
+        return ask(self.answerer, self.relations, self.seeds, examples, without)
+
+    def judge(self, answers: np.ndarray) -> Judge:
+        """The task's judge; ``answers`` are those of the seeds, each asked about without itself."""
+        own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
+        features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
+        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, answers)
+
+
+class SpanEncoder:
+    """Encodes examples by their spans; ``reference`` is one that :func:`divray.models.local_model` understands."""
+
+    def __init__(self, reference: str, device: str = "cpu") -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = local_model(reference)
+        self.device = device
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
+
+    def encode(self, examples: Sequence[Example]) -> np.ndarray:
+        """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
+
+        def spans(states: Any, batch: Batch) -> Any:
+            return pooled(states[LAYER], batch, WEIGHTS)
+
+        def name(states: Any, batch: Batch) -> Any:
+            return means(states[(len(states) - 1) // 2], batch)[:, 0]
+
+        if not examples:
+            return np.zeros((0, (BLOCKS + 2) * self.model.config.hidden_size), np.float32)
+        names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
+        distinct = sorted(set(names))
+        alone = self._encode([Example(text, (0, len(text)), (0, 0), "") for text in distinct], name)
+        heads, tails = np.split(alone[np.searchsorted(distinct, names)], 2)
+        return np.concatenate([self._encode(examples, spans), heads, tails], axis=1)
+
+    def _encode(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
+        """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
+        import torch
+
+        encoded = encode_spans(self.tokenizer, examples, _MOST)
+        widths = np.array([-(-len(one.ids) // _WIDTH) * _WIDTH for one in encoded], dtype=np.int64)
+        found: dict[int, np.ndarray] = {}
+        for width in np.unique(widths):
+            rows = np.flatnonzero(widths == width)
+            for start in range(0, len(rows), _BATCH):
+                part = rows[start : start + _BATCH]
+                batch = collate([encoded[row] for row in part], self.tokenizer.pad_token_id or 0, self.device, int(width))
+                with torch.inference_mode():
+                    states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+                    found |= zip(part.tolist(), pool(states, batch).cpu().numpy(), strict=True)
+        return on_grid(np.array([found[row] for row in range(len(found))]).reshape(len(found), -1), FEATURE_GRID).astype(np.float32)

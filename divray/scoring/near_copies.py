@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup import Pairs, Shingles, best_of, decide, fold, in_words, near_duplicates, nearest_items, ranks
+from divray.dedup import Nearest, Pairs, Shingles, best_of, decide, fold, in_words, near_duplicates, nearest_items, ranks
 from divray.errors import InputError
 from divray.schemas import SAMPLES
 from divray.sections import DiversityConfig
@@ -99,20 +99,11 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     return table
 
 
-def nearest_sets(
-    sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """For each of the first ``own`` of ``n`` sets the most similar other one of at least ``floor``.
+def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int) -> Nearest:
+    """For each of the first ``own`` of ``n`` sets the most similar other one of at least ``floor``, then of the lowest ``preference``.
 
     Exact where counting the shingles that sets share takes at most :data:`NEAREST_VISITS` steps; beyond that only ``pairs``,
     the near-duplicates, are looked at.
-
-    Args:
-        sets: ``n`` of them.
-        preference: int64 ``[n]``; among equally similar sets the one with the lowest is named.
-        floor: Least similarity that counts, above 0.
-        pairs: Of sets, which may be more than these.
-        own: How many sets are asked about.
 
     Returns:
         int64 ``[n]`` numbers of sets (-1 where there is none) and float64 ``[n]`` similarities (then 0).

@@ -1,8 +1,7 @@
 """Novelty of a round's samples: the distance of each to the nearest other one that stays.
 
-It is measured within pools, the rows of one relation that are compared with each other.  Distances are quadratic in a pool,
-so that the vectors that stay of each pool are held once, and rows are measured by batches as they lie: a pool with most of
-the rows is measured by all workers.
+It is measured within pools, the rows of one relation that are compared with each other.  The vectors that stay of each pool are held
+once, and rows are measured by batches as they lie: a pool with most of the rows is measured by all workers.
 """
 
 from __future__ import annotations
@@ -21,12 +20,6 @@ from divray.storage import open_uri
 
 Staying = tuple[pa.Array, npt.NDArray[np.float32]]
 """Ids, sorted, and vectors ``[u, d]`` of a pool's rows that stay."""
-
-
-def pools_of(uri: str, decided: list[str]) -> list[str]:
-    """The pools of which some row stays, by Parquet files of the run with ``pool`` and ``unique``."""
-    batches = pads.dataset(decided, filesystem=open_uri(uri)[0]).to_batches(columns=["pool"], filter=pads.field("unique"))
-    return sorted({name for batch in batches for name in batch["pool"].unique().to_pylist()})
 
 
 def staying_vectors(uri: str, embedded: list[str], decided: list[str], pool: str) -> Staying:
@@ -69,12 +62,10 @@ def distances(
 ) -> npt.NDArray[np.float64]:
     """1 - the cosine of each row to the nearest of those that stay; about ``n u d`` operations.
 
-    Products are taken in float32 by blocks and only choose the nearest; its cosine is computed anew in float64.  So the
-    result does not depend on the blocks.
+    Products in float32 only choose the nearest; its cosine is computed anew in float64.  So the result does not depend on the blocks.
 
     Args:
-        embeddings: ``[n, d]`` unit vectors.
-        staying: ``[u, d]`` unit vectors.
+        embeddings, staying: Unit vectors ``[n, d]`` and ``[u, d]``.
         own: int64 ``[n]``, which of ``staying`` is the row itself, and no neighbour; -1 for none.
         block: Rows and columns of a product.
 

@@ -1,10 +1,9 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task
-looks across all relations (:mod:`divray.scoring.across`); the rows are judged by batches, and each relation's
-texts, without vectors, are deduplicated against the seeds and the rounds before; the rows are measured for
-novelty by batches again (:mod:`divray.scoring.novelty`).  The rows of the naive baseline are scored among
-themselves, so that they neither displace a sample of the loop nor vouch for one.
+Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task looks across
+all relations (:mod:`divray.scoring.conflicts`); the rows are judged by batches, and each relation's texts, without vectors, are
+deduplicated against the seeds and the rounds before; novelty is measured by batches again (:mod:`divray.scoring.novelty`).  The rows
+of the naive baseline are scored among themselves, so that they neither displace a sample of the loop nor vouch for one.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import SEEDS, Round, RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
-from divray.scoring.across import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
-from divray.scoring.judge import GATE, GATE_LLM, Judge, weights
-from divray.scoring.judging import Judging
+from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
+from divray.scoring.judge import GATE, GATE_LLM, Judge, Judging, weights
 from divray.scoring.near_copies import deduplicate, fixed_items
-from divray.scoring.novelty import novelties, pools_of, staying_vectors
+from divray.scoring.novelty import novelties, staying_vectors
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
@@ -101,7 +99,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
     parts, verdicts = run.table_files(embedded), run.table_files(decided)
-    staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools_of(run.uri, verdicts)}
+    pools = sorted(pool for (pool,) in scan.tally(run, decided, ["pool"], where=pc.field("unique")))
+    staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools}
     measure = partial(_measured, uri=run.uri, verdicts=verdicts, staying=staying, threshold=threshold)
     rows = run.dataset(embedded, columns=[*SAMPLES.names, "embedding", "pool"])
     scored = rows.map_batches(measure, batch_size=PART_ROWS, **by_batch)
