@@ -90,13 +90,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     own = Round.of(round)
     relations = {relation.name: relation for relation in read_relations(run)}
-    shared: dict[str, Any] = {
-        "relations": relations,
-        "seeds": read_seeds(run),
-        "settings": config.preferences,
-        "seed": config.seed,
-        "chat": config.prompts.style == "chat",
-    }
+    shared: dict[str, Any] = {"relations": relations, "seeds": read_seeds(run), "settings": config.preferences}
+    shared |= {"seed": config.seed, "chat": config.prompts.style == "chat"}
     if config.preferences.mode == "mined":
         rows = _candidates(run, own)
         others = {name: accepted[:OTHERS] for name, accepted in accepted_samples(run, [round]).items()}
@@ -233,13 +228,8 @@ def paper_pairs(
 ) -> pa.Table:
     """The pairs of one relation after the paper, at most ``max_pairs_per_relation``, evenly over its prompts and kinds.
 
-    Args:
-        rows: The relation's ``prompt_id``, ``prompt``, ``head``, ``strategy`` and ``demonstrations``, in any order, repeats allowed.
-        relations: All relations by name.
-        seeds: Seed examples of all relations.
-        settings: Cap.
-        seed: With the prompt's id it decides every choice.
-        chat: Whether records are JSON.
+    ``rows`` are the relation's ``prompt_id``, ``prompt``, ``head``, ``strategy`` and ``demonstrations``, in any order, repeats allowed;
+    ``seeds`` those of all relations.  The rest is as for :func:`mined_pairs`.
     """
     examples = {example.example_id: example for example in sorted(seeds, key=lambda example: example.example_id)}
     prompts = {row["prompt_id"]: row for row in rows.to_pylist() if row["strategy"] != NAIVE}

@@ -59,11 +59,7 @@ class Grams(NamedTuple):
 
 
 def words_of(texts: Texts) -> Words:
-    """The words of the lower-cased texts, split at white space.
-
-    Raises:
-        InputError: a text is null.
-    """
+    """The words of the lower-cased texts, split at white space; InputError where a text is null."""
     split = [text.lower().split() for text in strings_of(texts)]
     offsets = np.zeros(len(split) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, split), np.int64, len(split)), out=offsets[1:])
@@ -103,13 +99,7 @@ def self_bleu(texts: Texts | Words, size: int = 4, grams: list[Grams] | None = N
     *other* sentence: its largest count in the set, or the second largest for the sentence that holds the largest alone.
     So the result is exact in time linear in the words (but for sorting).
 
-    Args:
-        texts: ``n`` sentences, in a sequence or an Arrow column; none of them null.
-        size: Longest n-gram.
-        grams: ``all_grams(words, size)`` where known already.
-
-    Returns:
-        float64 ``[n]`` in [0, 1]; all 0 for fewer than two sentences.
+    ``grams`` are ``all_grams(words, size)`` where known already.  Float64 ``[n]`` in [0, 1], all 0 for fewer than two sentences.
     """
     words = texts if isinstance(texts, Words) else words_of(texts)
     n, lengths = len(words), words.lengths

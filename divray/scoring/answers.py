@@ -53,12 +53,8 @@ def ask(
 ) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
-    Args:
-        answerer: Who is asked.
-        relations: All that examples may have.
-        seeds: Examples of these relations.
-        examples: What is asked about.
-        without: For each example a seed that is not shown (itself, where seeds are asked about); default: all may be.
+    Seeds of its relation and of others are shown before it, but not that ``without`` (itself, where seeds are asked about).
+    ``relations`` are all that seeds and examples may have.
     """
     named = {relation.name: relation for relation in relations}
     of_relation = {name: [seed for seed in seeds if seed.relation == name] for name in named}

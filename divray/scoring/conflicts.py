@@ -75,7 +75,10 @@ def label_conflicts(
     wanted = [identity, label, "text", *(SPANS if marked else ())]
     given = [(part, where) for part, where in ((table, "table"), (known, "known")) if part is not None]
     parts = [checked(part, where, identity, label, marked).select(wanted).replace_schema_metadata() for part, where in given]
-    rows = _stacked(parts, identity)
+    parts = [part for part in parts if part.num_rows] or parts[:1]
+    if len({pa.types.is_integer(part.schema.field(identity).type) for part in parts}) > 1:
+        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
+    rows = pa.concat_tables(parts, promote_options="permissive")
     new = np.arange(rows.num_rows) < table.num_rows
     sets, first, group = fold(configured_shingles(rows["text"], config))
     labels = _codes(rows[label])
@@ -99,13 +102,6 @@ def label_conflicts(
         "similarity": pa.array(best[item_of[found]], pa.float64()),
     }
     return pa.table(made).combine_chunks().sort_by(identity)
-
-
-def _stacked(parts: list[pa.Table], identity: str) -> pa.Table:
-    kinds = {pa.types.is_integer(part.schema.field(identity).type) for part in parts if part.num_rows}
-    if len(kinds) > 1:
-        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
-    return pa.concat_tables([part for part in parts if part.num_rows] or parts[:1], promote_options="permissive")
 
 
 def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], identity: str, marked: bool) -> tuple[Codes, Codes]:

@@ -126,11 +126,7 @@ class Judge:
     def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
-        Args:
-            relations: The relation of each sample.
-            texts: Their sentences.
-            features: :meth:`SpanEncoder.encode`.
-            answers: Log-odds of yes ``[n]``; zeros where no LLM is asked.
+        ``features`` are of :meth:`SpanEncoder.encode`, ``answers`` log-odds of yes ``[n]``, zeros where no LLM is asked.
         """
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
@@ -147,11 +143,8 @@ def fit_judge(
 ) -> Judge:
     """Fit on the seeds and take their own signals, each without itself; under a second.
 
-    Args:
-        relations: Names, in the order of their numbers.
-        own: Relation number of each seed.
-        texts, features, answers: Of the seeds, as :meth:`Judge.signals` takes them; each seed is asked about without itself.
-        described: Features of :func:`described_seeds`.
+    ``own`` are the seeds' numbers in ``relations``; texts, features and answers are as :meth:`Judge.signals` takes them, each seed
+    asked about without itself; ``described`` are the features of :func:`described_seeds`.
     """
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
     plain, heads, tails = _features(features)

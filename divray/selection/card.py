@@ -17,15 +17,8 @@ from divray.schemas import DATASET
 def dataset_card(
     config: Config, relations: list[Relation], dataset: pa.Table, counts: dict[str, Any], review: dict[str, Any] | None = None
 ) -> str:
-    """The card's text.
-
-    Args:
-        config: The run's settings.
-        relations: In the order of the table on the card.
-        dataset: All accepted samples (``schemas.DATASET``).
-        counts: Of the ``select`` stage.
-        review: Of :func:`divray.review.review_figures`.
-    """
+    """The card's text: of all accepted samples (``schemas.DATASET``), the counts of the ``select`` stage, and what
+    :func:`divray.review.review_figures` says."""
     header = {
         "pretty_name": f"{config.task.name}: generated relation extraction samples",
         "language": ["en"],
