@@ -255,7 +255,7 @@ def _decided(
 
 def _batches(source: Any) -> Iterable[pa.RecordBatch]:
     if isinstance(source, pa.Table):
-        source = source.to_reader(max_chunksize=_SLICE)
+        source = source.to_batches(max_chunksize=_SLICE) or [pa.RecordBatch.from_pylist([], source.schema)]
     if isinstance(source, pa.RecordBatchReader):  # none may come, and the ids have a type all the same
         source = itertools.chain([pa.RecordBatch.from_pylist([], source.schema)], source)
     return cast(Iterable[pa.RecordBatch], source)

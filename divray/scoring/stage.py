@@ -150,7 +150,7 @@ def gate(config: Config, run: RunFolder) -> float:
         return config.correctness.threshold
     answers = review_answers(run)
     own = pc.field("candidate_id").isin(pa.array(list(answers), pa.string()))
-    scored = list(scan.rows(run, score_tables(config.rounds), ["candidate_id", "correctness"], own))
+    scored = list(scan.rows(run, score_tables(config.rounds), ["candidate_id", "correctness"], own)) if answers else []
     if not scored:
         return AUTO
     return reviewed_threshold([row["correctness"] for row in scored], [answers[row["candidate_id"]] for row in scored])
