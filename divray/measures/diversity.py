@@ -57,7 +57,7 @@ def vendi_score(vectors: Vectors) -> float:
         gram = (vectors @ vectors.T if n <= d else vectors.T @ vectors).toarray()
     else:
         exact = vectors.astype(np.float64, copy=False) if n <= max(d, EXACT_PRODUCTS) else vectors
-        blocks = (exact[start : start + BLOCK] for start in range(0, n, BLOCK))
+        blocks = (exact[start : start + 2 * BLOCK] for start in range(0, n, 2 * BLOCK))
         gram = exact @ exact.T if n <= d else sum((block.T @ block for block in blocks), np.zeros((d, d)))
     weights = np.linalg.eigvalsh(gram / n)
     weights = weights[weights > 1e-12]
