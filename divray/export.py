@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from divray import console
 from divray.datasets.detokenize import detokenize
 from divray.errors import InputError
-from divray.run_folder import RunFolder, open_uri, write_bytes
+from divray.run_folder import RunFolder, write_bytes
+from divray.storage import open_uri
 from divray.words import as_letters
 
 _TOKEN = re.compile(

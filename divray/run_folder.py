@@ -7,89 +7,22 @@ only once its record lies in ``stages/``.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import posixpath
-import re
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.errors import InputError
+from divray.storage import open_uri, placed
 
 if TYPE_CHECKING:
     import ray.data
-
-_REPLACING = ("local", "s3", "gcs")
-"""File systems that move at once over an older file."""
-
-
-def is_uri(path: str) -> bool:
-    """Whether ``path`` is a URI; anything else is a path on this machine, whatever signs are in it."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
-
-
-def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows.
-
-    Raises:
-        InputError: It is empty, or no such file system can be reached.
-    """
-    try:
-        if not uri:
-            raise ValueError("an empty path")
-        if not is_uri(uri):
-            return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-        scheme, _, rest = uri.partition("://")
-        if scheme.lower() == "file":
-            host, slash, path = rest.partition("/")
-            if not slash or host not in ("", "localhost"):
-                raise ValueError("a file's URI has an absolute path after file:// and an optional localhost")
-            return pafs.LocalFileSystem(), f"/{unquote(path)}"
-        return pafs.FileSystem.from_uri(_encoded(uri))
-    except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home folder
-        place, problem = (re.sub(r"(?<=://)[^/@]*@", "", text) for text in (uri, str(error).splitlines()[0]))  # without keys
-        raise InputError(place or "path", "", problem, "Give a path, or a URI like s3://bucket/folder.") from None
-
-
-def _encoded(uri: str) -> str:
-    """A URI with what it may not hold (blanks, ``#``, letters outside ASCII) percent-encoded; what is encoded stays."""
-    base, question, query = uri.partition("?")
-    return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", quote(base, safe="%!$&'()*+,/:;=@[]~")) + question + query
-
-
-def beside(path: str) -> str:
-    """A path in the same folder for what will be moved to ``path``; most readers pass over its name, which begins with a full stop."""
-    folder, name = posixpath.split(path)
-    return posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-
-
-@contextlib.contextmanager
-def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
-    """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails.
-
-    Raises:
-        InputError: A folder lies there.
-    """
-    if isinstance(fs, pafs.LocalFileSystem) and Path(target).is_dir():
-        raise InputError(target, "", "a folder lies there", "Give the name of a file.")
-    path = beside(target)
-    try:
-        yield path
-        if fs.type_name not in _REPLACING and fs.get_file_info(target).type != pafs.FileType.NotFound:
-            fs.delete_file(target)
-        fs.move(path, target)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk's leavings; nothing there
-            fs.delete_file(path)
-        raise
 
 
 def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:

@@ -12,7 +12,7 @@ from divray.config import Config
 from divray.relations import parse_marked
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES, SAMPLES, SCORES
-from divray.scoring.across import MARKS, across_relations, barred, dropped, marked
+from divray.scoring.conflicts import MARKS, across_relations, barred, dropped, marked
 
 STORM = "The [storm] caused the {flood} in the wide valley last year ."
 HOUSE = "Her [brother] lives in a small {house} near the old harbour ."
@@ -82,7 +82,7 @@ def test_the_test_set_is_guarded_on_request(run: RunFolder) -> None:
 def test_what_is_dropped_says_why(run: RunFolder) -> None:
     settings = config(guard_test=True)
     rows = marked(run.read_table("new"), across_relations(settings, run.uri, "new", 0))
-    out = barred(rows, settings.diversity)
+    out = barred(rows)
     assert dict(zip(rows["candidate_id"].to_pylist(), out.to_pylist(), strict=True)) == {
         "b1": True, "b2": True, "b3": True, "b4": True, "b5": True, "b6": False, "b7": False,
     }  # fmt: skip

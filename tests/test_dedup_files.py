@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from divray.cli import main
-from divray.dedup import DedupSettings, deduplicate_files, files, storage, tables
+from divray.dedup import DedupSettings, deduplicate_files, files, tables
 from divray.dedup.shingle import Distinct
 from divray.errors import InputError
-from divray.run_folder import open_uri
 
 
 def parquet(path: Path, **columns: Any) -> str:
@@ -194,22 +193,6 @@ def test_folders_that_name_different_columns_are_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"year=2023/p.parquet: month, year: its folders name other columns than those of .*month=1"):
         deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "uri",
-    ["", "a:b/c", "~", "dé#1/50%?x", "file://" + "/d/a b?#%20", "file://x.parquet", "s3://bucket/a b/Łódź#1/50%?region=us-east-1",
-     "s4://key:secret@x/y", "https://host/x.parquet", "hdfs+x://a", "~nobody-here/x"],
-)  # fmt: skip
-def test_paths_and_uris_are_those_of_the_rest_of_divray(uri: str) -> None:
-    said = []
-    for one in (open_uri, storage.open_uri):
-        try:
-            fs, path = one(uri)
-            said.append((fs.type_name, path))
-        except InputError as error:
-            said.append(("", str(error)))
-    assert said[0] == said[1] and "secret" not in said[0][1]
 
 
 @pytest.mark.parametrize("shingles", ["word:0", "char:99999999999999999999", "word:" + "9" * 5000, "char:³", "word", "byte:3"])

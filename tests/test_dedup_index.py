@@ -154,7 +154,7 @@ def test_rows_count_with_their_result_or_not_at_all(tmp_path: Path, monkeypatch:
 
 HOLDER = """
 import sys, time
-from divray.dedup.storage import held
+from divray.dedup.index import held
 with held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

@@ -13,8 +13,7 @@ import pytest
 from divray.config import Config, parse_config
 from divray.datasets import examples_table
 from divray.errors import InputError
-from divray.preferences import mined_pairs, near_copy, paper_pairs, run
-from divray.preferences.mined import CANDIDATES, WAYS
+from divray.preferences import CANDIDATES, WAYS, mined_pairs, near_copy, paper_pairs, run
 from divray.prompts.record import completion_of, read_records
 from divray.relations import Example, Relation, render_marked
 from divray.run_folder import RunFolder

@@ -83,9 +83,9 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
     from divray.config import load_config
     from divray.datasets import load_task
     from divray.relations import Example
+    from divray.scoring.answers import Likelihood
     from divray.scoring.audit import readings
-    from divray.scoring.judging import Judging
-    from divray.scoring.likelihood import Likelihood
+    from divray.scoring.judge import Judging
 
     known: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
     for task_name, (config_name, folder) in TASKS.items():
@@ -98,7 +98,9 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
         judging = Judging(config, task.relations, seeds)
 
         def spans(examples: list[Example], judging: Judging = judging) -> np.ndarray:
-            return judging.signals(examples)[:, :-1]
+            judge = judging.judge(np.zeros(len(judging.seeds)))
+            relations, texts = [example.relation for example in examples], [example.text for example in examples]
+            return judge.signals(relations, texts, judging.spans.encode(examples), np.zeros(len(examples)))[:, :-1]
 
         def read(examples: list[Example], judging: Judging = judging, reader: str = config.correctness.reader) -> np.ndarray:
             likelihood, known_to_it = Likelihood(reader), (judging.relations, judging.seeds)

@@ -2,15 +2,13 @@
 
 Texts become sets of word or character n-grams (:mod:`~divray.dedup.shingle`).  Some pairs of sets are proposed
 (:mod:`~divray.dedup.propose`) and compared (:mod:`~divray.dedup.verify`); near pairs make clusters, of which some items stay
-(:mod:`~divray.dedup.decide`), for a reason that can be told (:mod:`~divray.dedup.explain`).
 :mod:`~divray.dedup.tables`, :mod:`~divray.dedup.files` and :mod:`~divray.dedup.index` do this to tables, files and batches
 that come one after the other.
 """
 
 from __future__ import annotations
 
-from divray.dedup.decide import Decisions, best_of, components, decide, nearest_items, ranks
-from divray.dedup.explain import in_words
+from divray.dedup.decide import Decisions, Nearest, best_of, components, decide, in_words, nearest_given, nearest_items, ranks
 from divray.dedup.files import deduplicate_files
 from divray.dedup.index import TextIndex
 from divray.dedup.shingle import Shingles, Texts, fold, shingle
@@ -20,6 +18,7 @@ from divray.dedup.verify import Pairs, near_duplicates
 __all__ = [
     "Decisions",
     "DedupSettings",
+    "Nearest",
     "Pairs",
     "Shingles",
     "TextIndex",
@@ -32,6 +31,7 @@ __all__ = [
     "in_words",
     "near_duplicate_clusters",
     "near_duplicates",
+    "nearest_given",
     "nearest_items",
     "ranks",
     "shingle",

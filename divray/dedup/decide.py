@@ -1,12 +1,10 @@
 """The graph of near pairs, and which of the near-duplicates stay.
 
-Near pairs make a graph, whose connected components are the clusters.  Items are visited in a stated order, and one of two
-rules says what stays:
+The connected components of near pairs are the clusters.  Items are visited in a stated order, and one of two rules says what stays:
 
 ``component``: of each cluster the first item.
-``independent``: a greedy independent set: an item is kept unless near one that already is.  Hence no two kept items are
-near, and every dropped one is near a kept one; a chain a-b-c whose ends are not near keeps both ends, where one item a
-component would lose one.
+``independent``: a greedy independent set: an item is kept unless near one that already is.  Of a chain a-b-c whose ends are not near
+both ends stay.
 """
 
 from __future__ import annotations
@@ -72,6 +70,31 @@ def ranks(ids: pa.Array | pa.ChunkedArray) -> Numbers:
     return places
 
 
+def in_words(
+    why: npt.NDArray[np.int8], copy_of: Numbers, similarity: npt.NDArray[np.float64], ids: Any, references: Any = None
+) -> pa.StringArray:
+    """The reason of each item: strings ``[n]``.
+
+    Args:
+        why: int8 ``[n]``, index into :data:`REASONS`.
+        copy_of, similarity: ``[n]``, what stays instead and how near it is.
+        ids: Arrow array that ``copy_of`` indexes.
+        references: Strings that it indexes where the reason is a text outside of the table.
+    """
+    words = pa.array(REASONS, pa.string()).take(pa.array(why))
+    levels = pa.array([f" ({level / 100:.2f})" for level in range(101)], pa.string())
+    for kinds, names in (((NEAR, CHAINED), ids), ((LEAKED, KNOWN), references)):
+        named = np.isin(why, kinds)
+        if not named.any():
+            continue
+        others = names.take(pa.array(copy_of[named])).cast(pa.string())
+        values = levels.take(pa.array(np.round(100 * similarity[named]).astype(np.int64)))
+        values = pc.if_else(pa.array(why[named] == CHAINED), "", values)
+        said = pc.binary_join_element_wise(words.filter(pa.array(named)), others, " ")
+        words = pc.replace_with_mask(words, pa.array(named), pc.binary_join_element_wise(said, values, ""))
+    return words
+
+
 def best_of(
     n: int,
     left: Numbers,
@@ -84,6 +107,21 @@ def best_of(
     nearest, best = np.full(n, -1, np.int64), np.zeros(n)
     _best_of(left, right, similarity, preference, np.ones(n, np.bool_) if candidate is None else candidate, nearest, best)
     return nearest, best
+
+
+def nearest_given(given: npt.NDArray[np.integer[Any]], groups: int, pairs: Pairs) -> Nearest:
+    """Of each group the nearest of some items, in its own group or over the pairs of groups.
+
+    Args:
+        given: int ``[m]``, the group of each item; of equally near ones the first is named, by its place here.
+        groups: Their number.
+        pairs: Of groups.
+    """
+    first = np.full(groups, -1, np.int64)
+    first[given[::-1]] = np.arange(len(given))[::-1]
+    has = first >= 0
+    other, similarity = best_of(groups, *pairs, first, has)
+    return np.where(has, first, np.where(other >= 0, first[other], -1)), np.where(has, 1.0, similarity)
 
 
 def nearest_items(group: npt.NDArray[np.integer[Any]], preference: Numbers, search: Callable[[Numbers], Nearest]) -> Nearest:
@@ -126,8 +164,7 @@ def decide(
         pairs: Near pairs; of items, or of groups where ``group`` is given.
         correctness: float64 ``[n]`` or none; NaN counts as the lowest.
         fixed: bool ``[n]``, items that stay in any case.
-        group: int ``[n]``, equal for identical items, from 0 without gaps; pairs then join groups, and
-            the members of a group are near each other with similarity 1.
+        group: int ``[n]``, equal for identical items (which are near with similarity 1), from 0 without gaps.
         rule: Of each component one item, or a greedy independent set.
     """
     n = len(by_id)
@@ -137,7 +174,10 @@ def decide(
     size = np.bincount(home)
     neighbours = np.bincount(pairs.left, size[pairs.right], len(size)) + np.bincount(pairs.right, size[pairs.left], len(size))
     centrality = (neighbours.astype(np.int64) + size - 1)[home]
-    order = _in_order(held, score, centrality, by_id)
+    order = np.argsort((centrality.max(initial=0) - centrality) << 32 | by_id)
+    if n and (score != score[0]).any():
+        order = order[np.argsort(-score[order], kind="stable")]
+    order = np.concatenate([order[held[order]], order[~held[order]]])
     component = components(len(size), pairs.left, pairs.right)[home]
     first = _first_of(component, order)
     if rule == "component":
@@ -146,8 +186,9 @@ def decide(
     else:
         kept = _independent(order, home, held, len(size), pairs.left, pairs.right)
     ascending = np.argsort(by_id)
-    copy_of, similarity = _keepers(ascending[kept[ascending]], home, by_id, pairs)
-    near = copy_of >= 0
+    staying = ascending[kept[ascending]]
+    place, similarity = (found[home] for found in nearest_given(home[staying], len(size), pairs))
+    near = place >= 0
 
     # Why the kept ones of a cluster were taken before the others, fixed ones aside.
     loose = order[held.sum() :]
@@ -155,17 +196,8 @@ def decide(
     correct, central = score > score[last], centrality > centrality[last]
     choices = [held, ~kept & near, ~kept, centrality == 0, best != np.arange(n), correct, central]
     why = np.select(choices, [FIXED, NEAR, CHAINED, ALONE, LEFT, CORRECT, CENTRAL], FIRST).astype(np.int8)
-    copy_of = np.where(kept, -1, np.where(near, copy_of, first[component]))
+    copy_of = np.where(kept, -1, np.where(near, staying[place], first[component]))
     return Decisions(_first_of(component, ascending)[component], kept, copy_of, np.where(kept, 0.0, similarity), why)
-
-
-def _in_order(fixed: npt.NDArray[np.bool_], score: npt.NDArray[np.float64], centrality: Numbers, by_id: Numbers) -> Numbers:
-    """Fixed items, then by score and centrality descending, then by id."""
-    order = np.argsort((centrality.max(initial=0) - centrality) << 32 | by_id)
-    if len(score) and (score != score[0]).any():
-        order = order[np.argsort(-score[order], kind="stable")]
-    held = fixed[order]
-    return np.concatenate([order[held], order[~held]])
 
 
 def _first_of(component: Numbers, order: Numbers) -> Numbers:
@@ -173,16 +205,6 @@ def _first_of(component: Numbers, order: Numbers) -> Numbers:
     first = np.full(component.max(initial=-1) + 1, -1, np.int64)
     first[component[order[::-1]]] = order[::-1]
     return first
-
-
-def _keepers(ascending: Numbers, group: Numbers, by_id: Numbers, pairs: Pairs) -> Nearest:
-    """For each item its nearest kept one: in its own group, else over the pairs of groups; ``ascending`` are those kept, by id."""
-    keeper = np.full(group.max(initial=-1) + 1, -1, np.int64)
-    keeper[group[ascending[::-1]]] = ascending[::-1]
-    has = keeper >= 0
-    nearest, similarity = best_of(len(keeper), *pairs, by_id[keeper], has)
-    nearest = np.where(has, keeper, np.where(nearest >= 0, keeper[nearest], -1))
-    return nearest[group], np.where(has, 1.0, similarity)[group]
 
 
 @njit(cache=True)

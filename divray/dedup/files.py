@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -20,11 +21,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.dedup.explain import Verdicts
-from divray.dedup.index import TextIndex
-from divray.dedup.storage import beside, first_line, held, open_uri, placed, target_of
-from divray.dedup.tables import DedupSettings, check_schema, judge
+from divray.dedup.index import TextIndex, held
+from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
+from divray.storage import beside, first_line, open_uri, placed, target_of
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
@@ -38,25 +38,11 @@ def command(arguments: Namespace) -> None:
     kind, _, size = arguments.shingles.partition(":")
     if kind not in ("word", "char") or not size.isdecimal() or len(size) > 9:
         raise InputError("command line", "--shingles", f"{arguments.shingles!r} is not word:N or char:N", "Give e.g. word:3.")
-    settings = DedupSettings(
-        text_column=arguments.text_column,
-        id_column=arguments.id_column,
-        kind=kind,
-        size=int(size),
-        lower=not arguments.keep_case,
-        strip_punctuation=arguments.strip_punctuation,
-        threshold=arguments.threshold,
-        rule=arguments.rule,
-        method=arguments.method,
-    )
-    counts = deduplicate_files(
-        arguments.source,
-        arguments.out,
-        settings,
-        against=arguments.near_test,
-        earlier=arguments.earlier,
-        index=arguments.index,
-    )
+    same = ("text_column", "id_column", "strip_punctuation", "threshold", "rule", "method")
+    options = {name: getattr(arguments, name) for name in same}
+    settings = DedupSettings(kind=kind, size=int(size), lower=not arguments.keep_case, **options)
+    inputs = arguments.near_test, arguments.earlier, arguments.index
+    counts = deduplicate_files(arguments.source, arguments.out, settings, *inputs)
     near = f", {counts['leaked']} near test texts" if arguments.near_test else ""
     near += f", {counts['known']} near earlier rows" if arguments.earlier or arguments.index else ""
     print(f"{counts['rows']} rows: {counts['kept']} stay, {counts['clusters']} clusters{near} -> {arguments.out}")
@@ -78,9 +64,7 @@ def deduplicate_files(
             ``clusters.parquet``, the table of :func:`~divray.dedup.tables.near_duplicate_clusters`.  It may lie in
             no input folder and write over no input.
         settings: How.
-        against: File, folder or pattern of a test set with the same text column: rows near one of its texts are dropped.
-        earlier: File, folder or pattern of rows that earlier calls kept, with the same columns: rows near one of them are
-            dropped, and they are not compared with each other again.
+        against, earlier: As :func:`~divray.dedup.tables.near_duplicate_clusters` takes them; file, folder or pattern.
         index: Folder of a :class:`~divray.dedup.index.TextIndex`, made if need be: rows near one in it are dropped, and those
             that stay are added.  A call made again with the same rows gives the same result.  One call at a time may use it.
 
@@ -89,20 +73,19 @@ def deduplicate_files(
 
     Raises:
         InputError: see :class:`ParquetSource`, :func:`~divray.dedup.tables.judge`, :class:`~divray.dedup.index.TextIndex` and
-            :func:`~divray.dedup.storage.held`, or ``out`` can't be written to; nothing is written then.
+            :func:`~divray.dedup.index.held`, or ``out`` can't be written to; nothing is written then.
     """
     settings = settings or DedupSettings()
     files = ParquetSource.open(source)
     tests, known = (None if name is None else ParquetSource.open(name) for name in (against, earlier))
-    _check_apart(out, {"the input": files, "the test set of --near-test": tests, "the rows of --earlier": known})
-    check_schema(files.schema, settings, source)
+    given = {"the input": files, "the test set of --near-test": tests, "the rows of --earlier": known}
+    inputs = {said: one for said, one in given.items() if one is not None}
+    _check_apart(out, inputs)
+    for one in inputs.values():
+        check_schema(one.schema, settings, one.name, with_ids=one is not tests)
     _check_copied(files)
-    if tests is not None:
-        check_schema(tests.schema, settings, str(against), with_ids=False)
-    if known is not None:
-        check_schema(known.schema, settings, str(earlier))
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
-    rows = sum(one.rows for one in (files, tests, known) if one is not None)
+    rows = sum(one.rows for one in inputs.values())
     with _output_folder(out) as (fs, folder), contextlib.nullcontext() if index is None else held(index):
         indexed = None if index is None else TextIndex(index, settings)
         against_batches = None if tests is None else tests.batches(wanted[:1])
@@ -134,7 +117,7 @@ class ParquetSource:
     fs: pafs.FileSystem
     paths: list[str]
     schema: pa.Schema
-    hive: list[dict[str, str | int | None]]
+    hive: list[dict[str, Any]]
     rows: int
     folder: str | None = None
 
@@ -160,8 +143,8 @@ class ParquetSource:
         assert schema is not None
         hive = _hive_values(paths, base, schema.names)
         for column in hive[0]:
-            kind = pa.int64() if all(isinstance(values[column], int | None) for values in hive) else pa.string()
-            schema = schema.append(pa.field(column, kind))
+            texts = any(isinstance(values[column], str) for values in hive)
+            schema = schema.append(pa.field(column, pa.string() if texts else pa.int64()))
         return cls(name, fs, paths, schema, hive, rows, path if base == path else None)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -172,45 +155,32 @@ class ParquetSource:
         for path, values in zip(self.paths, self.hive, strict=True):
             inside = [name for name in schema.names if name not in values]
             with _opened(self.fs, path) as file:
-                try:
-                    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=inside, use_threads=False):
-                        yield _with_values(batch, schema, values)
-                except (pa.ArrowInvalid, OSError) as error:
-                    raise _unreadable(path, error) from None
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=inside, use_threads=False):
+                    for name in set(schema.names) - set(inside):
+                        batch = batch.append_column(name, pa.repeat(pa.scalar(values[name], schema.field(name).type), len(batch)))
+                    yield batch.select(schema.names)
 
 
-def _with_values(batch: pa.RecordBatch, schema: pa.Schema, values: dict[str, str | int | None]) -> pa.RecordBatch:
-    """The batch with the columns that its folders name."""
-    if not values:
-        return batch
-    columns = [
-        pa.repeat(pa.scalar(values[field.name], field.type), len(batch)) if field.name in values else batch.column(field.name)
-        for field in schema
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _hive_values(paths: list[str], base: str, names: list[str]) -> list[dict[str, str | int | None]]:
-    """For each file what the ``key=value`` folders below ``base`` say, but for columns that the files have themselves.
+def _hive_values(paths: list[str], base: str, names: list[str]) -> list[dict[str, Any]]:
+    """For each file what the ``key=value`` folders below ``base`` say (integers, strings), but for columns that the files have themselves.
 
     Raises:
         InputError: two files lie below folders of different keys.
     """
-    found: list[dict[str, str]] = []
+    found: list[dict[str, Any]] = []
     for path in paths:
         parts = [part.partition("=") for part in path.removeprefix(base).split("/")[:-1]]
         texts = {unquote(key): unquote(value) for key, mark, value in parts if mark and key and unquote(key) not in names}
         if found and texts.keys() != found[0].keys():
             problem = f"its folders name other columns than those of {paths[0]}"
             raise InputError(path, ", ".join(sorted(texts.keys() ^ found[0].keys())), problem, "Give folders of one kind.")
-        found.append(texts)
-    made: list[dict[str, str | int | None]] = [{} for _ in found]
+        found.append({name: None if text == _HIVE_NULL else text for name, text in texts.items()})
     for column in found[0]:
-        given = [one[column] for one in found if one[column] != _HIVE_NULL]
-        whole = all(text.removeprefix("-").isdecimal() and str(int(text)) == text and abs(int(text)) < 1 << 63 for text in given)
-        for values, one in zip(made, found, strict=True):
-            values[column] = None if one[column] == _HIVE_NULL else int(one[column]) if whole else one[column]
-    return made
+        given = [one[column] for one in found if one[column] is not None]
+        if all(text.removeprefix("-").isdecimal() and str(int(text)) == text and abs(int(text)) < 1 << 63 for text in given):
+            for one in found:
+                one[column] = None if one[column] is None else int(one[column])
+    return found
 
 
 def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]]:
@@ -234,24 +204,21 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
     return base, paths
 
 
-def _opened(fs: pafs.FileSystem, path: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _opened(fs: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+    """Raises InputError where the file can't be read, at its start or later."""
     try:
-        return pq.ParquetFile(fs.open_input_file(path))
+        with pq.ParquetFile(fs.open_input_file(path)) as file:
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(path, error) from None
+        raise InputError(path, "", f"not readable as Parquet ({first_line(error)})", "Give a Parquet file.") from None
 
 
-def _unreadable(path: str, error: Exception) -> InputError:
-    return InputError(path, "", f"not readable as Parquet ({first_line(error)})", "Give a Parquet file.")
-
-
-def _check_apart(out: str, inputs: dict[str, ParquetSource | None]) -> None:
+def _check_apart(out: str, inputs: dict[str, ParquetSource]) -> None:
     """Raises InputError where a file that is read lies in the output folder, or that in a folder that is read."""
     fs, path = open_uri(out)
     folder = _place(fs, path)
     for said, files in inputs.items():
-        if files is None:
-            continue
         places = [PurePosixPath(_place(files.fs, one)) for one in files.paths]
         named = files.paths == [open_uri(files.name)[1]]  # a pattern would take the result for input the next time
         if any(str(one.parent) == folder and (not named or one.name in (KEPT, CLUSTERS)) for one in places):
@@ -316,16 +283,10 @@ def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatc
     for batch in files.batches():
         part = mask[start : start + batch.num_rows]
         start += batch.num_rows
-        yield _as(_as(batch, plain).filter(pa.array(part)), files.schema)
-
-
-def _as(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [one if one.type == field.type else one.cast(field.type) for one, field in zip(batch, schema, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+        yield batch.cast(plain).filter(pa.array(part)).cast(files.schema)
 
 
 def _write(fs: pafs.FileSystem, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """A file of no rows has the schema, too."""
     with fs.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema) as writer:
         for batch in batches:
             if batch.num_rows:

@@ -1,20 +1,25 @@
 """Sets that stayed, on disk, so that the next batch of texts is compared with them and they are not read again.
 
-An index is a folder with one Arrow file for each batch that was added.  A file holds the batch's sets and its *postings*:
-for each element the sets that hold it (an inverted file).  It is mapped into memory, so that a look-up reads only the pages
-that it needs.
+An index is a folder with one Arrow file for each batch that was added: the batch's sets and its *postings*, for each element the
+sets that hold it (an inverted file).  It is mapped into memory, so that a look-up reads only the pages that it needs.
 
-Of two sets with ``J(x, y) >= t``, ``y`` holds at least ``⌈t |x|⌉`` elements of ``x``, hence one of any ``|x| - ⌈t |x|⌉ + 1``
-of them: the prefix filter of :mod:`divray.dedup.propose`, from one side.  Those that the fewest indexed sets hold are looked
-up, and each set found there is compared as a whole.  So nothing is missed, at any threshold.
+Of two sets with ``J(x, y) >= t``, ``y`` holds one of any ``|x| - ⌈t |x|⌉ + 1`` elements of ``x``: the prefix filter of
+:mod:`divray.dedup.propose`, from one side.  Those that the fewest indexed sets hold are looked up, and each set found there is
+compared as a whole.  So nothing is missed, at any threshold.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
+import platform
 import posixpath
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +31,9 @@ from numba import njit
 from divray.dedup.hashing import sort_unsigned
 from divray.dedup.propose import grown
 from divray.dedup.shingle import Shingles
-from divray.dedup.storage import first_line, open_uri, placed, signature, target_of
 from divray.dedup.verify import MOST_PAIRS, Pairs, check_pairs, jaccard, most_visits
 from divray.errors import DivrayError, InputError
+from divray.storage import first_line, open_uri, placed, target_of
 
 if TYPE_CHECKING:
     from divray.dedup.tables import DedupSettings
@@ -43,14 +48,11 @@ class _Batch:
     """One file: ``ids[i]`` stands for set ``i``; postings are uint64, ascending: the upper half of an element, then a set's number."""
 
     file: str
+    digest: str
     maker: str
     ids: Any
     sets: Shingles
     postings: npt.NDArray[np.uint64]
-
-    @property
-    def digest(self) -> str:
-        return self.file.removesuffix(".arrow").partition("-")[2]
 
 
 class TextIndex:
@@ -91,8 +93,7 @@ class TextIndex:
         parts, names = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))], [pa.array([], pa.string())]
         for batch in before:
             starts, counts = _runs_of(sets.values, order, batch.postings)
-            limit = most_visits(len(sets) + len(batch.sets), self.settings.method)
-            most = np.iinfo(np.int64).max if limit is None else limit
+            most = most_visits(len(sets) + len(batch.sets), self.settings.method) or np.iinfo(np.int64).max
             complete, *found = _look_up(*sets, starts, counts, batch.postings, *batch.sets, self.settings.threshold, most, MOST_PAIRS)
             if not complete:
                 problem = f"a look-up would compare more than {most:,} pairs"
@@ -105,7 +106,7 @@ class TextIndex:
         return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True))), pa.concat_arrays(names)
 
     def put(self, digest: str, ids: Any, sets: Shingles) -> None:
-        """A batch that :meth:`commit` will add: the ids of the rows that stay and their sets, no two near each other."""
+        """What :meth:`commit` will add: the ids of the rows that stay and their sets, no two near each other."""
         self._next = digest, ids, sets
 
     def commit(self) -> None:
@@ -123,7 +124,7 @@ class TextIndex:
         postings.sort()
         columns = {"ids": ids, "offsets": pa.array(sets.offsets), "values": pa.array(sets.values), "postings": pa.array(postings)}
         lists = {name: pa.LargeListArray.from_arrays(pa.array([0, len(column)]), column) for name, column in columns.items()}
-        made = pa.RecordBatch.from_pydict(lists, metadata={_MADE: json.dumps(self._made()).encode(), _MAKER: signature().encode()})
+        made = pa.RecordBatch.from_pydict(lists, metadata={_MADE: json.dumps(self._made()).encode(), _MAKER: _signature().encode()})
         self.fs.create_dir(self.folder, recursive=True)
         while self._left:  # by a killed call
             self.fs.delete_file(posixpath.join(self.folder, self._left.pop()))
@@ -175,7 +176,53 @@ class TextIndex:
                 self.uri, "index", f"its texts were compared otherwise: {differing}", "Ask for the same, or give a new folder."
             )
         ids, offsets, values, postings = (lists[name].flatten() for name in ("ids", "offsets", "values", "postings"))
-        return _Batch(name, maker, ids, Shingles(offsets.to_numpy(), values.to_numpy()), postings.to_numpy())
+        return _Batch(
+            name,
+            name.removesuffix(".arrow").partition("-")[2],
+            maker,
+            ids,
+            Shingles(offsets.to_numpy(), values.to_numpy()),
+            postings.to_numpy(),
+        )
+
+
+def _signature() -> str:
+    """This process, for those that meet its files."""
+    return f"process {os.getpid()} on {platform.node()}, {datetime.now().astimezone().isoformat(' ', 'seconds')}"
+
+
+@contextlib.contextmanager
+def held(uri: str) -> Iterator[None]:
+    """Make a folder, and hold it for this process alone: the lock ends with the process.  Object stores, and file systems without
+    locks, have none.
+
+    Raises:
+        InputError: another process holds the folder (says which, where and since when), or it can't be made.
+    """
+    fs, folder = open_uri(uri)
+    try:
+        fs.create_dir(folder, recursive=True)
+    except OSError as error:
+        problem = f"not a folder that can be written to ({first_line(error)})"
+        raise InputError(uri, "", problem, "Give another folder.") from None
+    if not isinstance(fs, pafs.LocalFileSystem):
+        yield
+        return
+    with open(posixpath.join(folder, ".lock"), "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise InputError(uri, "", f"in use by {holder}", "Wait until that one is done, or give another folder.") from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        file.truncate(0)
+        file.write(_signature())
+        file.flush()
+        yield
+        file.truncate(0)
 
 
 def digest_of(settings: DedupSettings, sets: Shingles, *parts: npt.NDArray[Any]) -> str:

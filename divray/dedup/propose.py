@@ -4,9 +4,9 @@
 global order, rarest first, two sets ``x`` and ``y`` with ``J(x, y) >= t`` share an element within the first
 ``|x| - ceil(t |x|) + 1`` of ``x`` and the same of ``y``.  Only those prefixes are indexed.
 
-Any global order is a right one; rarest first is merely fast.  So elements are not sorted by their exact frequencies, but
-by those in a table of 8-bit counters that hashes share.  A counter of 1 proves an element to occur nowhere else: such
-elements are never indexed, and a set whose whole prefix is made of them has no near neighbour.
+Any global order is a right one; rarest first is merely fast.  So elements are sorted by a table of 8-bit counters that hashes share.
+A counter of 1 proves an element to occur nowhere else: such elements are never indexed, and a set whose whole prefix is made of
+them has no near neighbour.
 
 *Bands of MinHash values* (Broder 1997; Indyk and Motwani 1998) serve where prefixes propose too much.  Two sets of
 similarity ``s`` agree in one minimum with probability ``s``, in all ``r`` of a band with ``s^r``, and in at least one of
@@ -32,28 +32,18 @@ _HASH = np.uint64((1 << 48) - 1)
 _SEED = 0x5EED
 
 
-class Prefixes(NamedTuple):
-    """The indexed part of each set's prefix.
+class Keys(NamedTuple):
+    """What of each set's prefix is indexed: ``m`` keys, ascending within a set.
 
     Attributes:
-        offsets: int64 ``[n + 1]``.
-        keys: uint64 ``[offsets[n]]``, ascending within a set: the element's count in the upper 16 bits, 48 bits of its hash.
+        offsets: int64 ``[n + 1]``, where each set's keys are.
         skipped: int32 ``[n]``, how many elements stand before them that no other set has.
+        tokens: uint32 ``[m]``, the number of each among the distinct keys.
+        starts: int64 ``[distinct + 1]``, room for the sets that hold each distinct key.
     """
 
     offsets: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
     skipped: npt.NDArray[np.int32]
-
-
-class Postings(NamedTuple):
-    """Room for the sets that hold each distinct key.
-
-    Attributes:
-        tokens: uint32, the number of each entry of ``Prefixes.keys`` among the distinct keys.
-        starts: int64 ``[distinct + 1]``.
-    """
-
     tokens: npt.NDArray[np.uint32]
     starts: npt.NDArray[np.int64]
 
@@ -63,45 +53,24 @@ class Postings(NamedTuple):
         return int((runs * (runs - 1) / 2).sum())
 
 
-def count_elements(shingles: Shingles) -> npt.NDArray[np.uint8]:
-    """How many times each slot of a table is hit, 255 for more; an element's slot are its leading bits.
+def prefix_keys(shingles: Shingles, threshold: float) -> Keys:
+    """The elements by which each set must be found.
 
-    There are between 3 and 6 slots an element.  An element that occurs once among ``m`` has a slot of its own, and so a
-    count of 1, with probability ``exp(-m / slots)``.
+    There are between 3 and 6 counters an element.  An element that occurs once among ``m`` has a counter of its own, and so a
+    count of 1, with probability ``exp(-m / counters)``.
     """
     bits = min(COUNTED_BITS, max(10, int(3 * len(shingles.values)).bit_length()))
-    counts = np.empty(1 << bits, np.uint8)  # numpy has only these on huge pages
+    counts, shift = np.empty(1 << bits, np.uint8), np.uint64(64 - bits)  # numpy has only these on huge pages
     counts.fill(0)
-    _count(shingles.values, _shift(counts), counts)
-    return counts
-
-
-def _shift(counts: npt.NDArray[np.uint8]) -> np.uint64:
-    """By how many bits an element is shifted to its slot."""
-    return np.uint64(65 - len(counts).bit_length())
-
-
-def prefixes(shingles: Shingles, threshold: float) -> Prefixes:
-    """The elements by which each set must be found."""
-    counts = count_elements(shingles)
-    return Prefixes(*_prefixes(*shingles, counts, _shift(counts), threshold))
-
-
-def postings(found: Prefixes) -> Postings:
-    """Number the distinct keys and count their sets."""
-    return Postings(*_postings(found.keys, 1 << max(4, int(len(found.keys) * 1.5).bit_length())))
+    _count(shingles.values, shift, counts)
+    offsets, keys, skipped = _prefixes(*shingles, counts, shift, threshold)
+    return Keys(offsets, skipped, *_numbered(keys, 1 << max(4, int(len(keys) * 1.5).bit_length())))
 
 
 def choose_bands(threshold: float, recall: float = 0.9999, most: int = 224) -> tuple[int, int]:
-    """The banding with the longest bands (fewest false proposals) that keeps ``recall`` at ``threshold``.
+    """``(bands, length)`` with the longest bands (fewest false proposals) that keep ``recall`` at ``threshold``; (34, 4) at 0.7.
 
-    Args:
-        threshold: Jaccard similarity of the hardest pairs that must be found, in (0, 1].
-        recall: Least expected recall there.
-        most: Most permutations to spend; bands of one are taken however many they need.
-
-    Returns:
-        ``(bands, length)``; (34, 4) at 0.7.
+    At ``most`` that many permutations are spent; bands of one are taken however many they need.
     """
     for length in range(8, 0, -1):
         agreement = threshold**length
@@ -196,7 +165,8 @@ def _in_order(keys, count, ordered):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _postings(keys, slots):  # type: ignore[no-untyped-def]
+def _numbered(keys, slots):  # type: ignore[no-untyped-def]
+    """The number of each key among the distinct ones, and where each distinct one's room starts."""
     mask = np.uint64(slots - 1)
     held, number = np.zeros(slots, np.uint64), np.empty(slots, np.uint32)
     tokens, counts = np.empty(len(keys), np.uint32), np.zeros(len(keys) + 1, np.int64)

@@ -1,12 +1,8 @@
 """Texts as sets of hashed shingles (Broder 1997): word or character n-grams.
 
-A collection of sets is two flat arrays (compressed sparse rows), so that millions of them cost
-8 bytes a shingle and every later step is a scan over memory.
-
-Hashes are 64-bit, made from the UTF-8 bytes alone: the same on every machine, in every process.
-Two different shingles share a hash with probability 2^-64; among ``m`` distinct shingles some pair
-does with probability about ``m^2 / 2^65`` (3e-6 at ten million).  Similarities are exact on the
-hashed sets, hence on the shingles themselves up to that chance.
+A collection of sets is two flat arrays (compressed sparse rows), 8 bytes a shingle.  Hashes are 64-bit, made from the UTF-8 bytes
+alone: the same on every machine, in every process.  Among ``m`` distinct shingles some two share a hash with probability of about
+``m^2 / 2^65`` (3e-6 at ten million); up to that chance similarities are exact.
 
 Equal sets are folded as they come in (:class:`Distinct`): of each only the first is held.
 """
@@ -65,11 +61,9 @@ def shingle(
 
     Args:
         texts: Strings without nulls.
-        kind: n-grams of words or of characters.
-        size: n, at least 1.
+        kind, size: n-grams of words or of characters; n, at least 1.
         lower: Lower-case first.
-        strip_punctuation: Take punctuation (Unicode category P) off both ends of each word; words of
-            nothing else vanish.
+        strip_punctuation: Take punctuation (Unicode category P) off both ends of each word; words of nothing else vanish.
 
     Raises:
         InputError: a text is null, or ``size`` is below 1.
@@ -80,29 +74,24 @@ def shingle(
     if array.null_count:
         row = pc.index(array.is_null(), True).as_py()
         raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
-    offsets, characters = _buffers(normalise(array, lower, strip_punctuation))
+    offsets, characters = _buffers(_normalised(array, lower, strip_punctuation))
     return Shingles(*hash_shingles(offsets, characters, size, kind == "word"))
 
 
-def normalise(array: pa.Array, lower: bool = True, strip_punctuation: bool = False) -> pa.Array:
-    """Lower-case as ``str.lower`` does, and turn the blanks beyond ASCII into plain ones; a ``large_string`` array.
+def _normalised(array: pa.Array, lower: bool, strip_punctuation: bool) -> pa.Array:
+    """Lower-cased as ``str.lower`` does, with the blanks beyond ASCII as plain ones; ``large_string`` in and out.
 
     Bytes that are no UTF-8 (files hold them, Arrow does not look) count as U+FFFD, each faulty sequence as one.
     """
-    array = array.cast(pa.large_string())
     if len(array) and (array.offset or np.frombuffer(array.buffers()[1], np.int64, 1)[0]):
         array = array.take(pa.array(np.arange(len(array))))  # ascii_lower misreads data that don't start at 0 (pyarrow 26.0)
     plain = pc.string_is_ascii(array)
     foreign = None if pc.all(plain, min_count=0).as_py() else pc.invert(plain)
+    strange = [] if foreign is None else decoded(array.filter(foreign))
     if lower:
-        lowered = pc.ascii_lower(array)
-        if foreign is not None:
-            exact = pa.array([text.lower() for text in decoded(array.filter(foreign))], pa.large_string())
-            lowered = pc.replace_with_mask(lowered, foreign, exact)
-        array = lowered
-    elif foreign is not None:
-        array = pc.replace_with_mask(array, foreign, pa.array(decoded(array.filter(foreign)), pa.large_string()))
+        array, strange = pc.ascii_lower(array), [text.lower() for text in strange]
     if foreign is not None:
+        array = pc.replace_with_mask(array, foreign, pa.array(strange, pa.large_string()))
         array = pc.replace_substring_regex(array, r"[\x{85}\p{Z}]", " ")
     if strip_punctuation:
         array = pc.replace_substring_regex(array, rf"(^|{_SPACE})\p{{P}}+", r"\1")
@@ -118,18 +107,12 @@ def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
 class Distinct:
     """Collects sets batch by batch and numbers the distinct ones in order of their first appearance.
 
-    Two sets count as equal when 128 bits made of all their elements are.  Memory: 8 bytes an element and
-    about 40 a set of the distinct ones.
-
-    Args:
-        rows: How many rows will come, if known: room for them is then made once, from the first batches.  Should more come,
-            room grows by half as it does for an unknown number.
+    Two sets count as equal when 128 bits made of all their elements are.  Memory: 8 bytes an element and about 40 a set of the
+    distinct ones.  ``rows`` is how many rows will come, if known: room for them is then made once, from the first batches.
     """
 
     def __init__(self, rows: int | None = None) -> None:
-        self.rows = rows
-        self.seen = 0
-        self.count = 0
+        self.rows, self.seen, self.count = rows, 0, 0
         self._keys = np.empty((1024, 2), np.uint64)
         self._table = np.full(4096, -1, np.int32)
         self._offsets = np.zeros(1025, np.int64)
@@ -163,12 +146,8 @@ class Distinct:
 
 
 def fold(shingles: Shingles) -> tuple[Shingles, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Group the rows whose sets are equal.
-
-    Returns:
-        ``(sets, first, group)``: the distinct sets in order of their first rows, int64 ``first[g]`` the first row of group ``g``
-        (ascending), int64 ``group[i]`` the group of row ``i``.
-    """
+    """``(sets, first, group)``: the distinct sets in order of their first rows, int64 ``first[g]`` the first row of group ``g``
+    (ascending), int64 ``group[i]`` the group of row ``i``."""
     distinct = Distinct(len(shingles))
     group = distinct.add(shingles)
     return distinct.close(), np.unique(group, return_index=True)[1], group.astype(np.int64)
@@ -192,8 +171,8 @@ def decoded(texts: pa.Array) -> list[str]:
 
 def _flat(texts: Any) -> pa.Array:
     if isinstance(texts, pa.ChunkedArray):
-        return texts.cast(pa.large_string()).combine_chunks()
-    return texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+        texts = texts.cast(pa.large_string()).combine_chunks()
+    return texts.cast(pa.large_string()) if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
 
 
 def _with_room(array: Any, used: int, wanted: int, share: float) -> Any:

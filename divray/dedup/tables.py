@@ -9,7 +9,7 @@ Rows whose text is null have nothing to be compared and stay.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -18,8 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import Rule
-from divray.dedup.explain import References, Verdicts, verdicts_of
+from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Numbers, Rule, best_of, decide, in_words, nearest_given, nearest_items, ranks
 from divray.dedup.index import TextIndex, digest_of
 from divray.dedup.shingle import Distinct, Shingles, shingle, text_hashes
 from divray.dedup.verify import Method, Pairs, near_duplicates
@@ -38,14 +37,10 @@ class DedupSettings:
     Attributes:
         text_column: Column of the texts, strings of any Arrow kind.
         id_column: Column of the ids, distinct strings or integers; ``None``: rows are named by their number, from 0.
-        kind: n-grams of words or of characters.
-        size: n.
-        lower: Lower-case first.
-        strip_punctuation: Take punctuation off both ends of each word.
+        kind, size, lower, strip_punctuation: Of :func:`~divray.dedup.shingle.shingle`.
         threshold: Jaccard similarity from which two texts are near, in (0, 1].
-        rule: ``component`` keeps one row of each cluster, ``independent`` a greedy independent set
-            (:mod:`divray.dedup.decide`).
-        method: How pairs are found (:func:`~divray.dedup.verify.near_duplicates`).
+        rule: Of :mod:`divray.dedup.decide`.
+        method: Of :func:`~divray.dedup.verify.near_duplicates`.
     """
 
     text_column: str = "text"
@@ -89,8 +84,7 @@ def near_duplicate_clusters(
     Returns:
         One row a row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id`` and
         ``similarity``, the most similar other row from the threshold on (of equally similar ones first a kept one, then
-        the smallest id), else null; ``kept``; ``reason``, in words.  Ids are of the input's type; of type null where no
-        batch came to show it.
+        the smallest id), else null; ``kept``; ``reason``, in words.
 
     Raises:
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
@@ -99,6 +93,76 @@ def near_duplicate_clusters(
     tests, known = (None if one is None else _batches(one) for one in (against, earlier))
     verdicts = judge(_batches(source), settings, tests, known, index)
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What becomes of ``n`` rows; held for those only that are near something.
+
+    Attributes:
+        ids: Arrow array ``[n]``.
+        rows: int64 ``[k]``, ascending: the rows that the arrays below are about; the others are alone and stay.
+        cluster, copy_of, nearest: int64 ``[k]``, row numbers; -1 in the last two for none; ``copy_of`` of a row that is
+            near a reference is the reference's number.
+        copy_similarity, similarity: float64 ``[k]``.
+        kept: bool ``[k]``.
+        why: int8 ``[k]``, index into :data:`~divray.dedup.decide.REASONS`.
+        references: strings ``[m]``: ids of earlier rows, numbers of test texts.
+    """
+
+    ids: Any
+    rows: Numbers
+    cluster: Numbers
+    kept: npt.NDArray[np.bool_]
+    copy_of: Numbers
+    copy_similarity: npt.NDArray[np.float64]
+    nearest: Numbers
+    similarity: npt.NDArray[np.float64]
+    why: npt.NDArray[np.int8]
+    references: Any
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """bool ``[n]``, the rows that stay."""
+        stays = np.ones(len(self), bool)
+        stays[self.rows[~self.kept]] = False
+        return stays
+
+    def counts(self) -> dict[str, int]:
+        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (else near an earlier row)."""
+        _, sizes = np.unique(self.cluster, return_counts=True)
+        near = {"leaked": int((self.why == LEAKED).sum()), "known": int((self.why == KNOWN).sum())}
+        return {"rows": len(self), "kept": int(self.mask().sum()), "clusters": int((sizes > 1).sum()), **near}
+
+    def schema(self) -> pa.Schema:
+        named = [(name, self.ids.type) for name in ("id", "cluster", "nearest_id")]
+        return pa.schema([*named, ("similarity", pa.float64()), ("kept", pa.bool_()), ("reason", pa.string())])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The table of :func:`near_duplicate_clusters`, a slice of rows at a time."""
+        return (self._batch(start, min(start + _SLICE, len(self))) for start in range(0, len(self), _SLICE))
+
+    def _batch(self, start: int, stop: int) -> pa.RecordBatch:
+        part = slice(*np.searchsorted(self.rows, [start, stop]))
+        at = self.rows[part] - start
+
+        def whole(some: npt.NDArray[Any], alone: Any) -> npt.NDArray[Any]:
+            out = np.full(stop - start, alone, some.dtype)
+            out[at] = some[part]
+            return out
+
+        nearest, why = whole(self.nearest, -1), whole(self.why, ALONE)
+        columns = [
+            self.ids[start:stop],
+            self.ids.take(pa.array(whole(self.cluster, np.arange(start, stop)))),
+            self.ids.take(pa.array(nearest, mask=nearest < 0)),
+            pa.array(whole(self.similarity, 0), mask=nearest < 0),
+            pa.array(whole(self.kept, True)),
+            in_words(why, whole(self.copy_of, -1), whole(self.copy_similarity, 0), self.ids, self.references),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema())
 
 
 def judge(
@@ -114,27 +178,79 @@ def judge(
     ``earlier`` among them; ``where`` names the source in errors."""
     distinct = Distinct(rows)
     group, ids = _taken_in(batches, distinct, settings, where)
-    check_ids(ids, where, settings.id_column or "row")
+    _check_ids(ids, where, settings.id_column or "row")
     own = distinct.count
     known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
-    tests = [_groups(distinct, settings, columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
+    tests = [_groups(distinct, settings, _columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
     numbers = pa.array(np.arange(sum(map(len, tests)))).cast(pa.string())
-    sets = distinct.close()
+    sets, groups = distinct.close(), distinct.count
     pairs = near_duplicates(sets, settings.threshold, settings.method, own)
-    groups = distinct.count
+    names = [known_ids.cast(pa.string())]
     if index is not None:
-        digest = digest_of(settings, sets, group, known, *tests, text_hashes(ids.cast(pa.large_string())))
-        found, names = index.near(Shingles(sets.offsets[: own + 1], sets.values[: sets.offsets[own]]), digest, groups)
+        digest = digest_of(settings, sets, group, known, *tests, text_hashes(ids))
+        found, indexed = index.near(Shingles(sets.offsets[: own + 1], sets.values[: sets.offsets[own]]), digest, groups)
         pairs = Pairs(*(np.concatenate(both) for both in zip(pairs, found, strict=True)))
-        known = np.concatenate([known, np.arange(groups, groups + len(names), dtype=np.int32)])
-        known_ids = pa.concat_arrays([known_ids.cast(pa.string()), names])
-        groups += len(names)
-    names = pa.concat_arrays([known_ids.cast(pa.string()), numbers])
-    verdicts = verdicts_of(ids, group, pairs, groups, settings.rule, References(np.concatenate([known, *tests]), names, len(known)))
+        known = np.concatenate([known, np.arange(groups, groups + len(indexed), dtype=np.int32)])
+        names.append(indexed)
+        groups += len(indexed)
+    tested = np.concatenate([*tests, known[:0]])
+    verdicts = _decided(ids, group, pairs, groups, settings.rule, known, tested, pa.concat_arrays([*names, numbers]))
     if index is not None:
         stays = np.flatnonzero(verdicts.mask() & (group >= 0))
         index.put(digest, ids.take(pa.array(stays)), sets.take(group[stays].astype(np.int64)))
     return verdicts
+
+
+def _decided(
+    ids: Any, group: _Groups, pairs: Pairs, groups: int, rule: Rule, known: _Groups, tests: _Groups, names: pa.StringArray
+) -> Verdicts:
+    """What stays of rows that are given as groups of equal sets (-1 without text) and near pairs of groups.
+
+    No row stays that is near one of ``known`` or ``tests``, which are given by their groups and ``names``; pairs among them may lack.
+    """
+    reference, reference_similarity = np.full(groups + 1, -1), np.zeros(groups + 1)  # a last entry is what group -1, no text, finds
+    for start, texts in ((len(known), tests), (0, known)):
+        some = np.flatnonzero(texts >= 0)
+        place, similarity = nearest_given(texts[some], groups, pairs) if len(some) else (reference[:-1], reference_similarity[:-1])
+        named = np.flatnonzero((reference[:-1] < 0) & (place >= 0))
+        reference[named], reference_similarity[named] = start + some[place[named]], similarity[named]
+    gone = reference >= 0
+    if gone.any():
+        pairs = pairs.take(~(gone[pairs.left] | gone[pairs.right]))
+    met = np.append(np.bincount(group[group >= 0], minlength=groups) > 1, False)
+    met[pairs.left] = True
+    met[pairs.right] = True
+    met &= ~gone
+    gone[-1] = True
+    rows = np.flatnonzero((met | gone)[group])
+    home = group[rows]
+    inside = met[home]
+    number = np.cumsum(met) - 1
+    near, own = rows[inside], number[home[inside]]
+    pairs = Pairs(number[pairs.left], number[pairs.right], pairs.similarity)
+    by_id = ranks(ids.take(pa.array(near)))
+    made = decide(by_id, pairs, group=own, rule=rule)
+    preference = by_id + np.where(made.kept, 0, len(by_id))
+    nearest, similarity = nearest_items(own, preference, lambda order: best_of(len(order), *pairs, order))
+
+    def spread(found: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What was decided of the rows inside, and ``others`` for the rest."""
+        others[inside] = found
+        return others
+
+    outside = np.where(home < 0, NO_TEXT, np.where(reference[home] < len(known), KNOWN, LEAKED)).astype(np.int8)
+    return Verdicts(
+        ids,
+        rows,
+        cluster=spread(near[made.cluster], rows.copy()),
+        kept=spread(made.kept, home < 0),
+        copy_of=spread(np.where(made.copy_of >= 0, near[made.copy_of], -1), reference[home]),
+        copy_similarity=spread(made.copy_similarity, reference_similarity[home]),
+        nearest=spread(np.where(nearest >= 0, near[nearest], -1), np.full(len(rows), -1)),
+        similarity=spread(similarity, np.zeros(len(rows))),
+        why=spread(made.why, outside),
+        references=names,
+    )
 
 
 def _batches(source: Any) -> Iterable[pa.RecordBatch]:
@@ -149,7 +265,7 @@ def _taken_in(batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: D
     """Group and id of each row; its number where it has no other id; ids of no type where no batch came."""
     groups, names = [np.zeros(0, np.int32)], []
     for batch in batches:
-        texts, ids = columns_of(batch, settings, where)
+        texts, ids = _columns_of(batch, settings, where)
         groups.append(_groups(distinct, settings, texts))
         if ids is not None:
             names.append(ids if pa.types.is_integer(ids.type) else ids.cast(pa.large_string()))
@@ -168,12 +284,8 @@ def _groups(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> _Gr
     return group
 
 
-def columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str, with_ids: bool = True) -> tuple[pa.Array, pa.Array | None]:
-    """The texts, as ``large_string``, and the ids of a batch; ids are ``None`` where rows are numbered.
-
-    Raises:
-        InputError: a column is missing or of a wrong kind.
-    """
+def _columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str, with_ids: bool = True) -> tuple[pa.Array, pa.Array | None]:
+    """The texts, as ``large_string``, and the ids of a batch; ids are ``None`` where rows are numbered."""
     check_schema(batch.schema, settings, where, with_ids)
     texts = batch.column(settings.text_column)
     ids = batch.column(settings.id_column) if with_ids and settings.id_column is not None else None
@@ -181,31 +293,24 @@ def columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str, with_
 
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str, with_ids: bool = True) -> None:
-    """Are the text and id columns there, and of kinds that can be compared?
-
-    Raises:
-        InputError: says which is not.
-    """
-    wanted: list[tuple[str, tuple[Any, ...], str]] = [(settings.text_column, (_is_string,), "texts must be strings")]
+    """Raises InputError where the text or the id column is missing, or of a kind that can't be compared."""
+    wanted = [(settings.text_column, False, "texts must be strings")]
     if with_ids and settings.id_column is not None:
-        wanted.append((settings.id_column, (_is_string, pa.types.is_integer), "ids must be strings or integers"))
-    for name, kinds, rule in wanted:
+        wanted.append((settings.id_column, True, "ids must be strings or integers"))
+    for name, or_integer, rule in wanted:
         places = schema.get_all_field_indices(name)
         if len(places) != 1:
             problem = "no such column" if not places else "two columns of this name"
             raise InputError(where, name, problem, f"The columns are: {', '.join(schema.names)}.")
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(is_kind(kind) for is_kind in kinds):
+        strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        if not strings and not (or_integer and pa.types.is_integer(kind)):
             raise InputError(where, name, f"a column of {kind}; {rule}", "Name another column, or convert it.")
 
 
-def check_ids(ids: Any, where: str, name: str) -> None:
-    """Are ids distinct and none of them null?
-
-    Raises:
-        InputError: names the row, or the id that occurs twice.
-    """
+def _check_ids(ids: Any, where: str, name: str) -> None:
+    """Raises InputError where an id is null or occurs twice."""
     if not len(ids):
         return
     if ids.null_count:
@@ -225,7 +330,3 @@ def _decoded(column: pa.Array) -> pa.Array:
     if pa.types.is_string_view(kind.value_type):  # no kernel takes from these
         column = column.cast(pa.dictionary(kind.index_type, pa.large_string()))
     return column.dictionary_decode()
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.dedup.propose import Postings, Prefixes, band_keys, choose_bands, grown, postings, prefixes
+from divray.dedup.propose import Keys, band_keys, choose_bands, grown, prefix_keys
 from divray.dedup.shingle import Shingles
 from divray.errors import InputError
 
@@ -47,11 +47,11 @@ class Pairs(NamedTuple):
 
 
 def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", own: int | None = None) -> Pairs:
-    """All pairs of sets whose Jaccard similarity is at least ``threshold``.
+    """All pairs of sets whose Jaccard similarity is at least ``threshold``; precision is always 1.
 
-    Precision is 1 in either way.  ``exact`` is a prefix-filter join with recall 1; ``minhash`` compares what agrees in a band
-    and has an expected recall of 0.9999 at the threshold, and more above it.  ``auto`` is exact for up to :data:`EXACT_SETS`
-    sets and wherever the exact join is cheap, which is known beforehand and depends on the sets alone; else MinHash.
+    ``exact`` is a prefix-filter join with recall 1; ``minhash`` compares what agrees in a band and has an expected recall of 0.9999
+    at the threshold, and more above it.  ``auto`` is exact for up to :data:`EXACT_SETS` sets and wherever the exact join is cheap,
+    which is known beforehand and depends on the sets alone; else MinHash.
 
     Args:
         sets: ``n`` sets, none of them empty.  Fold equal ones first (:func:`divray.dedup.shingle.fold`): ``k`` of them are
@@ -70,11 +70,9 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
     if n < 2:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     if method != "minhash":
-        found = prefixes(sets, threshold)
-        posted = postings(found)
-        most = most_visits(n, method)
-        if most is None or posted.visits() <= most:
-            return _exact(sets, found, posted, threshold, own)
+        keys, most = prefix_keys(sets, threshold), most_visits(n, method)
+        if most is None or keys.visits() <= most:
+            return _exact(sets, keys, threshold, own)
     return _by_bands(sets, threshold, own)
 
 
@@ -90,11 +88,11 @@ def check_pairs(pairs: int, threshold: float) -> None:
         raise InputError("texts", "", problem, "Raise the threshold, or take out what most of the texts have in common.")
 
 
-def _exact(sets: Shingles, found: Prefixes, posted: Postings, threshold: float, own: int) -> Pairs:
+def _exact(sets: Shingles, keys: Keys, threshold: float, own: int) -> Pairs:
     """Compare the pairs that meet in a key, smaller sets first."""
     sizes = np.diff(sets.offsets)
     order = np.argsort(sizes.astype(np.uint16) if sizes.max(initial=0) < 1 << 16 else sizes, kind="stable")
-    left, right, similarity = _join(*sets, order, *found, *posted, own, threshold, MOST_PAIRS)
+    left, right, similarity = _join(*sets, order, *keys, own, threshold, MOST_PAIRS)
     check_pairs(len(left), threshold)
     return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
 
@@ -142,11 +140,11 @@ def jaccard(values, start_a, end_a, others, start_b, end_b, threshold):  # type:
 
 
 @njit(cache=True)
-def _join(offsets, values, order, key_offsets, keys, skipped, tokens, starts, own, threshold, most):  # type: ignore[no-untyped-def]
+def _join(offsets, values, order, key_offsets, skipped, tokens, starts, own, threshold, most):  # type: ignore[no-untyped-def]
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found, share = 0, threshold / (1.0 + threshold)
     heads, tails = starts.copy(), starts.copy()
-    posted, sizes, rests = np.empty(len(keys), np.int32), np.empty(len(keys), np.int32), np.empty(len(keys), np.int32)
+    posted, sizes, rests = np.empty(len(tokens), np.int32), np.empty(len(tokens), np.int32), np.empty(len(tokens), np.int32)
     seen = np.full(len(order), -1, np.int32)
     for i in order:
         size = offsets[i + 1] - offsets[i]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from divray.measures.diversity import diversity_of, vendi_score
+from divray.measures.diversity import diversity_of, semantic_pairs, vendi_score
 from divray.measures.overlap import max_rouge_l, self_bleu
-from divray.measures.semantic import semantic_pairs
 
 __all__ = ["diversity_of", "max_rouge_l", "self_bleu", "semantic_pairs", "vendi_score"]

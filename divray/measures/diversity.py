@@ -1,8 +1,7 @@
-"""How diverse a set of sentences is.
+"""How diverse a set of sentences is, and which of them are near in meaning.
 
-Counts and entropies of a set grow or shrink with its size: compare sets of one size.
-
-Nothing here depends on the order of the rows: they are sorted by text first.
+Counts and entropies of a set grow or shrink with its size: compare sets of one size.  No score depends on the order of the rows: they
+are sorted by text first.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from divray.dedup import Texts
+from divray.dedup import Pairs, Texts
+from divray.dedup.verify import check_pairs
+from divray.errors import InputError
 from divray.measures.overlap import Grams, Words, all_grams, max_rouge_l, self_bleu, words_of
 from divray.texts import strings_of
 
@@ -26,20 +27,24 @@ Vectors: TypeAlias = "npt.NDArray[Any] | csr_array"
 EXACT_PRODUCTS = 8192
 """Larger sets of float32 vectors are multiplied in float32."""
 
-_BLOCK = 4096
-
 SAMPLED_ROWS = 1024
 """From larger sets the scores that need all pairs (n-gram Vendi, ROUGE-L) take this many rows, drawn by a fixed seed."""
+
+BLOCK = 2048
+"""Rows and columns of a product, unless told otherwise."""
+
+_SLACK = 1e-5
+"""Above the error of a float32 product of unit vectors of some thousand components."""
 
 
 def vendi_score(vectors: Vectors) -> float:
     """Vendi score with the cosine kernel: the effective number of different items (Friedman and Dieng 2023, arXiv 2210.02410).
 
-    ``exp(-sum_i w_i ln w_i)`` over the eigenvalues ``w`` of ``K / n``, where ``K = X X^T``.  These are also those
-    of ``X^T X / n``, so the smaller of the two matrices is decomposed.
+    ``exp(-sum_i w_i ln w_i)`` over the eigenvalues ``w`` of ``X X^T / n``, which are also those of ``X^T X / n``: the smaller of the
+    two is decomposed.
 
     Args:
-        vectors: ``[n, d]``, dense or sparse, rows of unit length. From :data:`EXACT_PRODUCTS` rows of float32 on, the products are
+        vectors: ``[n, d]``, dense or sparse, rows of unit length. More than :data:`EXACT_PRODUCTS` rows of float32 are multiplied in
             float32, added up in float64 by blocks of rows: the score is then right to about six digits.
 
     Returns:
@@ -50,34 +55,19 @@ def vendi_score(vectors: Vectors) -> float:
         return 0.0
     if not isinstance(vectors, np.ndarray):
         gram = (vectors @ vectors.T if n <= d else vectors.T @ vectors).toarray()
-    elif n > d and n > EXACT_PRODUCTS and vectors.dtype == np.float32:
-        gram = _blocked_gram(vectors)
     else:
-        exact = vectors.astype(np.float64, copy=False)
-        gram = exact @ exact.T if n <= d else exact.T @ exact
+        exact = vectors.astype(np.float64, copy=False) if n <= max(d, EXACT_PRODUCTS) else vectors
+        blocks = (exact[start : start + 2 * BLOCK] for start in range(0, n, 2 * BLOCK))
+        gram = exact @ exact.T if n <= d else sum((block.T @ block for block in blocks), np.zeros((d, d)))
     weights = np.linalg.eigvalsh(gram / n)
     weights = weights[weights > 1e-12]
     return float(np.exp(-(weights * np.log(weights)).sum()))
 
 
-def _blocked_gram(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """``X^T X``; numpy computes half of a product with one's own transpose."""
-    gram = np.zeros((vectors.shape[1], vectors.shape[1]))
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK]
-        gram += block.T @ block
-    return gram
-
-
 def ngram_vectors(texts: Texts | Words, grams: Sequence[Grams] | None = None) -> csr_array:
     """Vectors whose inner products are the n-gram kernel: the mean cosine of the counts of words and of pairs of words.
 
-    Words are those of the lower-cased text split at white space.  A text without an n-gram of some size has
-    the text itself as its one n-gram.
-
-    Args:
-        texts: ``n`` sentences.
-        grams: ``all_grams(words, 2)`` where known already.
+    A text without an n-gram of some size has the text itself as its one n-gram.  ``grams`` are ``all_grams(words, 2)`` where known.
 
     Returns:
         float64 ``[n, d]``, sparse, rows of unit length.
@@ -99,10 +89,7 @@ def ngram_vectors(texts: Texts | Words, grams: Sequence[Grams] | None = None) ->
 
 
 def entropy(values: Texts) -> float:
-    """Shannon entropy of the frequencies of equal values, in nats: 0 for one value, ``ln n`` for ``n`` different ones, 0 for none.
-
-    Grows with the size of the set.
-    """
+    """Shannon entropy of the frequencies of equal values, in nats: 0 for one value, ``ln n`` for ``n`` different ones, 0 for none."""
     counts = np.array(sorted(Counter(strings_of(values)).values()), np.float64)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum()) + 0.0
@@ -119,9 +106,7 @@ def mean_cosine(vectors: npt.NDArray[Any]) -> float | None:
 
 
 def diversity_of(
-    texts: Texts,
-    embeddings: npt.NDArray[np.float32] | None = None,
-    patterns: Texts | None = None,
+    texts: Texts, embeddings: npt.NDArray[np.float32] | None = None, patterns: Texts | None = None
 ) -> dict[str, float | int | None]:
     """All scores of one set of sentences, to six decimals.
 
@@ -145,18 +130,18 @@ def diversity_of(
     order = sorted(range(len(texts)), key=lambda row: (texts[row], bytes(ties[row])))
     texts = [texts[row] for row in order]
     grams = all_grams(words := words_of(texts), 4)
-    vectors = ngram_vectors(words, grams)
+    drawn = _drawn(len(texts), SAMPLED_ROWS)
     scores: dict[str, float | None] = {
-        "vendi_ngram": vendi_score(vectors[_drawn(len(texts), SAMPLED_ROWS)]),
+        "vendi_ngram": vendi_score(ngram_vectors(words, grams)[drawn]),
         "vendi_embedding": None,
         "mean_cosine": None,
-        "self_bleu": float(self_bleu(words, grams=grams).mean()) if len(texts) > 1 else None,
+        "self_bleu": None,
         "rouge_l": None,
         "pattern_entropy": entropy(patterns) if patterns is not None and len(patterns) else None,
     }
     if len(texts) > 1:
-        drawn = words_of([texts[row] for row in _drawn(len(texts), SAMPLED_ROWS)])
-        scores["rouge_l"] = float(max_rouge_l(drawn).mean())
+        scores["self_bleu"] = float(self_bleu(words, grams=grams).mean())
+        scores["rouge_l"] = float(max_rouge_l([texts[row] for row in drawn]).mean())
     scores |= {f"distinct_{n}": some.distinct / max(len(some.ids), 1) for n, some in enumerate(grams[:3], start=1)}
     if embeddings is not None and len(texts):
         found: npt.NDArray[Any] = np.asarray(embeddings, np.float32 if len(texts) > EXACT_PRODUCTS else np.float64)[order]
@@ -170,3 +155,48 @@ def _drawn(n: int, size: int) -> npt.NDArray[np.int64]:
     if n <= size:
         return np.arange(n)
     return np.sort(np.argsort(np.random.Generator(np.random.PCG64(0)).random(n), kind="stable")[:size])
+
+
+def semantic_pairs(embeddings: npt.NDArray[np.floating[Any]], threshold: float, block: int = BLOCK) -> Pairs:
+    """All pairs ``left < right`` of rows whose cosine is at least ``threshold``; exact (recall and precision 1).
+
+    The time is about ``n^2 d`` operations, a minute a core for 100,000 rows of 384; memory beyond the result is ``block^2`` floats.
+    Products in float32 only propose; what is reported is computed anew in float64.
+
+    Args:
+        embeddings: ``[n, d]``, rows of unit length.
+        threshold: In (-1, 1].
+        block: Rows and columns of a product.
+
+    Raises:
+        InputError: The threshold is out of range, the vectors are not of unit length, or there are
+            :data:`~divray.dedup.verify.MOST_PAIRS` pairs or more.
+    """
+    if not -1 < threshold <= 1:
+        raise InputError("semantic", "threshold", f"{threshold} is not in (-1, 1]", "Give e.g. 0.9.")
+    vectors = np.ascontiguousarray(embeddings, np.float32)
+    if not np.allclose(np.einsum("ij,ij->i", vectors, vectors), 1, atol=1e-3):
+        raise InputError("semantic", "embeddings", "a row is not of unit length", "Divide each row by its length.")
+    parts, pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))], 0
+    for top in range(0, len(vectors), block):
+        for start in range(top, len(vectors), block):
+            left, right = np.nonzero(vectors[top : top + block] @ vectors[start : start + block].T >= threshold - _SLACK)
+            above = left + top < right + start
+            left, right = left[above] + top, right[above] + start
+            cosine = cosines(vectors, left, vectors, right)
+            near = cosine >= threshold
+            pairs += int(near.sum())
+            check_pairs(pairs, threshold)
+            parts.append((left[near], right[near], cosine[near]))
+    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def cosines(
+    vectors: npt.NDArray[np.float32], left: npt.NDArray[np.int64], others: npt.NDArray[np.float32], right: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Of row ``left[i]`` of ``vectors`` and row ``right[i]`` of ``others``, in float64."""
+    out = np.empty(len(left))
+    for start in range(0, len(left), BLOCK):
+        some = slice(start, start + BLOCK)
+        out[some] = (vectors[left[some]].astype(np.float64) * others[right[some]]).sum(axis=1)
+    return out

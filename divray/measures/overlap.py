@@ -59,11 +59,7 @@ class Grams(NamedTuple):
 
 
 def words_of(texts: Texts) -> Words:
-    """The words of the lower-cased texts, split at white space.
-
-    Raises:
-        InputError: a text is null.
-    """
+    """The words of the lower-cased texts, split at white space; InputError where a text is null."""
     split = [text.lower().split() for text in strings_of(texts)]
     offsets = np.zeros(len(split) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, split), np.int64, len(split)), out=offsets[1:])
@@ -100,24 +96,16 @@ def self_bleu(texts: Texts | Words, size: int = 4, grams: list[Grams] | None = N
     BLEU is that of Papineni et al. (2002) with uniform weights over n-grams of 1 to ``size`` words, the closest other
     length as reference length (the shorter of two equally close), and :data:`SMOOTHING` for the numerators that are 0;
     a sentence that shares no word with another has 0.  A match is clipped at the n-gram's largest count in any one
-    *other* sentence.  That is its largest count in the set, or the second largest for the sentence that holds the
-    largest alone, so two numbers an n-gram make the whole index and the result is exact in time linear in the words
-    (but for sorting).
+    *other* sentence: its largest count in the set, or the second largest for the sentence that holds the largest alone.
+    So the result is exact in time linear in the words (but for sorting).
 
-    Args:
-        texts: ``n`` sentences, in a sequence or an Arrow column; none of them null.
-        size: Longest n-gram.
-        grams: ``all_grams(words, size)`` where known already.
-
-    Returns:
-        float64 ``[n]`` in [0, 1]; all 0 for fewer than two sentences.
+    ``grams`` are ``all_grams(words, size)`` where known already.  Float64 ``[n]`` in [0, 1], all 0 for fewer than two sentences.
     """
     words = texts if isinstance(texts, Words) else words_of(texts)
     n, lengths = len(words), words.lengths
     if n < 2:
         return np.zeros(n)
-    logarithm = np.zeros(n)
-    sharing = np.zeros(n, bool)
+    logarithm, sharing = np.zeros(n), np.zeros(n, bool)
     for order, some in enumerate((grams or all_grams(words, size))[:size], start=1):
         matches = np.bincount(*_clipped(some), minlength=n)
         if order == 1:
@@ -153,10 +141,7 @@ def max_rouge_l(texts: Texts | Words) -> npt.NDArray[np.float64]:
     """The largest ROUGE-L F1 of each sentence with any of the others (Lin 2004; as a filter: Wang et al. 2023, arXiv 2212.10560).
 
     ``F1 = 2 l / (a + b)`` for two sentences of ``a`` and ``b`` words whose longest common subsequence has ``l``.
-    The time is quadratic in the number of sentences.
-
-    Returns:
-        float64 ``[n]`` in [0, 1]; all 0 for fewer than two sentences.
+    Float64 ``[n]`` in [0, 1], all 0 for fewer than two sentences; the time is quadratic in their number.
     """
     words = texts if isinstance(texts, Words) else words_of(texts)
     return _max_rouge_l(words.offsets, words.ids, ROUGE_WORDS)

@@ -1,37 +1,38 @@
-"""The second LLM as a judge (``correctness.llm``): how likely its first word is yes, asked whether a sentence says its relation.
+"""What LLMs say of sentences: how likely one is, token by token, and whether it says its relation.
 
-Never its free text: label probabilities, from a model on this machine or from a server.
+An answer is the odds of the first word, yes against no, never free text: from a model on this machine or from a server.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from divray.config import Config
 from divray.engines.face import ENDPOINT
 from divray.errors import EngineError
+from divray.models import local_model
 from divray.relations import Example, Relation, render_marked
-from divray.scoring.likelihood import Likelihood
 from divray.sections import EndpointConfig
 
 SHOWN = 6
-"""Right seeds before a question, at most, and as many wrong ones."""
+"""Seeds before a sentence, at most; before a question as many wrong ones as well."""
 
+BATCH_TOKENS = 1536
+"""Tokens in a batch without the prefix; bounds the memory of the scores of a large vocabulary."""
 
-class Answerer(Protocol):
-    """Who says how likely a yes is."""
-
-    def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
-        """Log-odds of `` yes`` over `` no`` after ``prefix`` and each question, in nats."""
-        ...
+_TOP = 20
+"""Alternatives of the first token that are asked for: what vLLM gives at most."""
+_UNSEEN = math.log(1e-4)
+"""For an answer that is not among them."""
 
 
 def answerer_of(config: Config, device: str) -> Answerer | None:
@@ -50,31 +51,39 @@ def ask(
     examples: Sequence[Example],
     without: Sequence[Example] | None = None,
 ) -> np.ndarray:
-    """Log-odds of yes for each example, float64 ``[n]``, three decimals; those of one relation share what they are asked after.
+    """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
-    Args:
-        answerer: Who is asked.
-        relations: All that examples may have.
-        seeds: Examples of these relations.
-        examples: What is asked about.
-        without: For each example a seed that is not shown (itself, where seeds are asked about); default: all may be.
+    Seeds of its relation and of others are shown before it, but not that ``without`` (itself, where seeds are asked about).
+    ``relations`` are all that seeds and examples may have.
     """
     named = {relation.name: relation for relation in relations}
-    shown: dict[str, list[Example]] = {name: [seed for seed in seeds if seed.relation == name] for name in named}
-    asked: dict[str, list[int]] = defaultdict(list)
+    of_relation = {name: [seed for seed in seeds if seed.relation == name] for name in named}
+
+    def prefix(name: str, right: list[Example]) -> str:
+        lines = [f"Does the sentence say that this holds? {named[name].description}\n\n"]
+        for pair in zip(right, _wrong(named, of_relation, name, right), strict=True):
+            lines += [f"Sentence: {render_marked(one)}\nAnswer: {answer}\n\n" for one, answer in zip(pair, ("yes", "no"), strict=True)]
+        return "".join(lines)
+
+    found = np.zeros(len(examples))
+    for before, rows in by_prefix(prefix, seeds, examples, without):
+        found[rows] = answerer.answers(before, [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
+    return found.round(3)
+
+
+def by_prefix(
+    prefix: Callable[[str, list[Example]], str],
+    seeds: Sequence[Example],
+    examples: Sequence[Example],
+    without: Sequence[Example] | None = None,
+) -> list[tuple[str, list[int]]]:
+    """The rows of examples that have the same text before them: ``prefix`` of their relation and its first :data:`SHOWN` seeds."""
+    found: dict[str, list[int]] = defaultdict(list)
     left: Sequence[Example | None] = without or [None] * len(examples)
     for row, (example, left_out) in enumerate(zip(examples, left, strict=True)):
-        right = [seed for seed in shown[example.relation] if seed != left_out][:SHOWN]
-        wrong = _wrong(named, shown, example.relation, right)
-        lines = [f"Does the sentence say that this holds? {named[example.relation].description}\n\n"]
-        for pair in zip(right, wrong, strict=True):
-            lines += [f"Sentence: {render_marked(one)}\nAnswer: {answer}\n\n" for one, answer in zip(pair, ("yes", "no"), strict=True)]
-        asked["".join(lines)].append(row)
-    found = np.zeros(len(examples))
-    for prefix in sorted(asked):
-        rows = asked[prefix]
-        found[rows] = answerer.answers(prefix, [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
-    return found.round(3)
+        shown = [seed for seed in seeds if seed.relation == example.relation and seed != left_out][:SHOWN]
+        found[prefix(example.relation, shown)].append(row)
+    return sorted(found.items())
 
 
 def _wrong(named: dict[str, Relation], shown: dict[str, list[Example]], name: str, right: list[Example]) -> list[Example]:
@@ -87,18 +96,83 @@ def _wrong(named: dict[str, Relation], shown: dict[str, list[Example]], name: st
     return [shown[others[min(1, len(others) - 1)]][0] if n % 2 and others else seed for n, seed in enumerate(exchanged)]
 
 
-_TOP = 20
-"""Alternatives of the first token that are asked for: what vLLM gives at most."""
-_UNSEEN = math.log(1e-4)
-"""For an answer that is not among them."""
+class Likelihood:
+    """A causal LLM that reads; ``reference`` is one that :func:`divray.models.local_model` understands."""
+
+    def __init__(self, reference: str, device: str = "cpu") -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = local_model(reference)
+        self.device = device
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model: Any = model.to(device).eval()
+
+    def log_probabilities(self, prefix: str, leads: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:
+        """Log-probability of each token of every text after ``prefix`` and its lead, float64 ``[tokens]`` in nats.
+
+        Args:
+            prefix: What all begin with; ends where a token ends, such as after a newline.
+            leads: What stands before each text and is only read.
+            texts: Begin where a token does.
+        """
+        before = [self.tokenizer(lead, add_special_tokens=False).input_ids for lead in leads]
+        encoded = [lead + self.tokenizer(text, add_special_tokens=False).input_ids for lead, text in zip(before, texts, strict=True)]
+        found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        for row, scores in self._scores(prefix, encoded, [len(lead) for lead in before]):
+            wanted = scores.new_tensor(encoded[row][len(before[row]) :], dtype=int)
+            found[row] = scores[:-1].gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
+        return found
+
+    def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
+        """Log-odds of `` yes`` over `` no`` after ``prefix`` and each question, in nats."""
+        yes, no = (self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in (" yes", " no"))
+        encoded = [self.tokenizer(question, add_special_tokens=False).input_ids for question in questions]
+        found = [0.0] * len(questions)
+        for row, scores in self._scores(prefix, encoded, [len(ids) for ids in encoded]):
+            found[row] = float(scores[-1, yes] - scores[-1, no])
+        return found
+
+    def _scores(self, prefix: str, encoded: Sequence[list[int]], starts: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Each row with the log-probabilities ``[n - start + 1, vocabulary]`` of what may stand at its places from ``start`` to ``n``."""
+        import torch
+
+        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
+        with torch.inference_mode():
+            ids = torch.tensor([self.tokenizer(prefix).input_ids], device=self.device)
+            # The last token of the prefix is read again, since it predicts the first one of a text without a lead.
+            cache = self.model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+            for rows in _batches(order, [len(tokens) + 1 for tokens in encoded]):
+                width = max(len(encoded[row]) for row in rows) + 1
+                block = torch.full((len(rows), width), int(ids[0, -1]), device=self.device)
+                mask = torch.zeros((len(rows), ids.shape[1] - 1 + width), dtype=torch.long, device=self.device)
+                for place, row in enumerate(rows):
+                    block[place, 1 : len(encoded[row]) + 1] = torch.tensor(encoded[row], device=self.device)
+                    mask[place, : ids.shape[1] + len(encoded[row])] = 1
+                past = copy.deepcopy(cache)
+                past.batch_repeat_interleave(len(rows))
+                first = min(starts[row] for row in rows)
+                output = self.model(block, attention_mask=mask, past_key_values=past, logits_to_keep=width - first)
+                for place, row in enumerate(rows):
+                    kept = output.logits[place, starts[row] - first : len(encoded[row]) + 1 - first]
+                    yield row, kept.float().log_softmax(-1)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of similar length, at most :data:`BATCH_TOKENS` with the padding."""
+    batches: list[list[int]] = []
+    for row in order:
+        if batches and (len(batches[-1]) + 1) * lengths[row] <= BATCH_TOKENS:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
 
 
 class ServerAnswers:
-    """Answers of the server that ``engine.endpoint`` names.
-
-    Args:
-        settings: Its address, model and limits; the key comes from the process's environment.
-    """
+    """Answers of the server that ``engine.endpoint`` names; the key comes from the process's environment."""
 
     def __init__(self, settings: EndpointConfig) -> None:
         from openai import OpenAI
@@ -121,20 +195,14 @@ class ServerAnswers:
 
         asked: Any = [{"role": "user", "content": f"{prompt}\nSay only yes or no."}]
         try:
-            response: Any = self.client.chat.completions.create(
-                model=self.settings.model,
-                messages=asked,
-                max_tokens=1,
-                temperature=0,
-                logprobs=True,
-                top_logprobs=_TOP,
-            )
+            how: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
+            response: Any = self.client.chat.completions.create(model=self.settings.model, messages=asked, **how)
             top = response.choices[0].logprobs.content[0].top_logprobs
         except (APIError, AttributeError, IndexError, TypeError) as error:
             raise EngineError(f"{self.settings.url} gave no label probabilities ({type(error).__name__}: {error})") from error
-        return self._mass(top, "yes") - self._mass(top, "no")
+        yes, no = (sum(math.exp(one.logprob) for one in top if one.token.strip().casefold() == word) for word in ("yes", "no"))
+        return (math.log(yes) if yes else _UNSEEN) - (math.log(no) if no else _UNSEEN)
 
-    @staticmethod
-    def _mass(top: Sequence[Any], word: str) -> float:
-        mass = sum(math.exp(one.logprob) for one in top if one.token.strip().casefold() == word)
-        return math.log(mass) if mass else _UNSEEN
+
+Answerer: TypeAlias = Likelihood | ServerAnswers
+"""Who says how likely a yes is."""

@@ -14,7 +14,6 @@ It runs after the selection, and so on the selected samples alone.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,13 +25,11 @@ from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.prompts.record import as_lines, labels
 from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
+from divray.scoring.answers import Likelihood, by_prefix
 from divray.scoring.judge import AUDIT, weights
-from divray.scoring.likelihood import Likelihood
 from divray.scoring.stage import encoders
 
 SIGNALS = ("sentence", "stumble", "passed")
-SHOWN = 6
-"""Seed records before a sentence, at most."""
 _HARDEST, _BATCH = 3, 256
 
 
@@ -45,40 +42,29 @@ def readings(
 ) -> np.ndarray:
     """``sentence`` and ``stumble`` of each example, not yet less the seeds', float64 ``[n, 2]``, three decimals.
 
-    Args:
-        likelihood: The LLM.
-        relations: All that examples may have.
-        seeds: Examples of these relations.
-        examples: What is read.
-        without: For each example a seed that is not shown (itself, where seeds are read); default: all may be.
+    The arguments are those of :func:`divray.scoring.answers.ask`.
     """
     named = {relation.name: relation for relation in relations}
-    under: dict[str, list[int]] = defaultdict(list)
-    left: Sequence[Example | None] = without or [None] * len(examples)
-    for row, (example, left_out) in enumerate(zip(examples, left, strict=True)):
-        relation = named[example.relation]
-        shown = [seed for seed in seeds if seed.relation == example.relation and seed != left_out][:SHOWN]
-        records = "".join(f"{as_lines(relation, seed)}\n\n" for seed in shown)
-        under[f"Relation: {relation.name}\nMeaning: {relation.description}\n\n{records}"].append(row)
+
+    def prefix(name: str, shown: list[Example]) -> str:
+        records = "".join(f"{as_lines(named[name], seed)}\n\n" for seed in shown)
+        return f"Relation: {name}\nMeaning: {named[name].description}\n\n{records}"
+
     found = np.zeros((len(examples), 2))
-    for prefix in sorted(under):
-        rows = under[prefix]
+    for before, rows in by_prefix(prefix, seeds, examples, without):
         leads = []
         for row in rows:
             head, tail, sentence = labels(named[examples[row].relation])
             leads.append(f"{head} {examples[row].head_text}\n{tail} {examples[row].tail_text}\n{sentence}")
-        for row, terms in zip(rows, likelihood.log_probabilities(prefix, leads, [f" {examples[row].text}" for row in rows]), strict=True):
+        for row, terms in zip(rows, likelihood.log_probabilities(before, leads, [f" {examples[row].text}" for row in rows]), strict=True):
             found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean()
     return found.round(3)
 
 
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
-    """Sample id -> the audit's probability that the sample is right.
+    """Sample id -> the probability that it is right, as the LLM ``correctness.reader`` sees it.
 
-    Args:
-        config: ``correctness.reader`` names the LLM; its actors are the ``score`` stage's.
-        run: Where the relations and the seeds are.
-        rows: Columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
+    ``rows`` have the columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
     """
     import ray.data
 

@@ -1,4 +1,4 @@
-"""One sentence under two labels: a labelling conflict.
+"""What must not stand in a data set together: one sentence under two labels, and a sentence beside one that it is tested on.
 
 Two rows are in conflict where their labels differ and they say the same of the same entities:
 
@@ -10,6 +10,11 @@ Two rows are in conflict where their labels differ and they say the same of the 
 The third condition is what tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one sentence with
 the marks exchanged: that is two facts, and in a long sentence the masks alone weigh too little to show it.
 A table without spans is compared by its texts alone.
+
+A round is looked at as a whole, in one task that holds its texts (not its embeddings) in memory.  What is dropped here stays out of
+the deduplication, so that it displaces nothing.  Of two samples of one round in conflict neither is known to be right, and both are
+dropped; a seed, or a sample of an earlier round, was there before and stays.  A sample that fell out by a conflict keeps later ones
+out in its turn.
 """
 
 from __future__ import annotations
@@ -19,13 +24,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from divray.dedup import Pairs, Shingles, best_of, fold, near_duplicates, ranks
+from divray.config import Config
+from divray.dedup import Pairs, best_of, fold, near_duplicates, nearest_given, ranks
 from divray.errors import InputError
+from divray.run_folder import SEEDS, TEST, Round, RunFolder
+from divray.scan import batches
+from divray.schemas import NAIVE, SCORES
 from divray.sections import DiversityConfig
-from divray.texts import SPANS, checked, compared_texts, configured_shingles, strings_of
+from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles, strings_of
 
 Codes = npt.NDArray[np.int64]
+
+TEST_PREFIX = "test:"
+"""``nearest_id`` of a sample near the test set starts so."""
+
+MARKS = pa.schema(
+    [
+        *(SCORES.field(name) for name in ("candidate_id", "conflict", "conflict_relation")),
+        pa.field("conflict_similarity", pa.float64()),
+        SCORES.field("near_test"),
+        pa.field("near_test_similarity", pa.float64()),
+    ]
+)
+"""What :func:`across_relations` finds of a sample."""
+
+_COMPARED = ["candidate_id", "relation", "text", *SPANS]
 
 
 def label_conflicts(
@@ -50,7 +75,10 @@ def label_conflicts(
     wanted = [identity, label, "text", *(SPANS if marked else ())]
     given = [(part, where) for part, where in ((table, "table"), (known, "known")) if part is not None]
     parts = [checked(part, where, identity, label, marked).select(wanted).replace_schema_metadata() for part, where in given]
-    rows = _stacked(parts, identity)
+    parts = [part for part in parts if part.num_rows] or parts[:1]
+    if len({pa.types.is_integer(part.schema.field(identity).type) for part in parts}) > 1:
+        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
+    rows = pa.concat_tables(parts, promote_options="permissive")
     new = np.arange(rows.num_rows) < table.num_rows
     sets, first, group = fold(configured_shingles(rows["text"], config))
     labels = _codes(rows[label])
@@ -58,10 +86,10 @@ def label_conflicts(
     pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, table.num_rows)))
     left, right, similarity = _crossings(pairs, group[items], labels[items], new[items])
     if marked:
-        same = _same_roles(rows, items[left], items[right])
-        left, right, similarity = left[same], right[same], similarity[same]
-        same = _near_masked(rows, config, items[left], items[right])
-        left, right, similarity = left[same], right[same], similarity[same]
+        for agree in (_same_roles, _near_masked):
+            involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
+            same = agree(rows.take(pa.array(involved)), config, *np.split(places, 2))
+            left, right, similarity = left[same], right[same], similarity[same]
     by_id = ranks(rows[identity])
     preference = np.argsort(np.lexsort((by_id[items], new[items])))
     other, best = best_of(len(items), left, right, similarity, preference)
@@ -76,18 +104,8 @@ def label_conflicts(
     return pa.table(made).combine_chunks().sort_by(identity)
 
 
-def _stacked(parts: list[pa.Table], identity: str) -> pa.Table:
-    kinds = {pa.types.is_integer(part.schema.field(identity).type) for part in parts if part.num_rows}
-    if len(kinds) > 1:
-        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
-    return pa.concat_tables([part for part in parts if part.num_rows] or parts[:1], promote_options="permissive")
-
-
 def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], identity: str, marked: bool) -> tuple[Codes, Codes]:
-    """Rows that differ in nothing that matters here are one item: ``(item of each row, a row of each item)``.
-
-    A known row, then the one with the smallest id, stands for its item; a new row is never one item with a known one.
-    """
+    """Rows that differ in nothing that matters here are one item: ``(item of each row, its row with the smallest id)``."""
     keys = [group, labels, new.astype(np.int64)]
     if marked:
         spans = [rows[name].to_numpy() for name in SPANS]
@@ -113,7 +131,7 @@ def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bo
     order = np.argsort(group, kind="stable")
     groups = int(group.max(initial=-1)) + 1
     counts = np.bincount(group, minlength=groups)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    starts = np.cumsum(counts) - counts
     lowest, highest = np.full(groups, len(labels)), np.full(groups, -1)
     np.minimum.at(lowest, group, labels)
     np.maximum.at(highest, group, labels)
@@ -131,38 +149,137 @@ def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bo
     return left[wanted], right[wanted], similarity[pair][wanted]
 
 
-def _same_roles(rows: pa.Table, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
-    involved, places = np.unique(np.append(left, right), return_inverse=True)
-    some = rows.select(["text", *SPANS]).take(pa.array(involved))
-    texts, spans = strings_of(some["text"]), (some[name].to_pylist() for name in SPANS)
-    entities = [(_words(text[a:b]), _words(text[c:d])) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+def _same_roles(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+    texts, spans = strings_of(rows["text"]), (rows[name].to_pylist() for name in SPANS)
+    entities = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
     same = np.zeros(len(left), bool)
-    for number, (a, b) in enumerate(zip(places[: len(left)], places[len(left) :], strict=True)):
+    for number, (a, b) in enumerate(zip(left, right, strict=True)):
         (head_a, tail_a), (head_b, tail_b) = entities[a], entities[b]
         heads, tails = len(head_a & head_b), len(tail_a & tail_b)
         same[number] = bool(heads and tails) and heads + tails > len(head_a & tail_b) + len(tail_a & head_b)
     return same
 
 
-def _words(entity: str) -> set[str]:
-    return set(entity.lower().split())
-
-
 def _near_masked(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
-    involved, places = np.unique(np.append(left, right), return_inverse=True)
-    texts = compared_texts(rows.take(pa.array(involved)), mask=True)
-    similarity = pairwise_jaccard(configured_shingles(texts, config), places[: len(left)], places[len(left) :])
-    return similarity >= config.threshold
-
-
-def pairwise_jaccard(shingles: Shingles, left: Codes, right: Codes) -> npt.NDArray[np.float64]:
-    """Jaccard similarity of the sets ``left[i]`` and ``right[i]``, float64 of their length."""
     from scipy.sparse import csr_array
 
     if not len(left):
-        return np.zeros(0)
+        return np.zeros(0, bool)
+    shingles = configured_shingles(compared_texts(rows, mask=True), config)
     distinct, columns = np.unique(shingles.values, return_inverse=True)
     sets = csr_array((np.ones(len(columns)), columns, shingles.offsets), shape=(len(shingles), len(distinct)))
-    shared = np.asarray((sets[left] * sets[right]).sum(axis=1))
-    sizes = np.diff(shingles.offsets)
-    return shared / (sizes[left] + sizes[right] - shared)
+    shared, sizes = np.asarray((sets[left] * sets[right]).sum(axis=1)), np.diff(shingles.offsets)
+    return shared / (sizes[left] + sizes[right] - shared) >= config.threshold
+
+
+def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
+    """The rows of ``table`` that are near-duplicates of a row of ``reference``, such as a test set, under whatever label.
+
+    A guard errs on the safe side: near are rows whose texts are, and, with ``config.mask_entities`` and spans in
+    both tables, also those whose texts are once head and tail are masked.
+
+    Returns:
+        Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then of the smallest) and ``similarity``
+        (the larger of the two); sorted, near rows only.
+
+    Raises:
+        InputError: A column is missing or of a wrong kind, a text or id is null, or the threshold is out of range.
+    """
+    marked = config.mask_entities and set(SPANS) <= set(table.column_names) & set(reference.column_names)
+    table = checked(table, "table", "candidate_id", spans=marked)
+    reference = checked(reference, "reference", "example_id", spans=marked).sort_by("example_id")
+    m = reference.num_rows
+    nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
+    for mask in (False, True) if marked else (False,):
+        # The reference comes first, so that rows of the table are not compared with each other.
+        sets, first, group = fold(configured_shingles(compared_texts(reference, mask) + compared_texts(table, mask), config))
+        pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, m)))
+        places, values = (found[group[m:]] for found in nearest_given(group[:m], len(sets), pairs))
+        better = (places >= 0) & ((values > best) | (values == best) & (places < nearest))
+        nearest[better], best[better] = places[better], values[better]
+    near = np.flatnonzero(nearest >= 0)
+    made = {
+        "candidate_id": table["candidate_id"].take(pa.array(near)),
+        "near": reference["example_id"].take(pa.array(nearest[near])),
+        "similarity": pa.array(best[near], pa.float64()),
+    }
+    return pa.table(made).combine_chunks().sort_by("candidate_id")
+
+
+def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.Table:
+    """Labelling conflicts of the round's samples, with each other and with what was there before, and samples near the test set.
+
+    Returns:
+        :data:`MARKS`, sorted by ``candidate_id``; only rows that have a conflict or come near a test sentence.
+    """
+    run = RunFolder(uri)
+    if not run.files(embedded, ".parquet"):
+        return MARKS.empty_table()
+    rows = run.read_table(embedded, [*_COMPARED, "strategy"])
+    seeds = run.read_table(SEEDS)
+    names = pa.array([SEED_PREFIX + name for name in seeds["example_id"].to_pylist()], pa.string())
+    known = [seeds.append_column("candidate_id", names).select(_COMPARED)]
+    is_naive = pc.equal(rows["strategy"], NAIVE)
+    found = [label_conflicts(rows.filter(is_naive).select(_COMPARED), config.diversity, known[0])]
+    stayed = (pc.field("unique") | (pc.field("conflict") != "")) & (pc.field("strategy") != NAIVE)
+    if earlier := list(batches(run, score_tables(round), _COMPARED, stayed)):
+        known.append(pa.Table.from_batches(earlier))
+    found.append(label_conflicts(rows.filter(pc.invert(is_naive)).select(_COMPARED), config.diversity, pa.concat_tables(known)))
+    conflicts = pa.concat_tables(found).rename_columns(MARKS.names[:4])
+    near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
+    if config.diversity.guard_test:
+        near = near_reference(rows, run.read_table(TEST), config.diversity).rename_columns(near.column_names)
+    return conflicts.join(near, "candidate_id", join_type="full outer").sort_by("candidate_id").select(MARKS.names).cast(MARKS)
+
+
+def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
+    """``rows`` with the columns of :data:`MARKS`, ``""`` and 0 where there is nothing."""
+    places = pc.index_in(rows["candidate_id"], value_set=marks["candidate_id"].combine_chunks())
+    for field in list(MARKS)[1:]:
+        empty = "" if field.type == pa.string() else 0.0
+        rows = rows.append_column(field, pc.fill_null(marks[field.name].combine_chunks().take(places), empty))
+    return rows
+
+
+def barred(rows: pa.Table) -> pa.ChunkedArray:
+    """Which of the :func:`marked` rows are dropped."""
+    return pc.or_(pc.not_equal(rows["near_test"], ""), pc.not_equal(rows["conflict"], ""))
+
+
+def dropped(rows: pa.Table) -> pa.Table:
+    """Rows that stay out of the deduplication, with its columns."""
+    found = []
+    for row in rows.select(MARKS.names).to_pylist():
+        if row["near_test"]:
+            found.append((TEST_PREFIX + row["near_test"], row["near_test_similarity"], f"near test example {row['near_test']}"))
+        else:
+            said = f"labelling conflict with {row['conflict']} under {row['conflict_relation']}"
+            found.append((row["conflict"], row["conflict_similarity"], said))
+    return _with_decision(rows, found)
+
+
+def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
+    """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
+    near = near_reference(rows, seeds, settings.model_copy(update={"threshold": settings.seed_threshold}))
+    rows = rows.filter(pc.is_in(rows["candidate_id"], near["candidate_id"].combine_chunks())).sort_by("candidate_id")
+    named = [(SEED_PREFIX + row["near"], row["similarity"]) for row in near.to_pylist()]
+    return _with_decision(rows, [(name, similarity, f"near copy of {name}") for name, similarity in named])
+
+
+def _with_decision(rows: pa.Table, found: list[tuple[str, float, str]]) -> pa.Table:
+    """Dropped rows; of each what it is near, how much so, and why it goes."""
+    values = {
+        "cluster": rows["candidate_id"].to_pylist(),
+        "nearest_id": [name for name, *_ in found],
+        "similarity": [similarity for _, similarity, _ in found],
+        "unique": [False] * len(found),
+        "reason": [f"{reason} ({similarity:.2f})" for _, similarity, reason in found],
+    }
+    for name, column in values.items():
+        rows = rows.append_column(name, pa.array(column, SCORES.field(name).type))
+    return rows
+
+
+def score_tables(rounds: int) -> list[str]:
+    """The score tables of the rounds before ``rounds``."""
+    return [Round.of(number).scores for number in range(rounds)]

@@ -4,7 +4,7 @@ It is a logistic regression on signals that mean the same for every task: each i
 seeds, every seed judged without itself.  Its weights come from sentences that language-model agents read
 (``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.
 
-The signals come from the features of the spans (:mod:`divray.scoring.judging`) by linear discriminant analysis of seeds and
+The signals come from the features of the spans (:class:`SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
 
 ============  ===============================================================================
@@ -25,16 +25,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from divray.config import Config
+from divray.embeddings import Encoder
+from divray.models import local_model
 from divray.relations import Example, Relation
-from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
+from divray.scoring.answers import answerer_of, ask
+from divray.spans import (
+    BLOCKS,
+    FEATURE_GRID,
+    WEIGHT_GRID,
+    Batch,
+    Discriminant,
+    collate,
+    discriminant,
+    encode_spans,
+    exchanged,
+    means,
+    on_grid,
+    pooled,
+)
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "answer")
 GATE, GATE_LLM, AUDIT = "gate", "gate_llm", "audit"
@@ -46,6 +63,12 @@ SPREAD = 10.0
 _FOLDS = 4
 _LEAST = 1e-6
 _DIGITS = 4
+
+LAYER = -2
+"""The last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
+WEIGHTS = (0.5, 0.5, 1.0, 0.5)
+"""Of head, tail, between and rest."""
+_BATCH, _WIDTH, _MOST = 32, 8, 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +99,6 @@ def judge_of(found: dict[str, Any]) -> Weights:
     return Weights(tuple(row["name"] for row in found["signals"]), columns["weight"], columns["low"], columns["high"], found["bias"])
 
 
-class Features(NamedTuple):
-    """What the signals look at: spans less the mean of their order ``[n, BLOCKS * d]``, head and tail alone ``[n, d]``."""
-
-    spans: np.ndarray
-    heads: np.ndarray
-    tails: np.ndarray
-
-
 @dataclass(frozen=True, slots=True)
 class Judge:
     """The signals of a task, ready to be taken of any sample; a few MB.
@@ -111,19 +126,15 @@ class Judge:
     def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
-        Args:
-            relations: The relation of each sample.
-            texts: Their sentences.
-            features: :meth:`~divray.scoring.judging.SpanEncoder.encode`.
-            answers: Log-odds of yes ``[n]``; zeros where no LLM is asked.
+        ``features`` are of :meth:`SpanEncoder.encode`, ``answers`` log-odds of yes ``[n]``, zeros where no LLM is asked.
         """
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
-        found = _features(features, self.middle)
-        entities = self.entities.scores(found.heads), self.entities.scores(found.tails)
+        spans, heads, tails = _features(features, self.middle)
+        entities = self.entities.scores(heads), self.entities.scores(tails)
         same = np.tile(own[:, None] == self.own[None, :], 2)
-        signals = _signals(self, own, self.wording.scores(found.spans), entities, found.spans, same)
+        signals = _signals(self, own, self.wording.scores(spans), entities, spans, same)
         return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
 
 
@@ -132,36 +143,28 @@ def fit_judge(
 ) -> Judge:
     """Fit on the seeds and take their own signals, each without itself; under a second.
 
-    Args:
-        relations: Names, in the order of their numbers.
-        own: Relation number of each seed.
-        texts: Sentences of the seeds.
-        features: Of the seeds, as :meth:`Judge.signals` takes them.
-        described: The same of :func:`described_seeds`.
-        answers: Log-odds of yes for each seed, asked without itself; zeros where no LLM is asked.
+    ``own`` are the seeds' numbers in ``relations``; texts, features and answers are as :meth:`Judge.signals` takes them, each seed
+    asked about without itself; ``described`` are the features of :func:`described_seeds`.
     """
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
-    plain, *_ = _features(features, None)
+    plain, heads, tails = _features(features)
     orders = np.concatenate([plain, exchanged(plain)])
     parts = [orders[_head_first(orders) == order] for order in (0, 1)]
     means = [part.mean(axis=0) if len(part) else np.zeros(orders.shape[1]) for part in parts]
     middle = on_grid(np.stack(means), FEATURE_GRID)
-    seeds = _features(features, middle)
-    known = np.concatenate([plain, _features(described, None).spans])
-    turned = exchanged(known)
-    known, turned = known - middle[_head_first(known)], turned - middle[_head_first(turned)]
+    known = np.concatenate([plain, _features(described)[0]])
+    known, turned = (spans - middle[_head_first(spans)] for spans in (known, exchanged(known)))
     labels = np.concatenate([own, own + len(relations)])
     wordings = np.concatenate([own, own, own + len(relations), own + len(relations)])
     wording, scores = _fitted(np.concatenate([known, turned]), wordings, classes, SHRINKAGE, fold)
-    entities, of_names = _fitted(np.concatenate([seeds.heads, seeds.tails]), labels, classes, ENTITY_SHRINKAGE, fold)
+    entities, of_names = _fitted(np.concatenate([heads, tails]), labels, classes, ENTITY_SHRINKAGE, fold)
     logs = _logs(texts)
     judge = Judge(relations, own, middle, known, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
     same = own[:, None] == own[None, :]
     np.fill_diagonal(same, False)
     several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
-    longer, (heads, tails) = np.maximum(0.0, logs - judge.length), np.split(of_names, 2)
-    signals = _signals(judge, own, scores[: len(own)], (heads, tails), seeds.spans, np.tile(same, 2))
-    found = np.column_stack([signals, longer, answers])[several if several.any() else slice(None)]
+    signals = _signals(judge, own, scores[: len(own)], np.split(of_names, 2), known[: len(own)], np.tile(same, 2))
+    found = np.column_stack([signals, np.maximum(0.0, logs - judge.length), answers])[several if several.any() else slice(None)]
     return replace(judge, origin=np.round(found.mean(axis=0), _DIGITS))
 
 
@@ -185,15 +188,7 @@ def _in_place(description: str, seed: Example) -> Example | None:
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
-    """A discriminant, and the scores of its own rows, each by the other folds; both scaled to :data:`SPREAD`.
-
-    Args:
-        inputs: Rows of the seeds, kind after kind.
-        labels: Class of each row.
-        classes: How many there are.
-        shrinkage: Of the covariance.
-        fold: Of each seed.
-    """
+    """A discriminant, and the scores of its own rows (the seeds', kind after kind), each by the other folds; scaled to :data:`SPREAD`."""
     whole, folds = discriminant(inputs, labels, classes, shrinkage), np.tile(fold, len(inputs) // len(fold))
     scores = np.zeros((len(inputs), classes))
     for number in range(_FOLDS):
@@ -206,10 +201,11 @@ def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: flo
     return Discriminant(on_grid(factor * whole.weights, WEIGHT_GRID), on_grid(factor * whole.bias, WEIGHT_GRID)), factor * scores
 
 
-def _features(features: np.ndarray, middle: np.ndarray | None) -> Features:
+def _features(features: np.ndarray, middle: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spans, less the mean of their order where ``middle`` is given, ``[n, BLOCKS * d]``; head and tail alone ``[n, d]``."""
     width = features.shape[1] // (BLOCKS + 2)
     spans, heads, tails = np.split(features.astype(np.float64), [BLOCKS * width, (BLOCKS + 1) * width], axis=1)
-    return Features(spans if middle is None else spans - middle[_head_first(spans)], heads, tails)
+    return spans if middle is None else spans - middle[_head_first(spans)], heads, tails
 
 
 def _head_first(spans: np.ndarray) -> np.ndarray:
@@ -219,7 +215,7 @@ def _head_first(spans: np.ndarray) -> np.ndarray:
 
 
 def _signals(
-    judge: Judge, own: np.ndarray, scores: np.ndarray, entities: tuple[np.ndarray, np.ndarray], spans: np.ndarray, same: np.ndarray
+    judge: Judge, own: np.ndarray, scores: np.ndarray, entities: Sequence[np.ndarray], spans: np.ndarray, same: np.ndarray
 ) -> np.ndarray:
     rows, width, turned = np.arange(len(own)), spans.shape[1] // BLOCKS, own + len(judge.relations)
     (heads, tails), mine = entities, scores[rows, own]
@@ -233,9 +229,7 @@ def _signals(
 
 def _nearest(mine: np.ndarray, theirs: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Cosine of each row to the nearest of ``theirs`` among those allowed; 0 where none is."""
-    one, other = (
-        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _LEAST) for rows in (mine.astype(float), theirs.astype(float))
-    )
+    one, other = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _LEAST) for rows in (mine, theirs))
     cosines = np.where(among, one @ other.T, -1.0).max(axis=1)
     return np.asarray(np.where(among.any(axis=1), cosines, 0.0))
 
@@ -246,9 +240,74 @@ def _logs(texts: Sequence[str]) -> np.ndarray:
 
 def _rank_within(labels: np.ndarray) -> np.ndarray:
     """Of each row, how many earlier rows carry the same label."""
-    seen: dict[int, int] = {}
-    ranks = []
-    for label in labels.tolist():
-        ranks.append(seen.get(label, 0))
-        seen[label] = ranks[-1] + 1
-    return np.array(ranks, dtype=np.int64)
+    return np.array([np.count_nonzero(labels[:row] == label) for row, label in enumerate(labels)], np.int64)
+
+
+class Judging:
+    """Loads the models that a run's settings name; a worker makes one.  The relations' none label is left out."""
+
+    def __init__(self, config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> None:
+        self.relations = [relation for relation in relations if relation.name != config.task.none_label]
+        self.names = tuple(relation.name for relation in self.relations)
+        self.seeds = sorted((seed for seed in seeds if seed.relation in self.names), key=lambda seed: seed.example_id)
+        self.encoder = Encoder.of(config)
+        self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
+        self.answerer = answerer_of(config, self.encoder.device)
+
+    def ask(self, examples: Sequence[Example], without: Sequence[Example] | None = None) -> np.ndarray:
+        """The LLM's log-odds of yes, ``[n]``; zeros where none is named."""
+        if self.answerer is None:
+            return np.zeros(len(examples))
+        return ask(self.answerer, self.relations, self.seeds, examples, without)
+
+    def judge(self, answers: np.ndarray) -> Judge:
+        """The task's judge; ``answers`` are those of the seeds, each asked about without itself."""
+        own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
+        features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
+        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, answers)
+
+
+class SpanEncoder:
+    """Encodes examples by their spans; ``reference`` is one that :func:`divray.models.local_model` understands."""
+
+    def __init__(self, reference: str, device: str = "cpu") -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = local_model(reference)
+        self.device = device
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
+
+    def encode(self, examples: Sequence[Example]) -> np.ndarray:
+        """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
+
+        def spans(states: Any, batch: Batch) -> Any:
+            return pooled(states[LAYER], batch, WEIGHTS)
+
+        def name(states: Any, batch: Batch) -> Any:
+            return means(states[(len(states) - 1) // 2], batch)[:, 0]
+
+        if not examples:
+            return np.zeros((0, (BLOCKS + 2) * self.model.config.hidden_size), np.float32)
+        names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
+        distinct = sorted(set(names))
+        alone = self._encode([Example(text, (0, len(text)), (0, 0), "") for text in distinct], name)
+        heads, tails = np.split(alone[np.searchsorted(distinct, names)], 2)
+        return np.concatenate([self._encode(examples, spans), heads, tails], axis=1)
+
+    def _encode(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
+        """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
+        import torch
+
+        encoded = encode_spans(self.tokenizer, examples, _MOST)
+        widths = np.array([-(-len(one.ids) // _WIDTH) * _WIDTH for one in encoded], dtype=np.int64)
+        found: dict[int, np.ndarray] = {}
+        for width in np.unique(widths):
+            rows = np.flatnonzero(widths == width)
+            for start in range(0, len(rows), _BATCH):
+                part = rows[start : start + _BATCH]
+                batch = collate([encoded[row] for row in part], self.tokenizer.pad_token_id or 0, self.device, int(width))
+                with torch.inference_mode():
+                    states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+                    found |= zip(part.tolist(), pool(states, batch).cpu().numpy(), strict=True)
+        return on_grid(np.array([found[row] for row in range(len(found))]).reshape(len(found), -1), FEATURE_GRID).astype(np.float32)

@@ -1,8 +1,4 @@
-"""Near-duplicates of one relation's samples, as pure functions of a set of rows.
-
-The order of the rows, and how they were partitioned before, changes nothing: everything is decided
-on rows sorted by id.
-"""
+"""Near-duplicates of one relation's samples; neither the order of the rows nor how they were partitioned changes anything."""
 
 from __future__ import annotations
 
@@ -11,8 +7,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup import Pairs, Shingles, best_of, decide, fold, in_words, near_duplicates, nearest_items, ranks
+from divray.dedup import Nearest, Pairs, Shingles, best_of, decide, fold, in_words, near_duplicates, nearest_items, ranks
 from divray.errors import InputError
+from divray.schemas import SAMPLES
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles
 
@@ -22,27 +19,23 @@ NEIGHBOUR_FLOOR = 0.3
 NEAREST_VISITS = 1_000_000_000
 """Where comparing all sets that share a shingle takes more visits, a neighbour below the threshold goes unnamed."""
 
-_FIXED_COLUMNS = ("candidate_id", "text", *SPANS)
+_FIXED = pa.schema([("candidate_id", pa.string()), *((name, SAMPLES.field(name).type) for name in ("text", *SPANS))])
 _ROWS = 512
 
 
 def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
     """What stays whatever comes: seed examples (``schemas.EXAMPLES`` rows, named ``seed:<example_id>``) and
     samples of earlier rounds (``schemas.SCORES`` rows; those with ``unique`` false are left out)."""
-    parts = []
+    parts = [_FIXED.empty_table()]
     if seeds is not None:
         seeds = checked(seeds, "seeds", "example_id", spans=True)
         names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"].cast(pa.string()), "")
-        parts.append(seeds.append_column("candidate_id", names).select(_FIXED_COLUMNS))
+        parts.append(seeds.append_column("candidate_id", names).select(_FIXED.names))
     if samples is not None:
         if "unique" in samples.column_names:
             samples = samples.filter(pc.equal(samples["unique"], True))
-        samples = checked(samples, "samples", "candidate_id", spans=True)
-        samples = samples.select(_FIXED_COLUMNS)
+        samples = checked(samples, "samples", "candidate_id", spans=True).select(_FIXED.names)
         parts.append(samples.set_column(0, "candidate_id", samples["candidate_id"].cast(pa.string())))
-    if not parts:
-        kinds = [pa.string()] * 2 + [pa.int32()] * 4
-        return pa.schema(zip(_FIXED_COLUMNS, kinds, strict=True)).empty_table()
     return pa.concat_tables([part.replace_schema_metadata() for part in parts], promote_options="permissive")
 
 
@@ -65,44 +58,37 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     Raises:
         InputError: a column is missing or of a wrong kind, an id occurs twice, or a text or an id is null.
     """
-    table = checked(table, "samples", "candidate_id", spans=config.mask_entities)
-    table = table.sort_by("candidate_id")
-    n = compared = table.num_rows
-    id_columns = [table["candidate_id"]]
-    texts = compared_texts(table, config.mask_entities)
-    if kept is not None and kept.num_rows:
-        kept = checked(kept, "kept", "candidate_id", spans=config.mask_entities)
-        # Seeds come first: they alone may be near each other.
-        is_seed = pc.starts_with(kept["candidate_id"].cast(pa.large_string()), SEED_PREFIX)
-        compared += pc.sum(is_seed).as_py()
-        kept = pa.concat_tables([kept.filter(is_seed), kept.filter(pc.invert(is_seed))])
-        id_columns.append(kept["candidate_id"])
-        texts = texts + compared_texts(kept, config.mask_entities)
-    chunks = [chunk.cast(pa.large_string()) for column in id_columns for chunk in column.chunks]
-    ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
+    table = checked(table, "samples", "candidate_id", spans=config.mask_entities).sort_by("candidate_id")
+    kept = checked(fixed_items() if kept is None else kept, "kept", "candidate_id", spans=config.mask_entities)
+    # Seeds come first: they alone may be near each other.
+    is_seed = pc.starts_with(kept["candidate_id"].cast(pa.large_string()), SEED_PREFIX)
+    kept = pa.concat_tables([kept.filter(is_seed), kept.filter(pc.invert(is_seed))])
+    n, compared = table.num_rows, table.num_rows + pc.sum(is_seed, min_count=0).as_py()
+    texts = compared_texts(table, config.mask_entities) + compared_texts(kept, config.mask_entities)
+    chunks = [chunk.cast(pa.large_string()) for part in (table, kept) for chunk in part["candidate_id"].chunks]
+    ids = pa.concat_arrays([pa.array([], pa.large_string()), *chunks])
     by_id = ranks(ids)
     ordered = ids.take(pa.array(np.argsort(by_id)))
     if (repeated := pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()) >= 0:
         twice = ordered[repeated].as_py()
         raise InputError("samples", "candidate_id", f"{twice!r} occurs twice", "Give every row, and every kept item, its own id.")
-    fixed = np.arange(len(ids)) >= n
     correctness = np.full(len(ids), np.nan)
     if "correctness" in table.column_names:
         correctness[:n] = table["correctness"].cast(pa.float64()).to_numpy()
 
     sets, first, group = fold(configured_shingles(texts, config))
     pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, compared)))
-    decisions = decide(by_id, pairs, correctness, fixed, group, "independent")
+    decisions = decide(by_id, pairs, correctness, np.arange(len(ids)) >= n, group)
 
     preference = by_id + np.where(decisions.kept, 0, len(ids))
     floor, own = min(NEIGHBOUR_FLOOR, config.threshold), int(np.searchsorted(first, n))
     nearest, similarity = nearest_items(group, preference, lambda order: nearest_sets(sets, order, floor, pairs, own))
 
-    names = pc.fill_null(ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0)), "")
+    names = ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0))
     reasons = in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids)
     columns = {
         "cluster": ids.take(pa.array(decisions.cluster[:n])).cast(pa.string()),
-        "nearest_id": names.cast(pa.string()),
+        "nearest_id": pc.fill_null(names, "").cast(pa.string()),
         "similarity": pa.array(similarity[:n], pa.float64()),
         "unique": pa.array(decisions.kept[:n], pa.bool_()),
         "reason": pc.replace_substring(reasons, f" {SEED_PREFIX}", " seed "),
@@ -113,20 +99,11 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     return table
 
 
-def nearest_sets(
-    sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """For each of the first ``own`` of ``n`` sets the most similar other one of at least ``floor``.
+def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int) -> Nearest:
+    """For each of the first ``own`` of ``n`` sets the most similar other one of at least ``floor``, then of the lowest ``preference``.
 
     Exact where counting the shingles that sets share takes at most :data:`NEAREST_VISITS` steps; beyond that only ``pairs``,
     the near-duplicates, are looked at.
-
-    Args:
-        sets: ``n`` of them.
-        preference: int64 ``[n]``; among equally similar sets the one with the lowest is named.
-        floor: Least similarity that counts, above 0.
-        pairs: Of sets, which may be more than these.
-        own: How many sets are asked about.
 
     Returns:
         int64 ``[n]`` numbers of sets (-1 where there is none) and float64 ``[n]`` similarities (then 0).

@@ -1,8 +1,7 @@
 """Novelty of a round's samples: the distance of each to the nearest other one that stays.
 
-It is measured within pools, the rows of one relation that are compared with each other.  Distances are quadratic in a pool,
-so that the vectors that stay of each pool are held once, and rows are measured by batches as they lie: a pool with most of
-the rows is measured by all workers.
+It is measured within pools, the rows of one relation that are compared with each other.  The vectors that stay of each pool are held
+once, and rows are measured by batches as they lie: a pool with most of the rows is measured by all workers.
 """
 
 from __future__ import annotations
@@ -16,22 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from divray.embeddings import embedding_matrix
-from divray.measures.semantic import BLOCK, cosines
-from divray.run_folder import open_uri
+from divray.measures.diversity import BLOCK, cosines
+from divray.storage import open_uri
 
 Staying = tuple[pa.Array, npt.NDArray[np.float32]]
 """Ids, sorted, and vectors ``[u, d]`` of a pool's rows that stay."""
-
-
-def pools_of(uri: str, decided: list[str]) -> list[str]:
-    """The pools of which some row stays.
-
-    Args:
-        uri: Of the run, on whose file system the files lie.
-        decided: Parquet files with ``candidate_id``, ``pool`` and ``unique``.
-    """
-    batches = pads.dataset(decided, filesystem=open_uri(uri)[0]).to_batches(columns=["pool"], filter=pads.field("unique"))
-    return sorted({name for batch in batches for name in batch["pool"].unique().to_pylist()})
 
 
 def staying_vectors(uri: str, embedded: list[str], decided: list[str], pool: str) -> Staying:
@@ -50,9 +38,7 @@ def staying_vectors(uri: str, embedded: list[str], decided: list[str], pool: str
 def novelties(batch: pa.Table, staying: dict[str, Any]) -> npt.NDArray[np.float64]:
     """:func:`distances` of each row to what stays of its pool, float64 ``[n]``; 1 where none does.
 
-    Args:
-        batch: Columns ``candidate_id``, ``pool`` and ``embedding``.
-        staying: References to :data:`Staying` in Ray's object store, by pool.
+    ``batch`` has ``candidate_id``, ``pool`` and ``embedding``; ``staying`` are references to :data:`Staying` by pool.
     """
     import ray
 
@@ -76,12 +62,10 @@ def distances(
 ) -> npt.NDArray[np.float64]:
     """1 - the cosine of each row to the nearest of those that stay; about ``n u d`` operations.
 
-    Products are taken in float32 by blocks and only choose the nearest; its cosine is computed anew in float64.  So the
-    result does not depend on the blocks.
+    Products in float32 only choose the nearest; its cosine is computed anew in float64.  So the result does not depend on the blocks.
 
     Args:
-        embeddings: ``[n, d]`` unit vectors.
-        staying: ``[u, d]`` unit vectors.
+        embeddings, staying: Unit vectors ``[n, d]`` and ``[u, d]``.
         own: int64 ``[n]``, which of ``staying`` is the row itself, and no neighbour; -1 for none.
         block: Rows and columns of a product.
 

@@ -1,10 +1,9 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task
-looks across all relations (:mod:`divray.scoring.across`); the rows are judged by batches, and each relation's
-texts, without vectors, are deduplicated against the seeds and the rounds before; the rows are measured for
-novelty by batches again (:mod:`divray.scoring.novelty`).  The rows of the naive baseline are scored among
-themselves, so that they neither displace a sample of the loop nor vouch for one.
+Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task looks across
+all relations (:mod:`divray.scoring.conflicts`); the rows are judged by batches, and each relation's texts, without vectors, are
+deduplicated against the seeds and the rounds before; novelty is measured by batches again (:mod:`divray.scoring.novelty`).  The rows
+of the naive baseline are scored among themselves, so that they neither displace a sample of the loop nor vouch for one.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from divray import scan
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.embeddings import embedding_column, embedding_matrix
@@ -25,11 +25,10 @@ from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import SEEDS, Round, RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
-from divray.scoring.across import across_relations, barred, copies_of_seeds, dropped, marked, score_files
-from divray.scoring.judge import GATE, GATE_LLM, Judge, weights
-from divray.scoring.judging import Judging
+from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
+from divray.scoring.judge import GATE, GATE_LLM, Judge, Judging, weights
 from divray.scoring.near_copies import deduplicate, fixed_items
-from divray.scoring.novelty import novelties, pools_of, staying_vectors
+from divray.scoring.novelty import novelties, staying_vectors
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
@@ -100,7 +99,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
     parts, verdicts = run.table_files(embedded), run.table_files(decided)
-    staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools_of(run.uri, verdicts)}
+    pools = sorted(pool for (pool,) in scan.tally(run, decided, ["pool"], where=pc.field("unique")))
+    staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools}
     measure = partial(_measured, uri=run.uri, verdicts=verdicts, staying=staying, threshold=threshold)
     rows = run.dataset(embedded, columns=[*SAMPLES.names, "embedding", "pool"])
     scored = rows.map_batches(measure, batch_size=PART_ROWS, **by_batch)
@@ -123,23 +123,21 @@ class _Features:
     """Actor: adds the embedding of the masked sentence, the features of the spans, and what an LLM answers."""
 
     def __init__(self, config: Config, uri: str) -> None:
-        self.judging = judging_of(config, RunFolder(uri))
+        run = RunFolder(uri)
+        self.judging = Judging(config, read_relations(run), read_seeds(run))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if not batch.num_rows:
             return EMBEDDED.empty_table()
         embedding = self.judging.encoder.encode(compared_texts(batch, mask=True))
         examples = table_examples(batch, "candidate_id")
-        pools = [f"{relation}\n{NAIVE}" if strategy == NAIVE else relation for relation, strategy in _pairs(batch)]
+        naive = pc.binary_join_element_wise(batch["relation"], NAIVE, "\n")
+        pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
         batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
         batch = batch.append_column(SPAN_FEATURES, embedding_column(self.judging.spans.encode(examples)))
         batch = batch.append_column(ANSWER, pa.array(self.judging.ask(examples), pa.float64()))
-        batch = batch.append_column("pool", pa.array(pools, pa.string()))
+        batch = batch.append_column("pool", pools)
         return batch.select(EMBEDDED.names).cast(EMBEDDED)
-
-
-def _pairs(batch: pa.Table) -> zip[tuple[str, str]]:
-    return zip(batch["relation"].to_pylist(), batch["strategy"].to_pylist(), strict=True)
 
 
 def _valid(batch: pa.Table) -> pa.Table:
@@ -151,26 +149,17 @@ def gate(config: Config, run: RunFolder) -> float:
     if config.correctness.threshold != "auto":
         return config.correctness.threshold
     answers = review_answers(run)
-    files = score_files(run, config.rounds)
-    if not answers or not files:
+    own = pc.field("candidate_id").isin(pa.array(list(answers), pa.string()))
+    scored = list(scan.rows(run, score_tables(config.rounds), ["candidate_id", "correctness"], own)) if answers else []
+    if not scored:
         return AUTO
-    ids = pads.field("candidate_id")
-    table = pads.dataset(files, filesystem=run.fs).to_table(["candidate_id", "correctness"], filter=ids.isin(list(answers)))
-    if not table.num_rows:
-        return AUTO
-    scores = table["correctness"].to_pylist()
-    return reviewed_threshold(scores, [answers[name] for name in table["candidate_id"].to_pylist()])
-
-
-def judging_of(config: Config, run: RunFolder) -> Judging:
-    """The models that judge, with the run's relations and seeds."""
-    return Judging(config, read_relations(run), read_seeds(run))
+    return reviewed_threshold([row["correctness"] for row in scored], [answers[row["candidate_id"]] for row in scored])
 
 
 def _fit(config: Config, uri: str) -> Judge:
     """The judge, from the seeds; also embeds the seeds."""
     run = RunFolder(uri)
-    judging = judging_of(config, run)
+    judging = Judging(config, read_relations(run), read_seeds(run))
     seeds = run.read_table(SEEDS)
     embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
     run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
@@ -203,7 +192,7 @@ def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     own = examples.filter(pc.equal(examples["relation"], relation))
     before = None if is_naive else _earlier(RunFolder(uri), relation, round)
     rows = marked(rows.select(COMPARED.names).cast(COMPARED).sort_by("candidate_id"), ray.get(marks))
-    out = barred(rows, config.diversity)
+    out = barred(rows)
     gone, rest = dropped(rows.filter(out)), rows.filter(pc.invert(out))
     copies = copies_of_seeds(rest, own, config.diversity)
     rest = rest.filter(pc.invert(pc.is_in(rest["candidate_id"], copies["candidate_id"].combine_chunks())))
@@ -230,33 +219,25 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
 
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     """This relation's samples of the rounds before, as far as near-duplicates need them."""
-    files = score_files(run, round)
-    if not files:
-        return None
-    own = (pads.field("relation") == relation) & (pads.field("strategy") != NAIVE)
-    columns = ["candidate_id", "text", "head_start", "head_end", "tail_start", "tail_end", "unique"]
-    return pads.dataset(files, filesystem=run.fs).to_table(columns, filter=own)
+    own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE)
+    parts = list(scan.batches(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own))
+    return pa.Table.from_batches(parts) if parts else None
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
     """The counts of :func:`run`; those of each relation also go to Prometheus."""
+    derived = {"conflicted": pc.field("conflict") != "", "leaked": pc.field("near_test") != ""}
+    keys = ["relation", "unique", "correct", *derived]
+    cells = scan.tally(run, written.scores, keys, derived=derived, where=pc.field("strategy") != NAIVE)
     counts = dict.fromkeys(("scored", "unique", "correct", "conflicts", "near_test"), 0)
-    relations: Counter[tuple[str, str]] = Counter()
-    columns = ["relation", "strategy", "unique", "correct", "conflict", "near_test"]
-    batch: Any
-    for batch in run.dataset(written.scores, columns=columns).iter_batches(batch_format="pyarrow", batch_size=None):
-        own = batch.filter(pc.not_equal(batch["strategy"], NAIVE))
-        unique = own.filter(own["unique"])
-        for name, rows in (("scored", own), ("unique", unique), ("correct", unique.filter(unique["correct"]))):
-            counts[name] += rows.num_rows
-            for entry in rows["relation"].value_counts().to_pylist():
-                relations[entry["values"], name] += entry["counts"]
-        for name, column in (("conflicts", "conflict"), ("near_test", "near_test")):
-            counts[name] += pc.sum(pc.not_equal(own[column], "")).as_py() or 0
-    gauge = _gauge()
-    for (relation, name), count in relations.items():
-        outcome = {"scored": "valid", "correct": "accepted"}.get(name, name)
-        gauge.set(count, {"round": written.name, "relation": metric_tag(relation), "outcome": outcome})
+    outcomes: Counter[tuple[str, str]] = Counter()
+    for (relation, unique, correct, conflicted, leaked), (rows,) in cells.items():
+        for name, holds in zip(counts, (True, unique, unique and correct, conflicted, leaked), strict=True):
+            counts[name] += int(rows) if holds else 0
+            outcomes[relation, name] += int(rows) if holds else 0
+    for (relation, name), count in outcomes.items():
+        if outcome := {"scored": "valid", "unique": "unique", "correct": "accepted"}.get(name):
+            _gauge().set(count, {"round": written.name, "relation": metric_tag(relation), "outcome": outcome})
     return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}
 
 

@@ -17,15 +17,8 @@ from divray.schemas import DATASET
 def dataset_card(
     config: Config, relations: list[Relation], dataset: pa.Table, counts: dict[str, Any], review: dict[str, Any] | None = None
 ) -> str:
-    """The card's text.
-
-    Args:
-        config: The run's settings.
-        relations: In the order of the table on the card.
-        dataset: All accepted samples (``schemas.DATASET``).
-        counts: The counts of the ``select`` stage.
-        review: What people said of the selected ones (:func:`divray.review.review_figures`).
-    """
+    """The card's text: of all accepted samples (``schemas.DATASET``), the counts of the ``select`` stage, and what
+    :func:`divray.review.review_figures` says."""
     header = {
         "pretty_name": f"{config.task.name}: generated relation extraction samples",
         "language": ["en"],
@@ -35,8 +28,7 @@ def dataset_card(
         "tags": ["relation-extraction", "synthetic", "divray"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     }
-    rounds = sorted(set(dataset["round"].to_pylist()))
-    strategies = sorted(set(dataset["strategy"].to_pylist()))
+    rounds, strategies = (", ".join(map(str, sorted(set(dataset[name].to_pylist())))) or "none" for name in ("round", "strategy"))
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
@@ -54,7 +46,7 @@ def dataset_card(
         "",
         f"- Language model: `{config.models.llm}`; encoder for scores: `{config.models.encoder}`.",
         f"- Seeds: {config.task.seeds_per_relation} human examples a relation, shown to the model in part.",
-        f"- Samples come from round(s) {', '.join(map(str, rounds)) or 'none'}, by strategy {', '.join(strategies) or 'none'}. "
+        f"- Samples come from round(s) {rounds}, by strategy {strategies}. "
         "After each round the model is tuned by DPO on pairs made from its own samples or from the seeds.",
         f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams, "
         f"Jaccard {config.diversity.threshold:g} or more; {config.diversity.seed_threshold:g} to a seed), "
@@ -136,7 +128,5 @@ def _cell(text: str) -> str:
 
 
 def _size(rows: int) -> str:
-    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
-        if rows < limit:
-            return name
-    return "n>1M"
+    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    return next((name for limit, name in sizes if rows < limit), "n>1M")

@@ -9,8 +9,7 @@ log-determinant diversity of a determinantal point process (Kulesza and Taskar 2
 ridge: 1 where all samples are orthogonal, ``log(1 + a k) / (k log(1 + a))`` where all are the same.  For a
 given ``k`` both terms are monotone and the second is submodular, so the greedy choice reaches at least
 ``1 - 1/e`` of the best value (Nemhauser et al. 1978).  Gains come from a growing Cholesky factor (Chen et al. 2018,
-arXiv 1709.05135), and since they only ever fall, a sample is looked at again only when its last known gain is
-the largest (Minoux 1978): the same choice, for a fraction of the ``O(n k (k + d))``.
+arXiv 1709.05135); they only ever fall, so a sample is looked at again only when its last known gain is the largest (Minoux 1978).
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ _SCALE = 1e9
 
 
 def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float) -> npt.NDArray[np.int64]:
-    """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties go to the first row.
-
-    Gains are compared to nine digits.
+    """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties (to nine digits) go to the first row.
 
     Args:
         correctness: float64 ``[n]`` in [0, 1].
@@ -83,13 +80,7 @@ def _greedy(correctness, vectors, k, weight, sharpness):  # type: ignore[no-unty
 
 
 def objective(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[np.floating[Any]], weight: float) -> float:
-    """``F`` of a whole set, to six decimals; 0 for none.
-
-    Args:
-        correctness: float64 ``[k]``.
-        embeddings: float32 ``[k, d]``, unit length.
-        weight: Of diversity, in [0, 1].
-    """
+    """``F`` of a whole set, as :func:`greedy_selection` takes it, to six decimals; 0 for none."""
     count = len(correctness)
     if not count:
         return 0.0

@@ -1,16 +1,12 @@
-"""Where files lie: paths and URIs, files that appear only once they are whole, and folders with one writer at a time."""
+"""Where files lie: paths and URIs of any file system, and files that appear only once they are whole."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import platform
 import posixpath
 import re
 import uuid
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -19,10 +15,13 @@ import pyarrow.fs as pafs
 
 from divray.errors import InputError
 
-LOCK = ".lock"
-
 _REPLACING = ("local", "s3", "gcs")
 """File systems that move at once over an older file."""
+
+
+def is_uri(path: str) -> bool:
+    """Whether ``path`` is a URI; anything else is a path on this machine, whatever signs are in it."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -34,7 +33,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         if not uri:
             raise ValueError("an empty path")
-        if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
+        if not is_uri(uri):
             return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
         scheme, _, rest = uri.partition("://")
         if scheme.lower() == "file":
@@ -68,7 +67,13 @@ def beside(path: str) -> str:
 
 @contextlib.contextmanager
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
-    """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails."""
+    """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails.
+
+    Raises:
+        InputError: A folder lies there.
+    """
+    if isinstance(fs, pafs.LocalFileSystem) and Path(target).is_dir():
+        raise InputError(target, "", "a folder lies there", "Give the name of a file.")
     path = beside(target)
     try:
         yield path
@@ -85,44 +90,3 @@ def target_of(name: str) -> str:
     """The name of the file for which :func:`beside` made ``name``; ``""`` where it made it for none."""
     made = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", name)
     return made[1] if made else ""
-
-
-def signature() -> str:
-    """This process, for those that meet its files."""
-    return f"process {os.getpid()} on {platform.node()}, {datetime.now().astimezone().isoformat(' ', 'seconds')}"
-
-
-@contextlib.contextmanager
-def held(uri: str) -> Iterator[None]:
-    """Make a folder, and hold it for this process alone.
-
-    The operating system lets go of the lock when the process ends, however it ends.  Object stores, and file systems
-    without locks, have none.
-
-    Raises:
-        InputError: another process holds the folder (says which, where and since when), or it can't be made.
-    """
-    fs, folder = open_uri(uri)
-    try:
-        fs.create_dir(folder, recursive=True)
-    except OSError as error:
-        problem = f"not a folder that can be written to ({first_line(error)})"
-        raise InputError(uri, "", problem, "Give another folder.") from None
-    if not isinstance(fs, pafs.LocalFileSystem):
-        yield
-        return
-    with open(posixpath.join(folder, LOCK), "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            raise InputError(uri, "", f"in use by {holder}", "Wait until that one is done, or give another folder.") from None
-        except OSError:  # a file system without locks
-            yield
-            return
-        file.truncate(0)
-        file.write(signature())
-        file.flush()
-        yield
-        file.truncate(0)

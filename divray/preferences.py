@@ -1,0 +1,297 @@
+"""The ``mine`` stage: preference pairs for DPO, from the samples of a round or after the paper.
+
+``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique and
+lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
+
+``broken``
+    a completion that is no valid record, or a valid one that the judge puts last;
+``mirrored``
+    the chosen one's own record with head and tail exchanged (only where the LLM writes the pair, and the two are of different types);
+``other_relation``
+    a right sample of another relation under this one's prompt;
+``near_copy``
+    a demonstration with other entities and one word changed;
+``alike``
+    a right sample that lies close to others.
+
+The ways take turns, so that none prevails.  Every side ends as sampled text ends.
+
+``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
+another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
+and a demonstration as it stands (``copy``).  The paper's guard against leaks (the relations in two
+halves, one to tune on and one to generate for) is not built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice, zip_longest
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.config import Config
+from divray.datasets.stage import read_relations, read_seeds
+from divray.errors import InputError
+from divray.prompts.record import completion_of
+from divray.prompts.rows import accepted_samples, gives_pair
+from divray.relations import Example, Relation
+from divray.run_folder import Round, RunFolder
+from divray.schemas import NAIVE, PAIRS, SCORES
+from divray.sections import PreferencesConfig
+from divray.stages import Progress
+from divray.texts import SPANS
+
+if TYPE_CHECKING:
+    import ray.data
+
+Row = dict[str, Any]
+
+_SCORED = ("candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion", "text", *SPANS)
+CANDIDATES = pa.schema(
+    [
+        *(SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "unique", "novelty")),
+        pa.field("given", pa.bool_()),
+        pa.field("valid", pa.bool_()),
+    ]
+)
+"""Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
+
+WAYS = ("broken", "mirrored", "other_relation", "near_copy", "alike")
+
+NOT_WHOLE = ("engine_error", "rejected_request", "prompt_too_long", "empty", "truncated", "not_written")
+"""Rejections of completions that are no whole text."""
+
+OTHERS = 32
+"""Right samples of each relation that serve as wrong ones of the others."""
+
+EDITS = (("the", "this"), ("a", "one"), ("an", "one"), ("was", "has been"), ("is", "remains"), ("and", "as well as"), ("in", "within"))
+"""Word for word, the first that occurs outside the entities is the slight edit of a near copy."""
+
+
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Write ``round-XX/pairs`` (``schemas.PAIRS``), sorted by ``pair_id``.
+
+    Reads ``round-XX/scores`` and the rejections in ``round-XX/samples`` (``mined``), or ``round-XX/prompts``
+    and ``data/seeds`` (``paper``), one relation at a time.
+
+    Returns:
+        Counts: ``pairs``, ``kinds`` (kind -> pairs), ``relations`` (name -> pairs).
+
+    Raises:
+        InputError: ``paper``, and every prompt shows every seed, so that none is left to be chosen.
+    """
+    own = Round.of(round)
+    relations = {relation.name: relation for relation in read_relations(run)}
+    shared: dict[str, Any] = {"relations": relations, "seeds": read_seeds(run), "settings": config.preferences}
+    shared |= {"seed": config.seed, "chat": config.prompts.style == "chat"}
+    if config.preferences.mode == "mined":
+        rows = _candidates(run, own)
+        others = {name: accepted[:OTHERS] for name, accepted in accepted_samples(run, [round]).items()}
+        make: Any = partial(mined_pairs, others=others, **shared)
+    else:
+        rows = run.dataset(own.prompts, columns=["relation", "strategy", "prompt_id", "prompt", "head", "demonstrations"])
+        make = partial(paper_pairs, **shared)
+    groups = rows.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
+    made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
+    # Never more than max_pairs_per_relation times the relations: small, whatever the size of the round.
+    batches: Any = made.iter_batches(batch_format="pyarrow", batch_size=None)
+    parts = [batch.select(PAIRS.names).cast(PAIRS) for batch in batches if batch.num_rows]
+    pairs = pa.concat_tables([PAIRS.empty_table(), *parts]).sort_by("pair_id")
+    if config.preferences.mode == "paper" and not pairs.num_rows:
+        raise none_left_to_choose()
+    run.write_table(own.pairs, pairs)
+    kinds, names = (dict(sorted(Counter(pairs[column].to_pylist()).items())) for column in ("kind", "relation"))
+    return {"pairs": pairs.num_rows, "kinds": kinds, "relations": names}
+
+
+def none_left_to_choose() -> InputError:
+    """What is wrong where no prompt leaves a seed example for the pairs after the paper."""
+    problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
+    return InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
+
+
+def _candidates(run: RunFolder, own: Round) -> ray.data.Dataset:
+    """The scored samples and the whole invalid completions, without the naive ones, under the same columns."""
+    samples = run.dataset(own.samples, columns=[*_SCORED[:6], "rejection"])
+    invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
+    if not run.files(own.scores, ".parquet"):
+        return invalid
+    scored = run.dataset(own.scores, columns=CANDIDATES.names[:-2])
+    return scored.map_batches(partial(_rows, valid=True), batch_format="pyarrow", num_cpus=0.1).union(invalid)
+
+
+def _rows(batch: pa.Table, valid: bool) -> pa.Table:
+    """Rows of :data:`CANDIDATES`: scored samples, or whole but invalid completions, which have no scores."""
+    if not batch.num_rows:
+        return CANDIDATES.empty_table()
+    # A list of records is no text that a prompt for one would be continued with.
+    out = pc.is_in(batch["strategy"], pa.array([NAIVE, "all_at_once"]))
+    if not valid:
+        out = pc.or_(out, pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE])))
+    table = batch.filter(pc.invert(out))
+    table = table.append_column("given", gives_pair(table["prompt"])).append_column("valid", pa.array([valid] * table.num_rows, pa.bool_()))
+    for field in CANDIDATES:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(CANDIDATES.names).cast(CANDIDATES)
+
+
+def mined_pairs(
+    rows: pa.Table,
+    relations: Mapping[str, Relation],
+    seeds: Sequence[Example],
+    others: Mapping[str, Sequence[Example]],
+    settings: PreferencesConfig,
+    seed: int,
+    chat: bool = False,
+) -> pa.Table:
+    """The pairs of one relation, at most ``max_pairs_per_relation``.
+
+    Args:
+        rows: The columns of :data:`CANDIDATES`, in any order.
+        relations: All relations by name.
+        seeds: Seed examples, of which only this relation's serve.
+        others: Relation -> right samples of it, from which ``other_relation`` takes.
+        settings: Cap.
+        seed: With the chosen one's id it decides every draw.
+        chat: Whether records are JSON.
+    """
+    candidates: list[Row] = sorted(rows.to_pylist(), key=lambda row: row["candidate_id"])
+    if not candidates:
+        return _pair_table([])
+    relation = relations[candidates[0]["relation"]]
+    valid = [row for row in candidates if row["valid"]]
+    good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))
+    bad = sorted((row for row in valid if not row["correct"]), key=lambda row: row["correctness"])
+    invalid = [row for row in candidates if not row["valid"]]
+    count = min(settings.max_pairs_per_relation, max(1, len(good) // 2), len(good))
+    left = {"broken": [row for pair in zip_longest(bad, invalid) for row in pair if row is not None], "alike": good[count:][::-1]}
+    own_seeds = [example for example in seeds if example.relation == relation.name]
+    foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
+
+    def rejected(way: str, row: Row, rng: random.Random) -> tuple[str, str] | None:
+        """Id and text of what is wrong in this way under the row's prompt, if there is such a thing."""
+        mine = Example(row["text"], (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"]), relation.name)
+        if way in left:
+            other = next((one for one in left[way] if one["given"] == row["given"]), None)
+            if other is None:
+                return None
+            left[way].remove(other)
+            return other["candidate_id"], _ended(other, chat)
+        if way == "mirrored" and not row["given"] and relation.head_type != relation.tail_type:
+            name, example = f"mirror:{row['candidate_id']}", replace(mine, head=mine.tail, tail=mine.head)
+        elif way == "other_relation" and foreign:
+            example = rng.choice(foreign)
+            name = example.example_id
+        elif way == "near_copy" and own_seeds:
+            shown = rng.choice(own_seeds)
+            name, example = f"seed:{shown.example_id}", near_copy(shown, mine)
+        else:
+            return None
+        return name, completion_of(relation, example, row["given"], chat)
+
+    used: Counter[str] = Counter()
+    pairs = []
+    for row in good[:count]:
+        rng = _random(seed, row["candidate_id"])
+        text = _ended(row, chat)
+        for way in sorted(WAYS, key=lambda way: used[way]):
+            made = rejected(way, row, rng)
+            if made is not None and made[1] != text:
+                used[way] += 1
+                pairs.append(_pair(row, row["candidate_id"], way, (row["candidate_id"], text), made))
+                break
+    return _pair_table(pairs)
+
+
+def _ended(row: Row, chat: bool) -> str:
+    """A sampled completion with the end that the engine takes off: the line's, or the record's empty line; JSON ends by itself."""
+    completion: str = row["completion"]
+    return completion if chat else completion.rstrip("\n") + ("\n" if row["given"] else "\n\n")
+
+
+def paper_pairs(
+    rows: pa.Table,
+    relations: Mapping[str, Relation],
+    seeds: Sequence[Example],
+    settings: PreferencesConfig,
+    seed: int,
+    chat: bool = False,
+) -> pa.Table:
+    """The pairs of one relation after the paper, at most ``max_pairs_per_relation``, evenly over its prompts and kinds.
+
+    ``rows`` are the relation's ``prompt_id``, ``prompt``, ``head``, ``strategy`` and ``demonstrations``, in any order, repeats allowed;
+    ``seeds`` those of all relations.  The rest is as for :func:`mined_pairs`.
+    """
+    examples = {example.example_id: example for example in sorted(seeds, key=lambda example: example.example_id)}
+    prompts = {row["prompt_id"]: row for row in rows.to_pylist() if row["strategy"] != NAIVE}
+    each = [_paper_pairs_of(prompts[name], relations, examples, seed, chat) for name in sorted(prompts)]
+    in_turn = (pair for some in zip_longest(*each) for pair in some if pair is not None)
+    return _pair_table(islice(in_turn, settings.max_pairs_per_relation))
+
+
+def _paper_pairs_of(
+    prompt: Row, relations: Mapping[str, Relation], examples: Mapping[str, Example], seed: int, chat: bool
+) -> Iterator[Row]:
+    rng = _random(seed, prompt["prompt_id"])
+    shown = [examples[name] for name in prompt["demonstrations"] if name in examples]
+    own = [e for e in examples.values() if e.relation == prompt["relation"]]
+    unseen = [e for e in own if e not in shown]
+    others = [e for e in examples.values() if e.relation != prompt["relation"]]
+    if not unseen:
+        return
+    wrong: list[tuple[str, Example]] = []
+    if others:
+        wrong.append(("relabelled", rng.choice(others)))
+    if shown:
+        copied, edited = rng.choice(shown), rng.choice(shown)
+        donor = rng.choice([e for e in own if e is not edited] or others or [edited])
+        wrong += [("near_copy", near_copy(edited, donor)), ("copy", copied)]
+    rng.shuffle(wrong)
+    for kind, example in wrong:
+        sides = [
+            (f"seed:{e.example_id}", completion_of(relations[prompt["relation"]], e, bool(prompt["head"]), chat))
+            for e in (rng.choice(unseen), example)
+        ]
+        if sides[0][1] != sides[1][1]:
+            yield _pair(prompt, prompt["prompt_id"], kind, *sides)
+
+
+def near_copy(example: Example, donor: Example) -> Example:
+    """``example`` with the entities of ``donor`` and, where one of :data:`EDITS` fits, one word of its context changed."""
+    first, second = sorted((example.head, example.tail))
+    context = [example.text[: first[0]], example.text[first[1] : second[0]], example.text[second[1] :]]
+    for word, substitute in EDITS:
+        pattern = re.compile(rf"(?<![\w'-]){word}(?![\w'-])")
+        hits = [number for number, part in enumerate(context) if pattern.search(part)]
+        if hits:
+            context[hits[0]] = pattern.sub(substitute, context[hits[0]], count=1)
+            break
+    entities = {example.head: donor.head_text, example.tail: donor.tail_text}
+    text, spans = context[0], {}
+    for span, following in zip((first, second), context[1:], strict=True):
+        spans[span] = (len(text), len(text) + len(entities[span]))
+        text += entities[span] + following
+    return Example(text, spans[example.head], spans[example.tail], example.relation, example_id=example.example_id)
+
+
+def _random(seed: int, name: str) -> random.Random:
+    return random.Random(hashlib.sha256(f"{seed}:{name}".encode()).digest())
+
+
+def _pair(prompt: Row, name: str, kind: str, chosen: tuple[str, str], rejected: tuple[str, str]) -> Row:
+    """A row of ``PAIRS`` under the prompt of row ``prompt``; both sides are id and text."""
+    row: Row = {"pair_id": f"{name}--{kind}", "relation": prompt["relation"], "prompt": prompt["prompt"], "kind": kind}
+    return row | {"chosen": chosen[1], "rejected": rejected[1], "chosen_id": chosen[0], "rejected_id": rejected[0]}
+
+
+def _pair_table(pairs: Iterable[Row]) -> pa.Table:
+    return pa.Table.from_pylist(sorted(pairs, key=lambda pair: pair["pair_id"]), PAIRS)
