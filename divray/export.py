@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from divray import console
 from divray.datasets.detokenize import detokenize
+from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.run_folder import RunFolder, write_bytes
-from divray.storage import open_uri
 from divray.words import as_letters
 
 _TOKEN = re.compile(

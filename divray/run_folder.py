@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.storage import open_uri, placed
+from divray.dedup.storage import open_uri, placed
 
 if TYPE_CHECKING:
     import ray.data

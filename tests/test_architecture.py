@@ -15,8 +15,8 @@ FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
     ("errors", "ray_messages", "relations", "schemas", "sections", "quickstart"),
-    ("storage",),
-    ("console", "dedup", "run_folder", "spans", "textfiles", "words"),
+    ("console", "dedup"),
+    ("run_folder", "spans", "textfiles", "words"),
     ("config", "locks", "models", "scan", "texts"),
     ("stages", "model_checks", "embeddings", "measures", "review"),
     ("datasets", "resources"),

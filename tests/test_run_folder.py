@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from divray.dedup.storage import open_uri, placed
 from divray.errors import InputError
 from divray.models import check_model
 from divray.run_folder import RunFolder
-from divray.storage import open_uri, placed
 
 
 def test_tables_files_and_records(uri: str) -> None:
@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file(uri: str, monkeypatch: pytest.Monkey
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("divray.storage.uuid.uuid4", broken)
+        patch.setattr("divray.dedup.storage.uuid.uuid4", broken)
         with pytest.raises(OSError, match="disk full"):
             run.write_text("f", "new")
     assert run.read_text("f") == "old"

@@ -22,9 +22,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from divray.dedup.index import TextIndex, held
+from divray.dedup.storage import beside, first_line, open_uri, placed, target_of
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
-from divray.storage import beside, first_line, open_uri, placed, target_of
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16

@@ -31,9 +31,9 @@ from numba import njit
 from divray.dedup.hashing import sort_unsigned
 from divray.dedup.propose import grown
 from divray.dedup.shingle import Shingles
+from divray.dedup.storage import first_line, open_uri, placed, target_of
 from divray.dedup.verify import MOST_PAIRS, Pairs, check_pairs, jaccard, most_visits
 from divray.errors import DivrayError, InputError
-from divray.storage import first_line, open_uri, placed, target_of
 
 if TYPE_CHECKING:
     from divray.dedup.tables import DedupSettings

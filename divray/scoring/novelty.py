@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from divray.dedup.storage import open_uri
 from divray.embeddings import embedding_matrix
 from divray.measures.diversity import BLOCK, cosines
-from divray.storage import open_uri
 
 Staying = tuple[pa.Array, npt.NDArray[np.float32]]
 """Ids, sorted, and vectors ``[u, d]`` of a pool's rows that stay."""
