@@ -48,7 +48,6 @@ def ask(
     relations: Sequence[Relation],
     seeds: Sequence[Example],
     examples: Sequence[Example],
-    without: Sequence[Example] | None = None,
 ) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals; those of one relation share what they are asked after.
 
@@ -56,15 +55,13 @@ def ask(
         answerer: Who is asked.
         relations: All that examples may have.
         seeds: Examples of these relations.
-        examples: What is asked about.
-        without: For each example a seed that is not shown (itself, where seeds are asked about); default: all may be.
+        examples: What is asked about; a seed among them is not shown to the LLM.
     """
     named = {relation.name: relation for relation in relations}
     shown: dict[str, list[Example]] = {name: [seed for seed in seeds if seed.relation == name] for name in named}
     asked: dict[str, list[int]] = defaultdict(list)
-    left: Sequence[Example | None] = without or [None] * len(examples)
-    for row, (example, left_out) in enumerate(zip(examples, left, strict=True)):
-        right = [seed for seed in shown[example.relation] if seed != left_out][:SHOWN]
+    for row, example in enumerate(examples):
+        right = [seed for seed in shown[example.relation] if seed.text != example.text][:SHOWN]
         wrong = _wrong(named, shown, example.relation, right)
         lines = [f"Does the sentence say that this holds? {named[example.relation].description}\n\n"]
         for pair in zip(right, wrong, strict=True):

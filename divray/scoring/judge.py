@@ -1,8 +1,10 @@
 """The gate's judge of a sample, on which pairs and selection depend.
 
-It is a logistic regression on signals that mean the same for every task: each is taken less its mean over the task's own
-seeds, every seed judged without itself.  Its weights come from sentences that language-model agents read
-(``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.
+It is the product of two logistic regressions, one for each thing that a reader asks: does the sentence state its relation, and
+if so, does it read well?  A sentence that fails in one can't make up for it in the other.  The signals mean the same for every
+task: each is taken less its mean over the task's own seeds, every seed judged without itself.  The weights come from sentences
+that language-model agents read (``benchmarks/reading``), and so does their calibration: 0.8 is to mean that of ten such sentences
+eight are right.
 
 The signals come from the features of the spans (:mod:`divray.scoring.judging`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -15,6 +17,8 @@ of seeds with head and tail exchanged:
 ``roles``     discriminant of the entities read alone: as head and tail of the relation, less as its tail and head
 ``kinds``     the same discriminant less its mean over all relations
 ``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
+``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
+              relation's seeds and the entities (:mod:`divray.scoring.likelihood`)
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
 ============  ===============================================================================
 
@@ -36,9 +40,9 @@ import numpy as np
 from divray.relations import Example, Relation
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
-SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "answer")
-GATE, GATE_LLM, AUDIT = "gate", "gate_llm", "audit"
-"""Names in ``weights.json``: with ``correctness.llm`` the gate listens to that LLM's answer."""
+SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer")
+AUDIT = "audit"
+"""Name of the audit's weights in ``weights.json``; for those of the gate see :func:`gate_probability`."""
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0
@@ -62,6 +66,19 @@ class Weights:
         """Of rows of signals, float64 ``[n]``; ``names`` are those of the columns."""
         own = values[:, [names.index(name) for name in self.signals]]
         return np.round(1.0 / (1.0 + np.exp(-(np.clip(own, self.low, self.high) @ self.weights + self.bias))), _DIGITS)
+
+
+def gate_probability(signals: np.ndarray, fluency: bool, llm: bool) -> np.ndarray:
+    """That the sentence states its relation, times that it then reads well, too; float64 ``[n]``.
+
+    Args:
+        signals: Of :meth:`Judge.signals`.
+        fluency: Whether ``correctness.fluency`` is named.
+        llm: Whether ``correctness.llm`` is.
+    """
+    heard = fluency * "_fluency"
+    states, reads = weights(f"states{heard}{llm * '_llm'}"), weights(f"reads{heard}")
+    return np.round(states.probability(signals) * reads.probability(signals), _DIGITS)
 
 
 @cache
@@ -108,14 +125,14 @@ class Judge:
     entities: Discriminant
     origin: np.ndarray
 
-    def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
         Args:
             relations: The relation of each sample.
             texts: Their sentences.
             features: :meth:`~divray.scoring.judging.SpanEncoder.encode`.
-            answers: Log-odds of yes ``[n]``; zeros where no LLM is asked.
+            heard: Their ``fluency`` and ``answer`` ``[n, 2]``; zeros where no LLM is named.
         """
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
@@ -124,11 +141,11 @@ class Judge:
         entities = self.entities.scores(found.heads), self.entities.scores(found.tails)
         same = np.tile(own[:, None] == self.own[None, :], 2)
         signals = _signals(self, own, self.wording.scores(found.spans), entities, found.spans, same)
-        return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
+        return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), heard]).round(_DIGITS) - self.origin
 
 
 def fit_judge(
-    relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, described: np.ndarray, answers: np.ndarray
+    relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, described: np.ndarray, heard: np.ndarray
 ) -> Judge:
     """Fit on the seeds and take their own signals, each without itself; under a second.
 
@@ -138,7 +155,7 @@ def fit_judge(
         texts: Sentences of the seeds.
         features: Of the seeds, as :meth:`Judge.signals` takes them.
         described: The same of :func:`described_seeds`.
-        answers: Log-odds of yes for each seed, asked without itself; zeros where no LLM is asked.
+        heard: Mean ``fluency`` and ``answer`` of the seeds ``[2]``; zeros where no LLM is named.
     """
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
     plain, *_ = _features(features, None)
@@ -161,8 +178,8 @@ def fit_judge(
     several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
     longer, (heads, tails) = np.maximum(0.0, logs - judge.length), np.split(of_names, 2)
     signals = _signals(judge, own, scores[: len(own)], (heads, tails), seeds.spans, np.tile(same, 2))
-    found = np.column_stack([signals, longer, answers])[several if several.any() else slice(None)]
-    return replace(judge, origin=np.round(found.mean(axis=0), _DIGITS))
+    found = np.column_stack([signals, longer])[several if several.any() else slice(None)]
+    return replace(judge, origin=np.concatenate([found.mean(axis=0), heard]).round(_DIGITS))
 
 
 def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:

@@ -13,6 +13,7 @@ from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.scoring.answers import answerer_of, ask
 from divray.scoring.judge import Judge, described_seeds, fit_judge
+from divray.scoring.likelihood import Likelihood, readings, some_of
 from divray.spans import BLOCKS, FEATURE_GRID, Batch, collate, encode_spans, means, on_grid, pooled
 
 
@@ -31,29 +32,37 @@ class Judging:
         self.seeds = sorted((seed for seed in seeds if seed.relation in self.names), key=lambda seed: seed.example_id)
         self.encoder = Encoder.of(config)
         self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
+        self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
         self.answerer = answerer_of(config, self.encoder.device)
 
-    def ask(self, examples: Sequence[Example], without: Sequence[Example] | None = None) -> np.ndarray:
-        """The LLM's log-odds of yes, ``[n]``; zeros where none is named."""
-        if self.answerer is None:
-            return np.zeros(len(examples))
-        return ask(self.answerer, self.relations, self.seeds, examples, without)
+    def hear(self, examples: Sequence[Example]) -> np.ndarray:
+        """``fluency`` and ``answer``, float64 ``[n, 2]``; zeros where no LLM is named."""
+        known, found = (self.relations, self.seeds, examples), np.zeros((len(examples), 2))
+        if self.likelihood is not None:
+            found[:, 0] = readings(self.likelihood, *known)[:, 0]
+        if self.answerer is not None:
+            found[:, 1] = ask(self.answerer, *known)
+        return found
 
-    def judge(self, answers: np.ndarray) -> Judge:
+    def hear_seeds(self) -> np.ndarray:
+        """Mean of :meth:`hear` over some of the seeds, float64 ``[2]``."""
+        return self.hear(some_of(self.seeds)).mean(axis=0).round(3)
+
+    def judge(self, heard: np.ndarray) -> Judge:
         """The task's judge.
 
         Args:
-            answers: Of the seeds, each asked about without itself.
+            heard: :meth:`hear_seeds`.
         """
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
         features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
-        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, answers)
+        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, heard)
 
     def signals(self, examples: Sequence[Example]) -> np.ndarray:
         """The signals of examples by a judge made for them, ``[n, len(SIGNALS)]``."""
-        judge = self.judge(self.ask(self.seeds, without=self.seeds))
+        judge = self.judge(self.hear_seeds())
         relations, texts = [example.relation for example in examples], [example.text for example in examples]
-        return judge.signals(relations, texts, self.spans.encode(examples), self.ask(examples))
+        return judge.signals(relations, texts, self.spans.encode(examples), self.hear(examples))
 
 
 LAYER = -2
