@@ -72,8 +72,9 @@ def connect(config: Config) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    models = (config.models.llm, config.models.encoder, config.correctness.reader, config.correctness.llm or "endpoint")
-    if all(reference.startswith(("embedded:", "endpoint")) for reference in models):
+    own = config.correctness
+    models = (config.models.llm, config.models.encoder, own.reader, own.fluency, own.llm)
+    if all(reference is None or reference.startswith(("embedded:", "endpoint")) for reference in models):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     shown = config.cluster.show_logs
     if not shown:

@@ -99,10 +99,17 @@ def check_models(config: Config) -> None:
     Raises:
         InputError: A model is missing or of another kind, has no chat template, or takes fewer tokens than the settings say.
     """
-    llms = {"models.llm": config.models.llm, "correctness.reader": config.correctness.reader}
-    llms |= {"correctness.llm": config.correctness.llm} if config.correctness.llm else {}
+    own = config.correctness
+    llms = {
+        "models.llm": config.models.llm,
+        "correctness.reader": own.reader,
+        "correctness.fluency": own.fluency,
+        "correctness.llm": own.llm,
+    }
     for field, reference in llms.items():
-        if reference == "endpoint" and field != "correctness.reader":
+        if reference is None:
+            continue
+        if reference == "endpoint" and field in ("models.llm", "correctness.llm"):
             if config.engine.endpoint is None:
                 raise InputError("config", "engine.endpoint", f"`{field}: endpoint` needs a url and a model", "Give url and model.")
             continue

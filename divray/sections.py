@@ -150,12 +150,20 @@ class CorrectnessConfig(Section):
     llm: Name | None = Field(
         None, description="An LLM that the gate asks, too: its probability of yes. Hub id, folder, `embedded:…` or `endpoint`."
     )
-    reader: Name = Field(
-        "embedded:smollm2", description="Small LLM on this machine, by whose likelihoods the report says how many are right."
+    fluency: Name | None = Field(
+        "embedded:smollm2",
+        description="Small LLM on this machine, whose likelihood of a sentence counts for the gate; null: the encoder alone.",
     )
+    reader: Name = Field("embedded:gemma3-270m", description="Another one, by whose likelihoods the report says how many are right.")
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
-        0.7, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
+        0.85, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
     )
+
+    @model_validator(mode="after")
+    def _apart(self) -> CorrectnessConfig:
+        if self.reader == self.fluency:
+            raise ValueError("reader and fluency are one LLM, but the report's figure is to come from another than the gate. Change one.")
+        return self
 
 
 class PreferencesConfig(Section):

@@ -30,6 +30,8 @@ settings.load_profile("divray")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RAY = str(Path(sys.executable).parent / "ray")
+FASTER = ["models.llm=embedded:smollm2", "correctness.fluency=null", "correctness.reader=embedded:smollm2"]
+"""Settings of runs that are about something else than what they write."""
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process keeps the mode that its first cluster had
 os.environ.update(RAY_metrics_report_interval_ms="1000")
@@ -39,7 +41,7 @@ os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever els
 @pytest.fixture(scope="session")
 def quickstart() -> Config:
     """The quick-start settings, with the faster of its LLMs."""
-    return load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2"])
+    return load_config(folder() / "quickstart.yaml", FASTER)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from conftest import FASTER
 
 from divray.config import Config, load_config
 from divray.datasets import examples_table, load_task
@@ -26,7 +27,7 @@ from divray.sampling.stage import run as sample
 from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
 
 SMALL = [
-    "models.llm=embedded:smollm2",
+    *FASTER,
     "sampling.candidates_per_relation=8",
     "sampling.naive_candidates_per_relation=0",
     "sampling.max_tokens=64",

@@ -10,6 +10,7 @@ import psutil
 import pyarrow as pa
 import pytest
 from begun_runs import begun
+from conftest import FASTER
 
 from divray.config import Config, load_config
 from divray.quickstart import folder
@@ -18,7 +19,7 @@ from divray.sampling.stage import run as sample
 from divray.schemas import COMPLETIONS
 
 SMALL = [
-    "models.llm=embedded:smollm2",
+    *FASTER,
     "sampling.candidates_per_relation=10",
     "sampling.naive_candidates_per_relation=0",
     "sampling.max_tokens=64",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from begun_runs import begun
+from conftest import FASTER
 
 from divray.cluster import quiet_ray_data
 from divray.config import Config, load_config
@@ -22,7 +23,7 @@ from divray.engines.pool import make_room
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
-SMALL = ["models.llm=embedded:smollm2", "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
+SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
 
 
 H100 = ("NVIDIA H100", 80, ())

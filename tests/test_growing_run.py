@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-from conftest import Head, growing
+from conftest import FASTER, Head, growing
 
 from divray import cluster, pipeline
 from divray.config import Config, load_config
@@ -22,7 +22,7 @@ from divray.run_folder import TEST, RunFolder
 from divray.sampling.stage import run as sample
 
 SMALL = [
-    "models.llm=embedded:smollm2",
+    *FASTER,
     "rounds=1",
     "engine.device=cpu",
     "sampling.candidates_per_relation=12",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from divray.relations import Example, Relation
-from divray.scoring.answers import ask
+from divray.scoring.answers import ask, readings
 from divray.scoring.audit import SIGNALS as READ
-from divray.scoring.audit import readings
-from divray.scoring.judge import AUDIT, GATE, GATE_LLM, SIGNALS, Judge, described_seeds, fit_judge, weights
+from divray.scoring.judge import AUDIT, SIGNALS, Judge, described_seeds, fit_judge, gate_probability, weights
 from divray.spans import BLOCKS, exchanged
 
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas", "Ines", "Bruno"]
@@ -61,24 +61,25 @@ def spans(examples: list[Example]) -> np.ndarray:
 def judge_of(seeds: list[Example]) -> Judge:
     own = np.array([RELATIONS.index(seed.relation) for seed in seeds])
     described = described_seeds([Relation(name, DESCRIPTIONS[name]) for name in RELATIONS], seeds)
-    return fit_judge(RELATIONS, own, [seed.text for seed in seeds], spans(seeds), spans(described), np.zeros(len(seeds)))
+    return fit_judge(RELATIONS, own, [seed.text for seed in seeds], spans(seeds), spans(described), np.zeros(2))
 
 
 def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
-    return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros(len(examples)))
+    return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros((len(examples), 2)))
 
 
+gate = partial(gate_probability, fluency=False, llm=False)
 SEEDS = [sentence(relation, number, number % 3) for relation in WORDING for number in range(6)]
 RIGHT = [sentence(relation, number, wording) for relation in WORDING for number in (7, 8) for wording in range(3)]
 OTHER = {"founder": "works_for", "works_for": "founder"}
 
 
 def test_right_samples_score_above_wrong_and_reversed_ones() -> None:
-    judge, name = judge_of(SEEDS), GATE
-    own = weights(name).probability(signals(judge, RIGHT))
+    judge = judge_of(SEEDS)
+    own = gate(signals(judge, RIGHT))
     assert ((own >= 0) & (own <= 1)).all()
-    assert (own > weights(name).probability(signals(judge, [replace(e, relation=OTHER[e.relation]) for e in RIGHT]))).all()
-    assert own.mean() > weights(name).probability(signals(judge, [reversed_(e) for e in RIGHT])).mean()
+    assert (own > gate(signals(judge, [replace(e, relation=OTHER[e.relation]) for e in RIGHT]))).all()
+    assert own.mean() > gate(signals(judge, [reversed_(e) for e in RIGHT])).mean()
 
 
 def test_exchanged_features_are_those_of_the_exchanged_example() -> None:
@@ -151,18 +152,19 @@ def test_few_seeds_and_one_relation(kept: int) -> None:
 
 def test_no_samples_and_an_unknown_relation() -> None:
     judge = judge_of(SEEDS)
-    empty = judge.signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros(0))
+    empty = judge.signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros((0, 2)))
     assert empty.shape == (0, len(SIGNALS))
     with pytest.raises(ValueError, match="unheard_of"):
         signals(judge, [replace(RIGHT[0], relation="unheard_of")])
 
 
 def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_gates() -> None:
-    for name, known in ((GATE, SIGNALS), (GATE_LLM, SIGNALS), (AUDIT, READ)):
-        judge = weights(name)
+    parts = ("states", "states_fluency", "states_llm", "states_fluency_llm", "reads", "reads_fluency")
+    for judge, known in (*((weights(name), SIGNALS) for name in parts), (weights(AUDIT), READ)):
         assert set(judge.signals) <= set(known) and (judge.low < judge.high).all()
         assert 0 < judge.probability(np.zeros((1, len(known))), known)[0] < 1
-    assert "answer" in weights(GATE_LLM).signals and "answer" not in weights(GATE).signals
+    for name in parts:
+        assert ("fluency" in weights(name).signals, "answer" in weights(name).signals) == ("fluency" in name, "llm" in name)
     assert not set(READ) & set(SIGNALS)
 
 
@@ -190,7 +192,7 @@ def test_the_llm_is_asked_once_a_prefix_and_shown_right_and_wrong_seeds_but_not_
     assert len(llm.prefixes) == len(RELATIONS)
     shown = llm.prefixes[0]
     assert shown.count("Answer: no") == 6 and "works" in shown and "founded" in shown
-    assert ask(llm, NAMED, SEEDS, SEEDS, without=SEEDS).tolist() == [5.0] * len(SEEDS)
+    assert ask(llm, NAMED, SEEDS, SEEDS).tolist() == [5.0] * len(SEEDS)
     assert ask(llm, NAMED, [], RIGHT[:1]).tolist() == [0.0]
 
 
@@ -199,5 +201,5 @@ def test_readings_are_means_of_a_sentences_own_tokens_under_the_records_of_its_r
     example = sentence("founder", 7, 0)
     assert readings(llm, NAMED, SEEDS, [example]).tolist() == [[-3.0, -4.0]]  # five words: -1 to -5
     assert llm.prefixes[0].count("Sentence:") == 6 and "works" not in llm.prefixes[0]
-    readings(llm, NAMED, SEEDS, SEEDS[:1], without=SEEDS[:1])
+    readings(llm, NAMED, SEEDS, SEEDS[:1])
     assert llm.prefixes[1].count("Sentence:") == 5 and SEEDS[0].text not in llm.prefixes[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Submit, free_port, kill_tree
+from conftest import FASTER, Submit, free_port, kill_tree
 
 from divray import pipeline
 from divray.cli import main
@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 SMALL = [
-    "models.llm=embedded:smollm2",
+    *FASTER,
     "sampling.candidates_per_relation=16",
     "sampling.naive_candidates_per_relation=4",
     "preferences.max_pairs_per_relation=2",

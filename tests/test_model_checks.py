@@ -189,7 +189,7 @@ def test_a_model_that_the_hub_does_not_give_is_refused_at_once(hub: str, tmp_pat
     assert nowhere[0] == found and "out of reach" in nowhere[1]
 
 
-@pytest.mark.parametrize("key", ["models.llm", "models.encoder", "correctness.reader", "correctness.llm"])
+@pytest.mark.parametrize("key", ["models.llm", "models.encoder", "correctness.reader", "correctness.fluency", "correctness.llm"])
 def test_a_model_out_of_reach_is_said_before_anything_is_sampled(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [str(folder() / "quickstart.yaml"), f"{key}=of/none"]
     assert main(["plan", *settings]) == main(["run", *settings, "--out", str(tmp_path / "run")]) == 2

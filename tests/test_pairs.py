@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import FASTER
 from made_examples import marked
 
 from divray.config import Config, load_config
@@ -34,7 +35,7 @@ from divray.schemas import PAIRS_A_COMPLETION, PROMPTS
 RELATION = Relation("works_for", "The head works for the tail.", "person", "organization")
 FORM = form_of([marked("[Maria Lopez] works as a welder at {Nordhaven}.")], [RELATION])
 SMALL = [
-    "models.llm=embedded:smollm2",
+    *FASTER,
     "sampling.candidates_per_relation=8",
     "sampling.naive_candidates_per_relation=2",
     "prompts.candidates_per_prompt=4",

@@ -86,6 +86,8 @@ BAD_INPUT = [
     ({"models": {"encoder": "embedded:nothing"}}, "models.encoder"),
     ({"models": {"encoder": "endpoint"}}, "models.encoder: endpoint is no folder"),
     ({"correctness": {"reader": "endpoint"}}, "correctness.reader: endpoint is no folder"),
+    ({"correctness": {"fluency": "endpoint"}}, "correctness.fluency: endpoint is no folder"),
+    ({"correctness": {"fluency": "a", "reader": "a"}}, "correctness: reader and fluency are one LLM"),
     ({"prompts": {"strategies": {"clever": 1}}}, "unknown strategy"),
     ({"engine": {"concurrency": [4, 2]}}, "engine.concurrency: the least, 4, is more than the most, 2"),
     ({"engine": {"concurrency": [1, True]}}, "engine.concurrency"),

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from begun_runs import begun
-from conftest import exported
+from conftest import FASTER, exported
 
 from divray.config import load_config
 from divray.quickstart import folder
 from divray.sampling.stage import run as sample
 
 SMALL = [
-    "models.llm=embedded:smollm2",
+    *FASTER,
     "sampling.candidates_per_relation=8",
     "sampling.naive_candidates_per_relation=2",
     "engine.batch_size=8",

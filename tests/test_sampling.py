@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from begun_runs import begun
+from conftest import FASTER
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
@@ -34,7 +35,7 @@ from divray.sampling.stage import run as sample
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
 
 SMALL = [
-    "models.llm=embedded:smollm2",
+    *FASTER,
     "sampling.candidates_per_relation=8",
     "sampling.naive_candidates_per_relation=2",
     "engine.batch_size=8",

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from conftest import exported
+from conftest import FASTER, exported
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
@@ -126,7 +126,7 @@ def test_scores_do_not_depend_on_order_or_partition_and_a_large_relation_is_spre
 
 @pytest.mark.slow
 def test_the_audit_believes_human_sentences_more_than_broken_ones(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
-    config, run = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", "task.seeds_per_relation=2"]), RunFolder(uri)
+    config, run = load_config(folder() / "quickstart.yaml", [*FASTER, "task.seeds_per_relation=2"]), RunFolder(uri)
     prepare(config, run)
     rows = []
     for number, example in enumerate(load_task(config).test[:12]):

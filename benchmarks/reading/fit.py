@@ -28,8 +28,21 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE.parent))
 
 GATE = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length")
-JUDGES: dict[str, tuple[str, ...]] = {"gate": GATE, "gate_llm": (*GATE, "answer"), "audit": ("sentence", "stumble", "passed")}
-THRESHOLD = 0.7
+PARTS: dict[str, tuple[str, ...]] = {
+    "states": GATE,
+    "states_fluency": (*GATE, "fluency"),
+    "states_llm": (*GATE, "answer"),
+    "states_fluency_llm": (*GATE, "fluency", "answer"),
+    "reads": ("length",),
+    "reads_fluency": ("length", "fluency"),
+    "audit": ("sentence", "stumble", "passed"),
+}
+"""Of the judges. ``states…`` is fitted to whether readers say that the relation stands there between whole mentions, ``reads…`` to
+whether a sentence that states it is right, the audit to whether a sentence is right."""
+GATES = {"": ("states", "reads"), "_fluency": ("states_fluency", "reads_fluency"), "_fluency_llm": ("states_fluency_llm", "reads_fluency")}
+DEFAULT = "_fluency"
+"""The gate that decides the audit's ``passed``."""
+THRESHOLD = 0.85
 """The gate of the audit's ``passed``: `correctness.threshold`."""
 STRENGTH = 0.3
 """Inverse regularisation C, for signals of unit variance."""
@@ -46,7 +59,7 @@ TASKS = {
 
 
 def read_set() -> list[dict[str, Any]]:
-    """Sentences with ``right`` (bool), ``votes`` (reader -> the three answers)."""
+    """Sentences with ``right`` and ``states`` (bool), ``votes`` (reader -> the three answers)."""
     votes: dict[str, dict[int, tuple[int, int, int]]] = defaultdict(dict)
     for line in (HERE / "labels.tsv").read_text().splitlines()[1:]:
         name, reader, *answers = line.split("\t")
@@ -59,7 +72,7 @@ def read_set() -> list[dict[str, Any]]:
             continue
         agreed = all(own[1]) == all(own[2])
         right = all(own[1]) if agreed else all(own[3]) if 3 in own else None
-        rows.append({**row, "votes": own, "right": right})
+        rows.append({**row, "votes": own, "right": right, "states": sum(one[0] and one[1] for one in own.values()) * 2 > len(own)})
     return rows
 
 
@@ -83,8 +96,7 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
     from divray.config import load_config
     from divray.datasets import load_task
     from divray.relations import Example
-    from divray.scoring.answers import Likelihood
-    from divray.scoring.audit import readings
+    from divray.scoring.answers import Likelihood, readings, some_of
     from divray.scoring.judge import Judging
 
     known: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -97,21 +109,19 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
         seeds = [seed for seed in task.seeds if not first or int(seed.example_id.rpartition("/")[2]) <= FIRST]
         judging = Judging(config, task.relations, seeds)
 
-        def spans(examples: list[Example], judging: Judging = judging) -> np.ndarray:
-            judge = judging.judge(np.zeros(len(judging.seeds)))
-            relations, texts = [example.relation for example in examples], [example.text for example in examples]
-            return judge.signals(relations, texts, judging.spans.encode(examples), np.zeros(len(examples)))[:, :-1]
+        def heard(examples: list[Example], judging: Judging = judging) -> np.ndarray:
+            return signals_by(judging, examples)[:, :-1]
 
         def read(examples: list[Example], judging: Judging = judging, reader: str = config.correctness.reader) -> np.ndarray:
             likelihood, known_to_it = Likelihood(reader), (judging.relations, judging.seeds)
-            origin = readings(likelihood, *known_to_it, judging.seeds, without=judging.seeds).mean(axis=0)
+            origin = readings(likelihood, *known_to_it, some_of(judging.seeds)).mean(axis=0)
             return readings(likelihood, *known_to_it, examples) - origin
 
         def answers(examples: list[Example], judging: Judging = judging) -> np.ndarray:
             judging.answerer = Likelihood(str(llm))
-            return (judging.ask(examples) - judging.ask(judging.seeds, without=judging.seeds).mean())[:, None]
+            return signals_by(judging, examples)[:, -1:]
 
-        for kind, of in (("spans", spans), ("readings", read), ("answer", answers)):
+        for kind, of in (("gate", heard), ("readings", read), ("answer", answers)):
             wanted = own if kind != "answer" else own[::ASKED] if llm and task_name == "quick start" else []
             missing = [row for row in wanted if row["id"] not in known.setdefault(kind, {})]
             if not missing:
@@ -120,13 +130,18 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
             known[kind] |= {row["id"]: value.tolist() for row, value in zip(missing, of(examples), strict=True)}
             kept.write_text(json.dumps(known))
             print(task_name, kind, len(missing), flush=True)
-    columns = {"spans": GATE, "readings": ("sentence", "stumble"), "answer": ("answer",)}
+    columns = {"gate": PARTS["states_fluency"], "readings": ("sentence", "stumble"), "answer": ("answer",)}
     return {
         name: np.array([known[kind].get(row["id"], [np.nan] * len(names))[place] for row in rows])
         for kind, names in columns.items()
         if kind in known
         for place, name in enumerate(names)
     }
+
+
+def signals_by(judging: Any, examples: list[Any]) -> np.ndarray:
+    relations, texts = [example.relation for example in examples], [example.text for example in examples]
+    return np.asarray(judging.judge(judging.hear_seeds()).signals(relations, texts, judging.spans.encode(examples), judging.hear(examples)))
 
 
 def fit(own: np.ndarray, right: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
@@ -146,18 +161,18 @@ def fit(own: np.ndarray, right: np.ndarray, names: tuple[str, ...]) -> dict[str,
     return {"signals": listed, "bias": round(bias, 5)}
 
 
-def out_of_fold(values: np.ndarray, right: np.ndarray, relations: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Probabilities of the rows of ``part``, each by a judge that was fitted on other relations; nan for the others."""
-    from sklearn.model_selection import GroupKFold
-
+def gate_of(
+    names: tuple[str, str], signals: dict[str, np.ndarray], states: np.ndarray, right: np.ndarray, rows: np.ndarray
+) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
+    """The weights of a gate's two parts, fitted on some rows, and its probability for all ``[n]``."""
     from divray.scoring.judge import judge_of
 
-    found = np.full(len(right), np.nan)
-    rows = np.flatnonzero(part)
-    for chosen, left in GroupKFold(8).split(rows, groups=relations[rows]):
-        names = tuple(f"s{place}" for place in range(values.shape[1]))
-        found[rows[left]] = judge_of(fit(values[rows[chosen]], right[rows[chosen]], names)).probability(values[rows[left]], names)
-    return found
+    made, product = {}, np.ones(len(right))
+    for name, label, known in zip(names, (states, right), (rows, rows & states), strict=True):
+        values = np.column_stack([signals[one] for one in PARTS[name]])
+        made[name] = fit(values[known], label[known], PARTS[name])
+        product = product * judge_of(made[name]).probability(values, PARTS[name])
+    return made, product
 
 
 def measure(probability: np.ndarray, right: np.ndarray, groups: list[str], gate: np.ndarray | None = None) -> dict[str, Any]:
@@ -184,6 +199,7 @@ def measure(probability: np.ndarray, right: np.ndarray, groups: list[str], gate:
 
 def main() -> None:
     from machine import machine
+    from sklearn.model_selection import GroupKFold
 
     from divray.scoring import judge
 
@@ -205,22 +221,35 @@ def main() -> None:
     made: dict[str, Any] = json.loads(path.read_text())
     found: dict[str, Any] = {"machine": machine(), "read": len(rows), "held_out": int(held.sum()), "read_twice": len(twice)}
     found["kappa"] = agreement(twice)
-    gate = np.zeros(len(rows), bool)
-    for name, names in JUDGES.items():
-        if not set(names) <= {*signals, "passed"}:
-            continue
-        signals["passed"] = gate.astype(float)
-        values = np.column_stack([signals[one] for one in names])
-        known = ~np.isnan(values).any(axis=1)  # not all are asked about
-        if not known.any():
-            continue
-        made[name] = fit(values[~held & known], right[~held & known], names)
-        probability = judge.judge_of(made[name]).probability(values, names)
-        if name == "gate":  # out of fold, since a judge is too sure of what it was fitted on
-            gate = np.where(held, probability, out_of_fold(values, right, relations, ~held)) >= THRESHOLD
+    states = np.array([row["states"] for row in rows])
+
+    def report(name: str, probability: np.ndarray, known: np.ndarray, gate: np.ndarray) -> None:
         for part, mask in (("chosen_on", ~held & known), ("held_out", held & known)):
             own = [group for group, kept in zip(groups, mask, strict=True) if kept]
             found.setdefault(name, {})[part] = measure(probability[mask], right[mask], own, gate[mask])
+
+    passed = np.zeros(len(rows), bool)
+    for name, parts in GATES.items():
+        if not {signal for part in parts for signal in PARTS[part]} <= set(signals):
+            continue
+        known = ~np.isnan(np.column_stack([signals[one] for one in PARTS[parts[0]]])).any(axis=1)  # not all are asked about
+        if not known.any():
+            continue
+        fitted, probability = gate_of(parts, signals, states, right, ~held & known)
+        made |= fitted
+        if name == DEFAULT:  # out of fold, since a judge is too sure of what it was fitted on
+            for own, left in GroupKFold(8).split(rows, groups=relations):
+                others = np.isin(np.arange(len(rows)), own) & ~held
+                outside = gate_of(parts, signals, states, right, others)[1]
+                passed[left] = np.where(held, probability, outside)[left] >= THRESHOLD
+        report(f"gate{name}", probability, known, passed if name == DEFAULT else probability >= THRESHOLD)
+    if "answer" in signals:
+        known = ~np.isnan(signals["answer"])
+        made |= gate_of(("states_llm", "reads"), signals, states, right, ~held & known)[0]
+    values = np.column_stack([signals["sentence"], signals["stumble"], passed])
+    known = ~np.isnan(values).any(axis=1)
+    made["audit"] = fit(values[known & ~held], right[known & ~held], PARTS["audit"])
+    report("audit", judge.judge_of(made["audit"]).probability(values, PARTS["audit"]), known, passed)
     if arguments.write:
         path.write_text(json.dumps(made, indent=1) + "\n")
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")

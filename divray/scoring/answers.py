@@ -20,14 +20,19 @@ from divray.config import Config
 from divray.engines.face import ENDPOINT
 from divray.errors import EngineError
 from divray.models import local_model
+from divray.prompts.record import as_lines, labels
 from divray.relations import Example, Relation, render_marked
 from divray.sections import EndpointConfig
 
 SHOWN = 6
 """Seeds before a sentence, at most; before a question as many wrong ones as well."""
 
-BATCH_TOKENS = 1536
-"""Tokens in a batch without the prefix; bounds the memory of the scores of a large vocabulary."""
+SEEDS_READ = 16
+"""About so many seeds say what is usual; each is read after others, which takes time."""
+
+BATCH_TOKENS = {"cpu": 1, "cuda": 1536}
+"""Tokens in a batch without the prefix. On a CPU each text is read alone, which costs no time and keeps its last bits."""
+_HARDEST = 3
 
 _TOP = 20
 """Alternatives of the first token that are asked for: what vLLM gives at most."""
@@ -49,12 +54,10 @@ def ask(
     relations: Sequence[Relation],
     seeds: Sequence[Example],
     examples: Sequence[Example],
-    without: Sequence[Example] | None = None,
 ) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
-    Seeds of its relation and of others are shown before it, but not that ``without`` (itself, where seeds are asked about).
-    ``relations`` are all that seeds and examples may have.
+    Seeds of its relation and of others are shown before it, but never itself. ``relations`` are all that seeds and examples may have.
     """
     named = {relation.name: relation for relation in relations}
     of_relation = {name: [seed for seed in seeds if seed.relation == name] for name in named}
@@ -66,22 +69,52 @@ def ask(
         return "".join(lines)
 
     found = np.zeros(len(examples))
-    for before, rows in by_prefix(prefix, seeds, examples, without):
+    for before, rows in by_prefix(prefix, seeds, examples):
         found[rows] = answerer.answers(before, [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
     return found.round(3)
+
+
+def readings(
+    likelihood: Likelihood,
+    relations: Sequence[Relation],
+    seeds: Sequence[Example],
+    examples: Sequence[Example],
+) -> np.ndarray:
+    """``sentence`` and ``stumble`` of each example, not yet less the seeds', float64 ``[n, 2]``, three decimals.
+
+    The arguments are those of :func:`ask`.
+    """
+    named = {relation.name: relation for relation in relations}
+
+    def prefix(name: str, shown: list[Example]) -> str:
+        records = "".join(f"{as_lines(named[name], seed)}\n\n" for seed in shown)
+        return f"Relation: {name}\nMeaning: {named[name].description}\n\n{records}"
+
+    found = np.zeros((len(examples), 2))
+    for before, rows in by_prefix(prefix, seeds, examples):
+        leads = []
+        for row in rows:
+            head, tail, sentence = labels(named[examples[row].relation])
+            leads.append(f"{head} {examples[row].head_text}\n{tail} {examples[row].tail_text}\n{sentence}")
+        for row, terms in zip(rows, likelihood.log_probabilities(before, leads, [f" {examples[row].text}" for row in rows]), strict=True):
+            found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean()
+    return found.round(3)
+
+
+def some_of(seeds: Sequence[Example]) -> Sequence[Example]:
+    """About :data:`SEEDS_READ` of the seeds, from all over the list."""
+    return seeds[:: max(1, round(len(seeds) / SEEDS_READ))]
 
 
 def by_prefix(
     prefix: Callable[[str, list[Example]], str],
     seeds: Sequence[Example],
     examples: Sequence[Example],
-    without: Sequence[Example] | None = None,
 ) -> list[tuple[str, list[int]]]:
     """The rows of examples that have the same text before them: ``prefix`` of their relation and its first :data:`SHOWN` seeds."""
     found: dict[str, list[int]] = defaultdict(list)
-    left: Sequence[Example | None] = without or [None] * len(examples)
-    for row, (example, left_out) in enumerate(zip(examples, left, strict=True)):
-        shown = [seed for seed in seeds if seed.relation == example.relation and seed != left_out][:SHOWN]
+    for row, example in enumerate(examples):
+        shown = [seed for seed in seeds if seed.relation == example.relation and seed.text != example.text][:SHOWN]
         found[prefix(example.relation, shown)].append(row)
     return sorted(found.items())
 
@@ -144,7 +177,7 @@ class Likelihood:
             ids = torch.tensor([self.tokenizer(prefix).input_ids], device=self.device)
             # The last token of the prefix is read again, since it predicts the first one of a text without a lead.
             cache = self.model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
-            for rows in _batches(order, [len(tokens) + 1 for tokens in encoded]):
+            for rows in _batches(order, [len(tokens) + 1 for tokens in encoded], BATCH_TOKENS[self.device]):
                 width = max(len(encoded[row]) for row in rows) + 1
                 block = torch.full((len(rows), width), int(ids[0, -1]), device=self.device)
                 mask = torch.zeros((len(rows), ids.shape[1] - 1 + width), dtype=torch.long, device=self.device)
@@ -160,11 +193,11 @@ class Likelihood:
                     yield row, kept.float().log_softmax(-1)
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Rows of similar length, at most :data:`BATCH_TOKENS` with the padding."""
+def _batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Rows of similar length, at most so many tokens with the padding."""
     batches: list[list[int]] = []
     for row in order:
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= BATCH_TOKENS:
+        if batches and (len(batches[-1]) + 1) * lengths[row] <= tokens:
             batches[-1].append(row)
         else:
             batches.append([row])

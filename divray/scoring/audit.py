@@ -14,87 +14,67 @@ It runs after the selection, and so on the selected samples alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.stage import read_relations, read_seeds, table_examples
-from divray.prompts.record import as_lines, labels
+from divray.datasets.stage import examples_table, read_relations, read_seeds, table_examples
 from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
-from divray.scoring.answers import Likelihood, by_prefix
+from divray.schemas import EXAMPLES
+from divray.scoring.answers import Likelihood, readings, some_of
 from divray.scoring.judge import AUDIT, weights
 from divray.scoring.stage import encoders
 
 SIGNALS = ("sentence", "stumble", "passed")
-_HARDEST, _BATCH = 3, 256
-
-
-def readings(
-    likelihood: Likelihood,
-    relations: Sequence[Relation],
-    seeds: Sequence[Example],
-    examples: Sequence[Example],
-    without: Sequence[Example] | None = None,
-) -> np.ndarray:
-    """``sentence`` and ``stumble`` of each example, not yet less the seeds', float64 ``[n, 2]``, three decimals.
-
-    The arguments are those of :func:`divray.scoring.answers.ask`.
-    """
-    named = {relation.name: relation for relation in relations}
-
-    def prefix(name: str, shown: list[Example]) -> str:
-        records = "".join(f"{as_lines(named[name], seed)}\n\n" for seed in shown)
-        return f"Relation: {name}\nMeaning: {named[name].description}\n\n{records}"
-
-    found = np.zeros((len(examples), 2))
-    for before, rows in by_prefix(prefix, seeds, examples, without):
-        leads = []
-        for row in rows:
-            head, tail, sentence = labels(named[examples[row].relation])
-            leads.append(f"{head} {examples[row].head_text}\n{tail} {examples[row].tail_text}\n{sentence}")
-        for row, terms in zip(rows, likelihood.log_probabilities(before, leads, [f" {examples[row].text}" for row in rows]), strict=True):
-            found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean()
-    return found.round(3)
+_BATCH = 32
 
 
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
-    """Sample id -> the probability that it is right, as the LLM ``correctness.reader`` sees it.
+    """Sample id -> the audit's probability that the sample is right.
 
-    ``rows`` have the columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
+    Args:
+        config: ``correctness.reader`` names the LLM; its actors are the ``score`` stage's.
+        run: Where the relations and the seeds are.
+        rows: Columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
     """
     import ray.data
 
     if not rows.num_rows:
         return {}
-    actors = encoders(config)
+    actors, known = encoders(config), some_of(seeds_of(config, run)[1])
+    seeds = examples_table(known).rename_columns(["sample_id", *EXAMPLES.names[1:]])
     # A relation's sentences stand together, since they share what is read before them.
-    data = ray.data.from_arrow(rows.sort_by([("relation", "ascending"), ("sample_id", "ascending")]))
-    read = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri), **actors)
-    found: dict[str, float] = {}
-    batches: Any = read.iter_batches(batch_format="pyarrow", batch_size=None)
+    read = pa.concat_tables([rows.select(seeds.column_names).cast(seeds.schema), seeds])
+    data = ray.data.from_arrow(read.sort_by([("relation", "ascending"), ("sample_id", "ascending")]))
+    parts = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri), **actors)
+    found: dict[str, list[float]] = {}
+    batches: Any = parts.iter_batches(batch_format="pyarrow", batch_size=None)
     for batch in batches:
-        found |= dict(zip(batch["sample_id"].to_pylist(), batch[AUDIT].to_pylist(), strict=True))
-    return found
+        found |= dict(zip(batch["sample_id"].to_pylist(), batch["read"].to_pylist(), strict=True))
+    origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)
+    names = rows["sample_id"].to_pylist()
+    signals = np.column_stack([np.array([found[name] for name in names]) - origin, rows["passed"].to_numpy()])
+    return dict(zip(names, weights(AUDIT).probability(signals, SIGNALS).tolist(), strict=True))
+
+
+def seeds_of(config: Config, run: RunFolder) -> tuple[list[Relation], list[Example]]:
+    """The relations but the none label, and their seeds."""
+    relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
+    names = {relation.name for relation in relations}
+    return relations, [seed for seed in read_seeds(run) if seed.relation in names]
 
 
 class _Reader:
-    """Actor: the audit of each sample."""
+    """Actor: what the LLM makes of each sentence."""
 
     def __init__(self, config: Config, uri: str) -> None:
         import ray
 
-        run = RunFolder(uri)
-        relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
-        names = {relation.name for relation in relations}
-        seeds = [seed for seed in read_seeds(run) if seed.relation in names]
-        self.known = Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), relations, seeds
-        self.origin = readings(*self.known, seeds, without=seeds).mean(axis=0)
+        self.known = Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), *seeds_of(config, RunFolder(uri))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        read = readings(*self.known, table_examples(batch, "sample_id")) - self.origin
-        signals = np.column_stack([read, batch["passed"].to_numpy()])
-        return batch.select(["sample_id"]).append_column(AUDIT, pa.array(weights(AUDIT).probability(signals, SIGNALS), pa.float64()))
+        read = readings(*self.known, table_examples(batch, "sample_id"))
+        return batch.select(["sample_id"]).append_column("read", pa.array(read.tolist(), pa.list_(pa.float64())))

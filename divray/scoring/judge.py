@@ -1,8 +1,10 @@
 """The gate's judge of a sample, on which pairs and selection depend.
 
-It is a logistic regression on signals that mean the same for every task: each is taken less its mean over the task's own
-seeds, every seed judged without itself.  Its weights come from sentences that language-model agents read
-(``benchmarks/reading``), and so does its calibration: 0.8 is to mean that of ten such sentences eight are right.
+It is the product of two logistic regressions, one for each thing that a reader asks: does the sentence state its relation, and
+if so, does it read well?  A sentence that fails in one can't make up for it in the other.  The signals mean the same for every
+task: each is taken less its mean over the task's own seeds, every seed judged without itself.  The weights come from sentences
+that language-model agents read (``benchmarks/reading``), and so does their calibration: 0.8 is to mean that of ten such sentences
+eight are right.
 
 The signals come from the features of the spans (:class:`SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -15,6 +17,8 @@ of seeds with head and tail exchanged:
 ``roles``     discriminant of the entities read alone: as head and tail of the relation, less as its tail and head
 ``kinds``     the same discriminant less its mean over all relations
 ``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
+``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
+              relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
 ============  ===============================================================================
 
@@ -37,7 +41,7 @@ from divray.config import Config
 from divray.embeddings import Encoder
 from divray.models import local_model
 from divray.relations import Example, Relation
-from divray.scoring.answers import answerer_of, ask
+from divray.scoring.answers import Likelihood, answerer_of, ask, readings, some_of
 from divray.spans import (
     BLOCKS,
     FEATURE_GRID,
@@ -53,9 +57,9 @@ from divray.spans import (
     pooled,
 )
 
-SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "answer")
-GATE, GATE_LLM, AUDIT = "gate", "gate_llm", "audit"
-"""Names in ``weights.json``: with ``correctness.llm`` the gate listens to that LLM's answer."""
+SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer")
+AUDIT = "audit"
+"""Name of the audit's weights in ``weights.json``; for those of the gate see :func:`gate_probability`."""
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0
@@ -85,6 +89,19 @@ class Weights:
         """Of rows of signals, float64 ``[n]``; ``names`` are those of the columns."""
         own = values[:, [names.index(name) for name in self.signals]]
         return np.round(1.0 / (1.0 + np.exp(-(np.clip(own, self.low, self.high) @ self.weights + self.bias))), _DIGITS)
+
+
+def gate_probability(signals: np.ndarray, fluency: bool, llm: bool) -> np.ndarray:
+    """That the sentence states its relation, times that it then reads well, too; float64 ``[n]``.
+
+    Args:
+        signals: Of :meth:`Judge.signals`.
+        fluency: Whether ``correctness.fluency`` is named.
+        llm: Whether ``correctness.llm`` is.
+    """
+    heard = fluency * "_fluency"
+    states, reads = weights(f"states{heard}{llm * '_llm'}"), weights(f"reads{heard}")
+    return np.round(states.probability(signals) * reads.probability(signals), _DIGITS)
 
 
 @cache
@@ -123,10 +140,11 @@ class Judge:
     entities: Discriminant
     origin: np.ndarray
 
-    def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
-        ``features`` are of :meth:`SpanEncoder.encode`, ``answers`` log-odds of yes ``[n]``, zeros where no LLM is asked.
+        ``features`` are of :meth:`SpanEncoder.encode`, ``heard`` their ``fluency`` and ``answer``
+        ``[n, 2]``, zeros where no LLM is named.
         """
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
@@ -135,16 +153,16 @@ class Judge:
         entities = self.entities.scores(heads), self.entities.scores(tails)
         same = np.tile(own[:, None] == self.own[None, :], 2)
         signals = _signals(self, own, self.wording.scores(spans), entities, spans, same)
-        return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), answers]).round(_DIGITS) - self.origin
+        return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), heard]).round(_DIGITS) - self.origin
 
 
 def fit_judge(
-    relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, described: np.ndarray, answers: np.ndarray
+    relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, described: np.ndarray, heard: np.ndarray
 ) -> Judge:
     """Fit on the seeds and take their own signals, each without itself; under a second.
 
-    ``own`` are the seeds' numbers in ``relations``; texts, features and answers are as :meth:`Judge.signals` takes them, each seed
-    asked about without itself; ``described`` are the features of :func:`described_seeds`.
+    ``own`` are the seeds' numbers in ``relations``; texts and features are as :meth:`Judge.signals` takes them; ``described``
+    are the features of :func:`described_seeds`, ``heard`` is :meth:`Judging.hear_seeds`.
     """
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
     plain, heads, tails = _features(features)
@@ -164,8 +182,8 @@ def fit_judge(
     np.fill_diagonal(same, False)
     several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
     signals = _signals(judge, own, scores[: len(own)], np.split(of_names, 2), known[: len(own)], np.tile(same, 2))
-    found = np.column_stack([signals, np.maximum(0.0, logs - judge.length), answers])[several if several.any() else slice(None)]
-    return replace(judge, origin=np.round(found.mean(axis=0), _DIGITS))
+    found = np.column_stack([signals, np.maximum(0.0, logs - judge.length)])[several if several.any() else slice(None)]
+    return replace(judge, origin=np.concatenate([found.mean(axis=0), heard]).round(_DIGITS))
 
 
 def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
@@ -252,19 +270,27 @@ class Judging:
         self.seeds = sorted((seed for seed in seeds if seed.relation in self.names), key=lambda seed: seed.example_id)
         self.encoder = Encoder.of(config)
         self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
+        self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
         self.answerer = answerer_of(config, self.encoder.device)
 
-    def ask(self, examples: Sequence[Example], without: Sequence[Example] | None = None) -> np.ndarray:
-        """The LLM's log-odds of yes, ``[n]``; zeros where none is named."""
-        if self.answerer is None:
-            return np.zeros(len(examples))
-        return ask(self.answerer, self.relations, self.seeds, examples, without)
+    def hear(self, examples: Sequence[Example]) -> np.ndarray:
+        """``fluency`` and ``answer``, float64 ``[n, 2]``; zeros where no LLM is named."""
+        known, found = (self.relations, self.seeds, examples), np.zeros((len(examples), 2))
+        if self.likelihood is not None:
+            found[:, 0] = readings(self.likelihood, *known)[:, 0]
+        if self.answerer is not None:
+            found[:, 1] = ask(self.answerer, *known)
+        return found
 
-    def judge(self, answers: np.ndarray) -> Judge:
-        """The task's judge; ``answers`` are those of the seeds, each asked about without itself."""
+    def hear_seeds(self) -> np.ndarray:
+        """Mean of :meth:`hear` over some of the seeds, float64 ``[2]``."""
+        return self.hear(some_of(self.seeds)).mean(axis=0).round(3)
+
+    def judge(self, heard: np.ndarray) -> Judge:
+        """The task's judge; ``heard`` is :meth:`hear_seeds`."""
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
         features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
-        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, answers)
+        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, heard)
 
 
 class SpanEncoder:

@@ -26,15 +26,15 @@ from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import SEEDS, Round, RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
-from divray.scoring.judge import GATE, GATE_LLM, Judge, Judging, weights
+from divray.scoring.judge import Judge, Judging, gate_probability
 from divray.scoring.near_copies import deduplicate, fixed_items
 from divray.scoring.novelty import novelties, staying_vectors
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
 SPAN_FEATURES = pa.field("spans", pa.list_(pa.float32()))
-ANSWER = pa.field("answer", pa.float64())
-EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SPAN_FEATURES, ANSWER, pa.field("pool", pa.string())])
+HEARD = pa.field("heard", pa.list_(pa.float32()))
+EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SPAN_FEATURES, HEARD, pa.field("pool", pa.string())])
 
 COMPARED = pa.schema(
     [
@@ -49,12 +49,12 @@ DECIDED = pa.schema(
     [COMPARED.field("candidate_id"), *(SCORES.field(name) for name in ("correctness", *_DECISIONS)), EMBEDDED.field("pool")]
 )
 
-SEED_ANSWERS = "data/seed_answers"
+SEED_HEARD = "data/seed_heard"
 
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
-ENCODED_ROWS = 256
+ENCODED_ROWS = 128
 """Rows that an encoder takes at a time."""
 
 PART_ROWS = 4096
@@ -93,8 +93,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
     by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
     decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
-    judged = partial(_judged, judge=judge, which=GATE_LLM if config.correctness.llm else GATE)
-    rows = run.dataset(embedded, columns=[*COMPARED.names[:-1], SPAN_FEATURES.name, ANSWER.name])
+    own = config.correctness
+    judged = partial(_judged, judge=judge, fluency=own.fluency is not None, llm=own.llm is not None)
+    rows = run.dataset(embedded, columns=[*COMPARED.names[:-1], SPAN_FEATURES.name, HEARD.name])
     groups = rows.map_batches(judged, **by_batch).groupby("pool", num_partitions=partitions)
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
@@ -120,7 +121,7 @@ def encoders(config: Config) -> dict[str, Any]:
 
 
 class _Features:
-    """Actor: adds the embedding of the masked sentence, the features of the spans, and what an LLM answers."""
+    """Actor: adds the embedding of the masked sentence, the features of the spans, and what LLMs say."""
 
     def __init__(self, config: Config, uri: str) -> None:
         run = RunFolder(uri)
@@ -135,7 +136,7 @@ class _Features:
         pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
         batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
         batch = batch.append_column(SPAN_FEATURES, embedding_column(self.judging.spans.encode(examples)))
-        batch = batch.append_column(ANSWER, pa.array(self.judging.ask(examples), pa.float64()))
+        batch = batch.append_column(HEARD, embedding_column(self.judging.hear(examples)))
         batch = batch.append_column("pool", pools)
         return batch.select(EMBEDDED.names).cast(EMBEDDED)
 
@@ -163,20 +164,20 @@ def _fit(config: Config, uri: str) -> Judge:
     seeds = run.read_table(SEEDS)
     embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
     run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
-    if not run.files(SEED_ANSWERS, ".parquet"):  # an earlier round has asked
-        run.write_table(SEED_ANSWERS, pa.table({ANSWER.name: judging.ask(judging.seeds, without=judging.seeds)}))
-    return judging.judge(run.read_table(SEED_ANSWERS)[ANSWER.name].to_numpy())
+    if not run.files(SEED_HEARD, ".parquet"):  # an earlier round has asked
+        run.write_table(SEED_HEARD, pa.table({HEARD.name: embedding_column(judging.hear_seeds()[None])}))
+    return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)[HEARD.name])[0])
 
 
-def _judged(batch: pa.Table, judge: Any, which: str) -> pa.Table:
+def _judged(batch: pa.Table, judge: Any, fluency: bool, llm: bool) -> pa.Table:
     """What near-duplicates and their order need of each row: :data:`COMPARED`."""
     import ray
 
     if not batch.num_rows:
         return COMPARED.empty_table()
-    spans, answers = embedding_matrix(batch[SPAN_FEATURES.name]), batch[ANSWER.name].to_numpy()
-    signals = ray.get(judge).signals(batch["relation"].to_pylist(), batch["text"].to_pylist(), spans, answers)
-    batch = batch.append_column("correctness", pa.array(weights(which).probability(signals), pa.float64()))
+    spans, heard = embedding_matrix(batch[SPAN_FEATURES.name]), embedding_matrix(batch[HEARD.name])
+    signals = ray.get(judge).signals(batch["relation"].to_pylist(), batch["text"].to_pylist(), spans, heard)
+    batch = batch.append_column("correctness", pa.array(gate_probability(signals, fluency, llm), pa.float64()))
     return batch.select(COMPARED.names).cast(COMPARED)
 
 
