@@ -1,10 +1,10 @@
-"""The judge whose figure the report prints: nothing that it measures is known to the gate, to pairs or to the selection.
+"""The judge whose figure the report prints: gate, pairs and selection know nothing of what it measures.
 
-The gate sees the encoder's features; the audit sees what a small LLM, which no tuning moves, thinks of the sentence ``s`` with the entities
-``h`` and ``t`` after the seed records of its relation.  With ``l`` the log-probabilities of the tokens of ``s`` in nats:
+It sees what a small LLM that no tuning moves, and another one than the gate's, thinks of the sentence ``s`` with its entities after the
+seed records of its relation.  With ``l`` the log-probabilities of the tokens of ``s`` in nats:
 
 ============  =========================================================================================
-``sentence``  mean of l, less that of the task's seeds, each read without itself
+``sentence``  mean of l, less that of some of the task's seeds, each read without itself
 ``stumble``   mean of the three smallest of l, likewise
 ``passed``    1 for what the gate let through, 0 for the naive baseline's rest
 ============  =========================================================================================
