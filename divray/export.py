@@ -14,8 +14,8 @@ from divray import console
 from divray.datasets.detokenize import detokenize
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
+from divray.relations import as_letters
 from divray.run_folder import RunFolder, write_bytes
-from divray.words import as_letters
 
 _TOKEN = re.compile(
     r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*"

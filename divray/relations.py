@@ -1,4 +1,4 @@
-"""Relations, their examples, and the one notation for a marked sentence.
+"""Relations, their examples, the one notation for a marked sentence, and the places of an entity in a text.
 
 Inside the code a marked sentence is always plain text plus two character spans.  Prompts show it
 with the head in ``[ ]`` and the tail in ``{ }``; that rendering, and the way back, live here.
@@ -6,14 +6,23 @@ with the head in ``[ ]`` and the tail in ``{ }``; that rendering, and the way ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+import unicodedata
+from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
 Span = tuple[int, int]
 
-HEAD_OPEN, HEAD_CLOSE, TAIL_OPEN, TAIL_CLOSE = "[", "]", "{", "}"
-MARKERS = HEAD_OPEN + HEAD_CLOSE + TAIL_OPEN + TAIL_CLOSE
+MARKERS = "[]{}"
+
+_PIECE = re.compile(r"([\[\]{}])")
+_NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""Scripts without blanks between words, by their Unicode names."""
+_TOUCHING = (*_NO_BLANKS, "HANGUL")
+"""Scripts in which a name may touch the next word."""
+_JOINERS = "\u00ad\u200c\u200d"
+"""Soft hyphen, zero-width non-joiner and joiner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ class Relation:
     head_type: str = ""
     tail_type: str = ""
     inverse: str = ""
-    examples: tuple[Example, ...] = field(default=())
+    examples: tuple[Example, ...] = ()
 
 
 def span_problem(text: str, head: Span, tail: Span) -> str:
@@ -89,14 +98,18 @@ def metric_tag(name: str) -> str:
 
 def render_marked(example: Example) -> str:
     """``text`` with the head in ``[ ]`` and the tail in ``{ }``."""
-    opening = {example.head[0]: HEAD_OPEN, example.tail[0]: TAIL_OPEN}
-    closing = {example.head[1]: HEAD_CLOSE, example.tail[1]: TAIL_CLOSE}
-    parts: list[str] = []
-    for position in range(len(example.text) + 1):
-        parts.append(closing.get(position, ""))
-        parts.append(opening.get(position, ""))
-        parts.append(example.text[position : position + 1])
-    return "".join(parts)
+    return _replaced(example.text, example.head, f"[{example.head_text}]", example.tail, f"{{{example.tail_text}}}")
+
+
+def mask_entities(text: str, head: Span, tail: Span) -> str:
+    """``text`` with the entities replaced by ``HEAD`` and ``TAIL``: its structure without its names."""
+    return _replaced(text, head, "HEAD", tail, "TAIL")
+
+
+def _replaced(text: str, one: Span, by: str, other: Span, other_by: str) -> str:
+    if other < one:
+        one, by, other, other_by = other, other_by, one, by
+    return f"{text[: one[0]]}{by}{text[one[1] : other[0]]}{other_by}{text[other[1] :]}"
 
 
 MarkProblem = Literal["no_head", "no_tail", "many_heads", "many_tails", "nested_marks", "empty_entity"]
@@ -107,52 +120,85 @@ def parse_marked(marked: str) -> tuple[str, Span, Span] | MarkProblem:
 
     Blanks inside the marks are moved out of the entity, so that a span never carries them.
     """
-    text: list[str] = []
-    length = 0
-    spans: dict[str, list[Span]] = {HEAD_OPEN: [], TAIL_OPEN: []}
-    closes = {HEAD_OPEN: HEAD_CLOSE, TAIL_OPEN: TAIL_CLOSE}
-    inside: str | None = None
-    start = 0
-    for character in marked:
-        if character in closes:
-            if inside is not None:
+    text, opened, start = "", "", 0
+    heads: list[Span] = []
+    tails: list[Span] = []
+    for piece in _PIECE.split(marked):
+        if piece in ("[", "{"):
+            if opened:
                 return "nested_marks"
-            inside, start = character, length
-        elif character in closes.values():
-            if inside is None or closes[inside] != character:
+            opened, start = piece, len(text)
+        elif piece in ("]", "}"):
+            if opened + piece not in ("[]", "{}"):
                 return "nested_marks"
-            spans[inside].append((start, length))
-            inside = None
+            (heads if opened == "[" else tails).append((start, len(text)))
+            opened = ""
         else:
-            text.append(character)
-            length += 1
-    if inside is not None:
+            text += piece
+    if opened:
         return "nested_marks"
-    if not spans[HEAD_OPEN]:
-        return "no_head"
-    if not spans[TAIL_OPEN]:
-        return "no_tail"
-    if len(spans[HEAD_OPEN]) > 1:
-        return "many_heads"
-    if len(spans[TAIL_OPEN]) > 1:
-        return "many_tails"
-    plain = "".join(text)
-    head, tail = tightened(plain, spans[HEAD_OPEN][0]), tightened(plain, spans[TAIL_OPEN][0])
-    if head is None or tail is None:
-        return "empty_entity"
-    return plain, head, tail
+    if not heads or not tails:
+        return "no_tail" if heads else "no_head"
+    if len(heads) > 1 or len(tails) > 1:
+        return "many_heads" if len(heads) > 1 else "many_tails"
+    head, tail = tightened(text, heads[0]), tightened(text, tails[0])
+    return (text, head, tail) if head and tail else "empty_entity"
 
 
 def tightened(text: str, span: Span) -> Span | None:
     """``span`` without the blanks at its ends; ``None`` where it holds nothing else."""
     inner = text[slice(*span)]
-    if not inner.strip():
-        return None
     start = span[0] + len(inner) - len(inner.lstrip())
-    return start, start + len(inner.strip())
+    return (start, start + len(inner.strip())) if inner.strip() else None
 
 
-def mask_entities(text: str, head: Span, tail: Span) -> str:
-    """``text`` with the entities replaced by ``HEAD`` and ``TAIL``: its structure without its names."""
-    first, second = sorted(((head, "HEAD"), (tail, "TAIL")))
-    return text[: first[0][0]] + first[1] + text[first[0][1] : second[0][0]] + second[1] + text[second[0][1] :]
+# Where words begin and end, in any script: a word has its combining marks, and not every script puts blanks between words.
+
+
+def as_letters(text: str) -> str:
+    """``text`` with a letter for each mark that belongs to the letter before it, so that ``\\w+`` takes a word whole; no place moves."""
+    letters: list[str] = []
+    for character in text:
+        belongs = (_is_mark(character) or character in _JOINERS) and letters and (letters[-1].isalnum() or letters[-1] == "_")
+        letters.append("a" if belongs else character)
+    return "".join(letters)
+
+
+def mentions(text: str, entity: str) -> list[Span]:
+    """The spans of ``entity`` in ``text`` as a word or words of its own; the case of its first letter may differ."""
+    first, rest, found = entity[:1].casefold(), entity[1:], []
+    for start in range(len(text) - len(entity) + 1) if entity else ():
+        end = start + len(entity)
+        if text[start].casefold() == first and text.startswith(rest, start + 1) and not (_cuts_word(text, start) or _cuts_word(text, end)):
+            found.append((start, end))
+    return found
+
+
+def touch(before: str, after: str) -> bool:
+    """Whether no blank stands between two words that end and begin with these characters, in a script that has none."""
+    return (_is_of(before, _NO_BLANKS) and _is_of(after, _NO_BLANKS)) or _is_wide_sign(before) or _is_wide_sign(after)
+
+
+def _cuts_word(text: str, place: int) -> bool:
+    """Whether ``place`` lies inside a word: between letters, digits or marks of a script that puts blanks between words."""
+    if not 0 < place < len(text):
+        return False
+    before, after = text[place - 1], text[place]
+    return _is_mark(after) or (_in_word(before) and _in_word(after))
+
+
+def _in_word(character: str) -> bool:
+    return (character.isalnum() or _is_mark(character)) and not _is_of(character, _TOUCHING)
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
+
+
+def _is_of(character: str, scripts: tuple[str, ...]) -> bool:
+    return bool(character) and unicodedata.name(character, "").startswith(scripts)
+
+
+def _is_wide_sign(character: str) -> bool:
+    """A sign as wide as a Chinese character, which has its own blank in it."""
+    return bool(character) and unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character).startswith("P")

@@ -20,34 +20,29 @@ SENTENCES = 4
 PAIRS_STRATEGY, PAIRS_A_COMPLETION = "pairs", 12
 """Of the requests for entity pairs, not for samples: their strategy, and the pairs that each asks for."""
 
+
+def _fields(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    return [pa.field(name, kind) for name in names]
+
+
 _SPANS = [
-    pa.field("text", pa.string()),
-    pa.field("head_start", pa.int32()),
-    pa.field("head_end", pa.int32()),
-    pa.field("tail_start", pa.int32()),
-    pa.field("tail_end", pa.int32()),
-    pa.field("head_type", pa.string()),
-    pa.field("tail_type", pa.string()),
+    *_fields(pa.string(), "text"),
+    *_fields(pa.int32(), "head_start", "head_end", "tail_start", "tail_end"),
+    *_fields(pa.string(), "head_type", "tail_type"),
 ]
 
-EXAMPLES = pa.schema([pa.field("example_id", pa.string()), pa.field("relation", pa.string()), *_SPANS])
+EXAMPLES = pa.schema([*_fields(pa.string(), "example_id", "relation"), *_SPANS])
 """``data/seeds.parquet`` and ``data/test.parquet``: labelled human sentences."""
 
 PROMPTS = pa.schema(
     [
-        pa.field("candidate_id", pa.string()),
-        pa.field("relation", pa.string()),
-        pa.field("round", pa.int32()),
-        pa.field("strategy", pa.string()),
-        pa.field("prompt_id", pa.string()),
-        pa.field("prompt", pa.string()),
-        pa.field("head", pa.string()),
-        pa.field("tail", pa.string()),
-        pa.field("pattern", pa.string()),
-        pa.field("seed", pa.int64()),
-        pa.field("demonstrations", pa.list_(pa.string())),
-        pa.field("sentences", pa.int32()),
-        pa.field("policy", pa.string()),
+        *_fields(pa.string(), "candidate_id", "relation"),
+        *_fields(pa.int32(), "round"),
+        *_fields(pa.string(), "strategy", "prompt_id", "prompt", "head", "tail", "pattern"),
+        *_fields(pa.int64(), "seed"),
+        *_fields(pa.list_(pa.string()), "demonstrations"),
+        *_fields(pa.int32(), "sentences"),
+        *_fields(pa.string(), "policy"),
     ]
 )
 """One row a request, which is one candidate, or ``sentences`` of them (null: 1). ``prompt_id`` is shared
@@ -59,46 +54,28 @@ the one that it was tuned from."""
 COMPLETIONS = pa.schema(
     [
         *PROMPTS,
-        pa.field("completion", pa.string()),
-        pa.field("prompt_tokens", pa.int32()),
-        pa.field("cached_tokens", pa.int32()),
-        pa.field("generated_tokens", pa.int32()),
-        pa.field("finish_reason", pa.string()),
-        pa.field("started_at", pa.float64()),
-        pa.field("finished_at", pa.float64()),
-        pa.field("engine", pa.string()),
-        pa.field("error", pa.string()),
+        *_fields(pa.string(), "completion"),
+        *_fields(pa.int32(), "prompt_tokens", "cached_tokens", "generated_tokens"),
+        *_fields(pa.string(), "finish_reason"),
+        *_fields(pa.float64(), "started_at", "finished_at"),
+        *_fields(pa.string(), "engine", "error"),
     ]
 )
-"""What came back from the engine. ``cached_tokens`` of the prompt were not computed again (candidates of one request
-share the figure);
-``finish_reason`` is ``length`` where a limit cut the completion. Times are Unix seconds, of the time inside
-the engine; ``error`` is ``""`` for a success."""
+"""What came back from the engine. ``cached_tokens`` of the prompt were not computed again (candidates of one request share the
+figure); ``finish_reason`` is ``length`` where a limit cut the completion. Times are Unix seconds, of the time inside the engine;
+``error`` is ``""`` for a success."""
 
-FAILED = pa.schema(
-    [
-        pa.field("candidate_id", pa.string()),
-        pa.field("relation", pa.string()),
-        pa.field("strategy", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("error", pa.string()),
-    ]
-)
+FAILED = pa.schema(_fields(pa.string(), "candidate_id", "relation", "strategy", "reason", "error"))
 """The ledger of requests that gave no whole completion, each file sorted by ``candidate_id``; ``reason`` is one of
 ``engine_error``, ``rejected_request``, ``prompt_too_long``, ``truncated`` and ``empty``."""
 
 SAMPLES = pa.schema(
     [
-        pa.field("candidate_id", pa.string()),
-        pa.field("relation", pa.string()),
-        pa.field("round", pa.int32()),
-        pa.field("strategy", pa.string()),
-        pa.field("prompt_id", pa.string()),
-        pa.field("prompt", pa.string()),
-        pa.field("completion", pa.string()),
-        pa.field("policy", pa.string()),
+        *_fields(pa.string(), "candidate_id", "relation"),
+        *_fields(pa.int32(), "round"),
+        *_fields(pa.string(), "strategy", "prompt_id", "prompt", "completion", "policy"),
         *_SPANS,
-        pa.field("rejection", pa.string()),
+        *_fields(pa.string(), "rejection"),
     ]
 )
 """Sorted by ``candidate_id``. ``rejection`` is ``""`` for a valid sample; then the spans hold.
@@ -107,18 +84,14 @@ For a rejected one ``text`` is ``""`` and the spans are 0."""
 SCORES = pa.schema(
     [
         *SAMPLES,
-        pa.field("correctness", pa.float64()),
-        pa.field("correct", pa.bool_()),
-        pa.field("cluster", pa.string()),
-        pa.field("nearest_id", pa.string()),
-        pa.field("similarity", pa.float64()),
-        pa.field("unique", pa.bool_()),
-        pa.field("novelty", pa.float64()),
-        pa.field("conflict", pa.string()),
-        pa.field("conflict_relation", pa.string()),
-        pa.field("near_test", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("embedding", pa.list_(pa.float32())),
+        *_fields(pa.float64(), "correctness"),
+        *_fields(pa.bool_(), "correct"),
+        *_fields(pa.string(), "cluster", "nearest_id"),
+        *_fields(pa.float64(), "similarity"),
+        *_fields(pa.bool_(), "unique"),
+        *_fields(pa.float64(), "novelty"),
+        *_fields(pa.string(), "conflict", "conflict_relation", "near_test", "reason"),
+        *_fields(pa.list_(pa.float32()), "embedding"),
     ]
 )
 """The valid samples only, sorted by ``candidate_id``.
@@ -131,32 +104,17 @@ sample of its relation. ``conflict`` and ``conflict_relation`` name a row (a sam
 round, or a seed) that has the same sentence and entities under another relation, and ``near_test`` a test
 example that this one comes near; both ``""`` for none. ``embedding`` is the unit vector of the entity-masked sentence."""
 
-PAIRS = pa.schema(
-    [
-        pa.field("pair_id", pa.string()),
-        pa.field("relation", pa.string()),
-        pa.field("prompt", pa.string()),
-        pa.field("chosen", pa.string()),
-        pa.field("rejected", pa.string()),
-        pa.field("kind", pa.string()),
-        pa.field("chosen_id", pa.string()),
-        pa.field("rejected_id", pa.string()),
-    ]
-)
+PAIRS = pa.schema(_fields(pa.string(), "pair_id", "relation", "prompt", "chosen", "rejected", "kind", "chosen_id", "rejected_id"))
 """TRL's preference format (``prompt``, ``chosen``, ``rejected``) plus where each side came from."""
 
 DATASET = pa.schema(
     [
-        pa.field("sample_id", pa.string()),
-        pa.field("relation", pa.string()),
-        pa.field("rank", pa.int32()),
+        *_fields(pa.string(), "sample_id", "relation"),
+        *_fields(pa.int32(), "rank"),
         *_SPANS,
-        pa.field("round", pa.int32()),
-        pa.field("strategy", pa.string()),
-        pa.field("policy", pa.string()),
-        pa.field("correctness", pa.float64()),
-        pa.field("audit", pa.float64()),
-        pa.field("novelty", pa.float64()),
+        *_fields(pa.int32(), "round"),
+        *_fields(pa.string(), "strategy", "policy"),
+        *_fields(pa.float64(), "correctness", "audit", "novelty"),
     ]
 )
 """The data set: every accepted sample. ``sample_id`` is the ``candidate_id`` of the sample; ``rank`` counts from 1 in each

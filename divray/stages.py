@@ -9,22 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from divray.config import Config
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import Round
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, in all, a word on what goes on); what is counted is the stage's ``unit``."""
 
 Work = Literal["", "engine", "engine and models", "training", "models", "tasks"]
 """What a stage asks of the cluster: the LLM's engines, DPO workers, tasks with an encoder or RE model, plain tasks; or nothing."""
-
-
-class Run(Protocol):
-    """The one face of all stages."""
-
-    def __call__(self, config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +29,7 @@ class Stage:
         name: Name on the command line and in the records.
         module: Module whose ``run`` is the stage.
         help: One line for ``--help``.
-        work: What it asks of the cluster under some settings.
+        asks: What it asks of the cluster, unless the settings say otherwise; see :meth:`work`.
         rounds: Whether it runs once a round (record ``round-XX.name``) or once.
         unit: What its progress counts; empty: it tells of none.
     """
@@ -43,63 +37,48 @@ class Stage:
     name: str
     module: str
     help: str
-    work: Callable[[Config], Work]
+    asks: Work = ""
     rounds: bool = False
     unit: str = ""
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Callable[..., dict[str, Any]]:
         """The stage's function; loads its module."""
-        function: Run = importlib.import_module(self.module).run
+        function: Callable[..., dict[str, Any]] = importlib.import_module(self.module).run
         return function
 
-
-def _always(work: Work) -> Callable[[Config], Work]:
-    return lambda config: work
-
-
-def _pool_of_pairs(config: Config) -> Work:
-    return "engine" if config.prompts.pairs == "first" and not config.prompts.pairs_file else ""
-
-
-def _comparison(config: Config) -> Work:
-    return "engine and models" if config.evaluation.llm else "models"
+    def work(self, config: Config) -> Work:
+        """What it asks of the cluster under these settings."""
+        if self.name == "prompt" and config.prompts.pairs == "first" and not config.prompts.pairs_file:
+            return "engine"  # which writes the pool of pairs
+        if self.name == "evaluate" and config.evaluation.llm:
+            return "engine and models"
+        return self.asks
 
 
 _ALL = (
-    Stage("prepare", "divray.datasets.stage", "Read relations, seed and test examples into the run folder.", _always("")),
+    Stage("prepare", "divray.datasets.stage", "Read relations, seed and test examples into the run folder."),
+    Stage("prompt", "divray.prompts", "Write the round's request rows.", rounds=True, unit="steps"),
     Stage(
-        "align",
-        "divray.alignment",
-        "Train the round's policy on the pairs of the rounds before (DPO).",
-        _always("training"),
-        rounds=True,
-        unit="steps",
+        "sample", "divray.sampling.stage", "Let the LLM complete the request rows, and parse what it wrote.", "engine", True, "candidates"
     ),
-    Stage("prompt", "divray.prompts", "Write the round's request rows.", _pool_of_pairs, rounds=True, unit="steps"),
-    Stage(
-        "sample",
-        "divray.sampling.stage",
-        "Let the LLM complete the request rows, and parse what it wrote.",
-        _always("engine"),
-        rounds=True,
-        unit="candidates",
-    ),
-    Stage("score", "divray.scoring.stage", "Correctness, near-duplicates and novelty of the samples.", _always("models"), rounds=True),
-    Stage("mine", "divray.preferences", "Find the preference pairs for the next round's policy.", _always("tasks"), rounds=True),
-    Stage("select", "divray.selection", "Choose K samples a relation from all rounds.", _always("models")),
-    Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", _always("models"), unit="trials"),
-    Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and selected samples.", _always("models")),
+    Stage("score", "divray.scoring.stage", "Correctness, near-duplicates and novelty of the samples.", "models", True),
+    Stage("mine", "divray.preferences", "Find the preference pairs for the next round's policy.", "tasks", True),
+    Stage("align", "divray.alignment", "Train the round's policy on the pairs of the rounds before (DPO).", "training", True, "steps"),
+    Stage("select", "divray.selection", "Choose K samples a relation from all rounds.", "models"),
+    Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", "models", unit="trials"),
+    Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and selected samples.", "models"),
     Stage(
         "evaluate",
         "divray.extraction.evaluation",
         "Compare the training sets, and the LLM itself, on the test set.",
-        _comparison,
+        "models",
         unit="models",
     ),
-    Stage("report", "divray.report.summary", "Write summary.json and report.html.", _always("")),
+    Stage("report", "divray.report.summary", "Write summary.json and report.html."),
 )
 STAGES = {stage.name: stage for stage in _ALL}
+"""In the order of the command line."""
 
 
 def schedule(config: Config) -> Iterator[tuple[Stage, int]]:

@@ -16,7 +16,7 @@ FOLDER = Path(divray.__file__).parent
 LEVELS = (
     ("errors", "ray_messages", "relations", "schemas", "sections", "quickstart"),
     ("console", "dedup"),
-    ("run_folder", "spans", "textfiles", "words"),
+    ("run_folder", "spans", "textfiles"),
     ("config", "locks", "models", "scan", "texts"),
     ("stages", "model_checks", "embeddings", "measures", "review"),
     ("datasets", "resources"),

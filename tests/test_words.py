@@ -14,9 +14,8 @@ from divray.datasets.source import Source
 from divray.datasets.tacred import read_tacred
 from divray.export import export, tacred_row
 from divray.prompts.plan import slugs_of
-from divray.relations import Relation, metric_tag
+from divray.relations import Relation, as_letters, mentions, metric_tag
 from divray.run_folder import RunFolder
-from divray.words import as_letters, mentions
 
 SENTENCES = [
     ("Zoe\u0308 wohnt jetzt in Co\u0302te-Rouge.", "Zoe\u0308", "Co\u0302te-Rouge"),

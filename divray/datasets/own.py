@@ -27,9 +27,8 @@ from typing import Any
 
 from divray.datasets.source import Source
 from divray.errors import InputError
-from divray.relations import Example, Relation, Span, parse_marked
+from divray.relations import Example, Relation, Span, mentions, parse_marked
 from divray.textfiles import json_lines, read_bytes, read_yaml
-from divray.words import mentions
 
 SENTENCE = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
 """Of a row, what may say its text and its entities."""

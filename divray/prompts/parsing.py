@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from divray.prompts.record import Record
-from divray.relations import Example, Relation, Span
-from divray.words import as_letters, mentions
+from divray.relations import Example, Relation, Span, as_letters, mentions
 
 _ENDS = ".!?…。．！？｡।॥؟۔։።՜՞"
 """Signs that end a sentence in the scripts that have one."""
