@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow.fs as pafs
@@ -46,8 +46,8 @@ def locked(folder: RunFolder, what: str = "run") -> Iterator[None]:
         with _on_disk(folder, holder, what):
             yield
         return
-    lock: _Lock = _Object(folder, holder) if folder.fs.type_name == "s3" else _Claims(folder, holder)
-    if other := lock.take():
+    lock = _Object(folder, holder) if folder.fs.type_name == "s3" else _Claims(folder, holder)
+    if (other := lock.take()) is not None:
         raise _refusal(folder, other, what)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(lock, ended), daemon=True)
@@ -61,9 +61,7 @@ def locked(folder: RunFolder, what: str = "run") -> Iterator[None]:
 
 
 def _refusal(folder: RunFolder, holder: Holder, what: str) -> InputError:
-    who = (
-        f"process {holder['process']} on {holder['host']} since {holder['since']}" if holder else "a process that has not named itself yet"
-    )
+    who = "process {process} on {host} since {since}".format(**holder) if holder else "a process that has not named itself yet"
     return InputError(folder.root, "", f"another {what} is at work here: {who}", "Wait for its end, or end it.")
 
 
@@ -72,12 +70,11 @@ def _on_disk(folder: RunFolder, holder: Holder, what: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.fs.create_dir(folder.root, recursive=True)
-    named = f"{LOCK}.json"
+    named, other = f"{LOCK}.json", {}
     lock = FileLock(folder.path(LOCK), timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        other: Holder = {}
         with contextlib.suppress(OSError, ValueError):
             other = folder.read_json(named)
         raise _refusal(folder, other, what) from None
@@ -90,16 +87,7 @@ def _on_disk(folder: RunFolder, holder: Holder, what: str) -> Iterator[None]:
         lock.release()
 
 
-class _Lock(Protocol):
-    def take(self) -> Holder | None:
-        """Take the lock; what holds it where that fails."""
-
-    def renew(self) -> None: ...
-
-    def release(self) -> None: ...
-
-
-def _beat(lock: _Lock, ended: threading.Event) -> None:
+def _beat(lock: _Object | _Claims, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with contextlib.suppress(Exception):  # the store is out of reach; the next beat may find it
             lock.renew()
@@ -107,14 +95,13 @@ def _beat(lock: _Lock, ended: threading.Event) -> None:
 
 def _has_ended(holder: Holder) -> bool:
     """Whether the holder is known to be gone: a process of this host that is no more."""
-    if holder.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(holder["process"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
+    if holder.get("host") == socket.gethostname():
+        try:
+            os.kill(int(holder["process"]), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's
+            return False
     return False
 
 
@@ -140,6 +127,7 @@ class _Object:
         self.tag = ""
 
     def take(self) -> Holder | None:
+        """Take the lock; where that fails, who holds it."""
         if self._put(IfNoneMatch="*"):
             return None
         try:
@@ -180,18 +168,15 @@ class _Claims:
     def take(self) -> Holder | None:
         self.renew()
         infos = {i.base_name: i for i in self.folder.fs.get_file_info(pafs.FileSelector(self.folder.root))}
+        own = infos.pop(self.name)
         for name, info in infos.items():
-            if not name.startswith(f"{LOCK}.") or name == self.name:
-                continue
-            try:
-                other: Holder = self.folder.read_json(name)
-            except FileNotFoundError:  # released just now
-                continue
-            if _has_ended(other) or (infos[self.name].mtime - info.mtime).total_seconds() > LEASE:
-                self.folder.delete(name)
-                continue
-            self.release()
-            return other
+            if name.startswith(f"{LOCK}."):
+                with contextlib.suppress(FileNotFoundError):  # released just now
+                    other: Holder = self.folder.read_json(name)
+                    if not _has_ended(other) and (own.mtime - info.mtime).total_seconds() <= LEASE:
+                        self.release()
+                        return other
+                    self.folder.delete(name)
         return None
 
     def renew(self) -> None:

@@ -6,7 +6,6 @@ The context is found as vLLM finds it: the least of the keys of ``config.json`` 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,19 +23,13 @@ _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 class Facts(NamedTuple):
-    """What a model's files say.
-
-    Attributes:
-        context: Tokens that it takes at most; ``None`` where nothing says so.
-        generates: Whether it is a decoder that writes text.
-        template: Whether its tokenizer has a chat template.
-        kind: The ``model_type``; ``""`` where nothing says so.
-    """
+    """What a model's files say: the tokens that it takes at most (``None``: nothing says so), whether it is a decoder that writes
+    text, whether its tokenizer has a chat template, and its ``model_type``, or ``""``."""
 
     context: int | None
     generates: bool
     template: bool
-    kind: str = ""
+    kind: str
 
 
 def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
@@ -57,9 +50,8 @@ def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
         try:
             json.loads((folder / "tokenizer.json").read_bytes())
         except ValueError:
-            raise InputError(
-                str(folder / "tokenizer.json"), "", "no whole JSON file", "Fetch it again; a Git LFS pointer is none."
-            ) from None
+            place = str(folder / "tokenizer.json")
+            raise InputError(place, "", "no whole JSON file", "Fetch it again; a Git LFS pointer is none.") from None
     tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     kinds = config.get("architectures") or []
     generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)
@@ -118,27 +110,25 @@ def check_models(config: Config) -> None:
         if facts and not facts.generates:
             raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")
         if facts and field == "models.llm":
-            for key, problem, mend in _of_llm(config, facts):
-                raise InputError("config", key, f"{reference} {problem}", mend)
+            _check_llm(config, facts)
     check_model(config.models.encoder, "config", "models.encoder")
     facts_of(config.models.encoder, "models.encoder")
 
 
-def _of_llm(config: Config, facts: Facts) -> Iterator[tuple[str, str, str]]:
-    """``(key, problem, mend)``."""
+def _check_llm(config: Config, facts: Facts) -> None:
+    def refuse(key: str, problem: str, mend: str) -> InputError:
+        return InputError("config", key, f"{config.models.llm} {problem}", mend)
+
     if config.prompts.style == "chat" and not facts.template:
-        yield "prompts.style", "has no chat template", "Set prompts.style: completion, or give a chat model."
+        raise refuse("prompts.style", "has no chat template", "Set prompts.style: completion, or give a chat model.")
     if facts.context is None:
         return
-    takes = f"takes {facts.context} tokens at most"
-    given = config.engine.vllm.get("max_model_len")
-    if given is not None and given > facts.context:
-        yield "engine.vllm.max_model_len", takes, f"It is now {given}."
-    context = min(given or facts.context, facts.context)
-    asked = config.sampling.max_tokens
-    if "all_at_once" in config.prompts.strategies:
-        asked *= SENTENCES
-    if asked >= context:
-        yield "sampling.max_tokens", f"has a context of {context} tokens, of which {asked} leave no prompt any room", "Lower it."
-    if config.rounds > 1 and config.alignment.max_length > facts.context:
-        yield "alignment.max_length", takes, f"It is now {config.alignment.max_length}."
+    given = config.engine.vllm.get("max_model_len", facts.context)
+    lengths = {"alignment.max_length": config.alignment.max_length} if config.rounds > 1 else {}
+    for key, length in {"engine.vllm.max_model_len": given, **lengths}.items():
+        if length > facts.context:
+            raise refuse(key, f"takes {facts.context} tokens at most", f"It is now {length}.")
+    asked = config.sampling.max_tokens * (SENTENCES if "all_at_once" in config.prompts.strategies else 1)
+    if asked >= given:
+        problem = f"has a context of {given} tokens, of which {asked} leave no prompt any room"
+        raise refuse("sampling.max_tokens", problem, "Lower it.")

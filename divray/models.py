@@ -31,6 +31,12 @@ GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Of the GGUF file whose parts come as packages of their own, as its publisher states it."""
 
+HUB_SECONDS = 10.0
+"""For the hub to say whether it has a model."""
+
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
+"""Names of the files beside the weights."""
+
 
 def cache_folder() -> Path:
     """Folder for models made ready on this machine (``DIVRAY_CACHE``, else ``~/.cache/divray``)."""
@@ -39,15 +45,12 @@ def cache_folder() -> Path:
 
 def check_model(reference: str, where: str, field: str) -> None:
     """Raise :class:`InputError` where ``reference`` can't be a model; loads nothing."""
-    if reference == "endpoint" and field == "models.llm":  # `engine.endpoint` says where
-        return
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
-        package = EMBEDDED[name]
-        if importlib.util.find_spec(package) is None:
-            raise InputError(where, field, f"package {package} is not installed", "Run `make setup`.")
+        if importlib.util.find_spec(EMBEDDED[name]) is None:
+            raise InputError(where, field, f"package {EMBEDDED[name]} is not installed", "Run `make setup`.")
     elif is_uri(reference):
         filesystem, path = open_uri(reference)
         if filesystem.get_file_info(f"{path}/config.json").type == pafs.FileType.NotFound:
@@ -63,18 +66,10 @@ def check_model(reference: str, where: str, field: str) -> None:
                 with safe_open(file, "np"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise InputError(
-                    where, field, f"{file} is not whole ({error})", "Fetch the file itself, not its Git LFS pointer."
-                ) from None
+                fix = "Fetch the file itself, not its Git LFS pointer."
+                raise InputError(where, field, f"{file} is not whole ({error})", fix) from None
     elif reference.count("/") > 1 or not reference:
         raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
-
-
-HUB_SECONDS = 10.0
-"""For the hub to say whether it has a model."""
-
-_SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
-"""Names of the files beside the weights."""
 
 
 def small_files(reference: str, field: str) -> Path | None:
@@ -119,16 +114,12 @@ def _from_hub(reference: str, field: str) -> Path:
 
 
 def local_model(reference: str) -> str:
-    """Make a model readable in this process: a folder on this machine, or a hub id as it stands.
-
-    An embedded or remote model is made ready once a machine, in :func:`cache_folder`; several
-    processes may ask at the same time.
-    """
+    """A model's folder on this machine, made ready once in :func:`cache_folder` whoever asks; a hub id as it stands."""
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
         if name == "minilm":
             return str(_package_folder(EMBEDDED[name]) / "model")
-        return _cached(f"{name}-bf16", _save_smollm2 if name == "smollm2" else _save_gemma)
+        return _cached(f"{name}-bf16", partial(_save_embedded, EMBEDDED[name]))
     if is_uri(reference):
         return _fetched(reference)
     folder = Path(reference).expanduser()
@@ -180,34 +171,26 @@ def _package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _save_smollm2(folder: Path) -> None:
-    _save_gguf(next(_package_folder(EMBEDDED["smollm2"]).rglob("*.gguf")), folder)
-
-
-def _save_gemma(folder: Path) -> None:
-    """Join the parts of the packaged GGUF, whose sum must be the published one."""
-    package = EMBEDDED["gemma3-270m"]
-    parts = [next(_package_folder(f"{package}_part{number}").rglob("*.part*")) for number in range(1, GEMMA_PARTS + 1)]
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        whole = Path(work, "gemma-3-270m.gguf")
-        with whole.open("wb") as stream:
-            for part in parts:
-                stream.write(part.read_bytes())
-        with whole.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != GEMMA_SHA256:
-            raise InputError(package, "sha256", f"the model's file is another one: {found}", "Install the packages anew.")
-        _save_gguf(whole, folder)
-
-
-def _save_gguf(source: Path, folder: Path) -> None:
-    """Dequantize a GGUF file once to bf16 safetensors, which vLLM and TRL load."""
+def _save_embedded(package: str, folder: Path) -> None:
+    """Dequantize a packaged GGUF file once to bf16 safetensors, which vLLM and TRL load."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
-    model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        source = next(_package_folder(package).rglob("*.gguf"), None) or _joined(package, Path(work, "model.gguf"))
+        packed = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+        model = AutoModelForCausalLM.from_pretrained(**packed, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+        model.config.__dict__.pop("quantization_config", None)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**packed).save_pretrained(folder)
+
+
+def _joined(package: str, target: Path) -> Path:
+    """Gemma's GGUF file, from the packages of its parts; its sum must be the published one."""
+    parts = [next(_package_folder(f"{package}_part{number}").rglob("*.part*")) for number in range(1, GEMMA_PARTS + 1)]
+    target.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with target.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != GEMMA_SHA256:
+        raise InputError(package, "sha256", f"the model's file is another one: {found}", "Install the packages anew.")
+    return target
