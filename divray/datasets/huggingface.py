@@ -31,28 +31,25 @@ def read_huggingface(source: Source) -> Iterator[Example]:
     """
     number = 0
     for path, table in _tables(source):
-        missing = [name for name in ("text", "relation") if name not in table.column_names]
-        if missing:
-            problem = f"no column `{missing[0]}` among {', '.join(table.column_names)}"
-            raise source.error(path.name, problem, "Columns: text, head, tail (or head_start, …), relation.")
+        for name in ("text", "relation"):
+            if name not in table.column_names:
+                problem = f"no column `{name}` among {', '.join(table.column_names)}"
+                raise source.error(path.name, problem, "Columns: text, head, tail (or head_start, …), relation.")
         wanted = [name for name in (*SENTENCE, *IDS, "relation") if name in table.column_names]
         if twice := [name for name in wanted if table.column_names.count(name) > 1]:
             raise source.error(path.name, f"the column {twice[0]} stands there twice", "Rename or drop one of them.")
-        table = table.select(wanted)
         names = _class_names(table.schema)
-        for batch in table.to_batches(max_chunksize=4096):
+        for batch in table.select(wanted).to_batches(max_chunksize=4096):
             try:
                 rows = batch.to_pylist()
             except UnicodeDecodeError:
-                raise source.error(
-                    path.name, f"invalid UTF-8 in rows {number + 1} to {number + len(batch)}", "Save the data as UTF-8."
-                ) from None
+                problem = f"invalid UTF-8 in rows {number + 1} to {number + len(batch)}"
+                raise source.error(path.name, problem, "Save the data as UTF-8.") from None
             for row in rows:
                 number += 1
-                place = f"row {number}"
-                if names and isinstance(row["relation"], int) and 0 <= row["relation"] < len(names):
+                if isinstance(row["relation"], int) and 0 <= row["relation"] < len(names):
                     row["relation"] = names[row["relation"]]
-                yield from example_from_row(source, place, row, f"row-{number}")
+                yield from example_from_row(source, f"row {number}", row, f"row-{number}")
     if not number:
         raise source.error("", "holds no rows", "Save the data set again, or give another split.")
 
@@ -95,31 +92,26 @@ def _read(source: Source, path: Path) -> pa.Table:
 
 
 def _parquet_files(source: Source) -> list[Path]:
-    path, mend = source.path, "Give a folder saved with save_to_disk, or Parquet: a file, a folder of one split's files, or a pattern."
-    if path.is_file() and path.suffix == ".parquet":
-        return [path]
+    path = source.path
     if path.is_dir():
-        splits: dict[str, list[Path]] = {}
-        for file in sorted(path.rglob("*.parquet")):
-            splits.setdefault(split_of(file.relative_to(path)), []).append(file)
+        files, problem = sorted(path.rglob("*.parquet")), "neither state.json nor *.parquet in it"
+        splits = {_split_of(file.relative_to(path)): file.relative_to(path) for file in reversed(files)}
         if len(splits) > 1:
-            several = ", ".join(f"{split or 'others'} ({files[0].relative_to(path)} …)" for split, files in sorted(splits.items()))
-            raise source.error(
-                "", f"holds several splits: {several}", "Give one of them: a folder, a file, or a pattern like train-*.parquet."
-            )
-        files = [file for found in splits.values() for file in found]
-        problem = "neither state.json nor *.parquet in it"
+            several = ", ".join(f"{split or 'others'} ({first} …)" for split, first in sorted(splits.items()))
+            fix = "Give one of them: a folder, a file, or a pattern like train-*.parquet."
+            raise source.error("", f"holds several splits: {several}", fix)
     else:
-        files = sorted(file for file in path.parent.glob(path.name) if file.suffix == ".parquet")
+        files = [path] if path.is_file() else sorted(path.parent.glob(path.name))
+        files = [file for file in files if file.suffix == ".parquet"]
         problem = "no Parquet file" if path.exists() else "no such folder"
     if not files:
-        raise source.error("", problem, mend)
+        fix = "Give a folder saved with save_to_disk, or Parquet: a file, a folder of one split's files, or a pattern."
+        raise source.error("", problem, fix)
     return files
 
 
-def split_of(file: Path) -> str:
-    """The split that a file of the hub belongs to, by the words in its path that the hub goes by, or by its number among others;
-    ``""`` where there is none."""
+def _split_of(file: Path) -> str:
+    """The split that a file of the hub belongs to, by the words in its path or by its number among others; ``""``: none."""
     for name, words in _SPLITS.items():
         if re.search(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", file.as_posix().lower()):
             return name

@@ -112,21 +112,13 @@ def _marked(source: Source, relation: str, sentences: Any, head_type: str = "", 
 
 
 def _words(where: str, place: str, key: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
+    if not isinstance(value, str | None):
         raise InputError(where, f"{place}, {key}", f"{value!r} is no text", "Give a string; quote it.")
-    return " ".join(value.split())
+    return " ".join((value or "").split())
 
 
 def example_from_row(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:
-    """One checked example, or none where it can't be used, which is counted.
-
-    Args:
-        source: The file, for errors and labels.
-        place: The row's name in an error.
-        row: Plain Python values.
-        default_id: Id of a row that has none of its own.
+    """One checked example, or none where it can't be used, which is counted; ``place`` is the row's name in an error.
 
     Raises:
         InputError: A field is missing or wrong, or an entity is not in the text.
@@ -136,19 +128,11 @@ def example_from_row(source: Source, place: str, row: Mapping[str, Any], default
     head, tail = (span_of(row, side, text, place, source.error) for side in ("head", "tail"))
     types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
     given = next((row[name] for name in IDS if row.get(name) is not None), None)
-    identity = source.identity(place, given, default_id)
-    yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
+    yield from source.usable(Example(text, head, tail, label, *types, source.identity(place, given, default_id)))
 
 
 def span_of(row: Mapping[str, Any], side: str, text: str, place: str, error: Callable[[str, str, str], InputError]) -> Span:
-    """The span of ``side`` (``head`` or ``tail``), in any of the forms above.
-
-    Args:
-        row: Plain Python values.
-        side: ``head`` or ``tail``.
-        text: The row's text.
-        place: The row's name in an error.
-        error: Makes an error of a field, what is wrong with it, and what to change.
+    """The span of ``side`` (``head`` or ``tail``), in any of the forms above; ``error`` takes a field, its problem and its fix.
 
     Raises:
         InputError: There is none, or it does not lie in the text.
@@ -160,8 +144,13 @@ def span_of(row: Mapping[str, Any], side: str, text: str, place: str, error: Cal
     words = None
     if isinstance(value, Mapping):
         words = value.get("text")
-        if value.get("start") is None and isinstance(words, str) and words.strip():
-            return _find(words.strip(), text, field, error)
+        if value.get("start") is None and isinstance(words, str) and (name := words.strip()):
+            found = [span for span in mentions(text, name) if text[slice(*span)] == name]
+            if not found:
+                raise error(field, f"{name!r} is not in the text", "Write it as it stands in the text.")
+            if len(found) > 1:
+                raise error(field, f"{name!r} stands in the text {len(found)} times", "Give `start` and `end` too.")
+            return found[0]
         value = [value.get("start"), value.get("end")]
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         problem = "missing" if value is None else f"{value!r} is no span"
@@ -173,15 +162,6 @@ def span_of(row: Mapping[str, Any], side: str, text: str, place: str, error: Cal
         mend = "Mend the span or the words; offsets count characters, not bytes."
         raise error(field, f"text[{start}:{end}] is {text[start:end]!r}, not {words!r}", mend)
     return start, end
-
-
-def _find(words: str, text: str, field: str, error: Callable[[str, str, str], InputError]) -> Span:
-    found = [span for span in mentions(text, words) if text[slice(*span)] == words]
-    if not found:
-        raise error(field, f"{words!r} is not in the text", "Write it as it stands in the text.")
-    if len(found) > 1:
-        raise error(field, f"{words!r} stands in the text {len(found)} times", "Give `start` and `end` too.")
-    return found[0]
 
 
 def read_jsonl(source: Source) -> Iterator[Example]:

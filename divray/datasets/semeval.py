@@ -19,7 +19,7 @@ from divray.textfiles import read_text
 
 _SENTENCE = re.compile(r"(\d+)\t(.*)")
 _TAG = re.compile(r"</?e[12]>")
-_DISJOINT = (["<e1>", "</e1>", "<e2>", "</e2>"], ["<e2>", "</e2>", "<e1>", "</e1>"])
+_TAGS = ["<e1>", "</e1>", "<e2>", "</e2>"]
 
 
 @dataclass
@@ -91,19 +91,13 @@ def _entities(source: Source, row: str, label: str, sentence: str) -> tuple[str,
         sentence = sentence[1:-1]
     sentence = sentence.strip()
     tags = _TAG.findall(sentence)
-    counts = [tags.count(tag) for tag in ("<e1>", "</e1>", "<e2>", "</e2>")]
-    for tag, count in zip(("<e1>", "</e1>", "<e2>", "</e2>"), counts, strict=True):
-        if not count:
-            raise source.error(f"{row}, sentence", f"{tag} is missing", "Mark both entities; the file may be cut short.")
-    if max(counts) > 1:
-        source.skip("discontinuous_entity", label)
+    if missing := [tag for tag in _TAGS if tag not in tags]:
+        raise source.error(f"{row}, sentence", f"{missing[0]} is missing", "Mark both entities; the file may be cut short.")
+    if tags not in (_TAGS, _TAGS[2:] + _TAGS[:2]):
+        source.skip("discontinuous_entity" if len(tags) > len(_TAGS) else "overlapping_entities", label)
         return None
-    if tags not in _DISJOINT:
-        source.skip("overlapping_entities", label)
-        return None
-    pieces = _TAG.split(sentence)
     text, starts = "", {}
-    for piece, tag in zip(pieces, [*tags, ""], strict=True):
+    for piece, tag in zip(_TAG.split(sentence), [*tags, ""], strict=True):
         text += piece
         starts[tag] = len(text)
     return text, (starts["<e1>"], starts["</e1>"]), (starts["<e2>"], starts["</e2>"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from divray.errors import InputError
-from divray.relations import Example, Span, overlap, tightened
+from divray.relations import Example, overlap, tightened
 
 
 @dataclass
@@ -90,9 +90,3 @@ class Source:
             self.skip("overlapping_entities", example.relation)
         else:
             yield replace(example, head=head, tail=tail)
-
-
-def entity_span(spans: list[Span], first: int, last: int) -> Span:
-    """Characters of tokens ``first`` to ``last`` (inclusive); an empty span where they are all blank."""
-    full = [span for span in spans[first : last + 1] if span[0] < span[1]]
-    return (full[0][0], full[-1][1]) if full else (0, 0)

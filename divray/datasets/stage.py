@@ -23,12 +23,8 @@ from divray.stages import Progress
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test``, ``data/draws`` and ``data/negatives``.
 
-    ``data/draws`` has the seeds as they would be by other seeds of the run, with a column ``draw``: draw 0 is the run's own. Its rows
-    with ``more`` are the K examples a relation that come after the draw's.
-    There is one alone where the user's examples are no more than ``task.seeds_per_relation``.
-
-    Returns:
-        Counts: ``relations``, ``seeds``, ``test``, and ``skipped`` by reason.
+    The rows of ``data/draws`` are those of :class:`~divray.datasets.task.Task`'s ``draws``, numbered in a column ``draw`` (0: the
+    run's own), and, where the column ``more`` says so, those of its ``more``.
 
     Raises:
         InputError: The data is wrong; nothing was written then.
@@ -52,45 +48,24 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def read_relations(run: RunFolder) -> list[Relation]:
-    """The relations of a prepared run, in the user's order, without their examples (those are seeds)."""
+    """The relations of a prepared run, without their examples (those are seeds)."""
     return [Relation(**row) for row in run.read_json(RELATIONS)]
 
 
 def read_seeds(run: RunFolder) -> list[Example]:
-    """The seed examples of a prepared run, in order of the relations."""
     return table_examples(run.read_table(SEEDS))
 
 
 def examples_table(examples: Iterable[Example]) -> pa.Table:
     """One row an example, in the given order."""
-    rows = [
-        {
-            "example_id": example.example_id,
-            "relation": example.relation,
-            "text": example.text,
-            "head_start": example.head[0],
-            "head_end": example.head[1],
-            "tail_start": example.tail[0],
-            "tail_end": example.tail[1],
-            "head_type": example.head_type,
-            "tail_type": example.tail_type,
-        }
-        for example in examples
-    ]
-    return pa.Table.from_pylist(rows, schema=EXAMPLES)
+    rows = ((e.example_id, e.relation, e.text, *e.head, *e.tail, e.head_type, e.tail_type) for e in examples)
+    return pa.Table.from_pylist([dict(zip(EXAMPLES.names, row, strict=True)) for row in rows], schema=EXAMPLES)
 
 
 def table_examples(table: pa.Table, identity: str = "example_id") -> list[Example]:
     """The rows of a table that has at least the columns of ``EXAMPLES``; ``identity`` stands for ``example_id``."""
+    columns = [table[name].to_pylist() for name in (identity, *EXAMPLES.names[1:])]
     return [
-        Example(
-            row["text"],
-            (row["head_start"], row["head_end"]),
-            (row["tail_start"], row["tail_end"]),
-            row["relation"],
-            row["head_type"] or "",
-            row["tail_type"] or "",
-            row[identity] or "",
-        )
-        for row in table.select([identity, *EXAMPLES.names[1:]]).to_pylist()
+        Example(text, (start, end), (tail_start, tail_end), relation, head_type or "", tail_type or "", name or "")
+        for name, relation, text, start, end, tail_start, tail_end, head_type, tail_type in zip(*columns, strict=True)
     ]

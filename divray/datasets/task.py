@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from divray.config import Config
-from divray.datasets.fewrel import read_fewrel
 from divray.datasets.huggingface import read_huggingface
 from divray.datasets.own import read_jsonl, read_marked, read_relations_file
 from divray.datasets.semeval import read_semeval
 from divray.datasets.source import Source
-from divray.datasets.tacred import Patches, read_tacred
+from divray.datasets.tokenized import Patches, read_fewrel, read_tacred
 from divray.errors import InputError
 from divray.relations import MARKERS, Example, Relation
 from divray.sections import TaskConfig
@@ -43,8 +42,7 @@ class Task:
         relations: In the order of the relations file.
         seeds: At most K a relation, in the order of the relations, then of their rank.
         test: The test file in its own order, or the held-out part like the seeds.
-        draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all); the seeds alone where
-            there are no other examples.
+        draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all), as far as they differ.
         more: For each draw the K examples a relation that come next, fewer where the data has no more.
         negatives: Sentences whose entities stand in none of the relations.
         skipped: ``part/reason`` -> examples of the data that could not be used.
@@ -76,10 +74,8 @@ def load_task(config: Config) -> Task:
         if task.train is None and not relation.examples:
             raise InputError(where, f"relation {relation.name}, examples", "missing", "Add some, or give task.train.")
     if task.test is None and task.test_per_relation is None:
-        raise InputError(
-            where, "task.test", "missing", "Give a test file, or task.test_per_relation to hold out a part of the training file."
-        )
-
+        fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
+        raise InputError(where, "task.test", "missing", fix)
     if task.patches and task.format != "tacred":
         raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
     patches = Patches([_path(task, patch) for patch in task.patches])
@@ -89,17 +85,16 @@ def load_task(config: Config) -> Task:
         pool = [_named("seed", example) for relation in relations for example in relation.examples]
     else:
         source = Source(_path(task, task.train), frozenset(names))
-        pool = list(_read(task, "train", source, patches, skipped))
+        pool = _read(task, "train", source, patches, skipped)
         origin = str(source.path)
         for name in names:
             left_out[name] += source.left_out.get(name, Counter())
-    test = []
+    test, negatives = [], []
     if task.test is not None:
-        test = list(_read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped))
+        test = _read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped)
     patches.check_used()
-    negatives = []
     if task.negatives is not None:
-        negatives = list(_read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), patches, skipped))
+        negatives = _read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), patches, skipped)
     ranked = _ranked(pool, names, config.seed, left_out)
     if task.test is None:
         test = _hold_out(task, ranked, origin, left_out)
@@ -125,14 +120,12 @@ def _path(task: TaskConfig, name: str) -> Path:
     return Path(task.data or ".").expanduser() / Path(name).expanduser()
 
 
-def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: Counter[str]) -> Iterator[Example]:
-    count = 0
-    for example in _reader(task, source, patches):
-        count += 1
-        yield _named(part, example)
+def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: Counter[str]) -> list[Example]:
+    examples = [_named(part, example) for example in _reader(task, source, patches)]
     skipped.update({f"{part}/{reason}": number for reason, number in source.skipped.items()})
-    if not count:
+    if not examples:
         raise source.error("", "holds no usable example", f"Left out: {_words(source.skipped) or 'none'}. Give another file.")
+    return examples
 
 
 def _words(reasons: Counter[str]) -> str:
@@ -167,15 +160,11 @@ def _rank(seed: int, example: Example) -> tuple[bytes, str]:
 
 def _ranked(pool: list[Example], names: list[str], seed: int, left_out: dict[str, Counter[str]]) -> dict[str, list[Example]]:
     """Relation -> its examples by rank, each text once: two entity pairs of one sentence are no two seeds."""
-    ranked: dict[str, list[Example]] = {name: [] for name in names}
-    seen: set[tuple[str, str]] = set()
+    ranked: dict[str, dict[str, Example]] = {name: {} for name in names}
     for example in sorted(pool, key=lambda example: _rank(seed, example)):
-        if (example.relation, example.text) in seen:
+        if ranked[example.relation].setdefault(example.text, example) is not example:
             left_out[example.relation]["same_text"] += 1
-            continue
-        seen.add((example.relation, example.text))
-        ranked[example.relation].append(example)
-    return ranked
+    return {name: list(examples.values()) for name, examples in ranked.items()}
 
 
 def _hold_out(task: TaskConfig, ranked: dict[str, list[Example]], origin: str, left_out: dict[str, Counter[str]]) -> list[Example]:
@@ -201,7 +190,7 @@ def _draw(
     for name, examples in ranked.items():
         usable, reasons = [], left_out[name]
         for example in examples:
-            if any(character in MARKERS or character in "\r\n" for character in example.text):
+            if any(character in example.text for character in f"{MARKERS}\r\n"):
                 reasons["mark_or_line_break_in_text"] += 1
             elif example.text in tested:
                 reasons[in_test] += 1
