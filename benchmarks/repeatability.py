@@ -22,8 +22,8 @@ from sampling_sides import write_requests
 
 from divray.cluster import connect
 from divray.config import Config, load_config, override_config
-from divray.engines.arguments import engine_arguments
 from divray.engines.complete import complete
+from divray.engines.vllm import engine_arguments
 from divray.pipeline import versions
 from divray.run_folder import RunFolder
 

@@ -71,7 +71,7 @@ def main() -> None:
     if "http" in figures and not arguments.peer:
         parser.error("http wants --peer")
 
-    from divray.engines.arguments import cpu_environment, engine_arguments
+    from divray.engines.vllm import cpu_environment, engine_arguments
 
     own = {} if config.engine.device == "gpu" else cpu_environment()  # the C library reads it as the process starts
 

@@ -58,9 +58,8 @@ def plain(config: Config, folder: str) -> dict[str, float]:
     from functools import partial
 
     from divray.cluster import WORKER_ENVIRONMENT
-    from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads
     from divray.engines.complete import requests_of
-    from divray.engines.vllm import VllmEngine
+    from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads
     from divray.run_folder import RunFolder
 
     gpu = config.engine.device == "gpu"
@@ -85,7 +84,7 @@ def over_http(config: Config, folder: str, peer: str) -> dict[str, float]:
     import socket
     import urllib.request
 
-    from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, sampling_parameters
+    from divray.engines.vllm import cpu_environment, engine_arguments, engine_threads, sampling_parameters
     from divray.models import local_model
     from divray.run_folder import RunFolder
 

@@ -11,8 +11,9 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from timeit import Timer
 from typing import TYPE_CHECKING, Any, Literal
 
 from divray import console
@@ -35,10 +36,7 @@ QUIET_SECONDS = 20.0
 LEAST_GAIN = 1.2
 """How many times as fast as bf16 fp32 must be for twice the memory."""
 
-_POLL_SECONDS = 1.0
 _KINDS = ("GPU", "CPU")
-_READING: Bundle = {"CPU": 1}
-"""Ray Data's own tasks hold one whole CPU here and there."""
 
 
 def uses_gpu(config: Config) -> bool:
@@ -57,6 +55,11 @@ def _installed(distribution: str) -> bool:
         return bool(version(distribution))
     except PackageNotFoundError:
         return False
+
+
+def gpus_of(config: Config) -> int:
+    """GPUs, or processes on CPUs, of one engine."""
+    return int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
 
 
 def task_gpus(config: Config) -> float:
@@ -80,21 +83,12 @@ def cpu_precision() -> Literal["bf16", "fp32"]:
     """
     import torch
 
-    return "fp32" if _seconds(torch.bfloat16) >= LEAST_GAIN * _seconds(torch.float32) else "bf16"
+    def seconds(dtype: torch.dtype) -> float:
+        product = Timer(partial(torch.nn.functional.linear, torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)))
+        return min(product.repeat(8, number=1)[1:])
 
-
-def _seconds(dtype: torch.dtype) -> float:
-    """The shortest of some products of ``[256, 1024]`` and ``[1024, 1024]``."""
-    import torch
-
-    rows, weights = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    taken = []
     with torch.inference_mode():
-        for _ in range(8):
-            began = time.perf_counter()
-            torch.nn.functional.linear(rows, weights)
-            taken.append(time.perf_counter() - began)
-    return min(taken[1:])
+        return "fp32" if seconds(torch.bfloat16) >= LEAST_GAIN * seconds(torch.float32) else "bf16"
 
 
 def worker(config: Config, gpus: bool = False) -> Any:
@@ -133,25 +127,26 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
         ResourceError: The engine is spread over GPUs and runs on none.
     """
     cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
+    reading: Bundle = {"CPU": 1}  # Ray Data's own tasks hold one whole CPU here and there
     if work in ("engine", "engine and models"):
         if config.models.llm == "endpoint":
-            return {"cluster.worker_cpus": [_READING]}
-        size = int(engine.vllm.get("tensor_parallel_size", 1)) * int(engine.vllm.get("pipeline_parallel_size", 1))
+            return {"cluster.worker_cpus": [reading]}
+        size = gpus_of(config)
         if uses_gpu(config):
             spread = engine.vllm.get("distributed_executor_backend") == "ray"  # the user's own word for several machines
             one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]
-            return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": [_READING]}
+            return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": [reading]}
         if size > 1:
             raise ResourceError("engine.vllm spreads the model over GPUs (tensor or pipeline parallel), and it runs on a CPU. Drop it.")
-        return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + [_READING]}
+        return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + [reading]}
     if work == "training":
-        gpus = train_gpus(config)
-        worker: Bundle = {"CPU": cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
-        return {"cluster.gpus_per_worker" if gpus else "cluster.cpus_per_worker": [worker] * cluster.train_workers}
+        cpus, gpus, count = cluster.cpus_per_worker, train_gpus(config), cluster.train_workers
+        if gpus:
+            return {"cluster.gpus_per_worker": [{"CPU": cpus, "GPU": gpus}] * count}
+        return {"cluster.cpus_per_worker": [{"CPU": cpus}] * count}
     if work in ("models", "tasks"):
-        gpus = task_gpus(config) if work == "models" else 0
-        task: Bundle = {"CPU": max(1, cluster.worker_cpus), **({"GPU": gpus} if gpus else {})}
-        return {"cluster.worker_gpus" if gpus else "cluster.worker_cpus": [task]}
+        cpus, gpus = max(1, cluster.worker_cpus), task_gpus(config) if work == "models" else 0
+        return {"cluster.worker_gpus": [{"CPU": cpus, "GPU": gpus}]} if gpus else {"cluster.worker_cpus": [{"CPU": cpus}]}
     return {}
 
 
@@ -178,11 +173,11 @@ def check_resources(config: Config, machines: Sequence[Bundle], stages: Iterable
     for stage in stages:
         asked = needs(config, stage)
         if setting := lacking(asked, machines):
-            raise ResourceError(f"{_wanted(setting, asked[setting])}, {_there(machines)}. Lower it, or use a larger cluster.")
+            raise ResourceError(f"{_wanted(setting, asked)}, {_there(machines)}. Lower it, or use a larger cluster.")
 
 
-def _wanted(setting: str, bundles: Sequence[Bundle]) -> str:
-    return f"{setting} needs {_counted(bundles)}"
+def _wanted(setting: str, asked: dict[str, list[Bundle]]) -> str:
+    return f"{setting} needs {_counted(asked[setting])}"
 
 
 def _there(machines: Sequence[Bundle]) -> str:
@@ -208,8 +203,8 @@ def this_machine() -> list[Bundle]:
     if shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = gpus if visible is None else min(gpus, len([name for name in visible.split(",") if name.strip()]))
+        if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+            gpus = min(gpus, sum(bool(name.strip()) for name in visible.split(",")))
     return [{"CPU": os.cpu_count() or 1, "GPU": gpus}]
 
 
@@ -225,7 +220,7 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
     for stage in stages:
         asked = needs(config, stage)
         if grows and asked:
-            _grow(config, stage, asked)
+            _grow(stage, asked)
         check_resources(config, machines_there(), [stage])
         only_cpus(not any(bundle.get("GPU") for bundles in asked.values() for bundle in bundles))
 
@@ -237,37 +232,30 @@ def release() -> None:
     request_resources(bundles=[])
 
 
-def _grow(config: Config, stage: str, asked: dict[str, list[Bundle]]) -> None:
+def _grow(stage: str, asked: dict[str, list[Bundle]]) -> None:
     """Return once the machines are there, or none is on its way any more."""
+    import ray
     from ray.autoscaler.sdk import request_resources
+    from ray.autoscaler.v2.sdk import get_cluster_status
 
     request_resources(bundles=[bundle for bundles in asked.values() for bundle in bundles])
     there = machines_there()
     if not lacking(asked, there):
         return
-    wanted = "; ".join(_wanted(setting, bundles) for setting, bundles in asked.items())
+    wanted = "; ".join(_wanted(setting, asked) for setting in asked)
     console.log(f"{stage} waits for the cluster to grow: {wanted}, {_there(there)}")
     began = quiet_since = time.monotonic()
     while setting := lacking(asked, there):
-        time.sleep(_POLL_SECONDS)
+        time.sleep(1)
         now, before, there = time.monotonic(), len(there), machines_there()
-        if _on_the_way() or len(there) > before:
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        if status.pending_nodes or status.pending_launches or len(there) > before:  # ordered, and on their way
             quiet_since = now
         if now - quiet_since > QUIET_SECONDS:
-            release()
-            return
+            return release()
         if now - began > 60 * WAIT_MINUTES:
             release()
             raise ResourceError(
-                f"{_wanted(setting, asked[setting])}, {_there(there)} after {WAIT_MINUTES:g} minutes. "
+                f"{_wanted(setting, asked)}, {_there(there)} after {WAIT_MINUTES:g} minutes. "
                 "See `ray status` for what holds the rest up; the same command goes on from here."
             )
-
-
-def _on_the_way() -> bool:
-    """Whether there are machines that the autoscaler has ordered and that have not joined yet."""
-    import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    return bool(status.pending_nodes or status.pending_launches)

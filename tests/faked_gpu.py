@@ -38,7 +38,7 @@ def main() -> None:
     from vllm.usage.usage_lib import UsageContext
 
     from divray.config import load_config
-    from divray.engines.arguments import engine_arguments, lora_arguments
+    from divray.engines.vllm import engine_arguments, lora_arguments
     from divray.models import local_model
     from divray.quickstart import folder
 

@@ -188,7 +188,7 @@ def test_an_endpoint_needs_its_address_and_one_round() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("DIVRAY_TEST_SERVE" not in os.environ, reason="starts a server for a minute or more: set DIVRAY_TEST_SERVE=1")
 def test_a_real_vllm_server(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
-    from divray.engines.arguments import CPU_ENGINE_ARGUMENTS, cpu_environment
+    from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, cpu_environment
 
     port = free_port()
     options = [

@@ -14,8 +14,8 @@ from divray.config import Config, load_config
 from divray.datasets import examples_table, load_task
 from divray.datasets.stage import run as prepare
 from divray.engines.actor import EngineHealth
-from divray.engines.arguments import engine_arguments, engine_threads, sampling_parameters
 from divray.engines.complete import complete
+from divray.engines.vllm import engine_arguments, engine_threads, sampling_parameters
 from divray.errors import EngineError, InputError
 from divray.models import local_model
 from divray.prompts import request_rows, write_prompts

@@ -17,9 +17,9 @@ from conftest import FASTER
 
 from divray.cluster import quiet_ray_data
 from divray.config import Config, load_config
-from divray.engines.arguments import engine_arguments
 from divray.engines.complete import complete
 from divray.engines.pool import make_room
+from divray.engines.vllm import engine_arguments
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 

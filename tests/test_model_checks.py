@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from divray.cli import main
 from divray.config import load_config
-from divray.engines.arguments import engine_arguments
+from divray.engines.vllm import engine_arguments
 from divray.errors import InputError
 from divray.model_checks import check_models, context_length, facts_of
 from divray.quickstart import folder

@@ -18,8 +18,8 @@ from made_examples import marked
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
-from divray.engines.arguments import sampling_parameters
 from divray.engines.face import Answer
+from divray.engines.vllm import sampling_parameters
 from divray.errors import InputError
 from divray.pipeline import check
 from divray.prompts import run as prompt

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from divray import resources
-from divray.engines import arguments
+from divray.engines import vllm
 
 
 @pytest.mark.parametrize(("bf16", "fp32", "chosen"), [(2.0, 1.0, "fp32"), (1.1, 1.0, "bf16"), (1.0, 1.0, "bf16"), (0.5, 1.0, "bf16")])
@@ -23,13 +23,13 @@ def test_it_is_measured_here() -> None:
 
 
 def test_only_a_small_model_takes_twice_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(arguments, "cpu_precision", lambda: "fp32")
-    monkeypatch.setattr(arguments, "MOST_DOUBLED", 10)
+    monkeypatch.setattr(vllm, "cpu_precision", lambda: "fp32")
+    monkeypatch.setattr(vllm, "MOST_DOUBLED", 10)
     small, large = tmp_path / "small", tmp_path / "large"
     for folder, size in ((small, 10), (large, 11)):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(bytes(size))
-    assert arguments.cpu_dtype(str(small)) == arguments.cpu_dtype("embedded:smollm2") == "float32"
-    assert arguments.cpu_dtype(str(large)) == arguments.cpu_dtype("owner/name") == "bfloat16"
-    monkeypatch.setattr(arguments, "cpu_precision", lambda: "bf16")
-    assert arguments.cpu_dtype("embedded:smollm2") == "bfloat16"
+    assert vllm.cpu_dtype(str(small)) == vllm.cpu_dtype("embedded:smollm2") == "float32"
+    assert vllm.cpu_dtype(str(large)) == vllm.cpu_dtype("owner/name") == "bfloat16"
+    monkeypatch.setattr(vllm, "cpu_precision", lambda: "bf16")
+    assert vllm.cpu_dtype("embedded:smollm2") == "bfloat16"

@@ -18,9 +18,9 @@ from conftest import FASTER
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
-from divray.engines.arguments import sampling_parameters
 from divray.engines.complete import complete, whole_rows
 from divray.engines.face import Answer
+from divray.engines.vllm import sampling_parameters
 from divray.errors import InputError
 from divray.pipeline import STAGES, retry, undo
 from divray.prompts import request_rows

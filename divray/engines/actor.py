@@ -17,11 +17,7 @@ MAX_STARTS = 3
 
 
 class EngineHealth:
-    """What the engines of one pool say of themselves (a Ray actor).
-
-    Args:
-        pool: How many engines start at once, at most.
-    """
+    """What the engines of one pool, of ``pool`` at most, say of themselves (a Ray actor)."""
 
     def __init__(self, pool: int = 1) -> None:
         self.max_starts = MAX_STARTS + pool - 1
@@ -58,10 +54,7 @@ class EngineHealth:
 
 
 class Reporter:
-    """One engine's voice: to :class:`EngineHealth`, and to Prometheus by Ray's metrics.
-
-    Args:
-        health: Name of the pool's :class:`EngineHealth`.
+    """One engine's voice: to the :class:`EngineHealth` of a name, and to Prometheus by Ray's metrics.
 
     Raises:
         RuntimeError: Too many engines have died before this one.
@@ -75,14 +68,14 @@ class Reporter:
         self.engine: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
         if not ray.get(self.health.started.remote(self.engine)):
             raise RuntimeError("the engine died at every try")
-        self.inside: int = 0
-        self.since: float = time.monotonic()
-        tags = ("engine",)
-        self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests inside the engine.", tags)
-        self.seconds: Any = metrics.Counter("divray_engine_seconds", "Seconds by state: start_up, busy, idle.", (*tags, "state"))
-        own = (*tags, "relation")
-        self.answered: Any = metrics.Counter("divray_requests", "Requests that came back.", (*own, "outcome"))
-        self.tokens: Any = metrics.Counter("divray_tokens", "Tokens by kind: prompt, cached (of the prompt), generated.", (*own, "kind"))
+        self.inside, self.since = 0, time.monotonic()
+        tags, kinds = ("engine", "relation"), "Tokens by kind: prompt, cached (of the prompt), generated."
+        self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests inside the engine.", ("engine",))
+        self.seconds: Any = metrics.Counter("divray_engine_seconds", "Seconds by state: start_up, busy, idle.", ("engine", "state"))
+        self.answered: Any = metrics.Counter("divray_requests", "Requests that came back.", (*tags, "outcome"))
+        self.tokens: Any = metrics.Counter("divray_tokens", kinds, (*tags, "kind"))
+        for metric in (self.in_flight, self.seconds, self.answered, self.tokens):
+            metric.set_default_tags({"engine": self.engine})
 
     def ready(self) -> None:
         self._spent("start_up")
@@ -91,14 +84,14 @@ class Reporter:
     def _spent(self, state: str) -> None:
         now = time.monotonic()
         if now > self.since:
-            self.seconds.inc(now - self.since, {"engine": self.engine, "state": state})
+            self.seconds.inc(now - self.since, {"state": state})
         self.since = now
 
     def enter(self, change: int) -> None:
         """``change`` candidates more (or, negative, fewer) are inside the engine."""
         self._spent("busy" if self.inside else "idle")
         self.inside += change
-        self.in_flight.set(self.inside, {"engine": self.engine})
+        self.in_flight.set(self.inside)
 
     def batch(self, rows: list[tuple[str, Row]]) -> None:
         """A batch has come back: relation and completion of each candidate."""
@@ -110,17 +103,13 @@ class Reporter:
             for kind in ("prompt", "cached", "generated"):
                 tokens[relation, kind] += row.get(f"{kind}_tokens") or 0
         for (relation, outcome), count in counts.items():
-            self.answered.inc(count, {"engine": self.engine, "relation": metric_tag(relation), "outcome": outcome})
+            self.answered.inc(count, {"relation": metric_tag(relation), "outcome": outcome})
         for (relation, kind), count in (+tokens).items():
-            self.tokens.inc(count, {"engine": self.engine, "relation": metric_tag(relation), "kind": kind})
+            self.tokens.inc(count, {"relation": metric_tag(relation), "kind": kind})
 
 
 class EngineActor:
-    """One engine in a process that ends when its engine does, so that Ray starts another (a Ray actor).
-
-    Args:
-        make: Makes the engine, in this process.
-        health: Name of the pool's :class:`EngineHealth`.
+    """The engine that ``make`` makes, in a process that ends when it does, so that Ray starts another (a Ray actor).
 
     Raises:
         RuntimeError: The engine is given up.

@@ -1,9 +1,9 @@
 """The pass of request rows through the engines, streamed by Ray Data.
 
-``complete`` reads request rows from Parquet, has each answered, and writes what came back.  Ray's job checkpoint makes it
-resumable: a row whose completion lies in the target is never asked again.  An engine that dies costs the requests
-that it had, which are asked again; one that dies at every start or on every batch is given up with its own cause.  When
-the engines were there stands in ``<target>.engines/``, one JSON file a pass, from which the report tells why one was idle.
+Ray's job checkpoint makes it resumable: a row whose completion lies in the target is never asked again.  An engine that dies
+costs the requests that it had, which are asked again; one that dies at every start or on every batch is given up with its own
+cause.  When the engines were there stands in ``<target>.engines/``, one JSON file a pass, from which the report tells why one
+was idle.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from divray.config import Config
-from divray.engines.arguments import sampling_parameters
 from divray.engines.face import Answer, Request, Row
 from divray.engines.pool import Pool, engines_for, stop
+from divray.engines.vllm import sampling_parameters
 from divray.errors import EngineError
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS, TUNED
@@ -58,13 +58,11 @@ def complete(
         run: Folder of both tables.
         source: Table of ``schemas.PROMPTS``; each of its files is a block.
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
-        model: Reference that :func:`divray.models.local_model` understands, resolved by each engine, or
-            ``endpoint``: the server that ``engine.endpoint`` names.
+        model: Reference that each engine resolves, or ``endpoint``: the server that ``engine.endpoint`` names.
         adapter: Folder or URI of a LoRA adapter of ``model`` through which rows go whose ``policy`` is ``tuned``.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
         on_progress: Told about progress about once a second; rows that were there before don't count.
-        answer: A function that takes the engine's place on the same path: recorded completions, or a
-            measurement of everything but the engine.
+        answer: A function in the engine's place: recorded completions, or a measurement of everything but the engine.
 
     Returns:
         How many rows ``target`` holds.
@@ -113,22 +111,17 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, pool: Pool
 
     context = ray.data.DataContext.get_current()
     before = context.checkpoint_config
-    context.checkpoint_config = CheckpointConfig(
-        "candidate_id",
-        run.path(f"{target}.checkpoint"),
-        delete_checkpoint_on_success=False,
-        override_filesystem=run.fs,
-    )
+    checkpoint = run.path(f"{target}.checkpoint")
+    context.checkpoint_config = CheckpointConfig("candidate_id", checkpoint, delete_checkpoint_on_success=False, override_filesystem=run.fs)
+    flight = {"max_tasks_in_flight_per_actor": BLOCKS_IN_FLIGHT, "max_concurrent_calls_per_actor": BLOCKS_IN_FLIGHT}
     try:
         requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
         completions: ray.data.Dataset = requests.map_batches(
             Ask,
-            fn_constructor_kwargs={"config": config, "engines": pool.engines, "adapter": adapter, "greedy": greedy},
+            fn_constructor_args=(config, pool.engines, adapter, greedy),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                size=1, max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT, max_concurrent_calls_per_actor=BLOCKS_IN_FLIGHT
-            ),
+            compute=ray.data.ActorPoolStrategy(size=1, **flight),
             num_cpus=0.1,
         )
         completions.write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
@@ -148,11 +141,8 @@ def requests_of(config: Config, rows: list[Row], adapter: str, greedy: bool) -> 
 
 
 class Ask:
-    """Request rows in batches to the engine that has the most room (a function of Ray Data, in an actor).
-
-    Args:
-        engines: Handles of :class:`~divray.engines.actor.EngineActor`; batches go to those that are ready.
-    """
+    """Request rows in batches to that of the ready engines (handles of :class:`~divray.engines.actor.EngineActor`) which has the most
+    room (a function of Ray Data, in an actor)."""
 
     def __init__(self, config: Config, engines: list[Any], adapter: str, greedy: bool) -> None:
         self.config, self.engines, self.adapter, self.greedy = config, engines, adapter, greedy
@@ -167,11 +157,9 @@ class Ask:
         asked, size = block.to_pylist(), self.config.engine.batch_size
         answers = await asyncio.gather(*(self._batch(asked[start : start + size]) for start in range(0, len(asked), size)))
         rows = [row for answer in answers for row in answer]
-        for field in COMPLETIONS:
-            if field.name not in PROMPTS.names:
-                empty = "" if field.type == pa.string() else 0
-                column = pa.array([row.get(field.name) or empty for row in rows], field.type)
-                block = block.append_column(field, column)
+        for field in list(COMPLETIONS)[len(PROMPTS) :]:
+            empty = "" if field.type == pa.string() else 0
+            block = block.append_column(field, pa.array([row.get(field.name) or empty for row in rows], field.type))
         return block.select(COMPLETIONS.names).cast(COMPLETIONS)
 
     async def _batch(self, rows: list[Row]) -> list[Row]:
@@ -196,40 +184,37 @@ class Ask:
         if not self.slots and not self.joining and not self.lost:
             for number in range(len(self.engines)):
                 self._join(number)
-        while True:
-            if len(self.lost) == len(self.engines):
-                raise self.lost[0]
-            able = [number for number, slots in self.slots.items() if self.taken[number] < slots]
-            if able:
+        while len(self.lost) < len(self.engines):
+            if able := [number for number, slots in self.slots.items() if self.taken[number] < slots]:
                 return min(able, key=self.taken.__getitem__)
             self.changed.clear()
             await self.changed.wait()
+        raise self.lost[0]
 
     def _join(self, number: int) -> None:
         """Give this engine batches once it is ready."""
-
-        async def wait() -> None:
-            from ray.exceptions import ActorUnavailableError, RayActorError
-
-            try:
-                while number not in self.slots:
-                    try:
-                        self.slots[number] = await self.engines[number].slots.remote()
-                    except ActorUnavailableError:
-                        await asyncio.sleep(1)
-            except RayActorError as error:  # given up
-                self.lost[number] = error
-            self.changed.set()
-
-        task = asyncio.get_running_loop().create_task(wait())
+        task = asyncio.get_running_loop().create_task(self._wait(number))
         self.joining.add(task)
         task.add_done_callback(self.joining.discard)
+
+    async def _wait(self, number: int) -> None:
+        from ray.exceptions import ActorUnavailableError, RayActorError
+
+        try:
+            while number not in self.slots:
+                try:
+                    self.slots[number] = await self.engines[number].slots.remote()
+                except ActorUnavailableError:
+                    await asyncio.sleep(1)
+        except RayActorError as error:  # given up
+            self.lost[number] = error
+        self.changed.set()
 
 
 def backpressure_seconds(written: ray.data.Dataset) -> float:
     """How long Ray Data let the engines' answers wait because what follows them was full, by its own statistics."""
-    summary: Any = written.get_stats_summary()
-    pending, seconds = [summary], 0.0
+    pending: list[Any] = [written.get_stats_summary()]
+    seconds = 0.0
     while pending:
         stats = pending.pop()
         pending += stats.parents
@@ -244,17 +229,16 @@ class _Watch:
     def __init__(self, health: Any, total: int, on_progress: Progress | None, run: RunFolder, record: str) -> None:
         self.health, self.total, self.on_progress = health, total, on_progress
         self.run, self.record = run, record
-        self.began_at, self.backpressure, self.before = time.time(), 0.0, 0
+        self.began_at, self.backpressure = time.time(), 0.0
         self.known: dict[str, Any] = {}
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> None:
         import ray
 
         self.before = ray.get(self.health.state.remote())["rows"]
         self.thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.done.set()
@@ -278,9 +262,6 @@ class _Watch:
                 for name, engine in state["engines"].items()
             }
             if engines != self.known or self.done.is_set():
-                self.known = engines
-                ended = time.time() if self.done.is_set() else None
-                self.run.write_json(
-                    self.record,
-                    {"began_at": self.began_at, "ended_at": ended, "backpressure_seconds": self.backpressure, "engines": self.known},
-                )
+                self.known, ended = engines, time.time() if self.done.is_set() else None
+                record = {"began_at": self.began_at, "ended_at": ended, "backpressure_seconds": self.backpressure, "engines": engines}
+                self.run.write_json(self.record, record)

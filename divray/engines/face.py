@@ -57,11 +57,7 @@ class Engine(Protocol):
 
 
 class FunctionEngine:
-    """Answers each row at once, in a thread: the function may wait.
-
-    Args:
-        answer: From a request row to columns of its completion.
-    """
+    """Answers each row at once, in a thread: the function may wait."""
 
     slots = 1024
 

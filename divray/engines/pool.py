@@ -1,9 +1,8 @@
 """The run's engines: Ray actors that outlive the passes which use them.
 
-They belong to the driver's job: Ray restarts one that dies, on another machine where need be, and ends all with the
-driver.  (A Ray Serve deployment would restart them as well, but lives on when the driver is killed and keeps its GPUs, and
-takes a controller process and a call for each request.)  All passes of a run share one start, as long as they
-ask for the same model; adapters join while the engines run.
+They belong to the driver's job: Ray restarts one that dies, on another machine where need be, and ends all with the driver.
+(A Ray Serve deployment would live on when the driver is killed, and keep its GPUs.)  All passes that ask for the same model
+share one start; adapters join while the engines run.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ from typing import Any
 
 from divray.config import Config
 from divray.engines.actor import EngineActor, EngineHealth
-from divray.engines.arguments import cpu_environment, engine_arguments, engine_threads, gpus_of, lora_arguments
 from divray.engines.face import ENDPOINT, Answer, FunctionEngine
 from divray.engines.openai import Key, OpenAIEngine
-from divray.engines.vllm import VllmEngine
-from divray.resources import task_gpus, train_gpus, uses_gpu
+from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads, lora_arguments
+from divray.resources import gpus_of, machines_there, task_gpus, train_gpus, uses_gpu
 from divray.stages import Work
 
 CLOSING_SECONDS = 30
@@ -30,41 +28,28 @@ GPU_ENGINE_CPUS = 4.0
 
 @dataclass(frozen=True)
 class Pool:
-    """Engines that are there or on their way.
-
-    Attributes:
-        key: What they were started with.
-        adapters: Whether they take LoRA adapters.
-        engines: Handles of :class:`~divray.engines.actor.EngineActor`.
-        health: Handle of their :class:`~divray.engines.actor.EngineHealth`.
-        group: Of a model spread over several machines.
-    """
+    """Engines that are there or on their way: what they were started with, whether they take LoRA adapters, the handles of
+    :class:`EngineActor` and :class:`EngineHealth`, and the placement group of a model spread over several machines."""
 
     key: Any
     adapters: bool
     engines: list[Any]
     health: Any
-    group: Any = None
+    group: Any
 
 
 _pool: Pool | None = None
 
 
 def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None = None) -> Pool:
-    """The engines of ``model``: the live ones, or new ones in the place of those of another model.
-
-    Args:
-        config: ``engine``, ``seed``, ``rounds`` and ``alignment`` count here.
-        model: Reference that :func:`divray.models.local_model` understands, or ``endpoint``.
-        adapter: Whether the pass has an adapter.
-        answer: A function in the engine's place.
-    """
+    """The engines of ``model``, or of ``endpoint``, or ``answer`` in their place: the live ones, or new ones in the place of those of
+    another model; ``adapter``: whether the pass has one."""
     global _pool
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     gpu = uses_gpu(config)
-    arguments = engine_arguments(config, gpu, largest_machine() if gpu else 0)
+    arguments = engine_arguments(config, gpu, max((int(machine.get("GPU", 0)) for machine in machines_there()), default=0))
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
     secret = os.environ.get(endpoint.key_variable) or "none" if endpoint else ""
     key = (_job(), answer or (model, endpoint or arguments, secret), config.prompts.style, config.engine.pool)
@@ -120,25 +105,12 @@ def _placed(config: Config, arguments: dict[str, Any]) -> tuple[dict[str, Any], 
 
 def gpu_engine_cpus(config: Config) -> float:
     """CPUs of a GPU engine: :data:`GPU_ENGINE_CPUS`, or what its GPUs' share of the smallest machine has, less one for Ray's tasks."""
-    import ray
-
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    share = min((machine.get("CPU", 0) / machine["GPU"] for machine in machines), default=GPU_ENGINE_CPUS + 1)
-    return max(0.0, min(GPU_ENGINE_CPUS, share * gpus_of(config) - 1))
-
-
-def largest_machine() -> int:
-    """The most GPUs on one machine of the cluster; 0: none is there yet."""
-    import ray
-
-    return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    shares = [machine.get("CPU", 0) / machine["GPU"] for machine in machines_there() if machine.get("GPU")]
+    return max(0.0, min(GPU_ENGINE_CPUS, min(shares, default=GPU_ENGINE_CPUS + 1) * gpus_of(config) - 1))
 
 
 def make_room(config: Config, work: Work = "training") -> None:
-    """Stop the engines where a stage would not fit beside them: DPO on a CPU never does, on GPUs what asks for more than is free.
-
-    Sleeping engines would give their memory back, but not their GPUs in Ray's books.
-    """
+    """Stop the engines where a stage would not fit beside them: DPO on a CPU never does, on GPUs what asks for more than is free."""
     if _pool is None or work in ("", "engine"):
         return
     import ray
