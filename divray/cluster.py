@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +21,7 @@ from divray.errors import DivrayError, InputError, ResourceError
 from divray.ray_messages import divert_messages
 from divray.resources import check_resources, provide, release, this_machine
 from divray.run_folder import RunFolder
+from divray.stages import schedule
 
 LOG_BYTES = 1 << 20
 LEAST_LOG_BYTES = 200
@@ -48,14 +51,12 @@ RAY_ENVIRONMENT = {
 PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR")
 """Prefixes of the driver's variables that the workers of a cluster get too; those of this machine have all of them anyway."""
 
-OWN = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
-"""Variables that name something on the driver's disk."""
-
-SECRET = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL")
-"""Parts of the names of variables that are never passed on unasked, since a runtime env stands in the clear on the dashboard."""
+NEVER_UNASKED = re.compile("TOKEN|SECRET|KEY|PASSWORD|CREDENTIAL|^AWS_PROFILE$|^AWS_CONFIG_FILE$")
+"""Secrets, since a runtime env stands in the clear on the dashboard, and what lies on the driver's disk."""
 
 LOCAL = "local"
 CONNECT_SECONDS = 5.0
+MARKER_SECONDS = 60.0
 
 
 def connect(config: Config) -> None:
@@ -69,20 +70,17 @@ def connect(config: Config) -> None:
 
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    for name, value in WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    shown = config.cluster.show_logs
+    defaults = {"RAY_TRAIN_V2_ENABLED": "1", **WORKER_ENVIRONMENT, **({} if shown else {"VLLM_LOGGING_LEVEL": "ERROR"})}
     own = config.correctness
     models = (config.models.llm, config.models.encoder, own.reader, own.fluency, own.llm)
     if all(reference is None or reference.startswith(("embedded:", "endpoint")) for reference in models):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    shown = config.cluster.show_logs
-    if not shown:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        for name in ("ray", "ray.llm", "vllm", "deepspeed"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else it adds one for the terminal
+        defaults["HF_HUB_OFFLINE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    for name in () if shown else ("ray", "vllm", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     _join(_address(config), config.cluster.environment, shown)
     quiet_ray_data(shown)
     if not shown:
@@ -99,21 +97,14 @@ def _join(address: str, more: Sequence[str], shown: bool) -> None:
     import ray
 
     if "://" in address:
-        raise InputError(
-            "cluster.address",
-            address,
-            "a driver joins its cluster by HOST:PORT, from one of its machines",
-            "Submit it: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`.",
-        )
+        fix = "Submit it: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
+        raise InputError("cluster.address", address, "a driver joins its cluster by HOST:PORT, from one of its machines", fix)
     if address not in (LOCAL, "auto"):
         _answers(address)
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {
-        "log_to_driver": shown,
-        "logging_level": logging.INFO if shown else logging.ERROR,
-        "configure_logging": shown,
-    }
+    level = logging.INFO if shown else logging.ERROR
+    options: dict[str, Any] = {"log_to_driver": shown, "logging_level": level, "configure_logging": shown}
     with starting_ray():
         if address == LOCAL:
             ray.init(address=address, **options)
@@ -140,26 +131,20 @@ def _answers(address: str) -> None:
                 grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
     except (OSError, OverflowError, grpc.FutureTimeoutError) as error:
         why = "what listens there is no Ray head" if isinstance(error, grpc.FutureTimeoutError) else error
-        raise ResourceError(
-            f"no Ray cluster at cluster.address {address} ({why}). Start one with `ray start --head`, or drop the address."
-        ) from None
+        hint = "Start one with `ray start --head`, or drop the address."
+        raise ResourceError(f"no Ray cluster at cluster.address {address} ({why}). {hint}") from None
 
 
 def passed_on(more: Sequence[str] = ()) -> dict[str, str]:
     """The variables of the driver that workers on other machines get, without secrets and without those that the job has already."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     there = (job.get("runtime_env") or {}).get("env_vars") or {}
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if (name in WORKER_ENVIRONMENT or name.startswith(PASSED_ON)) and name not in OWN and not any(part in name for part in SECRET)
-    }
-    asked = {name: os.environ[name] for name in more if name in os.environ}
-    return {name: value for name, value in (own | asked).items() if name not in there}
+    own = {name for name in os.environ if (name in WORKER_ENVIRONMENT or name.startswith(PASSED_ON)) and not NEVER_UNASKED.search(name)}
+    return {name: value for name, value in os.environ.items() if name in own.union(more) and name not in there}
 
 
-def check_machine(config: Config, stages: Iterable[str]) -> None:
-    """Without connecting: what a cluster of this machine's own could never give, say so now.
+def check_machine(config: Config) -> None:
+    """Without connecting: what a cluster of this machine's own could never give to the stages of a run, say so now.
 
     Raises:
         ResourceError: See :func:`divray.resources.check_resources`; only where the run would start Ray on this machine.
@@ -167,7 +152,7 @@ def check_machine(config: Config, stages: Iterable[str]) -> None:
     import ray
 
     if not ray.is_initialized() and _address(config) == LOCAL:
-        check_resources(config, this_machine(), stages)
+        check_resources(config, this_machine(), dict.fromkeys(stage.name for stage, _ in schedule(config)))
 
 
 def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> None:
@@ -191,11 +176,7 @@ def release_cluster(config: Config) -> None:
 
 
 def require_shared(run: RunFolder) -> None:
-    """Let every other machine read a marker from a run folder that is a path.
-
-    Raises:
-        InputError: One of them does not see it.
-    """
+    """Let every other machine read a marker from a run folder that is a path; :class:`InputError` if one of them does not see it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -211,21 +192,14 @@ def require_shared(run: RunFolder) -> None:
         for node, address in others.items():
             on = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
             try:
-                seen = ray.get(task.options(scheduling_strategy=on).remote(path), timeout=_MARKER_SECONDS)
+                seen = ray.get(task.options(scheduling_strategy=on).remote(path), timeout=MARKER_SECONDS)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # it has left, or is too busy to say
             if seen != token:
-                raise InputError(
-                    run.uri,
-                    "",
-                    f"the machine {address} of the cluster does not see this folder",
-                    "Give a URI (s3://…, gs://…), or a path on a shared disk.",
-                )
+                fix = "Give a URI (s3://…, gs://…), or a path on a shared disk."
+                raise InputError(run.uri, "", f"the machine {address} of the cluster does not see this folder", fix)
     finally:
         run.delete(name)
-
-
-_MARKER_SECONDS = 60.0
 
 
 def _reads(path: str) -> str:
@@ -257,10 +231,6 @@ def divert_native_output() -> None:
     Python's own ``sys.stderr`` stays where it was.  Ray's core writes to the descriptor past every logger.
     """
     global _native_output
-    if _native_output is not None:
-        return
-    import tempfile
-
     sys.stderr.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     _native_output = tempfile.NamedTemporaryFile(prefix="divray-", suffix=".err")  # noqa: SIM115
@@ -307,7 +277,7 @@ def starting_ray() -> Iterator[None]:
     except OSError as error:
         place = str(error.filename or "")
         if "AF_UNIX" in str(error):
-            problem = f"RAY_TMPDIR is too long a path for Ray's sockets: {os.environ.get('RAY_TMPDIR', '/tmp')}"
+            problem = f"RAY_TMPDIR is too long a path for Ray's sockets: {ray_temp_folder().removesuffix('/ray')}"
             raise ResourceError(f"{problem}. Set it to a short one.") from error
         name = "HOME" if place and Path(place).is_relative_to(Path("~").expanduser()) else "RAY_TMPDIR"
         raise ResourceError(f"{name}: {place or 'Ray'}: {error.strerror or error}. Set it to a folder that can be written.") from error

@@ -13,7 +13,7 @@ from divray.locks import locked
 from divray.pipeline import describe, due_rounds, held, retry, run_all, run_stage, undo
 from divray.report.findings import tables
 from divray.run_folder import RunFolder
-from divray.stages import STAGES, schedule
+from divray.stages import STAGES
 
 
 def run(arguments: Namespace) -> None:
@@ -25,7 +25,7 @@ def run(arguments: Namespace) -> None:
 def plan(arguments: Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     text = describe(config)
-    check_machine(config, dict.fromkeys(stage.name for stage, _ in schedule(config)))
+    check_machine(config)
     print(text)
 
 

@@ -178,11 +178,11 @@ def _save_embedded(package: str, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         source = next(_package_folder(package).rglob("*.gguf"), None) or _joined(package, Path(work, "model.gguf"))
-        packed = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-        model = AutoModelForCausalLM.from_pretrained(**packed, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+        whole = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, quantization_config=whole, dtype=torch.bfloat16)
         model.config.__dict__.pop("quantization_config", None)
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**packed).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
 
 
 def _joined(package: str, target: Path) -> Path:

@@ -75,27 +75,18 @@ def open_run(config: Config, uri: str) -> RunFolder:
     """
     run = RunFolder(uri)
     if run.exists(CONFIG):
-        there = read_config(run).what()
-        different = sorted(_differences(there, config.what()))
-        if different:
-            key, before, now = different[0]
-            raise InputError(
-                f"{uri}/{CONFIG}", key, f"the run was begun with {before}, now it is {now}", "Choose another --out, or undo the change."
-            )
+        for key, before, now in sorted(_differences(read_config(run).what(), config.what())):
+            problem = f"the run was begun with {before}, now it is {now}"
+            raise InputError(f"{uri}/{CONFIG}", key, problem, "Choose another --out, or undo the change.")
     elif any(not name.startswith(LOCK) for name in run.files("")):
         raise InputError(uri, "", "the folder is not empty and holds no run", "Choose another --out.")
     return run
 
 
-def begin(config: Config, uri: str) -> RunFolder:
-    """Open or create the run folder; what can be checked is checked before anything is written."""
-    with held(config, uri) as run:
-        return run
-
-
 @contextmanager
 def held(config: Config, uri: str) -> Iterator[RunFolder]:
-    """The run folder as of :func:`begin`, in which no other process is at work while the block runs.
+    """The run folder, opened or created, in which no other process is at work while the block runs; what can be checked is checked
+    before anything is written.
 
     Raises:
         InputError: Settings, data or models are wrong, or another process is at work.
@@ -103,7 +94,7 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
     run = open_run(config, uri)
     if run.record("prepare") is None:
         check(config)
-        check_machine(config, dict.fromkeys(stage.name for stage, _ in schedule(config)))
+        check_machine(config)
     with locked(run):
         open_run(config, uri)  # another process may have begun it meanwhile
         run.write_text(CONFIG, dump_config(config))
@@ -116,23 +107,23 @@ def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None,
     Raises:
         InputError: The wanted round does not exist, or a stage before it is not done.
     """
-    rounds = [round_ for other, round_ in schedule(config) if other is stage]
+    order = list(schedule(config))
+    rounds = [round_ for other, round_ in order if other is stage]
     if wanted is not None and wanted not in rounds:
         raise InputError("command line", "--round", f"{stage.name} has no round {wanted}", f"It runs in {rounds}.")
-    todo = [r for r in rounds if run.record(record_name(stage, r)) is None]
-    chosen = [wanted] if wanted is not None else (todo[:1] or (rounds[-1:] if force or stage.name == "report" else []))
-    if wanted is not None and wanted not in todo and not force:
-        chosen = []
+    todo = [r for r in rounds if force or stage.name == "report" or run.record(record_name(stage, r)) is None]
+    if wanted is None:
+        undone = [r for r in todo if run.record(record_name(stage, r)) is None]
+        chosen = undone[:1] or todo[-1:]
+    else:
+        chosen = [wanted] if wanted in todo else []
     if not chosen:
         console.log(f"{stage.name} is done; --force does it again")
-    for round_ in chosen:
-        for other, earlier in schedule(config):
-            if other is stage and earlier == round_:
-                break
-            if run.record(record_name(other, earlier)) is None and stage.name != "report":
-                raise InputError(
-                    run.uri, record_name(other, earlier), "this stage comes first and is not done", f"Run `divray {other.name}`."
-                )
+    for round_ in chosen if stage.name != "report" else ():
+        for other, earlier in order[: order.index((stage, round_))]:
+            if run.record(record_name(other, earlier)) is None:
+                place, fix = record_name(other, earlier), f"Run `divray {other.name}`."
+                raise InputError(run.uri, place, "this stage comes first and is not done", fix)
     return chosen
 
 
@@ -142,8 +133,7 @@ def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
         return
     order = list(schedule(config))
     after = order[order.index((stage, round_)) :]
-    done = [record_name(other, number) for other, number in after[1:] if run.record(record_name(other, number))]
-    if done:
+    if done := [name for name in (record_name(*one) for one in after[1:]) if run.record(name)]:
         console.log(f"no longer done, since they came after {record_name(stage, round_)}: {', '.join(done)}")
     for other, number in reversed(after):
         run.forget(record_name(other, number))
@@ -166,43 +156,47 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
         DivrayError: Of any kind; what was finished stays finished.
     """
     with held(config, uri) as run:
-        return _run_rest(config, run)
+        order = list(schedule(config))
+        todo = [(stage, round_) for stage, round_ in order if stage.name == "report" or not run.record(record_name(stage, round_))]
+        if done := len(order) - len(todo):
+            console.log(f"resuming {run.uri}: {done} stages are finished")
+        prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
+        for stage, round_ in todo:
+            run_stage(config, run, stage, round_)
+        summary: dict[str, Any] = run.read_json("summary.json")
+        return summary
 
 
-def _run_rest(config: Config, run: RunFolder) -> dict[str, Any]:
-    todo = [(stage, round_) for stage, round_ in schedule(config) if stage.name == "report" or not run.record(record_name(stage, round_))]
-    done = sum(1 for _ in schedule(config)) - len(todo)
-    if done:
-        console.log(f"resuming {run.uri}: {done} stages are finished")
-    prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
-    for stage, round_ in todo:
-        run_stage(config, run, stage, round_)
-    summary: dict[str, Any] = run.read_json("summary.json")
-    return summary
-
-
-def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
-    """Run one stage with its progress on the terminal and put it on record."""
+@contextmanager
+def _at_work(config: Config, run: RunFolder, stage: Stage, name: str) -> Iterator[Any]:
+    """Around a stage's work: machines for it, its progress on the terminal, and its logs in the run folder."""
     prepare_cluster(config, run, [stage.name])
     make_room(config, stage.work(config))
-    name = record_name(stage, round_)
-    if not run.exists("versions.json"):
-        run.write_json("versions.json", versions())
-    started = time.monotonic()
     try:
-        if not stage.unit:
-            console.log(f"{name} …")
         with console.stage_progress(name, unit=stage.unit) as update:
-            counts = stage.run(config, run, round_, update)
+            yield update
     except Exception:
         run.write_text(f"logs/{name}.traceback", traceback.format_exc())
         raise
     finally:
         release_cluster(config)
         save_logs(run)
+
+
+def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
+    """Run one stage with its progress on the terminal and put it on record."""
+    name = record_name(stage, round_)
+    if not run.exists("versions.json"):
+        run.write_json("versions.json", versions())
+    with _at_work(config, run, stage, name) as update:
+        started = time.monotonic()
+        if not stage.unit:
+            console.log(f"{name} …")
+        counts = stage.run(config, run, round_, update)
     seconds = time.monotonic() - started
     run.finish(name, seconds, counts)
-    console.log(f"{name} done in {console.clock(seconds)}: {_brief(counts)}")
+    brief = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
+    console.log(f"{name} done in {console.clock(seconds)}: {brief or 'ok'}")
     return dict(counts)
 
 
@@ -212,37 +206,23 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     Raises:
         InputError: No such round has been sampled.
     """
-    stage = STAGES["sample"]
+    stage, order = STAGES["sample"], list(schedule(config))
     retry_failed = importlib.import_module(stage.module).retry_failed
-    rounds = [r for other, r in schedule(config) if other is stage and round_ in (None, r)]
-    done = [r for r in rounds if run.record(record_name(stage, r)) is not None]
-    if not done or (round_ is not None and round_ not in done):
+    done = [r for other, r in order if other is stage and round_ in (None, r) and run.record(record_name(stage, r)) is not None]
+    if not done:
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
-    prepare_cluster(config, run, [stage.name])
     for number in done:
         name = record_name(stage, number)
         before: Any = run.record(name)
         started = time.monotonic()
-        try:
-            with console.stage_progress(f"{name} again", unit=stage.unit) as update:
-                counts = retry_failed(config, run, number, on_progress=update)
-        finally:
-            release_cluster(config)
-            save_logs(run)
+        with _at_work(config, run, stage, f"{name} again") as update:
+            counts = retry_failed(config, run, number, on_progress=update)
         console.log(f"{name}: {counts['retried']} requests tried again, {counts['mended']} mended")
         if run.record(name) is None:  # the samples were written anew
             run.finish(name, before["seconds"] + time.monotonic() - started, {**before["counts"], **counts})
-        if not counts["mended"]:
-            continue
-        older = [record_name(other, r) for other, r in schedule(config) if r >= number and run.record(record_name(other, r))]
-        older = older[older.index(name) + 1 :]
-        if older:
+        later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
+        if counts["mended"] and (older := [other for other in later if run.record(other)]):
             console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")
-
-
-def _brief(counts: dict[str, Any]) -> str:
-    plain = [f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str)]
-    return ", ".join(plain) or "ok"
 
 
 def versions() -> dict[str, str]:
@@ -262,15 +242,14 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 def describe(config: Config) -> str:
     """What ``run_all`` would do, with all settings, as text; loads no model."""
-    task = check(config)
+    task, sampling = check(config), config.sampling
     refused = refused_seeds(task.seeds, form_of(task.seeds, task.relations))
     relations = len(task.relations)
-    per_round = relations * config.sampling.candidates_per_relation
+    naive, each = relations * sampling.naive_candidates_per_relation, relations * sampling.candidates_per_relation
     lines = [
         f"task {config.task.name}: {relations} relations, {len(task.seeds)} seed examples, {len(task.test)} test examples",
-        f"requests: {relations * config.sampling.naive_candidates_per_relation} naive + {config.rounds} x {per_round} candidates, "
-        f"at most {config.sampling.max_tokens} tokens each",
-        *([f"quota: {config.sampling.quota} accepted samples a relation and round, in waves"] if config.sampling.quota else []),
+        f"requests: {naive} naive + {config.rounds} x {each} candidates, at most {sampling.max_tokens} tokens each",
+        *([f"quota: {sampling.quota} accepted samples a relation and round, in waves"] if sampling.quota else []),
         f"data set: {config.selection.k} samples a relation",
         "stages: " + " -> ".join(record_name(stage, round_) for stage, round_ in schedule(config)),
         "",

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+from begun_runs import begin
 from conftest import FASTER, Head, growing
 
 from divray import cluster, pipeline
@@ -59,7 +60,7 @@ def lose_a_machine(head: Head) -> None:
 
 def whole(config: Config, uri: str, head: Head | None = None) -> pa.Table:
     """Every stage, with ``score`` on a cluster that has just lost a machine; returns the data set."""
-    run = pipeline.begin(config, uri)
+    run = begin(config, uri)
     for stage, round_ in pipeline.schedule(config):
         if stage.name == "sample":
             cluster.prepare_cluster(config, run, [stage.name])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
+from begun_runs import begin
 
 from divray import locks, pipeline
 from divray.cli import main
@@ -58,12 +59,12 @@ def test_a_second_process_is_refused_with_the_first_ones_name(quickstart: Config
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    pipeline.begin(quickstart, uri)  # taken over
+    begin(quickstart, uri)  # taken over
     assert not RunFolder(uri).exists(".lock.json")
 
 
 def test_two_readers_do_not_write_at_once(quickstart: Config, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.begin(quickstart, uri)
+    begin(quickstart, uri)
     RunFolder(uri).write_json("answers.json", [])
     process = holder(uri)
     try:
@@ -78,12 +79,12 @@ def test_two_readers_do_not_write_at_once(quickstart: Config, uri: str, capsys: 
 
 
 def test_reading_needs_no_lock(quickstart: Config, uri: str) -> None:
-    pipeline.begin(quickstart, uri)
+    begin(quickstart, uri)
     with locked(RunFolder(uri)):
         assert read_config(RunFolder(uri)) == quickstart
         with pytest.raises(InputError, match="another run"), pipeline.held(quickstart, uri):
             pass
-    pipeline.begin(quickstart, uri)
+    begin(quickstart, uri)
 
 
 def test_a_lock_goes_with_a_block_that_fails(uri: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from begun_runs import begin
 from conftest import FASTER, Submit, free_port, kill_tree
 
 from divray import pipeline
@@ -200,7 +201,7 @@ def test_the_same_completions_give_the_same_data(finished: tuple[Path, dict[str,
 
     out, _, _ = finished
     config, before = load_config(CONFIG, SMALL), RunFolder(str(out))
-    run = pipeline.begin(config, str(tmp_path / "played"))
+    run = begin(config, str(tmp_path / "played"))
     try:
         for stage, round_ in pipeline.schedule(config):
             if stage.name == "align":

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from begun_runs import begin
 
 from divray.cli import build_parser, main, parse
 from divray.config import Config, dump_config, load_config
 from divray.errors import InputError, ResourceError
-from divray.pipeline import STAGES, begin, due_rounds, open_run, record_name, schedule
+from divray.pipeline import STAGES, due_rounds, open_run, record_name, schedule
 from divray.quickstart import folder
 from divray.resources import check_resources
 from divray.run_folder import RunFolder

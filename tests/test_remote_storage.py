@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from begun_runs import begin
 
 from divray import locks, pipeline
 from divray.config import Config
@@ -131,7 +132,7 @@ def test_stages_run_there(bucket: str, quickstart: Config) -> None:
 
     if ray.is_initialized():
         ray.shutdown()
-    run = pipeline.begin(quickstart, bucket.replace("runs/1", "runs/2"))
+    run = begin(quickstart, bucket.replace("runs/1", "runs/2"))
     try:
         for name in ("prepare", "prompt"):
             pipeline.run_stage(quickstart, run, pipeline.STAGES[name], 0)

@@ -128,7 +128,8 @@ def example_from_row(source: Source, place: str, row: Mapping[str, Any], default
     head, tail = (span_of(row, side, text, place, source.error) for side in ("head", "tail"))
     types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
     given = next((row[name] for name in IDS if row.get(name) is not None), None)
-    yield from source.usable(Example(text, head, tail, label, *types, source.identity(place, given, default_id)))
+    identity = source.identity(place, given, default_id)
+    yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
 
 
 def span_of(row: Mapping[str, Any], side: str, text: str, place: str, error: Callable[[str, str, str], InputError]) -> Span:

@@ -106,7 +106,7 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
         text, spans = detokenize(tokens)
         head, tail = (_entity(spans, *_ends(source, place, row, name, len(tokens))) for name in ("subj", "obj"))
         types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
-        yield from source.usable(Example(text, head, tail, label, *types, identity))
+        yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
     if rows and not kept:
         names = ", ".join(str(path) for path in patches.used)
         raise source.error("id", f"no patch holds an id of this file ({names})", "Give the patch of this split too.")

@@ -68,7 +68,8 @@ class Reporter:
         self.engine: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
         if not ray.get(self.health.started.remote(self.engine)):
             raise RuntimeError("the engine died at every try")
-        self.inside, self.since = 0, time.monotonic()
+        self.inside: int = 0
+        self.since: float = time.monotonic()
         tags, kinds = ("engine", "relation"), "Tokens by kind: prompt, cached (of the prompt), generated."
         self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests inside the engine.", ("engine",))
         self.seconds: Any = metrics.Counter("divray_engine_seconds", "Seconds by state: start_up, busy, idle.", ("engine", "state"))

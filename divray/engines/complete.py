@@ -113,7 +113,7 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, pool: Pool
     before = context.checkpoint_config
     checkpoint = run.path(f"{target}.checkpoint")
     context.checkpoint_config = CheckpointConfig("candidate_id", checkpoint, delete_checkpoint_on_success=False, override_filesystem=run.fs)
-    flight = {"max_tasks_in_flight_per_actor": BLOCKS_IN_FLIGHT, "max_concurrent_calls_per_actor": BLOCKS_IN_FLIGHT}
+    most = BLOCKS_IN_FLIGHT
     try:
         requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
         completions: ray.data.Dataset = requests.map_batches(
@@ -121,7 +121,7 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, pool: Pool
             fn_constructor_args=(config, pool.engines, adapter, greedy),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=1, **flight),
+            compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=most, max_concurrent_calls_per_actor=most),
             num_cpus=0.1,
         )
         completions.write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
