@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Update = Callable[..., None]
 """``update(done, total=None, note="")``: how far a stage is; may be called from any thread."""
 
+Show = Callable[[int, int | None, str], None]
+
 SPARSE_SECONDS = 15.0
 """Least time between two progress lines where stderr is no terminal."""
 
@@ -60,11 +62,10 @@ def log(line: str) -> None:
 
 @contextmanager
 def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> Iterator[Update]:
-    """Show how far a stage is while the block runs.
+    """Show how far a stage is while the block runs; blocks may be nested.
 
     On a terminal a bar with rate and remaining time; elsewhere a plain line at most every 15 s.  A
     closing line says what was done in what time, unless the block raises or nothing was ever reported.
-    Blocks may be nested.
 
     Yields:
         ``update(done, total=None, note="")``, with ``done`` counted from 0 in ``unit``.
@@ -74,21 +75,26 @@ def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> 
         return
     started = time.monotonic()
     seen: dict[str, Any] = {"done": 0, "total": total, "note": ""}
-    show, close = (_bar if _console().is_terminal else _sparse)(label, total, unit, started)
 
-    def update(done: int, total: int | None = None, note: str = "") -> None:
-        with _state.lock:
-            seen.update(done=done, total=total if total is not None else seen["total"], note=note)
-            show(seen["done"], seen["total"], note)
+    def rate() -> str:
+        each = seen["done"] / max(time.monotonic() - started, 1e-9)
+        return f"{each:,.0f}/s" if each >= 10 else f"{each:.1f}/s"
 
-    try:
+    with (_bar if _console().is_terminal else _lines)(label) as show:
+
+        def update(done: int, total: int | None = None, note: str = "") -> None:
+            with _state.lock:
+                seen.update(done=done, total=seen["total"] if total is None else total, note=printable(note))
+                total, left = seen["total"], ""
+                if total and done:
+                    left = f"{clock((total - done) * (time.monotonic() - started) / done)} left"
+                facts = ", ".join(fact for fact in (rate(), left, seen["note"]) if fact)
+                show(done, total, f"{done:,}{f' of {total:,}' if total else ''} {unit} ({facts})")
+
         yield update
-    finally:
-        close()
     if seen["done"]:
-        seconds = time.monotonic() - started
         note = f", {seen['note']}" if seen["note"] else ""
-        log(f"{label}: {seen['done']:,} {unit} in {clock(seconds)} ({_rate(seen['done'], seconds)}/s{note})")
+        log(f"{label}: {seen['done']:,} {unit} in {clock(time.monotonic() - started)} ({rate()}{note})")
 
 
 def print_error(error: BaseException) -> None:
@@ -170,62 +176,37 @@ def _console() -> Console:
     return _state.stderr
 
 
-def _rate(done: float, seconds: float) -> str:
-    rate = done / max(seconds, 1e-9)
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+@contextmanager
+def _lines(label: str) -> Iterator[Show]:
+    last = time.monotonic()
 
-
-Show = tuple[Callable[[int, int | None, str], None], Callable[[], None]]
-
-
-def _sparse(label: str, total: int | None, unit: str, started: float) -> Show:
-    last = started
-
-    def show(done: int, total: int | None, note: str) -> None:
+    def show(done: int, total: int | None, text: str) -> None:
         nonlocal last
-        now = time.monotonic()
-        if now - last < SPARSE_SECONDS:
-            return
-        last = now
-        seconds = now - started
-        left = f", {clock((total - done) * seconds / done)} left" if total and done else ""
-        part = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
-        log(f"{label}: {part} ({_rate(done, seconds)}/s{left}{', ' + note if note else ''})")
+        if time.monotonic() - last >= SPARSE_SECONDS:
+            last = time.monotonic()
+            log(f"{label}: {text}")
 
-    return show, lambda: None
+    yield show
 
 
-def _bar(label: str, total: int | None, unit: str, started: float) -> Show:
+@contextmanager
+def _bar(label: str) -> Iterator[Show]:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     with _state.lock:
         own = _state.live is None
-        if own:
-            columns = [
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=28),
-                TextColumn("{task.fields[part]}", style="cyan"),
-                TextColumn("{task.fields[note]}", style="dim"),
-            ]
+        if _state.live is None:
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
             _state.live = Progress(*columns, TimeElapsedColumn(), console=_console(), transient=True)
             _state.live.start()
         live = _state.live
-    assert live is not None
-    task = live.add_task(escape(label), total=total, part="", note="")
-
-    def show(done: int, total: int | None, note: str) -> None:
-        seconds = time.monotonic() - started
-        left = f" · {clock((total - done) * seconds / done)} left" if total and done else ""
-        part = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
-        shown = f"{part} · {_rate(done, seconds)}/s{left}"
-        live.update(task, completed=done, total=total, part=shown, note=escape(printable(note)))
-
-    def close() -> None:
+    task = live.add_task(escape(label), total=None, text="")
+    try:
+        yield lambda done, total, text: live.update(task, completed=done, total=total, text=escape(text))
+    finally:
         with _state.lock:
             live.remove_task(task)
             if own:
                 live.stop()
                 _state.live = None
-
-    return show, close

@@ -131,7 +131,7 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             worker.join()
         time.sleep(0.3)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    assert "1/8 rows" in shown and "[red]note" in shown
+    assert "1 of 8 rows" in shown and "[red]note" in shown
     assert "inner: 5 pairs in" in shown and "outer: 1 rows in" in shown
 
 
