@@ -87,13 +87,13 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         base = Path.cwd() if key in given else path.parent
         return str((base / Path(value).expanduser()).resolve())
 
-    paths = {
-        "data": absolute("task.data", config.task.data) if config.task.data else str(path.parent.resolve()),
-        "relations": absolute("task.relations", config.task.relations),
-    }
-    pairs = absolute("prompts.pairs_file", config.prompts.pairs_file) if config.prompts.pairs_file else None
-    prompts = config.prompts.model_copy(update={"pairs_file": pairs})
-    return config.model_copy(update={"task": config.task.model_copy(update=paths), "prompts": prompts})
+    data = absolute("task.data", config.task.data) if config.task.data else str(path.parent.resolve())
+    paths = {"data": data, "relations": absolute("task.relations", config.task.relations)}
+    changed: dict[str, Section] = {"task": config.task.model_copy(update=paths)}
+    if config.prompts.pairs_file:
+        pairs = {"pairs_file": absolute("prompts.pairs_file", config.prompts.pairs_file)}
+        changed["prompts"] = config.prompts.model_copy(update=pairs)
+    return config.model_copy(update=changed)
 
 
 def override_config(config: Config, overrides: list[str] | tuple[str, ...]) -> Config:
@@ -121,15 +121,15 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         same = [one for one in all_ if one["loc"][:2] == all_[0]["loc"][:2]]
         first = max(same, key=lambda one: (one["type"] == "value_error", len(one["loc"])))
         key = ".".join(_keys(values, first["loc"]))
+        problem, fix = first["msg"].removeprefix("Value error, "), f"It is now {first['input']!r}."
         if first["type"] == "extra_forbidden":
-            raise InputError(where, key, "unknown key", _nearest_key(key)) from None
+            problem, fix = "unknown key", _nearest_key(key)
         if first["type"] == "missing":
-            raise InputError(where, f"{key}.{first['loc'][-1]}" if key else str(first["loc"][-1]), "missing", "Add the key.") from None
-        raise InputError(where, key, first["msg"].removeprefix("Value error, "), f"It is now {first['input']!r}.") from None
+            key, problem, fix = f"{key}.{first['loc'][-1]}".lstrip("."), "missing", "Add the key."
+        raise InputError(where, key, problem, fix) from None
     if config.sampling.base_share and config.alignment.method != "lora":
-        raise InputError(
-            where, "sampling.base_share", "one engine holds both models only as LoRA", "Set alignment.method: lora, or drop it."
-        )
+        problem, fix = "one engine holds both models only as LoRA", "Set alignment.method: lora, or drop it."
+        raise InputError(where, "sampling.base_share", problem, fix)
     return config
 
 
@@ -176,10 +176,8 @@ def _nearest_key(key: str) -> str:
     model: type[BaseModel] = Config
     *sections, last = key.split(".")
     for section in sections:
-        annotation = model.model_fields[section].annotation if section in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
-    names = list(model.model_fields)
-    close = difflib.get_close_matches(last, names, n=1)
-    return f"Did you mean `{close[0]}`?" if close else f"Known keys here: {', '.join(names)}."
+        annotation = model.model_fields[section].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    close = difflib.get_close_matches(last, model.model_fields, n=1)
+    return f"Did you mean `{close[0]}`?" if close else f"Known keys here: {', '.join(model.model_fields)}."

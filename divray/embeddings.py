@@ -1,15 +1,11 @@
 """Sentence embeddings: the encoder's last hidden states, averaged over tokens, scaled to unit length
 (Reimers and Gurevych 2019, arXiv 1908.10084).
 
-A text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product
-are chosen by its shape, so the last bits of a row change with the shape of its batch (up to 1.6e-7
-a component here, in one row of ten, between batch sizes and against one text at a time).  So the
-shape follows from the text alone: its length is rounded up to a multiple of :data:`WIDTH`, and each
-width has one fixed number of rows, filled up with dummies.  Rows then came out bit for bit the same
-under any order and company; it costs a quarter of the time of batches packed by length.  Between
-kinds of machine the last bits still differ; rounding to :data:`DECIMALS` hides most of that.  In bf16 and
-fp16 the same holds on one machine (shapes still follow from the text), but the cosine to the fp32
-embedding is 0.9999 and up, and machines with other instructions differ as much.
+A text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product are chosen by its shape, so
+the last bits of a row change with the shape of its batch.  So the shape follows from the text alone: its length is rounded up to
+a multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  Rows then come out bit for bit
+the same under any order and company.  Between kinds of machine the last bits still differ; rounding to :data:`DECIMALS` hides
+most of that.  In bf16 and fp16 the cosine to the fp32 embedding is 0.9999 and up.
 """
 
 from __future__ import annotations
@@ -39,9 +35,6 @@ class Encoder:
         max_length: Tokens of a text beyond which it is cut.
         device: ``cpu`` or ``cuda``; default: a GPU where this process has one.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp16 on a GPU, else fp32.
-
-    Attributes:
-        dimension: Length of an embedding.
     """
 
     def __init__(self, reference: str, max_length: int = 256, device: str | None = None, precision: str = "fp32") -> None:
@@ -63,8 +56,7 @@ class Encoder:
     @classmethod
     def of(cls, config: Config) -> Encoder:
         """The encoder that a run's ``models.encoder`` and ``engine`` ask for."""
-        device = "cpu" if config.engine.device == "cpu" else None
-        return cls(config.models.encoder, device=device, precision="auto")
+        return cls(config.models.encoder, device="cpu" if config.engine.device == "cpu" else None, precision="auto")
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""

@@ -8,7 +8,7 @@ class DivrayError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
 
@@ -25,14 +25,8 @@ def own_error(error: BaseException) -> BaseException:
 
 
 class InputError(DivrayError):
-    """The user's input is wrong; nothing was run and nothing was written.
-
-    Args:
-        where: The file or the argument at fault.
-        field: The key, row or column inside it.
-        problem: What is wrong with it.
-        mend: What to change.
-    """
+    """The user's input is wrong: ``where`` is the file or argument at fault, ``field`` the key, row or column in it, ``problem`` what is
+    wrong, and ``mend`` what to change.  Nothing was run and nothing was written."""
 
     exit_code = 2
 

@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
     """Write a whole file; it appears under its name only once it is complete."""
     fs.create_dir(posixpath.dirname(target), recursive=True)
-    if not isinstance(fs, pafs.LocalFileSystem):  # an object store's put is atomic by itself
-        with fs.open_output_stream(target) as stream:
-            stream.write(data)
-        return
-    with placed(fs, target) as path, fs.open_output_stream(path) as stream:
+    # An object store's put is atomic by itself.
+    at = placed(fs, target) if isinstance(fs, pafs.LocalFileSystem) else contextlib.nullcontext(target)
+    with at as path, fs.open_output_stream(path) as stream:
         stream.write(data)
 
 
@@ -119,15 +117,16 @@ class RunFolder:
         """Paths inside ``self.fs`` of the Parquet files of some tables."""
         return [self.path(file) for name in names for file in self.files(name, ".parquet")]
 
+    def _whole_table(self, name: str) -> list[str]:
+        if paths := self.table_files(name):
+            return paths
+        raise FileNotFoundError(f"no table {name!r} in {self.uri}")
+
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; no error where there is none."""
-        kind = self.fs.get_file_info(self.path(name)).type
-        if kind == pafs.FileType.File:
-            self.fs.delete_file(self.path(name))
-        elif kind == pafs.FileType.Directory:
-            self.fs.delete_dir(self.path(name))
-
-    # single files ---------------------------------------------------------------------------
+        info = self.fs.get_file_info(self.path(name))
+        if info.type != pafs.FileType.NotFound:
+            (self.fs.delete_file if info.is_file else self.fs.delete_dir)(info.path)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file; it appears under its name only once it is complete."""
@@ -149,8 +148,6 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_text(name))
 
-    # tables ---------------------------------------------------------------------------------
-
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file; it appears under its name only once it is complete."""
         sink = pa.BufferOutputStream()
@@ -166,12 +163,9 @@ class RunFolder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a table that fits in memory, its files side by side; rows in order of their names."""
-        paths = self.table_files(name)
-        if not paths:
-            raise FileNotFoundError(f"no table {name!r} in {self.uri}")
         import pyarrow.dataset as pads  # it brings pandas, where that is installed
 
-        return pads.dataset(paths, format="parquet", filesystem=self.fs).to_table(columns=columns)
+        return pads.dataset(self._whole_table(name), format="parquet", filesystem=self.fs).to_table(columns=columns)
 
     def dataset(self, name: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
         """The table as a streaming Ray dataset."""
@@ -180,13 +174,8 @@ class RunFolder:
         # The second generation of readers packs small files into one block, which makes progress coarse,
         # and costs a start of 32 actors a table.
         ray.data.DataContext.get_current().use_datasource_v2 = False
-        paths = self.table_files(name)
-        if not paths:
-            raise FileNotFoundError(f"no table {name!r} in {self.uri}")
         # Ray would look for the extension before a question mark.
-        return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, file_extensions=None, **kwargs)
-
-    # folders (models) -----------------------------------------------------------------------
+        return ray.data.read_parquet(self._whole_table(name), filesystem=self.fs, columns=columns, file_extensions=None, **kwargs)
 
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local folder to ``name``, replacing what is there."""
@@ -196,8 +185,6 @@ class RunFolder:
                 target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
                 self.fs.create_dir(posixpath.dirname(target), recursive=True)
                 pafs.copy_files(str(file), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
-
-    # finished stages ------------------------------------------------------------------------
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """What the finished stage left on record, or ``None`` if it has not finished."""

@@ -22,11 +22,7 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file.
-
-    Raises:
-        InputError: There is no such file, or it is empty.
-    """
+    """The whole file; :class:`InputError` where there is none, or an empty one."""
     where = str(path)
     try:
         data = path.read_bytes()
@@ -39,11 +35,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The whole file as text, without a byte order mark.
-
-    Raises:
-        InputError: There is no such file, it is empty, or it is not UTF-8 (with the line at fault).
-    """
+    """The whole file as text, without a byte order mark; :class:`InputError` as of :func:`read_bytes`, or where it is not UTF-8."""
     return _decoded(read_bytes(path), str(path), 1)
 
 
@@ -55,53 +47,45 @@ def _decoded(data: bytes, where: str, line: int) -> str:
         raise InputError(where, f"line {line}", f"invalid UTF-8 (byte {error.start})", "Save the file as UTF-8.") from None
 
 
-# JSON ---------------------------------------------------------------------------------------
-
-
 def parse_json(text: str, where: str, line: int = 0) -> Any:
     """``text`` as JSON; ``line`` is its line in the file, 0 where it is the whole file.
 
     Raises:
         InputError: It is none, a key stands in an object twice, or a string holds half a surrogate pair.
     """
+    place = [f"line {line}"] if line else []
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno}"
-        raise InputError(where, place, f"no valid JSON ({error.msg})", "The file may be cut short: fetch it again or mend it.") from None
+        problem = f"no valid JSON ({error.msg})"
+        raise InputError(where, f"line {line or error.lineno}", problem, "The file may be cut short: fetch it again or mend it.") from None
     except RecursionError:
         raise InputError(where, f"line {line or 1}", "JSON nested too deeply", "Give a plain data file.") from None
     except ValueError as error:  # of `_unique`; a number of thousands of digits
-        raise InputError(where, f"line {line}" if line else "", str(error), "Mend the file.") from None
+        raise InputError(where, "".join(place), str(error), "Mend the file.") from None
     if "\\ud" in text.casefold() and (path := _path_to_half(value)) is not None:
-        place = ", ".join([*([f"line {line}"] if line else []), *path[:3]])
-        raise InputError(where, place, _HALF, "Mend the \\u escape.")
+        raise InputError(where, ", ".join([*place, *path[:3]]), _HALF, "Mend the \\u escape.")
     return value
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value; see :func:`parse_json`."""
     return parse_json(read_text(path), str(path))
 
 
 def json_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """``(number, object)`` of each line that is not blank; numbers count from 1.
+    """``(number, object)`` of each line of the file ``where`` that is not blank; numbers count from 1.
 
-    Args:
-        lines: An open file; only line feeds end a line, since JSON strings may hold the other separators.
-        where: Its name in an error.
+    Only line feeds may end a line, since JSON strings may hold the other separators.
 
     Raises:
         InputError: A line is no JSON object; see :func:`parse_json`.
     """
     for number, line in enumerate(lines, start=1):
-        text = _decoded(line, where, number)
-        if not text.strip():
-            continue
-        row = parse_json(text, where, number)
-        if not isinstance(row, dict):
-            raise InputError(where, f"line {number}", "no JSON object", "JSONL has one object {...} a line.")
-        yield number, row
+        if text := _decoded(line, where, number).strip():
+            row = parse_json(text, where, number)
+            if not isinstance(row, dict):
+                raise InputError(where, f"line {number}", "no JSON object", "JSONL has one object {...} a line.")
+            yield number, row
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -116,20 +100,14 @@ def _path_to_half(value: Any) -> list[str] | None:
     """The keys and rows that lead to half a surrogate pair; ``None`` where there is none."""
     if isinstance(value, str):
         return [] if _HALVES.search(value) else None
-    inner: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, dict):
-        inner = value.items()
-    elif isinstance(value, list):
-        inner = ((f"row {number}", one) for number, one in enumerate(value, start=1))
-    for name, one in inner:
+    if isinstance(value, list):
+        value = {f"row {number}": one for number, one in enumerate(value, start=1)}
+    for name, one in value.items() if isinstance(value, dict) else ():
         if _HALVES.search(name):
             return [ascii(name)]
         if (path := _path_to_half(one)) is not None:
             return [name, *path]
     return None
-
-
-# YAML ---------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -181,5 +159,4 @@ def parse_yaml(text: str, where: str, field: str = "") -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file's plain values; see :func:`parse_yaml`."""
     return parse_yaml(read_text(path), str(path))

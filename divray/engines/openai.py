@@ -33,13 +33,7 @@ class UnexpectedAnswer(Exception):
 
 
 class OpenAIEngine:
-    """The server of ``settings``.
-
-    Args:
-        settings: ``engine.endpoint``.
-        key: Sent as the bearer's token.
-        chat: Whether the prompt is a user's message.
-    """
+    """The server of ``engine.endpoint``; ``key`` is the bearer's token, and where ``chat``, the prompt is a user's message."""
 
     def __init__(self, settings: EndpointConfig, key: Key, chat: bool) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -56,10 +50,11 @@ class OpenAIEngine:
         return await asyncio.gather(*(self._ask(row, {**request.parameters, "seed": row["seed"]}) for row in request.rows))
 
     async def _turn(self) -> None:
-        if self.settings.requests_per_second:
+        if rate := self.settings.requests_per_second:
             now = time.monotonic()
-            self.next_at = max(now, self.next_at) + 1 / self.settings.requests_per_second
-            await asyncio.sleep(self.next_at - now - 1 / self.settings.requests_per_second)
+            turn = max(now, self.next_at)
+            self.next_at = turn + 1 / rate
+            await asyncio.sleep(turn - now)
 
     async def _turn_again(self, request: Any) -> None:
         """The client's own further tries count, too."""
