@@ -29,8 +29,6 @@ examples:
 exit codes: 0 done, 1 failed, 2 bad input, 3 too few resources, 4 the LLM engine gave up
 """
 
-STAGE_COMMANDS = ("prepare", "prompt", "sample", "score", "mine", "align", "select", "tune", "train", "evaluate", "report")
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -59,11 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", "sample_commands:preview_samples")
     with_config(preview)
     preview.add_argument("-n", type=int, default=2, help="samples a relation and strategy (default 2)")
-    for name in STAGE_COMMANDS:
-        stage = add(name, STAGES[name].help, "commands:stage")
+    for name, what in STAGES.items():
+        stage = add(name, what.help, "commands:stage")
         stage.add_argument("run", help="run folder")
         stage.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of engine.* and cluster.* for this call")
-        if STAGES[name].rounds:
+        if what.rounds:
             stage.add_argument("--round", type=int, default=None, help="sampling round (default: the first in which the stage is not done)")
         if name == "prepare":
             stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
@@ -74,42 +72,28 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("run", help="run folder")
     export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
     export.add_argument("--all", action="store_true", help="every accepted sample, not only the selected ones")
-    explain = add(
-        "explain", "Show where a sample came from, what stands near it, and why it was kept or dropped.", "sample_commands:explain_sample"
-    )
+    text = "Show where a sample came from, what stands near it, and why it was kept or dropped."
+    explain = add("explain", text, "sample_commands:explain_sample")
     explain.add_argument("run", help="run folder")
     explain.add_argument("sample_id", help="id of a candidate or of a seed example")
     explain.add_argument("--neighbours", type=int, default=5, metavar="N", help="nearest sentences shown (default 5)")
     explain.add_argument("--json", action="store_true", help="print everything as JSON")
-    review = add(
-        "review",
-        "Read some of the samples blind and say which are right; report and card then show the share.",
-        "sample_commands:review_samples",
-    )
+    text = "Read some of the samples blind and say which are right; report and card then show the share."
+    review = add("review", text, "sample_commands:review_samples")
     review.add_argument("run", help="run folder")
     review.add_argument("--number", type=int, default=50, metavar="N", help="samples to read (default 50)")
     review.add_argument("--of", choices=("selected", "scored"), default="selected", help="selected samples, or all that were scored")
     review.add_argument("--reader", default="reader", metavar="NAME", help="who reads; each reader's answers are kept apart")
-    review.add_argument(
-        "--html",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="write a page to read on instead (default RUN/review.html)",
-    )
+    review.add_argument("--html", nargs="?", const="", metavar="FILE", help="write a page to read on instead (default RUN/review.html)")
     review.add_argument("--answers", metavar="FILE", help="take in the answers that such a page saved")
     predict = add("predict", "Label sentences with the run's RE model.", "extraction.predict:command")
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
     predict.add_argument("target", help="file to write, .jsonl or .parquet")
-    predict.add_argument(
-        "--threshold", type=float, default=0.0, help="leave the relation empty below this probability; see model/README.md"
-    )
-    dedup = add(
-        "dedup",
-        "Drop the near-duplicates of a table of texts; writes OUT/kept.parquet and OUT/clusters.parquet.",
-        "dedup.files:command",
-    )
+    text = "leave the relation empty below this probability; see model/README.md"
+    predict.add_argument("--threshold", type=float, default=0.0, help=text)
+    text = "Drop the near-duplicates of a table of texts; writes OUT/kept.parquet and OUT/clusters.parquet."
+    dedup = add("dedup", text, "dedup.files:command")
     dedup.add_argument("source", help="Parquet file, folder or pattern; a path or URI")
     dedup.add_argument("--out", required=True, help="folder to write to")
     dedup.add_argument("--text-column", default="text", help="column of the texts (default: text)")
@@ -122,9 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     dedup.add_argument("--keep-case", action="store_true", help="tell upper from lower case")
     dedup.add_argument("--near-test", metavar="TEST", help="Parquet of a test set: drop all rows near one of its texts")
     dedup.add_argument("--earlier", metavar="KEPT", help="Parquet of rows that earlier calls kept: drop all rows near one of them, too")
-    dedup.add_argument(
-        "--index", metavar="FOLDER", help="drop all rows near one in this index too, and add those that stay (made if need be)"
-    )
+    text = "drop all rows near one in this index too, and add those that stay (made if need be)"
+    dedup.add_argument("--index", metavar="FOLDER", help=text)
     return parser
 
 
@@ -139,16 +122,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def _start_again_in_utf8() -> None:
-    """Arrow takes paths as UTF-8, Python in the locale's encoding; in its UTF-8 mode both mean the same file."""
-    environment = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace", **os.environ, "PYTHONUTF8": "1"}
-    os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     if arguments is None and sys.getfilesystemencoding() != "utf-8":
-        _start_again_in_utf8()
+        # Arrow takes paths as UTF-8, Python in the locale's encoding; in its UTF-8 mode both mean the same file.
+        environment = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace", **os.environ, "PYTHONUTF8": "1"}
+        os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
     parsed = parse(arguments)
     if arguments is None:  # as the command, not as a function in somebody's program
         divert_native_output()

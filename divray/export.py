@@ -7,15 +7,12 @@ import re
 from itertools import pairwise
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from divray import console
 from divray.datasets.detokenize import detokenize
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.relations import as_letters
-from divray.run_folder import RunFolder, write_bytes
+from divray.run_folder import RunFolder, parquet_bytes, write_bytes
 
 _TOKEN = re.compile(
     r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*"
@@ -37,30 +34,21 @@ def export(run_uri: str, target: str, every: bool = False) -> int:
     run = RunFolder(run_uri)
     if not run.files("dataset/data", ".parquet"):
         raise InputError(run_uri, "dataset", "no data set yet", "Run the `select` stage first.")
-    writers = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _tacred}
-    ending = next((name for name in (".parquet", ".jsonl", ".json") if target.endswith(name)), "")
-    if not ending:
-        raise InputError("command line", target, "unknown ending", f"Use one of {', '.join(writers)}.")
+    if not target.endswith((".parquet", ".jsonl", ".json")):
+        raise InputError("command line", target, "unknown ending", "Use one of .parquet, .jsonl, .json.")
     table = run.read_table("dataset/data" if every else "comparison/selected")
-    write_bytes(*open_uri(target), writers[ending](table))
-    return int(table.num_rows)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _jsonl(table: pa.Table) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
-
-
-def _tacred(table: pa.Table) -> bytes:
-    rows = [tacred_row(row) for row in table.to_pylist()]
-    if changed := sum(detokenize(row["token"])[0] != text for row, text in zip(rows, table["text"].to_pylist(), strict=True)):
-        console.log(f"{changed} of {len(rows)} sentences come back from their tokens with other blanks; .jsonl and .parquet keep them")
-    return json.dumps(rows, ensure_ascii=False).encode()
+    rows = table.to_pylist()
+    if target.endswith(".parquet"):
+        data = parquet_bytes(table)
+    elif target.endswith(".jsonl"):
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    else:
+        written = [tacred_row(row) for row in rows]
+        if changed := sum(detokenize(one["token"])[0] != row["text"] for one, row in zip(written, rows, strict=True)):
+            console.log(f"{changed} of {len(rows)} sentences come back from their tokens with other blanks; .jsonl and .parquet keep them")
+        data = json.dumps(written, ensure_ascii=False).encode()
+    write_bytes(*open_uri(target), data)
+    return len(rows)
 
 
 def tacred_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     import ray.data
 
 
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
     """Write a whole file; it appears under its name only once it is complete."""
     fs.create_dir(posixpath.dirname(target), recursive=True)
@@ -150,9 +156,7 @@ class RunFolder:
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file; it appears under its name only once it is complete."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        self.write_bytes(name, sink.getvalue().to_pybytes())
+        self.write_bytes(name, parquet_bytes(table))
 
     def write_table(self, name: str, table: pa.Table, rows_per_file: int | None = None) -> None:
         """Write a table that fits in memory as the Parquet files of folder ``name``, replacing them."""

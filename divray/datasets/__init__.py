@@ -2,7 +2,6 @@
 
 from divray.datasets.own import read_relations_file
 from divray.datasets.source import Source
-from divray.datasets.stage import examples_table, read_relations, read_seeds, table_examples
-from divray.datasets.task import Task, load_task
+from divray.datasets.stage import Task, examples_table, load_task, read_relations, read_seeds, table_examples
 
 __all__ = ["Source", "Task", "examples_table", "load_task", "read_relations", "read_relations_file", "read_seeds", "table_examples"]

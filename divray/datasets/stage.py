@@ -1,29 +1,74 @@
-"""The first stage, ``prepare``: relations, seed and test examples into the run folder.
+"""The first stage, ``prepare``: the user's files become relations, seed examples and test examples in the run folder.
 
-It reads the user's files on the driver; every later stage reads the run folder alone, where examples are rows of
-:data:`divray.schemas.EXAMPLES`.
+It reads on the driver; every later stage reads the run folder alone, where examples are rows of :data:`divray.schemas.EXAMPLES`.
+
+Which examples become seeds is decided by a hash of the run's seed and the example's own content, so it
+depends neither on the order of the file nor on the number of seeds: the seeds for K are the first of
+those for K + 1, and a held-out test set stays the same for every K.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.task import load_task
-from divray.relations import Example, Relation
+from divray.datasets.huggingface import read_huggingface
+from divray.datasets.own import read_jsonl, read_marked, read_relations_file
+from divray.datasets.semeval import read_semeval
+from divray.datasets.source import Source
+from divray.datasets.tokenized import Patches, read_fewrel, read_tacred
+from divray.errors import InputError
+from divray.relations import MARKERS, Example, Relation
 from divray.run_folder import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, RunFolder
 from divray.schemas import EXAMPLES
+from divray.sections import TaskConfig
 from divray.stages import Progress
+
+NEGATIVE = "none"
+"""The label of every row of ``task.negatives``."""
+
+_OF_SEEDS = {
+    "same_text": "with the text of another",
+    "text_in_test": "with a text of the test set",
+    "mark_or_line_break_in_text": "with a mark ([ ] { }) or a line break in the text",
+}
+"""Why an example becomes no seed, as it is counted and as it is said."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything known before the first sample.
+
+    Attributes:
+        relations: In the order of the relations file.
+        seeds: At most K a relation, in the order of the relations, then of their rank.
+        test: The test file in its own order, or the held-out part like the seeds.
+        draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all), as far as they differ.
+        more: For each draw the K examples a relation that come next, fewer where the data has no more.
+        negatives: Sentences whose entities stand in none of the relations.
+        skipped: ``part/reason`` -> examples of the data that could not be used.
+    """
+
+    relations: list[Relation]
+    seeds: list[Example]
+    test: list[Example]
+    draws: list[list[Example]]
+    more: list[list[Example]]
+    negatives: list[Example]
+    skipped: dict[str, int]
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test``, ``data/draws`` and ``data/negatives``.
 
-    The rows of ``data/draws`` are those of :class:`~divray.datasets.task.Task`'s ``draws``, numbered in a column ``draw`` (0: the
+    The rows of ``data/draws`` are those of :class:`Task`'s ``draws``, numbered in a column ``draw`` (0: the
     run's own), and, where the column ``more`` says so, those of its ``more``.
 
     Raises:
@@ -69,3 +114,154 @@ def table_examples(table: pa.Table, identity: str = "example_id") -> list[Exampl
         Example(text, (start, end), (tail_start, tail_end), relation, head_type or "", tail_type or "", name or "")
         for name, relation, text, start, end, tail_start, tail_end, head_type, tail_type in zip(*columns, strict=True)
     ]
+
+
+def load_task(config: Config) -> Task:
+    """Read and check the data of a run; loads no model and writes nothing.
+
+    Raises:
+        InputError: Anything is wrong with the relations file or the data, K is larger than the data, or
+            there is nothing to test on.
+    """
+    task = config.task
+    where = str(Path(task.relations))
+    relations = read_relations_file(Path(task.relations))
+    names = [relation.name for relation in relations]
+    if task.none_label is not None and task.none_label not in names:
+        raise InputError(where, "task.none_label", f"{task.none_label!r} is not among the relations", "Add it, with a description.")
+    for relation in relations:
+        if task.train is None and not relation.examples:
+            raise InputError(where, f"relation {relation.name}, examples", "missing", "Add some, or give task.train.")
+    if task.test is None and task.test_per_relation is None:
+        fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
+        raise InputError(where, "task.test", "missing", fix)
+    if task.patches and task.format != "tacred":
+        raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
+    patches = Patches([_path(task, patch) for patch in task.patches])
+    skipped: Counter[str] = Counter()
+    origin, left_out = where, {name: Counter[str]() for name in names}
+    if task.train is None:
+        pool = [_named("seed", example) for relation in relations for example in relation.examples]
+    else:
+        source = Source(_path(task, task.train), frozenset(names))
+        pool = _read(task, "train", source, patches, skipped)
+        origin = str(source.path)
+        for name in names:
+            left_out[name] += source.left_out.get(name, Counter())
+    test, negatives = [], []
+    if task.test is not None:
+        test = _read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped)
+    patches.check_used()
+    if task.negatives is not None:
+        negatives = _read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), patches, skipped)
+    ranked = _ranked(pool, names, config.seed, left_out)
+    if task.test is None:
+        test = _hold_out(task, ranked, origin, left_out)
+    tested = {example.text for example in test}
+    seeds = _draw(task, ranked, tested, origin, left_out)
+    for reason in _OF_SEEDS:
+        if number := sum(reasons[reason] for reasons in left_out.values()):
+            skipped[f"seeds/{reason}"] = number
+    twice = task.model_copy(update={"seeds_per_relation": 2 * task.seeds_per_relation, "fewer_seeds": True})
+    draws, more = [], []
+    for number in range(config.evaluation.draws):
+        other = {name: Counter[str]() for name in names}
+        drawn = _ranked(pool, names, config.seed + number, other) if number else ranked
+        draw = _draw(task, drawn, tested, origin, other)
+        if number and set(draw) == set(seeds):  # there are no more examples than seeds
+            break
+        draws.append(draw)
+        more.append([example for example in _draw(twice, drawn, tested, origin, other) if example not in draw])
+    return Task(relations, seeds, test, draws, more, negatives, dict(sorted(skipped.items())))
+
+
+def _path(task: TaskConfig, name: str) -> Path:
+    return Path(task.data or ".").expanduser() / Path(name).expanduser()
+
+
+def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: Counter[str]) -> list[Example]:
+    examples = [_named(part, example) for example in _reader(task, source, patches)]
+    skipped.update({f"{part}/{reason}": number for reason, number in source.skipped.items()})
+    if not examples:
+        raise source.error("", "holds no usable example", f"Left out: {_words(source.skipped) or 'none'}. Give another file.")
+    return examples
+
+
+def _words(reasons: Counter[str]) -> str:
+    """Why examples were left out, with their numbers."""
+    return ", ".join(f"{number} {_OF_SEEDS.get(reason, reason.replace('_', ' '))}" for reason, number in sorted(reasons.items()) if number)
+
+
+def _reader(task: TaskConfig, source: Source, patches: Patches) -> Iterator[Example]:
+    match task.format:
+        case "semeval":
+            return read_semeval(source)
+        case "tacred":
+            return read_tacred(source, patches)
+        case "fewrel":
+            return read_fewrel(source)
+        case "huggingface":
+            return read_huggingface(source)
+        case "divray" if source.path.suffix in (".yaml", ".yml"):
+            return read_marked(source)
+        case _:
+            return read_jsonl(source)
+
+
+def _named(part: str, example: Example) -> Example:
+    return replace(example, example_id=f"{part}:{example.example_id}")
+
+
+def _rank(seed: int, example: Example) -> tuple[bytes, str]:
+    content = "\x1f".join(map(str, (seed, example.relation, example.text, *example.head, *example.tail)))
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest(), example.example_id
+
+
+def _ranked(pool: list[Example], names: list[str], seed: int, left_out: dict[str, Counter[str]]) -> dict[str, list[Example]]:
+    """Relation -> its examples by rank, each text once: two entity pairs of one sentence are no two seeds."""
+    ranked: dict[str, dict[str, Example]] = {name: {} for name in names}
+    for example in sorted(pool, key=lambda example: _rank(seed, example)):
+        if ranked[example.relation].setdefault(example.text, example) is not example:
+            left_out[example.relation]["same_text"] += 1
+    return {name: list(examples.values()) for name, examples in ranked.items()}
+
+
+def _hold_out(task: TaskConfig, ranked: dict[str, list[Example]], origin: str, left_out: dict[str, Counter[str]]) -> list[Example]:
+    """The last ``test_per_relation`` by rank of each relation."""
+    size = task.test_per_relation or 0
+    test = []
+    for name, examples in ranked.items():
+        if len(examples) <= size:
+            problem = f"{len(examples)} different examples, {size} are to be held out{_why(left_out[name])}"
+            mend = f"Set task.test_per_relation to at most {len(examples) - 1}" if len(examples) > 1 else "Add examples of the relation"
+            raise InputError(origin, f"relation {name}", problem, f"{mend}, or give task.test.")
+        test += examples[-size:]
+    return test
+
+
+def _draw(
+    task: TaskConfig, ranked: dict[str, list[Example]], tested: set[str], origin: str, left_out: dict[str, Counter[str]]
+) -> list[Example]:
+    """The first K by rank of each relation that a prompt can show and that the test set does not hold."""
+    wanted = task.seeds_per_relation
+    in_test = "held_out" if task.test is None else "text_in_test"
+    seeds = []
+    for name, examples in ranked.items():
+        usable, reasons = [], left_out[name]
+        for example in examples:
+            if any(character in example.text for character in f"{MARKERS}\r\n"):
+                reasons["mark_or_line_break_in_text"] += 1
+            elif example.text in tested:
+                reasons[in_test] += 1
+            else:
+                usable.append(example)
+        if len(usable) < (1 if task.fewer_seeds else wanted):
+            problem = f"{len(usable)} usable examples, fewer than task.seeds_per_relation = {wanted}{_why(reasons)}"
+            mend = f"Set it to at most {len(usable)}, or task.fewer_seeds=true." if usable else "Add examples of the relation."
+            raise InputError(origin, f"relation {name}", problem, mend)
+        seeds += usable[:wanted]
+    return seeds
+
+
+def _why(reasons: Counter[str]) -> str:
+    return f"; left out: {words}" if (words := _words(reasons)) else ""
