@@ -18,7 +18,7 @@ from made_examples import marked
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
-from divray.engines.face import Answer
+from divray.engines import Answer
 from divray.engines.vllm import sampling_parameters
 from divray.errors import InputError
 from divray.pipeline import check

@@ -18,8 +18,8 @@ from conftest import FASTER
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
+from divray.engines import Answer
 from divray.engines.complete import complete, whole_rows
-from divray.engines.face import Answer
 from divray.engines.vllm import sampling_parameters
 from divray.errors import InputError
 from divray.pipeline import STAGES, retry, undo

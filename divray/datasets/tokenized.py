@@ -1,4 +1,4 @@
-"""TACRED and FewRel: JSON files of tokenized sentences.
+"""TACRED and FewRel, JSON files of tokenized sentences, and the way from tokens back to a sentence.
 
 TACRED (Zhang et al. 2017) is one array of objects ``id, token, subj_start, subj_end, obj_start, obj_end, subj_type, obj_type,
 relation`` with inclusive ends; the head is the subject, the tail the object.  Two kinds of patch, told apart by their form:
@@ -20,12 +20,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from divray.datasets.detokenize import detokenize
 from divray.datasets.source import Source
 from divray.errors import InputError
-from divray.relations import Example, Span, overlap
+from divray.relations import Example, Span, overlap, touch
 from divray.textfiles import read_json
 
+_ESCAPES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"', "\\/": "/"}
+_OPENING = frozenset("([{“‘«¡¿")
+_CLOSING = frozenset(".,;:!?%)]}”»…°।॥؟،؛۔։")
+_CURRENCY = frozenset({"$", "£", "€", "#", "US$", "C$", "A$"})
+_CLITICS = frozenset({"s", "re", "m", "ll", "ve", "d"})
+_APOSTROPHES = frozenset("'’")
 _POSITIONS = "Positions count from 0; ends are inclusive and not before the start."
 _MENTIONS = "Give [name, id, [[token positions], …]] with positions from 0."
 
@@ -162,3 +167,55 @@ def _entity(spans: list[Span], first: int, last: int) -> Span:
     """Characters of tokens ``first`` to ``last`` (inclusive); an empty span where they are all blank."""
     full = [span for span in spans[first : last + 1] if span[0] < span[1]]
     return (full[0][0], full[-1][1]) if full else (0, 0)
+
+
+def detokenize(tokens: Sequence[str], join_infixes: bool = False) -> tuple[str, list[Span]]:
+    """Join tokens into a sentence by the rules of English typography, and for other scripts their own signs and their want of blanks.
+
+    Each token keeps its own characters; only the blanks between tokens are chosen.
+
+    Args:
+        tokens: Penn Treebank escapes (``-LRB-``, two back-quotes) are undone; blank tokens vanish.
+        join_infixes: ``-`` and ``/`` between two words were tokens of their own (spaCy's, as in FewRel).
+
+    Returns:
+        ``(text, spans)``, one span a token, in order and disjoint; a vanished token's is empty.
+    """
+    kept = [token.strip() for token in tokens if token.strip()]
+    words = [_ESCAPES.get(token, " ".join(token.split())) for token in kept]
+    glued = zip(words, _glue(kept, words, join_infixes), strict=True)
+    text, spans = "", []
+    after = True
+    for token in tokens:
+        if token.strip():
+            word, (left, right) = next(glued)
+            text += word if not text or left or after else f" {word}"
+            spans.append((len(text) - len(word), len(text)))
+            after = right
+        else:
+            spans.append((len(text), len(text)))
+    return text, spans
+
+
+def _glue(tokens: list[str], words: list[str], join_infixes: bool) -> Iterator[tuple[bool, bool]]:
+    """For each word: does it stick to the one before it, and to the one after it?"""
+    open_double = open_single = False
+    for index, (token, previous, word, following) in enumerate(zip(tokens, ["", *words], words, [*words[1:], ""], strict=False)):
+        if word == '"':
+            closes = token == "''" or (open_double and token != "``")
+            open_double = not closes
+            yield closes, not closes
+        elif word == "'":
+            open_single = not open_single and not previous.endswith("s") and "'" in words[index + 1 :]
+            yield not open_single, open_single
+        elif word.lower() == "n't" or (word[0] in _APOSTROPHES and word[1:].lower() in _CLITICS) or word == "’":
+            yield True, False
+        elif join_infixes and word in ("-", "/"):
+            joined = previous[-1:].isalnum() and following[:1].isalnum()
+            yield joined, joined
+        elif word in _CURRENCY:
+            yield False, following[:1].isdigit()
+        else:
+            closing = all(character in _CLOSING for character in word)
+            before, after = touch(previous[-1:], word[0]), touch(word[-1], following[:1])
+            yield closing or (bool(previous) and before), word[-1] in _OPENING or (bool(following) and after)

@@ -1,5 +1,75 @@
 """Engines: requests in, completions out.
 
-:mod:`~divray.engines.face` says what an engine is; it is vLLM, an OpenAI-compatible server, or a plain function.
+An engine is vLLM, an OpenAI-compatible server, or a plain function; all have the face below.
 :mod:`~divray.engines.pool` starts the Ray actors that hold them, and :mod:`~divray.engines.complete` sends a table through.
 """
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Row = dict[str, Any]
+
+Answer = Callable[[Row], Row]
+"""From a request row to columns of its completion: see :meth:`Engine.complete`."""
+
+ENDPOINT = "endpoint"
+"""Value of ``models.llm`` that stands for the server of ``engine.endpoint``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The candidates that are asked for by one prompt.
+
+    Attributes:
+        rows: One a candidate (``schemas.PROMPTS``), alike in all that the engine is told, but for the seed.
+        parameters: Sampling parameters, under vLLM's names; ``seed`` is that of the first candidate.
+        adapter: Folder or URI of the LoRA adapter that answers; ``""``: the model alone.
+    """
+
+    rows: list[Row]
+    parameters: dict[str, Any]
+    adapter: str = ""
+
+
+class EngineDied(Exception):
+    """The engine answers no more; a new one may.  The message is its cause."""
+
+
+class Engine(Protocol):
+    """Completes requests."""
+
+    slots: int
+    """Candidates that it takes at a time, some of which wait."""
+
+    async def complete(self, request: Request) -> list[Row]:
+        """Columns of ``schemas.COMPLETIONS`` for each candidate: ``completion``, ``finish_reason``, ``prompt_tokens``,
+        ``cached_tokens`` and ``generated_tokens``, or ``error``, where the request was refused.
+
+        Raises:
+            EngineDied: The same request may be asked again of a new engine.
+            Exception: No other request will fare better.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory and processes back; no request comes after."""
+        ...
+
+
+class FunctionEngine:
+    """Answers each row at once, in a thread: the function may wait."""
+
+    slots = 1024
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    async def complete(self, request: Request) -> list[Row]:
+        return await asyncio.to_thread(lambda: [self.answer(row) for row in request.rows])
+
+    def close(self) -> None:
+        pass

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from divray.engines.face import Engine, EngineDied, Request, Row
+from divray.engines import Engine, EngineDied, Request, Row
 from divray.relations import metric_tag
 
 MAX_STARTS = 3

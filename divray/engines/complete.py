@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from divray.config import Config
-from divray.engines.face import Answer, Request, Row
+from divray.engines import Answer, Request, Row
 from divray.engines.pool import Pool, engines_for, stop
 from divray.engines.vllm import sampling_parameters
 from divray.errors import EngineError

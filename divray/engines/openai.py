@@ -11,7 +11,7 @@ import re
 import time
 from typing import Any
 
-from divray.engines.face import Request, Row
+from divray.engines import Request, Row
 from divray.sections import EndpointConfig
 
 _NUMBER = re.compile(r"^\s*\d+[.)](?=\s)")

@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any
 
 from divray.config import Config
+from divray.engines import ENDPOINT, Answer, FunctionEngine
 from divray.engines.actor import EngineActor, EngineHealth
-from divray.engines.face import ENDPOINT, Answer, FunctionEngine
 from divray.engines.openai import Key, OpenAIEngine
 from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads, lora_arguments
 from divray.resources import gpus_of, machines_there, task_gpus, train_gpus, uses_gpu

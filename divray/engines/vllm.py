@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from divray.config import Config
-from divray.engines.face import EngineDied, Request, Row
+from divray.engines import EngineDied, Request, Row
 from divray.model_checks import context_length
 from divray.models import local_model
 from divray.resources import cpu_precision, gpus_of

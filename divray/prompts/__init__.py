@@ -12,8 +12,8 @@ from typing import Any
 
 from divray.config import Config
 from divray.datasets import read_relations, read_seeds
+from divray.engines import Answer
 from divray.engines.complete import complete
-from divray.engines.face import Answer
 from divray.errors import InputError
 from divray.models import local_model
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool

@@ -11,8 +11,8 @@ from divray import console
 from divray.alignment import base_model
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
+from divray.engines import Answer
 from divray.engines.complete import complete
-from divray.engines.face import Answer
 from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
 from divray.prompts.pairs import read_pool
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record

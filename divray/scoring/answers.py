@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from divray.config import Config
-from divray.engines.face import ENDPOINT
+from divray.engines import ENDPOINT
 from divray.errors import EngineError
 from divray.models import local_model
 from divray.prompts.record import as_lines, labels
