@@ -24,7 +24,7 @@ from divray.datasets import Task, load_task
 from divray.engines.pool import make_room
 from divray.errors import InputError
 from divray.locks import LOCK, locked
-from divray.model_checks import check_models
+from divray.models import check_models
 from divray.preferences import none_left_to_choose
 from divray.prompts import STRATEGIES
 from divray.prompts.pairs import read_pairs

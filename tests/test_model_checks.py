@@ -21,7 +21,7 @@ from divray.cli import main
 from divray.config import load_config
 from divray.engines.vllm import engine_arguments
 from divray.errors import InputError
-from divray.model_checks import check_models, context_length, facts_of
+from divray.models import check_models, context_length, facts_of
 from divray.quickstart import folder
 
 LLM = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 1500}
@@ -155,7 +155,7 @@ ASK = """
 import sys
 from divray import models
 from divray.errors import InputError
-from divray.model_checks import facts_of
+from divray.models import facts_of
 models.HUB_SECONDS = 1.0
 for name in sys.argv[1:]:
     try:

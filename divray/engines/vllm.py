@@ -14,8 +14,7 @@ from typing import Any
 
 from divray.config import Config
 from divray.engines import EngineDied, Request, Row
-from divray.model_checks import context_length
-from divray.models import local_model
+from divray.models import context_length, local_model
 from divray.resources import cpu_precision, gpus_of
 from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY, TUNED
 

@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 from divray.datasets.own import SENTENCE, span_of
 from divray.dedup.storage import open_uri, placed
 from divray.errors import InputError
-from divray.model_checks import facts_of
-from divray.models import check_model
+from divray.models import check_model, facts_of
 from divray.relations import Example, parse_marked, span_problem, tightened
 from divray.run_folder import RunFolder
 from divray.textfiles import json_lines
