@@ -35,7 +35,7 @@ Holder = dict[str, Any]
 
 
 @contextlib.contextmanager
-def locked(folder: RunFolder, what: str = "run") -> Iterator[None]:
+def locked(folder: RunFolder) -> Iterator[None]:
     """Be the only process at work in ``folder`` while the block runs.
 
     Raises:
@@ -43,12 +43,12 @@ def locked(folder: RunFolder, what: str = "run") -> Iterator[None]:
     """
     holder = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     if isinstance(folder.fs, pafs.LocalFileSystem):
-        with _on_disk(folder, holder, what):
+        with _on_disk(folder, holder):
             yield
         return
     lock = _Object(folder, holder) if folder.fs.type_name == "s3" else _Claims(folder, holder)
     if (other := lock.take()) is not None:
-        raise _refusal(folder, other, what)
+        raise _refusal(folder, other)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(lock, ended), daemon=True)
     beating.start()
@@ -60,13 +60,13 @@ def locked(folder: RunFolder, what: str = "run") -> Iterator[None]:
         lock.release()
 
 
-def _refusal(folder: RunFolder, holder: Holder, what: str) -> InputError:
+def _refusal(folder: RunFolder, holder: Holder) -> InputError:
     who = "process {process} on {host} since {since}".format(**holder) if holder else "a process that has not named itself yet"
-    return InputError(folder.root, "", f"another {what} is at work here: {who}", "Wait for its end, or end it.")
+    return InputError(folder.root, "", f"another run is at work here: {who}", "Wait for its end, or end it.")
 
 
 @contextlib.contextmanager
-def _on_disk(folder: RunFolder, holder: Holder, what: str) -> Iterator[None]:
+def _on_disk(folder: RunFolder, holder: Holder) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.fs.create_dir(folder.root, recursive=True)
@@ -77,7 +77,7 @@ def _on_disk(folder: RunFolder, holder: Holder, what: str) -> Iterator[None]:
     except Timeout:
         with contextlib.suppress(OSError, ValueError):
             other = folder.read_json(named)
-        raise _refusal(folder, other, what) from None
+        raise _refusal(folder, other) from None
     try:
         folder.write_json(named, holder)
         yield

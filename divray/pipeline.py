@@ -107,7 +107,7 @@ def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None,
     Raises:
         InputError: The wanted round does not exist, or a stage before it is not done.
     """
-    order = list(schedule(config))
+    order = schedule(config)
     rounds = [round_ for other, round_ in order if other is stage]
     if wanted is not None and wanted not in rounds:
         raise InputError("command line", "--round", f"{stage.name} has no round {wanted}", f"It runs in {rounds}.")
@@ -131,7 +131,7 @@ def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
     """Take a finished stage off the record, and all that came after it; completions that were asked for there go."""
     if stage.name == "report" or run.record(record_name(stage, round_)) is None:
         return
-    order = list(schedule(config))
+    order = schedule(config)
     after = order[order.index((stage, round_)) :]
     if done := [name for name in (record_name(*one) for one in after[1:]) if run.record(name)]:
         console.log(f"no longer done, since they came after {record_name(stage, round_)}: {', '.join(done)}")
@@ -156,7 +156,7 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
         DivrayError: Of any kind; what was finished stays finished.
     """
     with held(config, uri) as run:
-        order = list(schedule(config))
+        order = schedule(config)
         todo = [(stage, round_) for stage, round_ in order if stage.name == "report" or not run.record(record_name(stage, round_))]
         if done := len(order) - len(todo):
             console.log(f"resuming {run.uri}: {done} stages are finished")
@@ -206,7 +206,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     Raises:
         InputError: No such round has been sampled.
     """
-    stage, order = STAGES["sample"], list(schedule(config))
+    stage, order = STAGES["sample"], schedule(config)
     retry_failed = importlib.import_module(stage.module).retry_failed
     done = [r for other, r in order if other is stage and round_ in (None, r) and run.record(record_name(stage, r)) is not None]
     if not done:

@@ -27,17 +27,8 @@ _JOINERS = "\u00ad\u200c\u200d"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A sentence with its head and tail, and the relation between them.
-
-    Attributes:
-        text: One sentence, unmarked.
-        head: ``(start, end)`` character span of the head in ``text``.
-        tail: ``(start, end)`` character span of the tail; never overlaps ``head``.
-        relation: Name of the relation that holds from head to tail.
-        head_type: Type of the head entity, or ``""`` where the data has none.
-        tail_type: Type of the tail entity, or ``""``.
-        example_id: Identity of the example in its source, stable across reads.
-    """
+    """An unmarked sentence with its head and tail, ``(start, end)`` in characters and never overlapping, and the name of the relation
+    that holds from head to tail; types are ``""`` where the data has none, and the id is stable across reads."""
 
     text: str
     head: Span
@@ -63,10 +54,8 @@ class Relation:
     Attributes:
         name: The label, as it stands in the data.
         description: One sentence that says when the relation holds from head to tail.
-        head_type: Type of the head, in words (``"person"``).
-        tail_type: Type of the tail, in words.
         inverse: Name of the relation that holds from tail to head whenever this one holds; its own name if it is symmetric.
-        examples: The user's own examples (seeds given in the relations file).
+        examples: The user's own, given in the relations file.
     """
 
     name: str

@@ -76,11 +76,8 @@ def train_gpus(config: Config) -> float:
 
 @cache
 def cpu_precision() -> Literal["bf16", "fp32"]:
-    """``fp32`` where its products are at least :data:`LEAST_GAIN` times as fast, else ``bf16``; measured once a process (0.1 s).
-
-    bf16 takes half the memory.  With AMX, or on AMD's processors with AVX-512 BF16, it is also faster; on Intel's without AMX
-    it takes nearly twice as long, and elsewhere it is emulated.
-    """
+    """``fp32`` where its products are at least :data:`LEAST_GAIN` times as fast (CPUs without AMX or AMD's AVX-512 BF16), else ``bf16``,
+    which takes half the memory; measured once a process (0.1 s)."""
     import torch
 
     def seconds(dtype: torch.dtype) -> float:
@@ -92,11 +89,8 @@ def cpu_precision() -> Literal["bf16", "fp32"]:
 
 
 def worker(config: Config, gpus: bool = False) -> Any:
-    """A decorator for tasks that hold ``cluster.worker_cpus``, tried again if their worker dies.
-
-    Args:
-        gpus: They compute with a model: they hold ``cluster.worker_gpus``, and with them their process ends.
-    """
+    """A decorator for tasks that hold ``cluster.worker_cpus``, and where ``gpus``, ``cluster.worker_gpus`` until their process ends with
+    them; tried again if their worker dies."""
     import ray
 
     held = task_gpus(config) if gpus else 0

@@ -1,11 +1,9 @@
 """What an encoder says of head, tail, the words between them and all others, and a linear classifier of that in closed form.
 
-The unmarked sentence goes through the encoder once.  The four views are unit-length means of hidden states; the words between the
-entities and all words outside of them stand in one of two blocks, by which entity comes first, so that a linear classifier sees
-the direction.  The classifier is linear discriminant analysis with a covariance shrunk towards a multiple of the identity, as in
-Friedman 1989 (regularized discriminant analysis), whose weights need one solve in the space of the rows.
-
-torch is imported inside the functions that need it.
+The four views are unit-length means of hidden states of the unmarked sentence; the words between the entities and all words
+outside of them stand in one of two blocks, by which entity comes first, so that a linear classifier sees the direction.  The
+classifier is linear discriminant analysis with a covariance shrunk towards a multiple of the identity, as in Friedman 1989
+(regularized discriminant analysis), whose weights need one solve in the space of the rows.
 """
 
 from __future__ import annotations
@@ -146,8 +144,7 @@ def discriminant(
 
     Args:
         inputs: Features ``[n, d]``.
-        labels: Class number of each row.
-        classes: How many there are.
+        labels: Number, below ``classes``, of each row.
         shrinkage: Of the covariance towards the mean of its diagonal, in (0, 1].
         row_weights: How much each row counts; default: 1.
     """

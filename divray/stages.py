@@ -7,7 +7,7 @@ libraries load only where it runs.  Stages meet in the tables of the run folder;
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,12 +23,10 @@ Work = Literal["", "engine", "engine and models", "training", "models", "tasks"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage by name.
+    """A stage by its name on the command line and in the records.
 
     Attributes:
-        name: Name on the command line and in the records.
         module: Module whose ``run`` is the stage.
-        help: One line for ``--help``.
         asks: What it asks of the cluster, unless the settings say otherwise; see :meth:`work`.
         rounds: Whether it runs once a round (record ``round-XX.name``) or once.
         unit: What its progress counts; empty: it tells of none.
@@ -81,17 +79,13 @@ STAGES = {stage.name: stage for stage in _ALL}
 """In the order of the command line."""
 
 
-def schedule(config: Config) -> Iterator[tuple[Stage, int]]:
+def schedule(config: Config) -> list[tuple[Stage, int]]:
     """Every stage of a run with its round, in order; stages without rounds get the last round."""
     last = config.rounds - 1
-    yield STAGES["prepare"], last
-    for round_ in range(config.rounds):
-        for name in ("align", "prompt", "sample", "score", "mine"):
-            if (name == "align" and round_ == 0) or (name == "mine" and round_ == last):
-                continue
-            yield STAGES[name], round_
-    for name in ("select", "tune", "train", "evaluate", "report"):
-        yield STAGES[name], last
+    order = [(name, number) for number in range(config.rounds) for name in ("align", "prompt", "sample", "score", "mine")]
+    # The first round has no pairs to align, the last none to mine.
+    order = [("prepare", last), *order[1:-1], *((name, last) for name in ("select", "tune", "train", "evaluate", "report"))]
+    return [(STAGES[name], number) for name, number in order]
 
 
 def record_name(stage: Stage, round_: int) -> str:

@@ -43,11 +43,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def engine_arguments(config: Config, gpu: bool, largest_machine: int = 0) -> dict[str, Any]:
-    """vLLM's engine arguments: the defaults for the device, the user's own over them.
-
-    Args:
-        largest_machine: The most GPUs on one machine; 0: not known. A larger model is spread by Ray, any other one by processes.
-    """
+    """vLLM's engine arguments: the defaults for the device, the user's own over them.  A model for more GPUs than the largest machine
+    has (0: not known) is spread by Ray, any other one by processes."""
     found = {**COMMON_ENGINE_ARGUMENTS, **(GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS), "seed": config.seed}
     if not gpu:
         found["max_model_len"] = context_length(config.models.llm, found["max_model_len"])
@@ -101,13 +98,8 @@ def engine_threads(config: Config) -> int:
 
 
 class VllmEngine:
-    """One model, loaded when this object is made.
-
-    Args:
-        reference: Model that :func:`divray.models.local_model` understands.
-        arguments: Of ``vllm.AsyncEngineArgs``.
-        threads: Says, on the machine of a CPU engine, how many threads the model gets; ``None``: a GPU.
-    """
+    """One model, loaded when this object is made, with the arguments of ``vllm.AsyncEngineArgs``; ``threads`` says, on the machine of a
+    CPU engine, how many threads it gets (``None``: a GPU)."""
 
     def __init__(self, reference: str, arguments: dict[str, Any], threads: Callable[[], int] | None = None) -> None:
         if threads is not None:  # read by the model's process; Ray sets it to 1
