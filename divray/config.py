@@ -82,18 +82,12 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         _apply(values, override)
     config = parse_config(values, str(path))
     given = {override.partition("=")[0] for override in overrides}
-
-    def absolute(key: str, value: str) -> str:
-        base = Path.cwd() if key in given else path.parent
-        return str((base / Path(value).expanduser()).resolve())
-
-    data = absolute("task.data", config.task.data) if config.task.data else str(path.parent.resolve())
-    paths = {"data": data, "relations": absolute("task.relations", config.task.relations)}
-    changed: dict[str, Section] = {"task": config.task.model_copy(update=paths)}
-    if config.prompts.pairs_file:
-        pairs = {"pairs_file": absolute("prompts.pairs_file", config.prompts.pairs_file)}
-        changed["prompts"] = config.prompts.model_copy(update=pairs)
-    return config.model_copy(update=changed)
+    for section, key in (("task", "data"), ("task", "relations"), ("prompts", "pairs_file")):
+        if value := getattr(getattr(config, section), key):
+            base = Path.cwd() if f"{section}.{key}" in given else path.parent
+            values[section][key] = str((base / Path(value).expanduser()).resolve())
+    values["task"]["data"] = values["task"].get("data") or str(path.parent.resolve())
+    return parse_config(values, str(path))
 
 
 def override_config(config: Config, overrides: list[str] | tuple[str, ...]) -> Config:
