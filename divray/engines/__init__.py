@@ -26,7 +26,7 @@ class Request:
 
     Attributes:
         rows: One a candidate (``schemas.PROMPTS``), alike in all that the engine is told, but for the seed.
-        parameters: Sampling parameters, under vLLM's names; ``seed`` is that of the first candidate.
+        parameters: Sampling parameters, under vLLM's names.
         adapter: Folder or URI of the LoRA adapter that answers; ``""``: the model alone.
     """
 
