@@ -7,6 +7,7 @@ only once its record lies in ``stages/``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 from collections.abc import Mapping
