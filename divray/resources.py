@@ -80,12 +80,16 @@ def cpu_precision() -> Literal["bf16", "fp32"]:
     which takes half the memory; measured once a process (0.1 s)."""
     import torch
 
-    def seconds(dtype: torch.dtype) -> float:
-        product = Timer(partial(torch.nn.functional.linear, torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)))
-        return min(product.repeat(8, number=1)[1:])
+    return "fp32" if _seconds(torch.bfloat16) >= LEAST_GAIN * _seconds(torch.float32) else "bf16"
 
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The shortest of some products of ``[256, 1024]`` and ``[1024, 1024]``."""
+    import torch
+
+    product = partial(torch.nn.functional.linear, torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype))
     with torch.inference_mode():
-        return "fp32" if seconds(torch.bfloat16) >= LEAST_GAIN * seconds(torch.float32) else "bf16"
+        return min(Timer(product).repeat(8, number=1)[1:])
 
 
 def worker(config: Config, gpus: bool = False) -> Any:
