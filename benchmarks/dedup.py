@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from corpus import make_corpus
 from machine import machine
 
-from divray.dedup import components
+from divray.dedup.decide import components
 
 HERE = Path(__file__).parent
 QUICK = ("rensa-deduplicator", "rensa-deduplicator-32")

@@ -46,8 +46,9 @@ def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[
 
 def divray_pairs(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
     """Not timed: the pairs behind ``divray``, and its clusters."""
-    from divray.dedup import fold, near_duplicates, shingle
+    from divray.dedup.shingle import fold, shingle
     from divray.dedup.tables import DedupSettings, judge
+    from divray.dedup.verify import near_duplicates
 
     table = pq.read_table(corpus)
     sets, _, group = fold(shingle(table["text"], kind, size))  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from corpus import make_corpus
 from machine import machine
 
-from divray.dedup import DedupSettings, deduplicate_files
+from divray.dedup.files import deduplicate_files
+from divray.dedup.tables import DedupSettings
 
 SETTINGS = DedupSettings(id_column="id")
 

@@ -22,7 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
-from divray.dedup import fold, near_duplicates, shingle
+from divray.dedup.shingle import fold, shingle
+from divray.dedup.verify import near_duplicates
 from divray.embeddings import Encoder
 from divray.measures import semantic_pairs
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config, read_config
-from divray.dedup import Shingles
+from divray.dedup.shingle import Shingles
 from divray.errors import InputError
 from divray.prompts.plan import candidate_ids
 from divray.report.account import rounds_of

@@ -7,9 +7,8 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup import DedupSettings, Shingles, Texts, shingle
-from divray.dedup.shingle import decoded
-from divray.dedup.tables import check_schema
+from divray.dedup.shingle import Shingles, Texts, decoded, shingle
+from divray.dedup.tables import DedupSettings, check_schema
 from divray.errors import InputError
 from divray.relations import mask_entities
 from divray.sections import DiversityConfig

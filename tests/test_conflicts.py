@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.dedup import Pairs, near_duplicates
+from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 from divray.relations import mask_entities, parse_marked
 from divray.scoring import conflicts, near_copies

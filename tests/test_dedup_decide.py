@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.dedup import Decisions, Pairs, components, in_words, ranks
-from divray.dedup import decide as decide_ranked
+from divray.dedup.decide import Decisions, components, in_words, ranks
+from divray.dedup.decide import decide as decide_ranked
+from divray.dedup.verify import Pairs
 
 
 def pairs_of(edges: dict[tuple[int, int], float]) -> Pairs:

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from divray.cli import main
-from divray.dedup import DedupSettings, deduplicate_files, files, tables
+from divray.dedup import files, tables
+from divray.dedup.files import deduplicate_files
 from divray.dedup.shingle import Distinct
+from divray.dedup.tables import DedupSettings
 from divray.errors import InputError
 
 

@@ -16,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray import cli
-from divray.dedup import DedupSettings, TextIndex, deduplicate_files, files, index, near_duplicate_clusters, verify
+from divray.dedup import files, index, verify
+from divray.dedup.files import deduplicate_files
+from divray.dedup.index import TextIndex
+from divray.dedup.tables import DedupSettings, near_duplicate_clusters
 from divray.errors import DivrayError, InputError
 
 WORDS = st.lists(st.sampled_from("abcdefg"), max_size=9).map(" ".join)

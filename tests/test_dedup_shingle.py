@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.dedup import Shingles, fold, shingle
-from divray.dedup.shingle import Distinct
+from divray.dedup.shingle import Distinct, Shingles, fold, shingle
 from divray.errors import InputError
 
 TEXTS = st.lists(st.text(alphabet="aAbB .,é\u00a0\u3000\t\nİΣß😀", max_size=30), max_size=20)
@@ -76,7 +75,7 @@ def test_long_text() -> None:
 def test_hashes_are_fixed_and_the_same_in_every_process() -> None:
     wanted = "[8513607782009071966, 11087228575493277033, 7803819729735651895]"
     assert str(shingle(["The quick é fox", "x"]).values.tolist()) == wanted
-    code = "from divray.dedup import shingle; print(shingle(['The quick é fox', 'x']).values.tolist())"
+    code = "from divray.dedup.shingle import shingle; print(shingle(['The quick é fox', 'x']).values.tolist())"
     environment = {**os.environ, "PYTHONHASHSEED": "5"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == wanted

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray import cli
-from divray.dedup import DedupSettings, deduplicate_files, files, near_duplicate_clusters
+from divray.dedup import files
+from divray.dedup.files import deduplicate_files
+from divray.dedup.tables import DedupSettings, near_duplicate_clusters
 from divray.errors import InputError
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=7).map(" ".join)

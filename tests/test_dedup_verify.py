@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.dedup import Pairs, Shingles, near_duplicates, verify
+from divray.dedup import verify
 from divray.dedup.propose import choose_bands
+from divray.dedup.shingle import Shingles
+from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 
 SETS = st.lists(st.frozensets(st.integers(0, 12), min_size=1, max_size=10), max_size=25)

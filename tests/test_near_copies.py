@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.dedup import Pairs, near_duplicates, shingle
+from divray.dedup.shingle import shingle
+from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 from divray.schemas import EXAMPLES, SCORES
 from divray.scoring import near_copies

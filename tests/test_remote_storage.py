@@ -14,7 +14,7 @@ from begun_runs import begin
 
 from divray import locks, pipeline
 from divray.config import Config
-from divray.dedup import deduplicate_files
+from divray.dedup.files import deduplicate_files
 from divray.errors import InputError
 from divray.locks import locked
 from divray.models import local_model

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from divray.dedup import Pairs, Texts
-from divray.dedup.verify import check_pairs
+from divray.dedup.shingle import Texts
+from divray.dedup.verify import Pairs, check_pairs
 from divray.errors import InputError
 from divray.measures.overlap import Grams, Words, all_grams, max_rouge_l, self_bleu, words_of
 from divray.texts import strings_of

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from divray.dedup import Texts
+from divray.dedup.shingle import Texts
 from divray.texts import strings_of
 
 Numbers = npt.NDArray[np.int64]

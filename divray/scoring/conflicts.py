@@ -27,7 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.dedup import Pairs, best_of, fold, near_duplicates, nearest_given, ranks
+from divray.dedup.decide import best_of, nearest_given, ranks
+from divray.dedup.shingle import fold
+from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.scan import batches

@@ -7,7 +7,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup import Nearest, Pairs, Shingles, best_of, decide, fold, in_words, near_duplicates, nearest_items, ranks
+from divray.dedup.decide import Nearest, best_of, decide, in_words, nearest_items, ranks
+from divray.dedup.shingle import Shingles, fold
+from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 from divray.schemas import SAMPLES
 from divray.sections import DiversityConfig
