@@ -162,7 +162,7 @@ class CorrectnessConfig(Section):
     @model_validator(mode="after")
     def _apart(self) -> CorrectnessConfig:
         if self.reader == self.fluency:
-            raise ValueError("reader and fluency are one LLM, but the report's figure is to come from another than the gate. Change one.")
+            raise ValueError("reader and fluency are one LLM, but the report's figure is to come from another than the gate's")
         return self
 
 

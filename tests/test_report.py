@@ -414,11 +414,6 @@ def test_page_takes_credentials_out() -> None:
     assert "s3://***@bucket/model" in shown and "max_model_len: 5" in shown
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(8.24, "8.2 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
-def test_duration(seconds: float, shown: str) -> None:
-    assert page.duration(seconds) == shown
-
-
 def test_visible_takes_disguises_out() -> None:
     assert visible("a\x1b[31mb\u202ec\x00") == "a�[31mb�c�"
 

@@ -14,7 +14,7 @@ from conftest import FASTER, exported
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
-from divray.datasets.stage import examples_table
+from divray.datasets.stage import examples_table, read_relations, read_seeds, table_examples
 from divray.datasets.stage import run as prepare
 from divray.embeddings import embedding_matrix
 from divray.quickstart import folder
@@ -22,6 +22,7 @@ from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.scoring import stage as scoring
 from divray.scoring.audit import audited
+from divray.scoring.judge import Judging
 from divray.scoring.novelty import distances
 from divray.scoring.stage import run as score
 
@@ -122,6 +123,24 @@ def test_scores_do_not_depend_on_order_or_partition_and_a_large_relation_is_spre
     assert second == first and again == counts
     assert more_tasks > max(2, tasks)
     assert not run.files("round-00/embedded") and not run.files("round-00/decided")
+
+
+@pytest.mark.slow
+def test_by_default_the_gate_believes_broken_sentences_less_and_each_is_read_alone(ray_two_cpus: None, uri: str) -> None:
+    config, run = load_config(folder() / "quickstart.yaml", ["task.seeds_per_relation=2"]), RunFolder(uri)
+    prepare(config, run)
+    rows = []
+    for number, row in enumerate(examples_table(load_task(config).test[:4]).to_pylist()):
+        own = {**row, "round": 0, "prompt_id": "p", "prompt": "p", "completion": "c", "rejection": "", "strategy": "independent"}
+        end = max(row["head_end"], row["tail_end"])
+        broken = row["text"][:end] + " the of" + " ".join(reversed(row["text"][end:].split(" "))) + " of was the"
+        rows += [{**own, "candidate_id": f"right-{number}"}, {**own, "candidate_id": f"broken-{number}", "text": broken}]
+    run.write_table("round-00/samples", pa.Table.from_pylist(rows, SAMPLES))
+    score(config, run, 0)
+    found = {row["candidate_id"]: row["correctness"] for row in run.read_table("round-00/scores").to_pylist()}
+    assert sum(found[f"right-{n}"] > found[f"broken-{n}"] for n in range(4)) >= 3
+    judging, examples = Judging(config, read_relations(run), read_seeds(run)), table_examples(pa.Table.from_pylist(rows), "candidate_id")
+    assert np.array_equal(judging.hear(examples), np.concatenate([judging.hear([example]) for example in examples]))
 
 
 @pytest.mark.slow

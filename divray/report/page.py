@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from divray.config import Config, dump_config
+from divray.console import clock
 from divray.report.account import STEPS
 from divray.report.charts import BLUE, DEPTHS, GREY, HALF, ROUNDS, Series, bars, curves, dots, histogram
 from divray.report.excerpts import pieces, side_by_side
@@ -56,7 +57,7 @@ def render(config: Config, summary: Summary, excerpts: dict[str, Any]) -> str:
         score=score,
         signed_interval=signed_interval,
         percent=_percent,
-        duration=duration,
+        duration=clock,
         words=lambda text: str(text).replace("_", " "),
         pieces=pieces,
         side_by_side=side_by_side,
@@ -82,14 +83,6 @@ def render(config: Config, summary: Summary, excerpts: dict[str, Any]) -> str:
 def without_credentials(text: str) -> str:
     """``text`` with the user part of URIs, and what follows a key such as ``secret=``, taken out."""
     return _SECRET_KEYS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
-
-
-def duration(seconds: float) -> str:
-    """``8.2 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _percent(value: float) -> str:
@@ -134,7 +127,7 @@ def _charts(config: Config, summary: Summary, excerpts: dict[str, Any]) -> dict[
     for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):
         if amounts := summary.get(name):
             total = sum(amounts.values())
-            notes = [duration(value) if name == "seconds" else _counted(value, total) for value in amounts.values()]
+            notes = [clock(value) if name == "seconds" else _counted(value, total) for value in amounts.values()]
             found[name] = bars([key.replace("_", " ")[:60] for key in amounts], [Series("", colour, list(amounts.values()))], notes)
     found["alignment"] = {name: chart for name, log in summary.get("alignment", {}).items() if (chart := _training_curves(log["curve"]))}
     return found

@@ -31,7 +31,7 @@ SEEDS_READ = 16
 """About so many seeds say what is usual; each is read after others, which takes time."""
 
 BATCH_TOKENS = {"cpu": 1, "cuda": 1536}
-"""Tokens in a batch without the prefix. On a CPU each text is read alone, which costs no time and keeps its last bits."""
+"""Tokens in a batch without the prefix. On a CPU each text is read alone, so that its last bits do not depend on the others."""
 _HARDEST = 3
 
 _TOP = 20
