@@ -23,8 +23,9 @@ $(VENV)/.ready: requirements/cpu.txt pyproject.toml
 demo: setup
 	$(BIN)/divray run divray/quickstart/quickstart.yaml --out $(RUN)
 
+# Two processes, a file of tests each: most tests wait for Ray or an engine to start.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -172,12 +172,20 @@ class _Claims:
         for name, info in infos.items():
             if name.startswith(f"{LOCK}."):
                 with contextlib.suppress(FileNotFoundError):  # released just now
-                    other: Holder = self.folder.read_json(name)
+                    other = self._holder(name)
                     if not _has_ended(other) and (own.mtime - info.mtime).total_seconds() <= LEASE:
                         self.release()
                         return other
                     self.folder.delete(name)
         return None
+
+    def _holder(self, name: str) -> Holder:
+        """Whose claim it is; ``{}`` while its process is still writing it."""
+        try:
+            found: Holder = self.folder.read_json(name)
+        except json.JSONDecodeError:
+            return {}
+        return found
 
     def renew(self) -> None:
         self.folder.write_json(self.name, self.holder)

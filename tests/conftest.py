@@ -33,6 +33,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 FASTER = ["models.llm=embedded:smollm2", "correctness.fluency=null", "correctness.reader=embedded:smollm2"]
 """Settings of runs that are about something else than what they write."""
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait take the cores of the tests beside them
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process keeps the mode that its first cluster had
 os.environ.update(RAY_metrics_report_interval_ms="1000")
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine

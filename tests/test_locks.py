@@ -130,6 +130,9 @@ def test_a_claim_that_outlived_its_process_is_taken_over(tmp_path: Path, monkeyp
     run.write_json(".lock.old", {**OTHER, "host": socket.gethostname(), "process": gone.pid})
     with locked(run):
         assert not run.exists(".lock.old")
+    run.write_text(".lock.other", "")  # being written
+    with pytest.raises(InputError, match="a process that has not named itself yet"), locked(run):
+        pass
     run.write_json(".lock.other", OTHER)
     with pytest.raises(InputError, match="process 1 on elsewhere since 2030"), locked(run):
         pass
