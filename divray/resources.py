@@ -126,7 +126,7 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
     """
     cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
     reading: Bundle = {"CPU": 1}  # Ray Data's own tasks hold one whole CPU here and there
-    if work in ("engine", "engine and models"):
+    if work == "engine":
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": [reading]}
         size = gpus_of(config)

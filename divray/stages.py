@@ -17,7 +17,7 @@ from divray.run_folder import Round
 Progress = Callable[[int, int, str], None]
 """Called with (done, in all, a word on what goes on); what is counted is the stage's ``unit``."""
 
-Work = Literal["", "engine", "engine and models", "training", "models", "tasks"]
+Work = Literal["", "engine", "training", "models", "tasks"]
 """What a stage asks of the cluster: the LLM's engines, DPO workers, tasks with an encoder or RE model, plain tasks; or nothing."""
 
 
@@ -49,8 +49,6 @@ class Stage:
         """What it asks of the cluster under these settings."""
         if self.name == "prompt" and config.prompts.pairs == "first" and not config.prompts.pairs_file:
             return "engine"  # which writes the pool of pairs
-        if self.name == "evaluate" and config.evaluation.llm:
-            return "engine and models"
         return self.asks
 
 
@@ -60,19 +58,14 @@ _ALL = (
     Stage(
         "sample", "divray.sampling.stage", "Let the LLM complete the request rows, and parse what it wrote.", "engine", True, "candidates"
     ),
+    Stage("classify", "divray.extraction.llm", "Let the LLM do RE itself on test sentences.", "engine", unit="sentences"),
     Stage("score", "divray.scoring.stage", "Correctness, near-duplicates and novelty of the samples.", "models", True),
     Stage("mine", "divray.preferences", "Find the preference pairs for the next round's policy.", "tasks", True),
     Stage("align", "divray.alignment", "Train the round's policy on the pairs of the rounds before (DPO).", "training", True, "steps"),
     Stage("select", "divray.selection", "Choose K samples a relation from all rounds.", "models"),
     Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", "models", unit="trials"),
     Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and selected samples.", "models"),
-    Stage(
-        "evaluate",
-        "divray.extraction.evaluation",
-        "Compare the training sets, and the LLM itself, on the test set.",
-        "models",
-        unit="models",
-    ),
+    Stage("evaluate", "divray.extraction.evaluation", "Compare the training sets on the test set.", "models", unit="models"),
     Stage("report", "divray.report.summary", "Write summary.json and report.html."),
 )
 STAGES = {stage.name: stage for stage in _ALL}
@@ -82,9 +75,11 @@ STAGES = {stage.name: stage for stage in _ALL}
 def schedule(config: Config) -> list[tuple[Stage, int]]:
     """Every stage of a run with its round, in order; stages without rounds get the last round."""
     last = config.rounds - 1
-    order = [(name, number) for number in range(config.rounds) for name in ("align", "prompt", "sample", "score", "mine")]
-    # The first round has no pairs to align, the last none to mine.
-    order = [("prepare", last), *order[1:-1], *((name, last) for name in ("select", "tune", "train", "evaluate", "report"))]
+    # The first round has no pairs to align; while its engine runs, the same LLM classifies.  The last round has none to mine.
+    first = ["prepare", "prompt", "sample", *(["classify"] if config.evaluation.llm else []), "score", "mine"]
+    order = [(name, 0 if STAGES[name].rounds else last) for name in first]
+    order += [(name, number) for number in range(1, config.rounds) for name in ("align", "prompt", "sample", "score", "mine")]
+    order = [*order[:-1], *((name, last) for name in ("select", "tune", "train", "evaluate", "report"))]
     return [(STAGES[name], number) for name, number in order]
 
 

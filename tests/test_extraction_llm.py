@@ -81,7 +81,7 @@ def test_limit_is_a_seeded_sample_in_test_order():
     assert llm.chosen(TEST, None, 1) == TEST
 
 
-def test_extract_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
+def test_it_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
     run = RunFolder(str(tmp_path))
     run.write_json("data/relations.json", [{"name": r.name, "description": r.description} for r in RELATIONS])
     run.write_table("data/seeds", examples_table(SEEDS))
@@ -98,13 +98,14 @@ def test_extract_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
         run.write_table(target, pa.Table.from_pylist(answered, COMPLETIONS))
 
     monkeypatch.setattr(llm, "complete", complete)
-    asked, answers, shown = llm.extract(config, run)
+    assert llm.run(config, run) == {"sentences": 40, "answered": 38}
+    asked, answers, shown = llm.answers(config, run)
     assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 2
     assert [a for i, a in enumerate(answers) if i not in (3, 39)] == ["Cause-Effect(e1,e2)"] * 38
     assert answers[3] is None and answers[39] is None
     run.write_text("evaluation/llm/completions.checkpoint/x", "kept while the requests are the same")
-    llm.extract(config, run)
+    llm.run(config, run)
     assert run.exists("evaluation/llm/completions.checkpoint/x")
     run.write_table("data/test", examples_table(TEST[:35]))
-    llm.extract(config, run)
+    llm.run(config, run)
     assert not run.exists("evaluation/llm/completions.checkpoint")

@@ -24,7 +24,7 @@ def test_the_stages_of_two_rounds_in_order(quickstart: Config) -> None:
     names = [record_name(stage, round_) for stage, round_ in schedule(quickstart)]
     assert names == [
         "prepare",
-        *[f"round-00.{name}" for name in ("prompt", "sample", "score", "mine")],
+        *["round-00.prompt", "round-00.sample", "classify", "round-00.score", "round-00.mine"],
         *[f"round-01.{name}" for name in ("align", "prompt", "sample", "score")],
         *["select", "tune", "train", "evaluate", "report"],
     ]

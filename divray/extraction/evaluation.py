@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.embeddings import Encoder, embedding_column
-from divray.extraction.llm import extract
+from divray.extraction.llm import answers as llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, SELECTED, draws_of, examples_of, set_of, tuned
 from divray.extraction.training import fit_head, train, training_rows, untrained
@@ -77,7 +77,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
                 keys[name].append(key)
                 wanted.setdefault(key, {"tables": tables, "draw": number, "target": key})
     jobs = [job for key, job in wanted.items() if not run.exists(key)]
-    total = len(wanted) + config.evaluation.llm
+    total = len(wanted)
     tell = on_progress or (lambda done, rows, note: None)
     embedded = None if run.files(TEST_EMBEDDINGS) else worker(config, gpus=True)(embed_test).remote(config, run.uri)
     tell(len(wanted) - len(jobs), total, "")
@@ -106,9 +106,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         compared = [other for other in COMPARED if other in answers and other != name]
         results[name]["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
     if config.evaluation.llm:
-        asked, answered, shown = extract(
-            config, run, lambda done, rows, note: tell(total - 1, total, note or f"llm: {done} of {rows} sentences")
-        )
+        asked, answered, shown = llm_answers(config, run)
         predictions.append(_predictions("llm", 0, asked, answered, [None] * len(asked)))
         results["llm"] = {
             **summarise([example.relation for example in asked], [answered], labels, config),

@@ -1,4 +1,4 @@
-"""The LLM as its own RE model: one prompt a test sentence, the completion constrained to the labels.
+"""The ``classify`` stage: the LLM as its own RE model, one prompt a test sentence, the completion constrained to the labels.
 
 What the test sentences share stands first and the sentence last, so that the engine's prefix cache
 computes the task, the labels and the demonstrations once.
@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,26 +31,35 @@ PREFIX_CHARACTERS, SENTENCE_CHARACTERS = 2000, 600
 Renderer = Callable[[list[dict[str, str]]], str]
 
 
-def extract(config: Config, run: RunFolder, on_progress: Progress | None = None) -> tuple[list[Example], list[str | None], list[Example]]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Have ``models.llm`` classify the test sentences (all, or ``evaluation.llm_test_limit`` of them).
 
-    Returns the sentences asked, in order of the test set; the label of each, ``None`` where the engine gave none; and the
-    demonstrations shown.
+    Returns counts: ``sentences``, and ``answered`` with one of the labels.
     """
-    relations = read_relations(run)
-    shown = demonstrations(relations, read_seeds(run))
-    asked = chosen(table_examples(run.read_table(TEST)), config.evaluation.llm_test_limit, config.seed)
-    table = request_table(config, relations, shown, asked, chat_renderer(config))
+    asked, shown = _sentences(config, run)
+    table = request_table(config, read_relations(run), shown, asked, chat_renderer(config))
     if not (run.exists(REQUESTS) and run.read_table(REQUESTS).equals(table)):
         for stale in (COMPLETIONS, f"{COMPLETIONS}.checkpoint"):
             run.delete(stale)
         run.write_table(REQUESTS, table, rows_per_file(table.num_rows))
     complete(config, run, source=REQUESTS, target=COMPLETIONS, model=config.models.llm, greedy=True, on_progress=on_progress)
+    return {"sentences": len(asked), "answered": sum(label is not None for label in answers(config, run)[1])}
+
+
+def answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
+    """The sentences that were asked about, in order of the test set; the label of each, ``None`` where the engine gave none; and the
+    demonstrations shown."""
+    asked, shown = _sentences(config, run)
     rows = run.read_table(COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
-    labels = {relation.name for relation in relations}
-    answers = [found.get(f"llm-{example.example_id}") for example in asked]
-    return asked, [answer if answer in labels else None for answer in answers], shown
+    labels = {relation.name for relation in read_relations(run)}
+    said = [found.get(f"llm-{example.example_id}") for example in asked]
+    return asked, [answer if answer in labels else None for answer in said], shown
+
+
+def _sentences(config: Config, run: RunFolder) -> tuple[list[Example], list[Example]]:
+    test = table_examples(run.read_table(TEST))
+    return chosen(test, config.evaluation.llm_test_limit, config.seed), demonstrations(read_relations(run), read_seeds(run))
 
 
 def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Example]:

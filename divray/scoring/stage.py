@@ -54,7 +54,7 @@ SEED_HEARD = "data/seed_heard"
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
-ENCODED_ROWS = 128
+ENCODED_ROWS = 32
 """Rows that an encoder takes at a time."""
 
 PART_ROWS = 4096
