@@ -156,7 +156,7 @@ class CorrectnessConfig(Section):
     )
     reader: Name = Field("embedded:gemma3-270m", description="Another one, by whose likelihoods the report says how many are right.")
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
-        0.85, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
+        0.8, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
     )
 
     @model_validator(mode="after")

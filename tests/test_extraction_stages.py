@@ -158,6 +158,7 @@ def test_the_search_leaves_the_given_values_only_for_more_than_noise(right, best
         for number, own in enumerate(right)
     ]
     assert search.chosen(trials)["trial"] == best
+    assert search.chosen([{**trials[0], "stopped_early": True}, *trials[1:]])["trial"] == best  # ASHA may have stopped it
 
 
 def test_a_difference_has_an_interval_and_pairs_its_draws(config):

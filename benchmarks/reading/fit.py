@@ -42,7 +42,7 @@ whether a sentence that states it is right, the audit to whether a sentence is r
 GATES = {"": ("states", "reads"), "_fluency": ("states_fluency", "reads_fluency"), "_fluency_llm": ("states_fluency_llm", "reads_fluency")}
 DEFAULT = "_fluency"
 """The gate that decides the audit's ``passed``."""
-THRESHOLD = 0.85
+THRESHOLD = 0.8
 """The gate of the audit's ``passed``: `correctness.threshold`."""
 STRENGTH = 0.3
 """Inverse regularisation C, for signals of unit variance."""

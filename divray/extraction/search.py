@@ -79,7 +79,7 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     scored = [trial for trial in trials if trial["score"] is not None]
     whole = [trial for trial in scored if not trial["stopped_early"] and not trial["error"]]
     best, given = max(whole or scored, key=lambda trial: (trial["score"], -trial["trial"])), trials[0]
-    if best is given or given not in whole:
+    if best is given or given["score"] is None:
         return best
     gains = np.array(best["right"]) - np.array(given["right"])
     return best if gains.mean() > gains.std() / np.sqrt(len(gains)) else given
