@@ -200,7 +200,7 @@ class SelectionConfig(Section):
     """Which samples make the data set."""
 
     k: int = Field(16, ge=1, description="Samples a relation.")
-    diversity_weight: float = Field(0.2, ge=0, le=1, description="0: by correctness alone; 1: by diversity alone.")
+    diversity_weight: float = Field(0.5, ge=0, le=1, description="0: by correctness alone; 1: by diversity alone.")
 
 
 class SearchConfig(Section):
