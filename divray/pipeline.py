@@ -118,7 +118,7 @@ def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None,
     else:
         chosen = [wanted] if wanted in todo else []
     if not chosen:
-        console.log(f"{stage.name} is done; --force does it again")
+        console.log(f"{stage.name} {'is done; --force does it again' if rounds else 'is no part of a run with these settings'}")
     for round_ in chosen if stage.name != "report" else ():
         for other, earlier in order[: order.index((stage, round_))]:
             if run.record(record_name(other, earlier)) is None:

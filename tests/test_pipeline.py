@@ -30,6 +30,14 @@ def test_the_stages_of_two_rounds_in_order(quickstart: Config) -> None:
     ]
 
 
+def test_the_llm_classifies_only_where_it_is_asked_to(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(QUICKSTART, ["evaluation.llm=false", "rounds=1"])
+    names = [record_name(stage, round_) for stage, round_ in schedule(config)]
+    assert names[:4] == ["prepare", "round-00.prompt", "round-00.sample", "round-00.score"] and names[4] == "select"
+    assert due_rounds(config, begin(config, uri), STAGES["classify"], None, True) == []
+    assert "classify is no part of a run with these settings" in "".join(capsys.readouterr())
+
+
 def test_a_folder_of_another_config_is_refused(uri: str) -> None:
     begin(load_config(QUICKSTART), uri)
     assert open_run(load_config(QUICKSTART, ["engine.batch_size=4"]), uri).exists("config.yaml")
