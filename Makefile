@@ -30,7 +30,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy divray
+	$(BIN)/mypy divray jobs benchmarks
 
 # The mechanism of benchmarks/effect.py on the quick start; too small for a finding.
 effect-small: setup

@@ -34,6 +34,7 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
     from divray.config import load_config
     from divray.datasets import load_task
     from divray.extraction.metrics import main_score, score
+    from divray.extraction.stage import usual
     from divray.extraction.training import fit_head, train, training_rows, untrained
 
     overrides = [
@@ -43,11 +44,11 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
         *([f"task.seeds_per_relation={k}"] if k else []),
     ]
     config = load_config(HERE.parent / config_name, overrides)
-    task = load_task(config)
+    task, settings = load_task(config), usual(config)
     labels = [relation.name for relation in task.relations]
     gold = [example.relation for example in task.test]
     started = time.perf_counter()
-    model = untrained(task.relations, config.models.encoder, config.extraction)
+    model = untrained(task.relations, config.models.encoder, settings)
     described = model.described(task.relations)
     known: dict[Any, np.ndarray] = {}
 
@@ -61,9 +62,9 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
     for number, draw in enumerate(task.draws):
         rows = training_rows(draw, task.relations)
         if epochs:
-            model = train(draw, task.relations, config.models.encoder, config.extraction, config.seed)
+            model = train(draw, task.relations, config.models.encoder, settings, config.seed)
         else:
-            fit_head(model, encoded(rows.examples), rows, described, config.extraction)
+            fit_head(model, encoded(rows.examples), rows, described, settings)
         answers = model.classify(encoded(task.test), model.tuned_scores(task.test)).labels
         found.append(main_score(score(gold, answers, labels, config.task.none_label, config.task.metric), config.task.metric))
         if number == 0:

@@ -9,6 +9,7 @@ from typing import Any
 from divray import console
 from divray.cluster import check_machine
 from divray.config import load_config, override_config, read_config
+from divray.extraction import external
 from divray.locks import locked
 from divray.pipeline import describe, due_rounds, held, retry, run_all, run_stage, undo
 from divray.report.findings import tables
@@ -43,6 +44,9 @@ def stage(arguments: Namespace) -> None:
         if getattr(arguments, "retry_failed", False):
             retry(config, run, arguments.round)
             return
+        for file in getattr(arguments, "predictions", ()):
+            missing = external.take_in(run, file)
+            console.log(f"{file}: {missing} test sentences have no answer" if missing else f"{file}: every test sentence has an answer")
         for round_ in due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
             undo(config, run, stage, round_)
             run_stage(config, run, stage, round_)

@@ -20,7 +20,7 @@ from divray import console
 from divray.alignment.arguments import batches
 from divray.cluster import check_machine, prepare_cluster, release_cluster, save_logs
 from divray.config import CONFIG, Config, dump_config, read_config
-from divray.datasets import Task, load_task
+from divray.datasets.stage import Task, load_task, stated
 from divray.engines.pool import make_room
 from divray.errors import InputError
 from divray.locks import LOCK, locked
@@ -55,7 +55,7 @@ def check(config: Config) -> Task:
         batches(config.alignment.model_dump(), config.cluster.train_workers)
     check_models(config)
     task = load_task(config)
-    if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, task.relations, task.seeds):
+    if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, stated(config, task.relations), task.seeds):
         raise none_left_to_choose()
     form = form_of(task.seeds, task.relations)
     refused = refused_seeds(task.seeds, form)
@@ -63,7 +63,7 @@ def check(config: Config) -> Task:
         where = str(config.task.train or config.task.relations)
         raise InputError(where, "", f"no seed would pass as a sample: {_reasons(refused)}", "Give shorter or clearer examples.")
     if config.prompts.pairs_file:
-        read_pairs(config.prompts.pairs_file, task.relations, form)
+        read_pairs(config.prompts.pairs_file, stated(config, task.relations), form)
     return task
 
 
@@ -244,8 +244,8 @@ def describe(config: Config) -> str:
     """What ``run_all`` would do, with all settings, as text; loads no model."""
     task, sampling = check(config), config.sampling
     refused = refused_seeds(task.seeds, form_of(task.seeds, task.relations))
-    relations = len(task.relations)
-    naive, each = relations * sampling.naive_candidates_per_relation, relations * sampling.candidates_per_relation
+    relations, written = len(task.relations), len(stated(config, task.relations))
+    naive, each = written * sampling.naive_candidates_per_relation, written * sampling.candidates_per_relation
     lines = [
         f"task {config.task.name}: {relations} relations, {len(task.seeds)} seed examples, {len(task.test)} test examples",
         f"requests: {naive} naive + {config.rounds} x {each} candidates, at most {sampling.max_tokens} tokens each",

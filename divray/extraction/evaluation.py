@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.embeddings import Encoder, embedding_column
+from divray.extraction import external
 from divray.extraction.llm import answers as llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, SELECTED, draws_of, examples_of, set_of, tuned
@@ -56,7 +57,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` and
     ``draws``, ``false_positives`` (null without negatives), ``examples`` in all, ``k`` (median a relation),
     ``examples_per_relation``, ``scores`` (all scores, one a draw), ``f1_per_relation`` (mean of the draws), ``differences`` to the
-    sets of :data:`COMPARED` (``mean``, ``low``, ``high``) and ``settings`` (encoder, hyperparameters).
+    sets of :data:`COMPARED` (``mean``, ``low``, ``high``) and ``settings`` (encoder, hyperparameters).  Behind them stand the answers
+    of other tools (:mod:`divray.extraction.external`) and the LLM's, without draws or examples.
 
     Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
@@ -103,8 +105,13 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             **_sizes(examples, labels),
             "settings": {"encoder": config.models.encoder, **asdict(settings)},
         }
+    for name, found in external.answers(run, test):
+        answers[name] = [found] * len(draws)
+        predictions.append(_predictions(name, 0, test, found, [None] * len(test)))
+        results[name] = {**summarise(gold, [found], labels, config), "draws": [], **_sizes([], labels), "settings": {}}
+    for name, entry in results.items():
         compared = [other for other in COMPARED if other in answers and other != name]
-        results[name]["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
+        entry["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
     if config.evaluation.llm:
         asked, answered, shown = llm_answers(config, run)
         predictions.append(_predictions("llm", 0, asked, answered, [None] * len(asked)))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from divray.config import Config
-from divray.datasets import read_relations, read_seeds
+from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.errors import InputError
@@ -53,7 +53,7 @@ def run(
         Counts: ``requests``, and ``pairs`` where prompts give them.
     """
     seeds = read_seeds(run)
-    relations = read_relations(run)
+    relations = stated(config, read_relations(run))
     chat = chat_renderer(config)
     if round == 0:
         _make_pool(config, run, relations, seeds, chat, on_progress, answer)
@@ -81,8 +81,7 @@ def _make_pool(
     if config.prompts.pairs_file:
         write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
     elif config.prompts.pairs == "first" and not run.files(TABLE, ".parquet"):
-        named = [relation for relation in relations if relation.name != config.task.none_label]
-        write_prompts(run, "data/pair_prompts", pair_rows(config, named, seeds, chat))
+        write_prompts(run, "data/pair_prompts", pair_rows(config, relations, seeds, chat))
         complete(config, run, "data/pair_prompts", "data/pair_completions", config.models.llm, on_progress=on_progress, answer=answer)
         columns = ["candidate_id", "relation", "completion", "finish_reason"]
         write_pool(run, pool_of(run.read_table("data/pair_completions", columns).to_pylist(), form, pairs_wanted(config)))

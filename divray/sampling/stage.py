@@ -10,7 +10,7 @@ import pyarrow as pa
 from divray import console
 from divray.alignment import base_model
 from divray.config import Config
-from divray.datasets.stage import read_relations, read_seeds
+from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
@@ -77,7 +77,7 @@ def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | No
 
 def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
     own = Round.of(round)
-    relations, seeds = read_relations(run), read_seeds(run)
+    relations, seeds = stated(config, read_relations(run)), read_seeds(run)
     chat, pool = chat_renderer(config), read_pool(run)
     wave = len(run.files(own.waves))
     for file in run.files(own.prompts):  # of a wave that a kill kept off the record

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.stage import examples_table, read_relations, read_seeds, table_examples
+from divray.datasets.stage import examples_table, read_relations, read_seeds, stated, table_examples
 from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
@@ -62,7 +62,7 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
 
 def seeds_of(config: Config, run: RunFolder) -> tuple[list[Relation], list[Example]]:
     """The relations but the none label, and their seeds."""
-    relations = [relation for relation in read_relations(run) if relation.name != config.task.none_label]
+    relations = stated(config, read_relations(run))
     names = {relation.name for relation in relations}
     return relations, [seed for seed in read_seeds(run) if seed.relation in names]
 

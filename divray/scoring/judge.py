@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 
 from divray.config import Config
+from divray.datasets.stage import stated
 from divray.embeddings import Encoder
 from divray.models import local_model
 from divray.relations import Example, Relation
@@ -262,10 +263,10 @@ def _rank_within(labels: np.ndarray) -> np.ndarray:
 
 
 class Judging:
-    """Loads the models that a run's settings name; a worker makes one.  The relations' none label is left out."""
+    """Loads the models that a run's settings name; a worker makes one."""
 
     def __init__(self, config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> None:
-        self.relations = [relation for relation in relations if relation.name != config.task.none_label]
+        self.relations = stated(config, relations)
         self.names = tuple(relation.name for relation in self.relations)
         self.seeds = sorted((seed for seed in seeds if seed.relation in self.names), key=lambda seed: seed.example_id)
         self.encoder = Encoder.of(config)

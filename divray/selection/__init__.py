@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 
 from divray import console
 from divray.config import Config
-from divray.datasets.stage import read_relations
+from divray.datasets.stage import read_relations, stated
 from divray.embeddings import embedding_matrix
-from divray.relations import Relation
 from divray.resources import only_cpus
 from divray.review import review_figures
 from divray.run_folder import Round, RunFolder
@@ -60,7 +59,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     import ray.data
 
-    relations, k = _relations(config, run), config.selection.k
+    relations, k = stated(config, read_relations(run)), config.selection.k
     rounds = [Round.of(number) for number in range(round + 1)]
     only_cpus(True)
     files = run.table_files(*(own.scores for own in rounds))
@@ -104,10 +103,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     return counts
 
 
-def _relations(config: Config, run: RunFolder) -> list[Relation]:
-    return [relation for relation in read_relations(run) if relation.name != config.task.none_label]
-
-
 def _candidates(batch: pa.Table) -> pa.Table:
     """Unique and correct samples, and of the naive ones all."""
     if not batch.num_rows:
@@ -129,8 +124,8 @@ def _with_audit(config: Config, run: RunFolder, chosen: pa.Table) -> pa.Table:
 
 def write_card(config: Config, run: RunFolder, counts: dict[str, Any]) -> None:
     """The dataset card, with the share of right sentences that people found so far (``divray review``)."""
-    dataset = run.read_table(f"{ALL}/data")
-    run.write_text(f"{ALL}/README.md", dataset_card(config, _relations(config, run), dataset, counts, review_figures(run)))
+    dataset, relations = run.read_table(f"{ALL}/data"), stated(config, read_relations(run))
+    run.write_text(f"{ALL}/README.md", dataset_card(config, relations, dataset, counts, review_figures(run)))
 
 
 def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
