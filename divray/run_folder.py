@@ -41,7 +41,8 @@ def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
         stream.write(data)
 
 
-RELATIONS, SEEDS, TEST, DRAWS, NEGATIVES = "data/relations.json", "data/seeds", "data/test", "data/draws", "data/negatives"
+RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
+NEGATIVES, UNLABELLED = "data/negatives", "data/unlabelled"
 """What the ``prepare`` stage writes."""
 
 

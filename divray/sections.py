@@ -67,6 +67,9 @@ class TaskConfig(Section):
     negatives: Name | None = Field(
         None, description="Human sentences whose head and tail stand in none of the relations, labelled `none`; for the false positives."
     )
+    unlabelled: Name | None = Field(
+        None, description="Sentences with marked entities on which the RE model trains itself further; labels in them are not read."
+    )
     patches: list[Name] = Field([], description="TACRED only: JSON files of id -> label (Re-TACRED, TACREV).")
     test_per_relation: int | None = Field(None, ge=1)
     seeds_per_relation: int = Field(5, ge=1, description="K seed examples a relation.")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from divray.errors import InputError
 from divray.extraction.predict import predict
-from divray.extraction.training import Hyperparameters, train, training_rows
+from divray.extraction.training import Hyperparameters, self_labelled, train, training_rows, untrained
 from divray.relations import Example, Relation
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
@@ -109,6 +110,22 @@ def test_descriptions_tell_apart_what_the_rows_do_not():
     assert np.allclose(found, 0.5, atol=1e-3)
     told = train(rows, RELATIONS, "embedded:minilm", CLOSED, 0).predict([HELD_OUT[0], HELD_OUT[2]]).probabilities
     assert told[0, 0] > told[1, 0]
+
+
+def test_unlabelled_sentences_are_taken_in_where_the_model_is_surest(monkeypatch):
+    monkeypatch.setattr("divray.extraction.training.SUREST", 1)
+    few = [TRAINING[0], TRAINING[1], TRAINING[4]]  # two of born_in, one of works_in
+    unlabelled = [replace(example, relation="") for example in [*TRAINING[5:], *HELD_OUT]]
+    own = untrained(RELATIONS, "embedded:minilm", CLOSED)
+    examples, weights = self_labelled(own, own.features, [*unlabelled, *few], [1.0] * 7 + [1.0] * 3, RELATIONS, CLOSED)
+    assert examples[:3] == few and weights == [1.0] * 3 + [CLOSED.generated_weight] * 3
+    assert Counter(example.relation for example in examples[3:]) == {"born_in": 2, "works_in": 1}
+    assert {replace(example, relation="") for example in examples[3:]} <= set(unlabelled)
+    wording = {example.text: example.relation for example in [*TRAINING, *HELD_OUT]}
+    assert all(wording[example.text] == example.relation for example in examples[3:])
+    assert train([*unlabelled, *few], RELATIONS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).labels == [
+        e.relation for e in HELD_OUT
+    ]
 
 
 def test_training_leaves_the_callers_generator_and_threads_alone():

@@ -22,7 +22,7 @@ from divray.extraction.stage import examples_of
 from divray.prompts.record import completion_of
 from divray.quickstart import folder
 from divray.relations import Example, render_marked
-from divray.run_folder import TEST, RunFolder
+from divray.run_folder import TEST, UNLABELLED, RunFolder
 from divray.sampling.stage import run as sample
 from divray.stages import STAGES
 
@@ -42,9 +42,19 @@ def config(tmp_path: Path) -> Config:
     rows = [json.loads(line) for line in (folder() / "test.jsonl").read_text().splitlines()]
     own = {name: [row for row in rows if row["relation"] == name][:12] for name in NAMED}
     test = [*own["born_in"], *own["founder_of"], *({**row, "relation": NONE} for row in negatives[10:16])]
+    more = [*({**row, "relation": "anything"} for row in rows if row not in test), *negatives[16:], test[0]]
+    bare = [{key: value for key, value in row.items() if key != "relation" or value != "none"} for row in more]
+    (tmp_path / "unlabelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
     settings: dict[str, Any] = {
-        "task": {"name": "t", "relations": "relations.yaml", "test": "test.jsonl", "none_label": NONE, "seeds_per_relation": 4},
+        "task": {
+            "name": "t",
+            "relations": "relations.yaml",
+            "test": "test.jsonl",
+            "none_label": NONE,
+            "seeds_per_relation": 4,
+            "unlabelled": "unlabelled.jsonl",
+        },
         "rounds": 1,
         "sampling": {"candidates_per_relation": 8, "naive_candidates_per_relation": 2},
         "correctness": {"threshold": 0.0},
@@ -78,7 +88,12 @@ def test_no_sample_is_written_for_the_none_label_and_it_stays_a_label(
     for table in ("round-00/prompts", "round-00/scores", "dataset/data"):
         assert set(run.read_table(table)["relation"].to_pylist()) == set(NAMED), table
     assert "requests: 4 naive + 1 x 16 candidates" in pipeline.describe(config)
+    unlabelled = run.read_table(UNLABELLED)
+    assert set(unlabelled["relation"].to_pylist()) == {""}
+    assert not set(unlabelled["text"].to_pylist()) & set(run.read_table(TEST)["text"].to_pylist())
+    assert run.record("train")["counts"]["unlabelled"] == unlabelled.num_rows
     results = run.read_json("evaluation.json")
+    assert results["seeds+unlabelled"]["examples"] == 12 and "seeds" in results["seeds+generated+unlabelled"]["differences"]
     assert results["seeds"]["examples_per_relation"][NONE] == results["seeds+generated"]["examples_per_relation"][NONE] == 4
 
     test = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]

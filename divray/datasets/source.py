@@ -26,12 +26,14 @@ class Source:
     Attributes:
         path: Where it lies.
         labels: Names that a label may have; ``None`` lets any through.
+        unlabelled: Labels are not looked at; every sentence has the label ``""``.
         skipped: Reason -> number of examples left out so far.
         left_out: The same for each label that an example had.
     """
 
     path: Path
     labels: Collection[str] | None = None
+    unlabelled: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
     _ids: set[str] = field(default_factory=set, repr=False)
@@ -45,6 +47,8 @@ class Source:
 
     def label(self, row: str, value: Any) -> str:
         """``value`` if it is one of the labels."""
+        if self.unlabelled:
+            return ""
         if not isinstance(value, str) or not value:
             raise self.error(f"{row}, relation", f"{value!r} is no label", "Give the name of a relation as a string.")
         if self.labels is not None and value not in self.labels:

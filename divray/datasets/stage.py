@@ -26,13 +26,16 @@ from divray.datasets.source import Source
 from divray.datasets.tokenized import Patches, read_fewrel, read_tacred
 from divray.errors import InputError
 from divray.relations import MARKERS, Example, Relation
-from divray.run_folder import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, RunFolder
+from divray.run_folder import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, UNLABELLED, RunFolder
 from divray.schemas import EXAMPLES
 from divray.sections import TaskConfig
 from divray.stages import Progress
 
 NEGATIVE = "none"
 """The label of every row of ``task.negatives``."""
+
+MOST_UNLABELLED = 10_000
+"""Sentences for self-training; their features are held in memory, 20 kB each with a small encoder."""
 
 _OF_SEEDS = {
     "same_text": "with the text of another",
@@ -53,6 +56,7 @@ class Task:
         draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all), as far as they differ.
         more: For each draw the K examples a relation that come next, fewer where the data has no more.
         negatives: Sentences whose entities stand in none of the relations.
+        unlabelled: Sentences for self-training, with the label ``""``; none with a text of the test set.
         skipped: ``part/reason`` -> examples of the data that could not be used.
     """
 
@@ -62,11 +66,12 @@ class Task:
     draws: list[list[Example]]
     more: list[list[Example]]
     negatives: list[Example]
+    unlabelled: list[Example]
     skipped: dict[str, int]
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``data/relations.json`` and the tables ``data/seeds``, ``data/test``, ``data/draws`` and ``data/negatives``.
+    """Write ``data/relations.json`` and the tables ``seeds``, ``test``, ``draws``, ``negatives`` and ``unlabelled`` beside it.
 
     The rows of ``data/draws`` are those of :class:`Task`'s ``draws``, numbered in a column ``draw`` (0: the
     run's own), and, where the column ``more`` says so, those of its ``more``.
@@ -79,8 +84,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     run.write_json(RELATIONS, rows)
     run.write_table(SEEDS, examples_table(task.seeds))
     run.write_table(TEST, examples_table(task.test))
-    if task.negatives:
-        run.write_table(NEGATIVES, examples_table(task.negatives))
+    for name, part in ((NEGATIVES, task.negatives), (UNLABELLED, task.unlabelled)):
+        if part:
+            run.write_table(name, examples_table(part))
     tables = [
         examples_table(part)
         .append_column("draw", pa.array([number] * len(part), pa.int64()))
@@ -153,16 +159,21 @@ def load_task(config: Config) -> Task:
         origin = str(source.path)
         for name in names:
             left_out[name] += source.left_out.get(name, Counter())
-    test, negatives = [], []
+    test, negatives, unlabelled = [], [], []
     if task.test is not None:
         test = _read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped)
     patches.check_used()
     if task.negatives is not None:
         negatives = _read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), patches, skipped)
+    if task.unlabelled is not None:
+        unlabelled = _read(task, "unlabelled", Source(_path(task, task.unlabelled), unlabelled=True), Patches([]), skipped)
     ranked = _ranked(pool, names, config.seed, left_out)
     if task.test is None:
         test = _hold_out(task, ranked, origin, left_out)
     tested = {example.text for example in test}
+    unlabelled = sorted((one for one in unlabelled if one.text not in tested), key=lambda one: _rank(config.seed, one))
+    if len(unlabelled) > MOST_UNLABELLED:
+        skipped[f"unlabelled/beyond_{MOST_UNLABELLED}"] = len(unlabelled) - MOST_UNLABELLED
     seeds = _draw(task, ranked, tested, origin, left_out)
     for reason in _OF_SEEDS:
         if number := sum(reasons[reason] for reasons in left_out.values()):
@@ -177,7 +188,7 @@ def load_task(config: Config) -> Task:
             break
         draws.append(draw)
         more.append([example for example in _draw(twice, drawn, tested, origin, other) if example not in draw])
-    return Task(relations, seeds, test, draws, more, negatives, dict(sorted(skipped.items())))
+    return Task(relations, seeds, test, draws, more, negatives, unlabelled[:MOST_UNLABELLED], dict(sorted(skipped.items())))
 
 
 def _path(task: TaskConfig, name: str) -> Path:

@@ -26,10 +26,10 @@ from divray.extraction import external
 from divray.extraction.llm import answers as llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, SELECTED, draws_of, examples_of, set_of, tuned
-from divray.extraction.training import fit_head, train, training_rows, untrained
+from divray.extraction.training import fit_head, self_labelled, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
-from divray.run_folder import NEGATIVES, SEEDS, TEST, RunFolder
+from divray.run_folder import NEGATIVES, SEEDS, TEST, UNLABELLED, RunFolder
 from divray.stages import Progress
 from divray.texts import compared_texts
 
@@ -136,6 +136,8 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
     sets |= {name: [f"comparison/{name}"] for name in compared}
     if run.files(SELECTED, ".parquet"):
         sets |= {"generated": [SELECTED], "seeds+generated": [SEEDS, SELECTED]}
+    if run.files(UNLABELLED, ".parquet"):
+        sets |= {f"{name}+unlabelled": [*sets[name], UNLABELLED] for name in ("seeds", "seeds+generated") if name in sets}
     return sets
 
 
@@ -212,7 +214,8 @@ class _Trainer:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
             found = model.predict(self.test)
         else:
-            rows = training_rows(examples, self.relations, weights)
+            labelled = self_labelled(self.model, self._encoded, examples, weights, self.relations, self.settings)
+            rows = training_rows(labelled[0], self.relations, labelled[1])
             fit_head(self.model, self._encoded(rows.examples), rows, self.described, self.settings)
             found = self.model.classify(self._encoded(self.test))
         table = pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)})
@@ -241,7 +244,7 @@ def _predictions(name: str, draw: int, test: Sequence[Example], predicted: Seque
 def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]:
     counts = Counter(example.relation for example in examples)
     each = {label: counts[label] for label in labels}
-    return {"examples": len(examples), "k": statistics.median_low(each.values()), "examples_per_relation": each}
+    return {"examples": sum(each.values()), "k": statistics.median_low(each.values()), "examples_per_relation": each}
 
 
 def _without_relations(values: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from divray.extraction.model import RelationExtractor
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows
 from divray.relations import Example
 from divray.resources import worker
-from divray.run_folder import DRAWS, SEEDS, RunFolder
+from divray.run_folder import DRAWS, SEEDS, UNLABELLED, RunFolder
 from divray.stages import Progress
 
 SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
@@ -28,9 +28,9 @@ THRESHOLDS = (0.0, 0.5, 0.7)
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Train on ``data/seeds`` and ``comparison/selected`` with the searched hyperparameters; save to ``model/``.
+    """Train on ``data/seeds``, ``comparison/selected`` and ``data/unlabelled`` with the searched hyperparameters; save to ``model/``.
 
-    Returns counts: ``examples``, ``labels``, ``parameters``.
+    Returns counts: ``examples``, ``unlabelled``, ``labels``, ``parameters``.
     """
     import ray
 
@@ -41,13 +41,14 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def _train(config: Config, uri: str) -> dict[str, Any]:
     run = RunFolder(uri)
     human, relations, settings = draws_of(run)[0], read_relations(run), tuned(config, run)
-    examples, weights = set_of(run, [SEEDS, SELECTED], human, settings)
+    examples, weights = set_of(run, [SEEDS, SELECTED, UNLABELLED], human, settings)
     model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        Path(folder, "README.md").write_text(_card(config, run, model, len(examples)), encoding="utf-8")
+        labelled = sum(bool(example.relation) for example in examples)
+        Path(folder, "README.md").write_text(_card(config, run, model, labelled, len(examples) - labelled), encoding="utf-8")
         run.upload(folder, "model")
-    return {"examples": len(examples), "labels": len(relations), "parameters": model.num_parameters()}
+    return {"examples": labelled, "unlabelled": len(examples) - labelled, "labels": len(relations), "parameters": model.num_parameters()}
 
 
 def usual(config: Config) -> Hyperparameters:
@@ -93,7 +94,7 @@ def set_of(
     return examples, weights
 
 
-def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: int) -> str:
+def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: int, unlabelled: int) -> str:
     """Markdown with the expected precision and recall of each label at each of :data:`THRESHOLDS`."""
     human, relations = draws_of(run)[0][SEEDS], read_relations(run)
     rows, described = training_rows(human, relations), model.described(relations)
@@ -101,6 +102,7 @@ def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: in
     known = ~np.isnan(scores).any(axis=1)
     probabilities, gold = softmax(scores[known] * model.config.scale, axis=1), rows.targets[: len(human)][known]
     best, certain = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    itself = f", and itself on {unlabelled} unlabelled ones" if unlabelled else ""
     lines = [
         "---",
         "library_name: transformers",
@@ -109,7 +111,7 @@ def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: in
         "---",
         f"# Relation extraction: {config.task.name}",
         "",
-        f"Trained on {examples} examples, {len(human)} of them human. Read it with `divray predict` or",
+        f"Trained on {examples} examples, {len(human)} of them human{itself}. Read it with `divray predict` or",
         "`divray.extraction.model.RelationExtractor.load(FOLDER).predict(EXAMPLES)`; `--threshold` leaves out answers below a probability.",
         "",
         f"Expected precision / recall at a threshold, from {int(known.sum())} human examples, each classified by a model fitted on",

@@ -6,8 +6,8 @@ An example of a relation with an inverse is an example of the inverse, too, with
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
@@ -35,6 +35,9 @@ REPLACED = 0.5
 """Probability with which an entity gives way to one of the same place and relation, in each epoch."""
 CONTRASTIVE, TEMPERATURE = 0.3, 0.1
 """Weight and temperature of the supervised contrastive loss (arXiv 2004.11362)."""
+
+SUREST = 8
+"""Unlabelled sentences a relation that self-training takes in, for each example of it."""
 
 FOLDS, SCALES, UNFITTED_SCALE = 4, 2.0 ** np.arange(-8, 2.5, 0.5), 0.25
 """Factors of the discriminant's scores, of which the likeliest out of fold is taken; the one where no relation has two rows."""
@@ -101,7 +104,8 @@ def train(
     seed: int,
     weights: Sequence[float] | None = None,
 ) -> RelationExtractor:
-    """Fit a model to examples, of which each counts by its weight (default: 1); their order does not matter.
+    """Fit a model to examples, of which each counts by its weight (default: 1); their order does not matter.  Those with the relation
+    ``""`` are unlabelled (:func:`self_labelled`).
 
     The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
     :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.
@@ -110,15 +114,48 @@ def train(
         ValueError: No examples, or one with a relation that is no label.
     """
     order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
-    rows = training_rows([examples[row] for row in order], relations, None if weights is None else [weights[row] for row in order])
+    examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
     with _reproducible(seed):
         model = untrained(relations, encoder, config)
+        labelled, counted = self_labelled(model, model.features, examples, weights, relations, config)
+        rows = training_rows(labelled, relations, counted)
         features = model.features(rows.examples)
         fit_head(model, features, rows, model.described(relations), config)
         if config.epochs:
             _tune(model, rows, config, seed)
             _balance(model, features, rows)
     return model.eval()
+
+
+def self_labelled(
+    model: RelationExtractor,
+    encoded: Callable[[Sequence[Example]], np.ndarray],
+    examples: Sequence[Example],
+    weights: Sequence[float],
+    relations: Sequence[Relation],
+    config: Hyperparameters,
+) -> tuple[list[Example], list[float]]:
+    """Self-training: the unlabelled examples (relation ``""``) give way to those of which a classifier of the others is surest.
+
+    It labels them; of each label the :data:`SUREST` stay, for each example that the label has, with ``generated_weight``.  ``encoded``
+    gives the features of examples.
+    """
+    known = [place for place, example in enumerate(examples) if example.relation]
+    kept, counts = [examples[place] for place in known], [weights[place] for place in known]
+    unlabelled = [example for example in examples if not example.relation]
+    if not unlabelled:
+        return kept, counts
+    rows = training_rows(kept, relations, counts)
+    fit_head(model, encoded(rows.examples), rows, model.described(relations), config)
+    found = model.classify(encoded(unlabelled))
+    sure = found.probabilities.max(axis=1)
+    room = {name: SUREST * count for name, count in Counter(example.relation for example in kept).items()}
+    for place in np.argsort(-sure, kind="stable"):
+        if room.get(label := found.labels[place], 0):
+            room[label] -= 1
+            kept.append(replace(unlabelled[place], relation=label))
+            counts.append(config.generated_weight)
+    return kept, counts
 
 
 def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparameters) -> RelationExtractor:
