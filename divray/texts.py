@@ -93,12 +93,3 @@ def compared_texts(table: pa.Table, mask: bool) -> list[str]:
 def configured_shingles(texts: Texts, config: DiversityConfig) -> Shingles:
     """The sets of n-grams that a run's settings ask for."""
     return shingle(texts, config.shingle_kind, config.shingle_size)
-
-
-def connective_patterns(table: pa.Table) -> list[str]:
-    """What stands between the entities, lower-cased, with the entities masked: ``HEAD was caused by TAIL``."""
-    patterns = []
-    for text, *places in zip(*(table[name].to_pylist() for name in ("text", *SPANS)), strict=True):
-        (first, one), (second, two) = sorted(((places[:2], "HEAD"), (places[2:], "TAIL")))
-        patterns.append(" ".join([one, *text[first[1] : second[0]].lower().split(), two]))
-    return patterns

@@ -187,7 +187,7 @@ SIMPLE = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
 def simple_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Diversity scores that are easy to know: the number of sentences, and of different ones."""
 
-    def diversity_of(texts: list[str], embeddings: np.ndarray | None, patterns: list[str]) -> dict[str, float]:
+    def diversity_of(texts: list[str], embeddings: np.ndarray | None) -> dict[str, float]:
         found = {"vendi_ngram": float(len(texts)), "distinct_2": len(set(texts)) / len(texts)}
         return found if embeddings is None else {**found, "vendi_embedding": float(embeddings.shape[0]), "mean_cosine": float("nan")}
 

@@ -23,9 +23,6 @@ DIVERSITY = {
     "vendi_ngram": "vendi n-gram",
     "vendi_embedding": "vendi embed.",
     "distinct_2": "distinct-2",
-    "self_bleu": "self-BLEU",
-    "rouge_l": "ROUGE-L",
-    "pattern_entropy": "patterns",
     "mean_cosine": "cosine",
 }
 """Score -> what its column on the terminal is called."""
@@ -212,7 +209,7 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
         values = [[row["name"], *map(row["scores"].get, DIVERSITY), row["correctness"]] for row in diversity_rows(summary)]
         rows = [(str(name), [fixed(value) for value in cells], "") for name, *cells in values]
         caption = (
-            "Means over relations. Vendi and pattern entropy grow with the number of sentences; the report compares at equal size. "
+            "Means over relations. Vendi scores grow with the number of sentences; the report compares at equal size. "
             "Correctness is by a second judge that nothing in the loop depends on."
         )
         yield _table("Diversity of masked sentences", ["", *DIVERSITY.values(), "correctness"], rows, caption)

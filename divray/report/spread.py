@@ -1,6 +1,6 @@
 """Diversity of a run's sentences, round by round and against the seeds, and how far they can be told from human ones.
 
-The scores are those of :mod:`divray.measures.diversity`, on entity-masked sentences, a relation at a
+The scores are those of :mod:`divray.measures`, on entity-masked sentences, a relation at a
 time and then averaged over relations.  A Vendi score grows with the number of sentences, so sets of
 different size are compared a second time at equal size.
 """
@@ -18,24 +18,14 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.embeddings import embedding_matrix
-from divray.measures.diversity import diversity_of
+from divray.measures import diversity_of
 from divray.report.account import rounds_of
 from divray.run_folder import SEEDS, TEST, RunFolder
 from divray.scan import SENTENCE, batches
 from divray.schemas import NAIVE, SCORES
-from divray.texts import compared_texts, connective_patterns
+from divray.texts import compared_texts
 
-NAMES = (
-    "vendi_ngram",
-    "vendi_embedding",
-    "distinct_2",
-    "mean_cosine",
-    "distinct_1",
-    "distinct_3",
-    "self_bleu",
-    "rouge_l",
-    "pattern_entropy",
-)
+NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
 _PARTS, _LEAST = 8, 3
 """Disjoint parts of a set at equal size, at most; sentences of a part, at least."""
 _FOLDS = 5
@@ -145,7 +135,7 @@ def _score(table: pa.Table) -> Scores:
     if "embedding" in table.column_names:
         lengths = set(pc.list_value_length(table["embedding"]).to_pylist())
         vectors = embedding_matrix(table["embedding"]) if len(lengths) == 1 and lengths.pop() else None
-    found = diversity_of(compared_texts(table, mask=True), vectors, connective_patterns(table))
+    found = diversity_of(compared_texts(table, mask=True), vectors)
     values = {name: found.get(name) for name in NAMES}
     return {name: None if value is None or not math.isfinite(value) else round(float(value), 4) for name, value in values.items()}
 

@@ -16,7 +16,9 @@ import pyarrow.dataset as pads
 
 from divray.dedup.storage import open_uri
 from divray.embeddings import embedding_matrix
-from divray.measures.diversity import BLOCK, cosines
+
+BLOCK = 2048
+"""Rows and columns of a product."""
 
 Staying = tuple[pa.Array, npt.NDArray[np.float32]]
 """Ids, sorted, and vectors ``[u, d]`` of a pool's rows that stay."""
@@ -87,5 +89,6 @@ def distances(
             better = value > best
             best[better], nearest[better] = value[better], start + place[better]
         some = nearest >= 0
-        out[rows[some]] = np.clip(1.0 - cosines(vectors, rows[some], others, nearest[some]), 0.0, 2.0)
+        cosines = (vectors[rows[some]].astype(np.float64) * others[nearest[some]].astype(np.float64)).sum(axis=1)
+        out[rows[some]] = np.clip(1.0 - cosines, 0.0, 2.0)
     return np.round(out, 6)

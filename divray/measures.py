@@ -1,0 +1,114 @@
+"""How diverse a set of sentences is, on any texts and embeddings, without the rest of the loop.
+
+Scores of a set grow or shrink with its size: compare sets of one size.  None depends on the order of the rows: they are sorted by text
+first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from divray.dedup.shingle import Texts
+from divray.texts import strings_of
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+Vectors: TypeAlias = "npt.NDArray[Any] | csr_array"
+
+EXACT_PRODUCTS = 8192
+"""Larger sets of float32 vectors are multiplied in float32: the score is then right to about five digits."""
+
+SAMPLED_ROWS = 1024
+"""From larger sets the n-gram Vendi score, which needs all pairs, takes this many rows, drawn by a fixed seed."""
+
+
+def diversity_of(texts: Texts, embeddings: npt.NDArray[np.float32] | None = None) -> dict[str, float | int | None]:
+    """All scores of one set of sentences, to six decimals.
+
+    Args:
+        texts: ``n`` sentences, in a sequence or an Arrow column, with their entities masked if structure is to be compared.
+        embeddings: ``[n, d]`` vectors of the same rows, or none.
+
+    Returns:
+        ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_2`` (different pairs of words ÷ all, Li et al. 2016,
+        arXiv 1510.03055; 0 where there are none, falling with the size of the set); ``mean_cosine`` of the embeddings.  ``None``
+        where a score is undefined: too few rows, no embeddings.
+
+    Raises:
+        InputError: A text is null.
+    """
+    texts = strings_of(texts)
+    n, ties = len(texts), [b""] * len(texts) if embeddings is None else embeddings
+    order = sorted(range(n), key=lambda row: (texts[row], bytes(ties[row])))
+    texts = [texts[row] for row in order]
+    drawn = np.sort(np.random.default_rng(0).permutation(n)[:SAMPLED_ROWS])
+    pairs = [pair for text in texts for pair in pairwise(text.lower().split())]
+    scores: dict[str, float | None] = {
+        "vendi_ngram": vendi_score(ngram_vectors([texts[row] for row in drawn])) if n else 0.0,
+        "vendi_embedding": None,
+        "distinct_2": len(set(pairs)) / max(len(pairs), 1),
+        "mean_cosine": None,
+    }
+    if embeddings is not None and n:
+        found: npt.NDArray[Any] = np.asarray(embeddings)[order].astype(np.float32 if n > EXACT_PRODUCTS else np.float64)
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        scores |= {"vendi_embedding": vendi_score(found), "mean_cosine": mean_cosine(found)}
+    return {"n": n, **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
+
+
+def vendi_score(vectors: Vectors) -> float:
+    """Vendi score with the cosine kernel: the effective number of different items (Friedman and Dieng 2023, arXiv 2210.02410).
+
+    ``exp(-sum_i w_i ln w_i)`` over the eigenvalues ``w`` of ``X X^T / n``, which are also those of ``X^T X / n``: the smaller of the
+    two is decomposed.
+
+    Args:
+        vectors: ``[n, d]``, dense or sparse, rows of unit length.
+
+    Returns:
+        From 1 (all equal) to ``n`` (all orthogonal); 0 for no rows.
+    """
+    n, d = vectors.shape
+    if n == 0:
+        return 0.0
+    gram = vectors @ vectors.T if n <= d else vectors.T @ vectors
+    dense = gram if isinstance(gram, np.ndarray) else gram.toarray()
+    weights = np.linalg.eigvalsh(dense.astype(np.float64) / n)
+    weights = weights[weights > 1e-12]
+    return float(np.exp(-(weights * np.log(weights)).sum()))
+
+
+def ngram_vectors(texts: Texts) -> csr_array:
+    """Vectors whose inner products are the n-gram kernel: the mean cosine of the counts of words and of pairs of words.
+
+    A text without a pair has the text itself as its one pair.
+
+    Returns:
+        float64 ``[n, d]``, sparse, rows of unit length; at least one row.
+    """
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.preprocessing import normalize
+
+    counts = [CountVectorizer(analyzer=partial(_grams, size=size), dtype=np.float64) for size in (1, 2)]
+    return hstack([normalize(count.fit_transform(strings_of(texts))) / np.sqrt(2) for count in counts], format="csr")
+
+
+def _grams(text: str, size: int) -> list[str]:
+    words = text.lower().split()
+    return [" ".join(words[place : place + size]) for place in range(len(words) - size + 1)] or [" ".join(words)]
+
+
+def mean_cosine(vectors: npt.NDArray[Any]) -> float | None:
+    """Mean cosine over all pairs of different rows: ``(|sum x|^2 - sum |x|^2) / (n (n - 1))``; ``None`` for fewer than two."""
+    n = len(vectors)
+    if n < 2:
+        return None
+    total = vectors.sum(axis=0, dtype=np.float64)
+    return float((total @ total - np.square(vectors, dtype=np.float64).sum()) / (n * (n - 1)))
