@@ -1,11 +1,12 @@
 """Sentence embeddings: the encoder's last hidden states, averaged over tokens, scaled to unit length
 (Reimers and Gurevych 2019, arXiv 1908.10084).
 
-A text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product are chosen by its shape, so
-the last bits of a row change with the shape of its batch.  So the shape follows from the text alone: its length is rounded up to
-a multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  Rows then come out bit for bit
-the same under any order and company.  Between kinds of machine the last bits still differ; rounding to :data:`DECIMALS` hides
-most of that.  In bf16 and fp16 the cosine to the fp32 embedding is 0.9999 and up.
+On a CPU a text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product are chosen by its shape,
+so the last bits of a row change with the shape of its batch.  So the shape follows from the text alone: its length is rounded up to a
+multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  Rows then come out bit for bit the same
+under any order and company.  On a GPU a batch is so large that dummies would be most of it: there the rows are filled up to a power of
+two.  Between kinds of machine the last bits differ, too; rounding to :data:`DECIMALS` hides most of that.  In bf16 and fp16 the cosine
+to the fp32 embedding is 0.9999 and up.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from divray.models import local_model
 WIDTH = 8
 DECIMALS = 6
 TOKENS = {"cpu": 512, "cuda": 16_384}
-"""Tokens a batch, padding included, by kind of device."""
+"""Tokens a batch, padding included, by kind of device; at most, on a GPU."""
 
 _CHUNK = 8192
 
@@ -73,10 +74,12 @@ class Encoder:
         out = np.empty((len(texts), self.dimension), np.float32)
         for width in np.unique(widths):
             rows = np.flatnonzero(widths == width)
-            size = max(1, TOKENS.get(self.device.partition(":")[0], TOKENS["cpu"]) // int(width))
-            for start in range(0, len(rows), size):
-                some = rows[start : start + size]
-                out[some] = self._forward([tokens[row] for row in some], size, int(width))
+            kind = self.device.partition(":")[0]
+            most = max(1, TOKENS.get(kind, TOKENS["cpu"]) // int(width))
+            for start in range(0, len(rows), most):
+                some = rows[start : start + most]
+                filled = min(most, 1 << (len(some) - 1).bit_length()) if kind == "cuda" else most
+                out[some] = self._forward([tokens[row] for row in some], filled, int(width))
         return np.round(out, DECIMALS)
 
     def _forward(self, tokens: list[list[int]], size: int, width: int) -> npt.NDArray[np.float32]:

@@ -52,6 +52,21 @@ def test_half_precision_is_near_and_does_not_depend_on_company(encoder: Encoder,
     assert (half.encode(some[5:8]) == made[5:8]).all()
 
 
+def test_on_a_gpu_few_rows_are_dummies(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: dict[str, list[tuple[int, int]]] = {"cpu": [], "cuda": []}
+    for kind, made in shapes.items():
+
+        def forward(tokens: list[list[int]], size: int, width: int, made: list[tuple[int, int]] = made) -> np.ndarray:
+            made.append((size, len(tokens)))
+            return np.zeros((len(tokens), encoder.dimension), np.float32)
+
+        monkeypatch.setattr(encoder, "device", kind)
+        monkeypatch.setattr(encoder, "_forward", forward)
+        encoder.encode(TEXTS)
+    assert all(rows <= size < 2 * rows for size, rows in shapes["cuda"])
+    assert sum(rows for _, rows in shapes["cuda"]) == len(TEXTS) < sum(size for size, _ in shapes["cpu"])
+
+
 def test_threads_are_put_back(encoder: Encoder) -> None:
     import torch
 

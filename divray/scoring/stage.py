@@ -54,8 +54,8 @@ SEED_HEARD = "data/seed_heard"
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
-ENCODED_ROWS = 32
-"""Rows that an encoder takes at a time."""
+ENCODED_ROWS, ENCODED_ROWS_GPU = 32, 4096
+"""Rows that an encoder takes at a time: few, so that several share a small round; many, so that a GPU is full."""
 
 PART_ROWS = 4096
 """Rows of a file, and of a task that measures novelty, at least where there are as many."""
@@ -78,7 +78,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     actors = encoders(config)
     judge = worker(config, gpus=True)(_fit).remote(config, run.uri)  # while the encoders start
     valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": ENCODED_ROWS, "fn_constructor_args": (config, run.uri)}
+    rows_at_once = ENCODED_ROWS_GPU if task_gpus(config) else ENCODED_ROWS
+    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri)}
     valid.map_batches(_Features, **by_actor, **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
