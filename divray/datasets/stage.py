@@ -34,8 +34,8 @@ from divray.stages import Progress
 NEGATIVE = "none"
 """The label of every row of ``task.negatives``."""
 
-MOST_UNLABELLED = 10_000
-"""Sentences for self-training; their features are held in memory, 20 kB each with a small encoder."""
+UNLABELLED_A_SEED = 24
+"""Sentences for self-training, for each seed.  It takes in a third of them: the surest of many more would say what the seeds say."""
 
 _OF_SEEDS = {
     "same_text": "with the text of another",
@@ -172,8 +172,6 @@ def load_task(config: Config) -> Task:
         test = _hold_out(task, ranked, origin, left_out)
     tested = {example.text for example in test}
     unlabelled = sorted((one for one in unlabelled if one.text not in tested), key=lambda one: _rank(config.seed, one))
-    if len(unlabelled) > MOST_UNLABELLED:
-        skipped[f"unlabelled/beyond_{MOST_UNLABELLED}"] = len(unlabelled) - MOST_UNLABELLED
     seeds = _draw(task, ranked, tested, origin, left_out)
     for reason in _OF_SEEDS:
         if number := sum(reasons[reason] for reasons in left_out.values()):
@@ -188,7 +186,7 @@ def load_task(config: Config) -> Task:
             break
         draws.append(draw)
         more.append([example for example in _draw(twice, drawn, tested, origin, other) if example not in draw])
-    return Task(relations, seeds, test, draws, more, negatives, unlabelled[:MOST_UNLABELLED], dict(sorted(skipped.items())))
+    return Task(relations, seeds, test, draws, more, negatives, unlabelled[: UNLABELLED_A_SEED * len(seeds)], dict(sorted(skipped.items())))
 
 
 def _path(task: TaskConfig, name: str) -> Path:
