@@ -10,10 +10,10 @@ import pytest
 from divray.config import parse_config
 from divray.datasets.stage import examples_table
 from divray.extraction import evaluation, search, stage
-from divray.extraction.stage import usual
+from divray.extraction.stage import set_of, usual
 from divray.relations import Example
 from divray.run_folder import RunFolder
-from divray.schemas import DATASET
+from divray.schemas import DATASET, SCORES
 
 WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job in {t}.", "lives_in": "The home of {h} is {t}."}
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas"]
@@ -74,6 +74,13 @@ def run(tmp_path):
     run.write_table("comparison/round-00", selected([e for e in generated if e.relation != "lives_in"], 0))
     run.write_table("comparison/round-01", selected(generated, 1))
     run.write_table("comparison/naive", selected([], 0))
+    for number in (0, 1):
+        rows = [row | {"candidate_id": f"{number}-{row['sample_id']}", "unique": True} for row in selected(generated, number).to_pylist()]
+        rows += [
+            {**rows[0], "candidate_id": f"{number}-copy", "unique": False},
+            {**rows[1], "candidate_id": f"{number}-n", "strategy": "naive"},
+        ]
+        run.write_table(f"round-{number:02d}/scores", pa.Table.from_pylist(rows, SCORES))
     return run
 
 
@@ -82,12 +89,13 @@ def test_evaluation_compares_and_resumes(ray_two_cpus, config, run):
     told = []
     counts = evaluation.run(config, run, 0, lambda done, total, note: told.append((done, total)))
     # `generated` and `round-01` hold the same samples, in every draw, and are trained once; an empty set is left out.
-    assert counts == {"sets": 6, "trainings": 7, "kept": 0, "test": 6}  # twice the seeds: the same examples in both draws
-    assert told[0] == (0, 7) and told[-1] == (7, 7)
+    assert counts == {"sets": 7, "trainings": 9, "kept": 0, "test": 6}  # twice the seeds: the same examples in both draws
+    assert told[0] == (0, 9) and told[-1] == (9, 9)
     results = run.read_json("evaluation.json")
-    assert list(results) == ["seeds", "twice the seeds", "round-00", "round-01", "generated", "seeds+generated"]
+    assert list(results) == ["seeds", "twice the seeds", "round-00", "round-01", "generated", "seeds+selected", "seeds+generated"]
     assert results["twice the seeds"]["examples"] == 12
-    assert results["seeds"]["examples"] == 6 and results["seeds"]["k"] == 2 and results["seeds+generated"]["k"] == 6
+    assert results["seeds"]["examples"] == 6 and results["seeds"]["k"] == 2 and results["seeds+selected"]["k"] == 6
+    assert results["seeds+generated"]["examples"] == 6 + 2 * 12
     assert results["round-00"]["examples_per_relation"]["lives_in"] == 0
     assert results["round-00"]["f1_per_relation"]["lives_in"] == 0
     assert results["round-01"]["per_draw"] == results["generated"]["per_draw"] and len(results["generated"]["per_draw"]) == 2
@@ -96,13 +104,13 @@ def test_evaluation_compares_and_resumes(ray_two_cpus, config, run):
     assert list(found) == ["seeds", "round-00"] and found["seeds"]["low"] <= found["seeds"]["mean"] <= found["seeds"]["high"]
     assert found["seeds"]["mean"] == pytest.approx(results["seeds+generated"]["mean"] - results["seeds"]["mean"], abs=1e-5)
     table = run.read_table("evaluation/predictions")
-    assert table.schema == evaluation.PREDICTIONS and table.num_rows == 6 * 2 * 6
+    assert table.schema == evaluation.PREDICTIONS and table.num_rows == 7 * 2 * 6
 
     parts = run.files("evaluation/parts")
     run.delete(parts[0])
     before, written = run.read_bytes("evaluation.json"), run.read_table("evaluation/predictions")
     counts = evaluation.run(config, run, 0)
-    assert (counts["trainings"], counts["kept"]) == (1, 6)
+    assert (counts["trainings"], counts["kept"]) == (1, 8)
     assert run.files("evaluation/parts") == parts
     assert run.read_bytes("evaluation.json") == before and run.read_table("evaluation/predictions").equals(written)
 
@@ -120,7 +128,7 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
     assert not run.exists("tune")
 
     counts = stage.run(config, run)
-    assert counts["examples"] == 18 and counts["labels"] == 3
+    assert counts["examples"] == 30 and counts["labels"] == 3
     names = run.files("")
     assert "model/model.safetensors" in names and "model/tokenizer.json" in names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin", ".pickle"))]
@@ -136,6 +144,19 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
     assert model.config.labels == LABELS and model.config.view_weights[0] == found["best"]["entity_weight"]
 
 
+def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, config, monkeypatch):
+    examples, weights = set_of(run, ["data/seeds", "weighed"], {"data/seeds": []}, usual(config))
+    assert len(examples) == 24 and set(weights) == {0.3 * 0.9} and not {e.example_id for e in examples} & {"0-copy", "0-n"}
+    table = run.read_table("round-01/scores").to_pylist()
+    rows = [{**row, "correctness": 0.1 * (1 + number)} for number, row in enumerate(table[:4])]
+    run.write_table("round-01/scores", pa.Table.from_pylist(rows, SCORES))
+    monkeypatch.setattr(stage, "MOST_WEIGHED", 5)
+    examples, weights = stage.weighed(run)
+    assert len(examples) == 13 and weights == [0.9] * 4 + [0.4] + [0.9] * 8
+    run.delete("round-00")
+    assert stage.weighed(run) == ([], [])
+
+
 def test_no_trials_keeps_the_configs_values(config, run):
     extraction = config.extraction.model_copy(update={"search": config.extraction.search.model_copy(update={"trials": 0})})
     assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
@@ -144,7 +165,7 @@ def test_no_trials_keeps_the_configs_values(config, run):
 
 def test_sets_are_named_by_what_was_selected(run):
     run.write_table("comparison/round-10", selected([], 10))
-    names = ["seeds", "twice the seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+generated"]
+    names = ["seeds", "twice the seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+selected", "seeds+generated"]
     assert list(evaluation.training_sets(run)) == names
 
 

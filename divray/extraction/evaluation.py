@@ -25,7 +25,7 @@ from divray.embeddings import Encoder, embedding_column
 from divray.extraction import external
 from divray.extraction.llm import answers as llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
-from divray.extraction.stage import MORE, SELECTED, draws_of, examples_of, set_of, tuned
+from divray.extraction.stage import MORE, SELECTED, WEIGHED, draws_of, examples_of, set_of, tuned
 from divray.extraction.training import fit_head, self_labelled, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
@@ -135,7 +135,7 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
         sets["twice the seeds"] = [SEEDS, MORE]
     sets |= {name: [f"comparison/{name}"] for name in compared}
     if run.files(SELECTED, ".parquet"):
-        sets |= {"generated": [SELECTED], "seeds+generated": [SEEDS, SELECTED]}
+        sets |= {"generated": [SELECTED], "seeds+selected": [SEEDS, SELECTED], "seeds+generated": [SEEDS, WEIGHED]}
     if run.files(UNLABELLED, ".parquet"):
         sets |= {f"{name}+unlabelled": [*sets[name], UNLABELLED] for name in ("seeds", "seeds+generated") if name in sets}
     return sets

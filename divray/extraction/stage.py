@@ -5,6 +5,7 @@ The model's card says what each label's answers are worth, by cross-validation o
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.special import softmax
 
 from divray.config import Config
@@ -20,15 +23,21 @@ from divray.extraction.model import RelationExtractor
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows
 from divray.relations import Example
 from divray.resources import worker
-from divray.run_folder import DRAWS, SEEDS, UNLABELLED, RunFolder
+from divray.run_folder import DRAWS, SEEDS, UNLABELLED, Round, RunFolder
+from divray.scan import batches
+from divray.schemas import EXAMPLES, NAIVE
 from divray.stages import Progress
 
 SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
+WEIGHED = "weighed"
+"""Of a training set: the unique samples of the rounds, each by the gate's probability that it is right."""
+MOST_WEIGHED = 256
+"""Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
 THRESHOLDS = (0.0, 0.5, 0.7)
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Train on ``data/seeds``, ``comparison/selected`` and ``data/unlabelled`` with the searched hyperparameters; save to ``model/``.
+    """Train on the seeds, the :data:`WEIGHED` samples and ``data/unlabelled`` with the searched hyperparameters; save to ``model/``.
 
     Returns counts: ``examples``, ``unlabelled``, ``labels``, ``parameters``.
     """
@@ -41,7 +50,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def _train(config: Config, uri: str) -> dict[str, Any]:
     run = RunFolder(uri)
     human, relations, settings = draws_of(run)[0], read_relations(run), tuned(config, run)
-    examples, weights = set_of(run, [SEEDS, SELECTED, UNLABELLED], human, settings)
+    examples, weights = set_of(run, [SEEDS, WEIGHED, UNLABELLED], human, settings)
     model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
@@ -81,16 +90,34 @@ def draws_of(run: RunFolder) -> list[dict[str, list[Example]]]:
     return draws
 
 
+def weighed(run: RunFolder) -> tuple[list[Example], list[float]]:
+    """The samples of :data:`WEIGHED` and their weights.
+
+    A doubtful sample is worth little, but not nothing: with what the gate passes alone the RE model gains less.
+    """
+    rounds = itertools.takewhile(lambda name: run.table_files(name), (Round.of(number).scores for number in itertools.count()))
+    own = pc.field("unique") & (pc.field("strategy") != NAIVE)
+    columns = ["candidate_id", *EXAMPLES.names[1:], "correctness"]
+    if not (parts := list(batches(run, list(rounds), columns, own))):
+        return [], []
+    table = pa.Table.from_batches(parts).sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
+    _, starts, counts = np.unique(table["relation"].to_numpy(), return_index=True, return_counts=True)
+    table = table.filter(pa.array(np.arange(len(table)) - np.repeat(starts, counts) < MOST_WEIGHED))
+    return table_examples(table, "candidate_id"), table["correctness"].to_pylist()
+
+
 def set_of(
     run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: Hyperparameters
 ) -> tuple[list[Example], list[float]]:
-    """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``."""
+    """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``, times
+    their own weight where they are :func:`weighed`."""
     examples: list[Example] = []
     weights: list[float] = []
     for table in tables:
-        part = draw[table] if table in draw else examples_of(run, table)
+        part, own = weighed(run) if table == WEIGHED else (draw[table] if table in draw else examples_of(run, table), None)
+        factor = settings.generated_weight if SEEDS in tables and table not in draw else 1.0
         examples += part
-        weights += [settings.generated_weight if SEEDS in tables and table not in draw else 1.0] * len(part)
+        weights += [factor * weight for weight in own or [1.0] * len(part)]
     return examples, weights
 
 
