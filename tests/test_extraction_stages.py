@@ -146,7 +146,7 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
 
 def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, config, monkeypatch):
     examples, weights = set_of(run, ["data/seeds", "weighed"], {"data/seeds": []}, usual(config))
-    assert len(examples) == 24 and set(weights) == {0.3 * 0.9} and not {e.example_id for e in examples} & {"0-copy", "0-n"}
+    assert len(examples) == 24 and set(weights) == {0.5 * 0.9} and not {e.example_id for e in examples} & {"0-copy", "0-n"}
     table = run.read_table("round-01/scores").to_pylist()
     rows = [{**row, "correctness": 0.1 * (1 + number)} for number, row in enumerate(table[:4])]
     run.write_table("round-01/scores", pa.Table.from_pylist(rows, SCORES))

@@ -56,7 +56,7 @@ class Hyperparameters:
         shrinkage: Of the covariance towards a multiple of the identity.
     """
 
-    generated_weight: float = 0.3
+    generated_weight: float = 0.5
     epochs: int = 0
     learning_rate: float = 2e-4
     depth: float = 0.5
