@@ -16,7 +16,7 @@ from divray.config import Config
 from divray.report import charts, excerpts, page, spread
 from divray.report.account import account, busy_shares, engine_time, money
 from divray.report.excerpts import pieces, side_by_side
-from divray.report.findings import findings, headline
+from divray.report.findings import findings, headline, shortfalls
 from divray.report.summary import run as report
 from divray.report.summary import summarise
 from divray.run_folder import Round, RunFolder
@@ -499,3 +499,9 @@ def test_numbers_that_are_not_finite_are_null_in_the_summary(tmp_path: Path, sim
     report(_config(), run, 0)
     found = run.read_json("summary.json")["alignment"]["round-00"]
     assert [step["loss"] for step in found["curve"]] == [0.7, None] and found["margin"] is None
+
+
+def test_few_of_many_short_relations_are_told_in_full() -> None:
+    reasons = {name: "of 9 candidates all were lost" for name in "abcde"}
+    assert shortfalls(dict(list(reasons.items())[:4])) == [f"{name} has fewer samples than asked for: {reasons[name]}." for name in "abcd"]
+    assert shortfalls(reasons)[3:] == ["So have 2 further relations: d, e."] and shortfalls({}) == []

@@ -51,11 +51,14 @@ ASKED = 5
 FIRST = 5
 """Examples a relation from which the quick start's first sentences were written."""
 TASKS = {
-    "quick start": ("divray/quickstart/quickstart.yaml", None),
-    "quick start, drawn": ("divray/quickstart/quickstart.yaml", None),
-    "SemEval": ("examples/semeval2010_task8.yaml", "semeval2010_task8"),
-    "FewRel": ("examples/fewrel.yaml", "fewrel"),
+    "quick start": ("divray/quickstart/quickstart.yaml", None, ["task.seeds_per_relation=10"]),
+    "quick start, drawn": ("divray/quickstart/quickstart.yaml", None, []),
+    "SemEval": ("examples/semeval2010_task8.yaml", "semeval2010_task8", []),
+    "SemEval, seed 0": ("examples/semeval2010_task8.yaml", "semeval2010_task8", ["seed=0"]),
+    "FewRel": ("examples/fewrel.yaml", "fewrel", []),
+    "FewRel, seed 0": ("examples/fewrel.yaml", "fewrel", ["seed=0"]),
 }
+"""Task of a sentence, and the examples that it was written from where they were others -> configuration, data, settings."""
 
 
 def read_set() -> list[dict[str, Any]]:
@@ -100,9 +103,9 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
     from divray.scoring.judge import Judging
 
     known: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
-    for task_name, (config_name, folder) in TASKS.items():
+    for task_name, (config_name, folder, settings) in TASKS.items():
         own = [row for row in rows if ", ".join(filter(None, (row["task"], row.get("seeds")))) == task_name]
-        overrides = [f"task.data={data / folder}"] if folder else ["task.seeds_per_relation=10"] if task_name == "quick start" else []
+        overrides = [*settings, *([f"task.data={data / folder}", "task.unlabelled=null"] if folder else [])]
         config = load_config(ROOT / config_name, overrides)
         task = load_task(config)
         first = task_name == "quick start"  # the examples have numbers from 1

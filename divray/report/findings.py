@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from divray.report.account import STEPS
@@ -18,6 +18,9 @@ Evaluation = dict[str, dict[str, Any]]
 
 SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
 """Training sets of the evaluation, and the LLM itself; the samples of one round alone are named like its folder."""
+
+SHORT = 3
+"""Relations that lack samples and are told of in full; the data set's card has them all."""
 
 DIVERSITY = {
     "vendi_ngram": "vendi n-gram",
@@ -46,14 +49,20 @@ def headline(summary: Summary) -> str:
 
 def findings(summary: Summary) -> list[str]:
     """Further results worth a line: training sets against each other, diversity, cost."""
-    short = summary.get("shortfall", {}).items()
     return [
         *reading(summary),
-        *(f"{name} has fewer samples than asked for: {reason}." for name, reason in short),
+        *shortfalls(summary.get("shortfall", {})),
         *_of_training_sets(summary.get("evaluation", {})),
         *_of_diversity(summary),
         *_of_cost(summary),
     ]
+
+
+def shortfalls(reasons: Mapping[str, str]) -> list[str]:
+    """Which relations have too few samples, and why; the first :data:`SHORT` of them, and how many more there are."""
+    told = [f"{name} has fewer samples than asked for: {reason}." for name, reason in reasons.items()]
+    more = f"So have {len(told) - SHORT} further relations: {', '.join(list(reasons)[SHORT:])}."
+    return told if len(told) <= SHORT + 1 else [*told[:SHORT], more]
 
 
 def reading(summary: Summary) -> Iterator[str]:

@@ -42,6 +42,9 @@ CANDIDATES = pa.schema(
 CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])
 """A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
 
+TOLD = 3
+"""Relations that fall short and are told of."""
+
 USES = 2
 """Selected samples of a relation that may share a head or a tail, while there are others."""
 
@@ -98,8 +101,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     run.delete(ALL)
     run.write_parquet(f"{ALL}/data/train-00000.parquet", dataset.select(DATASET.names))
     write_card(config, run, counts)
-    for name, reason in counts["reasons"].items():
+    for name, reason in list(counts["reasons"].items())[:TOLD]:
         console.log(f"{name}: {found[name]} of {k} samples; {reason}")
+    if len(short) > TOLD:
+        console.log(f"{len(short) - TOLD} more relations fall short; dataset/README.md says why")
     return counts
 
 
