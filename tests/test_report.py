@@ -502,6 +502,6 @@ def test_numbers_that_are_not_finite_are_null_in_the_summary(tmp_path: Path, sim
 
 
 def test_few_of_many_short_relations_are_told_in_full() -> None:
-    reasons = {name: "of 9 candidates all were lost" for name in "abcde"}
+    reasons = dict.fromkeys("abcde", "of 9 candidates all were lost")
     assert shortfalls(dict(list(reasons.items())[:4])) == [f"{name} has fewer samples than asked for: {reasons[name]}." for name in "abcd"]
     assert shortfalls(reasons)[3:] == ["So have 2 further relations: d, e."] and shortfalls({}) == []
