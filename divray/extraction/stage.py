@@ -30,7 +30,7 @@ from divray.stages import Progress
 
 SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
 WEIGHED = "weighed"
-"""Of a training set: the unique samples of the rounds, each by the gate's probability that it is right."""
+"""Of a training set: the unique samples of the rounds, each by the gate's probability that it is right, squared."""
 MOST_WEIGHED = 256
 """Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
 THRESHOLDS = (0.0, 0.5, 0.7)
@@ -103,7 +103,7 @@ def weighed(run: RunFolder) -> tuple[list[Example], list[float]]:
     table = pa.Table.from_batches(parts).sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
     _, starts, counts = np.unique(table["relation"].to_numpy(), return_index=True, return_counts=True)
     table = table.filter(pa.array(np.arange(len(table)) - np.repeat(starts, counts) < MOST_WEIGHED))
-    return table_examples(table, "candidate_id"), table["correctness"].to_pylist()
+    return table_examples(table, "candidate_id"), np.square(table["correctness"].to_numpy()).tolist()
 
 
 def set_of(
