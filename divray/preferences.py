@@ -10,7 +10,7 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``other_relation``
     a right sample of another relation under this one's prompt;
 ``near_copy``
-    a copy of a seed that the LLM wrote, else a demonstration with other entities and one word changed;
+    a demonstration with other entities and one word changed;
 ``alike``
     a right sample that lies close to others.
 
@@ -47,7 +47,7 @@ from divray.run_folder import Round, RunFolder
 from divray.schemas import NAIVE, PAIRS, SCORES
 from divray.sections import PreferencesConfig
 from divray.stages import Progress
-from divray.texts import SEED_PREFIX, SPANS
+from divray.texts import SPANS
 
 if TYPE_CHECKING:
     import ray.data
@@ -60,18 +60,14 @@ CANDIDATES = pa.schema(
         *(SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "unique", "novelty")),
         pa.field("given", pa.bool_()),
         pa.field("valid", pa.bool_()),
-        pa.field("copy", pa.bool_()),
     ]
 )
-"""Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair; ``copy``: of a seed."""
+"""Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
 
 WAYS = ("broken", "mirrored", "other_relation", "near_copy", "alike")
 
 NOT_WHOLE = ("engine_error", "rejected_request", "prompt_too_long", "empty", "truncated", "not_written")
 """Rejections of completions that are no whole text."""
-
-COPIES = ("seed_pair", "seed_sentence")
-"""Rejections of copies of a seed."""
 
 OTHERS = 32
 """Right samples of each relation that serve as wrong ones of the others."""
@@ -128,7 +124,7 @@ def _candidates(run: RunFolder, own: Round) -> ray.data.Dataset:
     invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
     if not run.files(own.scores, ".parquet"):
         return invalid
-    scored = run.dataset(own.scores, columns=[*CANDIDATES.names[:-3], "nearest_id"])
+    scored = run.dataset(own.scores, columns=CANDIDATES.names[:-2])
     return scored.map_batches(partial(_rows, valid=True), batch_format="pyarrow", num_cpus=0.1).union(invalid)
 
 
@@ -138,12 +134,9 @@ def _rows(batch: pa.Table, valid: bool) -> pa.Table:
         return CANDIDATES.empty_table()
     # A list of records is no text that a prompt for one would be continued with.
     out = pc.is_in(batch["strategy"], pa.array([NAIVE, "all_at_once"]))
-    if valid:
-        copy = pc.and_(pc.invert(batch["unique"]), pc.starts_with(pc.fill_null(batch["nearest_id"], ""), SEED_PREFIX))
-    else:
+    if not valid:
         out = pc.or_(out, pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE])))
-        copy = pc.is_in(batch["rejection"], pa.array(COPIES))
-    table = batch.append_column("copy", copy).filter(pc.invert(out))
+    table = batch.filter(pc.invert(out))
     table = table.append_column("given", gives_pair(table["prompt"])).append_column("valid", pa.array([valid] * table.num_rows, pa.bool_()))
     for field in CANDIDATES:
         if field.name not in table.column_names:
@@ -175,14 +168,12 @@ def mined_pairs(
     if not candidates:
         return _pair_table([])
     relation = relations[candidates[0]["relation"]]
-    copies, own = ([row for row in candidates if row["copy"] is is_copy] for is_copy in (True, False))
-    valid = [row for row in own if row["valid"]]
+    valid = [row for row in candidates if row["valid"]]
     good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))
     bad = sorted((row for row in valid if not row["correct"]), key=lambda row: row["correctness"])
-    invalid = [row for row in own if not row["valid"]]
+    invalid = [row for row in candidates if not row["valid"]]
     count = min(settings.max_pairs_per_relation, max(1, len(good) // 2), len(good))
-    broken = [row for pair in zip_longest(bad, invalid) for row in pair if row is not None]
-    left = {"broken": broken, "alike": good[count:][::-1], "near_copy": copies}
+    left = {"broken": [row for pair in zip_longest(bad, invalid) for row in pair if row is not None], "alike": good[count:][::-1]}
     own_seeds = [example for example in seeds if example.relation == relation.name]
     foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
 

@@ -49,7 +49,7 @@ def candidate(
     wish = "Write the sentence of a new record whose head is it. " if chat and given else ""
     return {
         "candidate_id": name, "relation": relation, "strategy": "independent", "policy": "base", "round": 0,
-        "prompt_id": prompt_id, "prompt": f"Prompt {prompt_id}\n{wish}{end}", "given": given, "valid": True, "copy": False,
+        "prompt_id": prompt_id, "prompt": f"Prompt {prompt_id}\n{wish}{end}", "given": given, "valid": True,
         "completion": completion_of(RELATIONS[relation], example, given, chat).rstrip("\n"), "text": example.text,
         "head_start": example.head[0], "head_end": example.head[1], "tail_start": example.tail[0], "tail_end": example.tail[1],
         "correctness": correctness, "correct": correctness >= 0.4, "unique": True, "novelty": novelty,
@@ -114,13 +114,6 @@ def test_each_way_to_be_wrong(
         "pair_id": f"r-001--{way}", "relation": "r", "prompt": rows[0]["prompt"], "kind": way, "chosen_id": "r-001",
         "chosen": rows[0]["completion"] + ("\n" if rows[0]["given"] else "\n\n"), "rejected_id": rejected_id, "rejected": rejected,
     }  # fmt: skip
-
-
-def test_a_copy_that_the_llm_wrote_goes_before_a_made_one_and_is_no_broken_one() -> None:
-    copied = candidate(7, 0.1, given=True, copy=True, unique=False)
-    table = pa.Table.from_pylist([GIVEN, GIVEN_ALIKE, copied], CANDIDATES)
-    (pair,) = mined_pairs(table, RELATIONS, [SEED], {"r": [SEED]}, PreferencesConfig(), 13).to_pylist()
-    assert (pair["kind"], pair["rejected_id"], pair["rejected"]) == ("near_copy", "r-007", " Head 7 made the tail 7.\n")
 
 
 def test_relations_begin_with_different_ways() -> None:
