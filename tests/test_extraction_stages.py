@@ -146,13 +146,13 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
 
 def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, config, monkeypatch):
     examples, weights = set_of(run, ["data/seeds", "weighed"], {"data/seeds": []}, usual(config))
-    assert len(examples) == 24 and weights == pytest.approx([0.5 * 0.81] * 24) and not {e.example_id for e in examples} & {"0-copy", "0-n"}
+    assert len(examples) == 24 and weights == pytest.approx([0.5] * 24) and not {e.example_id for e in examples} & {"0-copy", "0-n"}
     table = run.read_table("round-01/scores").to_pylist()
     rows = [{**row, "correctness": 0.1 * (1 + number)} for number, row in enumerate(table[:4])]
     run.write_table("round-01/scores", pa.Table.from_pylist(rows, SCORES))
     monkeypatch.setattr(stage, "MOST_WEIGHED", 5)
     examples, weights = stage.weighed(run)
-    assert len(examples) == 13 and weights == pytest.approx([0.81] * 4 + [0.16] + [0.81] * 8)
+    assert len(examples) == 13 and weights == pytest.approx([1.0] * 4 + [(0.4 / 0.9) ** 4] + [1.0] * 8)
     run.delete("round-00")
     assert stage.weighed(run) == ([], [])
 

@@ -30,7 +30,7 @@ from divray.stages import Progress
 
 SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
 WEIGHED = "weighed"
-"""Of a training set: the unique samples of the rounds, each by the gate's probability that it is right, squared."""
+"""Of a training set: the unique samples of the rounds, each by how right the gate finds it beside the others (:func:`weighed`)."""
 MOST_WEIGHED = 256
 """Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
 THRESHOLDS = (0.0, 0.5, 0.7)
@@ -91,9 +91,10 @@ def draws_of(run: RunFolder) -> list[dict[str, list[Example]]]:
 
 
 def weighed(run: RunFolder) -> tuple[list[Example], list[float]]:
-    """The samples of :data:`WEIGHED` and their weights.
+    """The samples of :data:`WEIGHED` and their weights: the fourth power of the gate's probability over that of the best tenth, at most 1.
 
-    A doubtful sample is worth little, but not nothing: with what the gate passes alone the RE model gains less.
+    A doubtful sample is worth little, but not nothing: with what the gate passes alone the RE model gains less, and on a task that the
+    gate doubts as a whole nothing.
     """
     rounds = itertools.takewhile(lambda name: run.table_files(name), (Round.of(number).scores for number in itertools.count()))
     own = pc.field("unique") & (pc.field("strategy") != NAIVE)
@@ -103,7 +104,9 @@ def weighed(run: RunFolder) -> tuple[list[Example], list[float]]:
     table = pa.Table.from_batches(parts).sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
     _, starts, counts = np.unique(table["relation"].to_numpy(), return_index=True, return_counts=True)
     table = table.filter(pa.array(np.arange(len(table)) - np.repeat(starts, counts) < MOST_WEIGHED))
-    return table_examples(table, "candidate_id"), np.square(table["correctness"].to_numpy()).tolist()
+    sure = table["correctness"].to_numpy()
+    best = max(float(np.quantile(sure, 0.9)), 1e-6)
+    return table_examples(table, "candidate_id"), (np.minimum(1.0, sure / best) ** 4).tolist()
 
 
 def set_of(
