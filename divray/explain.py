@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from divray.config import Config, read_config
 from divray.dedup.shingle import Shingles
 from divray.errors import InputError
-from divray.prompts.plan import candidate_ids
+from divray.prompts.rows import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
 from divray.run_folder import SEEDS, TEST, Round, RunFolder

@@ -13,7 +13,7 @@ from divray.datasets.own import read_jsonl
 from divray.datasets.source import Source
 from divray.datasets.tokenized import read_tacred
 from divray.export import export, tacred_row
-from divray.prompts.plan import slugs_of
+from divray.prompts.rows import slugs_of
 from divray.relations import Relation, as_letters, mentions, metric_tag
 from divray.run_folder import RunFolder
 

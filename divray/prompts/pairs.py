@@ -13,50 +13,52 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from divray import scan
 from divray.config import Config
 from divray.errors import InputError
 from divray.prompts.parsing import Form, bare_name, pair_problem
-from divray.prompts.plan import number_of, numbered, slugs_of
 from divray.prompts.record import Pair, labels
-from divray.prompts.rows import Renderer
+from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, slugs_of
 from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.textfiles import json_lines, read_bytes
 
-TABLE = "data/entity_pairs"
-"""Columns ``relation``, ``head``, ``tail``; in the order in which prompts take them."""
+TABLE, COLUMNS = "data/entity_pairs", ("relation", "head", "tail")
+"""In the order in which prompts take them."""
 
 MOST_REPEATS = 2
 
 
 def pairs_wanted(config: Config) -> int:
     """Pairs of a relation that all rounds have a prompt for."""
-    return config.rounds * ceil(config.sampling.candidates_per_relation / config.prompts.candidates_per_prompt)
+    return config.rounds * prompts_a_round(config)
 
 
-def pair_rows(config: Config, relations: Iterable[Relation], seeds: Sequence[Example], chat: Renderer | None) -> Iterator[dict[str, Any]]:
+def pair_rows(config: Config, relations: Sequence[Relation], seeds: Sequence[Example], chat: Renderer | None) -> Iterator[dict[str, Any]]:
     """Request rows (``schemas.PROMPTS``) for lists of pairs, twice as many as are wanted."""
-    relations = list(relations)
     slugs = slugs_of(relations)
     for relation in relations:
-        own = [seed for seed in seeds if seed.relation == relation.name]
+        own = [example for example in seeds if example.relation == relation.name]
         for number in range(ceil(2 * pairs_wanted(config) / PAIRS_A_COMPLETION)):
             candidate_id = numbered(f"{PAIRS_STRATEGY}-{slugs[relation.name]}", number)
-            rng = random.Random(number_of(config.seed, candidate_id))
+            seed = number_of(config.seed, candidate_id)
             yield {
                 "candidate_id": candidate_id,
                 "relation": relation.name,
                 "round": 0,
                 "strategy": PAIRS_STRATEGY,
                 "prompt_id": candidate_id,
-                "prompt": _prompt(relation, rng.sample(own, len(own)), chat),
+                "prompt": _prompt(relation, random.Random(seed).sample(own, len(own)), chat),
                 "head": "",
                 "tail": "",
                 "pattern": "",
-                "seed": number_of(config.seed, candidate_id) % 2**31,
+                "seed": seed % 2**31,
                 "demonstrations": [example.example_id for example in own],
-                "sentences": None,
                 "policy": BASE,
             }
 
@@ -74,9 +76,8 @@ def _prompt(relation: Relation, shown: Sequence[Example], chat: Renderer | None)
     ]
     if chat is None:
         return "\n".join(lines) + "\n"
-    return chat(
-        [{"role": "user", "content": "\n".join([*lines, "", f"Write {PAIRS_A_COMPLETION} new lines of this list, and nothing else."])}]
-    )
+    lines += ["", f"Write {PAIRS_A_COMPLETION} new lines of this list, and nothing else."]
+    return chat([{"role": "user", "content": "\n".join(lines)}])
 
 
 def pool_of(completions: Iterable[Mapping[str, Any]], form: Form, wanted: int) -> dict[str, list[Pair]]:
@@ -109,31 +110,27 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
     Raises:
         InputError: The file is missing or has other columns, names an unknown relation, or holds a pair that can't be used.
     """
-    import pyarrow as pa
-    import pyarrow.dataset as pads
-
-    kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(Path(path).suffix)
-    if kind is None or not Path(path).is_file():
+    kind = Path(path).suffix
+    if kind not in (".jsonl", ".json", ".csv", ".parquet") or not Path(path).is_file():
         raise InputError(path, "prompts.pairs_file", "no .jsonl, .csv or .parquet file", "Give a file with relation, head and tail.")
-    names = ["relation", "head", "tail"]
     try:
-        if kind == "json":
+        if kind in (".jsonl", ".json"):
             rows = [row for _, row in json_lines(read_bytes(Path(path)).split(b"\n"), path)]
-            found_names = list(dict.fromkeys(name for row in rows for name in row))
+            there = {name for row in rows for name in row}
         else:
-            found_names = pads.dataset(path, format=kind).schema.names
-        if missing := [name for name in names if name not in found_names]:
+            # In CSV as text, whatever it looks like: a year, a date, a number with a nought before it.
+            as_text = csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
+            table = pq.read_table(path) if kind == ".parquet" else csv.read_csv(path, convert_options=as_text)
+            there = set(table.column_names)
+            rows = table.select([name for name in COLUMNS if name in there]).to_pylist()
+        if missing := [name for name in COLUMNS if name not in there]:
             raise pa.ArrowInvalid(f"no column {missing[0]!r}")
-        if kind != "json":
-            # As text, whatever it looks like: a year, a date, a number with a nought before it.
-            schema = None if kind == "parquet" else pa.schema([(name, pa.string()) for name in names])
-            rows = pads.dataset(path, schema, format=kind).to_table(names).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(path, "", str(error).splitlines()[0], "It needs the columns relation, head and tail, all text.") from None
     known = {relation.name for relation in relations}
     found: dict[str, list[Pair]] = {}
     for number, row in enumerate(rows, 1):
-        if wrong := [name for name in names if not isinstance(row.get(name), str | None)]:
+        if wrong := [name for name in COLUMNS if not isinstance(row.get(name), str | None)]:
             raise InputError(path, f"row {number}, {wrong[0]}", f"{row[wrong[0]]!r} is not a text", "Give a string; quote it.")
         if row.get("relation") not in known:
             raise InputError(path, f"row {number}, relation", f"{row.get('relation')!r} is no relation of the task", "Correct it.")
@@ -146,16 +143,13 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
 
 def write_pool(run: RunFolder, pool: Mapping[str, Sequence[Pair]]) -> None:
     """Put the pool into the run folder."""
-    import pyarrow as pa
-
     rows = [{"relation": relation, "head": head, "tail": tail} for relation, pairs in pool.items() for head, tail in pairs]
-    run.write_table(TABLE, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("relation", "head", "tail")])))
+    run.write_table(TABLE, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])))
 
 
 def read_pool(run: RunFolder) -> dict[str, list[Pair]]:
     """The pool of the run folder; empty where the LLM writes its own pairs."""
     found: dict[str, list[Pair]] = {}
-    if run.files(TABLE, ".parquet"):
-        for row in run.read_table(TABLE).to_pylist():
-            found.setdefault(row["relation"], []).append((row["head"], row["tail"]))
+    for row in scan.rows(run, TABLE, COLUMNS):
+        found.setdefault(row["relation"], []).append((row["head"], row["tail"]))
     return found

@@ -1,19 +1,28 @@
-"""From a wave's plan to request rows: prompt texts, tables."""
+"""The request rows of a wave: ids, seeds, prompt texts, tables.
+
+All of it follows from the settings, the relations, the examples and the wave, so that it comes out the same on every machine.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from math import ceil, floor
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from divray import scan
 from divray.config import Config
-from divray.prompts.plan import Wave, evenly_picked, first_wave, number_of, numbered, planned, slugs_of
 from divray.prompts.record import Pair, as_json, as_lines, json_schema, labels, list_pattern
-from divray.prompts.strategies import Draft
+from divray.prompts.strategies import GROWING, STRATEGIES, Draft
+from divray.prompts.waves import Wave, first_wave
 from divray.relations import Example, Relation
 from divray.run_folder import Round, RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
@@ -30,11 +39,8 @@ def render_prompt(relation: Relation, draft: Draft, pair: Pair | None = None, ch
     """Task, relation, wish and demonstrations as records, up to the first field that the LLM writes.
 
     Args:
-        relation: The relation that the sentence must state.
-        draft: The strategy's choices.
         pair: The head and tail of the new sentence; ``None``: the LLM writes them, too.
-        chat: Renders messages by the model's chat template; without it the prompt is plain text
-            that the model continues.
+        chat: Renders messages by the model's chat template; ``None``: plain text that the model continues.
     """
     lines = [
         "Each record names a head and a tail, and gives one sentence that states the same relation between the two.",
@@ -44,12 +50,13 @@ def render_prompt(relation: Relation, draft: Draft, pair: Pair | None = None, ch
     ]
     if draft.wish:
         lines.append("Every record is as different as possible from the others: other names, other words, another structure.")
+    hint = [draft.hint] if draft.hint else []
     if chat is None:
         shown = [as_lines(relation, example) + "\n" for example in draft.demonstrations]
         head, tail, sentence = labels(relation)
-        hint = [draft.hint] if draft.hint else []
-        return "\n".join([*lines, "", *shown, *hint, *([f"{head} {pair[0]}", f"{tail} {pair[1]}", sentence] if pair else [head])])
-    lines += ["", *map(as_json, draft.demonstrations), "", *([draft.hint] if draft.hint else [])]
+        record = [f"{head} {pair[0]}", f"{tail} {pair[1]}", sentence] if pair else [head]
+        return "\n".join([*lines, "", *shown, *hint, *record])
+    lines += ["", *map(as_json, draft.demonstrations), "", *hint]
     if pair:
         lines.append(f'{_GIVEN} "{pair[0]}" and whose tail is "{pair[1]}". Use both exactly once.')
     else:
@@ -78,28 +85,32 @@ def request_rows(
     Args:
         pool: Relation -> the pairs to write sentences for; a relation without any writes its own.
     """
-    slugs = slugs_of(relations)
+    slugs, block = slugs_of(relations), config.prompts.candidates_per_prompt
     wave = wave or first_wave(config, relations, round_)
     for relation in relations:
         own = [seed for seed in seeds if seed.relation == relation.name]
+        grown = [*own, *wave.accepted.get(relation.name, [])]
         pairs = (pool or {}).get(relation.name, ())
         for place, (name, count) in enumerate(wave.count.get(relation.name, {}).items()):
             before = wave.first.get(relation.name, {}).get(name, 0)
             prefix = f"r{round_:02d}-{slugs[relation.name]}-{name}"
-            for one in planned(config, wave, relation, prefix, own, count, name):
-                draft = one.draft
-                block = -(-before // config.prompts.candidates_per_prompt) + one.start // config.prompts.candidates_per_prompt
+            for prompt, start in enumerate(range(0, count, block)):
+                prompt_id = f"{prefix}-w{wave.number:02d}-{prompt:04d}" if wave.number else f"{prefix}-{prompt:04d}"
+                rng = random.Random(number_of(config.seed, prompt_id))
+                draft = STRATEGIES[name](config, relation, grown if name in GROWING else own, rng)
                 # A naive prompt and a list of records have no pair given.
-                given = _pair_for(config, pairs, round_, place, block) if name != NAIVE and draft.sentences == 1 else None
-                for number in range(one.start, one.end, draft.sentences):
-                    asked = replace(draft, sentences=min(draft.sentences, one.end - number))
+                alone = name != NAIVE and draft.sentences == 1
+                given = _pair_for(config, pairs, round_, place, ceil(before / block) + prompt) if pairs and alone else None
+                end = min(start + block, count)
+                for number in range(start, end, draft.sentences):
+                    asked = replace(draft, sentences=min(draft.sentences, end - number))
                     candidate_id = numbered(prefix, before + number)
                     yield {
                         "candidate_id": candidate_id,
                         "relation": relation.name,
                         "round": round_,
                         "strategy": name,
-                        "prompt_id": one.prompt_id,
+                        "prompt_id": prompt_id,
                         "prompt": render_prompt(relation, asked, given, chat),
                         "head": given[0] if given else "",
                         "tail": given[1] if given else "",
@@ -107,10 +118,14 @@ def request_rows(
                         "seed": number_of(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,
-                        "policy": BASE
-                        if round_ == 0 or evenly_picked(before + number, draft.sentences, config.sampling.base_share)
-                        else TUNED,
+                        "policy": _policy(config, round_, (before + number) // draft.sentences),
                     }
+
+
+def _pair_for(config: Config, pairs: Sequence[Pair], round_: int, strategy: int, prompt: int) -> Pair:
+    """The pair of a relation's and strategy's prompt of that number; prompts take the pool in turn."""
+    first = round_ * prompts_a_round(config)
+    return pairs[(first + prompt * len(config.prompts.strategies) + strategy) % len(pairs)]
 
 
 def _pattern(relation: Relation, given: Pair | None, sentences: int, chat: bool) -> str:
@@ -120,12 +135,42 @@ def _pattern(relation: Relation, given: Pair | None, sentences: int, chat: bool)
     return list_pattern(relation, sentences) if sentences > 1 else ""
 
 
-def _pair_for(config: Config, pairs: Sequence[Pair], round_: int, strategy: int, prompt: int) -> Pair | None:
-    """The pair of a relation's and strategy's prompt of that number; prompts take the pool in turn."""
-    if not pairs:
-        return None
-    prompts_a_round = -(-config.sampling.candidates_per_relation // config.prompts.candidates_per_prompt)
-    return pairs[(round_ * prompts_a_round + prompt * len(config.prompts.strategies) + strategy) % len(pairs)]
+def _policy(config: Config, round_: int, request: int) -> str:
+    """Every ``1 / sampling.base_share``-th request, evenly spread, goes to the model before DPO, and so do all of round 0."""
+    share = config.sampling.base_share
+    return BASE if round_ == 0 or floor((request + 1) * share) > floor(request * share) else TUNED
+
+
+def prompts_a_round(config: Config) -> int:
+    """Prompts of a relation in one round."""
+    return ceil(config.sampling.candidates_per_relation / config.prompts.candidates_per_prompt)
+
+
+def numbered(prefix: str, number: int) -> str:
+    """The id of candidate ``number`` of one relation and strategy."""
+    return f"{prefix}-{number:06d}"
+
+
+def candidate_ids(request_id: str, sentences: int) -> list[str]:
+    """The ids of the candidates of one request, whose first has the request's own."""
+    prefix, _, number = request_id.rpartition("-")
+    return [request_id, *(numbered(prefix, int(number) + further) for further in range(1, sentences))]
+
+
+def slugs_of(relations: Iterable[Relation]) -> dict[str, str]:
+    """Relation -> its name as a distinct part of an id."""
+    slugs: dict[str, str] = {}
+    for number, relation in enumerate(relations):
+        slug = re.sub(r"[^a-z0-9]+", "-", relation.name.lower()).strip("-") or f"relation-{number}"
+        while slug in slugs.values():
+            slug = f"{slug}-{number}"
+        slugs[relation.name] = slug
+    return slugs
+
+
+def number_of(seed: int, name: str) -> int:
+    """A number of 64 bits that follows from the run's seed and a name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
 
 
 def rows_per_file(total: int) -> int:
@@ -149,15 +194,11 @@ def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], ste
 
 def accepted_samples(run: RunFolder, rounds: Iterable[int]) -> dict[str, list[Example]]:
     """Relation -> unique and correct samples of ``rounds``, without the naive baseline, in order of their ids."""
-    import pyarrow.dataset as pads
-
-    files = run.table_files(*(Round.of(number).scores for number in rounds))
+    tables = [Round.of(number).scores for number in rounds]
+    accepted = pc.field("unique") & pc.field("correct") & (pc.field("strategy") != NAIVE)
+    rows = scan.rows(run, tables, ["candidate_id", "relation", *scan.SENTENCE], accepted)
     found: dict[str, list[Example]] = {}
-    if not files:
-        return found
-    columns = ["candidate_id", "relation", "text", "head_start", "head_end", "tail_start", "tail_end"]
-    own = pads.field("unique") & pads.field("correct") & (pads.field("strategy") != NAIVE)
-    for row in pads.dataset(files, filesystem=run.fs).to_table(columns, filter=own).sort_by("candidate_id").to_pylist():
+    for row in sorted(rows, key=itemgetter("candidate_id")):
         head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
         found.setdefault(row["relation"], []).append(Example(row["text"], head, tail, row["relation"], example_id=row["candidate_id"]))
     return found

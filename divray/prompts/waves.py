@@ -9,13 +9,32 @@ A plan is a pure function of the tables of the waves before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 from divray.config import Config
+from divray.relations import Example, Relation
+from divray.schemas import NAIVE
 
 QUOTA_WAVES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Which candidates of a round are asked for now.
+
+    Attributes:
+        number: 0 for a round's first wave.
+        count: Relation -> strategy -> candidates asked for now.
+        first: Relation -> strategy -> candidates asked for in the waves before.
+        accepted: Relation -> samples accepted before, in order of their ids.
+    """
+
+    number: int
+    count: Mapping[str, Mapping[str, int]]
+    first: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    accepted: Mapping[str, list[Example]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +49,19 @@ class Tally:
 def wave_count(config: Config) -> int:
     """How many waves a round has, at most."""
     return config.sampling.waves or (QUOTA_WAVES if config.sampling.quota else 1)
+
+
+def first_wave(config: Config, relations: Sequence[Relation], round_: int, accepted: Mapping[str, list[Example]] | None = None) -> Wave:
+    """The round's first wave: everything, or a share of it where further waves follow; round 0 has the naive baseline, too."""
+    counts = split_by_strategy(config, opening_counts(config, [relation.name for relation in relations]))
+    if round_ == 0:
+        counts = {name: {**shares, NAIVE: config.sampling.naive_candidates_per_relation} for name, shares in counts.items()}
+    return Wave(0, counts, accepted=accepted or {})
+
+
+def split_by_strategy(config: Config, wanted: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Relation -> candidates, to relation -> strategy -> candidates."""
+    return {name: apportion(config.prompts.strategies, count) for name, count in wanted.items()}
 
 
 def opening_counts(config: Config, relations: Sequence[str]) -> dict[str, int]:

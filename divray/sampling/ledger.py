@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from divray.run_folder import Round, RunFolder
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
 ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
 
@@ -29,30 +29,22 @@ def failure_reason(error: str) -> str:
 
 def write_ledger(run: RunFolder, own: Round) -> dict[str, int]:
     """Write a round's ``failed`` (``schemas.FAILED``) from its ``completions``; returns reason -> rows."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.dataset as pads
-
-    blank = pc.equal(pc.utf8_trim_whitespace(pads.field("completion")), "")
-    failed = (pads.field("error") != "") | blank | (pads.field("finish_reason") == "length")
+    blank = pc.equal(pc.utf8_trim_whitespace(pc.field("completion")), "")
+    failed = (pc.field("error") != "") | blank | (pc.field("finish_reason") == "length")
     table = _scanned(run, own.completions, [*FAILED.names[:3], "error", "finish_reason"], failed)
     whose = {error: failure_reason(error) for error in table["error"].unique().to_pylist()}
     cut = pc.if_else(pc.equal(table["finish_reason"], "length"), "truncated", "empty")
     named = pa.chunked_array([[whose[error] for error in table["error"].to_pylist()]], pa.string())
     table = table.append_column("reason", pc.if_else(pc.equal(table["error"], ""), cut, named))
     run.write_table(own.failed, table.select(FAILED.names).cast(FAILED).sort_by("candidate_id"), ROWS_PER_PART)
-    counts = {entry["values"]: entry["counts"] for entry in table["reason"].value_counts().to_pylist()}
-    return dict(sorted(counts.items()))
+    return dict(sorted(Counter(table["reason"].to_pylist()).items()))
 
 
 def retry_rows(run: RunFolder, own: Round) -> pa.Table:
     """The request rows (``schemas.PROMPTS``) of a round whose failure was the engine's own."""
-    import pyarrow as pa
-    import pyarrow.dataset as pads
-
-    failed = _scanned(run, own.completions, ["candidate_id", "error"], pads.field("error") != "").to_pylist()
+    failed = _scanned(run, own.completions, ["candidate_id", "error"], pc.field("error") != "").to_pylist()
     again = pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
-    return _scanned(run, own.prompts, PROMPTS.names, pads.field("candidate_id").isin(again)).sort_by("candidate_id")
+    return _scanned(run, own.prompts, PROMPTS.names, pc.field("candidate_id").isin(again)).sort_by("candidate_id")
 
 
 def forget_completions(run: RunFolder, own: Round) -> None:
@@ -67,14 +59,9 @@ def forget_completions(run: RunFolder, own: Round) -> None:
 def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
     """Let the successful rows of table ``answers`` take the places of their failed ones; returns how many.
 
-    Only files with failed rows are read, and each is written whole under its own name, so that a call which was ended
-    half-way is made good by another.
+    Only files with failed rows are read, and each is written whole under its own name: a call that was ended half-way
+    is made good by another.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.dataset as pads
-    import pyarrow.parquet as pq
-
     found: list[pa.Table] = []
     for file in run.files(answers, ".parquet"):
         with contextlib.suppress(pa.ArrowInvalid):  # one that a kill cut short
@@ -83,7 +70,7 @@ def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
     if not found:
         return 0
     new = pa.concat_tables(found).cast(COMPLETIONS)
-    wanted = pads.field("candidate_id").isin(new["candidate_id"].combine_chunks()) & (pads.field("error") != "")
+    wanted = pc.field("candidate_id").isin(new["candidate_id"].combine_chunks()) & (pc.field("error") != "")
     placed = _scanned(run, completions, ["candidate_id", "__filename"], wanted)
     for path in placed["__filename"].unique().to_pylist():
         table = pq.read_table(path, columns=COMPLETIONS.names, filesystem=run.fs).cast(COMPLETIONS)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from divray import console
 from divray.alignment import base_model
@@ -13,14 +14,12 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.engines import Answer
 from divray.engines.complete import complete
-from divray.prompts import Wave, candidate_ids, chat_renderer, request_rows, write_prompts
+from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
 from divray.prompts.pairs import read_pool
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
-from divray.prompts.plan import split_by_strategy
 from divray.prompts.record import read_records
-from divray.prompts.rows import accepted_samples
-from divray.prompts.waves import Tally, next_counts, quota_account, wave_count
-from divray.relations import Example, Relation
+from divray.prompts.rows import accepted_samples, candidate_ids
+from divray.prompts.waves import Tally, next_counts, quota_account, split_by_strategy, wave_count
 from divray.resources import uses_gpu
 from divray.run_folder import Round, RunFolder
 from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
@@ -28,6 +27,7 @@ from divray.scan import ASKED, tally
 from divray.schemas import NAIVE, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
+from divray.texts import SPANS
 
 
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
@@ -49,9 +49,8 @@ def run(
 ) -> dict[str, Any]:
     """Complete ``round-XX/prompts`` into ``completions``, parse those into ``samples``, and list the ``failed``.
 
-    With waves the accepted samples so far decide on further prompts, which are written and completed in turn
-    (:mod:`divray.prompts.waves`).  A call that was killed goes on where it was: finished completions are
-    kept.  The samples are a pure function of the completions, sorted by ``candidate_id``.
+    With waves the accepted samples so far decide on further prompts, which are completed in turn (:mod:`divray.prompts.waves`).
+    A call that was killed goes on where it was.  The samples are a pure function of the completions, sorted by ``candidate_id``.
 
     Args:
         answer: A function in the engine's place; see :func:`~divray.engines.complete.complete`.
@@ -63,29 +62,16 @@ def run(
     Raises:
         EngineError: The engine died at every try.
     """
-    if wave_count(config) == 1 and config.sampling.quota is None:
-        return _pass(config, run, round, on_progress, answer)
-    return _waves(config, run, round, on_progress, answer)
-
-
-def _pass(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    own = Round.of(round)
-    model, adapter = policy_model(config, run, round)
-    complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
-    return parse_round(config, run, own)
-
-
-def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | None, answer: Answer | None) -> dict[str, Any]:
-    own = Round.of(round)
+    own, quota = Round.of(round), config.sampling.quota
     relations, seeds = stated(config, read_relations(run)), read_seeds(run)
-    chat, pool = chat_renderer(config), read_pool(run)
     wave = len(run.files(own.waves))
     for file in run.files(own.prompts):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
-        counts = _pass(config, run, round, on_progress, answer)
-        if config.sampling.quota is None and wave + 1 == wave_count(config):
+        _ask(config, run, round, own, on_progress, answer)
+        counts = parse_round(config, run, own)
+        if quota is None and wave + 1 == wave_count(config):
             return counts
         scoring.run(config, run, round)
         tallies = tallies_of(run, own, [relation.name for relation in relations])
@@ -93,45 +79,41 @@ def _waves(config: Config, run: RunFolder, round: int, on_progress: Progress | N
         if not wanted:
             break
         wave += 1
-        plan = Wave(wave, split_by_strategy(config, wanted), _asked(run, own), accepted_samples(run, range(round + 1)))
-        rows = request_rows(config, relations, seeds, round, chat, plan, pool)
+        asked: dict[str, dict[str, int]] = {}
+        for (relation, strategy), (_, count) in tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED).items():
+            asked.setdefault(relation, {})[strategy] = int(count)
+        plan = Wave(wave, split_by_strategy(config, wanted), asked, accepted_samples(run, range(round + 1)))
+        rows = request_rows(config, relations, seeds, round, chat_renderer(config), plan, read_pool(run))
         write_prompts(run, own.prompts, rows, f"wave-{wave:02d}")
         run.write_json(f"{own.waves}/{wave:02d}.json", wanted)
         console.log(f"{own.name} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
-    if config.sampling.quota is None:
+    if quota is None:
         return counts
     account = quota_account(config, tallies, ended_by, wave + 1)
     run.write_json(own.quota, account)
     return {**counts, "waves": wave + 1, "missing": account["missing"]}
 
 
-def _asked(run: RunFolder, own: Round) -> dict[str, dict[str, int]]:
-    """Relation -> strategy -> candidates asked for so far."""
-    found: dict[str, dict[str, int]] = {}
-    counted = tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED)
-    for (relation, strategy), (_, count) in counted.items():
-        found.setdefault(relation, {})[strategy] = int(count)
-    return found
+def _ask(config: Config, run: RunFolder, round: int, tables: Round, on_progress: Progress | None, answer: Answer | None) -> None:
+    """Have the round's model complete the prompts of ``tables``."""
+    model, adapter = policy_model(config, run, round)
+    complete(config, run, tables.prompts, tables.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
 
 
 def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Tally]:
-    """Each relation's :class:`Tally`, from the tables of a round."""
-    prompts = tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED)
-    tokens = tally(run, own.completions, ["relation", "strategy"], ["generated_tokens"])
-    scores = tally(run, own.scores, ["relation", "strategy", "unique", "correct"])
-
-    def total(counts: dict[Any, tuple[float, ...]], relation: str, place: int) -> int:
-        return int(sum(values[place] for key, values in counts.items() if key[0] == relation and key[1] != NAIVE and False not in key[2:]))
-
-    return {name: Tally(total(prompts, name, 1), total(scores, name, 0), total(tokens, name, 1)) for name in relations}
+    """Each relation's :class:`Tally`, from the tables of a round, without the naive baseline."""
+    loop = pc.field("strategy") != NAIVE
+    asked = tally(run, own.prompts, ["relation"], ["asked"], ASKED, loop)
+    accepted = tally(run, own.scores, ["relation"], where=loop & pc.field("unique") & pc.field("correct"))
+    tokens = tally(run, own.completions, ["relation"], ["generated_tokens"], where=loop)
+    found = {name: [int(counts.get((name,), (0, 0))[-1]) for counts in (asked, accepted, tokens)] for name in relations}
+    return {name: Tally(*numbers) for name, numbers in found.items()}
 
 
 def retry_failed(
     config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None
 ) -> dict[str, Any]:
-    """Ask again for the requests of a round whose failure was the engine's own, and for nothing else.
-
-    What succeeds now takes the failed row's place; the round is then parsed anew.
+    """Ask again for the requests of a round whose failure was the engine's own; what succeeds now takes the failed row's place.
 
     Returns:
         Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
@@ -139,15 +121,14 @@ def retry_failed(
     own = Round.of(round)
     retry = Round.at(own.retry)
     killed = bool(run.files(retry.name))
-    mended = put_in_place(run, retry.completions, own.completions)  # of a retry that was killed
+    mended = put_in_place(run, retry.completions, own.completions) if killed else 0
     again = retry_rows(run, own)
     if not again.num_rows and not killed:
         return {"retried": 0, "mended": 0}
     if again.num_rows:
         run.delete(retry.name)
         write_prompts(run, retry.prompts, iter(again.to_pylist()))
-        model, adapter = policy_model(config, run, round)
-        complete(config, run, retry.prompts, retry.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
+        _ask(config, run, round, retry, on_progress, answer)
         mended += put_in_place(run, retry.completions, own.completions)
         for record in run.files(f"{retry.completions}.engines"):
             run.write_bytes(record.replace("/retry/", "/"), run.read_bytes(record))
@@ -161,7 +142,10 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     run.forget(own.record("sample"))
     run.delete(own.samples)
     relations, seeds = read_relations(run), read_seeds(run)
-    parse = partial(parse_batch, types=_types_of(relations, seeds), form=form_of(seeds, relations), max_tokens=config.sampling.max_tokens)
+    # Where the human examples have no types, a typed sample would give its label away.
+    typed = any(seed.head_type or seed.tail_type for seed in seeds)
+    types = {relation.name: (relation.head_type, relation.tail_type) if typed else ("", "") for relation in relations}
+    parse = partial(parse_batch, types=types, form=form_of(seeds, relations), max_tokens=config.sampling.max_tokens)
     completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(own.samples), filesystem=run.fs)
@@ -190,10 +174,7 @@ def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form, 
                     **{name: row[name] for name in SAMPLES.names if name in row},
                     "candidate_id": candidate_id,
                     "text": parsed.text,
-                    "head_start": parsed.head[0],
-                    "head_end": parsed.head[1],
-                    "tail_start": parsed.tail[0],
-                    "tail_end": parsed.tail[1],
+                    **dict(zip(SPANS, (*parsed.head, *parsed.tail), strict=True)),
                     "head_type": head_type,
                     "tail_type": tail_type,
                     "rejection": parsed.rejection,
@@ -217,9 +198,3 @@ def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Par
     parsed = [parse_record(record, form) for record in records[:asked]]
     missing = "truncated" if cut else "no_record" if asked == 1 else "not_written"
     return parsed + [Parsed(rejection=missing)] * (asked - len(parsed))
-
-
-def _types_of(relations: list[Relation], seeds: list[Example]) -> dict[str, tuple[str, str]]:
-    """No types for the samples where the human examples have none: a typed sample would give its label away."""
-    typed = any(seed.head_type or seed.tail_type for seed in seeds)
-    return {relation.name: (relation.head_type, relation.tail_type) if typed else ("", "") for relation in relations}
