@@ -149,7 +149,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     from divray.prompts import request_rows, write_prompts
     from divray.report.account import account
     from divray.run_folder import RunFolder
-    from divray.sampling.stage import run as sample
+    from divray.sampling import run as sample
     from divray.schemas import NAIVE
     from divray.scoring.stage import run as score
 

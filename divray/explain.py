@@ -22,7 +22,7 @@ from divray.prompts.rows import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
 from divray.run_folder import SEEDS, TEST, Round, RunFolder
-from divray.sampling.stage import policy_model
+from divray.sampling import policy_model
 from divray.scan import SENTENCE, Row, batches, rows, tally
 from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED
 from divray.texts import SEED_PREFIX, compared_texts, configured_shingles

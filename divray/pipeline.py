@@ -31,7 +31,7 @@ from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
 from divray.run_folder import Round, RunFolder
-from divray.sampling.ledger import forget_completions
+from divray.sampling import forget_completions
 from divray.stages import STAGES, Stage, record_name, schedule
 
 _PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")

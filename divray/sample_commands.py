@@ -24,7 +24,7 @@ from divray.prompts.parsing import form_of
 from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.summary import run as report
 from divray.run_folder import RunFolder
-from divray.sampling.stage import parsed_records
+from divray.sampling import parsed_records
 from divray.scan import Row
 from divray.selection import write_card
 from divray.texts import visible

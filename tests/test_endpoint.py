@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 from conftest import free_port
+from pydantic import SecretStr
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.engines.complete import complete
-from divray.engines.openai import Key, payload
+from divray.engines.openai import payload
 from divray.errors import EngineError, InputError
 from divray.models import local_model
 from divray.pipeline import check
@@ -30,7 +31,7 @@ from divray.prompts import chat_renderer, request_rows, write_prompts
 from divray.prompts.record import read_records
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
-from divray.sampling.ledger import failure_reason
+from divray.sampling import failure_reason
 
 SECRET = "sk-very-secret"
 RECORD = " Ada Varn\nTail (place): Alden\nSentence: Ada Varn saw the lights of Alden."
@@ -175,7 +176,7 @@ def test_what_only_vllm_knows_is_sent_only_to_vllm() -> None:
     sent = payload(row, parameters, vllm=True, chat=True)
     assert sent["extra_body"] == {"min_p": 0.1, "structured_outputs": {"regex": "a"}}
     assert sent["messages"] == [{"role": "user", "content": "p"}]
-    assert SECRET not in repr(Key(SECRET))
+    assert SECRET not in repr(SecretStr(SECRET))
 
 
 def test_an_endpoint_needs_its_address_and_one_round() -> None:

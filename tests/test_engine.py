@@ -22,8 +22,8 @@ from divray.prompts import request_rows, write_prompts
 from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
-from divray.sampling.stage import parse_batch, policy_model, retry_failed
-from divray.sampling.stage import run as sample
+from divray.sampling import parse_batch, policy_model, retry_failed
+from divray.sampling import run as sample
 from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
 
 SMALL = [

@@ -15,7 +15,7 @@ from conftest import FASTER
 from divray.config import Config, load_config
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
-from divray.sampling.stage import run as sample
+from divray.sampling import run as sample
 from divray.schemas import COMPLETIONS
 
 SMALL = [

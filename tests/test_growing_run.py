@@ -20,7 +20,7 @@ from divray.extraction.stage import examples_of
 from divray.prompts.record import completion_of
 from divray.quickstart import folder
 from divray.run_folder import TEST, RunFolder
-from divray.sampling.stage import run as sample
+from divray.sampling import run as sample
 
 SMALL = [
     *FASTER,

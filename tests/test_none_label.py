@@ -23,7 +23,7 @@ from divray.prompts.record import completion_of
 from divray.quickstart import folder
 from divray.relations import Example, render_marked
 from divray.run_folder import TEST, UNLABELLED, RunFolder
-from divray.sampling.stage import run as sample
+from divray.sampling import run as sample
 from divray.stages import STAGES
 
 NONE = "no_relation"

@@ -29,7 +29,7 @@ from divray.quickstart import folder
 from divray.relations import Relation
 from divray.run_folder import RunFolder
 from divray.sample_commands import preview
-from divray.sampling.stage import run as sample
+from divray.sampling import run as sample
 from divray.schemas import PAIRS_A_COMPLETION, PROMPTS
 
 RELATION = Relation("works_for", "The head works for the tail.", "person", "organization")

@@ -13,7 +13,7 @@ from conftest import FASTER, exported
 
 from divray.config import load_config
 from divray.quickstart import folder
-from divray.sampling.stage import run as sample
+from divray.sampling import run as sample
 
 SMALL = [
     *FASTER,

@@ -29,9 +29,8 @@ from divray.prompts.record import labels
 from divray.prompts.waves import Tally, next_counts, opening_counts, quota_account
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
-from divray.sampling.ledger import failure_reason
-from divray.sampling.stage import parse_batch, parsed_records, retry_failed
-from divray.sampling.stage import run as sample
+from divray.sampling import failure_reason, parse_batch, parsed_records, retry_failed
+from divray.sampling import run as sample
 from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
 
 SMALL = [
@@ -113,7 +112,7 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
 
     run.finish("round-00.sample", 1.0, counts)
     again = playing(lambda name: "" if name == flaky else "RuntimeError: asked twice")
-    monkeypatch.setattr("divray.sampling.stage.retry_failed", partial(retry_failed, answer=again))
+    monkeypatch.setattr("divray.sampling.retry_failed", partial(retry_failed, answer=again))
     retry(config, run, None)
     assert "1 requests tried again, 1 mended" in capsys.readouterr().err
     counts = (run.record("round-00.sample") or {})["counts"]
@@ -141,7 +140,7 @@ def test_a_retry_that_was_killed_goes_on_where_it_was(ray_two_cpus: None, uri: s
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("divray.sampling.stage.parse_round", killed)
+        patched.setattr("divray.sampling.parse_round", killed)
         still = playing(lambda name: "RuntimeError: again" if name == names[1] else "")
         with pytest.raises(KeyboardInterrupt):
             retry_failed(config, run, 0, answer=still)

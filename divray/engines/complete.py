@@ -2,8 +2,7 @@
 
 Ray's job checkpoint makes it resumable: a row whose completion lies in the target is never asked again.  An engine that dies
 costs the requests that it had, which are asked again; one that dies at every start or on every batch is given up with its own
-cause.  When the engines were there stands in ``<target>.engines/``, one JSON file a pass, from which the report tells why one
-was idle.
+cause.  When the engines were there stands in ``<target>.engines/``, one JSON file a pass.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from divray.config import Config
 from divray.engines import Answer, Request, Row
@@ -54,8 +55,6 @@ def complete(
     """Have the LLM complete every request row of table ``source`` into table ``target``.
 
     Args:
-        config: ``sampling``, ``engine`` and ``seed`` count here.
-        run: Folder of both tables.
         source: Table of ``schemas.PROMPTS``; each of its files is a block.
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
         model: Reference that each engine resolves, or ``endpoint``: the server that ``engine.endpoint`` names.
@@ -76,11 +75,10 @@ def complete(
     if there == total:
         return total  # and no engine is started
     pool = engines_for(config, model, bool(adapter), answer)
-    watch = _Watch(pool.health, total - there, on_progress, run, f"{target}.engines/{time.time():.3f}.json")
     try:
-        with watch:
+        with _watched(pool.health, total - there, on_progress, run, f"{target}.engines/{time.time():.3f}.json") as record:
             written = _stream(config, run, source, target, pool, adapter, greedy)
-            watch.backpressure = backpressure_seconds(written)
+            record["backpressure_seconds"] = backpressure_seconds(written)
     except Exception as error:
         state: dict[str, Any] = ray.get(pool.health.state.remote())
         stop()
@@ -93,7 +91,6 @@ def complete(
 
 def whole_rows(run: RunFolder, table: str) -> int:
     """Rows in the whole files of a table; one that a kill or a full disk cut short counts for nothing."""
-    import pyarrow.parquet as pq
 
     def rows(file: str) -> int:
         try:
@@ -109,11 +106,9 @@ def _stream(config: Config, run: RunFolder, source: str, target: str, pool: Pool
     import ray.data
     from ray.data.checkpoint import CheckpointConfig
 
-    context = ray.data.DataContext.get_current()
-    before = context.checkpoint_config
-    checkpoint = run.path(f"{target}.checkpoint")
+    context, most = ray.data.DataContext.get_current(), BLOCKS_IN_FLIGHT
+    before, checkpoint = context.checkpoint_config, run.path(f"{target}.checkpoint")
     context.checkpoint_config = CheckpointConfig("candidate_id", checkpoint, delete_checkpoint_on_success=False, override_filesystem=run.fs)
-    most = BLOCKS_IN_FLIGHT
     try:
         requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
         completions: ray.data.Dataset = requests.map_batches(
@@ -149,7 +144,7 @@ class Ask:
         self.slots: dict[int, int] = {}
         self.taken = [0] * len(engines)
         self.lost: dict[int, Exception] = {}
-        self.joining: set[asyncio.Task[None]] = set()
+        self.joining: dict[int, asyncio.Task[None]] = {}
         self.changed = asyncio.Event()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -173,31 +168,25 @@ class Ask:
                 answer: list[Row] = await self.engines[number].complete.remote(requests)
                 return answer
             except RayActorError:  # the engine is gone; its requests are asked again
-                if self.slots.pop(number, None) is not None:
-                    self._join(number)
+                self.slots.pop(number, None)
             finally:
                 self.taken[number] -= len(rows)
                 self.changed.set()
 
     async def _free(self) -> int:
         """The engine with the fewest candidates, once one has room."""
-        if not self.slots and not self.joining and not self.lost:
-            for number in range(len(self.engines)):
-                self._join(number)
         while len(self.lost) < len(self.engines):
+            for number in range(len(self.engines)):
+                if not any(number in known for known in (self.slots, self.joining, self.lost)):
+                    self.joining[number] = asyncio.create_task(self._join(number))
             if able := [number for number, slots in self.slots.items() if self.taken[number] < slots]:
                 return min(able, key=self.taken.__getitem__)
             self.changed.clear()
             await self.changed.wait()
         raise self.lost[0]
 
-    def _join(self, number: int) -> None:
+    async def _join(self, number: int) -> None:
         """Give this engine batches once it is ready."""
-        task = asyncio.get_running_loop().create_task(self._wait(number))
-        self.joining.add(task)
-        task.add_done_callback(self.joining.discard)
-
-    async def _wait(self, number: int) -> None:
         from ray.exceptions import ActorUnavailableError, RayActorError
 
         try:
@@ -208,6 +197,7 @@ class Ask:
                     await asyncio.sleep(1)
         except RayActorError as error:  # given up
             self.lost[number] = error
+        del self.joining[number]
         self.changed.set()
 
 
@@ -223,45 +213,38 @@ def backpressure_seconds(written: ray.data.Dataset) -> float:
     return seconds
 
 
-class _Watch:
-    """Tells about progress, and keeps the record of the pass's engines in the run folder."""
+@contextlib.contextmanager
+def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFolder, name: str) -> Iterator[dict[str, Any]]:
+    """While the block runs, tell about progress and keep the record ``name`` of the pass's engines, which the block may add to."""
+    import ray
 
-    def __init__(self, health: Any, total: int, on_progress: Progress | None, run: RunFolder, record: str) -> None:
-        self.health, self.total, self.on_progress = health, total, on_progress
-        self.run, self.record = run, record
-        self.began_at, self.backpressure = time.time(), 0.0
-        self.known: dict[str, Any] = {}
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
+    record: dict[str, Any] = {"began_at": time.time(), "ended_at": None, "backpressure_seconds": 0.0, "engines": {}}
+    before: int = ray.get(health.state.remote())["rows"]
+    done = threading.Event()
 
-    def __enter__(self) -> None:
-        import ray
-
-        self.before = ray.get(self.health.state.remote())["rows"]
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join(timeout=10)
-        self._tell()
-
-    def _follow(self) -> None:
-        while not self.done.wait(1.0):
-            self._tell()
-
-    def _tell(self) -> None:
-        import ray
-
+    def tell() -> None:
         with contextlib.suppress(ray.exceptions.RayError, OSError):
-            state = ray.get(self.health.state.remote(), timeout=10)
-            if self.on_progress is not None:
-                self.on_progress(state["rows"] - self.before, self.total, "" if state["ready"] else "engine starting")
+            state = ray.get(health.state.remote(), timeout=10)
+            if on_progress is not None:
+                on_progress(state["rows"] - before, total, "" if state["ready"] else "engine starting")
             # One that was there before counts from when the pass began.
             engines = {
-                name: {moment: seconds and max(seconds, self.began_at) for moment, seconds in engine.items()}
-                for name, engine in state["engines"].items()
+                engine: {moment: seconds and max(seconds, record["began_at"]) for moment, seconds in times.items()}
+                for engine, times in state["engines"].items()
             }
-            if engines != self.known or self.done.is_set():
-                self.known, ended = engines, time.time() if self.done.is_set() else None
-                record = {"began_at": self.began_at, "ended_at": ended, "backpressure_seconds": self.backpressure, "engines": engines}
-                self.run.write_json(self.record, record)
+            if engines != record["engines"] or done.is_set():
+                record.update(engines=engines, ended_at=time.time() if done.is_set() else None)
+                run.write_json(name, record)
+
+    def follow() -> None:
+        while not done.wait(1.0):
+            tell()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield record
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        tell()

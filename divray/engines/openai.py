@@ -11,21 +11,13 @@ import re
 import time
 from typing import Any
 
+from pydantic import SecretStr
+
 from divray.engines import Request, Row
 from divray.sections import EndpointConfig
 
 _NUMBER = re.compile(r"^\s*\d+[.)](?=\s)")
 _OPENAI = ("temperature", "top_p", "max_tokens", "stop", "seed")
-
-
-class Key:
-    """A key that no repr, log line or traceback shows."""
-
-    def __init__(self, value: str) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "Key(***)"
 
 
 class UnexpectedAnswer(Exception):
@@ -35,13 +27,17 @@ class UnexpectedAnswer(Exception):
 class OpenAIEngine:
     """The server of ``engine.endpoint``; ``key`` is the bearer's token, and where ``chat``, the prompt is a user's message."""
 
-    def __init__(self, settings: EndpointConfig, key: Key, chat: bool) -> None:
+    def __init__(self, settings: EndpointConfig, key: SecretStr, chat: bool) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self.settings, self.chat, self.any_answer = settings, chat, False
         sender = DefaultAsyncHttpxClient(event_hooks={"request": [self._turn_again]}, timeout=settings.timeout)
         self.client = AsyncOpenAI(
-            base_url=settings.url, api_key=key.value, max_retries=settings.max_retries, timeout=settings.timeout, http_client=sender
+            base_url=settings.url,
+            api_key=key.get_secret_value(),
+            max_retries=settings.max_retries,
+            timeout=settings.timeout,
+            http_client=sender,
         )
         self.room, self.next_at = asyncio.Semaphore(settings.concurrency), 0.0
         self.slots = 2 * settings.concurrency

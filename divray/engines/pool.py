@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pydantic import SecretStr
+
 from divray.config import Config
 from divray.engines import ENDPOINT, Answer, FunctionEngine
 from divray.engines.actor import EngineActor, EngineHealth
-from divray.engines.openai import Key, OpenAIEngine
+from divray.engines.openai import OpenAIEngine
 from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads, lora_arguments
 from divray.resources import gpus_of, machines_there, task_gpus, train_gpus, uses_gpu
 from divray.stages import Work
@@ -51,7 +53,7 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
     gpu = uses_gpu(config)
     arguments = engine_arguments(config, gpu, max((int(machine.get("GPU", 0)) for machine in machines_there()), default=0))
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
-    secret = os.environ.get(endpoint.key_variable) or "none" if endpoint else ""
+    secret = SecretStr(os.environ.get(endpoint.key_variable) or "none" if endpoint else "")
     key = (_job(), answer or (model, endpoint or arguments, secret), config.prompts.style, config.engine.pool)
     if _pool is not None and _pool.key == key and (_pool.adapters or not adapter):
         return _pool
@@ -61,7 +63,7 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that can't be lost
     count, group = config.engine.pool[1], None
     if endpoint:
-        make: Any = partial(OpenAIEngine, endpoint, Key(secret), config.prompts.style == "chat")
+        make: Any = partial(OpenAIEngine, endpoint, secret, config.prompts.style == "chat")
         options: dict[str, Any] = {"num_cpus": 0.1}
         count = 1
     else:

@@ -1,12 +1,16 @@
-"""The ``sample`` stage: request rows through the engine, and every completion to samples or rejections."""
+"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections, the ledger of failed requests,
+and the second try of those whose failure was the engine's own."""
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from divray import console
 from divray.alignment import base_model
@@ -22,12 +26,17 @@ from divray.prompts.rows import accepted_samples, candidate_ids
 from divray.prompts.waves import Tally, next_counts, quota_account, split_by_strategy, wave_count
 from divray.resources import uses_gpu
 from divray.run_folder import Round, RunFolder
-from divray.sampling.ledger import failure_reason, put_in_place, retry_rows, write_ledger
 from divray.scan import ASKED, tally
-from divray.schemas import NAIVE, SAMPLES
+from divray.schemas import COMPLETIONS, FAILED, NAIVE, PROMPTS, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
 from divray.texts import SPANS
+
+ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
+LEDGER_PART = 10_000
+"""Rows of a file of the ledger."""
+_REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError")
+_LENGTH = ("longer than the context", "maximum model length", "maximum context length", "max_model_len", "is too long")
 
 
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
@@ -185,7 +194,7 @@ def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form, 
 
 def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Parsed]:
     """What each candidate of one completion row parses to; besides the reasons of :func:`~divray.prompts.parsing.parse_record`
-    a rejection is a reason of :mod:`divray.sampling.ledger`, ``empty``, ``truncated``, ``no_record`` or ``not_written``."""
+    a rejection is one of :func:`failure_reason`, ``empty``, ``truncated``, ``no_record`` or ``not_written``."""
     asked = row.get("sentences") or 1
     if row["error"]:
         return [Parsed(rejection=failure_reason(row["error"]))] * asked
@@ -198,3 +207,70 @@ def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Par
     parsed = [parse_record(record, form) for record in records[:asked]]
     missing = "truncated" if cut else "no_record" if asked == 1 else "not_written"
     return parsed + [Parsed(rejection=missing)] * (asked - len(parsed))
+
+
+def failure_reason(error: str) -> str:
+    """Whose fault an ``error`` of a completion is: the request's (refused for good) or the engine's."""
+    if any(words in error for words in _LENGTH):
+        return TOO_LONG
+    return REJECTED if error.partition(":")[0].strip() in _REFUSALS else ENGINE_ERROR
+
+
+def write_ledger(run: RunFolder, own: Round) -> dict[str, int]:
+    """Write a round's ``failed`` (``schemas.FAILED``) from its ``completions``; returns reason -> rows."""
+    blank = pc.equal(pc.utf8_trim_whitespace(pc.field("completion")), "")
+    failed = (pc.field("error") != "") | blank | (pc.field("finish_reason") == "length")
+    rows = _scanned(run, own.completions, [*FAILED.names[:3], "error", "finish_reason"], failed).sort_by("candidate_id").to_pylist()
+    for row in rows:
+        row["reason"] = failure_reason(row["error"]) if row["error"] else "truncated" if row["finish_reason"] == "length" else "empty"
+    run.write_table(own.failed, pa.Table.from_pylist(rows, FAILED), LEDGER_PART)
+    return dict(sorted(Counter(row["reason"] for row in rows).items()))
+
+
+def retry_rows(run: RunFolder, own: Round) -> pa.Table:
+    """The request rows (``schemas.PROMPTS``) of a round whose failure was the engine's own."""
+    failed = _scanned(run, own.completions, ["candidate_id", "error"], pc.field("error") != "").to_pylist()
+    again = pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
+    return _scanned(run, own.prompts, PROMPTS.names, pc.field("candidate_id").isin(again)).sort_by("candidate_id")
+
+
+def forget_completions(run: RunFolder, own: Round) -> None:
+    """Remove what the engine wrote for a round, and the prompts that followed from it (waves after the first)."""
+    for name in (own.completions, f"{own.completions}.checkpoint", f"{own.completions}.engines", own.retry, own.waves, own.quota):
+        run.delete(name)
+    for file in run.files(own.prompts):
+        if file.rpartition("/")[2].startswith("wave-"):
+            run.delete(file)
+
+
+def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
+    """Let the successful rows of table ``answers`` take the places of their failed ones; returns how many.
+
+    Only files with failed rows are read, and each is written whole under its own name: a call that was ended half-way
+    is made good by another.
+    """
+    found: list[pa.Table] = []
+    for file in run.files(answers, ".parquet"):
+        with contextlib.suppress(pa.ArrowInvalid):  # one that a kill cut short
+            table = pq.read_table(run.path(file), columns=COMPLETIONS.names, filesystem=run.fs)
+            found.append(table.filter(pc.equal(table["error"], "")))
+    if not found:
+        return 0
+    new = pa.concat_tables(found).cast(COMPLETIONS)
+    wanted = pc.field("candidate_id").isin(new["candidate_id"].combine_chunks()) & (pc.field("error") != "")
+    placed = _scanned(run, completions, ["candidate_id", "__filename"], wanted)
+    for path in placed["__filename"].unique().to_pylist():
+        table = pq.read_table(path, columns=COMPLETIONS.names, filesystem=run.fs).cast(COMPLETIONS)
+        own = placed.filter(pc.equal(placed["__filename"], path))["candidate_id"]
+        kept = table.filter(pc.invert(pc.is_in(table["candidate_id"], own.combine_chunks())))
+        mended = new.filter(pc.is_in(new["candidate_id"], own.combine_chunks()))
+        run.write_parquet(path.removeprefix(f"{run.root.rstrip('/')}/"), pa.concat_tables([kept, mended]))
+    return int(placed.num_rows)
+
+
+def _scanned(run: RunFolder, name: str, columns: list[str], where: pc.Expression) -> pa.Table:
+    """The rows of a table that ``where`` keeps, its files read side by side; none where there is no such table."""
+    import pyarrow.dataset as pads
+
+    schema = PROMPTS if name.endswith("prompts") else COMPLETIONS
+    return pads.dataset(run.table_files(name), schema=schema, format="parquet", filesystem=run.fs).to_table(columns=columns, filter=where)
