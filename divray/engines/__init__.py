@@ -22,17 +22,11 @@ ENDPOINT = "endpoint"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The candidates that are asked for by one prompt.
+    """The candidates that are asked for by one prompt."""
 
-    Attributes:
-        rows: One a candidate (``schemas.PROMPTS``), alike in all that the engine is told, but for the seed.
-        parameters: Sampling parameters, under vLLM's names.
-        adapter: Folder or URI of the LoRA adapter that answers; ``""``: the model alone.
-    """
-
-    rows: list[Row]
-    parameters: dict[str, Any]
-    adapter: str = ""
+    rows: list[Row]  # of schemas.PROMPTS, alike in all that the engine is told, but for the seed
+    parameters: dict[str, Any]  # for sampling, under vLLM's names
+    adapter: str = ""  # folder or URI of the LoRA adapter that answers, or the model alone
 
 
 class EngineDied(Exception):
@@ -40,8 +34,6 @@ class EngineDied(Exception):
 
 
 class Engine(Protocol):
-    """Completes requests."""
-
     slots: int
     """Candidates that it takes at a time, some of which wait."""
 

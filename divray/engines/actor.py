@@ -78,11 +78,8 @@ class Reporter:
         for metric in (self.in_flight, self.seconds, self.answered, self.tokens):
             metric.set_default_tags({"engine": self.engine})
 
-    def ready(self) -> None:
-        self._spent("start_up")
-        self.health.is_ready.remote(self.engine)
-
-    def _spent(self, state: str) -> None:
+    def spent(self, state: str) -> None:
+        """The engine has been in ``state`` (``start_up``, ``busy`` or ``idle``) until now."""
         now = time.monotonic()
         if now > self.since:
             self.seconds.inc(now - self.since, {"state": state})
@@ -90,7 +87,7 @@ class Reporter:
 
     def enter(self, change: int) -> None:
         """``change`` candidates more (or, negative, fewer) are inside the engine."""
-        self._spent("busy" if self.inside else "idle")
+        self.spent("busy" if self.inside else "idle")
         self.inside += change
         self.in_flight.set(self.inside)
 
@@ -125,7 +122,8 @@ class EngineActor:
         except Exception as error:
             ray.get(self.reporter.health.failed.remote(str(error) or type(error).__name__))
             os._exit(1)
-        self.reporter.ready()
+        self.reporter.spent("start_up")
+        self.reporter.health.is_ready.remote(self.reporter.engine)
 
     async def slots(self) -> int:
         """Candidates that the engine takes at a time; comes back once it is ready."""
@@ -144,7 +142,7 @@ class EngineActor:
         return rows
 
     async def _complete(self, request: Request) -> list[Row]:
-        times: Row = {"started_at": time.time(), "engine": self.reporter.engine}
+        started_at = time.time()
         self.reporter.enter(len(request.rows))
         try:
             answer = await self.engine.complete(request)
@@ -156,7 +154,7 @@ class EngineActor:
             raise
         finally:
             self.reporter.enter(-len(request.rows))
-        times["finished_at"] = time.time()
+        times = {"started_at": started_at, "finished_at": time.time(), "engine": self.reporter.engine}
         return [{**times, **row} for row in answer]
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from divray.prompts.record import Record
-from divray.relations import Example, Relation, Span, as_letters, mentions
+from divray.relations import Example, Relation, Span, as_letters, mentions, overlap
 
 _ENDS = ".!?…。．！？｡।॥؟۔։።՜՞"
 """Signs that end a sentence in the scripts that have one."""
@@ -31,14 +31,7 @@ MOST_HALVES = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A parsed record.
-
-    Attributes:
-        text: The sentence, ``""`` where rejected.
-        head: Span of the head in ``text``; ``(0, 0)`` where rejected.
-        tail: Span of the tail.
-        rejection: ``""`` for a valid sample, else one of the reasons of :func:`parse_record`.
-    """
+    """A parsed record: its sentence and two spans, or ``rejection``, one of the reasons of :func:`parse_record`."""
 
     text: str = ""
     head: Span = (0, 0)
@@ -48,29 +41,17 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the seeds of a task have in common, and so its samples must.
+    """What the seeds of a task have in common, and so its samples must."""
 
-    Attributes:
-        ended: Every seed ends with a sign that ends sentences.
-        capital: Every seed that begins with a cased letter begins with a capital.
-        single: No seed is several sentences.
-        bare: No seed stands after a list's number or in quotes as a whole, so that an LLM's are taken off.
-        whole_names: An entity that is one half of a longer name is rare among the seeds.
-        least_words: Words of the shortest seed, at most :data:`MIN_WORDS`.
-        placeholders: Folded words that stand for an entity and are none.
-        pairs: Folded ``(head, tail)`` of every seed; no sample repeats one.
-        texts: Folded seed sentences; no sample repeats one.
-    """
-
-    ended: bool
-    capital: bool
-    single: bool
-    bare: bool
-    whole_names: bool
-    least_words: int
-    placeholders: frozenset[str]
-    pairs: frozenset[tuple[str, str]]
-    texts: frozenset[str]
+    ended: bool  # every seed ends with a sign that ends sentences
+    capital: bool  # every seed that begins with a cased letter begins with a capital
+    single: bool  # no seed is several sentences
+    bare: bool  # no seed stands after a list's number or in quotes as a whole, so that an LLM's are taken off
+    whole_names: bool  # an entity that is one half of a longer name is rare among the seeds
+    least_words: int  # of the shortest seed, at most MIN_WORDS
+    placeholders: frozenset[str]  # folded words that stand for an entity and are none
+    pairs: frozenset[tuple[str, str]]  # folded (head, tail) of every seed; no sample repeats one
+    texts: frozenset[str]  # folded seed sentences; no sample repeats one
 
 
 def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
@@ -110,8 +91,7 @@ def parse_record(record: Record, form: Form) -> Parsed:
     text = " ".join(record.sentence.split())
     text = _bared(text) if form.bare else text
     entities = " ".join(record.head.split()), " ".join(record.tail.split())
-    problem = pair_problem(entities, form)
-    if problem:
+    if problem := pair_problem(entities, form):
         return Parsed(rejection=problem)
     if text.casefold() in form.texts:
         return Parsed(rejection="seed_sentence")
@@ -122,7 +102,7 @@ def parse_record(record: Record, form: Form) -> Parsed:
     # The sign that ends the sentence is no part of a name.
     last = len(text[:-1].rstrip()) if form.ended and text[-1] in _ENDS else len(text)
     (head,), (tail,) = ([(start, min(end, last)) for start, end in found] for found in spans)
-    if head[0] < tail[1] and tail[0] < head[1]:
+    if overlap(head, tail):
         return Parsed(rejection="overlap")
     if form.whole_names and (part_of_name(text, head) or part_of_name(text, tail)):
         return Parsed(rejection="part_of_name")
@@ -197,16 +177,12 @@ def _words(text: str) -> list[str]:
 
 def _is_several(text: str) -> bool:
     """Whether a sentence ends within ``text``: no small letter follows the sign, and a full stop comes after no abbreviation."""
-    for found in _INNER_END.finditer(text):
-        before, following = found[1] or "", found[2] or ""
-        if before == before.lower() and not following.islower():
-            return True
-    return False
+    ends = ((found[1] or "", found[2] or "") for found in _INNER_END.finditer(text))
+    return any(before == before.lower() and not following.islower() for before, following in ends)
 
 
 def _begins_small(text: str) -> bool:
-    first = next((character for character in text if character.isalpha()), "")
-    return first.islower()
+    return next((character for character in text if character.isalpha()), "").islower()
 
 
 def _is_ended(text: str) -> bool:

@@ -48,12 +48,8 @@ def as_json(example: Example) -> str:
 
 
 def completion_of(relation: Relation, example: Example, given: bool, chat: bool) -> str:
-    """What the engine would have to write to say ``example``, with the end at which sampling stops.
-
-    Args:
-        given: Whether the prompt gave the pair.
-        chat: Whether the record is JSON.
-    """
+    """What the engine would have to write to say ``example``, with the end at which sampling stops, where the prompt has ``given`` the
+    pair or not, as lines or, for a ``chat``, as JSON."""
     if chat:
         return json.dumps({"sentence": example.text}, ensure_ascii=False) if given else as_json(example)
     return f" {example.text}\n" if given else f"{as_lines(relation, example).removeprefix(labels(relation)[0])}\n\n"
@@ -76,12 +72,7 @@ def json_schema(given: bool, count: int = 1) -> str:
     """The JSON schema of a record, of its sentence alone where the pair is given, or of a list of ``count`` records."""
     names = _FIELDS[2:] if given else _FIELDS
     text = {"type": "string", "minLength": 1}
-    record: dict[str, Any] = {
-        "type": "object",
-        "properties": dict.fromkeys(names, text),
-        "required": list(names),
-        "additionalProperties": False,
-    }
+    record = {"type": "object", "properties": dict.fromkeys(names, text), "required": names, "additionalProperties": False}
     return json.dumps(record if count == 1 else {"type": "array", "items": record, "minItems": count, "maxItems": count})
 
 

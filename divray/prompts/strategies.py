@@ -17,26 +17,18 @@ TOPICS = (
 )  # fmt: skip
 LENGTHS = ("a short sentence", "a sentence", "a long sentence", "a sentence that begins with a time or a place", "a passive sentence")
 
-
 MOST_DEMONSTRATIONS = 24
 """``one_by_one``: seeds and accepted samples shown in a prompt, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a strategy decides for one prompt.
+    """What a strategy decides for one prompt."""
 
-    Attributes:
-        demonstrations: Examples to show, in order.
-        hint: A line about the next sentence, or ``""``.
-        wish: Whether the prompt asks for difference.
-        sentences: How many candidates one completion holds, one record after the other.
-    """
-
-    demonstrations: tuple[Example, ...]
-    hint: str = ""
-    wish: bool = True
-    sentences: int = 1
+    demonstrations: tuple[Example, ...]  # in order
+    hint: str = ""  # a line about the next sentence
+    wish: bool = True  # the prompt asks for difference
+    sentences: int = 1  # candidates that one completion holds, one record after the other
 
 
 Strategy = Callable[[Config, Relation, list[Example], random.Random], Draft]
@@ -46,11 +38,8 @@ GROWING: set[str] = set()
 
 
 def strategy(name: str, grows: bool = False) -> Callable[[Strategy], Strategy]:
-    """Register a function under ``name`` for ``prompts.strategies``.
-
-    Args:
-        grows: Give it the accepted samples of the rounds and waves before, after the seeds.
-    """
+    """Register a function under ``name`` for ``prompts.strategies``; where it ``grows``, it gets the accepted samples of the rounds and
+    waves before, too, after the seeds."""
 
     def register(function: Strategy) -> Strategy:
         STRATEGIES[name] = function
@@ -75,16 +64,13 @@ def independent(config: Config, relation: Relation, seeds: list[Example], rng: r
 
 @strategy("one_by_one", grows=True)
 def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
-    """The seeds and what was accepted so far, all of it; a random part of it where it is more than a prompt holds.
+    """The seeds and what was accepted so far, or a random part of it where it is more than a prompt holds.
 
-    The order stays, so that prompts of later waves begin as the earlier ones did and the engine's prefix
-    cache serves them.
+    The order stays, so that later prompts begin as the earlier ones did and the engine's prefix cache serves them.
     """
-    shown = seeds
-    if len(seeds) > MOST_DEMONSTRATIONS:
-        chosen = sorted(rng.sample(range(len(seeds)), MOST_DEMONSTRATIONS))
-        shown = [seeds[number] for number in chosen]
-    return Draft(tuple(shown), _hint(config, rng))
+    shown = range(len(seeds))
+    chosen = sorted(rng.sample(shown, MOST_DEMONSTRATIONS)) if len(seeds) > MOST_DEMONSTRATIONS else shown
+    return Draft(tuple(seeds[number] for number in chosen), _hint(config, rng))
 
 
 @strategy("all_at_once")

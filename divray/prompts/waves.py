@@ -22,19 +22,12 @@ QUOTA_WAVES = 6
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """Which candidates of a round are asked for now.
+    """Which candidates of a round are asked for now; ``count`` and ``first`` are relation -> strategy -> candidates."""
 
-    Attributes:
-        number: 0 for a round's first wave.
-        count: Relation -> strategy -> candidates asked for now.
-        first: Relation -> strategy -> candidates asked for in the waves before.
-        accepted: Relation -> samples accepted before, in order of their ids.
-    """
-
-    number: int
-    count: Mapping[str, Mapping[str, int]]
-    first: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    accepted: Mapping[str, list[Example]] = field(default_factory=dict)
+    number: int  # 0 for a round's first wave
+    count: Mapping[str, Mapping[str, int]]  # asked for now
+    first: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # asked for in the waves before
+    accepted: Mapping[str, list[Example]] = field(default_factory=dict)  # relation -> samples accepted before, in order of their ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +71,7 @@ def opening_counts(config: Config, relations: Sequence[str]) -> dict[str, int]:
 
 
 def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> tuple[dict[str, int], str]:
-    """Relation -> candidates of wave ``wave``, or none and the reason why the round ends here.
-
-    Args:
-        tallies: Every relation, in the user's order.
-    """
+    """Relation -> candidates of wave ``wave``, or none and the reason why the round ends here; ``tallies`` has every relation."""
     sampling = config.sampling
     short = {name: tally for name, tally in tallies.items() if sampling.quota is None or tally.accepted < sampling.quota}
     if not short:
