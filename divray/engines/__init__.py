@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ class EngineDied(Exception):
     """The engine answers no more; a new one may.  The message is its cause."""
 
 
-class Engine(Protocol):
+class Engine:
     slots: int
     """Candidates that it takes at a time, some of which wait."""
 
@@ -45,14 +45,13 @@ class Engine(Protocol):
             EngineDied: The same request may be asked again of a new engine.
             Exception: No other request will fare better.
         """
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give memory and processes back; no request comes after."""
-        ...
 
 
-class FunctionEngine:
+class FunctionEngine(Engine):
     """Answers each row at once, in a thread: the function may wait."""
 
     slots = 1024
@@ -62,6 +61,3 @@ class FunctionEngine:
 
     async def complete(self, request: Request) -> list[Row]:
         return await asyncio.to_thread(lambda: [self.answer(row) for row in request.rows])
-
-    def close(self) -> None:
-        pass

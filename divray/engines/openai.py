@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from divray.engines import Request, Row
+from divray.engines import Engine, Request, Row
 from divray.sections import EndpointConfig
 
 _NUMBER = re.compile(r"^\s*\d+[.)](?=\s)")
@@ -24,7 +24,7 @@ class UnexpectedAnswer(Exception):
     """The server answered with something other than a completion, such as a page of HTML."""
 
 
-class OpenAIEngine:
+class OpenAIEngine(Engine):
     """The server of ``engine.endpoint``; ``key`` is the bearer's token, and where ``chat``, the prompt is a user's message."""
 
     def __init__(self, settings: EndpointConfig, key: SecretStr, chat: bool) -> None:
@@ -74,9 +74,6 @@ class OpenAIEngine:
                 found = {"error": cause}
         self.any_answer = True
         return {**found, "started_at": started}
-
-    def close(self) -> None:
-        pass
 
 
 def payload(row: Row, parameters: dict[str, Any], vllm: bool, chat: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from divray.config import Config
-from divray.engines import EngineDied, Request, Row
+from divray.engines import Engine, EngineDied, Request, Row
 from divray.models import context_length, local_model
 from divray.resources import cpu_precision, gpus_of
 from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY, TUNED
@@ -97,7 +97,7 @@ def engine_threads(config: Config) -> int:
     return max(1, (cores - (cores >= 4)) // config.engine.pool[1])
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """One model, loaded when this object is made, with the arguments of ``vllm.AsyncEngineArgs``; ``threads`` says, on the machine of a
     CPU engine, how many threads it gets (``None``: a GPU)."""
 
