@@ -254,7 +254,9 @@ class EngineConfig(Section):
         1, description="Engine actors: so many, or from min to max, as there is work."
     )
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
-    batch_size: int = Field(16, ge=1, description="Candidates a batch, which comes back as a whole.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Candidates a batch, which comes back as a whole; null: by what the engine takes."
+    )
     vllm: VllmArguments = Field(VllmArguments(), description="Any vLLM engine argument.")
     endpoint: EndpointConfig | None = None
     price_per_hour: float | None = Field(None, ge=0, description="Money for an engine and hour, busy or idle; the report multiplies.")

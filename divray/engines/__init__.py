@@ -54,7 +54,7 @@ class Engine:
 class FunctionEngine(Engine):
     """Answers each row at once, in a thread: the function may wait."""
 
-    slots = 1024
+    slots = 8192
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer

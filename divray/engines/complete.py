@@ -39,6 +39,9 @@ ALIKE = ("prompt", "pattern", "head", "strategy", "sentences", "policy")
 
 READERS = 32
 
+LEAST_BATCH, BATCHES = 16, 16
+"""Candidates of a batch, and batches of what an engine takes at a time: a batch comes back as a whole."""
+
 
 def complete(
     config: Config,
@@ -149,7 +152,8 @@ class Ask:
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Completions (``schemas.COMPLETIONS``) of request rows (``schemas.PROMPTS``)."""
-        asked, size = block.to_pylist(), self.config.engine.batch_size
+        asked, number = block.to_pylist(), await self._free()
+        size = self.config.engine.batch_size or max(LEAST_BATCH, self.slots[number] // BATCHES)
         answers = await asyncio.gather(*(self._batch(asked[start : start + size]) for start in range(0, len(asked), size)))
         rows = [row for answer in answers for row in answer]
         for field in list(COMPLETIONS)[len(PROMPTS) :]:
