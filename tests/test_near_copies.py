@@ -13,8 +13,7 @@ from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 from divray.schemas import EXAMPLES, SCORES
 from divray.scoring import near_copies
-from divray.scoring.near_copies import deduplicate, fixed_items, nearest_sets
-from divray.scoring.novelty import distances
+from divray.scoring.near_copies import deduplicate, distances, fixed_items, nearest_sets
 from divray.sections import DiversityConfig
 from divray.texts import compared_texts
 

@@ -23,7 +23,7 @@ from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.scoring import stage as scoring
 from divray.scoring.audit import audited
 from divray.scoring.judge import Judging
-from divray.scoring.novelty import distances
+from divray.scoring.near_copies import distances
 from divray.scoring.stage import run as score
 
 

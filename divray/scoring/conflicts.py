@@ -2,24 +2,18 @@
 
 Two rows are in conflict where their labels differ and they say the same of the same entities:
 
-1. their texts are near-duplicates (Jaccard of shingles, as everywhere);
-2. their texts with head and tail masked are near-duplicates too;
-3. their entities agree in their roles: head shares a word with head and tail with tail, and more words
-   are shared so than crosswise.
+1. their texts are near-duplicates (Jaccard of shingles, as everywhere), and so are their texts with head and tail masked;
+2. their entities agree in their roles: head shares a word with head and tail with tail, and more words are shared so than crosswise.
 
-The third condition is what tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one sentence with
-the marks exchanged: that is two facts, and in a long sentence the masks alone weigh too little to show it.
-A table without spans is compared by its texts alone.
+The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one sentence with the marks exchanged: in a long
+sentence the masks alone weigh too little to show that these are two facts.  A table without spans is compared by its texts alone.
 
 A round is looked at as a whole, in one task that holds its texts (not its embeddings) in memory.  What is dropped here stays out of
 the deduplication, so that it displaces nothing.  Of two samples of one round in conflict neither is known to be right, and both are
-dropped; a seed, or a sample of an earlier round, was there before and stays.  A sample that fell out by a conflict keeps later ones
-out in its turn.
+dropped; a seed, or a sample of an earlier round, was there before and stays.  A sample that fell out by a conflict keeps later ones out.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +28,11 @@ from divray.errors import InputError
 from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.scan import batches
 from divray.schemas import NAIVE, SCORES
+from divray.scoring.near_copies import DECISION, with_columns
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles, strings_of
 
 Codes = npt.NDArray[np.int64]
-
-TEST_PREFIX = "test:"
-"""``nearest_id`` of a sample near the test set starts so."""
 
 MARKS = pa.schema(
     [
@@ -83,8 +75,10 @@ def label_conflicts(
     rows = pa.concat_tables(parts, promote_options="permissive")
     new = np.arange(rows.num_rows) < table.num_rows
     sets, first, group = fold(configured_shingles(rows["text"], config))
-    labels = _codes(rows[label])
-    item_of, items = _items(rows, group, labels, new, identity, marked)
+    labels, by_id = _codes(rows[label]), ranks(rows[identity])
+    item_of = _items(rows, group, labels, new, marked)
+    smallest = np.argsort(by_id)
+    items = smallest[np.unique(item_of[smallest], return_index=True)[1]]
     pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, table.num_rows)))
     left, right, similarity = _crossings(pairs, group[items], labels[items], new[items])
     if marked:
@@ -92,7 +86,6 @@ def label_conflicts(
             involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
             same = agree(rows.take(pa.array(involved)), config, *np.split(places, 2))
             left, right, similarity = left[same], right[same], similarity[same]
-    by_id = ranks(rows[identity])
     preference = np.argsort(np.lexsort((by_id[items], new[items])))
     other, best = best_of(len(items), left, right, similarity, preference)
     found = np.flatnonzero(new & (other[item_of] >= 0))
@@ -106,23 +99,18 @@ def label_conflicts(
     return pa.table(made).combine_chunks().sort_by(identity)
 
 
-def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], identity: str, marked: bool) -> tuple[Codes, Codes]:
-    """Rows that differ in nothing that matters here are one item: ``(item of each row, its row with the smallest id)``."""
-    keys = [group, labels, new.astype(np.int64)]
+def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], marked: bool) -> Codes:
+    """The item of each row: rows that differ in nothing that matters here are one."""
+    entities = [""] * rows.num_rows
     if marked:
         spans = [rows[name].to_numpy() for name in SPANS]
         texts = strings_of(rows["text"])
         entities = [f"{text[a:b]}\0{text[c:d]}".lower() for text, a, b, c, d in zip(texts, *spans, strict=True)]
-        keys.append(_codes(pa.array(entities, pa.large_string())))
-    order = np.lexsort((ranks(rows[identity]), *keys))
-    fresh = np.ones(len(order), bool)
-    fresh[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
-    item = np.empty(len(order), np.int64)
-    item[order] = np.cumsum(fresh) - 1
-    return item, order[fresh]
+    keys = zip(group.tolist(), labels.tolist(), new.tolist(), entities, strict=True)
+    return _codes(pa.array([f"{home} {label} {fresh} {names}" for home, label, fresh, names in keys], pa.large_string()))
 
 
-def _codes(values: Any) -> Codes:
+def _codes(values: pa.Array | pa.ChunkedArray) -> Codes:
     """Equal integers for equal strings, from 0 without gaps."""
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     return array.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -130,17 +118,13 @@ def _codes(values: Any) -> Codes:
 
 def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bool_]) -> tuple[Codes, Codes, npt.NDArray[np.float64]]:
     """Pairs of items under different labels, in one group or in near ones, at least one of them new."""
-    order = np.argsort(group, kind="stable")
-    groups = int(group.max(initial=-1)) + 1
-    counts = np.bincount(group, minlength=groups)
+    order, counts = np.argsort(group, kind="stable"), np.bincount(group)
     starts = np.cumsum(counts) - counts
-    lowest, highest = np.full(groups, len(labels)), np.full(groups, -1)
-    np.minimum.at(lowest, group, labels)
-    np.maximum.at(highest, group, labels)
+    lowest, highest = (extreme.reduceat(labels[order], starts) for extreme in (np.minimum, np.maximum))
     inside = np.flatnonzero(lowest < highest)
     one, two = np.append(pairs.left, inside), np.append(pairs.right, inside)
     similarity = np.append(pairs.similarity, np.ones(len(inside)))
-    mixed = (np.minimum(lowest[one], lowest[two]) < np.maximum(highest[one], highest[two])).nonzero()[0]
+    mixed = np.minimum(lowest[one], lowest[two]) < np.maximum(highest[one], highest[two])
     one, two, similarity = one[mixed], two[mixed], similarity[mixed]
     sizes = counts[one] * counts[two]
     pair = np.repeat(np.arange(len(one)), sizes)
@@ -236,11 +220,9 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
 
 def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
     """``rows`` with the columns of :data:`MARKS`, ``""`` and 0 where there is nothing."""
-    places = pc.index_in(rows["candidate_id"], value_set=marks["candidate_id"].combine_chunks())
-    for field in list(MARKS)[1:]:
-        empty = "" if field.type == pa.string() else 0.0
-        rows = rows.append_column(field, pc.fill_null(marks[field.name].combine_chunks().take(places), empty))
-    return rows
+    found = marks.take(pc.index_in(rows["candidate_id"], value_set=marks["candidate_id"].combine_chunks()))
+    empty = {field.name: "" if field.type == pa.string() else 0.0 for field in list(MARKS)[1:]}
+    return with_columns(rows, {name: pc.fill_null(found[name], value) for name, value in empty.items()})
 
 
 def barred(rows: pa.Table) -> pa.ChunkedArray:
@@ -253,7 +235,7 @@ def dropped(rows: pa.Table) -> pa.Table:
     found = []
     for row in rows.select(MARKS.names).to_pylist():
         if row["near_test"]:
-            found.append((TEST_PREFIX + row["near_test"], row["near_test_similarity"], f"near test example {row['near_test']}"))
+            found.append((f"test:{row['near_test']}", row["near_test_similarity"], f"near test example {row['near_test']}"))
         else:
             said = f"labelling conflict with {row['conflict']} under {row['conflict_relation']}"
             found.append((row["conflict"], row["conflict_similarity"], said))
@@ -264,22 +246,20 @@ def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) 
     """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
     near = near_reference(rows, seeds, settings.model_copy(update={"threshold": settings.seed_threshold}))
     rows = rows.filter(pc.is_in(rows["candidate_id"], near["candidate_id"].combine_chunks())).sort_by("candidate_id")
-    named = [(SEED_PREFIX + row["near"], row["similarity"]) for row in near.to_pylist()]
+    named = [(f"{SEED_PREFIX}{row['near']}", row["similarity"]) for row in near.to_pylist()]
     return _with_decision(rows, [(name, similarity, f"near copy of {name}") for name, similarity in named])
 
 
 def _with_decision(rows: pa.Table, found: list[tuple[str, float, str]]) -> pa.Table:
     """Dropped rows; of each what it is near, how much so, and why it goes."""
     values = {
-        "cluster": rows["candidate_id"].to_pylist(),
+        "cluster": rows["candidate_id"],
         "nearest_id": [name for name, *_ in found],
         "similarity": [similarity for _, similarity, _ in found],
         "unique": [False] * len(found),
         "reason": [f"{reason} ({similarity:.2f})" for _, similarity, reason in found],
     }
-    for name, column in values.items():
-        rows = rows.append_column(name, pa.array(column, SCORES.field(name).type))
-    return rows
+    return with_columns(rows, values, pa.schema([*rows.schema, *DECISION]))
 
 
 def score_tables(rounds: int) -> list[str]:

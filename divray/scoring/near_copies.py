@@ -1,6 +1,11 @@
-"""Near-duplicates of one relation's samples; neither the order of the rows nor how they were partitioned changes anything."""
+"""Near-duplicates among one relation's samples, and how far each sample is from the others.
+
+Neither the order of the rows nor how they were partitioned changes anything.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +16,7 @@ from divray.dedup.decide import Nearest, best_of, decide, in_words, nearest_item
 from divray.dedup.shingle import Shingles, fold
 from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
-from divray.schemas import SAMPLES
+from divray.schemas import SAMPLES, SCORES
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles
 
@@ -21,8 +26,19 @@ NEIGHBOUR_FLOOR = 0.3
 NEAREST_VISITS = 1_000_000_000
 """Where comparing all sets that share a shingle takes more visits, a neighbour below the threshold goes unnamed."""
 
+DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "similarity", "unique", "reason")])
+"""What :func:`deduplicate` adds."""
+
+BLOCK = 2048
+"""Rows and columns of a product of vectors."""
+
 _FIXED = pa.schema([("candidate_id", pa.string()), *((name, SAMPLES.field(name).type) for name in ("text", *SPANS))])
 _ROWS = 512
+
+
+def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | None = None) -> pa.Table:
+    """``table`` with ``columns`` put in or replaced, then as ``schema`` wants it: its columns alone, in its order and of its types."""
+    return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns, schema=schema)
 
 
 def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
@@ -30,15 +46,12 @@ def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) 
     samples of earlier rounds (``schemas.SCORES`` rows; those with ``unique`` false are left out)."""
     parts = [_FIXED.empty_table()]
     if seeds is not None:
-        seeds = checked(seeds, "seeds", "example_id", spans=True)
         names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"].cast(pa.string()), "")
-        parts.append(seeds.append_column("candidate_id", names).select(_FIXED.names))
+        parts.append(with_columns(seeds, {"candidate_id": names}, _FIXED))
     if samples is not None:
-        if "unique" in samples.column_names:
-            samples = samples.filter(pc.equal(samples["unique"], True))
-        samples = checked(samples, "samples", "candidate_id", spans=True).select(_FIXED.names)
-        parts.append(samples.set_column(0, "candidate_id", samples["candidate_id"].cast(pa.string())))
-    return pa.concat_tables([part.replace_schema_metadata() for part in parts], promote_options="permissive")
+        own = samples.filter(pc.field("unique")) if "unique" in samples.column_names else samples
+        parts.append(with_columns(own, {}, _FIXED))
+    return pa.concat_tables(parts)
 
 
 def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None = None) -> pa.Table:
@@ -89,16 +102,13 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     names = ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0))
     reasons = in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids)
     columns = {
-        "cluster": ids.take(pa.array(decisions.cluster[:n])).cast(pa.string()),
-        "nearest_id": pc.fill_null(names, "").cast(pa.string()),
-        "similarity": pa.array(similarity[:n], pa.float64()),
-        "unique": pa.array(decisions.kept[:n], pa.bool_()),
+        "cluster": ids.take(pa.array(decisions.cluster[:n])),
+        "nearest_id": pc.fill_null(names, ""),
+        "similarity": similarity[:n],
+        "unique": decisions.kept[:n],
         "reason": pc.replace_substring(reasons, f" {SEED_PREFIX}", " seed "),
     }
-    for name, column in columns.items():
-        at = table.schema.get_field_index(name)
-        table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
-    return table
+    return with_columns(table, columns, pa.schema([*(field for field in table.schema if field.name not in columns), *DECISION]))
 
 
 def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int) -> Nearest:
@@ -128,3 +138,41 @@ def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float
         found, best = best_of(n, rows[near], shared.col[near].astype(np.int64), values[near], preference)
         nearest[some], similarity[some] = found[some], best[some]
     return nearest, similarity
+
+
+def distances(
+    embeddings: npt.NDArray[np.floating[Any]],
+    staying: npt.NDArray[np.floating[Any]],
+    own: npt.NDArray[np.int64],
+    block: int = BLOCK,
+) -> npt.NDArray[np.float64]:
+    """1 - the cosine of each row to the nearest of those that stay; about ``n u d`` operations.
+
+    Products in float32 only choose the nearest; its cosine is computed anew in float64.  So the result does not depend on the blocks.
+
+    Args:
+        embeddings, staying: Unit vectors ``[n, d]`` and ``[u, d]``.
+        own: int64 ``[n]``, which of ``staying`` is the row itself, and no neighbour; -1 for none.
+        block: Rows and columns of a product.
+
+    Returns:
+        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other one stays.  Of neighbours that float32
+        can't tell apart (1e-7) any may be taken.
+    """
+    vectors, others = np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(staying, np.float32)
+    out = np.ones(len(vectors))
+    for top in range(0, len(vectors), block):
+        rows = np.arange(top, min(top + block, len(vectors)))
+        best, nearest = np.full(len(rows), -np.inf, np.float32), np.full(len(rows), -1, np.int64)
+        for start in range(0, len(others), block):
+            found = vectors[rows] @ others[start : start + block].T
+            itself = np.flatnonzero((own[rows] >= start) & (own[rows] < start + block))
+            found[itself, own[rows[itself]] - start] = -np.inf
+            place = found.argmax(axis=1)
+            value = found[np.arange(len(rows)), place]
+            better = value > best
+            best[better], nearest[better] = value[better], start + place[better]
+        some = nearest >= 0
+        cosines = (vectors[rows[some]].astype(np.float64) * others[nearest[some]].astype(np.float64)).sum(axis=1)
+        out[rows[some]] = np.clip(1.0 - cosines, 0.0, 2.0)
+    return np.round(out, 6)

@@ -2,16 +2,19 @@
 
 Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task looks across
 all relations (:mod:`divray.scoring.conflicts`); the rows are judged by batches, and each relation's texts, without vectors, are
-deduplicated against the seeds and the rounds before; novelty is measured by batches again (:mod:`divray.scoring.novelty`).  The rows
-of the naive baseline are scored among themselves, so that they neither displace a sample of the loop nor vouch for one.
+deduplicated against the seeds and the rounds before; novelty is measured by batches again.
+
+Near-duplicates and novelty are those within a pool: the rows of one relation, without those of the naive baseline.  These are a pool of
+their own, so that they neither displace a sample of the loop nor vouch for one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -27,8 +30,7 @@ from divray.run_folder import SEEDS, Round, RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
 from divray.scoring.judge import Judge, Judging, gate_probability
-from divray.scoring.near_copies import deduplicate, fixed_items
-from divray.scoring.novelty import novelties, staying_vectors
+from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
@@ -135,11 +137,8 @@ class _Features:
         examples = table_examples(batch, "candidate_id")
         naive = pc.binary_join_element_wise(batch["relation"], NAIVE, "\n")
         pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
-        batch = batch.append_column(SCORES.field("embedding"), embedding_column(embedding))
-        batch = batch.append_column(SPAN_FEATURES, embedding_column(self.judging.spans.encode(examples)))
-        batch = batch.append_column(HEARD, embedding_column(self.judging.hear(examples)))
-        batch = batch.append_column("pool", pools)
-        return batch.select(EMBEDDED.names).cast(EMBEDDED)
+        made = {"embedding": embedding, SPAN_FEATURES.name: self.judging.spans.encode(examples), HEARD.name: self.judging.hear(examples)}
+        return with_columns(batch, {name: embedding_column(values) for name, values in made.items()} | {"pool": pools}, EMBEDDED)
 
 
 def _valid(batch: pa.Table) -> pa.Table:
@@ -178,8 +177,7 @@ def _judged(batch: pa.Table, judge: Any, fluency: bool, llm: bool) -> pa.Table:
         return COMPARED.empty_table()
     spans, heard = embedding_matrix(batch[SPAN_FEATURES.name]), embedding_matrix(batch[HEARD.name])
     signals = ray.get(judge).signals(batch["relation"].to_pylist(), batch["text"].to_pylist(), spans, heard)
-    batch = batch.append_column("correctness", pa.array(gate_probability(signals, fluency, llm), pa.float64()))
-    return batch.select(COMPARED.names).cast(COMPARED)
+    return with_columns(batch, {"correctness": gate_probability(signals, fluency, llm)}, COMPARED)
 
 
 def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any) -> pa.Table:
@@ -203,20 +201,39 @@ def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     return rows.select(DECIDED.names).cast(DECIDED)
 
 
+def staying_vectors(uri: str, embedded: list[str], decided: list[str], pool: str) -> tuple[pa.Array, npt.NDArray[np.float32]]:
+    """Ids, sorted, and vectors ``[u, d]`` of a pool's rows that stay; the paths are of :data:`EMBEDDED` and :data:`DECIDED` files."""
+    fs, own = RunFolder(uri).fs, pc.field("pool") == pool
+    ids = pads.dataset(decided, filesystem=fs).to_table(["candidate_id"], filter=own & pc.field("unique"))["candidate_id"]
+    wanted = own & pc.field("candidate_id").isin(ids.combine_chunks())
+    rows = pads.dataset(embedded, filesystem=fs).to_table(["candidate_id", "embedding"], filter=wanted)
+    order = pc.sort_indices(rows["candidate_id"])
+    # Chunk by chunk, since the offsets of one list array end at 2^31 numbers.
+    vectors = np.concatenate([embedding_matrix(chunk) for chunk in rows["embedding"].chunks if len(chunk)])
+    return rows["candidate_id"].take(order).combine_chunks(), vectors[order.to_numpy()]
+
+
 def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str, Any], threshold: float) -> pa.Table:
-    """A batch of any relations, with what was decided of it and its novelty (``schemas.SCORES``)."""
+    """A batch of any relations, with what was decided of it and its novelty (``schemas.SCORES``).
+
+    ``staying`` are references to :func:`staying_vectors` by pool.
+    """
+    import ray
+
     if not batch.num_rows:
         return SCORES.empty_table()
-    ids = pads.field("candidate_id")
+    ids = pc.field("candidate_id")
     ends = pc.min_max(batch["candidate_id"])
     near = pads.dataset(verdicts, filesystem=RunFolder(uri).fs).to_table(filter=(ids >= ends["min"]) & (ids <= ends["max"]))
     own = near.take(pc.index_in(batch["candidate_id"], value_set=near["candidate_id"].combine_chunks()))
-    made = {name: own[name] for name in DECIDED.names if name in SCORES.names and name not in SAMPLES.names}
-    made["correct"] = pc.greater_equal(own["correctness"], threshold)
-    made["novelty"] = pa.array(novelties(batch, staying), pa.float64())
-    for name, column in made.items():
-        batch = batch.append_column(SCORES.field(name), column)
-    return batch.select(SCORES.names).cast(SCORES)
+    novelty = np.ones(batch.num_rows)  # where none stays
+    for pool in staying.keys() & set(batch["pool"].to_pylist()):
+        mine = pc.equal(batch["pool"], pool)
+        rows, (names, vectors) = batch.filter(mine), ray.get(staying[pool])
+        itself = pc.fill_null(pc.index_in(rows["candidate_id"], value_set=names), -1).to_numpy().astype(np.int64)
+        novelty[mine.to_numpy()] = distances(embedding_matrix(rows["embedding"]), vectors, itself)
+    made = {name: own[name] for name in ("correctness", *_DECISIONS)}
+    return with_columns(batch, made | {"correct": pc.greater_equal(own["correctness"], threshold), "novelty": novelty}, SCORES)
 
 
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
@@ -228,19 +245,17 @@ def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
     """The counts of :func:`run`; those of each relation also go to Prometheus."""
-    derived = {"conflicted": pc.field("conflict") != "", "leaked": pc.field("near_test") != ""}
-    keys = ["relation", "unique", "correct", *derived]
-    cells = scan.tally(run, written.scores, keys, derived=derived, where=pc.field("strategy") != NAIVE)
-    counts = dict.fromkeys(("scored", "unique", "correct", "conflicts", "near_test"), 0)
-    outcomes: Counter[tuple[str, str]] = Counter()
-    for (relation, unique, correct, conflicted, leaked), (rows,) in cells.items():
-        for name, holds in zip(counts, (True, unique, unique and correct, conflicted, leaked), strict=True):
-            counts[name] += int(rows) if holds else 0
-            outcomes[relation, name] += int(rows) if holds else 0
-    for (relation, name), count in outcomes.items():
-        if outcome := {"scored": "valid", "unique": "unique", "correct": "accepted"}.get(name):
+    accepted = pc.field("unique") & pc.field("correct")
+    derived = {"correct": accepted, "conflicts": pc.field("conflict") != "", "near_test": pc.field("near_test") != ""}
+    counts = dict.fromkeys(("scored", "unique", *derived), 0)
+    loop = pc.field("strategy") != NAIVE
+    for (relation,), figures in scan.tally(run, written.scores, ["relation"], ["unique", *derived], derived, loop).items():
+        for outcome, count in zip(("valid", "unique", "accepted"), figures, strict=False):
             _gauge().set(count, {"round": written.name, "relation": metric_tag(relation), "outcome": outcome})
-    return counts if config.diversity.guard_test else {name: count for name, count in counts.items() if name != "near_test"}
+        counts = {name: count + int(more) for (name, count), more in zip(counts.items(), figures, strict=True)}
+    if not config.diversity.guard_test:
+        del counts["near_test"]
+    return counts
 
 
 @cache
