@@ -11,7 +11,7 @@ to the fp32 embedding is 0.9999 and up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -63,35 +63,25 @@ class Encoder:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""
         out = np.empty((len(texts), self.dimension), np.float32)
         for start in range(0, len(texts), _CHUNK):
-            part = list(texts[start : start + _CHUNK])
-            out[start : start + len(part)] = self._encode_chunk(part)
-        return out
-
-    def _encode_chunk(self, texts: list[str]) -> npt.NDArray[np.float32]:
-        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
-        lengths = np.maximum(1, np.array([len(row) for row in tokens]))
-        widths = np.minimum(-(-lengths // WIDTH) * WIDTH, max(self.max_length, 1))
-        out = np.empty((len(texts), self.dimension), np.float32)
-        for width in np.unique(widths):
-            rows = np.flatnonzero(widths == width)
-            kind = self.device.partition(":")[0]
-            most = max(1, TOKENS.get(kind, TOKENS["cpu"]) // int(width))
-            for start in range(0, len(rows), most):
-                some = rows[start : start + most]
-                filled = min(most, 1 << (len(some) - 1).bit_length()) if kind == "cuda" else most
-                out[some] = self._forward([tokens[row] for row in some], filled, int(width))
+            part, own = list(texts[start : start + _CHUNK]), out[start : start + _CHUNK]
+            tokens = self.tokenizer(part, truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
+            for rows, width in by_width([len(row) for row in tokens], self.max_length, self._rows):
+                filled = min(self._rows(width), 1 << (len(rows) - 1).bit_length()) if self.device == "cuda" else self._rows(width)
+                own[rows] = self._forward([tokens[row] for row in rows], filled, width)
         return np.round(out, DECIMALS)
+
+    def _rows(self, width: int) -> int:
+        """Texts of so many tokens in a batch."""
+        return max(1, TOKENS[self.device] // width)
 
     def _forward(self, tokens: list[list[int]], size: int, width: int) -> npt.NDArray[np.float32]:
         """Unit vectors ``[len(tokens), d]`` of token ids, filled up to ``[size, width]``."""
         import torch
 
-        ids = torch.full((size, width), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros((size, width), dtype=torch.int64)
+        rows = tokens + [[]] * (size - len(tokens))
+        ids = torch.tensor([row + [self.tokenizer.pad_token_id or 0] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         mask[:, 0] = 1
-        for row, sequence in enumerate(tokens):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
         threads = torch.get_num_threads()
         if self.device == "cpu":
             torch.set_num_threads(1)
@@ -105,6 +95,15 @@ class Encoder:
                 return found[: len(tokens)]
         finally:
             torch.set_num_threads(threads)
+
+
+def by_width(lengths: Sequence[int], longest: int, most: Callable[[int], int]) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """Numbers of rows whose lengths are the same once rounded up to a multiple of :data:`WIDTH`, and that width; ``most`` at a time."""
+    widths = np.minimum(-(-np.maximum(1, lengths) // WIDTH) * WIDTH, longest)
+    for width in np.unique(widths).tolist():
+        rows = np.flatnonzero(widths == width)
+        for start in range(0, len(rows), most(width)):
+            yield rows[start : start + most(width)], width
 
 
 def embedding_column(embeddings: npt.NDArray[np.float32]) -> pa.Array:

@@ -9,7 +9,7 @@ import copy
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -49,54 +49,35 @@ def answerer_of(config: Config, device: str) -> Answerer | None:
     return Likelihood(config.correctness.llm, device)
 
 
-def ask(
-    answerer: Answerer,
-    relations: Sequence[Relation],
-    seeds: Sequence[Example],
-    examples: Sequence[Example],
-) -> np.ndarray:
+def ask(answerer: Answerer, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
     Seeds of its relation and of others are shown before it, but never itself. ``relations`` are all that seeds and examples may have.
     """
     named = {relation.name: relation for relation in relations}
-    of_relation = {name: [seed for seed in seeds if seed.relation == name] for name in named}
-
-    def prefix(name: str, right: list[Example]) -> str:
-        lines = [f"Does the sentence say that this holds? {named[name].description}\n\n"]
-        for pair in zip(right, _wrong(named, of_relation, name, right), strict=True):
-            lines += [f"Sentence: {render_marked(one)}\nAnswer: {answer}\n\n" for one, answer in zip(pair, ("yes", "no"), strict=True)]
-        return "".join(lines)
-
     found = np.zeros(len(examples))
-    for before, rows in by_prefix(prefix, seeds, examples):
-        found[rows] = answerer.answers(before, [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
+    for (name, right), rows in _by_shown(seeds, examples).items():
+        lines = [f"Does the sentence say that this holds? {named[name].description}\n\n"]
+        for seed, wrong in zip(right, _wrong(named, seeds, name, right), strict=True):
+            lines.append(f"Sentence: {render_marked(seed)}\nAnswer: yes\n\nSentence: {render_marked(wrong)}\nAnswer: no\n\n")
+        found[rows] = answerer.answers("".join(lines), [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
     return found.round(3)
 
 
-def readings(
-    likelihood: Likelihood,
-    relations: Sequence[Relation],
-    seeds: Sequence[Example],
-    examples: Sequence[Example],
-) -> np.ndarray:
+def readings(likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
     """``sentence`` and ``stumble`` of each example, not yet less the seeds', float64 ``[n, 2]``, three decimals.
 
     The arguments are those of :func:`ask`.
     """
     named = {relation.name: relation for relation in relations}
-
-    def prefix(name: str, shown: list[Example]) -> str:
-        records = "".join(f"{as_lines(named[name], seed)}\n\n" for seed in shown)
-        return f"Relation: {name}\nMeaning: {named[name].description}\n\n{records}"
-
     found = np.zeros((len(examples), 2))
-    for before, rows in by_prefix(prefix, seeds, examples):
-        leads = []
-        for row in rows:
-            head, tail, sentence = labels(named[examples[row].relation])
-            leads.append(f"{head} {examples[row].head_text}\n{tail} {examples[row].tail_text}\n{sentence}")
-        for row, terms in zip(rows, likelihood.log_probabilities(before, leads, [f" {examples[row].text}" for row in rows]), strict=True):
+    for (name, shown), rows in _by_shown(seeds, examples).items():
+        records = "".join(f"{as_lines(named[name], seed)}\n\n" for seed in shown)
+        prefix = f"Relation: {name}\nMeaning: {named[name].description}\n\n{records}"
+        head, tail, sentence = labels(named[name])
+        own = [examples[row] for row in rows]
+        leads = [f"{head} {one.head_text}\n{tail} {one.tail_text}\n{sentence}" for one in own]
+        for row, terms in zip(rows, likelihood.log_probabilities(prefix, leads, [f" {one.text}" for one in own]), strict=True):
             found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean()
     return found.round(3)
 
@@ -106,27 +87,23 @@ def some_of(seeds: Sequence[Example]) -> Sequence[Example]:
     return seeds[:: max(1, round(len(seeds) / SEEDS_READ))]
 
 
-def by_prefix(
-    prefix: Callable[[str, list[Example]], str],
-    seeds: Sequence[Example],
-    examples: Sequence[Example],
-) -> list[tuple[str, list[int]]]:
-    """The rows of examples that have the same text before them: ``prefix`` of their relation and its first :data:`SHOWN` seeds."""
-    found: dict[str, list[int]] = defaultdict(list)
+def _by_shown(seeds: Sequence[Example], examples: Sequence[Example]) -> dict[tuple[str, tuple[Example, ...]], list[int]]:
+    """The rows of examples by their relation and what is shown of it, the first :data:`SHOWN` seeds: they are read after one prefix."""
+    found: dict[tuple[str, tuple[Example, ...]], list[int]] = defaultdict(list)
     for row, example in enumerate(examples):
         shown = [seed for seed in seeds if seed.relation == example.relation and seed.text != example.text][:SHOWN]
-        found[prefix(example.relation, shown)].append(row)
-    return sorted(found.items())
+        found[example.relation, tuple(shown)].append(row)
+    return found
 
 
-def _wrong(named: dict[str, Relation], shown: dict[str, list[Example]], name: str, right: list[Example]) -> list[Example]:
+def _wrong(named: dict[str, Relation], seeds: Sequence[Example], name: str, right: Sequence[Example]) -> list[Example]:
     """For each right seed one with its roles exchanged or, in turn, one of another relation, first of those with the same types."""
-    names = list(named)
-    later = names[names.index(name) + 1 :] + names[: names.index(name)]
-    own = named[name].head_type, named[name].tail_type
-    others = sorted((other for other in later if shown[other]), key=lambda other: (named[other].head_type, named[other].tail_type) != own)
+    names, first = list(named), {seed.relation: seed for seed in reversed(seeds)}
+    place, own = names.index(name), (named[name].head_type, named[name].tail_type)
+    others = [other for other in names[place + 1 :] + names[:place] if other in first]
+    others.sort(key=lambda other: (named[other].head_type, named[other].tail_type) != own)
     exchanged = [replace(seed, head=seed.tail, tail=seed.head) for seed in right]
-    return [shown[others[min(1, len(others) - 1)]][0] if n % 2 and others else seed for n, seed in enumerate(exchanged)]
+    return [first[others[min(1, len(others) - 1)]] if n % 2 and others else seed for n, seed in enumerate(exchanged)]
 
 
 class Likelihood:
@@ -151,8 +128,8 @@ class Likelihood:
             leads: What stands before each text and is only read.
             texts: Begin where a token does.
         """
-        before = [self.tokenizer(lead, add_special_tokens=False).input_ids for lead in leads]
-        encoded = [lead + self.tokenizer(text, add_special_tokens=False).input_ids for lead, text in zip(before, texts, strict=True)]
+        before = self._tokens(leads)
+        encoded = [lead + text for lead, text in zip(before, self._tokens(texts), strict=True)]
         found: list[np.ndarray] = [np.zeros(0)] * len(texts)
         for row, scores in self._scores(prefix, encoded, [len(lead) for lead in before]):
             wanted = scores.new_tensor(encoded[row][len(before[row]) :], dtype=int)
@@ -161,43 +138,42 @@ class Likelihood:
 
     def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
         """Log-odds of `` yes`` over `` no`` after ``prefix`` and each question, in nats."""
-        yes, no = (self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in (" yes", " no"))
-        encoded = [self.tokenizer(question, add_special_tokens=False).input_ids for question in questions]
-        found = [0.0] * len(questions)
-        for row, scores in self._scores(prefix, encoded, [len(ids) for ids in encoded]):
-            found[row] = float(scores[-1, yes] - scores[-1, no])
-        return found
+        (yes, *_), (no, *_) = self._tokens([" yes", " no"])
+        encoded = self._tokens(questions)
+        found = {row: float(scores[-1, yes] - scores[-1, no]) for row, scores in self._scores(prefix, encoded, list(map(len, encoded)))}
+        return [found[row] for row in range(len(questions))]
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
     def _scores(self, prefix: str, encoded: Sequence[list[int]], starts: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """Each row with the log-probabilities ``[n - start + 1, vocabulary]`` of what may stand at its places from ``start`` to ``n``."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
         with torch.inference_mode():
             ids = torch.tensor([self.tokenizer(prefix).input_ids], device=self.device)
             # The last token of the prefix is read again, since it predicts the first one of a text without a lead.
+            read, last = ids.shape[1] - 1, int(ids[0, -1])
             cache = self.model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
-            for rows in _batches(order, [len(tokens) + 1 for tokens in encoded], BATCH_TOKENS[self.device]):
-                width = max(len(encoded[row]) for row in rows) + 1
-                block = torch.full((len(rows), width), int(ids[0, -1]), device=self.device)
-                mask = torch.zeros((len(rows), ids.shape[1] - 1 + width), dtype=torch.long, device=self.device)
-                for place, row in enumerate(rows):
-                    block[place, 1 : len(encoded[row]) + 1] = torch.tensor(encoded[row], device=self.device)
-                    mask[place, : ids.shape[1] + len(encoded[row])] = 1
+            for rows in _batches(encoded, BATCH_TOKENS[self.device]):
+                texts = [torch.tensor([last, *encoded[row]], device=self.device) for row in rows]
+                block = pad_sequence(texts, batch_first=True, padding_value=last)
+                ends = torch.tensor([read + len(text) for text in texts], device=self.device)
+                mask = (torch.arange(read + block.shape[1], device=self.device) < ends[:, None]).long()
                 past = copy.deepcopy(cache)
                 past.batch_repeat_interleave(len(rows))
                 first = min(starts[row] for row in rows)
-                output = self.model(block, attention_mask=mask, past_key_values=past, logits_to_keep=width - first)
+                logits = self.model(block, attention_mask=mask, past_key_values=past, logits_to_keep=block.shape[1] - first).logits
                 for place, row in enumerate(rows):
-                    kept = output.logits[place, starts[row] - first : len(encoded[row]) + 1 - first]
-                    yield row, kept.float().log_softmax(-1)
+                    yield row, logits[place, starts[row] - first : len(texts[place]) - first].float().log_softmax(-1)
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def _batches(encoded: Sequence[list[int]], tokens: int) -> list[list[int]]:
     """Rows of similar length, at most so many tokens with the padding."""
     batches: list[list[int]] = []
-    for row in order:
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= tokens:
+    for row in sorted(range(len(encoded)), key=lambda row: len(encoded[row])):
+        if batches and (len(batches[-1]) + 1) * (len(encoded[row]) + 1) <= tokens:
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -33,13 +33,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from divray.config import Config
 from divray.datasets.stage import stated
-from divray.embeddings import Encoder
+from divray.embeddings import Encoder, by_width
 from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.scoring.answers import Likelihood, answerer_of, ask, readings, some_of
@@ -73,15 +73,14 @@ LAYER = -2
 """The last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
 WEIGHTS = (0.5, 0.5, 1.0, 0.5)
 """Of head, tail, between and rest."""
-_BATCH, _WIDTH, _MOST = 32, 8, 192
+_BATCH, _MOST = 32, 192
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(NamedTuple):
     """A judge: the probability is the logistic function of ``bias + sum(weight * clip(signal, low, high))``."""
 
     signals: tuple[str, ...]
-    weights: np.ndarray
+    weight: np.ndarray
     low: np.ndarray
     high: np.ndarray
     bias: float
@@ -89,16 +88,13 @@ class Weights:
     def probability(self, values: np.ndarray, names: tuple[str, ...] = SIGNALS) -> np.ndarray:
         """Of rows of signals, float64 ``[n]``; ``names`` are those of the columns."""
         own = values[:, [names.index(name) for name in self.signals]]
-        return np.round(1.0 / (1.0 + np.exp(-(np.clip(own, self.low, self.high) @ self.weights + self.bias))), _DIGITS)
+        return np.round(1.0 / (1.0 + np.exp(-(np.clip(own, self.low, self.high) @ self.weight + self.bias))), _DIGITS)
 
 
 def gate_probability(signals: np.ndarray, fluency: bool, llm: bool) -> np.ndarray:
-    """That the sentence states its relation, times that it then reads well, too; float64 ``[n]``.
+    """That the sentence of these :meth:`Judge.signals` states its relation, times that it then reads well, too; float64 ``[n]``.
 
-    Args:
-        signals: Of :meth:`Judge.signals`.
-        fluency: Whether ``correctness.fluency`` is named.
-        llm: Whether ``correctness.llm`` is.
+    ``fluency`` and ``llm`` say whether ``correctness.fluency`` and ``correctness.llm`` are named.
     """
     heard = fluency * "_fluency"
     states, reads = weights(f"states{heard}{llm * '_llm'}"), weights(f"reads{heard}")
@@ -113,8 +109,8 @@ def weights(name: str) -> Weights:
 
 def judge_of(found: dict[str, Any]) -> Weights:
     """A judge from its entry in ``weights.json``."""
-    columns = {key: np.array([row[key] for row in found["signals"]], np.float64) for key in ("weight", "low", "high")}
-    return Weights(tuple(row["name"] for row in found["signals"]), columns["weight"], columns["low"], columns["high"], found["bias"])
+    weight, low, high = (np.array([row[key] for row in found["signals"]], np.float64) for key in ("weight", "low", "high"))
+    return Weights(tuple(row["name"] for row in found["signals"]), weight, low, high, found["bias"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,34 +303,24 @@ class SpanEncoder:
 
     def encode(self, examples: Sequence[Example]) -> np.ndarray:
         """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
-
-        def spans(states: Any, batch: Batch) -> Any:
-            return pooled(states[LAYER], batch, WEIGHTS)
-
-        def name(states: Any, batch: Batch) -> Any:
-            return means(states[(len(states) - 1) // 2], batch)[:, 0]
-
-        if not examples:
-            return np.zeros((0, (BLOCKS + 2) * self.model.config.hidden_size), np.float32)
         names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
         distinct = sorted(set(names))
-        alone = self._encode([Example(text, (0, len(text)), (0, 0), "") for text in distinct], name)
+        entities = [Example(text, (0, len(text)), (0, 0), "") for text in distinct]
+        alone = self._encode(entities, lambda states, batch: means(states[(len(states) - 1) // 2], batch)[:, 0])
         heads, tails = np.split(alone[np.searchsorted(distinct, names)], 2)
-        return np.concatenate([self._encode(examples, spans), heads, tails], axis=1)
+        spans = self._encode(examples, lambda states, batch: pooled(states[LAYER], batch, WEIGHTS))
+        return np.concatenate([spans, heads, tails], axis=1)
 
     def _encode(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
         """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
         import torch
 
         encoded = encode_spans(self.tokenizer, examples, _MOST)
-        widths = np.array([-(-len(one.ids) // _WIDTH) * _WIDTH for one in encoded], dtype=np.int64)
-        found: dict[int, np.ndarray] = {}
-        for width in np.unique(widths):
-            rows = np.flatnonzero(widths == width)
-            for start in range(0, len(rows), _BATCH):
-                part = rows[start : start + _BATCH]
-                batch = collate([encoded[row] for row in part], self.tokenizer.pad_token_id or 0, self.device, int(width))
-                with torch.inference_mode():
-                    states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
-                    found |= zip(part.tolist(), pool(states, batch).cpu().numpy(), strict=True)
-        return on_grid(np.array([found[row] for row in range(len(found))]).reshape(len(found), -1), FEATURE_GRID).astype(np.float32)
+        found: list[np.ndarray] = [np.zeros(0)] * len(examples)
+        for rows, width in by_width([len(one.ids) for one in encoded], _MOST, lambda width: _BATCH):
+            batch = collate([encoded[row] for row in rows], self.tokenizer.pad_token_id or 0, self.device, width)
+            with torch.inference_mode():
+                states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+                for row, features in zip(rows, pool(states, batch).cpu().numpy(), strict=True):
+                    found[row] = features
+        return on_grid(np.array(found), FEATURE_GRID).astype(np.float32)
