@@ -21,7 +21,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from divray.selection.objective import greedy_selection, objective
+from divray.selection import greedy_selection, objective
 
 SIZES = (16, 100, 1000)
 WEIGHTS = (0.3, 0.5, 0.8)

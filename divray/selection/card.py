@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import pyarrow as pa
@@ -123,8 +124,7 @@ def _shortfall_lines(counts: dict[str, Any], k: int) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return " ".join(safe.replace("|", "\\|").split())
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
 
 
 def _size(rows: int) -> str:
