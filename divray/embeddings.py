@@ -1,17 +1,17 @@
-"""Sentence embeddings: the encoder's last hidden states, averaged over tokens, scaled to unit length
-(Reimers and Gurevych 2019, arXiv 1908.10084).
+"""Vectors of sentences, the encoder's last hidden states, averaged over tokens and scaled to unit length (Reimers and Gurevych 2019,
+arXiv 1908.10084); and features of their spans (:mod:`divray.spans`).
 
 On a CPU a text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product are chosen by its shape,
 so the last bits of a row change with the shape of its batch.  So the shape follows from the text alone: its length is rounded up to a
-multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  Rows then come out bit for bit the same
-under any order and company.  On a GPU a batch is so large that dummies would be most of it: there the rows are filled up to a power of
-two.  Between kinds of machine the last bits differ, too; rounding to :data:`DECIMALS` hides most of that.  In bf16 and fp16 the cosine
-to the fp32 embedding is 0.9999 and up.
+multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  On a GPU a batch is so large that dummies
+would be most of it: there the rows are filled up to a power of two.  Between kinds of machine the last bits differ, too; rounding to
+:data:`DECIMALS` hides most of that.  In bf16 and fp16 the cosine to the fp32 embedding is 0.9999 and up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,21 @@ import pyarrow as pa
 
 from divray.config import Config
 from divray.models import local_model
+from divray.relations import Example
+from divray.spans import FEATURE_GRID, Batch, collate, encode_spans, means, on_grid, pooled
 
 WIDTH = 8
 DECIMALS = 6
 TOKENS = {"cpu": 512, "cuda": 16_384}
 """Tokens a batch, padding included, by kind of device; at most, on a GPU."""
 
+LAYER = -2
+"""Of the spans: the last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
+WEIGHTS = (0.5, 0.5, 1.0, 0.5)
+"""Of head, tail, between and rest."""
+
 _CHUNK = 8192
+_BATCH, _MOST = 32, 192
 
 
 class Encoder:
@@ -95,6 +103,42 @@ class Encoder:
                 return found[: len(tokens)]
         finally:
             torch.set_num_threads(threads)
+
+
+class SpanEncoder:
+    """Encodes examples by their spans; ``reference`` is one that :func:`divray.models.local_model` understands."""
+
+    def __init__(self, reference: str, device: str = "cpu") -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = local_model(reference)
+        self.device = device
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
+
+    def encode(self, examples: Sequence[Example]) -> np.ndarray:
+        """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
+        names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
+        distinct = sorted(set(names))
+        entities = [Example(text, (0, len(text)), (0, 0), "") for text in distinct]
+        alone = self._encode(entities, lambda states, batch: means(states[(len(states) - 1) // 2], batch)[:, 0])
+        heads, tails = np.split(alone[np.searchsorted(distinct, names)], 2)
+        spans = self._encode(examples, lambda states, batch: pooled(states[LAYER], batch, WEIGHTS))
+        return np.concatenate([spans, heads, tails], axis=1)
+
+    def _encode(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
+        """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
+        import torch
+
+        encoded = encode_spans(self.tokenizer, examples, _MOST)
+        found: list[np.ndarray] = [np.zeros(0)] * len(examples)
+        for rows, width in by_width([len(one.ids) for one in encoded], _MOST, lambda width: _BATCH):
+            batch = collate([encoded[row] for row in rows], self.tokenizer.pad_token_id or 0, self.device, width)
+            with torch.inference_mode():
+                states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+                for row, features in zip(rows, pool(states, batch).cpu().numpy(), strict=True):
+                    found[row] = features
+        return on_grid(np.array(found), FEATURE_GRID).astype(np.float32)
 
 
 def by_width(lengths: Sequence[int], longest: int, most: Callable[[int], int]) -> Iterator[tuple[npt.NDArray[np.int64], int]]:

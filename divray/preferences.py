@@ -55,13 +55,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 _SCORED = ("candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion", "text", *SPANS)
-CANDIDATES = pa.schema(
-    [
-        *(SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "unique", "novelty")),
-        pa.field("given", pa.bool_()),
-        pa.field("valid", pa.bool_()),
-    ]
-)
+_OWN = [SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "unique", "novelty")]
+CANDIDATES = pa.schema([*_OWN, pa.field("given", pa.bool_()), pa.field("valid", pa.bool_())])
 """Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
 
 WAYS = ("broken", "mirrored", "other_relation", "near_copy", "alike")
@@ -138,10 +133,7 @@ def _rows(batch: pa.Table, valid: bool) -> pa.Table:
         out = pc.or_(out, pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE])))
     table = batch.filter(pc.invert(out))
     table = table.append_column("given", gives_pair(table["prompt"])).append_column("valid", pa.array([valid] * table.num_rows, pa.bool_()))
-    for field in CANDIDATES:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(CANDIDATES.names).cast(CANDIDATES)
+    return pa.concat_tables([CANDIDATES.empty_table(), table], promote_options="default").select(CANDIDATES.names)
 
 
 def mined_pairs(
@@ -153,16 +145,10 @@ def mined_pairs(
     seed: int,
     chat: bool = False,
 ) -> pa.Table:
-    """The pairs of one relation, at most ``max_pairs_per_relation``.
+    """The pairs of one relation, at most ``max_pairs_per_relation``, from rows of :data:`CANDIDATES` in any order.
 
-    Args:
-        rows: The columns of :data:`CANDIDATES`, in any order.
-        relations: All relations by name.
-        seeds: Seed examples, of which only this relation's serve.
-        others: Relation -> right samples of it, from which ``other_relation`` takes.
-        settings: Cap.
-        seed: With the chosen one's id it decides every draw.
-        chat: Whether records are JSON.
+    ``seeds`` and ``relations`` are those of the run; ``others`` has right samples of each relation, from which ``other_relation``
+    takes.  ``seed`` and the chosen one's id decide every draw; with ``chat`` records are JSON.
     """
     candidates: list[Row] = sorted(rows.to_pylist(), key=lambda row: row["candidate_id"])
     if not candidates:
@@ -225,8 +211,7 @@ def paper_pairs(
 ) -> pa.Table:
     """The pairs of one relation after the paper, at most ``max_pairs_per_relation``, evenly over its prompts and kinds.
 
-    ``rows`` are the relation's ``prompt_id``, ``prompt``, ``head``, ``strategy`` and ``demonstrations``, in any order, repeats allowed;
-    ``seeds`` those of all relations.  The rest is as for :func:`mined_pairs`.
+    ``rows`` are of ``schemas.PROMPTS``, in any order, repeats allowed.  The rest is as for :func:`mined_pairs`.
     """
     examples = {example.example_id: example for example in sorted(seeds, key=lambda example: example.example_id)}
     prompts = {row["prompt_id"]: row for row in rows.to_pylist() if row["strategy"] != NAIVE}
@@ -286,8 +271,8 @@ def _random(seed: int, name: str) -> random.Random:
 
 def _pair(prompt: Row, name: str, kind: str, chosen: tuple[str, str], rejected: tuple[str, str]) -> Row:
     """A row of ``PAIRS`` under the prompt of row ``prompt``; both sides are id and text."""
-    row: Row = {"pair_id": f"{name}--{kind}", "relation": prompt["relation"], "prompt": prompt["prompt"], "kind": kind}
-    return row | {"chosen": chosen[1], "rejected": rejected[1], "chosen_id": chosen[0], "rejected_id": rejected[0]}
+    values = f"{name}--{kind}", prompt["relation"], prompt["prompt"], chosen[1], rejected[1], kind, chosen[0], rejected[0]
+    return dict(zip(PAIRS.names, values, strict=True))
 
 
 def _pair_table(pairs: Iterable[Row]) -> pa.Table:

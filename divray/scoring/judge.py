@@ -6,7 +6,7 @@ task: each is taken less its mean over the task's own seeds, every seed judged w
 that language-model agents read (``benchmarks/reading``), and so does their calibration: 0.8 is to mean that of ten such sentences
 eight are right.
 
-The signals come from the features of the spans (:class:`SpanEncoder`) by linear discriminant analysis of seeds and
+The signals come from the features of the spans (:class:`divray.embeddings.SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
 
 ============  ===============================================================================
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -39,24 +39,10 @@ import numpy as np
 
 from divray.config import Config
 from divray.datasets.stage import stated
-from divray.embeddings import Encoder, by_width
-from divray.models import local_model
+from divray.embeddings import Encoder, SpanEncoder
 from divray.relations import Example, Relation
 from divray.scoring.answers import Likelihood, answerer_of, ask, readings, some_of
-from divray.spans import (
-    BLOCKS,
-    FEATURE_GRID,
-    WEIGHT_GRID,
-    Batch,
-    Discriminant,
-    collate,
-    discriminant,
-    encode_spans,
-    exchanged,
-    means,
-    on_grid,
-    pooled,
-)
+from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer")
 AUDIT = "audit"
@@ -68,12 +54,6 @@ SPREAD = 10.0
 _FOLDS = 4
 _LEAST = 1e-6
 _DIGITS = 4
-
-LAYER = -2
-"""The last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
-WEIGHTS = (0.5, 0.5, 1.0, 0.5)
-"""Of head, tail, between and rest."""
-_BATCH, _MOST = 32, 192
 
 
 class Weights(NamedTuple):
@@ -164,9 +144,8 @@ def fit_judge(
     fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
     plain, heads, tails = _features(features)
     orders = np.concatenate([plain, exchanged(plain)])
-    parts = [orders[_head_first(orders) == order] for order in (0, 1)]
-    means = [part.mean(axis=0) if len(part) else np.zeros(orders.shape[1]) for part in parts]
-    middle = on_grid(np.stack(means), FEATURE_GRID)
+    parts = (orders[_head_first(orders) == order] for order in (0, 1))
+    middle = on_grid(np.stack([part.mean(axis=0) if len(part) else np.zeros(orders.shape[1]) for part in parts]), FEATURE_GRID)
     known = np.concatenate([plain, _features(described)[0]])
     known, turned = (spans - middle[_head_first(spans)] for spans in (known, exchanged(known)))
     labels = np.concatenate([own, own + len(relations)])
@@ -288,39 +267,3 @@ class Judging:
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
         features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
         return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, heard)
-
-
-class SpanEncoder:
-    """Encodes examples by their spans; ``reference`` is one that :func:`divray.models.local_model` understands."""
-
-    def __init__(self, reference: str, device: str = "cpu") -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = local_model(reference)
-        self.device = device
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
-
-    def encode(self, examples: Sequence[Example]) -> np.ndarray:
-        """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
-        names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
-        distinct = sorted(set(names))
-        entities = [Example(text, (0, len(text)), (0, 0), "") for text in distinct]
-        alone = self._encode(entities, lambda states, batch: means(states[(len(states) - 1) // 2], batch)[:, 0])
-        heads, tails = np.split(alone[np.searchsorted(distinct, names)], 2)
-        spans = self._encode(examples, lambda states, batch: pooled(states[LAYER], batch, WEIGHTS))
-        return np.concatenate([spans, heads, tails], axis=1)
-
-    def _encode(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
-        """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
-        import torch
-
-        encoded = encode_spans(self.tokenizer, examples, _MOST)
-        found: list[np.ndarray] = [np.zeros(0)] * len(examples)
-        for rows, width in by_width([len(one.ids) for one in encoded], _MOST, lambda width: _BATCH):
-            batch = collate([encoded[row] for row in rows], self.tokenizer.pad_token_id or 0, self.device, width)
-            with torch.inference_mode():
-                states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
-                for row, features in zip(rows, pool(states, batch).cpu().numpy(), strict=True):
-                    found[row] = features
-        return on_grid(np.array(found), FEATURE_GRID).astype(np.float32)
