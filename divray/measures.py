@@ -1,7 +1,6 @@
 """How diverse a set of sentences is, on any texts and embeddings, without the rest of the loop.
 
-Scores of a set grow or shrink with its size: compare sets of one size.  None depends on the order of the rows: they are sorted by text
-first.
+Scores grow or shrink with the size of a set: compare sets of one size.  None depends on the order of the rows: they are sorted first.
 """
 
 from __future__ import annotations
@@ -49,16 +48,14 @@ def diversity_of(texts: Texts, embeddings: npt.NDArray[np.float32] | None = None
     texts = [texts[row] for row in order]
     drawn = np.sort(np.random.default_rng(0).permutation(n)[:SAMPLED_ROWS])
     pairs = [pair for text in texts for pair in pairwise(text.lower().split())]
-    scores: dict[str, float | None] = {
-        "vendi_ngram": vendi_score(ngram_vectors([texts[row] for row in drawn])) if n else 0.0,
-        "vendi_embedding": None,
-        "distinct_2": len(set(pairs)) / max(len(pairs), 1),
-        "mean_cosine": None,
-    }
+    by_ngrams = vendi_score(ngram_vectors([texts[row] for row in drawn])) if n else 0.0
+    by_embedding = cosine = None
     if embeddings is not None and n:
         found: npt.NDArray[Any] = np.asarray(embeddings)[order].astype(np.float32 if n > EXACT_PRODUCTS else np.float64)
         found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-        scores |= {"vendi_embedding": vendi_score(found), "mean_cosine": mean_cosine(found)}
+        by_embedding, cosine = vendi_score(found), mean_cosine(found)
+    distinct = len(set(pairs)) / max(len(pairs), 1)
+    scores = {"vendi_ngram": by_ngrams, "vendi_embedding": by_embedding, "distinct_2": distinct, "mean_cosine": cosine}
     return {"n": n, **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
 
 

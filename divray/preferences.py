@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,9 +48,6 @@ from divray.schemas import NAIVE, PAIRS, SCORES
 from divray.sections import PreferencesConfig
 from divray.stages import Progress
 from divray.texts import SPANS
-
-if TYPE_CHECKING:
-    import ray.data
 
 Row = dict[str, Any]
 
@@ -97,9 +94,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     groups = rows.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
     made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     # Never more than max_pairs_per_relation times the relations: small, whatever the size of the round.
-    batches: Any = made.iter_batches(batch_format="pyarrow", batch_size=None)
-    parts = [batch.select(PAIRS.names).cast(PAIRS) for batch in batches if batch.num_rows]
-    pairs = pa.concat_tables([PAIRS.empty_table(), *parts]).sort_by("pair_id")
+    pairs = _pair_table(made.iter_rows())
     if config.preferences.mode == "paper" and not pairs.num_rows:
         raise none_left_to_choose()
     run.write_table(own.pairs, pairs)
@@ -113,8 +108,8 @@ def none_left_to_choose() -> InputError:
     return InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
 
 
-def _candidates(run: RunFolder, own: Round) -> ray.data.Dataset:
-    """The scored samples and the whole invalid completions, without the naive ones, under the same columns."""
+def _candidates(run: RunFolder, own: Round) -> Any:
+    """Dataset of the scored samples and the whole invalid completions, without the naive ones, under the same columns."""
     samples = run.dataset(own.samples, columns=[*_SCORED[:6], "rejection"])
     invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
     if not run.files(own.scores, ".parquet"):

@@ -14,8 +14,6 @@ It runs after the selection, and so on the selected samples alone.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
@@ -35,10 +33,7 @@ _BATCH = 32
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     """Sample id -> the audit's probability that the sample is right.
 
-    Args:
-        config: ``correctness.reader`` names the LLM; its actors are the ``score`` stage's.
-        run: Where the relations and the seeds are.
-        rows: Columns of ``schemas.DATASET``, and ``passed`` (bool); each sample once.
+    ``rows`` have columns of ``schemas.DATASET``, and ``passed`` (bool), each sample once.  ``correctness.reader`` names the LLM.
     """
     import ray.data
 
@@ -50,10 +45,7 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     read = pa.concat_tables([rows.select(seeds.column_names).cast(seeds.schema), seeds])
     data = ray.data.from_arrow(read.sort_by([("relation", "ascending"), ("sample_id", "ascending")]))
     parts = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri), **actors)
-    found: dict[str, list[float]] = {}
-    batches: Any = parts.iter_batches(batch_format="pyarrow", batch_size=None)
-    for batch in batches:
-        found |= dict(zip(batch["sample_id"].to_pylist(), batch["read"].to_pylist(), strict=True))
+    found = {row["sample_id"]: row["read"] for row in parts.iter_rows()}
     origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)
     names = rows["sample_id"].to_pylist()
     signals = np.column_stack([np.array([found[name] for name in names]) - origin, rows["passed"].to_numpy()])

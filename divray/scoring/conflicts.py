@@ -28,7 +28,7 @@ from divray.errors import InputError
 from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.scan import batches
 from divray.schemas import NAIVE, SCORES
-from divray.scoring.near_copies import DECISION, with_columns
+from divray.scoring.near_copies import DECISION, named_seeds, with_columns
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles, strings_of
 
@@ -149,8 +149,6 @@ def _same_roles(rows: pa.Table, config: DiversityConfig, left: Codes, right: Cod
 def _near_masked(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
     from scipy.sparse import csr_array
 
-    if not len(left):
-        return np.zeros(0, bool)
     shingles = configured_shingles(compared_texts(rows, mask=True), config)
     distinct, columns = np.unique(shingles.values, return_inverse=True)
     sets = csr_array((np.ones(len(columns)), columns, shingles.offsets), shape=(len(shingles), len(distinct)))
@@ -165,8 +163,8 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
     both tables, also those whose texts are once head and tail are masked.
 
     Returns:
-        Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then of the smallest) and ``similarity``
-        (the larger of the two); sorted, near rows only.
+        Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of
+        the two); sorted, near rows only.
 
     Raises:
         InputError: A column is missing or of a wrong kind, a text or id is null, or the threshold is out of range.
@@ -202,9 +200,7 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     if not run.files(embedded, ".parquet"):
         return MARKS.empty_table()
     rows = run.read_table(embedded, [*_COMPARED, "strategy"])
-    seeds = run.read_table(SEEDS)
-    names = pa.array([SEED_PREFIX + name for name in seeds["example_id"].to_pylist()], pa.string())
-    known = [seeds.append_column("candidate_id", names).select(_COMPARED)]
+    known = [named_seeds(run.read_table(SEEDS)).select(_COMPARED)]
     is_naive = pc.equal(rows["strategy"], NAIVE)
     found = [label_conflicts(rows.filter(is_naive).select(_COMPARED), config.diversity, known[0])]
     stayed = (pc.field("unique") | (pc.field("conflict") != "")) & (pc.field("strategy") != NAIVE)

@@ -83,7 +83,7 @@ def gate_probability(signals: np.ndarray, fluency: bool, llm: bool) -> np.ndarra
 
 @cache
 def weights(name: str) -> Weights:
-    """The weights of a judge as shipped in ``weights.json``."""
+    """A judge as shipped in ``weights.json``."""
     return judge_of(json.loads(files("divray.scoring").joinpath("weights.json").read_text(encoding="utf-8"))[name])
 
 
@@ -95,33 +95,21 @@ def judge_of(found: dict[str, Any]) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The signals of a task, ready to be taken of any sample; a few MB.
+    """The signals of a task, ready to be taken of any sample; a few MB."""
 
-    Attributes:
-        relations: Names, in the order of their numbers.
-        own: Relation number of each seed ``[s]``.
-        middle: Mean of the spans of sentences with the tail first, and with the head first ``[2, BLOCKS * d]``.
-        spans: Of the seeds, and behind them of their relations' descriptions, less those ``[2 s, BLOCKS * d]``.
-        length: Mean log of the seeds' characters.
-        wording: Of spans: class ``r`` is relation ``r``, class ``len(relations) + r`` its reversal.
-        entities: Of entities alone: class ``r`` is a head of relation ``r``, class ``len(relations) + r`` a tail.
-        origin: Mean of each signal over the seeds ``[len(SIGNALS)]``.
-    """
-
-    relations: tuple[str, ...]
-    own: np.ndarray
-    middle: np.ndarray
-    spans: np.ndarray
-    length: float
-    wording: Discriminant
-    entities: Discriminant
-    origin: np.ndarray
+    relations: tuple[str, ...]  # names, in the order of their numbers
+    own: np.ndarray  # relation number of each seed [s]
+    middle: np.ndarray  # mean of the spans of sentences with the tail first, and with the head first [2, BLOCKS * d]
+    spans: np.ndarray  # of the seeds, and behind them of their relations' descriptions, less those means [2 s, BLOCKS * d]
+    length: float  # mean log of the seeds' characters
+    wording: Discriminant  # of spans: class r is relation r, class len(relations) + r its reversal
+    entities: Discriminant  # of entities alone: class r is a head of relation r, class len(relations) + r a tail
+    origin: np.ndarray  # mean of each signal over the seeds [len(SIGNALS)]
 
     def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
-        ``features`` are of :meth:`SpanEncoder.encode`, ``heard`` their ``fluency`` and ``answer``
-        ``[n, 2]``, zeros where no LLM is named.
+        ``features`` are of :meth:`SpanEncoder.encode`, ``heard`` is :meth:`Judging.hear` of the samples.
         """
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
@@ -141,7 +129,8 @@ def fit_judge(
     ``own`` are the seeds' numbers in ``relations``; texts and features are as :meth:`Judge.signals` takes them; ``described``
     are the features of :func:`described_seeds`, ``heard`` is :meth:`Judging.hear_seeds`.
     """
-    fold, classes = _rank_within(own) % _FOLDS, 2 * len(relations)
+    # A relation's seeds are dealt out to the folds in turn.
+    fold, classes = np.array([np.count_nonzero(own[:row] == relation) for row, relation in enumerate(own)]) % _FOLDS, 2 * len(relations)
     plain, heads, tails = _features(features)
     orders = np.concatenate([plain, exchanged(plain)])
     parts = (orders[_head_first(orders) == order] for order in (0, 1))
@@ -230,11 +219,6 @@ def _nearest(mine: np.ndarray, theirs: np.ndarray, among: np.ndarray) -> np.ndar
 
 def _logs(texts: Sequence[str]) -> np.ndarray:
     return np.log([float(max(1, len(text))) for text in texts])
-
-
-def _rank_within(labels: np.ndarray) -> np.ndarray:
-    """Of each row, how many earlier rows carry the same label."""
-    return np.array([np.count_nonzero(labels[:row] == label) for row, label in enumerate(labels)], np.int64)
 
 
 class Judging:

@@ -32,6 +32,8 @@ DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "
 BLOCK = 2048
 """Rows and columns of a product of vectors."""
 
+Vectors = npt.NDArray[np.floating[Any]]
+
 _FIXED = pa.schema([("candidate_id", pa.string()), *((name, SAMPLES.field(name).type) for name in ("text", *SPANS))])
 _ROWS = 512
 
@@ -41,13 +43,17 @@ def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | N
     return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns, schema=schema)
 
 
+def named_seeds(seeds: pa.Table) -> pa.Table:
+    """Rows of ``schemas.EXAMPLES`` with the ``candidate_id`` by which seeds stand among samples: ``seed:<example_id>``."""
+    names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"].cast(pa.string()), "")
+    return with_columns(seeds, {"candidate_id": names})
+
+
 def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
-    """What stays whatever comes: seed examples (``schemas.EXAMPLES`` rows, named ``seed:<example_id>``) and
-    samples of earlier rounds (``schemas.SCORES`` rows; those with ``unique`` false are left out)."""
+    """What stays whatever comes: seeds, and samples of earlier rounds (``schemas.SCORES``; those with ``unique`` false are left out)."""
     parts = [_FIXED.empty_table()]
     if seeds is not None:
-        names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"].cast(pa.string()), "")
-        parts.append(with_columns(seeds, {"candidate_id": names}, _FIXED))
+        parts.append(with_columns(named_seeds(seeds), {}, _FIXED))
     if samples is not None:
         own = samples.filter(pc.field("unique")) if "unique" in samples.column_names else samples
         parts.append(with_columns(own, {}, _FIXED))
@@ -58,17 +64,14 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     """Find the near-duplicates among one relation's samples and say which of them stay.
 
     Args:
-        table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and
-            maybe ``correctness``; any other columns are passed through.
+        table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and maybe ``correctness``.
         config: Shingles, threshold, masking.
         kept: Items that stay whatever comes, from :func:`fixed_items`; their ids don't occur in ``table``.  Its samples are taken
             to be apart, as an earlier call leaves them: they are compared with ``table`` and with seeds, not with each other.
 
     Returns:
-        ``table`` sorted by ``candidate_id``, with the columns ``cluster``, ``nearest_id``, ``similarity``,
-        ``unique`` and ``reason`` of ``schemas.SCORES`` put in or replaced. ``nearest_id`` is the most similar
-        other item from Jaccard :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then
-        the smallest id), else ``""`` with similarity 0.
+        ``table`` sorted by ``candidate_id``, with the columns :data:`DECISION` put in or replaced. ``nearest_id`` is the most similar
+        other item from Jaccard :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then the smallest id), else ``""``.
 
     Raises:
         InputError: a column is missing or of a wrong kind, an id occurs twice, or a text or an id is null.
@@ -140,20 +143,12 @@ def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float
     return nearest, similarity
 
 
-def distances(
-    embeddings: npt.NDArray[np.floating[Any]],
-    staying: npt.NDArray[np.floating[Any]],
-    own: npt.NDArray[np.int64],
-    block: int = BLOCK,
-) -> npt.NDArray[np.float64]:
-    """1 - the cosine of each row to the nearest of those that stay; about ``n u d`` operations.
+def distances(embeddings: Vectors, staying: Vectors, own: npt.NDArray[np.int64], block: int = BLOCK) -> npt.NDArray[np.float64]:
+    """1 - the cosine of each row ``[n, d]`` to the nearest of those that stay ``[u, d]``, all unit vectors; about ``n u d`` operations.
 
-    Products in float32 only choose the nearest; its cosine is computed anew in float64.  So the result does not depend on the blocks.
-
-    Args:
-        embeddings, staying: Unit vectors ``[n, d]`` and ``[u, d]``.
-        own: int64 ``[n]``, which of ``staying`` is the row itself, and no neighbour; -1 for none.
-        block: Rows and columns of a product.
+    Products in float32, of so many rows and columns as ``block`` says, only choose the nearest; its cosine is computed anew in float64.
+    So the result does not depend on the blocks.  ``own``, int64 ``[n]``, says which of ``staying`` is the row itself, and no neighbour; -1
+    for none.
 
     Returns:
         float64 ``[n]`` in [0, 2], to six decimals; 1 where no other one stays.  Of neighbours that float32

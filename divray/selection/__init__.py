@@ -37,7 +37,7 @@ from divray.resources import only_cpus
 from divray.review import review_figures
 from divray.run_folder import Round, RunFolder
 from divray.scan import tally
-from divray.schemas import DATASET, NAIVE
+from divray.schemas import DATASET, NAIVE, SCORES
 from divray.scoring.audit import audited
 from divray.scoring.near_copies import with_columns
 from divray.scoring.stage import gate
@@ -48,9 +48,7 @@ from divray.texts import SPANS
 
 ALL, SELECTED = "dataset", "selected"
 _OWN = [name for name in DATASET.names if name not in ("sample_id", "rank", "audit")]
-CANDIDATES = pa.schema(
-    [pa.field("candidate_id", pa.string()), *(DATASET.field(name) for name in _OWN), pa.field("embedding", pa.list_(pa.float32()))]
-)
+CANDIDATES = pa.schema([SCORES.field("candidate_id"), *map(DATASET.field, _OWN), SCORES.field("embedding")])
 CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])
 """A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
 
@@ -173,12 +171,9 @@ def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
 
 
 def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa.Table:
-    """The samples of one relation in every set (:data:`CHOSEN`).
+    """The samples of one relation in every set (:data:`CHOSEN`), those of each of the first ``rounds`` rounds among them.
 
-    Args:
-        rows: Columns of :data:`CANDIDATES`, in any order; the scores of naive rows may be null.
-        settings: K and the weight of diversity.
-        rounds: How many rounds get a set of their own.
+    ``rows`` have the columns of :data:`CANDIDATES`, in any order; the scores of naive ones may be null.
     """
     if not rows.num_rows:
         return CHOSEN.empty_table()
@@ -235,11 +230,7 @@ def _chosen(rows: pa.Table, name: str, value: float | None) -> pa.Table:
 def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float) -> npt.NDArray[np.int64]:
     """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties (to nine digits) go to the first row.
 
-    Args:
-        correctness: float64 ``[n]`` in [0, 1].
-        embeddings: float32 ``[n, d]``, unit length.
-        k: How many.
-        weight: Of diversity, in [0, 1].
+    ``correctness`` is float64 ``[n]`` in [0, 1]; ``embeddings`` are float32 ``[n, d]``, unit length; ``weight`` in [0, 1] is diversity's.
     """
     vectors = np.ascontiguousarray(embeddings, np.float32)
     return _greedy(np.asarray(correctness, np.float64), vectors, min(k, len(vectors)), float(weight), SHARPNESS)

@@ -16,10 +16,9 @@ from divray.schemas import DATASET
 
 
 def dataset_card(
-    config: Config, relations: list[Relation], dataset: pa.Table, counts: dict[str, Any], review: dict[str, Any] | None = None
+    config: Config, relations: list[Relation], dataset: pa.Table, counts: dict[str, Any], review: dict[str, Any] | None
 ) -> str:
-    """The card's text: of all accepted samples (``schemas.DATASET``), the counts of the ``select`` stage, and what
-    :func:`divray.review.review_figures` says."""
+    """The card's text, from all accepted samples, the counts of the ``select`` stage and :func:`divray.review.review_figures`."""
     header = {
         "pretty_name": f"{config.task.name}: generated relation extraction samples",
         "language": ["en"],
@@ -118,8 +117,7 @@ def _relation_line(relation: Relation, dataset: pa.Table, k: int, counts: dict[s
 def _shortfall_lines(counts: dict[str, Any], k: int) -> list[str]:
     if not counts["shortfall"]:
         return []
-    reasons = counts.get("reasons", {})
-    lines = [f"- {_cell(name)}: {missing} missing; {_cell(reasons.get(name, ''))}" for name, missing in counts["shortfall"].items()]
+    lines = [f"- {_cell(name)}: {missing} missing; {_cell(counts['reasons'][name])}" for name, missing in counts["shortfall"].items()]
     return [f"Fewer than {k} samples passed for:", "", *lines, ""]
 
 
