@@ -120,8 +120,6 @@ def _candidates(run: RunFolder, own: Round) -> Any:
 
 def _rows(batch: pa.Table, valid: bool) -> pa.Table:
     """Rows of :data:`CANDIDATES`: scored samples, or whole but invalid completions, which have no scores."""
-    if not batch.num_rows:
-        return CANDIDATES.empty_table()
     # A list of records is no text that a prompt for one would be continued with.
     out = pc.is_in(batch["strategy"], pa.array([NAIVE, "all_at_once"]))
     if not valid:

@@ -27,21 +27,15 @@ from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.scan import batches
-from divray.schemas import NAIVE, SCORES
+from divray.schemas import NAIVE
 from divray.scoring.near_copies import DECISION, named_seeds, with_columns
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles, strings_of
 
 Codes = npt.NDArray[np.int64]
 
-MARKS = pa.schema(
-    [
-        *(SCORES.field(name) for name in ("candidate_id", "conflict", "conflict_relation")),
-        pa.field("conflict_similarity", pa.float64()),
-        SCORES.field("near_test"),
-        pa.field("near_test_similarity", pa.float64()),
-    ]
-)
+_MARKS = ("candidate_id", "conflict", "conflict_relation", "conflict_similarity", "near_test", "near_test_similarity")
+MARKS = pa.schema([(name, pa.float64() if name.endswith("_similarity") else pa.string()) for name in _MARKS])
 """What :func:`across_relations` finds of a sample."""
 
 _COMPARED = ["candidate_id", "relation", "text", *SPANS]

@@ -34,22 +34,15 @@ from divray.scoring.near_copies import deduplicate, distances, fixed_items, with
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
-SPAN_FEATURES = pa.field("spans", pa.list_(pa.float32()))
-HEARD = pa.field("heard", pa.list_(pa.float32()))
-EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SPAN_FEATURES, HEARD, pa.field("pool", pa.string())])
+_VECTOR = pa.list_(pa.float32())
+EMBEDDED = pa.schema([*SAMPLES, ("embedding", _VECTOR), ("spans", _VECTOR), ("heard", _VECTOR), ("pool", pa.string())])
 
-COMPARED = pa.schema(
-    [
-        *(EMBEDDED.field(name) for name in ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")),
-        SCORES.field("correctness"),
-    ]
-)
-"""What is grouped by relation."""
+_GROUPED = ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")
+COMPARED = pa.schema([*map(EMBEDDED.field, _GROUPED), SCORES.field("correctness")])
+"""What is grouped by pool."""
 
-_DECISIONS = ("cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
-DECIDED = pa.schema(
-    [COMPARED.field("candidate_id"), *(SCORES.field(name) for name in ("correctness", *_DECISIONS)), EMBEDDED.field("pool")]
-)
+_DECISIONS = ("correctness", "cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
+DECIDED = pa.schema([*map(SCORES.field, ("candidate_id", *_DECISIONS)), EMBEDDED.field("pool")])
 
 SEED_HEARD = "data/seed_heard"
 
@@ -98,7 +91,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
     own = config.correctness
     judged = partial(_judged, judge=judge, fluency=own.fluency is not None, llm=own.llm is not None)
-    rows = run.dataset(embedded, columns=[*COMPARED.names[:-1], SPAN_FEATURES.name, HEARD.name])
+    rows = run.dataset(embedded, columns=[*_GROUPED, "spans", "heard"])
     groups = rows.map_batches(judged, **by_batch).groupby("pool", num_partitions=partitions)
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
@@ -131,13 +124,14 @@ class _Features:
         self.judging = Judging(config, read_relations(run), read_seeds(run))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if not batch.num_rows:
-            return EMBEDDED.empty_table()
-        embedding = self.judging.encoder.encode(compared_texts(batch, mask=True))
         examples = table_examples(batch, "candidate_id")
         naive = pc.binary_join_element_wise(batch["relation"], NAIVE, "\n")
         pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
-        made = {"embedding": embedding, SPAN_FEATURES.name: self.judging.spans.encode(examples), HEARD.name: self.judging.hear(examples)}
+        made = {
+            "embedding": self.judging.encoder.encode(compared_texts(batch, mask=True)),
+            "spans": self.judging.spans.encode(examples),
+            "heard": self.judging.hear(examples),
+        }
         return with_columns(batch, {name: embedding_column(values) for name, values in made.items()} | {"pool": pools}, EMBEDDED)
 
 
@@ -165,17 +159,15 @@ def _fit(config: Config, uri: str) -> Judge:
     embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
     run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
     if not run.files(SEED_HEARD, ".parquet"):  # an earlier round has asked
-        run.write_table(SEED_HEARD, pa.table({HEARD.name: embedding_column(judging.hear_seeds()[None])}))
-    return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)[HEARD.name])[0])
+        run.write_table(SEED_HEARD, pa.table({"heard": embedding_column(judging.hear_seeds()[None])}))
+    return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)["heard"])[0])
 
 
 def _judged(batch: pa.Table, judge: Any, fluency: bool, llm: bool) -> pa.Table:
     """What near-duplicates and their order need of each row: :data:`COMPARED`."""
     import ray
 
-    if not batch.num_rows:
-        return COMPARED.empty_table()
-    spans, heard = embedding_matrix(batch[SPAN_FEATURES.name]), embedding_matrix(batch[HEARD.name])
+    spans, heard = embedding_matrix(batch["spans"]), embedding_matrix(batch["heard"])
     signals = ray.get(judge).signals(batch["relation"].to_pylist(), batch["text"].to_pylist(), spans, heard)
     return with_columns(batch, {"correctness": gate_probability(signals, fluency, llm)}, COMPARED)
 
@@ -184,8 +176,6 @@ def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     """What stays of one relation's rows (or its naive ones), and why: :data:`DECIDED`."""
     import ray
 
-    if not rows.num_rows:
-        return DECIDED.empty_table()
     relation = rows["relation"][0].as_py()
     is_naive = rows["strategy"][0].as_py() == NAIVE
     examples = ray.get(seeds)
@@ -220,8 +210,6 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
     """
     import ray
 
-    if not batch.num_rows:
-        return SCORES.empty_table()
     ids = pc.field("candidate_id")
     ends = pc.min_max(batch["candidate_id"])
     near = pads.dataset(verdicts, filesystem=RunFolder(uri).fs).to_table(filter=(ids >= ends["min"]) & (ids <= ends["max"]))
@@ -232,7 +220,7 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
         rows, (names, vectors) = batch.filter(mine), ray.get(staying[pool])
         itself = pc.fill_null(pc.index_in(rows["candidate_id"], value_set=names), -1).to_numpy().astype(np.int64)
         novelty[mine.to_numpy()] = distances(embedding_matrix(rows["embedding"]), vectors, itself)
-    made = {name: own[name] for name in ("correctness", *_DECISIONS)}
+    made = {name: own[name] for name in _DECISIONS}
     return with_columns(batch, made | {"correct": pc.greater_equal(own["correctness"], threshold), "novelty": novelty}, SCORES)
 
 

@@ -124,8 +124,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 def _candidates(batch: pa.Table) -> pa.Table:
     """Unique and correct samples, and of the naive ones all."""
-    if not batch.num_rows:
-        return CANDIDATES.empty_table()
     kept = (pc.field("unique") & pc.field("correct")) | (pc.field("strategy") == NAIVE)
     return batch.filter(kept).select(CANDIDATES.names).cast(CANDIDATES)
 
