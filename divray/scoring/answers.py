@@ -123,10 +123,7 @@ class Likelihood:
     def log_probabilities(self, prefix: str, leads: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:
         """Log-probability of each token of every text after ``prefix`` and its lead, float64 ``[tokens]`` in nats.
 
-        Args:
-            prefix: What all begin with; ends where a token ends, such as after a newline.
-            leads: What stands before each text and is only read.
-            texts: Begin where a token does.
+        ``prefix`` ends where a token ends, such as after a newline, and ``texts`` begin where one does.
         """
         before = self._tokens(leads)
         encoded = [lead + text for lead, text in zip(before, self._tokens(texts), strict=True)]

@@ -129,8 +129,8 @@ def fit_judge(
     ``own`` are the seeds' numbers in ``relations``; texts and features are as :meth:`Judge.signals` takes them; ``described``
     are the features of :func:`described_seeds`, ``heard`` is :meth:`Judging.hear_seeds`.
     """
-    # A relation's seeds are dealt out to the folds in turn.
-    fold, classes = np.array([np.count_nonzero(own[:row] == relation) for row, relation in enumerate(own)]) % _FOLDS, 2 * len(relations)
+    classes = 2 * len(relations)
+    fold = np.array([np.count_nonzero(own[:row] == relation) for row, relation in enumerate(own)]) % _FOLDS  # each relation's in turn
     plain, heads, tails = _features(features)
     orders = np.concatenate([plain, exchanged(plain)])
     parts = (orders[_head_first(orders) == order] for order in (0, 1))

@@ -119,9 +119,6 @@ def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float
 
     Exact where counting the shingles that sets share takes at most :data:`NEAREST_VISITS` steps; beyond that only ``pairs``,
     the near-duplicates, are looked at.
-
-    Returns:
-        int64 ``[n]`` numbers of sets (-1 where there is none) and float64 ``[n]`` similarities (then 0).
     """
     from scipy.sparse import csr_array
 
