@@ -111,7 +111,8 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
         "unique": decisions.kept[:n],
         "reason": pc.replace_substring(reasons, f" {SEED_PREFIX}", " seed "),
     }
-    return with_columns(table, columns, pa.schema([*(field for field in table.schema if field.name not in columns), *DECISION]))
+    fields = {field.name: field for field in (*table.schema, *DECISION)}  # a column that is replaced keeps its place
+    return with_columns(table, columns, pa.schema(list(fields.values())))
 
 
 def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int) -> Nearest:
