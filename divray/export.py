@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from divray import console
-from divray.datasets.tokenized import detokenize
+from divray.datasets.corpora import detokenize
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.relations import as_letters

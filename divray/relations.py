@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import quote
 
 Span = tuple[int, int]
 
 MARKERS = "[]{}"
 
-_PIECE = re.compile(r"([\[\]{}])")
+_MARK = re.compile(r"[\[\]{}]")
 _NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """Scripts without blanks between words, by their Unicode names."""
 _TOUCHING = (*_NO_BLANKS, "HANGUL")
@@ -101,37 +100,25 @@ def _replaced(text: str, one: Span, by: str, other: Span, other_by: str) -> str:
     return f"{text[: one[0]]}{by}{text[one[1] : other[0]]}{other_by}{text[other[1] :]}"
 
 
-MarkProblem = Literal["no_head", "no_tail", "many_heads", "many_tails", "nested_marks", "empty_entity"]
-
-
-def parse_marked(marked: str) -> tuple[str, Span, Span] | MarkProblem:
+def parse_marked(marked: str) -> tuple[str, Span, Span] | str:
     """Turn a marked sentence back into ``(text, head, tail)``, or name what is wrong with it.
 
     Blanks inside the marks are moved out of the entity, so that a span never carries them.
     """
-    text, opened, start = "", "", 0
-    heads: list[Span] = []
-    tails: list[Span] = []
-    for piece in _PIECE.split(marked):
-        if piece in ("[", "{"):
-            if opened:
-                return "nested_marks"
-            opened, start = piece, len(text)
-        elif piece in ("]", "}"):
-            if opened + piece not in ("[]", "{}"):
-                return "nested_marks"
-            (heads if opened == "[" else tails).append((start, len(text)))
-            opened = ""
-        else:
-            text += piece
-    if opened:
+    marks = "".join(_MARK.findall(marked))
+    if not re.fullmatch(r"(\[\]|{})*", marks):
         return "nested_marks"
+    heads, tails = marks.count("[]"), marks.count("{}")
     if not heads or not tails:
         return "no_tail" if heads else "no_head"
-    if len(heads) > 1 or len(tails) > 1:
-        return "many_heads" if len(heads) > 1 else "many_tails"
-    head, tail = tightened(text, heads[0]), tightened(text, tails[0])
-    return (text, head, tail) if head and tail else "empty_entity"
+    if heads > 1 or tails > 1:
+        return "many_heads" if heads > 1 else "many_tails"
+    text = _MARK.sub("", marked)
+    places = [mark.start() - before for before, mark in enumerate(_MARK.finditer(marked))]
+    first, second = tightened(text, (places[0], places[1])), tightened(text, (places[2], places[3]))
+    if not first or not second:
+        return "empty_entity"
+    return (text, first, second) if marks[0] == "[" else (text, second, first)
 
 
 def tightened(text: str, span: Span) -> Span | None:

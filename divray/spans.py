@@ -19,10 +19,8 @@ from divray.relations import Example, Span
 if TYPE_CHECKING:
     from torch import Tensor
 
-VIEWS = 4
-"""Head, tail, between, and all words outside of the entities, those between among them."""
 BLOCKS = 6
-"""Views of the encoder's width: head, tail, and between and rest in two places each."""
+"""Views of the encoder's width: head, tail, and between and words in two places each."""
 FEATURE_GRID, WEIGHT_GRID = 2.0**-12, 2.0**-20
 _ABSENT = -1e4
 _LEAST = 1e-6
@@ -37,7 +35,8 @@ class Encoded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Encoded sentences side by side: ``ids`` and ``mask`` ``[n, t]``, ``views`` ``[n, VIEWS, t]`` of 0 and 1, ``forward`` ``[n]``."""
+    """Encoded sentences side by side: ``ids`` and ``mask`` ``[n, t]``, ``forward`` ``[n]``, and ``views``
+    ``[n, 4, t]`` of 0 and 1: head, tail, between, and all words outside of the entities, those between among them."""
 
     ids: Tensor
     mask: Tensor
@@ -94,7 +93,7 @@ def collate(encoded: Sequence[Encoded], pad: int, device: Any, width: int = 0) -
 
 
 def means(states: Tensor, batch: Batch) -> Tensor:
-    """Unit-length means ``[n, VIEWS, d]`` of hidden states ``[n, t, d]``; zeros where a view has no token."""
+    """Unit-length means ``[n, 4, d]`` of hidden states ``[n, t, d]``; zeros where a view has no token."""
     import torch
 
     return torch.nn.functional.normalize(batch.views @ states.float(), dim=-1)

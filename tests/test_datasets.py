@@ -18,11 +18,9 @@ from hypothesis import strategies as st
 from divray.config import Config, load_config
 from divray.datasets import examples_table, load_task, read_relations, read_relations_file, table_examples
 from divray.datasets import stage as prepare
+from divray.datasets.corpora import Patches, detokenize, read_fewrel, read_semeval, read_tacred
 from divray.datasets.huggingface import read_huggingface
-from divray.datasets.own import read_jsonl, read_marked
-from divray.datasets.semeval import read_semeval
-from divray.datasets.source import Source
-from divray.datasets.tokenized import Patches, detokenize, read_fewrel, read_tacred
+from divray.datasets.own import Source, read_jsonl, read_marked
 from divray.errors import InputError
 from divray.relations import Example, span_problem
 from divray.run_folder import RunFolder

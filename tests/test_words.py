@@ -9,9 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from divray.datasets.own import read_jsonl
-from divray.datasets.source import Source
-from divray.datasets.tokenized import read_tacred
+from divray.datasets.corpora import read_tacred
+from divray.datasets.own import Source, read_jsonl
 from divray.export import export, tacred_row
 from divray.prompts.rows import slugs_of
 from divray.relations import Relation, as_letters, mentions, metric_tag

@@ -14,8 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divray.datasets.own import IDS, SENTENCE, example_from_row
-from divray.datasets.source import Source
+from divray.datasets.own import IDS, SENTENCE, Source, example_from_row
 from divray.relations import Example
 from divray.textfiles import read_json
 
@@ -31,10 +30,9 @@ def read_huggingface(source: Source) -> Iterator[Example]:
     """
     number = 0
     for path, table in _tables(source):
-        for name in ("text", "relation"):
-            if name not in table.column_names:
-                problem = f"no column `{name}` among {', '.join(table.column_names)}"
-                raise source.error(path.name, problem, "Columns: text, head, tail (or head_start, …), relation.")
+        if missing := [name for name in ("text", "relation") if name not in table.column_names]:
+            problem = f"no column `{missing[0]}` among {', '.join(table.column_names)}"
+            raise source.error(path.name, problem, "Columns: text, head, tail (or head_start, …), relation.")
         wanted = [name for name in (*SENTENCE, *IDS, "relation") if name in table.column_names]
         if twice := [name for name in wanted if table.column_names.count(name) > 1]:
             raise source.error(path.name, f"the column {twice[0]} stands there twice", "Rename or drop one of them.")

@@ -1,4 +1,8 @@
-"""divray's own format: the relations file, sentences with ``[head]`` and ``{tail}`` marked, and rows.
+"""What every reader shares, and divray's own format: the relations file, sentences with ``[head]`` and ``{tail}`` marked, and rows.
+
+Readers follow one rule.  What is *malformed* raises :class:`InputError` with file, row and field.  What is well-formed but has no
+place in ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank entities of a published corpus) is left out
+and counted in :attr:`Source.left_out`.  Blanks at the ends of an entity are no part of it.
 
 The relations file is a YAML list.  ``name`` and ``description`` must be there; ``examples`` are the
 user's own seeds::
@@ -21,13 +25,15 @@ divray's own data set (``head_start``, ``head_end``, …, ``sample_id``).  Other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from divray.datasets.source import Source
 from divray.errors import InputError
-from divray.relations import Example, Relation, Span, mentions, parse_marked
+from divray.relations import Example, Relation, Span, mentions, overlap, parse_marked, tightened
 from divray.textfiles import json_lines, read_bytes, read_yaml
 
 SENTENCE = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
@@ -47,40 +53,106 @@ _MENDS = {
 }
 
 
+@dataclass
+class Source:
+    """A file or folder of labelled sentences.
+
+    Attributes:
+        path: Where it lies.
+        labels: Names that a label may have; ``None`` lets any through.
+        unlabelled: Labels are not looked at; every sentence has the label ``""``.
+        left_out: Label -> reason -> number of examples left out so far.
+    """
+
+    path: Path
+    labels: Collection[str] | None = None
+    unlabelled: bool = False
+    left_out: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    _ids: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Reason -> number of examples left out so far, of all labels."""
+        return sum(self.left_out.values(), Counter())
+
+    def error(self, row: str, problem: str, mend: str) -> InputError:
+        return InputError(str(self.path), row, problem, mend)
+
+    def label(self, row: str, value: Any) -> str:
+        """``value`` if it is one of the labels."""
+        if self.unlabelled:
+            return ""
+        if not isinstance(value, str) or not value:
+            raise self.error(f"{row}, relation", f"{value!r} is no label", "Give the name of a relation as a string.")
+        if self.labels is not None and value not in self.labels:
+            close = difflib.get_close_matches(value, list(self.labels), n=1)
+            hint = f"Did you mean `{close[0]}`? Else add" if close else "Add"
+            raise self.error(f"{row}, relation", f"label {value!r} is not among the relations", f"{hint} it to the relations file.")
+        return value
+
+    def identity(self, row: str, value: Any, default: str) -> str:
+        """``value`` as an id that no earlier row has; ``default`` where it is ``None``."""
+        name = default if value is None else str(value)
+        if name in self._ids:
+            raise self.error(f"{row}, id", f"id {name!r} stands there twice", "Give every example its own id.")
+        self._ids.add(name)
+        return name
+
+    def string(self, row: str, name: str, value: Any, required: bool = True) -> str:
+        """``value`` if it is a string (with something in it, if required); a missing one is ``""``."""
+        if value is None and not required:
+            return ""
+        if not isinstance(value, str) or (required and not value.strip()):
+            raise self.error(f"{row}, {name}", "missing" if value is None else f"{value!r} is not a text", "Give a string.")
+        return value
+
+    def usable(self, example: Example) -> Iterator[Example]:
+        """``example`` with tight spans; nothing where an entity is blank or the two overlap, which is counted."""
+        head, tail = tightened(example.text, example.head), tightened(example.text, example.tail)
+        if head is None or tail is None:
+            self.left_out[example.relation]["blank_entity"] += 1
+        elif overlap(head, tail):
+            self.left_out[example.relation]["overlapping_entities"] += 1
+        else:
+            yield replace(example, head=head, tail=tail)
+
+
 def read_relations_file(path: Path) -> list[Relation]:
     """The relations, in the order of the file; their examples carry the relation's own types.
 
     Raises:
         InputError: An unknown key, no name or description, a name given twice, or a badly marked example.
     """
-    where = str(path)
-    rows = read_yaml(path)
+    source, rows = Source(path), read_yaml(path)
     if not isinstance(rows, list) or not rows:
-        raise InputError(where, "", "no list of relations", "Write `- name: …` with a `description:` for each.")
+        raise source.error("", "no list of relations", "Write `- name: …` with a `description:` for each.")
     relations: dict[str, Relation] = {}
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise InputError(where, f"relation {number}", "no mapping", "Write `- name: …` with a `description:`.")
+            raise source.error(f"relation {number}", "no mapping", "Write `- name: …` with a `description:`.")
         name = row.get("name")
         if not isinstance(name, str) or not name.strip():
-            raise InputError(where, f"relation {number}, name", f"{name!r} is no name", "Give a string; quote words like yes or no.")
-        name = _words(where, f"relation {number}", "name", name)
+            raise source.error(f"relation {number}, name", f"{name!r} is no name", "Give a string; quote words like yes or no.")
+        name = " ".join(name.split())
         place = f"relation {name}"
-        unknown = [key for key in row if key not in KEYS]
-        if unknown:
-            raise InputError(where, f"{place}, {unknown[0]}", "unknown key", f"Known keys: {', '.join(KEYS)}.")
+        if unknown := [key for key in row if key not in KEYS]:
+            raise source.error(f"{place}, {unknown[0]}", "unknown key", f"Known keys: {', '.join(KEYS)}.")
         if name in relations:
-            raise InputError(where, place, "the name stands there twice", "Give each relation one entry.")
-        values = {key: _words(where, place, key, row.get(key)) for key in KEYS[1:-1]}
+            raise source.error(place, "the name stands there twice", "Give each relation one entry.")
+        values: dict[str, str] = {}
+        for key in KEYS[1:-1]:
+            value = row.get(key)
+            if not isinstance(value, str | None):
+                raise source.error(f"{place}, {key}", f"{value!r} is no text", "Give a string; quote it.")
+            values[key] = " ".join((value or "").split())
         if not values["description"]:
-            raise InputError(where, f"{place}, description", "missing", "Say in one sentence when the relation holds.")
-        source = Source(path)
+            raise source.error(f"{place}, description", "missing", "Say in one sentence when the relation holds.")
         examples = tuple(_marked(source, name, row.get("examples") or [], values["head_type"], values["tail_type"]))
         relations[name] = Relation(name, **values, examples=examples)
     for relation in relations.values():
         if relation.inverse and (relation.inverse not in relations or relations[relation.inverse].inverse != relation.name):
             fix = "Give the name of a relation in this file, which names this one as its inverse."
-            raise InputError(where, f"relation {relation.name}, inverse", f"{relation.inverse!r} is no inverse", fix)
+            raise source.error(f"relation {relation.name}, inverse", f"{relation.inverse!r} is no inverse", fix)
     return list(relations.values())
 
 
@@ -108,13 +180,7 @@ def _marked(source: Source, relation: str, sentences: Any, head_type: str = "", 
         if isinstance(parsed, str):
             raise source.error(place, f"{parsed.replace('_', ' ')} in {sentence!r}", _MENDS[parsed])
         identity = source.identity(place, None, f"{relation}/{number}")
-        yield from source.usable(Example(*parsed, relation, head_type, tail_type, identity))
-
-
-def _words(where: str, place: str, key: str, value: Any) -> str:
-    if not isinstance(value, str | None):
-        raise InputError(where, f"{place}, {key}", f"{value!r} is no text", "Give a string; quote it.")
-    return " ".join((value or "").split())
+        yield Example(*parsed, relation, head_type, tail_type, identity)
 
 
 def example_from_row(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:

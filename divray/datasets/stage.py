@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,9 @@ from typing import Any
 import pyarrow as pa
 
 from divray.config import Config
+from divray.datasets.corpora import Patches, read_fewrel, read_semeval, read_tacred
 from divray.datasets.huggingface import read_huggingface
-from divray.datasets.own import read_jsonl, read_marked, read_relations_file
-from divray.datasets.semeval import read_semeval
-from divray.datasets.source import Source
-from divray.datasets.tokenized import Patches, read_fewrel, read_tacred
+from divray.datasets.own import Source, read_jsonl, read_marked, read_relations_file
 from divray.errors import InputError
 from divray.relations import MARKERS, Example, Relation
 from divray.run_folder import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, UNLABELLED, RunFolder
@@ -134,31 +132,27 @@ def load_task(config: Config) -> Task:
         InputError: Anything is wrong with the relations file or the data, K is larger than the data, or
             there is nothing to test on.
     """
-    task = config.task
-    where = str(Path(task.relations))
-    relations = read_relations_file(Path(task.relations))
+    task, path = config.task, Path(config.task.relations)
+    relations = read_relations_file(path)
     names = [relation.name for relation in relations]
     if task.none_label is not None and task.none_label not in names:
-        raise InputError(where, "task.none_label", f"{task.none_label!r} is not among the relations", "Add it, with a description.")
+        raise InputError(str(path), "task.none_label", f"{task.none_label!r} is not among the relations", "Add it, with a description.")
     for relation in relations:
         if task.train is None and not relation.examples:
-            raise InputError(where, f"relation {relation.name}, examples", "missing", "Add some, or give task.train.")
+            raise InputError(str(path), f"relation {relation.name}, examples", "missing", "Add some, or give task.train.")
     if task.test is None and task.test_per_relation is None:
         fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
-        raise InputError(where, "task.test", "missing", fix)
+        raise InputError(str(path), "task.test", "missing", fix)
     if task.patches and task.format != "tacred":
         raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
     patches = Patches([_path(task, patch) for patch in task.patches])
-    skipped: Counter[str] = Counter()
-    origin, left_out = where, {name: Counter[str]() for name in names}
+    skipped: dict[str, int] = {}
     if task.train is None:
+        origin = Source(path)
         pool = [_named("seed", example) for relation in relations for example in relation.examples]
     else:
-        source = Source(_path(task, task.train), frozenset(names))
-        pool = _read(task, "train", source, patches, skipped)
-        origin = str(source.path)
-        for name in names:
-            left_out[name] += source.left_out.get(name, Counter())
+        origin = Source(_path(task, task.train), frozenset(names))
+        pool = _read(task, "train", origin, patches, skipped)
     test, negatives, unlabelled = [], [], []
     if task.test is not None:
         test = _read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped)
@@ -167,38 +161,54 @@ def load_task(config: Config) -> Task:
         negatives = _read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), patches, skipped)
     if task.unlabelled is not None:
         unlabelled = _read(task, "unlabelled", Source(_path(task, task.unlabelled), unlabelled=True), Patches([]), skipped)
-    ranked = _ranked(pool, names, config.seed, left_out)
+
+    ranked = _ranked(pool, names, config.seed)
+    for name, number in Counter(example.relation for example in pool).items():
+        origin.left_out[name]["same_text"] = number - len(ranked[name])
     if task.test is None:
-        test = _hold_out(task, ranked, origin, left_out)
+        test = _hold_out(task, ranked, origin)
     tested = {example.text for example in test}
     unlabelled = sorted((one for one in unlabelled if one.text not in tested), key=lambda one: _rank(config.seed, one))
-    seeds = _draw(task, ranked, tested, origin, left_out)
-    for reason in _OF_SEEDS:
-        if number := sum(reasons[reason] for reasons in left_out.values()):
-            skipped[f"seeds/{reason}"] = number
-    twice = task.model_copy(update={"seeds_per_relation": 2 * task.seeds_per_relation, "fewer_seeds": True})
-    draws, more = [], []
+    usable = _usable(ranked, tested)
+    _check_seeds(task, ranked, usable, origin)
+    skipped |= {f"seeds/{reason}": origin.skipped[reason] for reason in _OF_SEEDS if origin.skipped[reason]}
+
+    k = task.seeds_per_relation
+    draws: list[list[Example]] = []
+    more: list[list[Example]] = []
     for number in range(config.evaluation.draws):
-        other = {name: Counter[str]() for name in names}
-        drawn = _ranked(pool, names, config.seed + number, other) if number else ranked
-        draw = _draw(task, drawn, tested, origin, other)
-        if number and set(draw) == set(seeds):  # there are no more examples than seeds
+        if number:
+            usable = _usable(_ranked(pool, names, config.seed + number), tested)
+        draw = [example for examples in usable.values() for example in examples[:k]]
+        if number and set(draw) == set(draws[0]):  # there are no more examples than seeds
             break
         draws.append(draw)
-        more.append([example for example in _draw(twice, drawn, tested, origin, other) if example not in draw])
-    return Task(relations, seeds, test, draws, more, negatives, unlabelled[: UNLABELLED_A_SEED * len(seeds)], dict(sorted(skipped.items())))
+        more.append([example for examples in usable.values() for example in examples[k : 2 * k]])
+    unlabelled = unlabelled[: UNLABELLED_A_SEED * len(draws[0])]
+    return Task(relations, draws[0], test, draws, more, negatives, unlabelled, dict(sorted(skipped.items())))
 
 
 def _path(task: TaskConfig, name: str) -> Path:
     return Path(task.data or ".").expanduser() / Path(name).expanduser()
 
 
-def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: Counter[str]) -> list[Example]:
-    examples = [_named(part, example) for example in _reader(task, source, patches)]
-    skipped.update({f"{part}/{reason}": number for reason, number in source.skipped.items()})
+def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: dict[str, int]) -> list[Example]:
+    readers = {"semeval": read_semeval, "fewrel": read_fewrel, "huggingface": read_huggingface}
+    if task.format == "tacred":
+        found = read_tacred(source, patches)
+    elif task.format == "divray" and source.path.suffix in (".yaml", ".yml"):
+        found = read_marked(source)
+    else:
+        found = readers.get(task.format, read_jsonl)(source)
+    examples = [_named(part, example) for example in found]
+    skipped |= {f"{part}/{reason}": number for reason, number in source.skipped.items()}
     if not examples:
         raise source.error("", "holds no usable example", f"Left out: {_words(source.skipped) or 'none'}. Give another file.")
     return examples
+
+
+def _named(part: str, example: Example) -> Example:
+    return replace(example, example_id=f"{part}:{example.example_id}")
 
 
 def _words(reasons: Counter[str]) -> str:
@@ -206,76 +216,53 @@ def _words(reasons: Counter[str]) -> str:
     return ", ".join(f"{number} {_OF_SEEDS.get(reason, reason.replace('_', ' '))}" for reason, number in sorted(reasons.items()) if number)
 
 
-def _reader(task: TaskConfig, source: Source, patches: Patches) -> Iterator[Example]:
-    match task.format:
-        case "semeval":
-            return read_semeval(source)
-        case "tacred":
-            return read_tacred(source, patches)
-        case "fewrel":
-            return read_fewrel(source)
-        case "huggingface":
-            return read_huggingface(source)
-        case "divray" if source.path.suffix in (".yaml", ".yml"):
-            return read_marked(source)
-        case _:
-            return read_jsonl(source)
-
-
-def _named(part: str, example: Example) -> Example:
-    return replace(example, example_id=f"{part}:{example.example_id}")
+def _refused(source: Source, name: str, problem: str, mend: str) -> InputError:
+    """A relation has too few examples, and why."""
+    words = _words(source.left_out[name])
+    return source.error(f"relation {name}", f"{problem}; left out: {words}" if words else problem, mend)
 
 
 def _rank(seed: int, example: Example) -> tuple[bytes, str]:
     content = "\x1f".join(map(str, (seed, example.relation, example.text, *example.head, *example.tail)))
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest(), example.example_id
+    return hashlib.sha256(content.encode()).digest(), example.example_id
 
 
-def _ranked(pool: list[Example], names: list[str], seed: int, left_out: dict[str, Counter[str]]) -> dict[str, list[Example]]:
+def _ranked(pool: list[Example], names: list[str], seed: int) -> dict[str, list[Example]]:
     """Relation -> its examples by rank, each text once: two entity pairs of one sentence are no two seeds."""
     ranked: dict[str, dict[str, Example]] = {name: {} for name in names}
     for example in sorted(pool, key=lambda example: _rank(seed, example)):
-        if ranked[example.relation].setdefault(example.text, example) is not example:
-            left_out[example.relation]["same_text"] += 1
+        ranked[example.relation].setdefault(example.text, example)
     return {name: list(examples.values()) for name, examples in ranked.items()}
 
 
-def _hold_out(task: TaskConfig, ranked: dict[str, list[Example]], origin: str, left_out: dict[str, Counter[str]]) -> list[Example]:
+def _hold_out(task: TaskConfig, ranked: dict[str, list[Example]], origin: Source) -> list[Example]:
     """The last ``test_per_relation`` by rank of each relation."""
     size = task.test_per_relation or 0
-    test = []
     for name, examples in ranked.items():
         if len(examples) <= size:
-            problem = f"{len(examples)} different examples, {size} are to be held out{_why(left_out[name])}"
+            problem = f"{len(examples)} different examples, {size} are to be held out"
             mend = f"Set task.test_per_relation to at most {len(examples) - 1}" if len(examples) > 1 else "Add examples of the relation"
-            raise InputError(origin, f"relation {name}", problem, f"{mend}, or give task.test.")
-        test += examples[-size:]
-    return test
+            raise _refused(origin, name, problem, f"{mend}, or give task.test.")
+    return [example for examples in ranked.values() for example in examples[-size:]]
 
 
-def _draw(
-    task: TaskConfig, ranked: dict[str, list[Example]], tested: set[str], origin: str, left_out: dict[str, Counter[str]]
-) -> list[Example]:
-    """The first K by rank of each relation that a prompt can show and that the test set does not hold."""
+def _usable(ranked: dict[str, list[Example]], tested: set[str]) -> dict[str, list[Example]]:
+    """Those that a prompt can show and that the test set does not hold."""
+    return {name: [one for one in examples if _can_be_shown(one) and one.text not in tested] for name, examples in ranked.items()}
+
+
+def _can_be_shown(example: Example) -> bool:
+    return set(f"{MARKERS}\r\n").isdisjoint(example.text)
+
+
+def _check_seeds(task: TaskConfig, ranked: dict[str, list[Example]], usable: dict[str, list[Example]], origin: Source) -> None:
+    """Count why examples become no seeds; :class:`InputError` for a relation that has too few left."""
     wanted = task.seeds_per_relation
-    in_test = "held_out" if task.test is None else "text_in_test"
-    seeds = []
-    for name, examples in ranked.items():
-        usable, reasons = [], left_out[name]
-        for example in examples:
-            if any(character in example.text for character in f"{MARKERS}\r\n"):
-                reasons["mark_or_line_break_in_text"] += 1
-            elif example.text in tested:
-                reasons[in_test] += 1
-            else:
-                usable.append(example)
-        if len(usable) < (1 if task.fewer_seeds else wanted):
-            problem = f"{len(usable)} usable examples, fewer than task.seeds_per_relation = {wanted}{_why(reasons)}"
-            mend = f"Set it to at most {len(usable)}, or task.fewer_seeds=true." if usable else "Add examples of the relation."
-            raise InputError(origin, f"relation {name}", problem, mend)
-        seeds += usable[:wanted]
-    return seeds
-
-
-def _why(reasons: Counter[str]) -> str:
-    return f"; left out: {words}" if (words := _words(reasons)) else ""
+    for name, examples in usable.items():
+        shown, reasons = sum(map(_can_be_shown, ranked[name])), origin.left_out[name]
+        reasons["mark_or_line_break_in_text"] = len(ranked[name]) - shown
+        reasons["held_out" if task.test is None else "text_in_test"] = shown - len(examples)
+        if len(examples) < (1 if task.fewer_seeds else wanted):
+            problem = f"{len(examples)} usable examples, fewer than task.seeds_per_relation = {wanted}"
+            mend = f"Set it to at most {len(examples)}, or task.fewer_seeds=true." if examples else "Add examples of the relation."
+            raise _refused(origin, name, problem, mend)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from divray.datasets.own import IDS
-from divray.datasets.source import Source
+from divray.datasets.own import IDS, Source
 from divray.datasets.stage import read_relations
 from divray.relations import Example
 from divray.run_folder import TEST, RunFolder

@@ -1,0 +1,312 @@
+"""SemEval, TACRED and FewRel in their released forms, and the way from tokens back to a sentence.
+
+SemEval-2010 Task 8 (Hendrickx et al. 2010) is text in blocks: a numbered sentence with ``<e1>`` and ``<e2>``, its label, and a
+comment.  The head is always e1 and the tail e2, so that the direction lives in the label.  A test file without labels is read
+with the key beside it (``TEST_FILE.txt`` and ``TEST_FILE_KEY.TXT``).
+
+TACRED (Zhang et al. 2017) is one JSON array of objects ``id, token, subj_start, subj_end, obj_start, obj_end, subj_type, obj_type,
+relation`` with inclusive ends; the head is the subject, the tail the object.  Two kinds of patch, told apart by their form:
+
+* Re-TACRED (Stoica et al. 2021): ``{id: label}``, the whole split relabelled.  An example whose id no such
+  patch has is dropped and counted (``not_in_patch``), as Re-TACRED itself does.
+* TACREV (Alt et al. 2020): ``[{"id": …, "relation": …}, …]``, the corrected labels only.  All others stay.
+
+FewRel (Han et al. 2018) is a JSON object, relation -> list of instances with ``tokens`` and, for head ``h`` and tail ``t``,
+``[name, id, [[positions of a mention], …]]``.  The first pair of mentions that are contiguous and disjoint stands for the instance.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from divray.datasets.own import Source
+from divray.errors import InputError
+from divray.relations import Example, Span, overlap, touch
+from divray.textfiles import read_json, read_text
+
+_SENTENCE = re.compile(r"(\d+)\t(.*)")
+_TAG = re.compile(r"</?e[12]>")
+_TAGS = ["<e1>", "</e1>", "<e2>", "</e2>"]
+
+_ESCAPES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"', "\\/": "/"}
+_OPENING = frozenset("([{“‘«¡¿")
+_CLOSING = frozenset(".,;:!?%)]}”»…°।॥؟،؛۔։")
+_CURRENCY = frozenset({"$", "£", "€", "#", "US$", "C$", "A$"})
+_CLITICS = frozenset({"s", "re", "m", "ll", "ve", "d"})
+_POSITIONS = "Positions count from 0; ends are inclusive and not before the start."
+_MENTIONS = "Give [name, id, [[token positions], …]] with positions from 0."
+
+
+# SemEval -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Block:
+    line: int
+    number: str
+    sentence: str
+    label: str | None = None
+
+
+def read_semeval(source: Source) -> Iterator[Example]:
+    """Yield the sentences in the order of the file.
+
+    Raises:
+        InputError: A line that is none of the three kinds, a missing or unknown label, a missing tag.
+    """
+    blocks = _blocks(source)
+    if all(block.label is None for block in blocks):
+        key = _key(source)
+        for block in blocks:
+            block.label = key.get(block.number)
+    for block in blocks:
+        row = f"line {block.line} (sentence {block.number})"
+        if block.label is None:
+            raise source.error(f"{row}, relation", "no label", "Give the file with labels, or complete the key; the file may be cut short.")
+        label = source.label(row, block.label)
+        identity = source.identity(row, block.number, "")
+        sentence = re.sub(r'^"(.*)"$', r"\1", block.sentence).strip()
+        tags = _TAG.findall(sentence)
+        if missing := [tag for tag in _TAGS if tag not in tags]:
+            raise source.error(f"{row}, sentence", f"{missing[0]} is missing", "Mark both entities; the file may be cut short.")
+        if tags not in (_TAGS, _TAGS[2:] + _TAGS[:2]):
+            source.left_out[label]["discontinuous_entity" if len(tags) > len(_TAGS) else "overlapping_entities"] += 1
+            continue
+        pieces = _TAG.split(sentence)
+        place = {tag: len("".join(pieces[: number + 1])) for number, tag in enumerate(tags)}
+        head, tail = (place["<e1>"], place["</e1>"]), (place["<e2>"], place["</e2>"])
+        yield from source.usable(Example("".join(pieces), head, tail, label, example_id=identity))
+
+
+def _blocks(source: Source) -> list[_Block]:
+    blocks: list[_Block] = []
+    unlabelled: _Block | None = None
+    for number, line in enumerate(map(str.strip, read_text(source.path).split("\n")), start=1):
+        if sentence := _SENTENCE.fullmatch(line):
+            unlabelled = _Block(number, sentence[1], sentence[2].strip())
+            blocks.append(unlabelled)
+        elif line.startswith("Comment:") and blocks:
+            unlabelled = None
+        elif line and unlabelled:
+            unlabelled.label, unlabelled = line, None
+        elif line:
+            mend = 'A block is `number<TAB>"sentence"`, a label line and a `Comment:` line.'
+            raise source.error(f"line {number}", "neither a sentence, nor a label, nor a comment", mend)
+    return blocks
+
+
+def _key(source: Source) -> dict[str, str]:
+    """Number of a sentence -> its label, from the key beside the file."""
+    wanted = f"{source.path.stem}_KEY.TXT"
+    path = next((path for path in sorted(source.path.parent.iterdir()) if path.name.lower() == wanted.lower()), None)
+    if path is None:
+        raise source.error("", "holds no labels", f"Give TEST_FILE_FULL.TXT, or lay the key {wanted} beside it.")
+    rows = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
+    numbers = Counter(row[0].strip() for row in rows)
+    if twice := [number for number, count in numbers.items() if count > 1]:
+        raise InputError(str(path), f"sentence {twice[0]}", "stands there twice", "Give every sentence one label.")
+    return {row[0].strip(): row[-1].strip() for row in rows}
+
+
+# TACRED --------------------------------------------------------------------------------------
+
+
+class Patches:
+    """The labels of the JSON files ``paths``, each a whole split's or corrections, which count more; then a later file's.
+
+    Attributes:
+        labels: File -> id -> label.
+
+    Raises:
+        InputError: A file is no patch.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.labels: dict[Path, dict[str, str]] = {}
+        self._whole: set[Path] = set()
+        self._read: set[str] = set()
+        for path in paths:
+            patch, labels = read_json(path), self.labels.setdefault(path, {})
+            if isinstance(patch, list) and all(isinstance(row, dict) for row in patch):
+                pairs = [(row.get("id"), row.get("relation")) for row in patch]
+            elif isinstance(patch, dict):
+                pairs = list(patch.items())
+                self._whole.add(path)
+            else:
+                raise InputError(str(path), "", "no patch", "Give {id: label} (Re-TACRED) or [{id, relation}, …] (TACREV).")
+            for number, (identity, label) in enumerate(pairs, start=1):
+                if not isinstance(identity, str) or not isinstance(label, str) or not label:
+                    raise InputError(str(path), f"entry {number}", f"{identity!r}: {label!r} is no id and label", "Both are strings.")
+                if labels.setdefault(identity, label) != label:
+                    raise InputError(str(path), f"entry {number}", f"id {identity!r} stands there with two labels", "Drop one of them.")
+
+    def label(self, source: Source, row: str, identity: str, own: Any) -> str | None:
+        """The checked label of an example, ``own`` where no patch has one; ``None`` where the example is to be left out."""
+        having = [path for path, labels in self.labels.items() if identity in labels]
+        if self._whole and not self._whole.intersection(having):
+            return None
+        self._read.add(identity)
+        if having:
+            path = ([path for path in having if path not in self._whole] or having)[-1]
+            own, source, row = self.labels[path][identity], Source(path, source.labels), f"id {identity}"
+        return source.label(row, own)
+
+    def check_used(self) -> None:
+        """Raise :class:`InputError` for a patch of which no file that was read has an id: it belongs to another split."""
+        for path, labels in self.labels.items():
+            if self._read.isdisjoint(labels):
+                raise InputError(str(path), "id", "holds no id of the files that are read", "Give the patch of this split, or drop it.")
+
+
+def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Example]:
+    """Yield the examples in the order of the file, with the patches' labels.
+
+    Raises:
+        InputError: A field is missing or of the wrong kind, a position lies outside, or no id is patched.
+    """
+    rows = read_json(source.path)
+    if not isinstance(rows, list):
+        raise source.error("", "no JSON array", "Give a TACRED JSON file: one array of objects.")
+    patches, kept = patches or Patches(()), 0
+    for number, row in enumerate(rows, start=1):
+        place = f"row {number}"
+        if not isinstance(row, dict):
+            raise source.error(place, "no JSON object", "Every row is an object with `token`, `subj_start`, …")
+        identity = source.identity(place, row.get("id"), str(number))
+        label = patches.label(source, place, identity, row.get("relation"))
+        if label is None:
+            source.left_out[str(row.get("relation"))]["not_in_patch"] += 1
+            continue
+        kept += 1
+        tokens = _tokens(source, place, "token", row)
+        text, spans = detokenize(tokens)
+        ends = []
+        for name in ("subj", "obj"):
+            keys = (f"{name}_start", f"{name}_end")
+            start, end = (_position(source, f"{place}, {key}", row.get(key), tokens, _POSITIONS) for key in keys)
+            if start > end:
+                raise source.error(f"{place}, {name}_end", "lies before the start", _POSITIONS)
+            ends.append(_entity(spans, start, end))
+        types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
+        yield from source.usable(Example(text, ends[0], ends[1], label, types[0], types[1], identity))
+    if rows and not kept:
+        names = ", ".join(map(str, patches.labels))
+        raise source.error("id", f"no patch holds an id of this file ({names})", "Give the patch of this split too.")
+
+
+# FewRel --------------------------------------------------------------------------------------
+
+
+def read_fewrel(source: Source) -> Iterator[Example]:
+    """Yield the instances relation by relation; the id is ``relation/position in its list``.
+
+    Raises:
+        InputError: A field is missing or of the wrong kind, or a position lies outside.
+    """
+    relations = read_json(source.path)
+    if not isinstance(relations, dict):
+        raise source.error("", "no JSON object", "Give a FewRel JSON file: relation -> list of instances.")
+    for name, rows in relations.items():
+        label = source.label(name, name)
+        if not isinstance(rows, list):
+            raise source.error(name, "no list of instances", "Every relation has a list.")
+        for number, row in enumerate(rows, start=1):
+            place = f"{name}, row {number}"
+            if not isinstance(row, dict):
+                raise source.error(place, "no JSON object", "Every instance is an object with `tokens`, `h` and `t`.")
+            tokens = _tokens(source, place, "tokens", row)
+            mentions = [_mentions(source, f"{place}, {key}", row.get(key), tokens) for key in ("h", "t")]
+            if not all(mentions):
+                source.left_out[label]["discontinuous_entity"] += 1
+                continue
+            text, spans = detokenize(tokens, join_infixes=True)
+            pairs = [(_entity(spans, *head), _entity(spans, *tail)) for head, tail in product(*mentions)]
+            apart = (pair for pair in pairs if all(start < end for start, end in pair) and not overlap(*pair))
+            yield from source.usable(Example(text, *next(apart, pairs[0]), label, example_id=f"{name}/{number}"))
+
+
+def _mentions(source: Source, place: str, value: Any, tokens: list[str]) -> list[Span]:
+    """First and last token of each mention that leaves none out."""
+    if not isinstance(value, list) or len(value) < 3 or not isinstance(value[2], list) or not value[2]:
+        raise source.error(place, "missing" if value is None else "no entity with mentions", _MENTIONS)
+    if not all(isinstance(mention, list) and mention for mention in value[2]):
+        raise source.error(place, "an empty mention", _MENTIONS)
+    found = [sorted(_position(source, place, position, tokens, _MENTIONS) for position in mention) for mention in value[2]]
+    return [(places[0], places[-1]) for places in found if places[-1] - places[0] == len(places) - 1]
+
+
+# tokens --------------------------------------------------------------------------------------
+
+
+def _tokens(source: Source, place: str, name: str, row: dict[str, Any]) -> list[str]:
+    value = row.get(name)
+    if not isinstance(value, list) or not value or not all(isinstance(token, str) for token in value):
+        raise source.error(f"{place}, {name}", "no list of tokens", "Give the sentence as a list of strings.")
+    return value
+
+
+def _position(source: Source, place: str, value: Any, tokens: list[str], mend: str) -> int:
+    """``value`` if it is the place of one of the tokens."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(tokens):
+        raise source.error(place, "missing" if value is None else f"{value!r} is no position among {len(tokens)} tokens", mend)
+    return value
+
+
+def _entity(spans: list[Span], first: int, last: int) -> Span:
+    """Characters of tokens ``first`` to ``last`` (inclusive); an empty span where they are all blank."""
+    full = [span for span in spans[first : last + 1] if span[0] < span[1]]
+    return (full[0][0], full[-1][1]) if full else (0, 0)
+
+
+def detokenize(tokens: Sequence[str], join_infixes: bool = False) -> tuple[str, list[Span]]:
+    """Join tokens into a sentence by the rules of English typography, and for other scripts their own signs and their want of blanks.
+
+    Each token keeps its own characters; only the blanks between tokens are chosen.
+
+    Args:
+        tokens: Penn Treebank escapes (``-LRB-``, two back-quotes) are undone; blank tokens vanish.
+        join_infixes: ``-`` and ``/`` between two words were tokens of their own (spaCy's, as in FewRel).
+
+    Returns:
+        ``(text, spans)``, one span a token, in order and disjoint; a vanished token's is empty.
+    """
+    kept = [token.strip() for token in tokens if token.strip()]
+    words = [_ESCAPES.get(token, " ".join(token.split())) for token in kept]
+    glued = zip(words, _glue(kept, words, join_infixes), strict=True)
+    text, spans, sticks = "", [], True
+    for token in tokens:
+        word, (before, after) = next(glued) if token.strip() else ("", (True, sticks))
+        text += word if before or sticks else f" {word}"
+        spans.append((len(text) - len(word), len(text)))
+        sticks = after
+    return text, spans
+
+
+def _glue(tokens: list[str], words: list[str], join_infixes: bool) -> Iterator[tuple[bool, bool]]:
+    """For each word: does it stick to the one before it, and to the one after it?"""
+    open_double = open_single = False
+    for index, (token, previous, word, following) in enumerate(zip(tokens, ["", *words], words, [*words[1:], ""], strict=False)):
+        if word == '"':
+            closes = token == "''" or (open_double and token != "``")
+            open_double = not closes
+            yield closes, not closes
+        elif word == "'":
+            open_single = not open_single and not previous.endswith("s") and "'" in words[index + 1 :]
+            yield not open_single, open_single
+        elif word.lower() == "n't" or (word[0] in "'’" and word[1:].lower() in _CLITICS) or word == "’":
+            yield True, False
+        elif join_infixes and word in ("-", "/"):
+            joined = previous[-1:].isalnum() and following[:1].isalnum()
+            yield joined, joined
+        elif word in _CURRENCY:
+            yield False, following[:1].isdigit()
+        else:
+            closing = all(character in _CLOSING for character in word)
+            before, after = touch(previous[-1:], word[0]), touch(word[-1], following[:1])
+            yield closing or (bool(previous) and before), word[-1] in _OPENING or (bool(following) and after)
