@@ -25,8 +25,7 @@ def plan(config: Config) -> str:
     Raises:
         InputError: Settings, data or models are wrong.
     """
-    text: str = importlib.import_module("divray.pipeline").describe(config)
-    return text
+    return str(importlib.import_module("divray.pipeline").describe(config))
 
 
 def run(config: Config, uri: str) -> dict[str, Any]:
@@ -35,5 +34,4 @@ def run(config: Config, uri: str) -> dict[str, Any]:
     Raises:
         DivrayError: Bad input, too few resources, an engine that gave up, or a stage that failed.
     """
-    summary: dict[str, Any] = importlib.import_module("divray.pipeline").run_all(config, uri)
-    return summary
+    return dict(importlib.import_module("divray.pipeline").run_all(config, uri))

@@ -1,7 +1,6 @@
 """Relations, their examples, the one notation for a marked sentence, and the places of an entity in a text.
 
-Inside the code a marked sentence is always plain text plus two character spans.  Prompts show it
-with the head in ``[ ]`` and the tail in ``{ }``; that rendering, and the way back, live here.
+A marked sentence is plain text and two spans of characters; a prompt shows the head in ``[ ]`` and the tail in ``{ }``.
 """
 
 from __future__ import annotations
@@ -101,10 +100,7 @@ def _replaced(text: str, one: Span, by: str, other: Span, other_by: str) -> str:
 
 
 def parse_marked(marked: str) -> tuple[str, Span, Span] | str:
-    """Turn a marked sentence back into ``(text, head, tail)``, or name what is wrong with it.
-
-    Blanks inside the marks are moved out of the entity, so that a span never carries them.
-    """
+    """Turn a marked sentence back into ``(text, head, tail)`` with tight spans, or name what is wrong with it (``no_head``, …)."""
     marks = "".join(_MARK.findall(marked))
     if not re.fullmatch(r"(\[\]|{})*", marks):
         return "nested_marks"

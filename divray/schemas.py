@@ -1,7 +1,6 @@
 """The Arrow schema of every table that one stage hands to the next.
 
-Rows keep their ``candidate_id`` for life: each stage reads a table and writes one with columns
-added under the same id, so that a row can be followed from its prompt to the data set.
+A row keeps its ``candidate_id`` from its prompt to the data set.
 """
 
 from __future__ import annotations
@@ -45,11 +44,10 @@ PROMPTS = pa.schema(
         *_fields(pa.string(), "policy"),
     ]
 )
-"""One row a request, which is one candidate, or ``sentences`` of them (null: 1). ``prompt_id`` is shared
-by the candidates of one prompt text; ``head`` and ``tail`` are the pair that the prompt gives, ``""`` where the LLM writes
-it; ``pattern`` is the JSON schema or the regular expression of the completion, ``""`` for free text; ``demonstrations``
-are ids of examples and of earlier samples; ``policy`` is the model asked: ``tuned``, the round's own policy, or ``base``,
-the one that it was tuned from."""
+"""One row a request, which is one candidate, or ``sentences`` of them (null: 1). The candidates of one prompt text share ``prompt_id``;
+``head`` and ``tail`` are the pair that the prompt gives, ``""`` where the LLM writes it; ``pattern`` is the JSON schema or the regular
+expression of the completion, ``""`` for free text; ``demonstrations`` are ids of examples and of earlier samples; ``policy`` is the
+model asked: ``tuned``, the round's own policy, or ``base``, the one that it was tuned from."""
 
 COMPLETIONS = pa.schema(
     [
@@ -78,8 +76,7 @@ SAMPLES = pa.schema(
         *_fields(pa.string(), "rejection"),
     ]
 )
-"""Sorted by ``candidate_id``. ``rejection`` is ``""`` for a valid sample; then the spans hold.
-For a rejected one ``text`` is ``""`` and the spans are 0."""
+"""Sorted by ``candidate_id``. ``rejection`` is ``""`` for a valid sample; of a rejected one ``text`` is ``""`` and the spans are 0."""
 
 SCORES = pa.schema(
     [
@@ -97,12 +94,11 @@ SCORES = pa.schema(
 """The valid samples only, sorted by ``candidate_id``.
 
 ``correctness`` in [0, 1] is the judge's probability that the sentence is right; ``correct`` is the gate on it.  ``cluster`` is the
-smallest id of the connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles)
-name the nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether
-this one stays, and ``reason`` says why. ``novelty`` is 1 - cosine to the nearest other unique
-sample of its relation. ``conflict`` and ``conflict_relation`` name a row (a sample of this or an earlier
-round, or a seed) that has the same sentence and entities under another relation, and ``near_test`` a test
-example that this one comes near; both ``""`` for none. ``embedding`` is the unit vector of the entity-masked sentence."""
+smallest id of the connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles) name the
+nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether this one stays, and ``reason`` says
+why. ``novelty`` is 1 - cosine to the nearest other unique sample of its relation. ``conflict`` and ``conflict_relation`` name a row (a
+sample of this or an earlier round, or a seed) that has the same sentence and entities under another relation, and ``near_test`` a
+test example that this one comes near; both ``""`` for none. ``embedding`` is the unit vector of the entity-masked sentence."""
 
 PAIRS = pa.schema(_fields(pa.string(), "pair_id", "relation", "prompt", "chosen", "rejected", "kind", "chosen_id", "rejected_id"))
 """TRL's preference format (``prompt``, ``chosen``, ``rejected``) plus where each side came from."""

@@ -1,7 +1,6 @@
 """A folder written by ``datasets.Dataset.save_to_disk``, or Parquet: one file, a pattern, or a folder of files of one split.
 
-The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation is turned into its names.  The
-files are read with Arrow alone, so nothing of the data set's own code runs.
+The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation is turned into its names.  Arrow alone reads the files.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Readers follow one rule.  What is *malformed* raises :class:`InputError` with fi
 place in ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank entities of a published corpus) is left out
 and counted in :attr:`Source.left_out`.  Blanks at the ends of an entity are no part of it.
 
-The relations file is a YAML list.  ``name`` and ``description`` must be there; ``examples`` are the
-user's own seeds::
+The relations file is a YAML list.  ``name`` and ``description`` must be there; ``examples`` are the user's own seeds::
 
     - name: Cause-Effect
       description: The head brings the tail about.
@@ -16,11 +15,10 @@ user's own seeds::
 
 A test (or training) file of the same kind is a YAML mapping, relation -> list of marked sentences.
 
-Rows stand in JSONL, and in Arrow and Parquet (:mod:`divray.datasets.huggingface`):
-``{"text": "The storm caused flooding.", "head": [4, 9], "tail": [17, 25], "relation": "cause"}``, with
-``head_type``, ``tail_type`` and ``id`` where there are any; spans are ``[start, end)`` in characters.  Also
-read: ``{"start": 4, "end": 9}``; ``{"text": "storm"}`` where it stands in the text once; and the columns of
-divray's own data set (``head_start``, ``head_end``, …, ``sample_id``).  Other keys are ignored.
+Rows stand in JSONL, and in Arrow and Parquet (:mod:`divray.datasets.huggingface`): ``{"text": "The storm caused flooding.",
+"head": [4, 9], "tail": [17, 25], "relation": "cause"}``, with ``head_type``, ``tail_type`` and ``id`` where there are any; spans are
+``[start, end)`` in characters.  Also read: ``{"start": 4, "end": 9}``; ``{"text": "storm"}`` where it stands in the text once; and
+the columns of divray's own data set (``head_start``, ``head_end``, …, ``sample_id``).  Other keys are ignored.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The first stage, ``prepare``: the user's files become relations, seed examples and test examples in the run folder.
 
-It reads on the driver; every later stage reads the run folder alone, where examples are rows of :data:`divray.schemas.EXAMPLES`.
+Every later stage reads the run folder alone, where examples are rows of :data:`divray.schemas.EXAMPLES`.
 
-Which examples become seeds is decided by a hash of the run's seed and the example's own content, so it
-depends neither on the order of the file nor on the number of seeds: the seeds for K are the first of
-those for K + 1, and a held-out test set stays the same for every K.
+A hash of the run's seed and of the example's own content ranks the examples, so neither the order of the file nor the number of
+seeds counts: the seeds for K are the first of those for K + 1, and a held-out test set stays the same for every K.
 """
 
 from __future__ import annotations
@@ -129,8 +128,7 @@ def load_task(config: Config) -> Task:
     """Read and check the data of a run; loads no model and writes nothing.
 
     Raises:
-        InputError: Anything is wrong with the relations file or the data, K is larger than the data, or
-            there is nothing to test on.
+        InputError: Anything is wrong with the relations file or the data, K is larger than the data, or there is no test set.
     """
     task, path = config.task, Path(config.task.relations)
     relations = read_relations_file(path)
