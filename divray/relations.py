@@ -78,6 +78,11 @@ def overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
+def as_name(text: str) -> str:
+    """A relation's name or a label as it is compared: blanks folded, characters composed (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
 def metric_tag(name: str) -> str:
     """A relation's name as a tag of Ray's metrics, which take ASCII alone; other characters are percent-encoded."""
     return quote(name, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")

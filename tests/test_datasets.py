@@ -777,3 +777,30 @@ def test_real_fewrel() -> None:
     task = load_task(load_config(EXAMPLE_FILES / "fewrel.yaml", [f"task.data={SHARED / 'fewrel'}"]))
     assert (len(task.relations), len(task.seeds), len(task.test)) == (16, 16 * 8, 1600)
     assert not {e.text for e in task.seeds} & {e.text for e in task.test}
+
+
+@pytest.mark.parametrize("name", ["works  for", " works for", "works\u00a0for", "caf\u00e9", "cafe\u0301"])
+def test_a_label_is_its_relation_however_its_blanks_and_accents_are_written(tmp_path: Path, name: str) -> None:
+    relations = tmp_path / "relations.yaml"
+    relations.write_text(yaml.safe_dump([{"name": name, "description": "The head does it."}]), encoding="utf-8")
+    (relation,) = read_relations_file(relations)
+    for label in (name, relation.name, name.replace("\u00e9", "e\u0301"), f"{name} "):
+        assert [
+            one.relation for one in read_jsonl(Source(jsonl(tmp_path / "rows.jsonl", [ROW | {"relation": label}]), {relation.name}))
+        ] == [relation.name]
+
+
+def test_unlabelled_sentences_may_be_a_mapping_of_several_relations(tmp_path: Path) -> None:
+    file = tmp_path / "more.yaml"
+    file.write_text("a: ['[One] likes {two}.']\nb: ['[Three] likes {four}.']\n", encoding="utf-8")
+    found = list(read_marked(Source(file, unlabelled=True)))
+    assert [(one.relation, one.example_id) for one in found] == [("", "a/1"), ("", "b/1")]
+
+
+def test_a_saved_data_set_whose_files_differ_is_refused(tmp_path: Path) -> None:
+    for name, column in (("a.arrow", "text"), ("b.arrow", "words")):
+        table = pa.table({column: ["x"]})
+        with pa.OSFile(str(tmp_path / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}, {"filename": "b.arrow"}]}))
+    refused(lambda: list(read_huggingface(Source(tmp_path))), str(tmp_path), "a.arrow", "save_to_disk")

@@ -68,13 +68,12 @@ def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
         files = indices = []
     if not files:
         raise source.error("state.json", "names no data files", "Save the data set again with save_to_disk.")
-    table = pa.concat_tables([_read(source, path) for path in files])
-    if indices:
-        rows = pa.concat_tables([_read(source, path) for path in indices]).column(0)
-        try:
-            table = table.take(rows)
-        except pa.ArrowException as error:
-            raise source.error(indices[0].name, str(error).splitlines()[0], "Save the data set again with save_to_disk.") from None
+    try:
+        table = pa.concat_tables([_read(source, path) for path in files])
+        if indices:
+            table = table.take(pa.concat_tables([_read(source, path) for path in indices]).column(0))
+    except pa.ArrowException as error:
+        raise source.error((indices or files)[0].name, str(error).splitlines()[0], "Save the data set again with save_to_disk.") from None
     yield files[0], table
 
 

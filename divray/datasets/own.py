@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from divray.errors import InputError
-from divray.relations import Example, Relation, Span, mentions, overlap, parse_marked, tightened
+from divray.relations import Example, Relation, Span, as_name, mentions, overlap, parse_marked, tightened
 from divray.textfiles import json_lines, read_bytes, read_yaml
 
 SENTENCE = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
@@ -77,16 +77,17 @@ class Source:
         return InputError(str(self.path), row, problem, mend)
 
     def label(self, row: str, value: Any) -> str:
-        """``value`` if it is one of the labels."""
+        """``value`` as one of the labels."""
         if self.unlabelled:
             return ""
         if not isinstance(value, str) or not value:
             raise self.error(f"{row}, relation", f"{value!r} is no label", "Give the name of a relation as a string.")
-        if self.labels is not None and value not in self.labels:
-            close = difflib.get_close_matches(value, list(self.labels), n=1)
+        name = as_name(value)
+        if self.labels is not None and name not in self.labels:
+            close = difflib.get_close_matches(name, list(self.labels), n=1)
             hint = f"Did you mean `{close[0]}`? Else add" if close else "Add"
             raise self.error(f"{row}, relation", f"label {value!r} is not among the relations", f"{hint} it to the relations file.")
-        return value
+        return name
 
     def identity(self, row: str, value: Any, default: str) -> str:
         """``value`` as an id that no earlier row has; ``default`` where it is ``None``."""
@@ -131,7 +132,7 @@ def read_relations_file(path: Path) -> list[Relation]:
         name = row.get("name")
         if not isinstance(name, str) or not name.strip():
             raise source.error(f"relation {number}, name", f"{name!r} is no name", "Give a string; quote words like yes or no.")
-        name = " ".join(name.split())
+        name = as_name(name)
         place = f"relation {name}"
         if unknown := [key for key in row if key not in KEYS]:
             raise source.error(f"{place}, {unknown[0]}", "unknown key", f"Known keys: {', '.join(KEYS)}.")
@@ -142,7 +143,7 @@ def read_relations_file(path: Path) -> list[Relation]:
             value = row.get(key)
             if not isinstance(value, str | None):
                 raise source.error(f"{place}, {key}", f"{value!r} is no text", "Give a string; quote it.")
-            values[key] = " ".join((value or "").split())
+            values[key] = as_name(value or "") if key == "inverse" else " ".join((value or "").split())
         if not values["description"]:
             raise source.error(f"{place}, description", "missing", "Say in one sentence when the relation holds.")
         examples = tuple(_marked(source, name, row.get("examples") or [], values["head_type"], values["tail_type"]))
@@ -164,7 +165,8 @@ def read_marked(source: Source) -> Iterator[Example]:
     if not isinstance(rows, dict) or not rows:
         raise source.error("", "no mapping of relations", "Write `relation:` and below it a list of marked sentences.")
     for name, sentences in rows.items():
-        yield from _marked(source, source.label(f"relation {name}", name), sentences)
+        label = source.label(f"relation {name}", name)
+        yield from (replace(example, relation=label) for example in _marked(source, label or name, sentences))
 
 
 def _marked(source: Source, relation: str, sentences: Any, head_type: str = "", tail_type: str = "") -> Iterator[Example]:

@@ -194,7 +194,7 @@ def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped
     readers = {"semeval": read_semeval, "fewrel": read_fewrel, "huggingface": read_huggingface}
     if task.format == "tacred":
         found = read_tacred(source, patches)
-    elif task.format == "divray" and source.path.suffix in (".yaml", ".yml"):
+    elif task.format == "divray" and source.path.suffix.lower() in (".yaml", ".yml"):
         found = read_marked(source)
     else:
         found = readers.get(task.format, read_jsonl)(source)

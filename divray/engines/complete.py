@@ -191,7 +191,7 @@ class Ask:
 
     async def _join(self, number: int) -> None:
         """Give this engine batches once it is ready."""
-        from ray.exceptions import ActorUnavailableError, RayActorError
+        from ray.exceptions import ActorUnavailableError
 
         try:
             while number not in self.slots:
@@ -199,7 +199,7 @@ class Ask:
                     self.slots[number] = await self.engines[number].slots.remote()
                 except ActorUnavailableError:
                     await asyncio.sleep(1)
-        except RayActorError as error:  # given up
+        except Exception as error:  # given up
             self.lost[number] = error
         del self.joining[number]
         self.changed.set()

@@ -23,7 +23,7 @@ from divray.errors import InputError
 from divray.prompts.parsing import Form, bare_name, pair_problem
 from divray.prompts.record import Pair, labels
 from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, slugs_of
-from divray.relations import Example, Relation
+from divray.relations import Example, Relation, as_name
 from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.textfiles import json_lines, read_bytes
@@ -132,12 +132,15 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
     for number, row in enumerate(rows, 1):
         if wrong := [name for name in COLUMNS if not isinstance(row.get(name), str | None)]:
             raise InputError(path, f"row {number}, {wrong[0]}", f"{row[wrong[0]]!r} is not a text", "Give a string; quote it.")
-        if row.get("relation") not in known:
+        relation = as_name(row.get("relation") or "")
+        if relation not in known:
             raise InputError(path, f"row {number}, relation", f"{row.get('relation')!r} is no relation of the task", "Correct it.")
         pair = (" ".join((row.get("head") or "").split()), " ".join((row.get("tail") or "").split()))
         if problem := pair_problem(pair, form):
             raise InputError(path, f"row {number}", f"{pair} can't be used: {problem}", "Correct or drop the row.")
-        found.setdefault(row["relation"], []).append(pair)
+        found.setdefault(relation, []).append(pair)
+    if not found:
+        raise InputError(path, "prompts.pairs_file", "holds no pair", "Give pairs, or drop the setting: the LLM writes its own.")
     return found
 
 
