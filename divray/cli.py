@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     with_config(whole)
     whole.add_argument("--out", required=True, help="run folder: a path, s3://… or gs://…")
     with_config(add("plan", "Check settings, data and models, and print what would run. Loads no model.", "commands:plan"))
-    preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", "sample_commands:preview_samples")
+    preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", "commands:preview_samples")
     with_config(preview)
     preview.add_argument("-n", type=int, default=2, help="samples a relation and strategy (default 2)")
     for name, what in STAGES.items():
@@ -71,18 +71,18 @@ def build_parser() -> argparse.ArgumentParser:
             text = "another tool's answers as a row of the comparison, JSONL with id (of a test sentence) and relation; kept in the run"
             stage.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help=text)
         stage.add_argument("--force", action="store_true", help="do it again although it is done; what came after it counts as not done")
-    export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "sample_commands:export_samples")
+    export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "commands:export_samples")
     export.add_argument("run", help="run folder")
     export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
     export.add_argument("--all", action="store_true", help="every accepted sample, not only the selected ones")
     text = "Show where a sample came from, what stands near it, and why it was kept or dropped."
-    explain = add("explain", text, "sample_commands:explain_sample")
+    explain = add("explain", text, "commands:explain_sample")
     explain.add_argument("run", help="run folder")
     explain.add_argument("sample_id", help="id of a candidate or of a seed example")
     explain.add_argument("--neighbours", type=int, default=5, metavar="N", help="nearest sentences shown (default 5)")
     explain.add_argument("--json", action="store_true", help="print everything as JSON")
     text = "Read some of the samples blind and say which are right; report and card then show the share."
-    review = add("review", text, "sample_commands:review_samples")
+    review = add("review", text, "commands:review_samples")
     review.add_argument("run", help="run folder")
     review.add_argument("--number", type=int, default=50, metavar="N", help="samples to read (default 50)")
     review.add_argument("--of", choices=("selected", "scored"), default="selected", help="selected samples, or all that were scored")

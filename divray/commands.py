@@ -1,20 +1,46 @@
-"""The commands that run the loop or a part of it."""
+"""What the commands do: those that run the loop or a part of it, then those that show samples (preview, export, explain, review)."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
 
-from divray import console
-from divray.cluster import check_machine
-from divray.config import load_config, override_config, read_config
+from divray import console, review
+from divray.cluster import check_machine, prepare_cluster, release_cluster
+from divray.config import Config, load_config, override_config, read_config
+from divray.datasets.stage import read_relations, read_seeds
+from divray.datasets.stage import run as prepare
+from divray.engines.complete import complete
+from divray.explain import explain
+from divray.export import export
 from divray.extraction import external
 from divray.locks import locked
-from divray.pipeline import describe, due_rounds, held, retry, run_all, run_stage, undo
+from divray.pipeline import check, describe, due_rounds, held, retry, run_all, run_stage, undo
+from divray.prompts import run as prompt
+from divray.prompts.parsing import form_of
+from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
+from divray.report.summary import run as report
 from divray.run_folder import RunFolder
+from divray.sampling import parsed_records
+from divray.scan import Row
+from divray.selection import write_card
 from divray.stages import STAGES
+from divray.texts import visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+STYLES = {"head": "bold blue", "tail": "bold yellow", "differs": "red"}
+OUTCOMES = {**dict.fromkeys(("selected", "accepted", "seed"), "bold green"), **dict.fromkeys(("more than K", "pending"), "bold yellow")}
+LONGEST_PROMPT = 1200
+"""Characters of a prompt, from its end, that an explanation shows."""
 
 
 def run(arguments: Namespace) -> None:
@@ -50,3 +76,154 @@ def stage(arguments: Namespace) -> None:
         for round_ in due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
             undo(config, run, stage, round_)
             run_stage(config, run, stage, round_)
+
+
+def preview_samples(arguments: Namespace) -> None:
+    for block in preview(load_config(arguments.config, arguments.overrides), arguments.n):
+        print(block)
+
+
+def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
+    """Blocks of text: each relation's prompt for each strategy, and ``count`` completions with their verdicts.
+
+    All is made in a throw-away folder.
+
+    Args:
+        answer: A function in the engine's place; see :func:`divray.engines.complete.complete`.
+    """
+    check(config)
+    wanted = count * len(config.prompts.strategies)
+    sampling = {"candidates_per_relation": wanted, "naive_candidates_per_relation": count, "waves": 1, "quota": None}
+    config = config.model_copy(update={"sampling": config.sampling.model_copy(update=sampling), "rounds": 1})
+    with tempfile.TemporaryDirectory(prefix="divray-preview-") as folder:
+        run = RunFolder(folder)
+        prepare_cluster(config, run, ["sample"])
+        prepare(config, run)
+        prompt(config, run, 0, answer=answer)
+        try:
+            complete(config, run, "round-00/prompts", "completions", config.models.llm, answer=answer)
+        finally:
+            release_cluster(config)
+        completions = run.read_table("completions").sort_by("candidate_id").to_pylist()
+        form = form_of(read_seeds(run), read_relations(run))
+    shown = ""
+    for row in completions:
+        if row["prompt_id"] != shown:
+            shown = row["prompt_id"]
+            yield f"\n=== {row['relation']} / {row['strategy']}\n{row['prompt']}"
+        verdicts = ", ".join(parsed.rejection or "valid" for parsed in parsed_records(row, form, config.sampling.max_tokens))
+        yield f"  [{verdicts}]\n{indent(row['completion'].strip(), '    ')}"
+
+
+def export_samples(arguments: Namespace) -> None:
+    print(f"{export(arguments.run, arguments.target, arguments.all)} samples -> {arguments.target}")
+
+
+def explain_sample(arguments: Namespace) -> None:
+    found = explain(arguments.run, arguments.sample_id, max(arguments.neighbours, 1))
+    if arguments.json:
+        console.show_json(found)
+    else:
+        console.show(explanation(found))
+
+
+def explanation(found: Row) -> Iterator[RenderableType]:
+    """What ``divray explain`` prints, in order."""
+    from rich.text import Text
+
+    def titled(title: str) -> Text:
+        return Text(f"\n{title}", "bold underline")
+
+    def compared(other: Row) -> Text:
+        """The other sentence, with the words that both have marked."""
+        return _styled(side_by_side(found["sentence"], other)[1], "green")
+
+    head = Text.assemble((visible(found["id"]), "bold"), f"  {visible(found['relation'])}  ")
+    yield head + Text(found["outcome"], OUTCOMES.get(found["outcome"], "bold red"))
+    yield Text(visible(found["why"]))
+    if found["sentence"]:
+        yield titled("sentence")
+        yield _styled(pieces(found["sentence"]))
+    elif found.get("completion") is not None:
+        yield titled("completion")
+        yield Text(visible(found["completion"].strip()) or "(nothing)")
+    if scores := found["scores"]:
+        yield titled("scores")
+        gate = f"judge {scores['correctness']:.3f} ({'passes' if scores['correct'] else 'fails'} the gate, {found['gate']})"
+        yield Text(f"{gate} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}")
+    yield titled("where it came from")
+    yield from _source(found["origin"])
+    for key, title in (("conflict", "the same sentence under another label"), ("near_test", "test sentence that it comes near")):
+        if other := found[key]:
+            yield titled(title)
+            yield Text(f"{visible(other['id'])}  {visible(other['relation'])}", "dim")
+            yield compared(other)
+    if found["neighbours"]:
+        yield titled(f"nearest neighbours (near-duplicates from {found['threshold']:g}; shared words in green)")
+        for row in found["neighbours"]:
+            yield Text(f"{row['similarity']:.2f}  {'kept' if row['kept'] else 'dropped'}  {visible(row['id'])}", "dim")
+            yield compared(row)
+    if (cluster := found["cluster"]) and cluster["size"] > 1:
+        yield titled(f"cluster {visible(cluster['id'])}: {cluster['size']:,} samples, {cluster['kept']:,} kept")
+        for row in cluster["members"]:
+            mark = "→" if row["id"] == found["id"] else " "
+            yield Text(f"{mark} {'kept   ' if row['kept'] else 'dropped'}  {visible(row['id'])}  ", "dim") + _styled(pieces(row))
+        if more := cluster["size"] - len(cluster["members"]):
+            yield Text(f"  and {more:,} more", "dim")
+    if found["pairs"]:
+        yield titled("preference pairs")
+        for row in found["pairs"]:
+            side, other = ("chosen", row["rejected_id"]) if row["chosen_id"] == found["id"] else ("rejected", row["chosen_id"])
+            yield Text(f"{row['round']}  {side}, against {visible(other)} ({visible(row['kind'])})")
+
+
+def _source(origin: Row) -> Iterator[Text]:
+    from rich.text import Text
+
+    if origin["round"] is None:
+        yield Text(f"{origin['strategy']}; shown as a demonstration in {origin['prompts']:,} prompts")
+        return
+    names = ("round", "strategy", "prompt_id", "model", "engine", "seed")
+    facts = [f"{name.removesuffix('_id')} {origin[name]}" for name in names if name in origin]
+    if "generated_tokens" in origin:
+        facts.append(f"{origin['prompt_tokens']:,} + {origin['generated_tokens']:,} tokens")
+    if "seconds" in origin:
+        facts.append(f"{origin['seconds']:.1f} s")
+    yield Text(visible(" · ".join(facts)))
+    if origin.get("error"):
+        yield Text(visible(origin["error"]), "red")
+    for row in origin["demonstrations"]:
+        yield Text(f"  shown: {visible(row['id'])}  ", "dim") + (_styled(pieces(row)) if row.get("text") else Text())
+    prompt = visible(origin["prompt"].strip())
+    yield Text(prompt if len(prompt) <= LONGEST_PROMPT else "… " + prompt[-LONGEST_PROMPT:], "dim")
+
+
+def _styled(parts: list[Piece], other: str = "") -> Text:
+    """A sentence, with ``other`` as the style of what is neither entity nor different."""
+    from rich.text import Text
+
+    return Text.assemble(*((part.text, next((STYLES[name] for name in STYLES if name in part.classes.split()), other)) for part in parts))
+
+
+def review_samples(arguments: Namespace) -> None:
+    """Let a person read samples; report and card then show what was said."""
+    run = RunFolder(arguments.run)
+    config = read_config(run)
+    if arguments.html is not None and not arguments.answers:
+        drawn = review.draw(config, run, max(arguments.number, 1), arguments.of)
+        folder, name = os.path.split(arguments.html) if arguments.html else (arguments.run, "review.html")
+        RunFolder(folder or ".").write_text(name, review.page(drawn))
+        print(f"{len(drawn)} samples -> {arguments.html or run.path(name)}; then: divray review {arguments.run} --answers answers.json")
+        return
+    with locked(run):
+        if arguments.answers:
+            given = review.take_answers(config, run, arguments.answers, arguments.reader)
+        else:
+            drawn = review.draw(config, run, max(arguments.number, 1), arguments.of)
+            given = review.review(run, drawn, arguments.reader, console.ask_key)
+        figures = review.review_figures(run)
+        if record := run.record("select"):
+            write_card(config, run, record["counts"])
+        if run.exists("report.html"):
+            report(config, run, config.rounds - 1)
+    print(f"{given} answers kept. {review.as_sentence(figures) if figures else 'No selected sample has been read yet.'}")

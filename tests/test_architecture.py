@@ -25,7 +25,7 @@ LEVELS = (
     ("preferences", "scoring", "extraction"),
     ("sampling", "selection"),
     ("pipeline", "explain", "export"),
-    ("commands", "sample_commands"),
+    ("commands",),
     ("cli",),
 )
 """Modules and packages, the lowest level first; the longest name counts.  A module imports of lower levels and of its own package."""

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from divray import schemas
 from divray.cli import main
+from divray.commands import explanation
 from divray.config import Config, dump_config
 from divray.errors import InputError
 from divray.explain import explain
 from divray.relations import parse_marked
 from divray.run_folder import RunFolder
-from divray.sample_commands import explanation
 from divray.scoring.near_copies import deduplicate, fixed_items
 
 CONFIG = Config.model_validate(

@@ -15,6 +15,7 @@ import pytest
 from conftest import FASTER
 from made_examples import marked
 
+from divray.commands import preview
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.datasets.stage import run as prepare
@@ -28,7 +29,6 @@ from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.relations import Relation
 from divray.run_folder import RunFolder
-from divray.sample_commands import preview
 from divray.sampling import run as sample
 from divray.schemas import PAIRS_A_COMPLETION, PROMPTS
 
