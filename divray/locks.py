@@ -98,10 +98,8 @@ def _has_ended(holder: Holder) -> bool:
     if holder.get("host") == socket.gethostname():
         try:
             os.kill(int(holder["process"]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # another user's
-            return False
+        except OSError as error:  # a PermissionError: another user's
+            return isinstance(error, ProcessLookupError)
     return False
 
 
@@ -172,20 +170,14 @@ class _Claims:
         for name, info in infos.items():
             if name.startswith(f"{LOCK}."):
                 with contextlib.suppress(FileNotFoundError):  # released just now
-                    other = self._holder(name)
+                    other: Holder = {}
+                    with contextlib.suppress(json.JSONDecodeError):  # its process is still writing it
+                        other = self.folder.read_json(name)
                     if not _has_ended(other) and (own.mtime - info.mtime).total_seconds() <= LEASE:
                         self.release()
                         return other
                     self.folder.delete(name)
         return None
-
-    def _holder(self, name: str) -> Holder:
-        """Whose claim it is; ``{}`` while its process is still writing it."""
-        try:
-            found: Holder = self.folder.read_json(name)
-        except json.JSONDecodeError:
-            return {}
-        return found
 
     def renew(self) -> None:
         self.folder.write_json(self.name, self.holder)
