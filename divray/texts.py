@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.dedup.shingle import Shingles, Texts, decoded, shingle
-from divray.dedup.tables import DedupSettings, check_schema
+from divray.dedup.tables import check_column
 from divray.errors import InputError
 from divray.relations import mask_entities
 from divray.sections import DiversityConfig
@@ -33,17 +33,11 @@ def checked(table: pa.Table, where: str, identity: str | None = None, label: str
     Raises:
         InputError: says which is missing, of a wrong kind, or holds a null, and the row of the first one.
     """
-    check_schema(table.schema, DedupSettings(id_column=identity), where, identity is not None)
-    if label is not None:
-        check_schema(table.schema, DedupSettings(text_column=label), where, with_ids=False)
-    for name in SPANS if spans else ():
-        if name not in table.column_names:
-            raise InputError(where, name, "no such column", f"The columns are: {', '.join(table.column_names)}.")
-        if not pa.types.is_integer(kind := table.schema.field(name).type):
-            raise InputError(where, name, f"a column of {kind}; spans must be integers", "Convert it.")
-    for name in ("text", identity, label, *(SPANS if spans else ())):
+    wanted: dict[str | None, str] = {"text": "texts", identity: "ids", label: "texts", **dict.fromkeys(SPANS if spans else (), "spans")}
+    for name, what in wanted.items():
         if name is None:
             continue
+        check_column(table.schema, name, where, what)
         if table[name].null_count:
             raise InputError(where, name, f"null in row {_first_null(table[name])}", "Drop the row, or fill it in.")
         if pa.types.is_dictionary(kind := table.schema.field(name).type):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ import pyarrow.compute as pc
 from numba import njit
 
 from divray.dedup.verify import Pairs
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 Nearest: TypeAlias = "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]"
@@ -81,31 +84,28 @@ def in_words(
         ids: Arrow array that ``copy_of`` indexes.
         references: Strings that it indexes where the reason is a text outside of the table.
     """
-    words = pa.array(REASONS, pa.string()).take(pa.array(why))
-    levels = pa.array([f" ({level / 100:.2f})" for level in range(101)], pa.string())
+    parts = [pa.array(REASONS, pa.string()).take(pa.array(why))]
     for kinds, names in (((NEAR, CHAINED), ids), ((LEAKED, KNOWN), references)):
         named = np.isin(why, kinds)
-        if not named.any():
-            continue
-        others = names.take(pa.array(copy_of[named])).cast(pa.string())
-        values = levels.take(pa.array(np.round(100 * similarity[named]).astype(np.int64)))
-        values = pc.if_else(pa.array(why[named] == CHAINED), "", values)
-        said = pc.binary_join_element_wise(words.filter(pa.array(named)), others, " ")
-        words = pc.replace_with_mask(words, pa.array(named), pc.binary_join_element_wise(said, values, ""))
-    return words
+        if named.any():
+            parts.append(names.take(pa.array(copy_of, mask=~named)).cast(pa.string()))
+    levels = pa.array([f"({level / 100:.2f})" for level in range(101)], pa.string())
+    near = np.isin(why, (NEAR, LEAKED, KNOWN))
+    parts.append(levels.take(pa.array(np.round(100 * similarity).astype(np.int64), mask=~near)))
+    return pc.binary_join_element_wise(*parts, " ", null_handling="skip")
 
 
-def best_of(
-    n: int,
-    left: Numbers,
-    right: Numbers,
-    similarity: npt.NDArray[np.float64],
-    preference: Numbers,
-    candidate: npt.NDArray[np.bool_] | None = None,
-) -> Nearest:
-    """Each node's best neighbour among the ``candidate`` ones (default: all): highest similarity, then lowest ``preference``."""
+@njit(cache=True)
+def best_of(n, left, right, similarity, preference):  # type: ignore[no-untyped-def]
+    """Each node's best neighbour (:data:`Nearest`): of the highest similarity, then the lowest ``preference``; of none below 0."""
     nearest, best = np.full(n, -1, np.int64), np.zeros(n)
-    _best_of(left, right, similarity, preference, np.ones(n, np.bool_) if candidate is None else candidate, nearest, best)
+    for edge in range(len(left)):
+        value = similarity[edge]
+        for node, other in ((left[edge], right[edge]), (right[edge], left[edge])):
+            if preference[other] < 0 or value < best[node]:
+                continue
+            if value > best[node] or preference[other] < preference[nearest[node]]:
+                nearest[node], best[node] = other, value
     return nearest, best
 
 
@@ -120,7 +120,7 @@ def nearest_given(given: npt.NDArray[np.integer[Any]], groups: int, pairs: Pairs
     first = np.full(groups, -1, np.int64)
     first[given[::-1]] = np.arange(len(given))[::-1]
     has = first >= 0
-    other, similarity = best_of(groups, *pairs, first, has)
+    other, similarity = best_of(groups, *pairs, first)
     return np.where(has, first, np.where(other >= 0, first[other], -1)), np.where(has, 1.0, similarity)
 
 
@@ -184,7 +184,8 @@ def decide(
         kept = held.copy()
         kept[first] = True
     else:
-        kept = _independent(order, home, held, len(size), pairs.left, pairs.right)
+        graph = _graph(len(size), np.append(pairs.left, pairs.right), np.append(pairs.right, pairs.left))
+        kept = _independent(order, home, held, graph.indptr, graph.indices)
     ascending = np.argsort(by_id)
     staying = ascending[kept[ascending]]
     place, similarity = (found[home] for found in nearest_given(home[staying], len(size), pairs))
@@ -200,76 +201,36 @@ def decide(
     return Decisions(_first_of(component, ascending)[component], kept, copy_of, np.where(kept, 0.0, similarity), why)
 
 
-def _first_of(component: Numbers, order: Numbers) -> Numbers:
+def _first_of(component: npt.NDArray[np.int32], order: Numbers) -> Numbers:
     """The first item of each component in ``order``; -1 where it holds none."""
     first = np.full(component.max(initial=-1) + 1, -1, np.int64)
     first[component[order[::-1]]] = order[::-1]
     return first
 
 
-@njit(cache=True)
-def _root(parent, node):  # type: ignore[no-untyped-def]
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
+def components(n: int, left: Numbers, right: Numbers) -> npt.NDArray[np.int32]:
+    """Connected component of each of ``n`` nodes, int32 ``[n]`` from 0 without gaps."""
+    from scipy.sparse.csgraph import connected_components
+
+    labels: npt.NDArray[np.int32] = connected_components(_graph(n, left, right), directed=False)[1]
+    return labels
+
+
+def _graph(n: int, left: Numbers, right: Numbers) -> csr_array:
+    from scipy.sparse import csr_array
+
+    return csr_array((np.ones(len(left)), (left, right)), shape=(n, n))
 
 
 @njit(cache=True)
-def components(n, left, right):  # type: ignore[no-untyped-def]
-    """Connected component of each of ``n`` nodes, int64 ``[n]`` from 0 without gaps, in order of their first nodes.
-
-    Union-find with the smaller node as the root (Tarjan 1975, with path halving).
-    """
-    parent = np.arange(n)
-    for edge in range(len(left)):
-        one, two = _root(parent, left[edge]), _root(parent, right[edge])
-        if one < two:
-            parent[two] = one
-        else:
-            parent[one] = two
-    label, count = np.empty(n, np.int64), 0
-    for node in range(n):
-        root = _root(parent, node)
-        if root == node:
-            label[node] = count
-            count += 1
-        else:
-            label[node] = label[root]
-    return label
-
-
-@njit(cache=True)
-def _best_of(left, right, similarity, preference, candidate, nearest, best):  # type: ignore[no-untyped-def]
-    for edge in range(len(left)):
-        value = similarity[edge]
-        for node, other in ((left[edge], right[edge]), (right[edge], left[edge])):
-            if not candidate[other] or value < best[node]:
-                continue
-            if value > best[node] or preference[other] < preference[nearest[node]]:
-                nearest[node], best[node] = other, value
-
-
-@njit(cache=True)
-def _independent(order, group, fixed, groups, left, right):  # type: ignore[no-untyped-def]
-    starts = np.zeros(groups + 1, np.int64)
-    for edge in range(len(left)):
-        starts[left[edge] + 1] += 1
-        starts[right[edge] + 1] += 1
-    for node in range(groups):
-        starts[node + 1] += starts[node]
-    ends, others = starts[:-1].copy(), np.empty(2 * len(left), np.int64)
-    for edge in range(len(left)):
-        for one, two in ((left[edge], right[edge]), (right[edge], left[edge])):
-            others[ends[one]] = two
-            ends[one] += 1
-    kept, blocked = fixed.copy(), np.zeros(groups, np.bool_)
+def _independent(order, group, fixed, starts, others):  # type: ignore[no-untyped-def]
+    kept, blocked = fixed.copy(), np.zeros(len(starts) - 1, np.bool_)
     for item in order:
         home = group[item]
         if blocked[home] and not fixed[item]:
             continue
         kept[item] = True
         blocked[home] = True
-        for place in range(starts[home], ends[home]):
+        for place in range(starts[home], starts[home + 1]):
             blocked[others[place]] = True
     return kept

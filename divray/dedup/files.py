@@ -10,9 +10,8 @@ import fnmatch
 import posixpath
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -82,7 +81,7 @@ def deduplicate_files(
     inputs = {said: one for said, one in given.items() if one is not None}
     _check_apart(out, inputs)
     for one in inputs.values():
-        check_schema(one.schema, settings, one.name, with_ids=one is not tests)
+        check_schema(one.schema, replace(settings, id_column=None) if one is tests else settings, one.name)
     _check_copied(files)
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
     rows = sum(one.rows for one in inputs.values())
@@ -108,7 +107,7 @@ class ParquetSource:
         name: As the user gave it.
         fs, paths: Where they lie.
         schema: Of all of them, the columns that ``key=value`` folders name (Hive) last.
-        hive: For each file the values of these columns.
+        hive: These columns, with one value a file.
         rows: int, how many they hold together.
         folder: The folder that ``name`` is; ``None`` for a file or a pattern.
     """
@@ -117,7 +116,7 @@ class ParquetSource:
     fs: pafs.FileSystem
     paths: list[str]
     schema: pa.Schema
-    hive: list[dict[str, Any]]
+    hive: dict[str, pa.Array]
     rows: int
     folder: str | None = None
 
@@ -141,10 +140,9 @@ class ParquetSource:
                     raise InputError(one, "", f"its columns differ from those of {paths[0]}", "Give files of one schema.")
                 schema = file.schema_arrow if schema is None else schema
         assert schema is not None
-        hive = _hive_values(paths, base, schema.names)
-        for column in hive[0]:
-            texts = any(isinstance(values[column], str) for values in hive)
-            schema = schema.append(pa.field(column, pa.string() if texts else pa.int64()))
+        hive = _hive_columns(paths, base, schema.names)
+        for column, values in hive.items():
+            schema = schema.append(pa.field(column, values.type))
         return cls(name, fs, paths, schema, hive, rows, path if base == path else None)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -152,35 +150,36 @@ class ParquetSource:
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         if not self.rows:
             yield pa.RecordBatch.from_pylist([], schema)
-        for path, values in zip(self.paths, self.hive, strict=True):
-            inside = [name for name in schema.names if name not in values]
+        inside = [name for name in schema.names if name not in self.hive]
+        for number, path in enumerate(self.paths):
             with _opened(self.fs, path) as file:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=inside, use_threads=False):
                     for name in set(schema.names) - set(inside):
-                        batch = batch.append_column(name, pa.repeat(pa.scalar(values[name], schema.field(name).type), len(batch)))
+                        batch = batch.append_column(name, pa.repeat(self.hive[name][number], len(batch)))
                     yield batch.select(schema.names)
 
 
-def _hive_values(paths: list[str], base: str, names: list[str]) -> list[dict[str, Any]]:
-    """For each file what the ``key=value`` folders below ``base`` say (integers, strings), but for columns that the files have themselves.
+def _hive_columns(paths: list[str], base: str, names: list[str]) -> dict[str, pa.Array]:
+    """What the ``key=value`` folders below ``base`` say of each file (integers, strings), but for columns that the files have themselves.
 
     Raises:
         InputError: two files lie below folders of different keys.
     """
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, str]] = []
     for path in paths:
         parts = [part.partition("=") for part in path.removeprefix(base).split("/")[:-1]]
-        texts = {unquote(key): unquote(value) for key, mark, value in parts if mark and key and unquote(key) not in names}
-        if found and texts.keys() != found[0].keys():
+        found.append({unquote(key): unquote(value) for key, mark, value in parts if mark and key and unquote(key) not in names})
+        if differing := found[-1].keys() ^ found[0].keys():
             problem = f"its folders name other columns than those of {paths[0]}"
-            raise InputError(path, ", ".join(sorted(texts.keys() ^ found[0].keys())), problem, "Give folders of one kind.")
-        found.append({name: None if text == _HIVE_NULL else text for name, text in texts.items()})
-    for column in found[0]:
-        given = [one[column] for one in found if one[column] is not None]
-        if all(text.removeprefix("-").isdecimal() and str(int(text)) == text and abs(int(text)) < 1 << 63 for text in given):
-            for one in found:
-                one[column] = None if one[column] is None else int(one[column])
-    return found
+            raise InputError(path, ", ".join(sorted(differing)), problem, "Give folders of one kind.")
+    columns = {}
+    for name in found[0]:
+        columns[name] = texts = pa.array([None if one[name] == _HIVE_NULL else one[name] for one in found], pa.string())
+        with contextlib.suppress(pa.ArrowInvalid):
+            numbers = texts.cast(pa.int64())
+            if numbers.cast(pa.string()).equals(texts):
+                columns[name] = numbers
+    return columns
 
 
 def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]]:

@@ -28,9 +28,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numba import njit
 
-from divray.dedup.hashing import sort_unsigned
 from divray.dedup.propose import grown
-from divray.dedup.shingle import Shingles
+from divray.dedup.shingle import Shingles, sort_unsigned
 from divray.dedup.storage import first_line, open_uri, placed, target_of
 from divray.dedup.verify import MOST_PAIRS, Pairs, check_pairs, jaccard, most_visits
 from divray.errors import DivrayError, InputError
@@ -89,7 +88,7 @@ class TextIndex:
         """
         named = [batch.digest for batch in self.batches]
         before = self.batches[: named.index(digest)] if digest in named else self.batches
-        order = np.argsort(sets.values) if before else np.zeros(0, np.int64)
+        order = np.argsort(sets.values)
         parts, names = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))], [pa.array([], pa.string())]
         for batch in before:
             starts, counts = _runs_of(sets.values, order, batch.postings)
@@ -103,7 +102,7 @@ class TextIndex:
             parts.append(Pairs(found[0], first + numbers, found[2]))
             names.append(batch.ids.take(pa.array(rows)).cast(pa.string()))
             first += len(rows)
-        return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True))), pa.concat_arrays(names)
+        return Pairs.joined(parts), pa.concat_arrays(names)
 
     def put(self, digest: str, ids: Any, sets: Shingles) -> None:
         """What :meth:`commit` will add: the ids of the rows that stay and their sets, no two near each other."""
@@ -156,8 +155,7 @@ class TextIndex:
         return sorted(one.base_name for one in found if one.type == pafs.FileType.File)
 
     def _made(self) -> dict[str, Any]:
-        shingles = asdict(self.settings)
-        return {"format": 1, **{name: shingles[name] for name in ("kind", "size", "lower", "strip_punctuation")}}
+        return {"format": 1, **{name: getattr(self.settings, name) for name in ("kind", "size", "lower", "strip_punctuation")}}
 
     def _opened(self, name: str) -> _Batch:
         path = posixpath.join(self.folder, name)
@@ -176,14 +174,8 @@ class TextIndex:
                 self.uri, "index", f"its texts were compared otherwise: {differing}", "Ask for the same, or give a new folder."
             )
         ids, offsets, values, postings = (lists[name].flatten() for name in ("ids", "offsets", "values", "postings"))
-        return _Batch(
-            name,
-            name.removesuffix(".arrow").partition("-")[2],
-            maker,
-            ids,
-            Shingles(offsets.to_numpy(), values.to_numpy()),
-            postings.to_numpy(),
-        )
+        digest = name.removesuffix(".arrow").partition("-")[2]
+        return _Batch(name, digest, maker, ids, Shingles(offsets.to_numpy(), values.to_numpy()), postings.to_numpy())
 
 
 def _signature() -> str:

@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.dedup.hashing import FEW, mix, rank_into, sort_unsigned
-from divray.dedup.shingle import Shingles
+from divray.dedup.shingle import FEW, Shingles, mix, rank_into, sort_unsigned
 
 COUNTED_BITS = 30
 """The table of counters has at most ``2^30`` of them."""
@@ -98,10 +97,7 @@ def band_keys(shingles: Shingles, bands: int, length: int) -> npt.NDArray[np.uin
 @njit(cache=True)
 def grown(array):  # type: ignore[no-untyped-def]
     """A copy of ``array`` with twice the room."""
-    larger = np.empty(2 * len(array), array.dtype)
-    for i in range(len(array)):
-        larger[i] = array[i]
-    return larger
+    return np.append(array, np.empty_like(array))
 
 
 @njit(cache=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -28,6 +28,7 @@ Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch]"
 _Groups: TypeAlias = "npt.NDArray[np.int32]"
 
 _SLICE = 1 << 18
+_KINDS = {"texts": "strings", "ids": "strings or integers", "spans": "integers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,8 @@ def judge(
     _check_ids(ids, where, settings.id_column or "row")
     own = distinct.count
     known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
-    tests = [_groups(distinct, settings, _columns_of(batch, settings, "test", False)[0]) for batch in against or ()]
+    bare = replace(settings, id_column=None)
+    tests = [_groups(distinct, settings, _columns_of(batch, bare, "test")[0]) for batch in against or ()]
     numbers = pa.array(np.arange(sum(map(len, tests)))).cast(pa.string())
     sets, groups = distinct.close(), distinct.count
     pairs = near_duplicates(sets, settings.threshold, settings.method, own)
@@ -189,7 +191,7 @@ def judge(
     if index is not None:
         digest = digest_of(settings, sets, group, known, *tests, text_hashes(ids))
         found, indexed = index.near(Shingles(sets.offsets[: own + 1], sets.values[: sets.offsets[own]]), digest, groups)
-        pairs = Pairs(*(np.concatenate(both) for both in zip(pairs, found, strict=True)))
+        pairs = Pairs.joined([pairs, found])
         known = np.concatenate([known, np.arange(groups, groups + len(indexed), dtype=np.int32)])
         names.append(indexed)
         groups += len(indexed)
@@ -218,8 +220,7 @@ def _decided(
     if gone.any():
         pairs = pairs.take(~(gone[pairs.left] | gone[pairs.right]))
     met = np.append(np.bincount(group[group >= 0], minlength=groups) > 1, False)
-    met[pairs.left] = True
-    met[pairs.right] = True
+    met[np.append(pairs.left, pairs.right)] = True
     met &= ~gone
     gone[-1] = True
     rows = np.flatnonzero((met | gone)[group])
@@ -232,6 +233,7 @@ def _decided(
     made = decide(by_id, pairs, group=own, rule=rule)
     preference = by_id + np.where(made.kept, 0, len(by_id))
     nearest, similarity = nearest_items(own, preference, lambda order: best_of(len(order), *pairs, order))
+    near = np.append(near, -1)  # what -1, none, finds
 
     def spread(found: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What was decided of the rows inside, and ``others`` for the rest."""
@@ -244,9 +246,9 @@ def _decided(
         rows,
         cluster=spread(near[made.cluster], rows.copy()),
         kept=spread(made.kept, home < 0),
-        copy_of=spread(np.where(made.copy_of >= 0, near[made.copy_of], -1), reference[home]),
+        copy_of=spread(near[made.copy_of], reference[home]),
         copy_similarity=spread(made.copy_similarity, reference_similarity[home]),
-        nearest=spread(np.where(nearest >= 0, near[nearest], -1), np.full(len(rows), -1)),
+        nearest=spread(near[nearest], np.full(len(rows), -1)),
         similarity=spread(similarity, np.zeros(len(rows))),
         why=spread(made.why, outside),
         references=names,
@@ -268,7 +270,7 @@ def _taken_in(batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: D
         texts, ids = _columns_of(batch, settings, where)
         groups.append(_groups(distinct, settings, texts))
         if ids is not None:
-            names.append(ids if pa.types.is_integer(ids.type) else ids.cast(pa.large_string()))
+            names.append(ids)
     group = np.concatenate(groups)
     if settings.id_column is None:
         return group, pa.array(np.arange(len(group)))
@@ -277,36 +279,36 @@ def _taken_in(batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: D
 
 def _groups(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> _Groups:
     """The groups of a batch of texts, -1 for those that are null."""
-    if not texts.null_count:
-        return distinct.add(settings.shingle(texts))
     group = np.full(len(texts), -1, np.int32)
     group[texts.is_valid().to_numpy(zero_copy_only=False)] = distinct.add(settings.shingle(texts.drop_null()))
     return group
 
 
-def _columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str, with_ids: bool = True) -> tuple[pa.Array, pa.Array | None]:
-    """The texts, as ``large_string``, and the ids of a batch; ids are ``None`` where rows are numbered."""
-    check_schema(batch.schema, settings, where, with_ids)
-    texts = batch.column(settings.text_column)
-    ids = batch.column(settings.id_column) if with_ids and settings.id_column is not None else None
-    return _decoded(texts).cast(pa.large_string()), None if ids is None else _decoded(ids)
+def _columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str) -> tuple[pa.Array, pa.Array | None]:
+    """The texts and the ids of a batch; ids are ``None`` where rows are numbered."""
+    check_schema(batch.schema, settings, where)
+    ids = None if settings.id_column is None else _plain(batch.column(settings.id_column))
+    return _plain(batch.column(settings.text_column)), ids
 
 
-def check_schema(schema: pa.Schema, settings: DedupSettings, where: str, with_ids: bool = True) -> None:
+def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None:
     """Raises InputError where the text or the id column is missing, or of a kind that can't be compared."""
-    wanted = [(settings.text_column, False, "texts must be strings")]
-    if with_ids and settings.id_column is not None:
-        wanted.append((settings.id_column, True, "ids must be strings or integers"))
-    for name, or_integer, rule in wanted:
-        places = schema.get_all_field_indices(name)
-        if len(places) != 1:
-            problem = "no such column" if not places else "two columns of this name"
-            raise InputError(where, name, problem, f"The columns are: {', '.join(schema.names)}.")
-        kind = schema.field(name).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        if not strings and not (or_integer and pa.types.is_integer(kind)):
-            raise InputError(where, name, f"a column of {kind}; {rule}", "Name another column, or convert it.")
+    check_column(schema, settings.text_column, where, "texts")
+    if settings.id_column is not None:
+        check_column(schema, settings.id_column, where, "ids")
+
+
+def check_column(schema: pa.Schema, name: str, where: str, what: str) -> None:
+    """Raises InputError where a column is missing, or of a kind that ``what`` (``texts``, ``ids`` or ``spans``) are not."""
+    places = schema.get_all_field_indices(name)
+    if len(places) != 1:
+        problem = "no such column" if not places else "two columns of this name"
+        raise InputError(where, name, problem, f"The columns are: {', '.join(schema.names)}.")
+    kind, wanted = schema.field(name).type, _KINDS[what]
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not ((strings and "strings" in wanted) or (pa.types.is_integer(kind) and "integers" in wanted)):
+        raise InputError(where, name, f"a column of {kind}; {what} must be {wanted}", "Name another column, or convert it.")
 
 
 def _check_ids(ids: Any, where: str, name: str) -> None:
@@ -323,10 +325,11 @@ def _check_ids(ids: Any, where: str, name: str) -> None:
         raise InputError(where, name, f"{twice[0]!r} occurs twice", "Give every row its own id, or leave the id column out.")
 
 
-def _decoded(column: pa.Array) -> pa.Array:
-    kind = column.type
-    if not pa.types.is_dictionary(kind):
-        return column
-    if pa.types.is_string_view(kind.value_type):  # no kernel takes from these
-        column = column.cast(pa.dictionary(kind.index_type, pa.large_string()))
-    return column.dictionary_decode()
+def _plain(column: pa.Array) -> pa.Array:
+    """Strings as ``large_string``, integers as they are, neither in a dictionary."""
+    coded = pa.types.is_dictionary(column.type)
+    if pa.types.is_integer(column.type.value_type if coded else column.type):
+        return column.dictionary_decode() if coded else column
+    if coded:  # no kernel takes from views
+        column = column.cast(pa.dictionary(column.type.index_type, pa.large_string()))
+    return column.cast(pa.large_string())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,6 +46,11 @@ class Pairs(NamedTuple):
         """Some of the pairs, by a mask or by their numbers."""
         return Pairs(self.left[some], self.right[some], self.similarity[some])
 
+    @classmethod
+    def joined(cls, parts: Iterable[Pairs]) -> Pairs:
+        """The pairs of all parts, of which there is at least one."""
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
 
 def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", own: int | None = None) -> Pairs:
     """All pairs of sets whose Jaccard similarity is at least ``threshold``; precision is always 1.
@@ -67,8 +73,6 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
         raise InputError("dedup", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
     n = len(sets)
     own = n if own is None else own
-    if n < 2:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     if method != "minhash":
         keys, most = prefix_keys(sets, threshold), most_visits(n, method)
         if most is None or keys.visits() <= most:
