@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -13,18 +14,15 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from divray.errors import DivrayError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 Update = Callable[..., None]
 """``update(done, total=None, note="")``: how far a stage is; may be called from any thread."""
-
-Show = Callable[[int, int | None, str], None]
 
 SPARSE_SECONDS = 15.0
 """Least time between two progress lines where stderr is no terminal."""
@@ -36,9 +34,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class _State:
     quiet: bool = False
     started: float = field(default_factory=time.monotonic)
-    live: Progress | None = None
-    stderr: Console | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 _state = _State()
@@ -46,7 +41,7 @@ _state = _State()
 
 def configure(quiet: bool = False) -> None:
     """Start the clock of :func:`log` anew, for a terminal of any encoding; ``quiet`` leaves only errors and the summary."""
-    _state.quiet, _state.started, _state.stderr = quiet, time.monotonic(), None
+    _state.quiet, _state.started = quiet, time.monotonic()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to end
             stream.reconfigure(errors="backslashreplace")
@@ -57,7 +52,7 @@ def log(line: str) -> None:
     if not _state.quiet:
         from rich.text import Text
 
-        _console().print(Text.assemble((f"{clock(time.monotonic() - _state.started):>8}  ", "dim"), printable(line)), soft_wrap=True)
+        _stderr().print(Text.assemble((f"{clock(time.monotonic() - _state.started):>8}  ", "dim"), printable(line)), soft_wrap=True)
 
 
 @contextmanager
@@ -73,24 +68,34 @@ def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> 
     if _state.quiet:
         yield lambda done, total=None, note="": None
         return
-    started = time.monotonic()
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console, lock, started = _stderr(), threading.Lock(), time.monotonic()
+    said = started
     seen: dict[str, Any] = {"done": 0, "total": total, "note": ""}
 
     def rate() -> str:
         each = seen["done"] / max(time.monotonic() - started, 1e-9)
         return f"{each:,.0f}/s" if each >= 10 else f"{each:.1f}/s"
 
-    with (_bar if _console().is_terminal else _lines)(label) as show:
+    def update(done: int, total: int | None = None, note: str = "") -> None:
+        nonlocal said
+        with lock:
+            seen.update(done=done, total=seen["total"] if total is None else total, note=printable(note))
+            total, left = seen["total"], ""
+            if total and done:
+                left = f"{clock((total - done) * (time.monotonic() - started) / done)} left"
+            facts = ", ".join(fact for fact in (rate(), left, seen["note"]) if fact)
+            text = f"{done:,}{f' of {total:,}' if total else ''} {unit} ({facts})"
+            bar.update(task, completed=done, total=total, text=escape(text))
+            if bar.disable and time.monotonic() - said >= SPARSE_SECONDS:
+                said = time.monotonic()
+                log(f"{label}: {text}")
 
-        def update(done: int, total: int | None = None, note: str = "") -> None:
-            with _state.lock:
-                seen.update(done=done, total=seen["total"] if total is None else total, note=printable(note))
-                total, left = seen["total"], ""
-                if total and done:
-                    left = f"{clock((total - done) * (time.monotonic() - started) / done)} left"
-                facts = ", ".join(fact for fact in (rate(), left, seen["note"]) if fact)
-                show(done, total, f"{done:,}{f' of {total:,}' if total else ''} {unit} ({facts})")
-
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(label), total=None, text="")
         yield update
     if seen["done"]:
         note = f", {seen['note']}" if seen["note"] else ""
@@ -105,7 +110,7 @@ def print_error(error: BaseException) -> None:
     if not isinstance(error, DivrayError):
         message = f"{type(error).__name__}: {message}" if message != type(error).__name__ else message
         message = f"{message} (traceback: {_save_traceback(error)})"
-    _console().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    _stderr().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
 def _save_traceback(error: BaseException) -> str:
@@ -116,9 +121,8 @@ def _save_traceback(error: BaseException) -> str:
 
 def show(items: Iterable[Any]) -> None:
     """The result of a command, as rich's tables and texts, on stdout."""
-    console = _stdout()
     for item in items:
-        console.print(item)
+        _stdout().print(item)
 
 
 def show_json(value: Any) -> None:
@@ -147,12 +151,6 @@ def ask_key(text: str) -> str:
     return key.strip().lower() if key else "q"
 
 
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110, highlight=False)
-
-
 def clock(seconds: float) -> str:
     """``8.2 s``, ``3:20`` (minutes) or ``2:05:00`` (hours)."""
     if seconds < 60:
@@ -166,47 +164,17 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.splitlines()))
 
 
-def _console() -> Console:
+def _stdout() -> Console:
+    return _console(sys.stdout, 110)
+
+
+def _stderr() -> Console:
+    return _console(getattr(sys.stderr, "rich_proxied_file", sys.stderr), 200)  # which stands in its place while there is a bar
+
+
+@functools.lru_cache(maxsize=2)
+def _console(stream: TextIO, width: int) -> Console:
+    """Rich's console of a stream; ``width`` counts where that is no terminal."""
     from rich.console import Console
 
-    if _state.live is not None:
-        return _state.live.console
-    if _state.stderr is None or _state.stderr.file is not sys.stderr:
-        _state.stderr = Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 200)
-    return _state.stderr
-
-
-@contextmanager
-def _lines(label: str) -> Iterator[Show]:
-    last = time.monotonic()
-
-    def show(done: int, total: int | None, text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SPARSE_SECONDS:
-            last = time.monotonic()
-            log(f"{label}: {text}")
-
-    yield show
-
-
-@contextmanager
-def _bar(label: str) -> Iterator[Show]:
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with _state.lock:
-        own = _state.live is None
-        if _state.live is None:
-            columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
-            _state.live = Progress(*columns, TimeElapsedColumn(), console=_console(), transient=True)
-            _state.live.start()
-        live = _state.live
-    task = live.add_task(escape(label), total=None, text="")
-    try:
-        yield lambda done, total, text: live.update(task, completed=done, total=total, text=escape(text))
-    finally:
-        with _state.lock:
-            live.remove_task(task)
-            if own:
-                live.stop()
-                _state.live = None
+    return Console(file=stream, width=None if stream.isatty() else width, highlight=False)

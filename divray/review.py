@@ -7,9 +7,10 @@ rounds or strategies.  Answers are kept in the run folder as they come, so that 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,21 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     else:
         tables, name, where = _scores(config), "candidate_id", pc.field("strategy") != NAIVE
     found = [(row[name], row["relation"]) for row in rows(run, tables, [name, "relation"], where)]
-    turns: Counter[str] = Counter()
-    order: dict[str, tuple[int, bytes]] = {}
-    for key, identity, relation in sorted((hashlib.sha256(f"{config.seed}:{i}".encode()).digest(), i, r) for i, r in found):
-        order[identity] = (turns[relation], key)
-        turns[relation] += 1
-    if not order:
+    if not found:
         last = "select" if of == "selected" else "score"
         raise InputError(run.uri, f"--of {of}", "no samples to review yet", f"Run the stages up to `{last}`.")
-    chosen = pa.array(sorted(order, key=order.__getitem__)[:number], pa.string())
+    found.sort(key=lambda one: (hashlib.sha256(f"{config.seed}:{one[0]}".encode()).digest(), one))
+    places = {identity: place for place, (identity, _) in enumerate(found)}
+    turns: dict[str, Iterator[int]] = defaultdict(count)
+    turn = {identity: next(turns[relation]) for identity, relation in found}
+    chosen = pa.array(sorted(places, key=turn.__getitem__)[:number], pa.string())
     descriptions = {relation["name"]: relation["description"] for relation in run.read_json(RELATIONS)}
     drawn = []
     for row in rows(run, tables, [name, "relation", *SENTENCE], pc.field(name).isin(chosen)):
         example = Example(row["text"], (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"]), row["relation"])
         shown = {"description": visible(descriptions[row["relation"]]), "sentence": visible(render_marked(example))}
         drawn.append({"sample_id": row[name], **shown})
-    return sorted(drawn, key=lambda one: order[one["sample_id"]][1])
+    return sorted(drawn, key=lambda one: places[one["sample_id"]])
 
 
 def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Callable[[str], str]) -> int:
@@ -134,17 +134,16 @@ def review_answers(run: RunFolder) -> dict[str, bool]:
 def review_figures(run: RunFolder) -> dict[str, Any] | None:
     """Share of right ones among the reviewed selected samples with Wilson's 95 % interval, over all and a relation; ``None``: none yet."""
     answers = review_answers(run)
-    found: dict[str, list[bool]] = defaultdict(list)
-    names = pa.array(answers, pa.string())
-    read = {row["sample_id"]: row["relation"] for row in rows(run, SELECTED, ["sample_id", "relation"], pc.field("sample_id").isin(names))}
-    for name, relation in read.items():
-        found[relation].append(answers[name])
+    reviewed = pc.field("sample_id").isin(pa.array(answers, pa.string()))
+    read = {row["sample_id"]: row["relation"] for row in rows(run, SELECTED, ["sample_id", "relation"], reviewed)}
     if not read:
         return None
+    readers = {one["reader"] for one in read_answers(run) if one["sample_id"] in read and one["right"] is not None}
+    of_relation = {name: [answers[sample] for sample in read if read[sample] == name] for name in sorted(set(read.values()))}
     return {
         **share([answers[name] for name in read]),
-        "readers": len({one["reader"] for one in read_answers(run) if one["sample_id"] in read and one["right"] is not None}),
-        "relations": {name: share(some) for name, some in sorted(found.items())},
+        "readers": len(readers),
+        "relations": {name: share(right) for name, right in of_relation.items()},
     }
 
 
