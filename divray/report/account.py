@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,9 +24,14 @@ CAUSES = ("start_up", "waiting_for_input", "back_pressure", "tail")
 """Of an idle engine: it loads the model; nothing has come for it to do; what follows it is full; the last
 requests are done and the pass is not over."""
 
-Amounts = dict[str, float]
 GATE = "below the correctness gate"
 """Why a unique sample was lost."""
+
+_CONFLICT, _NEAR_TEST = (pc.coalesce(pc.field(name) != "", False) for name in ("conflict", "near_test"))
+_NEAR_SEED = pc.coalesce(pc.starts_with(pc.field("nearest_id"), SEED_PREFIX), False)
+_COPY = pc.if_else(_NEAR_SEED, "near a seed example", "near-duplicate")
+_LOST = pc.if_else(_NEAR_TEST, "near a test sentence", pc.if_else(_CONFLICT, "labelling conflict", _COPY))
+"""Why a sample that is not unique was lost."""
 
 
 class Cell(NamedTuple):
@@ -38,7 +43,7 @@ class Cell(NamedTuple):
     policy: str
 
 
-Reasons = dict[Cell, Counter[str]]
+Counts = dict[Cell, Counter[str]]
 
 
 @dataclass
@@ -49,16 +54,15 @@ class Account:
     were found valid, ``rejections`` completions that gave no valid sample, both by reason.
     """
 
-    cells: dict[Cell, Amounts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    cells: Counts = field(default_factory=lambda: defaultdict(Counter))
     fields: set[str] = field(default_factory=set)
-    losses: Reasons = field(default_factory=lambda: defaultdict(Counter))
-    rejections: Reasons = field(default_factory=lambda: defaultdict(Counter))
+    losses: Counts = field(default_factory=lambda: defaultdict(Counter))
+    rejections: Counts = field(default_factory=lambda: defaultdict(Counter))
 
-    def add(self, key: Iterable[Any], amounts: Amounts) -> Cell:
+    def add(self, key: Iterable[Any], **amounts: Any) -> Cell:
         """Add to fields of one cell, which count as reached from now on."""
         cell = Cell(*key)
-        for name, amount in amounts.items():
-            self.cells[cell][name] += amount
+        self.cells[cell].update(amounts)
         self.fields |= amounts.keys()
         return cell
 
@@ -68,17 +72,17 @@ class Account:
 
     def view(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
-        total = _sum(self.cells[cell] for cell in cells)
+        total = _total(self.cells, cells)
         found: dict[str, Any] = {name: int(total[name]) for name in (*STEPS, *TOKENS, "conflicts") if name in self.fields}
         if "engine_seconds" in self.fields:
-            found["engine_seconds"] = round(total["engine_seconds"], 3)
+            found["engine_seconds"] = round(float(total["engine_seconds"]), 3)
         if total["audited"]:  # the best K a relation of each round, by the second judge
             found["mean_correctness"] = round(total["correctness"] / total["audited"], 4)
         if total["selected"]:
             found["mean_correctness_selected"] = round(total["selected_correctness"] / total["selected"], 4)
         for step, name in (("correct", "accepted"), ("selected", "selected")):
             for cost, short in (("generated_tokens", "tokens"), ("engine_seconds", "engine_seconds")):
-                if {step, cost} <= self.fields and total[step]:
+                if cost in self.fields and total[step]:
                     found[f"{short}_per_{name}"] = round(total[cost] / total[step], 3)
         return found
 
@@ -90,18 +94,13 @@ class Account:
         return {name: self.view(cells) for name, cells in sorted(groups.items())}
 
 
-def _sum(parts: Iterable[Amounts]) -> Amounts:
-    total: Amounts = defaultdict(float)
-    for part in parts:
-        for name, amount in part.items():
-            total[name] += amount
-    return total
+def _total(counts: Counts, cells: Iterable[Cell]) -> Counter[str]:
+    return sum((counts[cell] for cell in cells if cell in counts), Counter[str]())
 
 
-def reasons_of(kind: Reasons, cells: Iterable[Cell]) -> dict[str, int]:
+def reasons_of(counts: Counts, cells: Iterable[Cell]) -> dict[str, int]:
     """Reason -> count over some cells, the most frequent first."""
-    total = sum((kind[cell] for cell in cells if cell in kind), Counter[str]())
-    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+    return dict(sorted(_total(counts, cells).items(), key=lambda item: (-item[1], item[0])))
 
 
 def rounds_of(config: Config, run: RunFolder) -> list[Round]:
@@ -109,48 +108,35 @@ def rounds_of(config: Config, run: RunFolder) -> list[Round]:
     return [own for own in map(Round.of, range(config.rounds)) if run.table_files(own.prompts)]
 
 
-_CONFLICT, _NEAR_TEST = (pc.coalesce(pc.field(name) != "", False) for name in ("conflict", "near_test"))
-_NEAR_SEED = pc.coalesce(pc.starts_with(pc.field("nearest_id"), SEED_PREFIX), False)
-_SCORED = {
-    "conflict": _CONFLICT,
-    "lost": pc.if_else(
-        _NEAR_TEST,
-        "near a test sentence",
-        pc.if_else(_CONFLICT, "labelling conflict", pc.if_else(_NEAR_SEED, "near a seed example", "near-duplicate")),
-    ),
-}
-"""For :func:`~divray.scan.tally`: whether a sample is in conflict, and why it was lost, if it is not unique."""
-
-
 def account(config: Config, run: RunFolder) -> Account:
     """Count from the tables of the run folder; what no stage has written yet is left out."""
     book, rounds, keys = Account(), rounds_of(config, run), Cell._fields
     key: Iterable[Any]
     for key, (_, count) in tally(run, [own.prompts for own in rounds], keys, ["asked"], ASKED).items():
-        book.add(key, {"candidates": count})
+        book.add(key, candidates=count)
     for key, (_, *amounts) in tally(run, [own.completions for own in rounds], keys, TOKENS).items():
-        book.add(key, dict(zip(TOKENS, amounts, strict=True)))
+        book.add(key, **dict(zip(TOKENS, amounts, strict=True)))
     for (*key, rejection), (count,) in tally(run, [own.samples for own in rounds], [*keys, "rejection"]).items():
-        cell = book.add(key, {"valid": 0 if rejection else count})
+        cell = book.add(key, valid=0 if rejection else count)
         if rejection:
             book.rejections[cell][rejection] += int(count)
-    columns = [*keys, "unique", "correct", *_SCORED]
-    for (*key, unique, correct, conflict, lost), (count,) in tally(run, [own.scores for own in rounds], columns, derived=_SCORED).items():
-        reached = {"unique": count * bool(unique), "correct": count * bool(unique and correct)}
-        cell = book.add(key, {"scored": count, "conflicts": count * conflict, **reached})
+    derived = {"conflict": _CONFLICT, "lost": _LOST}
+    scored = tally(run, [own.scores for own in rounds], [*keys, "unique", "correct", *derived], derived=derived)
+    for (*key, unique, correct, conflict, lost), (count,) in scored.items():
+        cell = book.add(key, unique=count * bool(unique), correct=count * bool(unique and correct), conflicts=count * conflict)
         if not (unique and correct):
             book.losses[cell][GATE if unique else lost] += int(count)
     for key, (count, total) in tally(run, "comparison/selected", keys, ["audit"]).items():
-        book.add(key, {"selected": count, "selected_correctness": total})
+        book.add(key, selected=count, selected_correctness=total)
     for name in ("naive", *(own.name for own in rounds)):
         for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
-            book.add(key, {"audited": count, "correctness": total})
+            book.add(key, audited=count, correctness=total)
     requests = _requests(run, rounds)
     for engine in requests["engine"].unique().to_pylist():
-        own = requests.filter(pc.equal(requests["engine"], engine))
+        own = requests.filter(pc.field("engine") == engine)
         own = own.append_column("seconds", pa.array(busy_shares(own["started_at"].to_numpy(), own["finished_at"].to_numpy())))
         for row in own.group_by(keys, use_threads=False).aggregate([("seconds", "sum")]).to_pylist():
-            book.add([row[name] for name in keys], {"engine_seconds": row["seconds_sum"]})
+            book.add([row[name] for name in keys], engine_seconds=row["seconds_sum"])
     return book
 
 
@@ -185,16 +171,16 @@ def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
 
     Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines``, and ``per_round`` with the same.
     """
-    rounds: dict[str, list[Amounts]] = {}
+    rounds: dict[str, list[dict[str, float]]] = {}
     for own in rounds_of(config, run):
-        records = [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]
-        if records:
+        if records := [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]:
             requests = _requests(run, [own])
             rounds[own.name] = [_engine(record, name, requests) for record in records for name in record["engines"]]
-    return {**_times_of(chain(*rounds.values())), "per_round": {name: _times_of(parts) for name, parts in rounds.items()}} if rounds else {}
+    per_round = {name: _times_of(engines) for name, engines in rounds.items()}
+    return {**_times_of([*chain(*rounds.values())]), "per_round": per_round} if rounds else {}
 
 
-def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> Amounts:
+def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, float]:
     """The time of one engine in a pass, from when its process began until the pass was over."""
     engines: dict[str, dict[str, Any]] = record["engines"]
     created, ready = engines[name]["created_at"], engines[name]["ready_at"]
@@ -206,33 +192,33 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> Amounts:
     replaced = [other["created_at"] for key, other in engines.items() if key != name and other["created_at"] >= last]
     over = min(replaced) if replaced else record["ended_at"] or last
     if ready is None:
-        return {"engines": 1, "start_up": over - created}
+        return {"start_up": over - created}
     worked = float(busy_shares(starts, ends).sum())
     waiting = max(0.0, last - ready - worked)
     held = min(waiting, record["backpressure_seconds"] / len(engines))
     idle = {"start_up": ready - created, "back_pressure": held, "waiting_for_input": waiting - held, "tail": max(0.0, over - last)}
-    return {"engines": 1, "busy_seconds": worked, **idle}
+    return {"busy": worked, **idle}
 
 
-def _times_of(engines: Iterable[Amounts]) -> dict[str, Any]:
-    total = _sum(engines)
-    idle = {cause: round(total[cause], 3) for cause in CAUSES}
-    whole = total["busy_seconds"] + sum(idle.values())
+def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
+    busy = sum(engine.get("busy", 0.0) for engine in engines)
+    idle = {cause: round(sum(engine.get(cause, 0.0) for engine in engines), 3) for cause in CAUSES}
+    whole = busy + sum(idle.values())
     return {
-        "busy_seconds": round(total["busy_seconds"], 3),
+        "busy_seconds": round(busy, 3),
         "idle_seconds": idle,
-        "busy_share": round(total["busy_seconds"] / whole, 4) if whole else 0.0,
-        "engines": int(total["engines"]),
+        "busy_share": round(busy / whole, 4) if whole else 0.0,
+        "engines": len(engines),
     }
 
 
-def money(config: Config, summary: dict[str, Any]) -> Amounts:
+def money(config: Config, summary: dict[str, Any]) -> dict[str, float]:
     """What sampling cost at the user's prices, and one accepted sample; ``{}`` without prices.
 
     Engine-hours count busy and idle time; tokens are those of prompts and completions, the naive
     baseline's included in both.
     """
-    found: Amounts = {}
+    found: dict[str, float] = {}
     time, prices = summary.get("engine_time"), config.engine
     if prices.price_per_hour is not None and time:
         found["engine_hours"] = (time["busy_seconds"] + sum(time["idle_seconds"].values())) / 3600 * prices.price_per_hour

@@ -58,7 +58,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     found |= figures
     for name, scores in by_strategy.items():
         found["per_strategy"].setdefault(name, {})["diversity"] = scores
-    if "scored" in book.fields:
+    if "unique" in book.fields:
         found["conflict_pairs"] = conflict_pairs(run, rounds)
     if naive := book.of(naive=True):
         found["naive"] = {**book.view(naive), "rejections": reasons_of(book.rejections, naive)}
