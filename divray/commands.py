@@ -25,7 +25,7 @@ from divray.prompts import run as prompt
 from divray.prompts.parsing import form_of
 from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
-from divray.report.summary import run as report
+from divray.report.stage import run as report
 from divray.run_folder import RunFolder
 from divray.sampling import parsed_records
 from divray.scan import Row

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import heapq
 from dataclasses import dataclass
+from itertools import chain
 from os.path import commonprefix
 
 import numpy as np
@@ -100,9 +101,8 @@ def _origin(run: _Run, request: Row, completion: Row) -> Row:
     found: Row = {key: request[key] for key in ("round", "strategy", "prompt_id", "prompt", "pattern", "seed")}
     model, adapter = policy_model(run.config, run.folder, request["round"])
     found["model"] = adapter if adapter and request["policy"] == TUNED else model
-    for key in ("engine", "prompt_tokens", "generated_tokens", "error"):
-        if completion.get(key) not in (None, ""):
-            found[key] = completion[key]
+    told = {key: completion.get(key) for key in ("engine", "prompt_tokens", "generated_tokens", "error")}
+    found |= {key: value for key, value in told.items() if value not in (None, "")}
     if completion.get("started_at") and completion.get("finished_at"):
         found["seconds"] = round(completion["finished_at"] - completion["started_at"], 3)
     found["demonstrations"] = [run.sentence(name) or {"id": name} for name in request["demonstrations"] or []]
@@ -219,19 +219,16 @@ class _Run:
         seeds = {**plain, "cluster": pc.scalar(""), "id": seed_id, "kept": pc.scalar(True)}
         best: list[Row] = []
         kept: list[Row] = []
-        for tables, columns, where in (
-            ([own.scores for own in self.rounds], scored, of_relation & of_kind),
-            ([SEEDS], seeds, of_relation),
-        ):
-            for batch in batches(self.folder, tables, columns, where):
-                table = pa.Table.from_batches([batch])
-                others = sets(table)
-                shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
-                similarity = shared / (np.diff(others.offsets) + len(own) - shared)
-                table = table.append_column("similarity", pa.array(similarity.round(6)))
-                near = [row for row in table.filter(pc.field("similarity") > 0).to_pylist() if row["id"] != name]
-                kept = heapq.nsmallest(1, [*kept, *(row for row in near if row["kept"])], key=nearness)
-                best = heapq.nsmallest(count, [*best, *near], key=nearness)
+        samples = batches(self.folder, [own.scores for own in self.rounds], scored, of_relation & of_kind)
+        for batch in chain(samples, batches(self.folder, SEEDS, seeds, of_relation)):
+            table = pa.Table.from_batches([batch])
+            others = sets(table)
+            shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
+            similarity = shared / (np.diff(others.offsets) + len(own) - shared)
+            table = table.append_column("similarity", pa.array(similarity.round(6)))
+            near = [row for row in table.filter(pc.field("similarity") > 0).to_pylist() if row["id"] != name]
+            kept = heapq.nsmallest(1, [*kept, *(row for row in near if row["kept"])], key=nearness)
+            best = heapq.nsmallest(count, [*best, *near], key=nearness)
         return best + [row for row in kept if row not in best]
 
     def close_ids(self, wanted: str) -> list[str]:

@@ -64,7 +64,7 @@ _ALL = (
     Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", "models", unit="trials"),
     Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and selected samples.", "models"),
     Stage("evaluate", "divray.extraction.evaluation", "Compare the training sets on the test set.", "models", unit="models"),
-    Stage("report", "divray.report.summary", "Write summary.json and report.html."),
+    Stage("report", "divray.report.stage", "Write summary.json and report.html."),
 )
 STAGES = {stage.name: stage for stage in _ALL}
 """In the order of the command line."""

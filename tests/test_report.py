@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from divray import schemas
 from divray.config import Config
-from divray.report import charts, excerpts, page, spread
+from divray.report import charts, excerpts, spread
 from divray.report.account import account, busy_shares, engine_time, money
 from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline, shortfalls
-from divray.report.summary import run as report
-from divray.report.summary import summarise
+from divray.report.stage import run as report
+from divray.report.stage import summarise, without_credentials
 from divray.run_folder import Round, RunFolder
 from divray.texts import visible
 
@@ -409,7 +409,7 @@ def test_page_loads_nothing(tmp_path: Path, simple_scores: None) -> None:
 
 def test_page_takes_credentials_out() -> None:
     text = "llm: s3://key:verysecret@bucket/model?region=eu\nvllm:\n  hf_token: hf_abc\n  max_model_len: 5\n"
-    shown = page.without_credentials(text)
+    shown = without_credentials(text)
     assert "verysecret" not in shown and "hf_abc" not in shown
     assert "s3://***@bucket/model" in shown and "max_model_len: 5" in shown
 

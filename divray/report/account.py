@@ -201,8 +201,8 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, 
 
 
 def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
-    busy = sum(engine.get("busy", 0.0) for engine in engines)
-    idle = {cause: round(sum(engine.get(cause, 0.0) for engine in engines), 3) for cause in CAUSES}
+    busy = sum((engine.get("busy", 0.0) for engine in engines), 0.0)
+    idle = {cause: round(sum((engine.get(cause, 0.0) for engine in engines), 0.0), 3) for cause in CAUSES}
     whole = busy + sum(idle.values())
     return {
         "busy_seconds": round(busy, 3),

@@ -1,4 +1,4 @@
-"""The report's charts, by matplotlib, as inline SVG in the colours of the page.
+"""The report's charts: which there are, and how matplotlib draws them, as inline SVG in the colours of the page.
 
 The page's style sheet names the colours (for light and dark), and its fonts show the texts.  No element refers to anything
 outside the page.
@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 import numpy as np
 from markupsafe import Markup
 
+from divray.config import Config
+from divray.console import clock
+from divray.report.account import STEPS
+from divray.report.findings import SEEDS, percent, round_name
 from divray.texts import visible
 
 if TYPE_CHECKING:
@@ -48,6 +52,13 @@ _STYLE: dict[Any, Any] = {
 }
 FULL, HALF = 10.2, 4.9
 """Widths in inches; the page stretches a chart to its own."""
+
+CURVES = (
+    ("loss", "Loss", BLUE, None),
+    ("accuracy", "Reward accuracy", ROUNDS[2], 0.5),
+    ("margin", "Reward margin", ROUNDS[3], 0.0),
+)
+_DEPTHS = ("selected", "correct, not selected", "unique, not correct", "valid, not unique", "not valid")
 
 
 class Series(NamedTuple):
@@ -175,3 +186,72 @@ def _figure(width: float, height: float, columns: int = 1, rows: Sequence[str] =
         axes[0].set_yticks(range(len(rows)), [visible(label) for label in rows])
         axes[0].set_ylim(len(rows) - 0.45, -0.55)
     return figure, axes
+
+
+# the charts of the page ---------------------------------------------------------------------------
+
+
+def charts_of(config: Config, summary: dict[str, Any], excerpts: dict[str, Any]) -> dict[str, Any]:
+    """The page's charts by name, ``None`` for those without data."""
+    found: dict[str, Any] = dict.fromkeys(("funnel", "relations", "scores", "correctness", "similarities", "rejections", "seconds"))
+    steps = [step for step in STEPS if step in summary]
+    if any(summary[step] for step in steps):
+        parts = [Series(round_name(name), _colour(name), [view[step] for step in steps]) for name, view in summary["per_round"].items()]
+        notes = [_counted(summary[step], summary.get("candidates")) for step in steps]
+        found["funnel"] = bars([step.capitalize() for step in steps], parts, notes)
+    if "valid" in summary and summary["per_relation"]:
+        reached = np.array([[view[step] for view in summary["per_relation"].values()] for step in steps])
+        deepest = np.maximum(-np.diff(reached, axis=0, append=0), 0)
+        parts = [Series(*part) for part in zip(_DEPTHS[-len(steps) :], DEPTHS[-len(steps) :], deepest[::-1], strict=True)]
+        found["relations"] = bars([name[:40] for name in summary["per_relation"]], parts, [])
+    if evaluation := summary.get("evaluation"):
+        means = [100 * entry["mean"] for entry in evaluation.values()]
+        draws = [[100 * value for value in entry.get("per_draw") or []] for entry in evaluation.values()]
+        series = [Series("one draw of the human examples", BLUE, draws), Series("mean", BLUE, [[mean] for mean in means], "|")]
+        found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"] if SEEDS in evaluation else None)
+    for name in ("vendi_ngram", "vendi_embedding"):
+        found[name] = _diversity_chart(summary.get("diversity_at_equal_size", {}), name)
+    for name, kept, dropped, label, limit in (
+        ("correctness", "pass the gate", "do not", "judge's score", None),
+        ("similarities", "kept", "dropped", "Jaccard similarity", config.diversity.threshold),
+    ):
+        parts = [Series(kept, BLUE, excerpts[name]["kept"]), Series(dropped, GREY, excerpts[name]["dropped"])]
+        if any(sum(part.values) for part in parts):
+            found[name] = histogram(parts, label, limit)
+    for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):
+        if amounts := summary.get(name):
+            total = sum(amounts.values())
+            notes = [clock(value) if name == "seconds" else _counted(value, total) for value in amounts.values()]
+            found[name] = bars([key.replace("_", " ")[:60] for key in amounts], [Series("", colour, list(amounts.values()))], notes)
+    found["alignment"] = {name: chart for name, log in summary.get("alignment", {}).items() if (chart := _training_curves(log["curve"]))}
+    return found
+
+
+def _counted(count: int, of: int | None) -> str:
+    return f"{count:,} · {percent(count / of)}" if of else f"{count:,}"
+
+
+def _colour(folder: str) -> str:
+    return ROUNDS[int(folder[6:]) % len(ROUNDS)]
+
+
+def _diversity_chart(level: dict[str, Any], name: str) -> Markup | None:
+    """A score of seeds and rounds, by relation on one scale, at equal size; nothing where there is nothing to compare."""
+    sizes, sets = level.get("size", {}), level.get("per_relation", {})
+    marks = []
+    for which in [*sorted(which for which in sets if which.startswith("round-")), "seeds"]:
+        found = [sets.get(which, {}).get(relation, {}).get(name) for relation in sizes]
+        marker, colour = ("D", GREY) if which == "seeds" else ("o", _colour(which))
+        marks.append(Series(round_name(which), colour, [[] if value is None else [value] for value in found], marker))
+    if not any(any(mark.values) for mark in marks):
+        return None
+    return dots([f"{relation[:40]} ({size})" for relation, size in sizes.items()], marks, width=HALF)
+
+
+def _training_curves(steps: list[dict[str, float | None]]) -> Markup | None:
+    panels = []
+    for field, title, colour, reference in CURVES:
+        points = [(x, y) for step in steps if (x := step.get("step")) is not None and (y := step.get(field)) is not None]
+        if len(points) > 1:
+            panels.append((f"{title}: {points[0][1]:.2f} → {points[-1][1]:.2f}", colour, points, reference))
+    return curves(panels) if panels else None

@@ -22,12 +22,7 @@ SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
 SHORT = 3
 """Relations that lack samples and are told of in full; the data set's card has them all."""
 
-DIVERSITY = {
-    "vendi_ngram": "vendi n-gram",
-    "vendi_embedding": "vendi embed.",
-    "distinct_2": "distinct-2",
-    "mean_cosine": "cosine",
-}
+DIVERSITY = {"vendi_ngram": "vendi n-gram", "vendi_embedding": "vendi embed.", "distinct_2": "distinct-2", "mean_cosine": "cosine"}
 """Score -> what its column on the terminal is called."""
 
 
@@ -144,6 +139,11 @@ def fixed(value: float | None, digits: int = 2) -> str:
 def score(value: float | None) -> str:
     """A score in [0, 1] in per cent."""
     return fixed(None if value is None else 100 * value, 1)
+
+
+def percent(value: float) -> str:
+    """A share in per cent; a small one with a decimal."""
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
 
 
 def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:

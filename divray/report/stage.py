@@ -1,24 +1,33 @@
-"""The figures of a run, and the stage that writes them down.
+"""The stage that writes the figures of a run down, and the page that shows them.
 
 Everything is computed from the run folder alone, so that the summary of a finished, a half-finished
-or a copied run can be made at any time, and comes out the same each time.
+or a copied run can be made at any time, and comes out the same each time.  The page loads nothing, and every
+generated character on it is escaped.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from typing import Any
 
-from divray.config import Config
+from divray.config import Config, dump_config
+from divray.console import clock
+from divray.report import findings as say
 from divray.report.account import GATE, STEPS, Account, account, engine_time, money, reasons_of, rounds_of
-from divray.report.excerpts import conflict_pairs, excerpts
-from divray.report.findings import findings, headline
-from divray.report.page import render
+from divray.report.charts import charts_of
+from divray.report.excerpts import conflict_pairs, excerpts, pieces, side_by_side
 from divray.report.spread import diversity, likeness
 from divray.review import review_figures
 from divray.run_folder import RELATIONS, Round, RunFolder
 from divray.scan import tally
 from divray.stages import Progress
+from divray.texts import visible
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_KEYS = re.compile(r"(?i)((?:secret|token|password|api_?key|access_?key)[\w-]*\s*[:=]\s*)[^\s&]+")
+_LONGEST = 400
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -63,11 +72,12 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     if naive := book.of(naive=True):
         found["naive"] = {**book.view(naive), "rejections": reasons_of(book.rejections, naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
+    time = engine_time(config, run)
     optional = {
         "pairs": {name: counts for name, counts in kinds.items() if counts},
         "review": review_figures(run),
         "likeness": likeness(config, run),
-        "engine_time": (time := engine_time(config, run)),
+        "engine_time": time,
         "money": money(config, found | {"engine_time": time}),
         "quota": {own.name: quota for own in rounds if (quota := _json(run, own.quota))},
         "shortfall": next((reasons for record in reversed(records) if (reasons := record["counts"].get("reasons"))), None),
@@ -78,7 +88,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     found |= {key: value for key, value in optional.items() if value}
     found["seconds"] = {record["stage"]: record["seconds"] for record in records}
     found["versions"] = _json(run, "versions.json") or {}
-    return {"headline": headline(found), "findings": findings(found), **found}
+    return {"headline": say.headline(found), "findings": say.findings(found), **found}
 
 
 def _json(run: RunFolder, name: str) -> Any:
@@ -90,9 +100,8 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
     """What was lost on the way to each step (step -> reason -> count), naive candidates apart."""
     lost: dict[str, dict[str, int]] = {}
     if "valid" in view:
-        lost["valid"] = dict(view["rejections"])
-        if pending := view.get("candidates", 0) - view["valid"] - sum(lost["valid"].values()):
-            lost["valid"]["not sampled yet"] = pending
+        pending = view.get("candidates", 0) - view["valid"] - sum(view["rejections"].values())
+        lost["valid"] = view["rejections"] | ({"not sampled yet": pending} if pending else {})
     if "correct" in view:
         reasons = reasons_of(book.losses, book.of())
         failed = reasons.pop(GATE, 0)
@@ -104,17 +113,59 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
     """Views by relation, round, strategy, policy (in rounds that were sampled from two models), and relation and round."""
-    rounds = {number: Round.of(number).name for number in sorted({cell.round for cell in book.of()})}
-    of_relation = book.views(lambda cell: cell.relation)
-    of_both = book.views(lambda cell: (cell.relation, cell.round))
-    policies: dict[str, dict[str, Any]] = {name: {} for name in rounds.values()}
-    for (number, policy), view in book.views(lambda cell: (cell.round, cell.policy)).items():
-        policies[rounds[number]][policy] = view
-    none = book.view([])
+    of_relation, none = book.views(lambda cell: cell.relation), book.view([])
+    of_round = book.views(lambda cell: Round.of(cell.round).name)
+    of_both = book.views(lambda cell: (cell.relation, Round.of(cell.round).name))
+    policies: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (name, policy), view in book.views(lambda cell: (Round.of(cell.round).name, cell.policy)).items():
+        policies[name][policy] = view
     return {
         "per_relation": {name: of_relation.get(name, none) for name in relations},
-        "per_round": {rounds[number]: view for number, view in book.views(lambda cell: cell.round).items()},
+        "per_round": of_round,
         "per_strategy": book.views(lambda cell: cell.strategy),
         "per_policy": {name: views for name, views in policies.items() if len(views) > 1},
-        "per_relation_and_round": {name: {own: of_both.get((name, number), none) for number, own in rounds.items()} for name in relations},
+        "per_relation_and_round": {name: {own: of_both.get((name, own), none) for own in of_round} for name in relations},
     }
+
+
+# the page -----------------------------------------------------------------------------------------
+
+
+def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> str:
+    """The report as HTML text; a section without data is left out, and credentials in the settings are taken out."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("divray", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    named = (say.fixed, say.score, say.percent, say.signed_interval, say.round_name, pieces, side_by_side)
+    environment.filters |= {function.__name__: function for function in named} | {
+        "count": lambda value: f"{value:,.0f}",
+        "duration": clock,
+        "words": lambda text: str(text).replace("_", " "),
+        "clip": lambda text: text if len(text) <= _LONGEST else text[:_LONGEST] + "…",
+    }
+    evaluation: say.Evaluation = summary.get("evaluation", {})
+    return environment.get_template("page.html.j2").render(
+        s=summary,
+        steps=[step for step in STEPS if step in summary],
+        evaluation=evaluation,
+        metric=say.metric_names(evaluation),
+        best=say.main_set(evaluation) if evaluation else None,
+        by_relation={name: entry["f1_per_relation"] for name, entry in evaluation.items() if entry.get("f1_per_relation")},
+        diversity=say.diversity_rows(summary),
+        costs=list(say.cost_rows(summary)),
+        excerpts=excerpts,
+        charts=charts_of(config, summary, excerpts),
+        config=without_credentials(dump_config(config)),
+    )
+
+
+def without_credentials(text: str) -> str:
+    """``text`` with the user part of URIs, and what follows a key such as ``secret=``, taken out."""
+    return _SECRET_KEYS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
