@@ -113,11 +113,7 @@ def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -
 
 @_as_svg
 def dots(
-    labels: Sequence[str],
-    series: Sequence[Series],
-    means: Sequence[float] | None = None,
-    reference: float | None = None,
-    width: float = FULL,
+    labels: Sequence[str], series: Sequence[Series], means: Sequence[float] = (), reference: float | None = None, width: float = FULL
 ) -> Figure:
     """Marks on one scale, a row a label, and a line over those of all series but the last.
 
@@ -125,7 +121,7 @@ def dots(
     """
     figure, (plot,) = _figure(width, 0.3 * len(labels) + 0.25, rows=labels)
     plot.grid(axis="x")
-    if means is not None:
+    if means:
         plot.barh(range(len(labels)), means, 0.6, color=BLUE, alpha=0.22)
     if reference is not None:
         plot.axvline(reference, **_DASHED)
@@ -138,7 +134,7 @@ def dots(
         ys = [row for row, values in enumerate(marks.values) for _ in values]
         face, edge, size = (marks.colour, None, 90) if marks.marker == "|" else (PANEL, marks.colour, 24)
         plot.scatter(xs, ys, size, face, marker=marks.marker, edgecolors=edge, label=marks.name, linewidths=1.6, zorder=2)
-    if means is not None:
+    if means:
         plot.set_xlim(left=0)
     return figure
 

@@ -90,10 +90,9 @@ def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
         where = compared & (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
         members = list(rows(run, _scores(rounds), [*_SENTENCE, "unique", "similarity", "nearest_id"], where))
         members.sort(key=lambda row: (not row["unique"], row["candidate_id"]))
+        counts = {"size": len(members), "kept": sum(bool(row["unique"]) for row in members)}
         near_seed = any((row["nearest_id"] or "").startswith(SEED_PREFIX) for row in members)
-        kept = sum(bool(row["unique"]) for row in members)
-        counts = {"size": len(members), "kept": kept, "near_seed": near_seed}
-        found.append({"relation": relation, "cluster": cluster, **counts, "members": members[:MEMBERS]})
+        found.append({"relation": relation, "cluster": cluster, **counts, "near_seed": near_seed, "members": members[:MEMBERS]})
     return found
 
 

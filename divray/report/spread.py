@@ -107,8 +107,7 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
             continue
         vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in (human, made)])
         labels = np.repeat([0, 1], [human.num_rows, made.num_rows])
-        model = LogisticRegression(max_iter=1000, class_weight="balanced")
-        folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+        model, folds = LogisticRegression(max_iter=1000, class_weight="balanced"), StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
         scores = cross_val_predict(model, vectors, labels, cv=folds, method="decision_function")
         found[name] = round(float(roc_auc_score(labels, scores)), 4)
     return found
@@ -136,8 +135,7 @@ def _score(table: pa.Table) -> Scores:
         lengths = set(pc.list_value_length(table["embedding"]).to_pylist())
         vectors = embedding_matrix(table["embedding"]) if len(lengths) == 1 and lengths.pop() else None
     found = diversity_of(compared_texts(table, mask=True), vectors)
-    values = {name: found.get(name) for name in NAMES}
-    return {name: None if value is None or not math.isfinite(value) else round(float(value), 4) for name, value in values.items()}
+    return {name: round(float(value), 4) if (value := found.get(name)) is not None and math.isfinite(value) else None for name in NAMES}
 
 
 def _score_at(found: dict[str, dict[str, Scores]], relation: str, sets: dict[str, pa.Table], size: int) -> None:
