@@ -30,6 +30,10 @@ exit codes: 0 done, 1 failed, 2 bad input, 3 too few resources, 4 the LLM engine
 """
 
 
+_PLACES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""The system's errors about a path, which is the user's."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -56,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     with_config(add("plan", "Check settings, data and models, and print what would run. Loads no model.", "commands:plan"))
     preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", "commands:preview_samples")
     with_config(preview)
-    preview.add_argument("-n", type=int, default=2, help="samples a relation and strategy (default 2)")
+    preview.add_argument("-n", type=_count, default=2, help="samples a relation and strategy (default 2)")
     for name, what in STAGES.items():
         stage = add(name, what.help, "commands:stage")
         stage.add_argument("run", help="run folder")
@@ -79,12 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     explain = add("explain", text, "commands:explain_sample")
     explain.add_argument("run", help="run folder")
     explain.add_argument("sample_id", help="id of a candidate or of a seed example")
-    explain.add_argument("--neighbours", type=int, default=5, metavar="N", help="nearest sentences shown (default 5)")
+    explain.add_argument("--neighbours", type=_count, default=5, metavar="N", help="nearest sentences shown (default 5)")
     explain.add_argument("--json", action="store_true", help="print everything as JSON")
     text = "Read some of the samples blind and say which are right; report and card then show the share."
     review = add("review", text, "commands:review_samples")
     review.add_argument("run", help="run folder")
-    review.add_argument("--number", type=int, default=50, metavar="N", help="samples to read (default 50)")
+    review.add_argument("--number", type=_count, default=50, metavar="N", help="samples to read (default 50)")
     review.add_argument("--of", choices=("selected", "scored"), default="selected", help="selected samples, or all that were scored")
     review.add_argument("--reader", default="reader", metavar="NAME", help="who reads; each reader's answers are kept apart")
     review.add_argument("--html", nargs="?", const="", metavar="FILE", help="write a page to read on instead (default RUN/review.html)")
@@ -114,6 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or not (number := int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return number
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; ``section.key=value`` may stand before and after options."""
     parser = build_parser()
@@ -127,6 +138,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w", encoding="utf-8"))
     if arguments is None and sys.getfilesystemencoding() != "utf-8":
         # Arrow takes paths as UTF-8, Python in the locale's encoding; in its UTF-8 mode both mean the same file.
         environment = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace", **os.environ, "PYTHONUTF8": "1"}
@@ -149,8 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         own = own_error(error)
+        if isinstance(own, _PLACES) and own.filename:
+            own = InputError(str(own.filename), "", own.strerror or "not usable", "Check the path, and who may read and write there.")
         console.print_error(own)
-        return own.exit_code if isinstance(own, DivrayError) else 2 if isinstance(own, OSError) else 1
+        return own.exit_code if isinstance(own, DivrayError) else 2 if isinstance(own, _PLACES) else 1
     return 0
 
 

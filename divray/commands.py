@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from textwrap import indent
@@ -16,6 +17,7 @@ from divray.config import Config, load_config, override_config, read_config
 from divray.datasets.stage import read_relations, read_seeds
 from divray.datasets.stage import run as prepare
 from divray.engines.complete import complete
+from divray.errors import InputError
 from divray.explain import explain
 from divray.export import export
 from divray.extraction import external
@@ -70,7 +72,10 @@ def stage(arguments: Namespace) -> None:
         if getattr(arguments, "retry_failed", False):
             retry(config, run, arguments.round)
             return
-        for file in getattr(arguments, "predictions", ()):
+        files = getattr(arguments, "predictions", ())
+        if twice := [name for name, number in Counter(map(os.path.basename, files)).items() if number > 1]:
+            raise InputError("command line", "--predictions", f"two files are called {twice[0]}", "Rename one.")
+        for file in files:
             missing = external.take_in(run, file)
             console.log(f"{file}: {missing} test sentences have no answer" if missing else f"{file}: every test sentence has an answer")
         for round_ in due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
@@ -120,7 +125,7 @@ def export_samples(arguments: Namespace) -> None:
 
 
 def explain_sample(arguments: Namespace) -> None:
-    found = explain(arguments.run, arguments.sample_id, max(arguments.neighbours, 1))
+    found = explain(arguments.run, arguments.sample_id, arguments.neighbours)
     if arguments.json:
         console.show_json(found)
     else:
@@ -210,7 +215,9 @@ def review_samples(arguments: Namespace) -> None:
     run = RunFolder(arguments.run)
     config = read_config(run)
     if arguments.html is not None and not arguments.answers:
-        drawn = review.draw(config, run, max(arguments.number, 1), arguments.of)
+        if arguments.html.endswith("/"):
+            raise InputError("command line", "--html", f"{arguments.html!r} is a folder", "Give the name of a file.")
+        drawn = review.draw(config, run, arguments.number, arguments.of)
         folder, name = os.path.split(arguments.html) if arguments.html else (arguments.run, "review.html")
         RunFolder(folder or ".").write_text(name, review.page(drawn))
         print(f"{len(drawn)} samples -> {arguments.html or run.path(name)}; then: divray review {arguments.run} --answers answers.json")
@@ -219,7 +226,7 @@ def review_samples(arguments: Namespace) -> None:
         if arguments.answers:
             given = review.take_answers(config, run, arguments.answers, arguments.reader)
         else:
-            drawn = review.draw(config, run, max(arguments.number, 1), arguments.of)
+            drawn = review.draw(config, run, arguments.number, arguments.of)
             given = review.review(run, drawn, arguments.reader, console.ask_key)
         figures = review.review_figures(run)
         if record := run.record("select"):

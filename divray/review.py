@@ -95,10 +95,11 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
     """
     mend = "Save it on the page of `divray review --html`."
     answers = read_json(Path(path))
-    try:
-        new = {str(one["sample_id"]): one["right"] for one in answers}
-    except (TypeError, KeyError) as error:
-        raise InputError(path, "", f"no file of answers ({type(error).__name__})", mend) from None
+    if not isinstance(answers, list) or not all(isinstance(one, dict) and {"sample_id", "right"} <= one.keys() for one in answers):
+        raise InputError(path, "", "no file of answers", mend)
+    new = {str(one["sample_id"]): one["right"] for one in answers}
+    if len(new) < len(answers):
+        raise InputError(path, "", "a sample stands there twice", mend)
     known: set[str] = set()
     for tables, column in (([SELECTED], "sample_id"), (_scores(config), "candidate_id")):
         known |= {row[column] for row in rows(run, tables, [column], pc.field(column).isin(pa.array(new, pa.string())))}

@@ -16,6 +16,12 @@ import yaml
 
 from divray.errors import InputError
 
+_PACKED = (
+    (b"\x1f\x8b", "a gzip file", "Unpack it."),
+    (b"PK\x03\x04", "a zip file", "Unpack it."),
+    (b"PAR1", "a Parquet file", "`task.format: huggingface` reads Parquet."),
+    (b"ARROW1", "an Arrow file", "`task.format: huggingface` reads a folder of save_to_disk."),
+)
 _TWICE = "key {!r} stands there twice"
 _HALF = "half a surrogate pair"
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -28,9 +34,12 @@ def read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
-        raise InputError(where, "", reason, "Check the path; data files count from task.data.") from None
+        raise InputError(where, "", reason, "Check the path; a task's data files count from task.data.") from None
     if not data.strip():
         raise InputError(where, "", "the file is empty", "Fetch it again, or give another file.")
+    for begins, what, mend in _PACKED:
+        if data.startswith(begins):
+            raise InputError(where, "", f"{what}, no text", mend)
     return data
 
 
@@ -111,7 +120,25 @@ def _path_to_half(value: Any) -> list[str] | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which moreover refuses a key given twice and half a surrogate pair, and reads ``1e-3`` as YAML 1.2 does."""
+    """The safe loader with the plain values of YAML 1.2's core schema (``020`` is 20, ``1:30`` and ``no`` are texts), which refuses a key
+    given twice and half a surrogate pair."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what :class:`_Loader` reads."""
+
+
+_Loader.yaml_implicit_resolvers = _Dumper.yaml_implicit_resolvers = {}
+
+_CORE = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+0123456789.")),
+    "merge": (r"<<", ["<"]),
+}
+for _tag, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -136,8 +163,15 @@ def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _string)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def parse_yaml(text: str, where: str, field: str = "") -> Any:
@@ -156,6 +190,11 @@ def parse_yaml(text: str, where: str, field: str = "") -> Any:
         place = field or (f"line {mark.line + 1}" if mark else "")
         mend = 'Mend it; quote a text that starts with a mark or reads like something else: "[…".'
         raise InputError(where, place, f"no valid YAML ({problem})", mend) from None
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML that :func:`parse_yaml` reads back as they are."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> Any:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from divray import console
+from divray.cli import main
 from divray.errors import InputError
 from divray.report.findings import tables
 
@@ -182,3 +183,30 @@ def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 def test_summary_of_an_unfinished_run(capsys: pytest.CaptureFixture[str]) -> None:
     console.show(tables({"headline": "Nothing yet.", "losses": {}, "per_round": {}, "per_strategy": {}}))
     assert "Nothing yet." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_is_closed_is_no_error(closed: int) -> None:
+    command = f"{sys.executable} -m divray.cli plan nosuch.yaml {closed}>&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_a_path_that_cannot_be_used_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "in.jsonl"))
+
+    monkeypatch.setattr("divray.commands.plan", refused)
+    assert main(["plan", "x.yaml"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/in.jsonl: Permission denied. Check the path, and who may read and write there.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["preview", "x.yaml", "-n", "0"], ["review", "run", "--number", "-1"], ["explain", "run", "x", "--neighbours", "0"]]
+)
+def test_a_count_begins_at_one(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "no whole number from 1 on" in capsys.readouterr().err

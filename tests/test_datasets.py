@@ -492,7 +492,7 @@ def test_relations_file(tmp_path: Path) -> None:
         ("name: cause", ("no list of relations",)),
         ("- cause", ("relation 1", "no mapping")),
         ("- description: x", ("relation 1, name", "None is no name")),
-        ("- {name: yes, description: x}", ("relation 1, name", "quote words like yes or no")),
+        ("- {name: true, description: x}", ("relation 1, name", "quote words like true or null")),
         ("- {name: a}", ("relation a, description", "missing")),
         ("- {name: a, description: ' '}", ("relation a, description", "missing")),
         ("- {name: a, description: 5}", ("relation a, description", "5 is no text")),

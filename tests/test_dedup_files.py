@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from divray.cli import main
 from divray.dedup import files, tables
 from divray.dedup.files import deduplicate_files
 from divray.dedup.shingle import Distinct
+from divray.dedup.storage import placed
 from divray.dedup.tables import DedupSettings
 from divray.errors import InputError
 
@@ -59,8 +61,8 @@ def test_hidden_and_temporary_folders_are_left_out(tmp_path: Path) -> None:
     parquet(tmp_path / ".in" / "sub" / "b.parquet", text=["d e f"])
     for name in ("_temporary/0/p", ".work-0123/edges", "sub/.hidden", "sub/_x/y"):
         parquet(tmp_path / ".in" / f"{name}.parquet", text=["g h i"])
-    for source in (".in", ".in/*.parquet"):
-        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["rows"] == 2
+    for source, rows in ((".in", 2), (".in/*.parquet", 1), (".in/*/*.parquet", 1)):
+        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["rows"] == rows
     assert deduplicate_files(str(tmp_path / ".in" / "_temporary" / "0"), str(tmp_path / "out"))["rows"] == 1
 
 
@@ -158,7 +160,7 @@ def test_the_columns_that_folders_name_are_taken_over(tmp_path: Path) -> None:
     ):
         parquet(tmp_path / "hive" / folder / "part-0.parquet", text=texts)
     parquet(tmp_path / "hive" / "year=2025" / "lang=__HIVE_DEFAULT_PARTITION__" / "part-0.parquet", text=["j k l"])
-    for source in ("hive", "hive/*.parquet", "hive/year=*/*.parquet"):
+    for source in ("hive", "hive/*/*/*.parquet", "hive/year=*/lang=*/*.parquet"):
         assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["kept"] == 4
         assert pq.read_table(tmp_path / "out" / "kept.parquet").to_pydict() == {
             "text": ["a b c", "d e f", "g h i", "j k l"],
@@ -216,3 +218,43 @@ def test_an_empty_path_is_not_the_current_folder(name: str, tmp_path: Path, monk
 def test_a_uri_of_no_file_system_is_told() -> None:
     with pytest.raises(InputError, match=r"nonsense://bucket/texts: .*Give a path, or a URI"):
         deduplicate_files("nonsense://bucket/texts", "out")
+
+
+def test_a_mark_of_a_pattern_stands_for_no_slash(tmp_path: Path) -> None:
+    parquet(tmp_path / "in" / "a.parquet", text=["a b c"])
+    parquet(tmp_path / "in" / "old" / "b.parquet", text=["d e f"])
+    for source, rows in (("in/*.parquet", 1), ("in/*/*.parquet", 1), ("i?/a.parquet", 1), ("in", 2)):
+        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["rows"] == rows
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a b c"]), pa.array([1]), pa.array([2])], names=["text", "y", "y"]), tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="y: two columns of this name"):
+        deduplicate_files(str(tmp_path / "in.parquet"), str(tmp_path / "out"))
+
+
+def test_an_output_folder_belongs_to_one_call(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "in.parquet", text=["a b c"])
+    with files._output_folder(str(tmp_path / "out")), pytest.raises(InputError, match="another call is writing there"):
+        deduplicate_files(source, str(tmp_path / "out"))
+    assert deduplicate_files(source, str(tmp_path / "out"))["kept"] == 1
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["clusters.parquet", "kept.parquet"]
+
+
+def test_a_link_stays_one_and_a_file_keeps_its_mode(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.txt", tmp_path / "link.txt"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    with placed(pafs.LocalFileSystem(), str(link)) as path:
+        Path(path).write_text("new")
+    assert link.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("target", ["", "none/x.txt", "file/x.txt", "pipe"])
+def test_what_cannot_be_written_is_named(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError) as caught, placed(pafs.LocalFileSystem(), str(tmp_path / target)):
+        pytest.fail("written")
+    assert str(tmp_path / target) in str(caught.value) and ".tmp" not in str(caught.value)

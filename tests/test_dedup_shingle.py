@@ -112,3 +112,9 @@ def test_room_for_distinct_sets_is_made_a_few_times() -> None:
         distinct.add(shingle([f"{batch} {row} some words more and more" for row in range(50)]))
         rooms.add(len(distinct._values))
     assert distinct.count == 10_000 and len(rooms) < 12
+
+
+@pytest.mark.parametrize("text", ["他在上海工作了很多年", "เขาทำงานที่นี่", "彼は東京で働く"])
+def test_letters_of_scripts_without_blanks_are_words(text: str) -> None:
+    one, spaced = shingle([text, " ".join(text)]).row(0), shingle([" ".join(text)]).row(0)
+    assert len(one) == len(text) - 2 and one.tolist() == spaced.tolist()

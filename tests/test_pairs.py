@@ -264,3 +264,10 @@ def test_a_preview_shows_prompts_and_what_becomes_of_their_completions(ray_two_c
     assert sum(block.startswith("\n=== ") for block in blocks) == 6 * 2
     verdicts = [block for block in blocks if block.startswith("  [")]
     assert len(verdicts) == 6 * 2 and all(block.startswith("  [valid]\n    ") for block in verdicts)
+
+
+@pytest.mark.parametrize(("name", "text"), [("p.csv", "relation,head,tail\n"), ("p.jsonl", "\n \n")])
+def test_a_file_without_pairs_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError):
+        read_pairs(str(tmp_path / name), [RELATION], FORM)

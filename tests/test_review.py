@@ -107,6 +107,8 @@ def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed
     for text, problem in (
         ("[1]", "no file of answers"),
         ("7", "no file of answers"),
+        ("{}", "no file of answers"),
+        ('[{"sample_id": "born_in-0", "right": true}, {"sample_id": "born_in-0", "right": false}]', "a sample stands there twice"),
         ("", "the file is empty"),
         ('[{"sample_id": "born_in-0", "right": true, "right": false}]', "key 'right' stands there twice"),
         ('[{"sample_id": "\\ud83d", "right": true}]', "half a surrogate pair"),
@@ -134,6 +136,7 @@ def test_the_command_reads_lines_of_a_pipe_and_refreshes_the_report(
 
     assert main(["review", reviewed.uri, "--html"]) == 0
     assert "50" not in reviewed.read_text("review.html").split("<script>")[1] and reviewed.read_text("review.html").count("<section ") > 5
+    assert main(["review", reviewed.uri, "--html", "folder/"]) == 2
     assert main(["review", reviewed.uri, "--of", "scored"]) == 2
     assert main(["review", reviewed.uri, "--answers", "nothing.json"]) == 2
 

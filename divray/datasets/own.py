@@ -131,7 +131,7 @@ def read_relations_file(path: Path) -> list[Relation]:
             raise source.error(f"relation {number}", "no mapping", "Write `- name: …` with a `description:`.")
         name = row.get("name")
         if not isinstance(name, str) or not name.strip():
-            raise source.error(f"relation {number}, name", f"{name!r} is no name", "Give a string; quote words like yes or no.")
+            raise source.error(f"relation {number}, name", f"{name!r} is no name", "Give a string; quote words like true or null.")
         name = as_name(name)
         place = f"relation {name}"
         if unknown := [key for key in row if key not in KEYS]:

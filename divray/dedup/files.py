@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
 import posixpath
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from divray.dedup.index import TextIndex, held
-from divray.dedup.storage import beside, first_line, open_uri, placed, target_of
+from divray.dedup.storage import beside, first_line, lock, open_uri, placed, target_of
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
 
@@ -140,6 +141,8 @@ class ParquetSource:
                     raise InputError(one, "", f"its columns differ from those of {paths[0]}", "Give files of one schema.")
                 schema = file.schema_arrow if schema is None else schema
         assert schema is not None
+        if twice := [column for column in schema.names if schema.names.count(column) > 1]:
+            raise InputError(name, twice[0], "two columns of this name", "Rename one.")
         hive = _hive_columns(paths, base, schema.names)
         for column, values in hive.items():
             schema = schema.append(pa.field(column, values.type))
@@ -193,11 +196,17 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
         return posixpath.dirname(path), [path]
     if kind != pafs.FileType.Directory:
         raise InputError(name, "", "no such file or folder", "Give a Parquet file, a folder of them or a pattern.")
-    found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
+    try:
+        found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
+    except OSError as error:
+        raise InputError(name, "", f"not readable ({first_line(error)})", "Give a folder that can be read.") from None
     files = [one.path for one in found if one.type == pafs.FileType.File]
     paths = sorted(one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/")))
-    pattern = "*.parquet" if base == path else path.replace("[", "[[]")
-    paths = [one for one in paths if fnmatch.fnmatchcase(one, pattern)]
+    if base == path:
+        paths = [one for one in paths if one.endswith(".parquet")]
+    else:  # as in a shell, a mark stands for no slash
+        parts = path.replace("[", "[[]").split("/")
+        paths = [one for one in paths if len(own := one.split("/")) == len(parts) and all(map(fnmatch.fnmatchcase, own, parts))]
     if not paths:
         raise InputError(name, "", "no Parquet file there", "Give a Parquet file, a folder of them or a pattern.")
     return base, paths
@@ -249,26 +258,32 @@ def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
     It is gone again where the work fails and nothing lies in it.
     """
     fs, folder = open_uri(out)
-    try:
-        is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
-        fs.create_dir(folder, recursive=True)
-        for info in fs.get_file_info(pafs.FileSelector(folder)):
-            if target_of(info.base_name) in (KEPT, CLUSTERS):
-                fs.delete_file(info.path)
-            if info.base_name in (KEPT, CLUSTERS) and info.type == pafs.FileType.Directory:
-                raise IsADirectoryError(f"{info.base_name} is a folder there")
-        tried = beside(posixpath.join(folder, KEPT))
-        fs.open_output_stream(tried).close()
-        fs.delete_file(tried)
-    except OSError as error:
-        problem = f"not a folder that can be written to ({first_line(error)})"
-        raise InputError(out, "", problem, "Give another folder.") from None
-    try:
-        yield fs, folder
-    except BaseException:
-        if is_new and not fs.get_file_info(pafs.FileSelector(folder)):
-            fs.delete_dir(folder)
-        raise
+    with contextlib.ExitStack() as opened:
+        try:
+            is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
+            fs.create_dir(folder, recursive=True)
+            if isinstance(fs, pafs.LocalFileSystem):
+                handle = os.open(folder, os.O_RDONLY)  # the lock ends with the handle
+                opened.callback(os.close, handle)
+                if not lock(handle):
+                    raise InputError(out, "", "another call is writing there", "Wait until it is done, or give another folder.")
+            for info in fs.get_file_info(pafs.FileSelector(folder)):
+                if target_of(info.base_name) in (KEPT, CLUSTERS):
+                    fs.delete_file(info.path)
+                if info.base_name in (KEPT, CLUSTERS) and info.type == pafs.FileType.Directory:
+                    raise IsADirectoryError(f"{info.base_name} is a folder there")
+            tried = beside(posixpath.join(folder, KEPT))
+            fs.open_output_stream(tried).close()
+            fs.delete_file(tried)
+        except OSError as error:
+            problem = f"not a folder that can be written to ({first_line(error)})"
+            raise InputError(out, "", problem, "Give another folder.") from None
+        try:
+            yield fs, folder
+        except BaseException:
+            if is_new and not fs.get_file_info(pafs.FileSelector(folder)):
+                fs.delete_dir(folder)
+            raise
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

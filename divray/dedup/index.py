@@ -11,7 +11,6 @@ compared as a whole.  So nothing is missed, at any threshold.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from numba import njit
 
 from divray.dedup.propose import grown
 from divray.dedup.shingle import Shingles, sort_unsigned
-from divray.dedup.storage import first_line, open_uri, placed, target_of
+from divray.dedup.storage import first_line, lock, open_uri, placed, target_of
 from divray.dedup.verify import MOST_PAIRS, Pairs, check_pairs, jaccard, most_visits
 from divray.errors import DivrayError, InputError
 
@@ -192,24 +192,21 @@ def held(uri: str) -> Iterator[None]:
         InputError: another process holds the folder (says which, where and since when), or it can't be made.
     """
     fs, folder = open_uri(uri)
-    try:
-        fs.create_dir(folder, recursive=True)
-    except OSError as error:
-        problem = f"not a folder that can be written to ({first_line(error)})"
-        raise InputError(uri, "", problem, "Give another folder.") from None
-    if not isinstance(fs, pafs.LocalFileSystem):
-        yield
-        return
-    with open(posixpath.join(folder, ".lock"), "a+", encoding="utf-8") as file:
+    with contextlib.ExitStack() as opened:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            raise InputError(uri, "", f"in use by {holder}", "Wait until that one is done, or give another folder.") from None
-        except OSError:  # a file system without locks
+            fs.create_dir(folder, recursive=True)
+            if isinstance(fs, pafs.LocalFileSystem):
+                file = opened.enter_context(Path(folder, ".lock").open("a+", encoding="utf-8"))
+        except OSError as error:
+            problem = f"not a folder that can be written to ({first_line(error)})"
+            raise InputError(uri, "", problem, "Give another folder.") from None
+        if not isinstance(fs, pafs.LocalFileSystem):
             yield
             return
+        if not lock(file):
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise InputError(uri, "", f"in use by {holder}", "Wait until that one is done, or give another folder.")
         file.truncate(0)
         file.write(_signature())
         file.flush()

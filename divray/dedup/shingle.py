@@ -28,6 +28,8 @@ _MIX_1, _MIX_2, _FACTOR = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133
 FEW = 24
 """Up to so many values :func:`rank_into` is the fastest way to put them in order."""
 
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+"""A letter of a script without blanks between words."""
 _SPACE = r"[\s\v\x{1c}-\x{1f}\x{85}\p{Z}]"
 
 
@@ -59,7 +61,8 @@ def shingle(
 ) -> Shingles:
     """Each text's set of n-grams.
 
-    Words are what ``str.lower().split()`` gives.  Characters are code points of the lower-cased text
+    Words are what ``str.lower().split()`` gives; a letter of a script that puts no blanks between words (Chinese, Japanese, Thai, …) is a
+    word of its own.  Characters are code points of the lower-cased text
     with every run of white space as one blank and none at the ends.  A text of fewer than ``size``
     words (characters) is one shingle; so is an empty text, which thus equals every other empty text.
 
@@ -78,11 +81,11 @@ def shingle(
     if array.null_count:
         row = pc.index(array.is_null(), True).as_py()
         raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
-    offsets, characters = _buffers(_normalised(array, lower, strip_punctuation))
+    offsets, characters = _buffers(_normalised(array, lower, strip_punctuation, kind == "word"))
     return Shingles(*_hash_shingles(offsets, characters, size, kind == "word"))
 
 
-def _normalised(array: pa.Array, lower: bool, strip_punctuation: bool) -> pa.Array:
+def _normalised(array: pa.Array, lower: bool, strip_punctuation: bool, words: bool) -> pa.Array:
     """Lower-cased as ``str.lower`` does, with the blanks beyond ASCII as plain ones; ``large_string`` in and out.
 
     Bytes that are no UTF-8 (files hold them, Arrow does not look) count as U+FFFD, each faulty sequence as one.
@@ -97,6 +100,8 @@ def _normalised(array: pa.Array, lower: bool, strip_punctuation: bool) -> pa.Arr
     if foreign is not None:
         array = pc.replace_with_mask(array, foreign, pa.array(strange, pa.large_string()))
         array = pc.replace_substring_regex(array, r"[\x{85}\p{Z}]", " ")
+        if words:
+            array = pc.replace_substring_regex(array, _UNSPACED, r" \0 ")
     if strip_punctuation:
         array = pc.replace_substring_regex(array, rf"(^|{_SPACE})\p{{P}}+", r"\1")
         array = pc.replace_substring_regex(array, rf"\p{{P}}+({_SPACE}|$)", r"\1")

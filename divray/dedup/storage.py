@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import posixpath
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -55,8 +58,9 @@ def _encoded(uri: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    """What an error says, short enough for one line; of the system's errors the reason alone."""
+    reason = re.search(r"\[[Ee]rrno \d+\] ([^.:]+)", str(error))
+    return reason[1] if reason else (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def beside(path: str) -> str:
@@ -69,13 +73,28 @@ def beside(path: str) -> str:
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
     """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails.
 
+    On this machine a link stays one and a file keeps its mode.
+
     Raises:
-        InputError: A folder lies there.
+        InputError: No file can be written there.
     """
-    if isinstance(fs, pafs.LocalFileSystem) and Path(target).is_dir():
-        raise InputError(target, "", "a folder lies there", "Give the name of a file.")
+    local, mode = isinstance(fs, pafs.LocalFileSystem), None
+    if local:
+        target = str(Path(target).resolve())
+        if Path(target).exists():
+            mode = Path(target).stat().st_mode
+            if not stat.S_ISREG(mode):
+                what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+                raise InputError(target, "", f"{what} lies there", "Give the name of a file.")
     path = beside(target)
     try:
+        if local:
+            try:
+                Path(path).touch(mode=0o666 if mode is None else stat.S_IMODE(mode))
+            except OSError as error:
+                raise InputError(target, "", f"can't be written ({first_line(error)})", "Give a place that can be written to.") from None
+            if mode is not None:
+                Path(path).chmod(stat.S_IMODE(mode))
         yield path
         if fs.type_name not in _REPLACING and fs.get_file_info(target).type != pafs.FileType.NotFound:
             fs.delete_file(target)
@@ -84,6 +103,20 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
         with contextlib.suppress(OSError):  # a full disk's leavings; nothing there
             fs.delete_file(path)
         raise
+
+
+def lock(opened: IO[str] | int) -> bool:
+    """Hold an open file or folder for this process until it is closed; ``False`` where another one does.
+
+    A file system without locks lets everybody in.
+    """
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def target_of(name: str) -> str:
