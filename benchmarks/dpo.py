@@ -1,25 +1,34 @@
-"""Seconds per DPO step of the align stage, by workers, precision and ZeRO stage.
+"""Seconds per DPO step of the align stage beside plain TRL's, and how far their losses are apart.
 
-    python benchmarks/dpo.py [--pairs 16] [--model embedded:smollm2] [--settings workers:precision:zero ...]
+    python benchmarks/dpo.py [--pairs 24] [--model embedded:smollm2] [--settings workers:precision:zero ...] [--out FILE]
 
-Pairs are random words: prompts of about 150 tokens, completions of about 30.  A step is four pairs
-in all, whatever the number of workers.
+Pairs are random words: prompts of about 150 tokens, completions of about 30.  A step is four pairs in all, whatever the number of
+workers.  ``plain`` is ``trl.DPOTrainer`` with the same arguments in one process without Ray and DeepSpeed, on the threads that a worker
+has.  ``ratio`` is to plain of the same precision, ``loss`` the largest difference of a step's loss.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+from machine import machine
 
 from divray.alignment import run as align
+from divray.alignment.arguments import dpo_arguments, parameters_of
 from divray.cluster import connect
-from divray.config import parse_config
+from divray.config import Config, parse_config
+from divray.models import local_model
 from divray.run_folder import RunFolder
 from divray.schemas import PAIRS
 
@@ -41,46 +50,115 @@ def make_pairs(count: int) -> pa.Table:
     return pa.Table.from_pylist(rows, PAIRS)
 
 
-def measure(model: str, pairs: pa.Table, workers: int, precision: str, zero: int) -> str:
-    """One row of the table."""
-    config = parse_config(
+def settings(model: str, workers: int, precision: str, zero: int) -> Config:
+    return parse_config(
         {
             "task": {"name": "benchmark", "relations": "none"},
             "models": {"llm": model},
+            "prompts": {"style": "chat"},  # so that texts end with the token that TRL ends them with
             "alignment": {"precision": precision, "zero_stage": zero, "pairs_per_step": 4},
             "cluster": {"train_workers": workers},
         },
         "benchmark",
     )
+
+
+def token_count(model: str, pairs: pa.Table) -> int:
+    """Tokens of all prompts with each of their texts."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(local_model(model))
+    texts = [row["prompt"] + row[side] for row in pairs.to_pylist() for side in ("chosen", "rejected")]
+    return sum(map(len, tokenizer(texts)["input_ids"]))
+
+
+def own(config: Config, pairs: pa.Table) -> dict[str, Any]:
+    """The align stage: seconds and loss of each step, seconds of its parts."""
     connect(config)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder)
         run.write_table("round-00/pairs", pairs)
         started = time.perf_counter()
         align(config, run, 1)
-        wall = time.perf_counter() - started
         report = run.read_json("round-01/alignment.json")
-    step = statistics.median(row["seconds"] for row in report["curve"][1:])
-    parts = report["seconds"]
-    return (
-        f"| {workers} | {report['precision']} | {zero} | {step:.2f} | {parts['startup']:.0f} | {parts['training']:.0f} "
-        f"| {parts['merging']:.0f} | {wall:.0f} | {os.getloadavg()[0]:.1f} |"
-    )
+    return {
+        "tokens": round(token_count(config.models.llm, pairs) / len(report["curve"])),
+        "seconds": [row["seconds"] for row in report["curve"]],
+        "losses": [row["loss"] for row in report["curve"]],
+        "precision": report["precision"],
+        "parts": {**report["seconds"], "stage": round(time.perf_counter() - started, 1)},
+    }
+
+
+def plain(config: Config, pairs: pa.Table) -> dict[str, Any]:
+    """TRL alone: seconds and loss of each step."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.begun, self.seconds = 0.0, list[float]()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.begun)
+
+    base, chosen = local_model(config.models.llm), config.alignment.model_dump()
+    gpu, bf16 = torch.cuda.is_available(), chosen["precision"] == "bf16"
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = dpo_arguments(
+            chosen, workers=1, gpu=gpu, bf16=bf16, parameters=parameters_of(base), pairs=len(pairs), seed=config.seed, output_dir=folder
+        )
+        del arguments["deepspeed"]
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16 else torch.float32)
+        rank, clock = chosen["lora_rank"], Clock()
+        trainer = DPOTrainer(
+            model=model,
+            args=DPOConfig(**arguments),
+            train_dataset=Dataset.from_dict({name: pairs[name].to_pylist() for name in ("prompt", "chosen", "rejected")}),
+            processing_class=AutoTokenizer.from_pretrained(base),
+            peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[clock],
+        )
+        trainer.train()
+        return {"seconds": clock.seconds, "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--model", default="embedded:smollm2")
-    parser.add_argument("--settings", nargs="+", default=["1:bf16:2", "1:bf16:0", "1:fp32:2", "2:bf16:2", "2:bf16:0"])
+    parser.add_argument("--settings", nargs="+", default=["1:fp32:0", "1:fp32:2", "1:bf16:0", "1:bf16:2", "2:bf16:2"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plain", metavar="PRECISION", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     pairs = make_pairs(arguments.pairs)
-    print(f"{arguments.model}, LoRA r 16, {arguments.pairs} pairs, 4 pairs a step, {os.cpu_count()} CPUs", flush=True)
-    print("| workers | precision | ZeRO | s/step | start-up s | training s | merging s | stage s | load |")
-    print("|---" * 9 + "|", flush=True)
+    if arguments.plain:
+        print(json.dumps(plain(settings(arguments.model, 1, arguments.plain, 0), pairs)))
+        return
+    sides: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     for setting in arguments.settings:
         workers, precision, zero = setting.split(":")
-        print(measure(arguments.model, pairs, int(workers), precision, int(zero)), flush=True)
+        if precision not in sides:
+            command = [sys.executable, __file__, "--pairs", str(arguments.pairs), "--model", arguments.model, "--plain", precision]
+            threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **threads})
+            sides[precision] = json.loads(done.stdout.splitlines()[-1])
+        side, made = sides[precision], own(settings(arguments.model, int(workers), precision, int(zero)), pairs)
+        steps = [round(statistics.median(one["seconds"][1:]), 3) for one in (made, side)]
+        apart = max(abs(one - other) for one, other in zip(made["losses"], side["losses"], strict=True))
+        row = {"workers": int(workers), "precision": made["precision"], "zero": int(zero), "step_seconds": steps[0], "plain": steps[1]}
+        rows.append({**row, "ratio": round(steps[0] / steps[1], 3), "loss": round(apart, 6), "tokens": made["tokens"], **made["parts"]})
+        print(json.dumps(rows[-1]), flush=True)
+    if arguments.out:
+        found = {"benchmark": "dpo", "machine": machine(), "model": arguments.model, "pairs": arguments.pairs, "rows": rows}
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

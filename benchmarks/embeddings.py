@@ -45,11 +45,11 @@ def sentences(path: Path, rows: int) -> list[str]:
     return found[::step][:rows]
 
 
-def peer() -> Callable[[list[str]], Any]:
+def peer(device: str) -> Callable[[list[str]], Any]:
     from sentence_transformers import SentenceTransformer, models
 
     word = models.Transformer(local_model(MODEL), max_seq_length=256)
-    model = SentenceTransformer(modules=[word, models.Pooling(word.get_word_embedding_dimension()), models.Normalize()], device="cpu")
+    model = SentenceTransformer(modules=[word, models.Pooling(word.get_word_embedding_dimension()), models.Normalize()], device=device)
     return lambda texts: model.encode(texts, batch_size=32, show_progress_bar=False)
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("sentences", type=Path)
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -65,11 +66,11 @@ def main() -> None:
     ways: dict[str, Callable[[list[str]], Any]] = {}
     left_out = []
     if importlib.util.find_spec("sentence_transformers"):
-        ways["sentence-transformers"] = peer()
+        ways["sentence-transformers"] = peer(arguments.device)
     else:
         left_out.append("sentence-transformers")
     for name, precision in OWN.items():
-        ways[name] = Encoder(MODEL, device="cpu", precision=precision).encode
+        ways[name] = Encoder(MODEL, device=arguments.device, precision=precision).encode
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     made: dict[str, np.ndarray] = {name: way(texts) for name, way in ways.items()}  # every shape once
     for _ in range(arguments.rounds):
