@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from divray.errors import InputError
@@ -33,7 +32,7 @@ from divray.sections import (
     SelectionConfig,
     TaskConfig,
 )
-from divray.textfiles import parse_yaml, read_yaml
+from divray.textfiles import dump_yaml, parse_yaml, read_yaml
 
 HOW_SECTIONS = ("engine", "cluster")
 
@@ -135,7 +134,11 @@ def read_config(run: RunFolder) -> Config:
     """
     if not run.exists(CONFIG):
         raise InputError(run.uri, CONFIG, "no such file, so this is no run folder", "Begin one with `divray run CONFIG --out RUN`.")
-    return parse_config(yaml.safe_load(run.read_text(CONFIG)), f"{run.uri}/{CONFIG}")
+    where = f"{run.uri}/{CONFIG}"
+    values = parse_yaml(run.read_text(CONFIG), where)
+    if not isinstance(values, dict):
+        raise InputError(where, "", "not a YAML mapping", "Begin the run anew, or put its file back.")
+    return parse_config(values, where)
 
 
 def _keys(values: Any, place: tuple[int | str, ...]) -> Iterator[str]:
@@ -150,7 +153,7 @@ def _keys(values: Any, place: tuple[int | str, ...]) -> Iterator[str]:
 
 def dump_config(config: Config) -> str:
     """The resolved settings as YAML, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

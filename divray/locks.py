@@ -75,7 +75,7 @@ def _on_disk(folder: RunFolder, holder: Holder) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(InputError):
             other = folder.read_json(named)
         raise _refusal(folder, other) from None
     try:
@@ -170,9 +170,11 @@ class _Claims:
         for name, info in infos.items():
             if name.startswith(f"{LOCK}."):
                 with contextlib.suppress(FileNotFoundError):  # released just now
+                    with self.folder.fs.open_input_stream(info.path) as stream:
+                        text = bytes(stream.read())
                     other: Holder = {}
-                    with contextlib.suppress(json.JSONDecodeError):  # its process is still writing it
-                        other = self.folder.read_json(name)
+                    with contextlib.suppress(ValueError):  # its process is still writing it
+                        other = json.loads(text)
                     if not _has_ended(other) and (own.mtime - info.mtime).total_seconds() <= LEASE:
                         self.release()
                         return other

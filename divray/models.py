@@ -72,7 +72,14 @@ def check_model(reference: str, where: str, field: str) -> None:
             raise InputError(where, field, f"{reference} is not a model folder (no config.json)", "Give the folder of a saved model.")
         if not (weights := sorted(folder.glob("*.safetensors"))):
             raise InputError(where, field, f"{reference} holds no *.safetensors", "Save the model as safetensors.")
+        if (index := folder / "model.safetensors.index.json").is_file():
+            parts = _object(index).get("weight_map")
+            there = {file.name for file in weights}
+            if missing := sorted(set(map(str, parts.values())) - there if isinstance(parts, dict) else {"weight_map"}):
+                raise InputError(where, field, f"{reference} lacks {missing[0]}, which {index.name} names", "Fetch the model again.")
         for file in weights:
+            if not os.access(file, os.R_OK):
+                raise InputError(where, field, f"{file} may not be read", "Change its mode.")
             try:
                 with safe_open(file, "np"):
                     pass
@@ -238,13 +245,16 @@ def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
             place = str(folder / "tokenizer.json")
             raise InputError(place, "", "no whole JSON file", "Fetch it again; a Git LFS pointer is none.") from None
     tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
-    kinds = config.get("architectures") or []
+    try:
+        kinds, context = [*(config.get("architectures") or [])], _context(config)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(str(folder / "config.json"), "", f"no configuration of a model ({error})", "Save the model again.") from None
     generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)
     return Facts(
-        context=_context(config),
+        context=context,
         generates=generates and not config.get("is_encoder_decoder"),
         template=bool(tokenizer.get("chat_template")) or any(name.startswith("chat_template") for name in names),
-        kind=str(config.get("model_type") or ""),
+        kind=str(config.get("model_type") or "nameless"),
     )
 
 

@@ -24,9 +24,9 @@ from divray.datasets.stage import Task, load_task, stated
 from divray.engines.pool import make_room
 from divray.errors import InputError
 from divray.locks import LOCK, locked
-from divray.models import check_models
+from divray.models import check_models, facts_of
 from divray.preferences import none_left_to_choose
-from divray.prompts import STRATEGIES
+from divray.prompts import STRATEGIES, chat_renderer
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
@@ -54,6 +54,8 @@ def check(config: Config) -> Task:
     if config.rounds > 1:
         batches(config.alignment.model_dump(), config.cluster.train_workers)
     check_models(config)
+    if facts_of(config.models.llm, "models.llm"):
+        chat_renderer(config)
     task = load_task(config)
     if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, stated(config, task.relations), task.seeds):
         raise none_left_to_choose()

@@ -20,10 +20,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.dedup.storage import open_uri, placed
+from divray.dedup.storage import first_line, open_uri, placed
+from divray.errors import InputError
+from divray.textfiles import parse_json
 
 if TYPE_CHECKING:
     import ray.data
+
+
+_ANEW = "Run the stage that writes it again, with --force."
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -90,6 +95,8 @@ class RunFolder:
     def __init__(self, uri: str) -> None:
         self.fs, root = open_uri(uri)
         self.root = root.rstrip("/") or "/"
+        if isinstance(self.fs, pafs.LocalFileSystem) and Path(self.root).exists() and not Path(self.root).is_dir():
+            raise InputError(uri, "", "a file lies there", "Give a folder.")
         # Absolute, since a worker's current folder may be another.
         self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
 
@@ -128,7 +135,7 @@ class RunFolder:
     def _whole_table(self, name: str) -> list[str]:
         if paths := self.table_files(name):
             return paths
-        raise FileNotFoundError(f"no table {name!r} in {self.uri}")
+        raise InputError(self.full_uri(name), "", "no such table", "Run the stage that writes it, with --force if it counts as done.")
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; no error where there is none."""
@@ -141,20 +148,26 @@ class RunFolder:
         write_bytes(self.fs, self.path(name), data)
 
     def read_bytes(self, name: str) -> bytes:
-        with self.fs.open_input_stream(self.path(name)) as stream:
-            return bytes(stream.read())
+        try:
+            with self.fs.open_input_stream(self.path(name)) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise InputError(self.full_uri(name), "", f"not readable ({first_line(error)})", _ANEW) from None
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
 
     def read_text(self, name: str) -> str:
-        return self.read_bytes(name).decode()
+        try:
+            return self.read_bytes(name).decode()
+        except UnicodeDecodeError:
+            raise InputError(self.full_uri(name), "", "no UTF-8", _ANEW) from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read_text(name))
+        return parse_json(self.read_text(name), self.full_uri(name))
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file; it appears under its name only once it is complete."""
@@ -171,7 +184,11 @@ class RunFolder:
         """Read a table that fits in memory, its files side by side; rows in order of their names."""
         import pyarrow.dataset as pads  # it brings pandas, where that is installed
 
-        return pads.dataset(self._whole_table(name), format="parquet", filesystem=self.fs).to_table(columns=columns)
+        paths = self._whole_table(name)
+        try:
+            return pads.dataset(paths, format="parquet", filesystem=self.fs).to_table(columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(self.full_uri(name), "", f"no whole table ({first_line(error)})", _ANEW) from None
 
     def dataset(self, name: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
         """The table as a streaming Ray dataset."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -36,7 +37,19 @@ def _server(url: str) -> str:
     return url
 
 
-Name = Annotated[str, Field(min_length=1)]
+def _usable(text: str) -> str:
+    """Refuse what no file system and no model hub can name."""
+    if "\0" in text:
+        raise ValueError("a null character")
+    if text.startswith("~"):
+        try:
+            Path(text).expanduser()
+        except RuntimeError:
+            raise ValueError(f"no home folder {text.split('/')[0]!r}") from None
+    return text
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
 Count = Annotated[int, Field(ge=1)]
 PAIR = (Field(strict=False), AfterValidator(_ordered))
 """Of a pair [least, most], which is a list in YAML."""

@@ -15,8 +15,8 @@ FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
     ("errors", "ray_messages", "relations", "schemas", "sections", "quickstart"),
-    ("console", "dedup"),
-    ("run_folder", "spans", "textfiles"),
+    ("console", "dedup", "spans", "textfiles"),
+    ("run_folder",),
     ("config", "locks", "scan", "texts"),
     ("stages", "models", "measures", "review"),
     ("datasets", "embeddings", "resources"),

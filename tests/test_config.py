@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from divray.config import dump_config, load_config, override_config, parse_config
+from divray.config import dump_config, load_config, override_config, parse_config, read_config
 from divray.errors import InputError
 from divray.quickstart import folder
+from divray.run_folder import RunFolder
+from divray.textfiles import parse_yaml
 
 QUICKSTART = folder() / "quickstart.yaml"
 
@@ -96,3 +98,24 @@ def test_the_page_of_settings_is_the_code_s() -> None:
     file = Path(__file__).parents[1] / "docs" / "configuration.py"
     made = runpy.run_path(str(file))
     assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: python docs/configuration.py"
+
+
+@pytest.mark.parametrize(
+    "key", ["task.data", "task.relations", "task.test", "task.train", "prompts.pairs_file", "models.llm", "models.encoder"]
+)
+@pytest.mark.parametrize("path", ["~nosuchuser/x", '"a\\0b"'])
+def test_a_path_that_can_be_none_is_refused_by_its_key(key: str, path: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: (no home folder|a null character)"):
+        load_config(QUICKSTART, [f"{key}={path}"])
+
+
+@pytest.mark.parametrize("text", ['task: {name: "x', "- a", "\x00"])
+def test_a_damaged_config_of_a_run_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        read_config(RunFolder(str(tmp_path)))
+
+
+def test_settings_that_read_like_numbers_stay_texts() -> None:
+    config = load_config(QUICKSTART, ['task.name="1e3"', 'task.none_label="no"'])
+    assert parse_config(parse_yaml(dump_config(config), "x"), "x") == config

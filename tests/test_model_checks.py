@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +22,8 @@ from divray.cli import main
 from divray.config import load_config
 from divray.engines.vllm import engine_arguments
 from divray.errors import InputError
-from divray.models import check_models, context_length, facts_of
+from divray.models import check_models, context_length, facts_of, local_model
+from divray.pipeline import check
 from divray.quickstart import folder
 
 LLM = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 1500}
@@ -196,3 +198,31 @@ def test_a_model_out_of_reach_is_said_before_anything_is_sampled(key: str, tmp_p
     for line in capsys.readouterr().err.splitlines():
         assert f"config: {key}: of/none is no folder" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"architectures": 3}, {"rope_scaling": {"factor": float("inf")}}, {"rope_scaling": {"factor": "x"}}])
+def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json: no configuration of a model"):
+        facts_of(model(tmp_path / "m", {**LLM, **change}, {}), "models.llm")
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    reference = model(tmp_path / "m", LLM, {}, **{"model.safetensors.index.json": json.dumps(index)})
+    with pytest.raises(InputError, match=r"lacks model-00002-of-00002\.safetensors"):
+        check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}"]))
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for %}", "{{ raise_exception('no') }}", "{{ messages[0].nothing.more }}", "a text without the message"]
+)
+def test_a_chat_template_that_fails_is_refused_at_plan(template: str, tmp_path: Path) -> None:
+    copy = tmp_path / "llm"
+    shutil.copytree(local_model("embedded:minilm"), copy)  # a tokenizer
+    (copy / "config.json").write_text(json.dumps(LLM))
+    (copy / "chat_template.jinja").write_text(template)
+    settings = load_config(
+        folder() / "quickstart.yaml", [f"models.llm={copy}", "prompts.style=chat", "prompts.strategies={independent: 1}"]
+    )
+    with pytest.raises(InputError, match=r"prompts\.style: the chat template of .* (fails|leaves the message out)"):
+        check(settings)

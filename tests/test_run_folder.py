@@ -28,7 +28,7 @@ def test_tables_files_and_records(uri: str) -> None:
     run.delete("t")
     run.delete("t")
     assert run.files("t") == []
-    with pytest.raises(FileNotFoundError, match="'t'"):
+    with pytest.raises(InputError, match="t: no such table"):
         run.read_table("t")
 
 
@@ -138,3 +138,35 @@ def test_ray_reads_and_writes_in_a_folder_of_any_name(ray_two_cpus: None, name: 
     run.write_table("made", pa.table({"a": [1, 2, 3]}), rows_per_file=1)
     run.dataset("made").write_parquet(run.path("copied"), filesystem=run.fs)
     assert sorted(run.dataset("copied").to_pandas()["a"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", [b"", b'[{"name"', b"\xff", b'{"a": 1, "a": 2}'])
+def test_a_damaged_record_is_named(tmp_path: Path, text: bytes) -> None:
+    run = RunFolder(str(tmp_path))
+    run.write_bytes("data/relations.json", text)
+    with pytest.raises(InputError, match=r"data/relations\.json"):
+        run.read_json("data/relations.json")
+    with pytest.raises(InputError, match=r"nothing.json: not readable \(No such file"):
+        run.read_json("nothing.json")
+
+
+def test_a_damaged_or_missing_table_is_named(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    run.write_bytes("comparison/selected/part-00000.parquet", b"PAR1")
+    with pytest.raises(InputError, match="comparison/selected: no whole table"):
+        run.read_table("comparison/selected")
+    for read in (run.read_table, run.dataset):
+        with pytest.raises(InputError, match="dataset/data: no such table"):
+            read("dataset/data")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "gs://"])
+def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="without a bucket"):
+        RunFolder(uri)
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a file lies there"):
+        RunFolder(str(tmp_path / "file"))

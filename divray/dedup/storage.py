@@ -44,6 +44,8 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             if not slash or host not in ("", "localhost"):
                 raise ValueError("a file's URI has an absolute path after file:// and an optional localhost")
             return pafs.LocalFileSystem(), f"/{unquote(path).rstrip('/')}"
+        if not rest.strip("/"):
+            raise ValueError("a URI without a bucket or a host")
         fs, path = pafs.FileSystem.from_uri(_encoded(uri))
         return fs, path.rstrip("/")
     except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home folder
@@ -59,8 +61,8 @@ def _encoded(uri: str) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error says, short enough for one line; of the system's errors the reason alone."""
-    reason = re.search(r"\[[Ee]rrno \d+\] ([^.:]+)", str(error))
-    return reason[1] if reason else (str(error).splitlines() or [type(error).__name__])[0][:120]
+    reasons = re.findall(r"\[[Ee]rrno \d+\] ([^.:]+)", str(error))
+    return reasons[-1] if reasons else (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def beside(path: str) -> str:

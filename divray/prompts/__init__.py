@@ -11,6 +11,7 @@ from typing import Any
 
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
+from divray.dedup.storage import first_line
 from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.errors import InputError
@@ -62,6 +63,7 @@ def chat_renderer(config: Config) -> Renderer | None:
         return None
     if config.models.llm == "endpoint":  # the server has the template
         return lambda messages: "\n".join(message["content"] for message in messages) + "\n"
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
@@ -75,4 +77,12 @@ def chat_renderer(config: Config) -> Renderer | None:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         return text.removeprefix(bos)
 
+    try:
+        written = render([{"role": "user", "content": "Hello"}])
+    except (TemplateError, TypeError, ValueError) as error:
+        problem = f"the chat template of {config.models.llm} fails ({first_line(error)})"
+        raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or mend the template.") from None
+    if "Hello" not in written:
+        problem = f"the chat template of {config.models.llm} leaves the message out"
+        raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or mend the template.")
     return render
