@@ -250,6 +250,26 @@ def of_another_release(folder):
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "born_in"}, "label2id": {"born_in": 0}}))
 
 
+def with_settings(**changed):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changed))
+
+    return spoil
+
+
+def with_weights_of_nan(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def with_a_word_too_many(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["works"] = 40000
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -262,6 +282,12 @@ def of_another_release(folder):
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no .*safetensors"),
         (lacking_a_weight, "no whole relation extractor .no weights of classifier.weight"),
         (of_another_release, "no whole relation extractor"),
+        (with_weights_of_nan, "no whole relation extractor .*finite"),
+        (with_a_word_too_many, "no whole relation extractor .*tokenizer"),
+        *((with_settings(layer=value), "no whole relation extractor") for value in (99, 0, -1, "3", 1.5, None)),
+        *((with_settings(max_tokens=value), "no whole relation extractor") for value in (0, -5, 513, 96.5, "96", None)),
+        *((with_settings(view_weights=value), "no whole relation extractor") for value in ([1], [1, 1, 1, float("nan")], "1111", None)),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json: no model_type, not a relation extractor"),
     ],
 )
 def test_a_model_that_is_not_whole_is_one_line(saved, tmp_path, spoil, problem):
@@ -407,3 +433,58 @@ def test_predict_takes_a_byte_order_mark_and_every_form_of_a_span(saved, tmp_pat
     assert predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")) == 2
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert found[0]["probability"] == found[1]["probability"] and {row["relation"] for row in found} == {"born_in"}
+
+
+def test_the_threshold_compares_the_probability_that_is_written(saved, tmp_path):
+    source = lines(tmp_path / "in.jsonl", [{"text": "[Tom Becker] and {Rome}"}])
+    written, bar = [], 0.0
+    for above in (0.0, 0.0, 1e-9):
+        predict(str(saved), source, str(tmp_path / "out.jsonl"), threshold=bar + above)
+        written.append(json.loads((tmp_path / "out.jsonl").read_text()))
+        bar = written[0]["probability"]
+    assert 0.5 <= bar < 0.95 and bar == round(bar, 4)
+    assert [row["relation"] for row in written] == [written[0]["relation"]] * 2 + [None]
+
+
+@pytest.mark.parametrize("value", ["1e400", "NaN", "-Infinity", '{"a": [1, -1e999]}'])
+def test_predict_refuses_numbers_that_are_none(saved, tmp_path, value):
+    (tmp_path / "in.jsonl").write_text(f'{{"text": "{MARKED}", "x": {value}}}')
+    with pytest.raises(InputError, match="row 1: JSON has neither NaN nor infinity"):
+        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    if value == "NaN":
+        assert predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.parquet")) == 1
+    else:
+        with pytest.raises(InputError, match="row 1: a number is infinite or too large"):
+            predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.parquet"))
+
+
+def test_a_class_label_keeps_its_names_under_its_new_name(saved, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = {name: {"names": [f"{name}-0", f"{name}-1"], "_type": "ClassLabel"} for name in ("relation", "probability", "kind")}
+    metadata = {"huggingface": json.dumps({"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, **labels}}})}
+    table = pa.table({"text": [MARKED, MARKED], "relation": [1, None], "probability": [0, 1], "kind": [-1, 0]})
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "in.parquet")
+    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    features = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"huggingface"])["info"]["features"]
+    assert list(features) == ["text", "given_relation", "given_probability", "kind"] and features["given_relation"] == labels["relation"]
+    assert pq.read_table(tmp_path / "out.parquet")["given_relation"].to_pylist() == [1, None]
+    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.jsonl"))
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["given_relation"], row["given_probability"], row["kind"]) for row in found] == [
+        ("relation-1", "probability-0", -1),
+        (None, "probability-1", "kind-0"),
+    ]
+
+
+def test_pandas_reads_a_column_that_got_another_name(saved, tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"text": [MARKED], "relation": pd.array([1], "Int64"), "probability": pd.array([True], "boolean")})
+    frame.set_index("relation").to_parquet(tmp_path / "in.parquet")
+    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert (
+        found.index.name == "given_relation" and found["given_probability"].dtype == "boolean" and found["relation"].tolist() == ["born_in"]
+    )

@@ -58,7 +58,7 @@ class RelationExtractorConfig(PreTrainedConfig):
         encoder: dict[str, Any] | None = None,
         labels: Sequence[str] | None = None,
         layer: int = -1,
-        view_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        view_weights: Sequence[float] = (),
         max_tokens: int = 96,
         tuned: bool = False,
         scale: float = 1.0,
@@ -184,12 +184,12 @@ class RelationExtractor(PreTrainedModel):
     def classify(self, features: np.ndarray, tuned: np.ndarray | None = None) -> Predictions:
         """Labels and probabilities of :meth:`features`, with :meth:`tuned_scores` added where given.
 
-        Rounded to 4 decimals, since a sentence's batch may move the last bits.
+        Rounded to 4 decimals, since a sentence's batch may move the last bits; as float64, so that what is compared is what is written.
         """
         logits = self.classifier(torch.from_numpy(features).to(self.device)).float().cpu()
         if tuned is not None:
             logits = logits + torch.from_numpy(tuned)
-        probabilities = logits.softmax(-1).numpy().round(4)
+        probabilities = logits.softmax(-1).numpy().round(4).astype(np.float64).round(4)
         return Predictions([self.config.labels[i] for i in probabilities.argmax(1)], probabilities)
 
     def _batched(self, function: Any, encoded: Sequence[Encoded], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
@@ -204,6 +204,20 @@ class RelationExtractor(PreTrainedModel):
         with precision(self.device):
             parts = [function(self.collate([encoded[row] for row in rows])).float().cpu().numpy() for rows in batches]
         return np.asarray(np.concatenate(parts)[np.argsort(order)])
+
+    def _check(self) -> None:
+        """Raise an error of any kind where settings, weights and tokenizer do not fit together, by a sentence of the greatest length."""
+        assert self.tokenizer is not None
+        own, encoder, words = self.config, self.encoder.config, self.encoder.get_input_embeddings().num_embeddings
+        if not all(bool(weight.isfinite().all()) for weight in self.parameters()):
+            raise ValueError("weights that are no finite numbers")
+        if max(self.tokenizer.get_vocab().values()) >= words:
+            raise ValueError(f"a tokenizer of more words than the encoder's {words}")
+        if not (1 <= own.layer <= encoder.num_hidden_layers and 1 <= own.max_tokens <= getattr(encoder, "max_position_embeddings", 2**20)):
+            raise ValueError(f"layer {own.layer}, max_tokens {own.max_tokens}")
+        found = self.predict([Example("a b" + " c" * own.max_tokens, (0, 1), (2, 3), "")])
+        if not np.isfinite(found.probabilities).all():
+            raise ValueError("probabilities that are no finite numbers")
 
     def save(self, folder: str | Path) -> None:
         """Write safetensors, configuration with labels, and tokenizer, everything :meth:`load` needs."""
@@ -226,6 +240,7 @@ class RelationExtractor(PreTrainedModel):
                 model.tokenizer = AutoTokenizer.from_pretrained(folder)
             if missing := sorted(loaded[1]["missing_keys"]):
                 raise ValueError(f"no weights of {missing[0]}")
+            model._check()
         except Exception as error:  # of transformers, tokenizers and safetensors
             problem = f"no whole relation extractor ({(str(error).splitlines() or [type(error).__name__])[0]})"
             raise InputError(reference, "", problem, "Give the whole `model` folder of a run of this release.") from error

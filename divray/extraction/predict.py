@@ -12,7 +12,7 @@ import json
 import posixpath
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -70,7 +70,8 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     check_model(model, "model", "")
     facts = facts_of(model, "", "model")
     if facts and facts.kind != "divray-relation-extractor":
-        raise InputError(model, "config.json", f"a {facts.kind} model, not a relation extractor", "Give the `model` folder of a run.")
+        kind = f"a {facts.kind} model" if facts.kind else "no model_type"
+        raise InputError(model, "config.json", f"{kind}, not a relation extractor", "Give the `model` folder of a run.")
     for path in (source, target):
         open_uri(path)
         if not path.endswith((".jsonl", ".parquet")):
@@ -104,8 +105,10 @@ def _checked(source: str, target: str) -> pa.Schema | None:
         if isinstance(batch, pa.Table):
             schema = batch.schema
             names |= set(schema.names)
-            if not to_parquet:
-                _check_json(batch, source, total)
+            for field in () if to_parquet else schema:
+                if not _in_json(field.type):
+                    mend = "Write a .parquet file, or turn the column into text."
+                    raise InputError(source, field.name, f"JSON has no {field.type}", mend)
         else:
             own = dict.fromkeys(name for row in batch for name in row)
             names |= own.keys()
@@ -113,6 +116,8 @@ def _checked(source: str, target: str) -> pa.Schema | None:
                 with _one_type(name, source, total, batch):
                     both = types.get(name, pa.null()), pa.array([row.get(name) for row in batch]).type
                     types[name] = pa.unify_schemas([pa.schema({name: kind}) for kind in both], promote_options="permissive")[0].type
+        if isinstance(batch, list) or not to_parquet:
+            _check_numbers(_plain(batch, source, total), source, total, to_parquet)
         total += len(batch)
     if not total:
         raise InputError(source, "", "no rows", "Give at least one sentence.")
@@ -156,15 +161,19 @@ def _one_type(name: str, source: str, before: int, rows: list[Row]) -> Iterator[
         raise InputError(source, place, problem, "Mend them, or write a .jsonl file.") from None
 
 
-def _check_json(table: pa.Table, source: str, before: int) -> None:
-    for field in table.schema:
-        if not _in_json(field.type):
-            raise InputError(source, field.name, f"JSON has no {field.type}", "Write a .parquet file, or turn the column into text.")
-    for number, row in enumerate(_plain(table, source, before), before + 1):
+def _check_numbers(rows: list[Row], source: str, before: int, to_parquet: bool) -> None:
+    """Refuse NaN and infinity in JSON; on the way from JSON to Parquet infinity alone, which a number that is too large is read as."""
+    for number, row in enumerate(rows, before + 1):
         try:
             json.dumps(row, allow_nan=False)
         except ValueError:
-            raise InputError(source, f"row {number}", "JSON has neither NaN nor infinity", "Write a .parquet file, or give null.") from None
+            odd: list[str] = []
+            json.loads(json.dumps(row), parse_constant=odd.append)
+            if not to_parquet:
+                mend = "Write a .parquet file, or give null."
+                raise InputError(source, f"row {number}", "JSON has neither NaN nor infinity", mend) from None
+            if set(odd) != {"NaN"}:
+                raise InputError(source, f"row {number}", "a number is infinite or too large", "Give a smaller one, or null.") from None
 
 
 def _in_json(kind: pa.DataType) -> bool:
@@ -205,14 +214,27 @@ def _read(source: str) -> Iterator[Batch]:
 
 
 def _plain(batch: Batch, source: str, before: int) -> list[Row]:
-    """Python values of the rows."""
+    """Python values of the rows, in which the names of a ``ClassLabel`` stand for its numbers."""
     if isinstance(batch, list):
         return batch
     try:
         rows: list[Row] = batch.to_pylist()
     except UnicodeDecodeError:
         raise InputError(source, f"rows {before + 1} to {before + len(batch)}", "invalid UTF-8", "Save the data as UTF-8.") from None
+    for name, labels in _class_names(batch.schema).items():
+        for row in rows:
+            if isinstance(row.get(name), int) and 0 <= row[name] < len(labels):
+                row[name] = labels[row[name]]
     return rows
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of each ``ClassLabel`` column."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(map(str, one["names"])) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _examples(batch: Batch, source: str, before: int) -> Iterator[Example]:
@@ -245,7 +267,16 @@ def _example(row: Row, place: str, error: Callable[[str, str, str], InputError])
 
 
 def _answered(table: pa.Table, labels: Iterable[str | None], probabilities: Iterable[float]) -> pa.Table:
-    metadata = table.schema.metadata
+    metadata = dict(table.schema.metadata or {})
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # what `datasets` and pandas say of a column goes along with its name
+        found = json.loads(metadata[b"huggingface"])
+        found["info"]["features"] = {GIVEN.get(name, name): feature for name, feature in found["info"]["features"].items()}
+        metadata[b"huggingface"] = json.dumps(found)
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        found = json.loads(metadata[b"pandas"])
+        found["columns"] = [{**one, **{key: GIVEN.get(one[key], one[key]) for key in ("name", "field_name")}} for one in found["columns"]]
+        found["index_columns"] = [GIVEN.get(str(one), one) for one in found["index_columns"]]
+        metadata[b"pandas"] = json.dumps(found)
     table = table.rename_columns([GIVEN.get(name, name) for name in table.column_names])
     table = table.append_column("relation", pa.array(labels, pa.string()))
     return table.append_column("probability", pa.array(probabilities, pa.float64())).replace_schema_metadata(metadata)
