@@ -205,7 +205,7 @@ class RelationExtractor(PreTrainedModel):
             parts = [function(self.collate([encoded[row] for row in rows])).float().cpu().numpy() for rows in batches]
         return np.asarray(np.concatenate(parts)[np.argsort(order)])
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise an error of any kind where settings, weights and tokenizer do not fit together, by a sentence of the greatest length."""
         assert self.tokenizer is not None
         own, encoder, words = self.config, self.encoder.config, self.encoder.get_input_embeddings().num_embeddings
@@ -240,7 +240,7 @@ class RelationExtractor(PreTrainedModel):
                 model.tokenizer = AutoTokenizer.from_pretrained(folder)
             if missing := sorted(loaded[1]["missing_keys"]):
                 raise ValueError(f"no weights of {missing[0]}")
-            model._check()
+            model.check()
         except Exception as error:  # of transformers, tokenizers and safetensors
             problem = f"no whole relation extractor ({(str(error).splitlines() or [type(error).__name__])[0]})"
             raise InputError(reference, "", problem, "Give the whole `model` folder of a run of this release.") from error
