@@ -20,7 +20,7 @@ from divray.engines.complete import complete
 from divray.errors import InputError
 from divray.explain import explain
 from divray.export import export
-from divray.extraction import external
+from divray.extraction.answers import take_in
 from divray.locks import locked
 from divray.pipeline import check, describe, due_rounds, held, retry, run_all, run_stage, undo
 from divray.prompts import run as prompt
@@ -76,7 +76,7 @@ def stage(arguments: Namespace) -> None:
         if twice := [name for name, number in Counter(map(os.path.basename, files)).items() if number > 1]:
             raise InputError("command line", "--predictions", f"two files are called {twice[0]}", "Rename one.")
         for file in files:
-            missing = external.take_in(run, file)
+            missing = take_in(run, file)
             console.log(f"{file}: {missing} test sentences have no answer" if missing else f"{file}: every test sentence has an answer")
         for round_ in due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
             undo(config, run, stage, round_)

@@ -254,7 +254,7 @@ def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
         context=context,
         generates=generates and not config.get("is_encoder_decoder"),
         template=bool(tokenizer.get("chat_template")) or any(name.startswith("chat_template") for name in names),
-        kind=str(config.get("model_type") or "nameless"),
+        kind=str(config.get("model_type") or ""),
     )
 
 

@@ -56,7 +56,7 @@ _ALL = (
     Stage("prepare", "divray.datasets.stage", "Read relations, seed and test examples into the run folder."),
     Stage("prompt", "divray.prompts", "Write the round's request rows.", rounds=True, unit="steps"),
     Stage("sample", "divray.sampling", "Let the LLM complete the request rows, and parse what it wrote.", "engine", True, "candidates"),
-    Stage("classify", "divray.extraction.llm", "Let the LLM do RE itself on test sentences.", "engine", unit="sentences"),
+    Stage("classify", "divray.extraction.answers", "Let the LLM do RE itself on test sentences.", "engine", unit="sentences"),
     Stage("score", "divray.scoring.stage", "Correctness, near-duplicates and novelty of the samples.", "models", True),
     Stage("mine", "divray.preferences", "Find the preference pairs for the next round's policy.", "tasks", True),
     Stage("align", "divray.alignment", "Train the round's policy on the pairs of the rounds before (DPO).", "training", True, "steps"),

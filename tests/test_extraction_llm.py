@@ -7,7 +7,7 @@ import pytest
 
 from divray.config import parse_config
 from divray.datasets.stage import examples_table
-from divray.extraction import llm
+from divray.extraction import answers as llm
 from divray.relations import Example, Relation, span_problem
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS
@@ -99,7 +99,7 @@ def test_it_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(llm, "complete", complete)
     assert llm.run(config, run) == {"sentences": 40, "answered": 38}
-    asked, answers, shown = llm.answers(config, run)
+    asked, answers, shown = llm.llm_answers(config, run)
     assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 2
     assert [a for i, a in enumerate(answers) if i not in (3, 39)] == ["Cause-Effect(e1,e2)"] * 38
     assert answers[3] is None and answers[39] is None

@@ -1,13 +1,14 @@
 """The ``evaluate`` stage: RE models trained on each set of examples, compared on the human test set.
 
 Every set is trained once a draw of the human examples (``evaluation.draws``), and the draws are the same for all sets, so that
-differences are paired.  Their 95 % intervals are a bootstrap over draws and test sentences.  Predictions are kept under a key
-made of all that they depend on, so that a killed evaluation goes on where it was, and equal sets are trained once.
+differences are paired.  Predictions are kept under a key made of all that they depend on, so that a killed evaluation goes on where
+it was, and equal sets are trained once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 from collections import Counter, defaultdict
@@ -22,8 +23,7 @@ import pyarrow.parquet as pq
 from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.embeddings import Encoder, embedding_column
-from divray.extraction import external
-from divray.extraction.llm import answers as llm_answers
+from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, SELECTED, WEIGHED, draws_of, examples_of, set_of, tuned
 from divray.extraction.training import fit_head, self_labelled, train, training_rows, untrained
@@ -57,8 +57,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` and
     ``draws``, ``false_positives`` (null without negatives), ``examples`` in all, ``k`` (median a relation),
     ``examples_per_relation``, ``scores`` (all scores, one a draw), ``f1_per_relation`` (mean of the draws), ``differences`` to the
-    sets of :data:`COMPARED` (``mean``, ``low``, ``high``) and ``settings`` (encoder, hyperparameters).  Behind them stand the answers
-    of other tools (:mod:`divray.extraction.external`) and the LLM's, without draws or examples.
+    sets of :data:`COMPARED` (:func:`difference`) and ``settings`` (encoder, hyperparameters).  Behind them stand
+    :mod:`divray.extraction.answers`, without draws.
 
     Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
@@ -69,7 +69,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     depends = [[astuple(one) for one in some] for some in (relations, [*test, *negatives])]
     first: dict[str, list[Example]] = {}
     keys: dict[str, list[str]] = defaultdict(list)
-    wanted: dict[str, dict[str, Any]] = {}
+    jobs: dict[str, dict[str, Any]] = {}
     for name, tables in training_sets(run).items():
         for number, draw in enumerate(draws):
             examples, weights = set_of(run, tables, draw, settings)
@@ -77,53 +77,48 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
                 key = _part(examples, weights, *depends, config.models.encoder, asdict(settings))
                 first.setdefault(name, examples)
                 keys[name].append(key)
-                wanted.setdefault(key, {"tables": tables, "draw": number, "target": key})
-    jobs = [job for key, job in wanted.items() if not run.exists(key)]
-    total = len(wanted)
-    tell = on_progress or (lambda done, rows, note: None)
-    embedded = None if run.files(TEST_EMBEDDINGS) else worker(config, gpus=True)(embed_test).remote(config, run.uri)
-    tell(len(wanted) - len(jobs), total, "")
-    for done, _ in enumerate(_trained(config, run, jobs), len(wanted) - len(jobs) + 1):
-        tell(done, total, "")
-    if embedded is not None:
-        ray.get(embedded)
+                jobs.setdefault(key, {"tables": tables, "draw": number, "target": key})
+    due = [job for key, job in jobs.items() if not run.exists(key)]
+    kept = len(jobs) - len(due)
+    embedded = [] if run.files(TEST_EMBEDDINGS) else [worker(config, gpus=True)(embed_test).remote(config, run.uri)]
+    for done, _ in enumerate(itertools.chain([None], _trained(config, run, due)), kept):
+        if on_progress:
+            on_progress(done, len(jobs), "")
+    ray.get(embedded)
 
     labels, gold = [relation.name for relation in relations], [example.relation for example in test]
-    results: dict[str, Any] = {}
-    predictions, answers = [], {}
+    results: dict[str, dict[str, Any]] = {}
+    predictions: list[pa.Table] = []
+    answers: dict[str, Answers] = {}
+
+    def add(name: str, asked: list[Example], said: Answers, sure: Sequence[Any], examples: list[Example], used: Any, **more: Any) -> None:
+        ids, truth = [example.example_id for example in asked], [example.relation for example in asked]
+        for draw, columns in enumerate(zip(said, sure, strict=True)):
+            predictions.append(pa.table([[name] * len(ids), [draw] * len(ids), ids, truth, *columns], schema=PREDICTIONS))
+        results[name] = {**summarise(truth, said, labels, config), **more, **_sizes(examples, labels), "settings": used}
+
     for name, examples in first.items():
         found = [pq.read_table(run.path(key), filesystem=run.fs) for key in keys[name]]
         said = [part["predicted"].to_pylist() for part in found]
         sure = [part["probability"].to_numpy() for part in found]
         alarms = [false_positives(gold, *both, config.task.none_label) for both in zip(said, sure, strict=True) if negatives]
         answers[name] = [some[: len(test)] for some in said]
-        predictions += [_predictions(name, n, test, answers[name][n], sure[n][: len(test)]) for n in range(len(draws))]
-        results[name] = {
-            **summarise(gold, answers[name], labels, config),
-            "draws": list(range(len(draws))),
-            "false_positives": statistics.fmean(alarms) if alarms else None,
-            **_sizes(examples, labels),
-            "settings": {"encoder": config.models.encoder, **asdict(settings)},
-        }
-    for name, found in external.answers(run, test):
-        answers[name] = [found] * len(draws)
-        predictions.append(_predictions(name, 0, test, found, [None] * len(test)))
-        results[name] = {**summarise(gold, [found], labels, config), "draws": [], **_sizes([], labels), "settings": {}}
+        certain = [some[: len(test)] for some in sure]
+        used = {"encoder": config.models.encoder, **asdict(settings)}
+        alarm = statistics.fmean(alarms) if alarms else None
+        add(name, test, answers[name], certain, examples, used, draws=[*range(len(draws))], false_positives=alarm)
+    for name, others in external_answers(run, test):
+        answers[name] = [others] * len(draws)
+        add(name, test, [others], [[None] * len(test)], [], {}, draws=[])
     for name, entry in results.items():
         compared = [other for other in COMPARED if other in answers and other != name]
         entry["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
     if config.evaluation.llm:
         asked, answered, shown = llm_answers(config, run)
-        predictions.append(_predictions("llm", 0, asked, answered, [None] * len(asked)))
-        results["llm"] = {
-            **summarise([example.relation for example in asked], [answered], labels, config),
-            "draws": [],
-            **_sizes(shown, labels),
-            "settings": {"model": config.models.llm, "test": len(asked)},
-        }
+        add("llm", asked, [answered], [[None] * len(asked)], shown, {"model": config.models.llm, "test": len(asked)}, draws=[])
     run.write_table("evaluation/predictions", pa.concat_tables(predictions))
     run.write_json("evaluation.json", results)
-    return {"sets": len(results), "trainings": len(jobs), "kept": len(wanted) - len(jobs), "test": len(test)}
+    return {"sets": len(results), "trainings": len(due), "kept": kept, "test": len(test)}
 
 
 def training_sets(run: RunFolder) -> dict[str, list[str]]:
@@ -186,15 +181,17 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
         return
     trainer: Any = _Trainer
     only_cpus(not task_gpus(config))
-    most = max(AT_ONCE, most_workers(config, gpus=True))
-    trained = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map(
-        trainer,
-        fn_constructor_args=(config, run.uri),
-        num_cpus=config.cluster.worker_cpus,
-        num_gpus=task_gpus(config),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(jobs))),
+    yield from (
+        ray.data.from_items(jobs, override_num_blocks=len(jobs))
+        .map(
+            trainer,
+            fn_constructor_args=(config, run.uri),
+            num_cpus=config.cluster.worker_cpus,
+            num_gpus=task_gpus(config),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(max(AT_ONCE, most_workers(config, gpus=True)), len(jobs))),
+        )
+        .iter_rows()
     )
-    yield from trained.iter_rows()
 
 
 class _Trainer:
@@ -218,9 +215,8 @@ class _Trainer:
             rows = training_rows(labelled[0], self.relations, labelled[1])
             fit_head(self.model, self._encoded(rows.examples), rows, self.described, self.settings)
             found = self.model.classify(self._encoded(self.test))
-        table = pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)})
-        self.run.write_parquet(job["target"], table)
-        return {"target": job["target"]}
+        self.run.write_parquet(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
+        return job
 
     def _encoded(self, examples: Sequence[Example]) -> np.ndarray:
         keys = [(example.text, example.head, example.tail) for example in examples]
@@ -234,11 +230,6 @@ def _part(examples: Sequence[Example], *others: Any) -> str:
     """The file of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
     what = [sorted(astuple(example)[:-1] for example in examples), *others]
     return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}.parquet"
-
-
-def _predictions(name: str, draw: int, test: Sequence[Example], predicted: Sequence[str | None], probability: Sequence[Any]) -> pa.Table:
-    ids, gold = [example.example_id for example in test], [example.relation for example in test]
-    return pa.table([[name] * len(test), [draw] * len(test), ids, gold, predicted, probability], schema=PREDICTIONS)
 
 
 def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""The ``classify`` stage: the LLM as its own RE model, one prompt a test sentence, the completion constrained to the labels.
+"""Answers on the test set that are no trained RE model's: the LLM's own (the ``classify`` stage), and other tools'.
 
-What the test sentences share stands first and the sentence last, so that the engine's prefix cache
-computes the task, the labels and the demonstrations once.
+The LLM gets one prompt a test sentence, its completion constrained to the labels.  What the sentences share stands first, so that the
+engine's prefix cache computes the task, the labels and the demonstrations once.  ``divray evaluate RUN --force --predictions FILE``
+takes another tool's answers in, such as GLiNER's, an API's or a rule system's: JSONL with the ``id`` of a test sentence and its
+``relation``, null for none.  Other fields are not looked at, so that what ``divray predict`` writes of the test file will do.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from divray.config import Config
+from divray.datasets.own import IDS, Source
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.engines.complete import complete
 from divray.prompts import chat_renderer, rows_per_file
@@ -23,8 +27,9 @@ from divray.relations import Example, Relation, render_marked
 from divray.run_folder import TEST, RunFolder
 from divray.schemas import PROMPTS
 from divray.stages import Progress
+from divray.textfiles import json_lines, read_bytes
 
-REQUESTS, COMPLETIONS = "evaluation/llm/prompts", "evaluation/llm/completions"
+REQUESTS, COMPLETIONS, EXTERNAL = "evaluation/llm/prompts", "evaluation/llm/completions", "evaluation/external"
 PREFIX_CHARACTERS, SENTENCE_CHARACTERS = 2000, 600
 """Of the part that all prompts share (500 to 700 tokens, so that a small model's context is not spent), and of the sentence."""
 
@@ -43,10 +48,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             run.delete(stale)
         run.write_table(REQUESTS, table, rows_per_file(table.num_rows))
     complete(config, run, source=REQUESTS, target=COMPLETIONS, model=config.models.llm, greedy=True, on_progress=on_progress)
-    return {"sentences": len(asked), "answered": sum(label is not None for label in answers(config, run)[1])}
+    return {"sentences": len(asked), "answered": sum(label is not None for label in llm_answers(config, run)[1])}
 
 
-def answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
+def llm_answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
     """The sentences that were asked about, in order of the test set; the label of each, ``None`` where the engine gave none; and the
     demonstrations shown."""
     asked, shown = _sentences(config, run)
@@ -133,3 +138,30 @@ def _shortened(example: Example) -> Example:
     right = text.find(" ", last + margin)
     head, tail = ((start - left, end - left) for start, end in (example.head, example.tail))
     return replace(example, text=text[left : right if right >= 0 else None], head=head, tail=tail)
+
+
+def take_in(run: RunFolder, file: str) -> int:
+    """Keep the answers of a file in the run, in place of an earlier file's of this name; returns how many test sentences have none.
+
+    Raises:
+        InputError: A line is no JSON object, its id is that of no test sentence or stands there twice, or its relation is no label.
+    """
+    source = Source(Path(file), {relation.name for relation in read_relations(run)})
+    known, found = set(run.read_table(TEST)["example_id"].to_pylist()), {}
+    for number, row in json_lines(read_bytes(source.path).split(b"\n"), file):
+        place = f"line {number}"
+        given = next((row[name] for name in IDS if row.get(name) is not None), None)
+        name = source.identity(place, given, "")
+        if (full := f"test:{name}") not in known:
+            raise source.error(f"{place}, id", f"{given!r} is the id of no test sentence", "Give the ids of the test file.")
+        found[full] = None if row.get("relation") is None else source.label(place, row["relation"])
+    table = pa.table({"example_id": [*found], "predicted": pa.array(found.values(), pa.string())})
+    run.write_table(f"{EXTERNAL}/{source.path.name}", table)
+    return len(known - found.keys())
+
+
+def external_answers(run: RunFolder, test: Sequence[Example]) -> Iterator[tuple[str, list[str | None]]]:
+    """Name and labels, in order of the test set, of each file that was taken in; ``None`` where it had none."""
+    for name in sorted({file.split("/")[2] for file in run.files(EXTERNAL, ".parquet")}):
+        found = {row["example_id"]: row["predicted"] for row in run.read_table(f"{EXTERNAL}/{name}").to_pylist()}
+        yield name, [found.get(example.example_id) for example in test]
