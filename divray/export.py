@@ -25,11 +25,8 @@ _TOKEN = re.compile(
 def export(run_uri: str, target: str, every: bool = False) -> int:
     """Write the selected samples of a run as one file, or ``every`` accepted one; returns how many.
 
-    ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens
-    and token positions (inclusive ends).
-
-    Raises:
-        InputError: The run has no data set yet, or the ending is unknown.
+    ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens and their positions
+    (inclusive ends).  :class:`InputError`: the run has no data set yet, or the ending is unknown.
     """
     run = RunFolder(run_uri)
     if not run.files("dataset/data", ".parquet"):

@@ -27,9 +27,8 @@ from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.spans import Batch, Encoded, by_order, collate, encode_spans, means
 
-BATCH_TOKENS = 4096
-NGRAMS = 2048
-"""Columns of the hashed n-grams."""
+BATCH_TOKENS, NGRAMS = 4096, 2048
+"""Tokens of a batch, at most; columns of the hashed n-grams."""
 SPAN_BLOCKS = 7
 """Head, tail, between (two places), all words outside of the entities, the same in the last layer, and between in the last layer."""
 TUNED_BLOCKS = 4
@@ -46,7 +45,6 @@ class RelationExtractorConfig(PreTrainedConfig):
         labels: Relation names in the order of the classifier's outputs.
         layer: Hidden state of the spans; 0 is that of the embeddings.
         view_weights: Of head and tail, all words outside of the two, the same in the last layer, and the n-grams; between has 1.
-        max_tokens: Most tokens of a sentence.
         tuned: There is a tuned network of ``layer`` layers beside the frozen encoder.
         scale: Of the discriminant's scores, by which they became the classifier's.
     """
@@ -115,27 +113,6 @@ class RelationExtractor(PreTrainedModel):
         self.tuned = TunedNetwork(config) if config.tuned else None
         self.post_init()
 
-    @classmethod
-    def on_encoder(
-        cls, reference: str, labels: Sequence[str], depth: float, view_weights: Sequence[float], max_tokens: int, tuned: bool = False
-    ) -> RelationExtractor:
-        """The pretrained encoder of a ``reference`` (:func:`divray.models.local_model`), and classifiers still to be fitted.
-
-        ``depth`` is that of the spans' layer, as a share of all, in (0, 1]; ``max_tokens`` are fewer where the encoder takes fewer;
-        a ``tuned`` network starts from the encoder's own weights.  For the rest see :class:`RelationExtractorConfig`.
-        """
-        folder = local_model(reference)
-        values = AutoConfig.from_pretrained(folder)
-        layer = max(1, round(depth * values.num_hidden_layers))
-        max_tokens = min(max_tokens, getattr(values, "max_position_embeddings", max_tokens))
-        model = cls(RelationExtractorConfig(values.to_dict(), labels, layer, view_weights, max_tokens, tuned))
-        with _quietly():
-            model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
-            model.tokenizer = AutoTokenizer.from_pretrained(folder)
-            if model.tuned is not None:
-                model.tuned.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=layer)
-        return model
-
     def pool(self, batch: Batch) -> Tensor:
         """The spans' features (rows, SPAN_BLOCKS * width) of a batch."""
         states = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
@@ -154,11 +131,11 @@ class RelationExtractor(PreTrainedModel):
         return collate(encoded, getattr(self.tokenizer, "pad_token_id", None) or 0, self.device)
 
     @torch.inference_mode()
-    def features(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+    def features(self, examples: Sequence[Example]) -> np.ndarray:
         """The classifier's inputs, float32 (rows, NGRAMS + SPAN_BLOCKS * width); the last ``width`` columns are :meth:`described`'s."""
         encoded = self.encode(examples)
         hashed = normalize(FeatureHasher(NGRAMS, input_type="string").transform(map(_ngrams, encoded)))
-        spans = self._batched(self.pool, encoded, batch_tokens)
+        spans = self._batched(self.pool, encoded)
         return np.concatenate([self.config.view_weights[-1] * hashed.toarray().astype(np.float32), spans], axis=1)
 
     @torch.inference_mode()
@@ -167,18 +144,18 @@ class RelationExtractor(PreTrainedModel):
         words = [Example(relation.description or "?", (0, 0), (0, 0), "") for relation in relations]
         return self._batched(lambda batch: means(self.encoder(batch.ids, batch.mask).last_hidden_state, batch)[:, -1], self.encode(words))
 
-    def predict(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> Predictions:
+    def predict(self, examples: Sequence[Example]) -> Predictions:
         """Classify examples (their own ``relation`` is not looked at)."""
         if not examples:
             return Predictions([], np.zeros((0, len(self.config.labels))))
-        return self.classify(self.features(examples, batch_tokens), self.tuned_scores(examples, batch_tokens))
+        return self.classify(self.features(examples), self.tuned_scores(examples))
 
     @torch.inference_mode()
-    def tuned_scores(self, examples: Sequence[Example], batch_tokens: int = BATCH_TOKENS) -> np.ndarray | None:
+    def tuned_scores(self, examples: Sequence[Example]) -> np.ndarray | None:
         """Scores (rows, labels) of the tuned network, where there is one."""
         if (tuned := self.tuned) is None:
             return None
-        return self._batched(lambda batch: tuned.classifier(tuned.pool(batch)), self.encode(examples), batch_tokens)
+        return self._batched(lambda batch: tuned.classifier(tuned.pool(batch)), self.encode(examples))
 
     @torch.inference_mode()
     def classify(self, features: np.ndarray, tuned: np.ndarray | None = None) -> Predictions:
@@ -192,13 +169,13 @@ class RelationExtractor(PreTrainedModel):
         probabilities = logits.softmax(-1).numpy().round(4).astype(np.float64).round(4)
         return Predictions([self.config.labels[i] for i in probabilities.argmax(1)], probabilities)
 
-    def _batched(self, function: Any, encoded: Sequence[Encoded], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+    def _batched(self, function: Any, encoded: Sequence[Encoded]) -> np.ndarray:
         """``function`` of batches of like length, float32 (rows, columns); at least one row."""
         self.eval()
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].ids))
         batches: list[list[int]] = [[]]
         for row in order:
-            if batches[-1] and len(encoded[row].ids) * (len(batches[-1]) + 1) > batch_tokens:
+            if batches[-1] and len(encoded[row].ids) * (len(batches[-1]) + 1) > BATCH_TOKENS:
                 batches.append([])
             batches[-1].append(row)
         with precision(self.device):
@@ -227,14 +204,10 @@ class RelationExtractor(PreTrainedModel):
 
     @classmethod
     def load(cls, reference: str) -> RelationExtractor:
-        """Read a saved model from a local folder or a URI.
-
-        Raises:
-            InputError: A file or a weight is missing, or of another release.
-        """
+        """Read a saved model from a local folder or a URI; :class:`InputError` where it is not whole or of another release."""
         folder = local_model(reference)
         try:
-            with _quietly():
+            with quietly():
                 loaded: Any = cls.from_pretrained(folder, output_loading_info=True)
                 model: RelationExtractor = loaded[0]
                 model.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -254,7 +227,7 @@ def precision(device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep transformers' bars and remarks on loading off the terminal."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

@@ -78,14 +78,13 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
             raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
     schema = _checked(source, target)
 
-    done = 0
     with _writer(target, schema) as write:
         extractor: RelationExtractor = importlib.import_module("divray.extraction.model").RelationExtractor.load(model)  # brings torch
-        for batch in _read(source):
-            found = extractor.predict(list(_examples(batch, source, done)))
+        for before, batch in _read(source):
+            found = extractor.predict(list(_examples(batch, source, before)))
             certain = found.probabilities.max(axis=1).tolist()
             write(batch, [label if sure >= threshold else None for label, sure in zip(found.labels, certain, strict=True)], certain)
-            done += len(batch)
+            done = before + len(batch)
             if on_progress:
                 on_progress(done)
     return done
@@ -98,10 +97,9 @@ def _checked(source: str, target: str) -> pa.Schema | None:
     """Check every row of ``source``, and that ``target`` can hold it; returns the schema of the result where that is Parquet."""
     names: set[str] = set()
     types: dict[str, pa.DataType] = {}
-    schema, total, to_parquet = None, 0, target.endswith(".parquet")
-    for batch in _read(source):
-        for _ in _examples(batch, source, total):
-            pass
+    schema, to_parquet = None, target.endswith(".parquet")
+    for before, batch in _read(source):
+        list(_examples(batch, source, before))
         if isinstance(batch, pa.Table):
             schema = batch.schema
             names |= set(schema.names)
@@ -113,24 +111,20 @@ def _checked(source: str, target: str) -> pa.Schema | None:
             own = dict.fromkeys(name for row in batch for name in row)
             names |= own.keys()
             for name in own if to_parquet else ():  # make each column's type hold these values, too
-                with _one_type(name, source, total, batch):
+                with _one_type(name, source, before, batch):
                     both = types.get(name, pa.null()), pa.array([row.get(name) for row in batch]).type
                     types[name] = pa.unify_schemas([pa.schema({name: kind}) for kind in both], promote_options="permissive")[0].type
         if isinstance(batch, list) or not to_parquet:
-            _check_numbers(_plain(batch, source, total), source, total, to_parquet)
-        total += len(batch)
-    if not total:
-        raise InputError(source, "", "no rows", "Give at least one sentence.")
+            _check_numbers(batch, source, before, to_parquet)
     for name, given in GIVEN.items():
         if {name, given} <= names:
             raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
     if not to_parquet:
         return None
     if schema is None:
-        schema, total = pa.schema(types.items()), 0
-        for batch in _read(source):
-            _as_table(batch, schema, source, total)
-            total += len(batch)
+        schema = pa.schema(types.items())
+        for before, batch in _read(source):
+            _as_table(batch, schema, source, before)
     try:
         sink = pa.BufferOutputStream()
         pq.write_table(_answered(schema.empty_table(), [], []), sink)
@@ -161,19 +155,19 @@ def _one_type(name: str, source: str, before: int, rows: list[Row]) -> Iterator[
         raise InputError(source, place, problem, "Mend them, or write a .jsonl file.") from None
 
 
-def _check_numbers(rows: list[Row], source: str, before: int, to_parquet: bool) -> None:
+def _check_numbers(batch: Batch, source: str, before: int, to_parquet: bool) -> None:
     """Refuse NaN and infinity in JSON; on the way from JSON to Parquet infinity alone, which a number that is too large is read as."""
-    for number, row in enumerate(rows, before + 1):
+    for number, row in enumerate(_plain(batch, source, before), before + 1):
         try:
             json.dumps(row, allow_nan=False)
         except ValueError:
             odd: list[str] = []
             json.loads(json.dumps(row), parse_constant=odd.append)
-            if not to_parquet:
-                mend = "Write a .parquet file, or give null."
-                raise InputError(source, f"row {number}", "JSON has neither NaN nor infinity", mend) from None
-            if set(odd) != {"NaN"}:
-                raise InputError(source, f"row {number}", "a number is infinite or too large", "Give a smaller one, or null.") from None
+            problem, mend = "JSON has neither NaN nor infinity", "Write a .parquet file, or give null."
+            if to_parquet:
+                problem, mend = "a number is infinite or too large", "Give a smaller one, or null."
+            if not to_parquet or set(odd) != {"NaN"}:
+                raise InputError(source, f"row {number}", problem, mend) from None
 
 
 def _in_json(kind: pa.DataType) -> bool:
@@ -191,16 +185,27 @@ def _in_json(kind: pa.DataType) -> bool:
 # rows -------------------------------------------------------------------------------------------
 
 
-def _read(source: str) -> Iterator[Batch]:
+def _read(source: str) -> Iterator[tuple[int, Batch]]:
+    """Batches of the file, each behind the number of rows before it."""
     filesystem, path = open_uri(source)
     if filesystem.get_file_info(path).type != pafs.FileType.File:
         raise InputError(source, "", "no such file", "Give the path of the sentences.")
-    if source.endswith(".jsonl"):
-        with io.BufferedReader(filesystem.open_input_stream(path)) as lines:
-            rows = (row for _, row in json_lines(lines, source))
-            while batch := list(islice(rows, BATCH)):
-                yield batch
-        return
+    done = 0
+    for batch in _jsonl(filesystem, path, source) if source.endswith(".jsonl") else _parquet(filesystem, path, source):
+        yield done, batch
+        done += len(batch)
+    if not done:
+        raise InputError(source, "", "no rows", "Give at least one sentence.")
+
+
+def _jsonl(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[list[Row]]:
+    with io.BufferedReader(filesystem.open_input_stream(path)) as lines:
+        rows = (row for _, row in json_lines(lines, source))
+        while batch := list(islice(rows, BATCH)):
+            yield batch
+
+
+def _parquet(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[pa.Table]:
     try:
         with filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)

@@ -17,8 +17,10 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from divray.extraction.model import RelationExtractor, precision
+from divray.extraction.model import RelationExtractor, RelationExtractorConfig, precision, quietly
+from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
 
@@ -108,10 +110,8 @@ def train(
     ``""`` are unlabelled (:func:`self_labelled`).
 
     The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
-    :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.
-
-    Raises:
-        ValueError: No examples, or one with a relation that is no label.
+    :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.  For the errors
+    see :func:`training_rows`.
     """
     order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
     examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
@@ -140,8 +140,8 @@ def self_labelled(
     It labels them; of each label the :data:`SUREST` stay, for each example that the label has, with ``generated_weight``.  ``encoded``
     gives the features of examples.
     """
-    known = [place for place, example in enumerate(examples) if example.relation]
-    kept, counts = [examples[place] for place in known], [weights[place] for place in known]
+    labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
+    kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
     unlabelled = [example for example in examples if not example.relation]
     if not unlabelled:
         return kept, counts
@@ -159,10 +159,19 @@ def self_labelled(
 
 
 def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparameters) -> RelationExtractor:
-    """The encoder of a model that :func:`fit_head` completes."""
+    """A pretrained encoder, a tuned network that starts from its weights where there are ``epochs``, and classifiers still to be fitted."""
+    folder = local_model(encoder)
+    values = AutoConfig.from_pretrained(folder)
+    layer = max(1, round(config.depth * values.num_hidden_layers))
     views = (config.entity_weight, config.words_weight, config.last_weight, NGRAM_WEIGHT)
+    max_tokens = min(MAX_TOKENS, getattr(values, "max_position_embeddings", MAX_TOKENS))
     labels = [relation.name for relation in relations]
-    model = RelationExtractor.on_encoder(encoder, labels, config.depth, views, MAX_TOKENS, bool(config.epochs))
+    model = RelationExtractor(RelationExtractorConfig(values.to_dict(), labels, layer, views, max_tokens, bool(config.epochs)))
+    with quietly():
+        model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model.tokenizer = AutoTokenizer.from_pretrained(folder)
+        if model.tuned is not None:
+            model.tuned.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=layer)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
 
@@ -212,8 +221,7 @@ def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, describe
 def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
     """A fold for each row: each label's examples shared out evenly in ``order``, and each mirrored row in the fold of its example."""
     count = int(rows.origin.max()) + 1
-    order = np.arange(count) if order is None else order
-    fold = np.zeros(count, np.int64)
+    order, fold = np.arange(count) if order is None else order, np.zeros(count, np.int64)
     for label in np.unique(rows.targets[:count]):
         own = order[rows.targets[order] == label]
         fold[own] = np.arange(len(own)) % FOLDS
