@@ -143,8 +143,7 @@ def _shortened(example: Example) -> Example:
 def take_in(run: RunFolder, file: str) -> int:
     """Keep the answers of a file in the run, in place of an earlier file's of this name; returns how many test sentences have none.
 
-    Raises:
-        InputError: A line is no JSON object, its id is that of no test sentence or stands there twice, or its relation is no label.
+    :class:`InputError`: an id is that of no test sentence or stands there twice, or a relation is no label.
     """
     source = Source(Path(file), {relation.name for relation in read_relations(run)})
     known, found = set(run.read_table(TEST)["example_id"].to_pylist()), {}

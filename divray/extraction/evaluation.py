@@ -137,10 +137,7 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
 
 
 def summarise(gold: Sequence[str], answers: Answers, labels: Sequence[str], config: Config) -> dict[str, Any]:
-    """The main score's mean and spread, and all scores, of one training set.
-
-    ``gold`` are the true labels, ``labels`` all of the task.
-    """
+    """The main score's mean and spread, and all scores, of one training set; ``labels`` are all of the task."""
     metric = config.task.metric
     scores = [score(gold, answer, labels, config.task.none_label, metric) for answer in answers]
     mains = [main_score(values, metric) for values in scores]
@@ -156,10 +153,8 @@ def summarise(gold: Sequence[str], answers: Answers, labels: Sequence[str], conf
 
 
 def difference(gold: Sequence[str], answers: Answers, others: Answers, labels: Sequence[str], config: Config) -> dict[str, float]:
-    """Mean paired difference of the main score, and its 95 % interval by a bootstrap over draws and test sentences.
-
-    ``others`` are the answers of the set compared with, in the same draws.
-    """
+    """Mean paired difference of the main score to ``others`` in the same draws, and its 95 % interval (``low``, ``high``) by a bootstrap
+    over draws and test sentences."""
     score_of = Resampled(gold, labels, config.task.none_label, config.task.metric)
     pairs = [(score_of.numbered(one), score_of.numbered(other)) for one, other in zip(answers, others, strict=True)]
 

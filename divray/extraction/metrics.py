@@ -23,16 +23,13 @@ _DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
 def score(
     gold: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str], none_label: str | None = None, metric: Metric = "micro"
 ) -> dict[str, Any]:
-    """Compare ``n`` predictions with the truth.
-
-    ``labels`` are all labels of the task, ``none_label`` included; a prediction outside them is wrong.  ``predicted`` is ``None``
-    where there is none.  The metric ``semeval`` adds the key of that name (:func:`semeval_scores`).
+    """Compare ``n`` predictions with the truth; ``labels`` are all of the task, ``none_label`` included.
 
     Returns:
         ``n``, ``missing`` and ``unknown`` (predictions that are ``None`` or not among ``labels``),
         ``accuracy``, ``per_relation`` (label -> ``precision, recall, f1, correct, predicted, gold``), and
-        ``micro`` and ``macro`` (``precision, recall, f1``).  Micro pools the relations' counts and
-        ``unknown``; macro is the plain mean over the relations that ``gold`` holds.
+        ``micro`` and ``macro`` (``precision, recall, f1``), and for the metric ``semeval`` :func:`semeval_scores`.
+        Micro pools the relations' counts and ``unknown``; macro is the plain mean over the relations that ``gold`` holds.
 
     Raises:
         ValueError: The two differ in length, or a true label is not among ``labels``.
@@ -60,12 +57,9 @@ def score(
 def semeval_scores(gold: Sequence[str], predicted: Sequence[str | None], other: str = "Other") -> dict[str, Any]:
     """The three tables of the official scorer 1.2 of SemEval-2010 Task 8 (Hendrickx et al. 2010).
 
-    Only the relations that ``gold`` holds are classes; ``other`` is left out; missing predictions count
-    as ``other``.
-
-    Returns:
-        ``directed`` ((2·9+1)-way), ``undirected`` ((9+1)-way without direction) and ``official``
-        ((9+1)-way: right only in the right direction); each ``micro``, ``macro`` and ``per_relation``.
+    Only the relations that ``gold`` holds are classes; ``other`` is left out.  Returns ``directed`` ((2·9+1)-way), ``undirected``
+    ((9+1)-way without direction) and ``official`` ((9+1)-way: right only in the right direction); each ``micro``, ``macro`` and
+    ``per_relation``.
     """
     answers = [other if answer is None else answer for answer in predicted]
     base_gold, base_answers = ([_DIRECTION.sub("", label) for label in some] for some in (gold, answers))
@@ -139,15 +133,9 @@ def _counts(
     """Scores and counts of each class; ``right`` has the classes of the right answers, by default of those equal to the truth."""
     hits = Counter([g for g, a in zip(gold, answers, strict=True) if g == a] if right is None else right)
     answered, true = Counter(answers), Counter(gold)
-    return {
-        label: {
-            **_scores(hits[label], answered[label], true[label]),
-            "correct": hits[label],
-            "predicted": answered[label],
-            "gold": true[label],
-        }
-        for label in classes
-    }
+    counts = {label: (hits[label], answered[label], true[label]) for label in classes}
+    names = ("correct", "predicted", "gold")
+    return {label: {**_scores(*three), **dict(zip(names, three, strict=True))} for label, three in counts.items()}
 
 
 def _averaged(counts: dict[str, dict[str, Any]], unknown: int = 0) -> dict[str, Any]:

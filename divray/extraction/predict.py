@@ -56,14 +56,12 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
-    :mod:`divray.datasets.own`.  A ``relation`` or ``probability`` that it has already is kept as ``given_relation`` or
-    ``given_probability``.  Below ``threshold`` the model abstains: ``relation`` is null.
+    :mod:`divray.datasets.own`.  What it has under the names of :data:`GIVEN` gets another name.  Below ``threshold`` the model
+    abstains: ``relation`` is null.
 
     ``model`` is a folder or URI of what the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of ``.jsonl`` or
-    ``.parquet`` files.  ``on_progress`` gets the number of rows done, which is returned in the end.
-
-    Raises:
-        InputError: The model is none of ours, a row is wrong, or ``target`` can't hold a column; then nothing is written.
+    ``.parquet`` files.  ``on_progress`` gets the number of rows done, which is returned in the end.  :class:`InputError`: the model is
+    none of ours, a row is wrong, or ``target`` can't hold a column; then nothing is written.
     """
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")

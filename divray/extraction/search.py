@@ -3,9 +3,8 @@
 A trial is scored by repeated cross-validation over the human seed examples; the test set is never read, and no generated sample,
 since those were made from the very seeds that a fold leaves out.  Optuna's TPE sampler proposes, the given values first; ASHA
 (arXiv 1810.05934) stops weak trials after a repeat.  The given values stay unless a trial is better by more than one standard
-error of the difference over the examples: with a few examples most differences are noise.  A killed search goes on with the
-trials that it had not finished.  With more than one trial at a time, which ones ASHA stops depends on their speed;
-the result may differ by chance.
+error of the difference over the examples: with a few examples most differences are noise.  A killed search goes on with the trials
+that it had not finished.  Which ones ASHA stops depends on their speed, so the result may differ by chance.
 """
 
 from __future__ import annotations

@@ -133,23 +133,22 @@ def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: in
     probabilities, gold = softmax(scores[known] * model.config.scale, axis=1), rows.targets[: len(human)][known]
     best, certain = probabilities.argmax(axis=1), probabilities.max(axis=1)
     itself = f", and itself on {unlabelled} unlabelled ones" if unlabelled else ""
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"base_model: {config.models.encoder}",
-        "tags: [relation-extraction, divray]",
-        "---",
-        f"# Relation extraction: {config.task.name}",
-        "",
-        f"Trained on {examples} examples, {len(human)} of them human{itself}. Read it with `divray predict` or",
-        "`divray.extraction.model.RelationExtractor.load(FOLDER).predict(EXAMPLES)`; `--threshold` leaves out answers below a probability.",
-        "",
-        f"Expected precision / recall at a threshold, from {int(known.sum())} human examples, each classified by a model fitted on",
-        "the others (cross-validation of the closed form). Few examples a label give rough figures.",
-        "",
-        f"| label | examples | {' | '.join(map(str, THRESHOLDS))} |",
-        "|---|---:|" + "---:|" * len(THRESHOLDS),
-    ]
+    text = f"""---
+library_name: transformers
+base_model: {config.models.encoder}
+tags: [relation-extraction, divray]
+---
+# Relation extraction: {config.task.name}
+
+Trained on {examples} examples, {len(human)} of them human{itself}. Read it with `divray predict` or
+`divray.extraction.model.RelationExtractor.load(FOLDER).predict(EXAMPLES)`; `--threshold` leaves out answers below a probability.
+
+Expected precision / recall at a threshold, from {int(known.sum())} human examples, each classified by a model fitted on
+the others (cross-validation of the closed form). Few examples a label give rough figures.
+
+| label | examples | {" | ".join(map(str, THRESHOLDS))} |
+|---|---:|{"---:|" * len(THRESHOLDS)}
+"""
     for number, relation in enumerate(relations):
         true, cells = gold == number, []
         for threshold in THRESHOLDS:
@@ -157,5 +156,5 @@ def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: in
             right = (answered & true).sum()
             cells.append(" / ".join(f"{right / whole:.2f}" if whole else "–" for whole in (answered.sum(), true.sum())))
         name = relation.name.replace("|", "\\|")
-        lines.append(f"| {name} | {true.sum()} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        text += f"| {name} | {true.sum()} | {' | '.join(cells)} |\n"
+    return text

@@ -49,8 +49,7 @@ FOLDS, SCALES, UNFITTED_SCALE = 4, 2.0 ** np.arange(-8, 2.5, 0.5), 0.25
 class Hyperparameters:
     """What an RE model is trained with: the settings of ``extraction``, and what the search over it may move.
 
-    Attributes:
-        generated_weight: See :class:`~divray.sections.ExtractionConfig`; so ``epochs`` and ``learning_rate``.
+    Attributes (the first three are settings of :class:`~divray.sections.ExtractionConfig`):
         depth: Of the spans' layer, as a share of all; the middle ones know most of who does what to whom.
         entity_weight: Of head and tail; the words between have 1.
         words_weight: Of all words outside of head and tail.
@@ -80,8 +79,7 @@ class Rows(NamedTuple):
 def training_rows(examples: Sequence[Example], relations: Sequence[Relation], weights: Sequence[float] | None = None) -> Rows:
     """Examples and their mirrored forms as rows; ``weights`` are how much each example counts, by default 1.
 
-    Raises:
-        ValueError: No examples, or one with a relation that is no label.
+    :class:`ValueError`: there are no examples, or one with a relation that is no label.
     """
     number = {relation.name: place for place, relation in enumerate(relations)}
     if unknown := {example.relation for example in examples} - number.keys():
@@ -135,11 +133,8 @@ def self_labelled(
     relations: Sequence[Relation],
     config: Hyperparameters,
 ) -> tuple[list[Example], list[float]]:
-    """Self-training: the unlabelled examples (relation ``""``) give way to those of which a classifier of the others is surest.
-
-    It labels them; of each label the :data:`SUREST` stay, for each example that the label has, with ``generated_weight``.  ``encoded``
-    gives the features of examples.
-    """
+    """Self-training: of the unlabelled examples (relation ``""``) a classifier of the others, whose features ``encoded`` gives, labels
+    those of which it is surest: for each example of a label :data:`SUREST`, with ``generated_weight``."""
     labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
     kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
     unlabelled = [example for example in examples if not example.relation]
@@ -189,11 +184,8 @@ def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, describ
 def closed_form(
     features: np.ndarray, targets: np.ndarray, weights: np.ndarray, described: np.ndarray, config: Hyperparameters
 ) -> Discriminant:
-    """Linear discriminant of the features ``[n, d]``, plus how like the words between are to each label's description.
-
-    The last ``w`` columns are only compared with ``described``, the descriptions' unit vectors ``[labels, w]``.  ``targets`` are label
-    numbers ``[n]``, ``weights`` how much each row counts.
-    """
+    """Linear discriminant of the features ``[n, d]``, plus how like the words between are to each label's description: the last ``w``
+    columns are only compared with ``described``, the descriptions' unit vectors ``[labels, w]``."""
     (classes, width), own = described.shape, features[:, : -described.shape[1]]
     fitted = discriminant(own, targets, classes, config.shrinkage, weights)
     likeness = features[:, -width:].astype(np.float64) @ described.T
