@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from divray.dedup.shingle import Texts
+from divray.dedup.shingle import Texts, spaced
 from divray.texts import strings_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def diversity_of(texts: Texts, embeddings: npt.NDArray[np.float32] | None = None
     texts = strings_of(texts)
     n, ties = len(texts), [b""] * len(texts) if embeddings is None else embeddings
     order = sorted(range(n), key=lambda row: (texts[row], bytes(ties[row])))
-    texts = [texts[row] for row in order]
+    texts = spaced([texts[row] for row in order])
     drawn = np.sort(np.random.default_rng(0).permutation(n)[:SAMPLED_ROWS])
     pairs = [pair for text in texts for pair in pairwise(text.lower().split())]
     by_ngrams = vendi_score(ngram_vectors([texts[row] for row in drawn])) if n else 0.0
@@ -94,7 +94,7 @@ def ngram_vectors(texts: Texts) -> csr_array:
     from sklearn.preprocessing import normalize
 
     counts = [CountVectorizer(analyzer=partial(_grams, size=size), dtype=np.float64) for size in (1, 2)]
-    return hstack([normalize(count.fit_transform(strings_of(texts))) / np.sqrt(2) for count in counts], format="csr")
+    return hstack([normalize(count.fit_transform(spaced(strings_of(texts)))) / np.sqrt(2) for count in counts], format="csr")
 
 
 def _grams(text: str, size: int) -> list[str]:

@@ -132,3 +132,8 @@ def test_scores_take_arrow_columns(score: Callable[[Any], Any]) -> None:
 def test_scores_of_a_null_are_an_error(score: Callable[[Any], Any], texts: Any) -> None:
     with pytest.raises(InputError, match="row 1: null instead of a text"):
         score(texts)
+
+
+def test_scripts_without_blanks_have_words() -> None:
+    alike, different = ["他在上海工作", "他在北京工作"], ["他在上海工作", "我们明年去旅行"]
+    assert diversity_of(alike)["vendi_ngram"] < diversity_of(different)["vendi_ngram"]

@@ -108,6 +108,12 @@ def _normalised(array: pa.Array, lower: bool, strip_punctuation: bool, words: bo
     return array
 
 
+def spaced(texts: Sequence[str]) -> list[str]:
+    """Texts in which the letters of scripts without blanks between words stand apart, as words do."""
+    found: list[str] = pc.replace_substring_regex(pa.array(texts, pa.large_string()), _UNSPACED, r" \0 ").to_pylist()
+    return found
+
+
 def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
     """One hash a text, of its bytes as they are; uint64 ``[n]``."""
     return _hash_texts(*_buffers(texts.cast(pa.large_string())))
