@@ -79,7 +79,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise InputError(str(path), "", "not a YAML mapping", "Start from `examples/`.")
     for override in overrides:
         _apply(values, override)
-    config = parse_config(values, str(path))
+    config, path = parse_config(values, str(path)), path.expanduser()
     given = {override.partition("=")[0] for override in overrides}
     for section, key in (("task", "data"), ("task", "relations"), ("prompts", "pairs_file")):
         if value := getattr(getattr(config, section), key):

@@ -64,20 +64,16 @@ def check_model(reference: str, where: str, field: str) -> None:
             raise InputError(where, field, f"package {EMBEDDED[name]} is not installed", "Run `make setup`.")
     elif is_uri(reference):
         filesystem, path = open_uri(reference)
-        if filesystem.get_file_info(f"{path}/config.json").type == pafs.FileType.NotFound:
+        names = {info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))}
+        if "config.json" not in names:
             raise InputError(where, field, f"no config.json under {reference}", "Give the folder of a saved model.")
+        _check_weights(reference, where, field, names, lambda: Path(_fetched(reference, _SMALL)))
     elif reference.startswith((".", "/", "~")) or Path(reference).is_dir():
         folder = Path(reference).expanduser()
         if not (folder / "config.json").is_file():
             raise InputError(where, field, f"{reference} is not a model folder (no config.json)", "Give the folder of a saved model.")
-        if not (weights := sorted(folder.glob("*.safetensors"))):
-            raise InputError(where, field, f"{reference} holds no *.safetensors", "Save the model as safetensors.")
-        if (index := folder / "model.safetensors.index.json").is_file():
-            parts = _object(index).get("weight_map")
-            there = {file.name for file in weights}
-            if missing := sorted(set(map(str, parts.values())) - there if isinstance(parts, dict) else {"weight_map"}):
-                raise InputError(where, field, f"{reference} lacks {missing[0]}, which {index.name} names", "Fetch the model again.")
-        for file in weights:
+        _check_weights(reference, where, field, {file.name for file in folder.iterdir()}, lambda: folder)
+        for file in sorted(folder.glob("*.safetensors")):
             if not os.access(file, os.R_OK):
                 raise InputError(where, field, f"{file} may not be read", "Change its mode.")
             try:
@@ -88,6 +84,16 @@ def check_model(reference: str, where: str, field: str) -> None:
                 raise InputError(where, field, f"{file} is not whole ({error})", fix) from None
     elif reference.count("/") > 1 or not reference:
         raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
+
+
+def _check_weights(reference: str, where: str, field: str, names: set[str], folder: Callable[[], Path]) -> None:
+    """Refuse a model of which no weights, or not all, are among the ``names`` of its files; ``folder`` gives the small ones."""
+    if not any(name.endswith(".safetensors") for name in names):
+        raise InputError(where, field, f"{reference} holds no *.safetensors", "Save the model as safetensors.")
+    if (index := "model.safetensors.index.json") in names:
+        parts = _object(folder() / index).get("weight_map")
+        if missing := sorted(set(map(str, parts.values())) - names if isinstance(parts, dict) else {"weight_map"}):
+            raise InputError(where, field, f"{reference} lacks {missing[0]}, which {index} names", "Fetch the model again.")
 
 
 def small_files(reference: str, field: str) -> Path | None:

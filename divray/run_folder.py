@@ -39,7 +39,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
     """Write a whole file; it appears under its name only once it is complete."""
-    fs.create_dir(posixpath.dirname(target), recursive=True)
+    try:
+        fs.create_dir(posixpath.dirname(target), recursive=True)
+    except OSError:
+        raise InputError(target, "", "its folder can't be made", "Give a place that can be written to.") from None
     # An object store's put is atomic by itself.
     at = placed(fs, target) if isinstance(fs, pafs.LocalFileSystem) else contextlib.nullcontext(target)
     with at as path, fs.open_output_stream(path) as stream:

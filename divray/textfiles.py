@@ -31,8 +31,8 @@ def read_bytes(path: Path) -> bytes:
     """The whole file; :class:`InputError` where there is none, or an empty one."""
     where = str(path)
     try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character
+        data = path.expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:  # no such home folder; a null character
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
         raise InputError(where, "", reason, "Check the path; a task's data files count from task.data.") from None
     if not data.strip():

@@ -119,3 +119,9 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path: Path, text: str) -> None:
 def test_settings_that_read_like_numbers_stay_texts() -> None:
     config = load_config(QUICKSTART, ['task.name="1e3"', 'task.none_label="no"'])
     assert parse_config(parse_yaml(dump_config(config), "x"), "x") == config
+
+
+def test_a_home_folder_is_one_wherever_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("task: {name: t, relations: rel.yaml}")
+    assert load_config("~/run.yaml").task.relations == str(tmp_path / "rel.yaml")

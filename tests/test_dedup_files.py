@@ -223,7 +223,15 @@ def test_a_uri_of_no_file_system_is_told() -> None:
 def test_a_mark_of_a_pattern_stands_for_no_slash(tmp_path: Path) -> None:
     parquet(tmp_path / "in" / "a.parquet", text=["a b c"])
     parquet(tmp_path / "in" / "old" / "b.parquet", text=["d e f"])
-    for source, rows in (("in/*.parquet", 1), ("in/*/*.parquet", 1), ("i?/a.parquet", 1), ("in", 2)):
+    for source, rows in (
+        ("in/*.parquet", 1),
+        ("in/*/*.parquet", 1),
+        ("i?/a.parquet", 1),
+        ("in", 2),
+        ("in/**/*.parquet", 2),
+        ("in/**", 2),
+        ("in/o*", 1),
+    ):
         assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["rows"] == rows
 
 
@@ -251,10 +259,18 @@ def test_a_link_stays_one_and_a_file_keeps_its_mode(tmp_path: Path) -> None:
     assert link.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("target", ["", "none/x.txt", "file/x.txt", "pipe"])
+@pytest.mark.parametrize("target", ["", "none/x.txt", "file/x.txt", "pipe", "loop", "n" * 256])
 def test_what_cannot_be_written_is_named(tmp_path: Path, target: str) -> None:
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(InputError) as caught, placed(pafs.LocalFileSystem(), str(tmp_path / target)):
         pytest.fail("written")
     assert str(tmp_path / target) in str(caught.value) and ".tmp" not in str(caught.value)
+
+
+def test_a_long_name_is_written(tmp_path: Path) -> None:
+    target = tmp_path / ("\u4e2d" * 75 + ".jsonl")
+    with placed(pafs.LocalFileSystem(), str(target)) as path:
+        Path(path).write_text("new")
+    assert target.read_text() == "new"

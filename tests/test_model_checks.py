@@ -209,8 +209,15 @@ def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], tmp_
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     reference = model(tmp_path / "m", LLM, {}, **{"model.safetensors.index.json": json.dumps(index)})
-    with pytest.raises(InputError, match=r"lacks model-00002-of-00002\.safetensors"):
-        check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}"]))
+    for written in (reference, f"file://{reference}"):
+        with pytest.raises(InputError, match=r"lacks model-00002-of-00002\.safetensors"):
+            check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={written}"]))
+
+
+def test_a_tokenizer_that_is_none_is_refused_at_plan(tmp_path: Path) -> None:
+    reference = model(tmp_path / "m", LLM, {"chat_template": "{{ messages[0].content }}"})
+    with pytest.raises(InputError, match=r"models\.llm: the tokenizer of .* can't be loaded"):
+        check(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", "prompts.style=chat", "rounds=1"]))
 
 
 @pytest.mark.parametrize(

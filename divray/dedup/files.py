@@ -6,13 +6,13 @@ The texts are read twice, each time by batch: once to be compared, once to copy 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import os
 import posixpath
+import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 import numpy as np
@@ -204,9 +204,10 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
     paths = sorted(one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/")))
     if base == path:
         paths = [one for one in paths if one.endswith(".parquet")]
-    else:  # as in a shell, a mark stands for no slash
-        parts = path.replace("[", "[[]").split("/")
-        paths = [one for one in paths if len(own := one.split("/")) == len(parts) and all(map(fnmatch.fnmatchcase, own, parts))]
+    else:  # as in a shell: a mark stands for no slash, `**` for any folders; of a folder that fits, all Parquet files
+        pattern = re.escape(path).replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+        fits = re.compile(rf"{pattern}(/.*\.parquet)?", re.DOTALL)
+        paths = [one for one in paths if fits.fullmatch(one)]
     if not paths:
         raise InputError(name, "", "no Parquet file there", "Give a Parquet file, a folder of them or a pattern.")
     return base, paths
@@ -238,7 +239,7 @@ def _check_apart(out: str, inputs: dict[str, ParquetSource]) -> None:
 
 def _place(fs: pafs.FileSystem, path: str) -> str:
     """The path without ``..`` and links, where it is one of this machine."""
-    return str(Path(path).resolve()) if isinstance(fs, pafs.LocalFileSystem) else path
+    return os.path.realpath(path) if isinstance(fs, pafs.LocalFileSystem) else path
 
 
 def _check_copied(files: ParquetSource) -> None:

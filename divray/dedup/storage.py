@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import posixpath
 import re
 import stat
@@ -68,7 +69,22 @@ def first_line(error: Exception) -> str:
 def beside(path: str) -> str:
     """A path in the same folder for what will be moved to ``path``; most readers pass over its name, which begins with a full stop."""
     folder, name = posixpath.split(path)
-    return posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    short = name.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
+    return posixpath.join(folder, f".{short}.{uuid.uuid4().hex}.tmp")
+
+
+def _begin(path: str, target: str) -> None:
+    """Make the empty file ``path``, with the mode of the file ``target`` where there is one."""
+    try:
+        Path(path).touch()
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(target).st_mode
+            if not stat.S_ISREG(mode):
+                what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+                raise InputError(target, "", f"{what} lies there", "Give the name of a file.")
+            Path(path).chmod(stat.S_IMODE(mode))
+    except OSError as error:
+        raise InputError(target, "", f"can't be written ({first_line(error)})", "Give a place that can be written to.") from None
 
 
 @contextlib.contextmanager
@@ -80,23 +96,12 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
     Raises:
         InputError: No file can be written there.
     """
-    local, mode = isinstance(fs, pafs.LocalFileSystem), None
-    if local:
-        target = str(Path(target).resolve())
-        if Path(target).exists():
-            mode = Path(target).stat().st_mode
-            if not stat.S_ISREG(mode):
-                what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-                raise InputError(target, "", f"{what} lies there", "Give the name of a file.")
+    local = isinstance(fs, pafs.LocalFileSystem)
+    target = os.path.realpath(target) if local else target
     path = beside(target)
     try:
         if local:
-            try:
-                Path(path).touch(mode=0o666 if mode is None else stat.S_IMODE(mode))
-            except OSError as error:
-                raise InputError(target, "", f"can't be written ({first_line(error)})", "Give a place that can be written to.") from None
-            if mode is not None:
-                Path(path).chmod(stat.S_IMODE(mode))
+            _begin(path, target)
         yield path
         if fs.type_name not in _REPLACING and fs.get_file_info(target).type != pafs.FileType.NotFound:
             fs.delete_file(target)

@@ -208,9 +208,11 @@ class RelationExtractor(PreTrainedModel):
         folder = local_model(reference)
         try:
             with quietly():
-                loaded: Any = cls.from_pretrained(folder, output_loading_info=True)
+                loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
                 model: RelationExtractor = loaded[0]
                 model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            if other := sorted(name for name, *_ in loaded[1]["mismatched_keys"]):
+                raise ValueError(f"{other[0]} has another shape than config.json says")
             if missing := sorted(loaded[1]["missing_keys"]):
                 raise ValueError(f"no weights of {missing[0]}")
             model.check()

@@ -66,7 +66,11 @@ def chat_renderer(config: Config) -> Renderer | None:
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
+    except Exception as error:
+        problem = f"the tokenizer of {config.models.llm} can't be loaded ({first_line(error)})"
+        raise InputError("config", "models.llm", problem, "Save it again.") from None
     if not tokenizer.chat_template:
         problem = f"{config.models.llm} has no chat template"
         raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or give a chat model.")
