@@ -18,7 +18,7 @@ SPANS = ("head_start", "head_end", "tail_start", "tail_end")
 SEED_PREFIX = "seed:"
 """Where samples and seed examples are named together, the ids of seeds begin so."""
 
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
 
 def visible(text: object) -> str:

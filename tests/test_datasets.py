@@ -804,3 +804,21 @@ def test_a_saved_data_set_whose_files_differ_is_refused(tmp_path: Path) -> None:
             stream.write_table(table)
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}, {"filename": "b.arrow"}]}))
     refused(lambda: list(read_huggingface(Source(tmp_path))), str(tmp_path), "a.arrow", "save_to_disk")
+
+
+def test_unlabelled_sentences_need_no_labels_in_any_format(tmp_path: Path) -> None:
+    row = {"text": ["The storm caused flooding."], "head_start": [4], "head_end": [9], "tail_start": [17], "tail_end": [25]}
+    pq.write_table(pa.table(row), tmp_path / "u.parquet")
+    (found,) = read_huggingface(Source(tmp_path / "u.parquet", unlabelled=True))
+    assert found.relation == "" and found.head_text == "storm"
+    (tmp_path / "u.txt").write_text('1\t"The <e1>storm</e1> caused <e2>flooding</e2>."\n')
+    (found,) = read_semeval(Source(tmp_path / "u.txt", unlabelled=True))
+    assert found.relation == "" and found.tail_text == "flooding"
+
+
+def test_hidden_files_of_a_folder_are_no_data(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a b"], "head_start": [0], "head_end": [1], "tail_start": [2], "tail_end": [3], "relation": ["r"]})
+    for name in ("t.parquet", ".t.parquet", "_old/x.parquet", ".cache/y.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / name)
+    assert len(list(read_huggingface(Source(tmp_path)))) == 1

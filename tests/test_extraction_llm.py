@@ -109,3 +109,10 @@ def test_it_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
     run.write_table("data/test", examples_table(TEST[:35]))
     llm.run(config, run)
     assert not run.exists("evaluation/llm/completions.checkpoint")
+
+
+def test_texts_without_blanks_are_cut_all_the_same() -> None:
+    assert llm._cut("头是一个人，他为尾工作，尾是一个组织。" * 3, 20).startswith("头是一个人")
+    text = "他" * 2000 + "头" + "在" * 10 + "尾" + "她" * 2000
+    short = llm._shortened(Example(text, (2000, 2001), (2011, 2012), "r"))
+    assert len(short.text) <= llm.SENTENCE_CHARACTERS + 1 and (short.head_text, short.tail_text) == ("头", "尾")

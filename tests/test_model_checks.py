@@ -221,7 +221,7 @@ def test_a_tokenizer_that_is_none_is_refused_at_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{% for %}", "{{ raise_exception('no') }}", "{{ messages[0].nothing.more }}", "a text without the message"]
+    "template", ["{% for %}", "{{ raise_exception('no') }}", "{{ messages[0].nothing.more }}", "{{ 1/0 }}", "a text without the message"]
 )
 def test_a_chat_template_that_fails_is_refused_at_plan(template: str, tmp_path: Path) -> None:
     copy = tmp_path / "llm"

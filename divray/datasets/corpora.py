@@ -61,13 +61,13 @@ def read_semeval(source: Source) -> Iterator[Example]:
         InputError: A line that is none of the three kinds, a missing or unknown label, a missing tag.
     """
     blocks = _blocks(source)
-    if all(block.label is None for block in blocks):
+    if not source.unlabelled and all(block.label is None for block in blocks):
         key = _key(source)
         for block in blocks:
             block.label = key.get(block.number)
     for block in blocks:
         row = f"line {block.line} (sentence {block.number})"
-        if block.label is None:
+        if block.label is None and not source.unlabelled:
             raise source.error(f"{row}, relation", "no label", "Give the file with labels, or complete the key; the file may be cut short.")
         label = source.label(row, block.label)
         identity = source.identity(row, block.number, "")

@@ -29,7 +29,7 @@ def read_huggingface(source: Source) -> Iterator[Example]:
     """
     number = 0
     for path, table in _tables(source):
-        if missing := [name for name in ("text", "relation") if name not in table.column_names]:
+        if missing := [name for name in ("text", "relation")[: 1 if source.unlabelled else 2] if name not in table.column_names]:
             problem = f"no column `{missing[0]}` among {', '.join(table.column_names)}"
             raise source.error(path.name, problem, "Columns: text, head, tail (or head_start, …), relation.")
         wanted = [name for name in (*SENTENCE, *IDS, "relation") if name in table.column_names]
@@ -44,8 +44,8 @@ def read_huggingface(source: Source) -> Iterator[Example]:
                 raise source.error(path.name, problem, "Save the data as UTF-8.") from None
             for row in rows:
                 number += 1
-                if isinstance(row["relation"], int) and 0 <= row["relation"] < len(names):
-                    row["relation"] = names[row["relation"]]
+                if isinstance(label := row.get("relation"), int) and 0 <= label < len(names):
+                    row["relation"] = names[label]
                 yield from example_from_row(source, f"row {number}", row, f"row-{number}")
     if not number:
         raise source.error("", "holds no rows", "Save the data set again, or give another split.")
@@ -91,6 +91,7 @@ def _parquet_files(source: Source) -> list[Path]:
     path = source.path
     if path.is_dir():
         files, problem = sorted(path.rglob("*.parquet")), "neither state.json nor *.parquet in it"
+        files = [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]  # as Spark
         splits = {_split_of(file.relative_to(path)): file.relative_to(path) for file in reversed(files)}
         if len(splits) > 1:
             several = ", ".join(f"{split or 'others'} ({first} …)" for split, first in sorted(splits.items()))

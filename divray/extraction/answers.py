@@ -33,6 +33,9 @@ REQUESTS, COMPLETIONS, EXTERNAL = "evaluation/llm/prompts", "evaluation/llm/comp
 PREFIX_CHARACTERS, SENTENCE_CHARACTERS = 2000, 600
 """Of the part that all prompts share (500 to 700 tokens, so that a small model's context is not spent), and of the sentence."""
 
+WORD = 40
+"""Characters of a long word: where a text has no blank for so long, it is cut anywhere."""
+
 Renderer = Callable[[list[dict[str, str]]], str]
 
 
@@ -115,9 +118,15 @@ def _instructions(relations: Sequence[Relation], room: int) -> str:
     whole = sum(len(relation.description) + 2 for relation in relations) <= room
     width = room // len(relations) - 2
     for relation in relations:
-        words = relation.description if whole else textwrap.shorten(relation.description, width, placeholder=" …") if width >= 20 else ""
+        words = relation.description if whole else _cut(relation.description, width) if width >= 20 else ""
         lines.append(f"- {relation.name}: {words}" if words else f"- {relation.name}")
     return "\n".join(lines) + "\n\n"
+
+
+def _cut(text: str, width: int) -> str:
+    """At most ``width`` characters, of whole words where it has blanks."""
+    words = textwrap.shorten(text, width, placeholder=" …")
+    return words if words != "…" else f"{text[: width - 2]} …"
 
 
 def _answered(example: Example) -> str:
@@ -134,10 +143,12 @@ def _shortened(example: Example) -> Example:
     if len(text) <= SENTENCE_CHARACTERS:
         return example
     margin = max(0, SENTENCE_CHARACTERS - (last - first)) // 2
-    left = text.rfind(" ", 0, first - margin) + 1 if first > margin else 0
-    right = text.find(" ", last + margin)
+    left, right = max(0, first - margin), last + margin
+    blank = text.rfind(" ", 0, left) + 1
+    left = blank if left - blank < WORD else left  # a script without blanks is cut anywhere
+    right = end if 0 <= (end := text.find(" ", right)) < right + WORD else right
     head, tail = ((start - left, end - left) for start, end in (example.head, example.tail))
-    return replace(example, text=text[left : right if right >= 0 else None], head=head, tail=tail)
+    return replace(example, text=text[left:right], head=head, tail=tail)
 
 
 def take_in(run: RunFolder, file: str) -> int:

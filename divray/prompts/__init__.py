@@ -63,7 +63,6 @@ def chat_renderer(config: Config) -> Renderer | None:
         return None
     if config.models.llm == "endpoint":  # the server has the template
         return lambda messages: "\n".join(message["content"] for message in messages) + "\n"
-    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     try:
@@ -83,7 +82,7 @@ def chat_renderer(config: Config) -> Renderer | None:
 
     try:
         written = render([{"role": "user", "content": "Hello"}])
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the template does
         problem = f"the chat template of {config.models.llm} fails ({first_line(error)})"
         raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or mend the template.") from None
     if "Hello" not in written:

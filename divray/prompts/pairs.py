@@ -110,7 +110,7 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
     Raises:
         InputError: The file is missing or has other columns, names an unknown relation, or holds a pair that can't be used.
     """
-    kind = Path(path).suffix
+    kind = Path(path).suffix.lower()
     if kind not in (".jsonl", ".json", ".csv", ".parquet") or not Path(path).is_file():
         raise InputError(path, "prompts.pairs_file", "no .jsonl, .csv or .parquet file", "Give a file with relation, head and tail.")
     try:
@@ -125,7 +125,7 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
             rows = table.select([name for name in COLUMNS if name in there]).to_pylist()
         if missing := [name for name in COLUMNS if name not in there]:
             raise pa.ArrowInvalid(f"no column {missing[0]!r}")
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise InputError(path, "", str(error).splitlines()[0], "It needs the columns relation, head and tail, all text.") from None
     known = {relation.name for relation in relations}
     found: dict[str, list[Pair]] = {}
