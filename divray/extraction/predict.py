@@ -235,11 +235,8 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of each ``ClassLabel`` column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: list(map(str, one["names"]))
-            for name, one in features.items()
-            if isinstance(one, dict) and one.get("_type") == "ClassLabel"
-        }
+        labels = {name: one for name, one in features.items() if isinstance(one, dict) and one.get("_type") == "ClassLabel"}
+        return {name: list(map(str, one["names"])) for name, one in labels.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         return {}
 
