@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from divray.config import Config
 from divray.errors import DivrayError, InputError, ResourceError
-from divray.private import divert_messages
+from divray.ray_messages import divert_messages
 from divray.resources import check_resources, provide, release, this_machine
 from divray.run_folder import RunFolder
 from divray.stages import schedule
@@ -71,7 +71,7 @@ def connect(config: Config) -> None:
     if ray.is_initialized():
         return
     shown = config.cluster.show_logs
-    defaults = {**RAY_ENVIRONMENT, **WORKER_ENVIRONMENT, **({} if shown else {"VLLM_LOGGING_LEVEL": "ERROR"})}
+    defaults = {"RAY_TRAIN_V2_ENABLED": "1", **WORKER_ENVIRONMENT, **({} if shown else {"VLLM_LOGGING_LEVEL": "ERROR"})}
     own = config.correctness
     models = (config.models.llm, config.models.encoder, own.reader, own.fluency, own.llm)
     if all(reference is None or reference.startswith(("embedded:", "endpoint")) for reference in models):
@@ -81,21 +81,7 @@ def connect(config: Config) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     for name in () if shown else ("ray", "vllm", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    address = _address(config)
-    runtime = None
-    if address != LOCAL:
-        _check_address(address)
-        runtime = {"env_vars": passed_on(config.cluster.environment)}
-    level = logging.INFO if shown else logging.ERROR
-    with starting_ray():
-        try:
-            ray.init(address=address, runtime_env=runtime, log_to_driver=shown, logging_level=level, configure_logging=shown)
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            if address == LOCAL:
-                raise
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
-            raise ResourceError(f"no Ray cluster that can be joined at cluster.address {address} ({why}). {hint}") from None
+    _join(_address(config), config.cluster.environment, shown)
     quiet_ray_data(shown)
     if not shown:
         divert_messages(_to_native_output)
@@ -106,15 +92,35 @@ def _address(config: Config) -> str:
     return config.cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def _check_address(address: str) -> None:
-    """Refuse an address at which nothing that may be Ray listens: Ray itself would try for minutes and say nothing."""
-    import grpc
+def _join(address: str, more: Sequence[str], shown: bool) -> None:
+    """Connect to Ray at ``address``, which may be ``local`` or ``auto``; ``more`` names further variables that workers get."""
+    import ray
 
     if "://" in address:
         fix = "Submit it: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
         raise InputError("cluster.address", address, "a driver joins its cluster by HOST:PORT, from one of its machines", fix)
-    if address == "auto":
-        return
+    if address not in (LOCAL, "auto"):
+        _answers(address)
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    level = logging.INFO if shown else logging.ERROR
+    options: dict[str, Any] = {"log_to_driver": shown, "logging_level": level, "configure_logging": shown}
+    with starting_ray():
+        if address == LOCAL:
+            ray.init(address=address, **options)
+            return
+        try:
+            ray.init(address=address, runtime_env={"env_vars": passed_on(more)}, **options)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
+            raise ResourceError(f"no Ray cluster that can be joined at cluster.address {address} ({why}). {hint}") from None
+
+
+def _answers(address: str) -> None:
+    """Whether anything that may be Ray listens: Ray itself would try for minutes and say nothing."""
+    import grpc
+
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         raise InputError("cluster.address", address, "not HOST:PORT", "Give the address of a head, such as 10.0.0.1:6379, or `auto`.")

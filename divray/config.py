@@ -14,9 +14,24 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from divray import sections
 from divray.errors import InputError
 from divray.run_folder import RunFolder
+from divray.sections import (
+    AlignmentConfig,
+    ClusterConfig,
+    CorrectnessConfig,
+    DiversityConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ExtractionConfig,
+    ModelsConfig,
+    PreferencesConfig,
+    PromptsConfig,
+    SamplingConfig,
+    Section,
+    SelectionConfig,
+    TaskConfig,
+)
 from divray.textfiles import dump_yaml, parse_yaml, read_yaml
 
 HOW_SECTIONS = ("engine", "cluster")
@@ -25,24 +40,24 @@ CONFIG = "config.yaml"
 """Of a run folder: the settings that it was begun with."""
 
 
-class Config(sections.Section):
+class Config(Section):
     """Everything that a run needs to know."""
 
-    task: sections.TaskConfig
+    task: TaskConfig
     seed: int = Field(13, ge=0, lt=2**31, description="Of every random choice.")
     rounds: int = Field(2, ge=1, le=99, description="Sampling rounds; a DPO pass stands between two rounds.")
-    models: sections.ModelsConfig = sections.ModelsConfig()
-    prompts: sections.PromptsConfig = sections.PromptsConfig()
-    sampling: sections.SamplingConfig = sections.SamplingConfig()
-    diversity: sections.DiversityConfig = sections.DiversityConfig()
-    correctness: sections.CorrectnessConfig = sections.CorrectnessConfig()
-    preferences: sections.PreferencesConfig = sections.PreferencesConfig()
-    alignment: sections.AlignmentConfig = sections.AlignmentConfig()
-    selection: sections.SelectionConfig = sections.SelectionConfig()
-    extraction: sections.ExtractionConfig = sections.ExtractionConfig()
-    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
-    engine: sections.EngineConfig = sections.EngineConfig()
-    cluster: sections.ClusterConfig = sections.ClusterConfig()
+    models: ModelsConfig = ModelsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    diversity: DiversityConfig = DiversityConfig()
+    correctness: CorrectnessConfig = CorrectnessConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    selection: SelectionConfig = SelectionConfig()
+    extraction: ExtractionConfig = ExtractionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     def what(self) -> dict[str, Any]:
         """The settings that identify a run, as plain JSON values."""

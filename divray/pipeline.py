@@ -12,7 +12,7 @@ import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -103,11 +103,6 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
         yield run
 
 
-def is_done(run: RunFolder, stage: Stage, round_: int) -> bool:
-    """Whether the stage's record stands in the run folder."""
-    return run.record(record_name(stage, round_)) is not None
-
-
 def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None, force: bool) -> list[int]:
     """The rounds in which ``stage`` is to run now: the wanted one, else the first in which it is not done.
 
@@ -118,26 +113,29 @@ def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None,
     rounds = [round_ for other, round_ in order if other is stage]
     if wanted is not None and wanted not in rounds:
         raise InputError("command line", "--round", f"{stage.name} has no round {wanted}", f"It runs in {rounds}.")
-    undone = [r for r in rounds if not is_done(run, stage, r)]
-    todo = rounds if force or stage.name == "report" else undone
-    chosen = (undone[:1] or todo[-1:]) if wanted is None else [r for r in todo if r == wanted]
+    todo = [r for r in rounds if force or stage.name == "report" or run.record(record_name(stage, r)) is None]
+    if wanted is None:
+        undone = [r for r in todo if run.record(record_name(stage, r)) is None]
+        chosen = undone[:1] or todo[-1:]
+    else:
+        chosen = [wanted] if wanted in todo else []
     if not chosen:
         console.log(f"{stage.name} {'is done; --force does it again' if rounds else 'is no part of a run with these settings'}")
-    elif stage.name != "report":
-        for other, earlier in order[: order.index((stage, chosen[0]))]:
-            if not is_done(run, other, earlier):
-                fix = f"Run `divray {other.name}`."
-                raise InputError(run.uri, record_name(other, earlier), "this stage comes first and is not done", fix)
+    for round_ in chosen if stage.name != "report" else ():
+        for other, earlier in order[: order.index((stage, round_))]:
+            if run.record(record_name(other, earlier)) is None:
+                place, fix = record_name(other, earlier), f"Run `divray {other.name}`."
+                raise InputError(run.uri, place, "this stage comes first and is not done", fix)
     return chosen
 
 
 def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
     """Take a finished stage off the record, and all that came after it; completions that were asked for there go."""
-    if stage.name == "report" or not is_done(run, stage, round_):
+    if stage.name == "report" or run.record(record_name(stage, round_)) is None:
         return
     order = schedule(config)
     after = order[order.index((stage, round_)) :]
-    if done := [record_name(*one) for one in after[1:] if is_done(run, *one)]:
+    if done := [name for name in (record_name(*one) for one in after[1:]) if run.record(name)]:
         console.log(f"no longer done, since they came after {record_name(stage, round_)}: {', '.join(done)}")
     for other, number in reversed(after):
         run.forget(record_name(other, number))
@@ -161,7 +159,7 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
     """
     with held(config, uri) as run:
         order = schedule(config)
-        todo = [(stage, round_) for stage, round_ in order if stage.name == "report" or not is_done(run, stage, round_)]
+        todo = [(stage, round_) for stage, round_ in order if stage.name == "report" or not run.record(record_name(stage, round_))]
         if done := len(order) - len(todo):
             console.log(f"resuming {run.uri}: {done} stages are finished")
         prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
@@ -212,7 +210,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     """
     stage, order = STAGES["sample"], schedule(config)
     retry_failed = importlib.import_module(stage.module).retry_failed
-    done = [r for other, r in order if other is stage and round_ in (None, r) and is_done(run, stage, r)]
+    done = [r for other, r in order if other is stage and round_ in (None, r) and run.record(record_name(stage, r)) is not None]
     if not done:
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
     for number in done:
@@ -224,8 +222,8 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         console.log(f"{name}: {counts['retried']} requests tried again, {counts['mended']} mended")
         if run.record(name) is None:  # the samples were written anew
             run.finish(name, before["seconds"] + time.monotonic() - started, {**before["counts"], **counts})
-        older = [record_name(*one) for one in order[order.index((stage, number)) + 1 :] if is_done(run, *one)]
-        if counts["mended"] and older:
+        later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
+        if counts["mended"] and (older := [other for other in later if run.record(other)]):
             console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")
 
 
@@ -233,8 +231,10 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result."""
     found = {"python": platform.python_version()}
     for package in REPORTED_PACKAGES:
-        with suppress(PackageNotFoundError):
+        try:
             found[package] = version(package)
+        except PackageNotFoundError:
+            continue
     return found
 
 

@@ -103,6 +103,9 @@ class RunFolder:
         # Absolute, since a worker's current folder may be another.
         self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
 
+    def __repr__(self) -> str:
+        return f"RunFolder({self.uri!r})"
+
     def path(self, name: str = "") -> str:
         """Path of ``name`` inside ``self.fs``."""
         return posixpath.join(self.root, name) if name else self.root
@@ -113,6 +116,10 @@ class RunFolder:
             return self.path(name)
         base, question, query = self.uri.partition("?")
         return f"{base}/{quote(name)}{question}{query}"
+
+    def inner(self, name: str) -> RunFolder:
+        """A folder inside this one, used like it."""
+        return RunFolder(self.full_uri(name))
 
     def exists(self, name: str) -> bool:
         return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
@@ -199,7 +206,11 @@ class RunFolder:
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local folder to ``name``, replacing what is there."""
         self.delete(name)
-        pafs.copy_files(str(local), self.path(name), source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
+        for file in sorted(Path(local).rglob("*")):
+            if file.is_file():
+                target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
+                self.fs.create_dir(posixpath.dirname(target), recursive=True)
+                pafs.copy_files(str(file), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """What the finished stage left on record, or ``None`` if it has not finished."""

@@ -14,7 +14,7 @@ import divray
 FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
-    ("errors", "private", "relations", "schemas", "sections", "quickstart"),
+    ("errors", "ray_messages", "relations", "schemas", "sections", "quickstart"),
     ("console", "dedup", "spans", "textfiles"),
     ("run_folder",),
     ("config", "locks", "scan", "texts"),
@@ -30,7 +30,10 @@ LEVELS = (
 )
 """Modules and packages, the lowest level first; the longest name counts.  A module imports of lower levels and of its own package."""
 
-PRIVATE = {"private": "what Ray, TRL and DeepSpeed have no public name for"}
+PRIVATE = {
+    "alignment.private": "what TRL and DeepSpeed have no public name for",
+    "ray_messages": "Ray prints the raylet's messages without asking",
+}
 """Modules that may use other packages' private names, and why."""
 
 NAMED_TUPLE = {"_fields", "_replace", "_asdict", "_make"}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import posixpath
 import signal
 import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +54,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         raise InputError("align", "round", f"round {round} has no earlier pairs", "The first policy is that of round 1.")
     batches(config.alignment.model_dump(), config.cluster.train_workers)
     pairs = read_pairs(run, round)
+    gpu = train_gpus(config) > 0
     job = {
         "uri": run.uri,
         "round": round,
@@ -62,29 +62,33 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         "alignment": config.alignment.model_dump(mode="json"),
         "seed": config.seed,
         "chat": config.prompts.style == "chat",
-        "device": "gpu" if train_gpus(config) > 0 else "cpu",
+        "device": "gpu" if gpu else "cpu",
     }
     digest = hashlib.sha256(json.dumps([job, config.cluster.train_workers, pairs.to_pylist()], sort_keys=True).encode())
     name = f"dpo-{digest.hexdigest()[:16]}"
     storage = Round.of(round).train
     _keep_only(run, storage, name)
     with _followed(on_progress) as progress, _own_interrupts():
-        report = _fit(config, run, storage, {**job, "name": name, "progress": progress})
+        report = _fit(config, run, storage, name, {**job, "name": name, "progress": progress})
     run.delete(storage)
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]
-    ends = {column: statistics.fmean(row[column] for row in tail) for column in ("loss", "accuracy", "margin", "chosen")}
-    if doubt := _doubt(ends):
+    if doubt := _doubt(tail):
         console.log(f"{Round.of(round).record('align')}: {doubt}")
-    counts = {name: report[name] for name in ("pairs", "too_long", "steps")}
-    means = {name: ends[name] for name in ("loss", "accuracy", "margin")}
-    means["seconds_per_step"] = statistics.median(row["seconds"] for row in curve)
-    return {**counts, **{name: float(f"{mean:.4f}") for name, mean in means.items()}}
+    return {
+        "pairs": report["pairs"],
+        "too_long": report["too_long"],
+        "steps": report["steps"],
+        "loss": round_mean(row["loss"] for row in tail),
+        "accuracy": round_mean(row["accuracy"] for row in tail),
+        "margin": round_mean(row["margin"] for row in tail),
+        "seconds_per_step": round_mean([statistics.median(row["seconds"] for row in curve)]),
+    }
 
 
-def _doubt(ends: dict[str, float]) -> str:
+def _doubt(tail: list[dict[str, float]]) -> str:
     """What the end of the curve says against the policy, if anything."""
-    margin, chosen = ends["margin"], ends["chosen"]
+    margin, chosen = (statistics.fmean(row[name] for row in tail) for name in ("margin", "chosen"))
     if margin > LARGE_MARGIN:
         return f"a margin of {margin:.1f} says that the policy is far from the model it came from. Lower alignment.learning_rate."
     if chosen < -1:
@@ -92,8 +96,14 @@ def _doubt(ends: dict[str, float]) -> str:
     return ""
 
 
-def _fit(config: Config, run: RunFolder, storage: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Train with Ray Train; what the worker of rank 0 returns."""
+def round_mean(values: Any) -> float:
+    """Mean to four decimals."""
+    return float(f"{statistics.fmean(values):.4f}")
+
+
+def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str, Any]) -> dict[str, Any]:
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -108,13 +118,13 @@ def _fit(config: Config, run: RunFolder, storage: str, job: dict[str, Any]) -> d
         "worker_runtime_env": {"env_vars": environment},
         "logging_config": LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
     }
-    loop: Any = train
+    loop: Callable[[dict[str, Any]], Any] = train
     trainer = TorchTrainer(
         loop,
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=cluster.train_workers, use_gpu=gpu, resources_per_worker=resources),
-        run_config=RunConfig(name=job["name"], storage_path=run.path(storage), storage_filesystem=run.fs, **options),
+        run_config=RunConfig(name=name, storage_path=run.path(storage), storage_filesystem=run.fs, **options),
     )
     try:
         result: Any = trainer.fit()
@@ -138,13 +148,18 @@ def _keep_only(run: RunFolder, storage: str, name: str) -> None:
     """Remove checkpoints of other settings, and a record of checkpoints that a kill cut short."""
     for other in {file.removeprefix(f"{storage}/").partition("/")[0] for file in run.files(storage)} - {name}:
         run.delete(f"{storage}/{other}")
-    own = f"{storage}/{name}"
+    for file in run.files(f"{storage}/{name}", ".json"):
+        if file.count("/") == f"{storage}/{name}/".count("/") and not _is_whole(run.read_text(file)):
+            run.delete(f"{storage}/{name}")
+            return
+
+
+def _is_whole(record: str) -> bool:
     try:
-        for file in run.files(own, ".json"):
-            if posixpath.dirname(file) == own:
-                json.loads(run.read_text(file))
+        json.loads(record)
     except ValueError:
-        run.delete(own)
+        return False
+    return True
 
 
 @contextmanager
@@ -159,27 +174,44 @@ def _own_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+class _Latest:
+    """Actor that holds the newest ``(step, steps, loss)``."""
+
+    def __init__(self) -> None:
+        self.value: tuple[int, int, float] | None = None
+
+    def set(self, step: int, steps: int, loss: float) -> None:
+        self.value = (step, steps, loss)
+
+    def get(self) -> tuple[int, int, float] | None:
+        return self.value
+
+
 @contextmanager
 def _followed(on_progress: Progress | None) -> Iterator[Any]:
-    """A queue's actor, into which rank 0 puts ``(step, steps, loss)``, with a thread that passes the newest on."""
+    """A handle for rank 0 to report to, with a thread that passes the news on."""
     if on_progress is None:
         yield None
         return
-    from ray.util.queue import Queue
+    import ray
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    actor: Any = ray.remote(num_cpus=0)(_Latest).remote()
     done = threading.Event()
 
     def follow() -> None:
+        seen = None
         while not done.wait(0.5):
-            for step, steps, loss in queue.get_nowait_batch(queue.qsize())[-1:]:
+            latest = ray.get(actor.get.remote())
+            if latest is not None and latest != seen:
+                seen = latest
+                step, steps, loss = latest
                 on_progress(step, steps, f"loss {loss:.3f}")
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield queue.actor
+        yield actor
     finally:
         done.set()
         thread.join(timeout=5)
-        queue.shutdown(force=True)
+        ray.kill(actor)

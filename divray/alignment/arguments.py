@@ -54,8 +54,18 @@ def batches(settings: dict[str, Any], workers: int) -> tuple[int, int]:
 def dpo_arguments(
     settings: dict[str, Any], *, workers: int, gpu: bool, bf16: bool, parameters: int, pairs: int, seed: int, output_dir: str
 ) -> dict[str, Any]:
-    """The arguments of ``trl.DPOConfig`` for a group of ``workers`` that train a model of so many ``parameters`` on so many ``pairs``;
-    ``settings`` is the ``alignment`` section, ``seed`` gives the order of the pairs, and checkpoints lie in ``output_dir``."""
+    """The arguments of ``trl.DPOConfig``.
+
+    Args:
+        settings: The ``alignment`` section.
+        workers: Of the training group.
+        gpu: Whether they train on GPUs.
+        bf16: Whether the device multiplies in bf16.
+        parameters: Of the model.
+        pairs: That are trained on.
+        seed: Of the order of the pairs.
+        output_dir: Folder of the checkpoints.
+    """
     at_once, times = batches(settings, workers)
     steps = math.ceil(settings["epochs"] * math.ceil(pairs / settings["pairs_per_step"]))
     checkpointing = settings["gradient_checkpointing"]

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 COLUMNS = ["pair_id", "prompt", "chosen", "rejected"]
 
 
+def pair_tables(run: RunFolder, round: int) -> list[str]:
+    """Names of the pair tables of all rounds before ``round`` that there are."""
+    names = (Round.of(earlier).pairs for earlier in range(round))
+    return [name for name in names if run.files(name, ".parquet")]
+
+
 def read_pairs(run: RunFolder, round: int) -> pa.Table:
     """The pairs that train the policy of ``round``: columns :data:`COLUMNS`, sorted by ``pair_id``.
 
@@ -25,10 +31,15 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
         InputError: There is no pair, a column is missing, a text is empty, or both sides are equal.
     """
     tables = []
-    for name in (Round.of(earlier).pairs for earlier in range(round)):
-        if not run.table_files(name):
-            continue
-        table, where = run.read_table(name, COLUMNS), run.full_uri(name)
+    for name in pair_tables(run, round):
+        where = run.full_uri(name)
+        try:
+            table = run.read_table(name, COLUMNS)
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise InputError(where, "", f"not a table of pairs ({str(error).splitlines()[0]})", f"It needs {', '.join(COLUMNS)}.") from None
+        missing = [column for column in COLUMNS if column not in table.column_names]
+        if missing:
+            raise InputError(where, missing[0], "column is missing", f"A table of pairs has {', '.join(COLUMNS)}.")
         for column in COLUMNS[1:]:
             empty = pc.fill_null(pc.equal(pc.utf8_length(table[column]), 0), True)
             if pc.any(empty).as_py():
@@ -37,10 +48,15 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
         if pc.any(equal).as_py():
             raise InputError(where, _first(table, equal), "chosen and rejected are the same text", "Remove the pair.")
         tables.append(table)
-    if not any(table.num_rows for table in tables):
-        where, problem = run.full_uri(Round.of(round - 1).pairs), f"there is no preference pair to train round {round} on"
-        raise InputError(where, "", problem, "Sample more candidates, or lower `correctness.threshold`.")
-    return pa.concat_tables(tables).sort_by([(column, "ascending") for column in COLUMNS])
+    pairs = pa.concat_tables(tables) if tables else pa.table({column: pa.array([], pa.string()) for column in COLUMNS})
+    if not pairs.num_rows:
+        raise InputError(
+            run.full_uri(Round.of(round - 1).pairs),
+            "",
+            f"there is no preference pair to train round {round} on",
+            "Sample more candidates, or lower `correctness.threshold`.",
+        )
+    return pairs.sort_by([(column, "ascending") for column in COLUMNS])
 
 
 def _first(table: pa.Table, wrong: pa.ChunkedArray) -> str:

@@ -24,14 +24,18 @@ BY_LAYER = ("gemma3_text",)
 
 
 def can_share(model: PreTrainedModel, longest: int) -> bool:
-    """Whether ``model`` is known to take an attention mask of any shape in each of its layers; a sliding window must hold the
-    ``longest`` side's tokens."""
+    """Whether ``model`` is known to take an attention mask of any shape in each of its layers.
+
+    Args:
+        model: The LLM.
+        longest: Most tokens of a side; a sliding window must hold them.
+    """
     config = model.config
-    window = getattr(config, "sliding_window", None)
+    whole = longest <= (getattr(config, "sliding_window", None) or longest)
     if config.model_type in BY_LAYER:
-        return longest <= (window or longest)
+        return whole
     layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return config.model_type in FAMILIES and set(layers) == {"full_attention"} and not window
+    return config.model_type in FAMILIES and set(layers) == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 def share_prompts(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: DPO (arXiv 2305.18290) with TRL under DeepSpeed ZeRO, and a policy folder of what it trained."""
+"""What one Ray Train worker does: DPO (arXiv 2305.18290) with TRL under DeepSpeed ZeRO."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import gc
 import json
 import math
 import os
-import re
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from divray.alignment.arguments import dpo_arguments, parameters_of
+from divray.alignment.distributed import every_worker, reporter, shared_folder
 from divray.alignment.pairs import read_pairs, tokenize_pairs
+from divray.alignment.policy import public_name, publish_policy
+from divray.alignment.private import build_no_extension, score_completions_alone, token_trainer
 from divray.alignment.shared_prompt import can_share, share_prompts
 from divray.models import cache_folder, local_model
-from divray.private import build_no_extension, score_completions_alone, token_trainer
 from divray.resources import cpu_precision
 from divray.run_folder import Round, RunFolder
 
@@ -32,17 +32,13 @@ CURVE = {
 }
 """Columns of the curve in ``alignment.json``, and what TRL calls them."""
 
-SHARD = "2GB"
-"""Of the weights a file: several are written to and read from an object store at the same time."""
-
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train loop of one worker; rank 0 publishes the policy and returns what goes into ``alignment.json``.
 
     Args:
         job: ``name``, ``uri``, ``round``, ``reference`` (base model), ``alignment`` (the settings), ``seed``,
-            ``chat`` (whether texts end with the tokenizer's end token), ``device`` (``"cpu"`` or ``"gpu"``) and ``progress``
-            (the actor of a queue, or ``None``).
+            ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (an actor handle or ``None``).
 
     Returns:
         The report; or ``{"error": text}`` where training again could only fail again.
@@ -61,7 +57,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     settings, run = job["alignment"], RunFolder(job["uri"])
     context = ray.train.get_context()
     base = local_model(job["reference"])
-    folder = _shared_folder(context, job["name"])
+    folder = shared_folder(context, job["name"])
     try:
         trainer, left_out, shared = _trainer(job, run, base, folder)
         if trainer is None:
@@ -86,11 +82,11 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         gc.collect()
         if context.get_world_rank() != 0:
             return {}
-        written, reference = Round.of(job["round"]), public_name(job["reference"])
-        _publish_policy(run, written.policy, base, reference, folder / "trained", settings["method"] == "lora")
+        written = Round.of(job["round"])
+        publish_policy(run, written.policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
         report = {
             "round": job["round"],
-            "base": reference,
+            "base": public_name(job["reference"]),
             "pairs": pairs,
             "too_long": left_out,
             "steps": state.max_steps,
@@ -140,7 +136,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     if not len(dataset):
         return None, left_out, False
     fast = cpu_precision() == "bf16" if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = settings["precision"] == "bf16" and all(_of_every_worker(fast))
+    bf16 = settings["precision"] == "bf16" and every_worker(fast)
     arguments = dpo_arguments(
         settings,
         workers=dist.get_world_size(),
@@ -169,105 +165,11 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora if settings["method"] == "lora" else None,
-        callbacks=[_reporter(job["progress"])],
+        callbacks=[reporter(job["progress"])],
     )
     if shared and trainer.ref_model is not None:
         share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model))
     return trainer, left_out, shared
-
-
-def _reporter(progress: Any) -> Any:
-    """Callback that times steps, tells the driver of them, and hands each checkpoint to Ray Train."""
-    import ray.train
-    import torch.distributed as dist
-    from transformers import TrainerCallback
-
-    class Reporter(TrainerCallback):
-        begun, seconds = 0.0, 0.0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.begun = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.seconds = time.perf_counter() - self.begun
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                state.log_history[-1]["seconds"] = self.seconds
-                if progress is not None and state.is_world_process_zero:
-                    progress.put_nowait.remote((state.global_step, state.max_steps, float(logs["loss"])))
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # Every rank writes its own shard and generator state into its machine's folder.
-            dist.barrier()
-            leads = ray.train.get_context().get_local_rank() == 0
-            at = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            checkpoint = ray.train.Checkpoint.from_directory(str(at)) if leads else None
-            ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
-            for older in Path(args.output_dir).glob("checkpoint-*") if leads else ():  # the trainer's own limit counts on one machine alone
-                if older != at:
-                    shutil.rmtree(older, ignore_errors=True)
-
-    return Reporter()
-
-
-def _shared_folder(context: Any, name: str) -> Path:
-    """A new folder that all workers of one machine agree on; what a killed try of ``name`` left there is removed."""
-    machine, mine = context.get_node_rank(), None
-    if context.get_local_rank() == 0:
-        for left in Path(tempfile.gettempdir()).glob(f"divray-{name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        mine = tempfile.mkdtemp(prefix=f"divray-{name}-")
-    return Path(next(path for node, path in _of_every_worker((machine, mine)) if node == machine and path))
-
-
-def _of_every_worker(mine: Any) -> list[Any]:
-    """What each worker of the group brings, by rank."""
-    import torch.distributed as dist
-
-    brought: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(brought, mine)
-    return brought
-
-
-def public_name(reference: str) -> str:
-    """``reference`` without the credentials and options that a URI may carry."""
-    return re.sub(r"://[^/@]*@", "://", reference).partition("?")[0] if "://" in reference else reference
-
-
-def _publish_policy(run: RunFolder, name: str, base: str, reference: str, trained: Path, lora: bool) -> None:
-    """Write the policy of one round to folder ``name`` of the run: safetensors, JSON and tokenizer.
-
-    The weights keep the type of the base model.  A LoRA adapter is merged into them
-    (``W + alpha / r * B A``, arXiv 2106.09685) and also stands by itself in ``adapter/``.
-
-    Args:
-        base: The base model as this process reads it (a folder or hub id).
-        reference: The base model as the run names it, written into the adapter's configuration.
-        trained: Folder of the trained weights: the adapter, or the full model.
-        lora: Whether ``trained`` is an adapter.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that is only loaded to be saved
-    dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
-    with tempfile.TemporaryDirectory(prefix="divray-policy-") as temporary:
-        folder = Path(temporary)
-        model = AutoModelForCausalLM.from_pretrained(base if lora else trained, dtype=dtype)
-        if lora:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
-            (folder / "adapter").mkdir()
-            shutil.copy(trained / "adapter_model.safetensors", folder / "adapter")
-            settings = {**json.loads((trained / "adapter_config.json").read_text()), "base_model_name_or_path": reference}
-            settings["target_modules"].sort()
-            (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        model.save_pretrained(folder, max_shard_size=SHARD)
-        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-        run.upload(folder, name)
 
 
 def _quiet() -> None:

@@ -1,25 +1,11 @@
-"""What divray needs of Ray, TRL and DeepSpeed beyond their public names; each place says what would make it unnecessary.
+"""What DPO needs of TRL and DeepSpeed beyond their public names; each place says what would make it unnecessary.
 
-``tests/test_architecture.py`` fails once a release does, or has another one in its place.
+``tests/test_architecture.py`` fails once a release does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-
-def divert_messages(write: Callable[[str], None]) -> None:
-    """Have ``write`` take what the raylet tells every driver (retries, dead workers).
-
-    Ray prints it to ``stdout`` whatever ``log_to_driver`` says, and has no setting for it.
-    """
-    from ray._private import worker
-
-    def divert(data: dict[str, Any], print_file: Any, ignore_prefix: bool = False) -> None:
-        write("".join(f"{line}\n" for line in data["lines"]))
-
-    worker.print_worker_logs = divert
 
 
 def token_trainer() -> Any:

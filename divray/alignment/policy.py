@@ -1,0 +1,60 @@
+"""From what training left to a policy folder that vLLM and transformers load."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from divray.run_folder import RunFolder
+
+SHARD = "2GB"
+"""Of the weights a file: several are written to and read from an object store at the same time."""
+
+
+def public_name(reference: str) -> str:
+    """``reference`` without the credentials and options that a URI may carry."""
+    return re.sub(r"://[^/@]*@", "://", reference).partition("?")[0] if "://" in reference else reference
+
+
+def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained: Path, lora: bool) -> None:
+    """Write the policy of one round to folder ``name`` of the run: safetensors, JSON and tokenizer.
+
+    The weights keep the type of the base model.  A LoRA adapter is merged into them
+    (``W + alpha / r * B A``, arXiv 2106.09685) and also stands by itself in ``adapter/``.
+
+    Args:
+        base: The base model as this process reads it (a folder or hub id).
+        reference: The base model as the run names it, written into the adapter's configuration.
+        trained: Folder of the trained weights: the adapter, or the full model.
+        lora: Whether ``trained`` is an adapter.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that is only loaded to be saved
+    dtype = getattr(AutoConfig.from_pretrained(base), "dtype", None) or torch.float32
+    with tempfile.TemporaryDirectory(prefix="divray-policy-") as temporary:
+        folder = Path(temporary)
+        model = AutoModelForCausalLM.from_pretrained(base if lora else trained, dtype=dtype)
+        if lora:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
+            _copy_adapter(trained, folder / "adapter", reference)
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        run.upload(folder, name)
+
+
+def _copy_adapter(trained: Path, folder: Path, reference: str) -> None:
+    folder.mkdir()
+    shutil.copy(trained / "adapter_model.safetensors", folder)
+    settings = json.loads((trained / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = reference
+    if isinstance(settings.get("target_modules"), list):
+        settings["target_modules"].sort()
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
