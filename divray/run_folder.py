@@ -154,7 +154,7 @@ class RunFolder:
         try:
             with self.fs.open_input_stream(self.path(name)) as stream:
                 return bytes(stream.read())
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise InputError(self.full_uri(name), "", f"not readable ({first_line(error)})", _ANEW) from None
 
     def write_text(self, name: str, text: str) -> None:
