@@ -3,8 +3,10 @@
 ``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique and
 lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 
-``broken``
-    a completion that is no valid record, or a valid one that the judge puts last;
+``invalid``
+    a completion that is no valid record;
+``doubtful``
+    a valid one that the judge puts last;
 ``mirrored``
     the chosen one's own record with head and tail exchanged (only where the LLM writes the pair, and the two are of different types);
 ``other_relation``
@@ -14,7 +16,7 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``alike``
     a right sample that lies close to others.
 
-The ways take turns, and relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
+Each chosen one stands in two pairs.  The ways take turns, and relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
 
 ``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
 another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
@@ -56,7 +58,9 @@ _OWN = [SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "uni
 CANDIDATES = pa.schema([*_OWN, pa.field("given", pa.bool_()), pa.field("valid", pa.bool_())])
 """Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
 
-WAYS = ("broken", "mirrored", "other_relation", "near_copy", "alike")
+WAYS = ("doubtful", "mirrored", "invalid", "other_relation", "alike", "near_copy")
+WAYS_EACH = 2
+"""Pairs of one chosen text, each wrong in another way."""
 
 NOT_WHOLE = ("engine_error", "rejected_request", "prompt_too_long", "empty", "truncated", "not_written")
 """Rejections of completions that are no whole text."""
@@ -151,8 +155,8 @@ def mined_pairs(
     good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))
     bad = sorted((row for row in valid if not row["correct"]), key=lambda row: row["correctness"])
     invalid = [row for row in candidates if not row["valid"]]
-    count = min(settings.max_pairs_per_relation, max(1, len(good) // 2), len(good))
-    left = {"broken": [row for pair in zip_longest(bad, invalid) for row in pair if row is not None], "alike": good[count:][::-1]}
+    count = min(-(-settings.max_pairs_per_relation // WAYS_EACH), max(1, 2 * len(good) // 3), len(good))
+    left = {"doubtful": bad, "invalid": invalid, "alike": good[count:][::-1]}
     own_seeds = [example for example in seeds if example.relation == relation.name]
     foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
 
@@ -178,14 +182,13 @@ def mined_pairs(
     ways, used, pairs = WAYS[first:] + WAYS[:first], Counter[str](), []
     for row in good[:count]:
         rng = _random(seed, row["candidate_id"])
-        text = _ended(row, chat)
+        text, own = _ended(row, chat), 0
         for way in sorted(ways, key=lambda way: used[way]):
-            made = rejected(way, row, rng)
+            made = rejected(way, row, rng) if own < WAYS_EACH else None
             if made is not None and made[1] != text:
-                used[way] += 1
+                used[way], own = used[way] + 1, own + 1
                 pairs.append(_pair(row, row["candidate_id"], way, (row["candidate_id"], text), made))
-                break
-    return _pair_table(pairs)
+    return _pair_table(pairs[: settings.max_pairs_per_relation])
 
 
 def _ended(row: Row, chat: bool) -> str:

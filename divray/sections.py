@@ -197,9 +197,9 @@ class AlignmentConfig(Section):
     learning_rate: float | None = Field(
         None, gt=0, description="Default: 2e-4 for LoRA up to 2 B parameters, else 5e-5; for `full` a hundredth."
     )
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.5, gt=0, description="How near the policy stays to the LLM; at 0.1 what it writes gets alike.")
     sft_weight: float = Field(
-        1.0, ge=0, description="Weight of the chosen texts' likelihood beside DPO's loss, which alone may lower it (arXiv 2404.19733)."
+        0.2, ge=0, description="Weight of the chosen texts' likelihood beside DPO's loss, which alone may lower it (arXiv 2404.19733)."
     )
     epochs: float = Field(1.0, gt=0)
     pairs_per_step: int = Field(8, ge=1, description="Pairs a step over all workers, which share them evenly.")
