@@ -16,7 +16,8 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``alike``
     a right sample that lies close to others.
 
-Each chosen one stands in two pairs.  The ways take turns, and relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
+Each chosen one stands in two pairs.  The ways take turns, and relations begin with different ones, so that none prevails.  Every side ends
+as sampled text ends.
 
 ``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
 another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
