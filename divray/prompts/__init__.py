@@ -65,11 +65,7 @@ def chat_renderer(config: Config) -> Renderer | None:
         return lambda messages: "\n".join(message["content"] for message in messages) + "\n"
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
-    except Exception as error:
-        problem = f"the tokenizer of {config.models.llm} can't be loaded ({first_line(error)})"
-        raise InputError("config", "models.llm", problem, "Save it again.") from None
+    tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
     if not tokenizer.chat_template:
         problem = f"{config.models.llm} has no chat template"
         raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or give a chat model.")
