@@ -150,13 +150,40 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: bytes) -> None:
         run.read_json("nothing.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("data/relations.json", {"name": "a"}, r"not as divray writes it .* Run `divray prepare` again, with --force"),
+        ("data/relations.json", [{"name": "a"}], r"0\.description: not as divray writes it"),
+        ("search.json", [], "Run `divray tune` again, with --force"),
+        ("search.json", {"best": None, "trials": []}, "best: not"),
+        ("search.json", {"best": {"width": 1.0}, "trials": []}, r"best\.width"),
+        ("evaluation.json", {"seeds": None}, "Run `divray evaluate` again, with --force"),
+        ("stages/round-00.sample.json", True, "Put it back, or delete it"),
+        ("stages/select.json", {"stage": "select", "finished_at": 3, "seconds": 1.0, "counts": {}}, "finished_at: not"),
+        ("round-01/alignment.json", {"curve": [3]}, "Run `divray align` again, with --force"),
+        ("round-00/quota.json", {"relations": {"a": {"asked": "3"}}}, "Run `divray sample` again, with --force"),
+        ("round-00/completions.engines/1.json", {"engines": []}, "Run `divray sample` again, with --force"),
+        ("review/answers.json", [{"sample_id": "a", "reader": "me", "right": 1}], r"0\.right: not"),
+        ("summary.json", None, "Run `divray report` again, with --force"),
+        ("versions.json", {"python": 3}, "python: not"),
+    ],
+)
+def test_a_record_of_another_shape_names_the_stage_that_writes_it(name: str, value: Any, words: str, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    run.write_json(name, value)
+    with pytest.raises(InputError, match=words) as caught:
+        run.read_json(name)
+    assert str(caught.value).startswith(f"{tmp_path}/{name}: ")
+
+
 def test_a_damaged_or_missing_table_is_named(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
     run.write_bytes("comparison/selected/part-00000.parquet", b"PAR1")
-    with pytest.raises(InputError, match="comparison/selected: no whole table"):
+    with pytest.raises(InputError, match=r"comparison/selected: no whole table .* Run `divray select` again, with --force"):
         run.read_table("comparison/selected")
     for read in (run.read_table, run.dataset):
-        with pytest.raises(InputError, match="dataset/data: no such table"):
+        with pytest.raises(InputError, match=r"dataset/data: no such table\. Run `divray select` again"):
             read("dataset/data")
 
 
