@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from divray.cli import main
 from divray.config import load_config
@@ -209,6 +211,35 @@ def test_a_model_out_of_reach_is_said_before_anything_is_sampled(key: str, tmp_p
 def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json: no configuration of a model"):
         facts_of(model(tmp_path / "m", {**LLM, **change}, {}), "models.llm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["prompts.style=completion"], "a prompt of 6[0-9]{2} tokens and its answer of 96 exceed the 700 of"),
+        (["prompts.style=chat"], "a prompt of 6[0-9]{2} tokens and its answer of 96 exceed the 700 of"),
+        (["prompts.pairs=first", "sampling.max_tokens=8"], "a prompt of [56][0-9]{2} tokens and its answer of 192 exceed the 700 of"),
+        (["prompts.strategies={all_at_once: 1}", "sampling.max_tokens=30"], "and its answer of 120 exceed the 700 of"),
+        (["engine.vllm.max_model_len=640", "sampling.max_tokens=8"], "and its answer of 8 exceed the 640 of"),
+        (["sampling.max_tokens=8"], ""),
+    ],
+)
+def test_prompts_longer_than_the_context_are_refused_at_plan(overrides: list[str], words: str, tmp_path: Path) -> None:
+    reference = model(tmp_path / "m", {**LLM, "max_position_embeddings": 700}, {"chat_template": "{{ messages[0].content }}"})
+    spaced = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2}, "[UNK]"))
+    spaced.pre_tokenizer = WhitespaceSplit()
+    spaced.save(f"{reference}/tokenizer.json")
+    for file in folder().glob("*.*"):
+        shutil.copy(file, tmp_path)
+    relations = yaml.safe_load((tmp_path / "relations.yaml").read_text())
+    relations[2]["description"] += " word" * 500
+    (tmp_path / "relations.yaml").write_text(yaml.safe_dump(relations))
+    settings = load_config(tmp_path / "quickstart.yaml", [f"models.llm={reference}", "rounds=1", *overrides])
+    if not words:
+        check(settings)
+        return
+    with pytest.raises(InputError, match=rf"relations\.yaml: relation {relations[2]['name']}: .*{words}"):
+        check(settings)
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
