@@ -83,12 +83,16 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def make_folder(fs: pafs.FileSystem, folder: str) -> None:
+    try:
+        fs.create_dir(folder, recursive=True)
+    except OSError as error:
+        raise InputError(folder, "", f"the folder can't be made ({first_line(error)})", "Give a place that can be written to.") from None
+
+
 def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
     """Write a whole file; it appears under its name only once it is complete."""
-    try:
-        fs.create_dir(posixpath.dirname(target), recursive=True)
-    except OSError:
-        raise InputError(target, "", "its folder can't be made", "Give a place that can be written to.") from None
+    make_folder(fs, posixpath.dirname(target))
     # An object store's put is atomic by itself.
     at = placed(fs, target) if isinstance(fs, pafs.LocalFileSystem) else contextlib.nullcontext(target)
     with at as path, fs.open_output_stream(path) as stream:
@@ -139,8 +143,12 @@ class RunFolder:
     def __init__(self, uri: str) -> None:
         self.fs, root = open_uri(uri)
         self.root = root.rstrip("/") or "/"
-        if isinstance(self.fs, pafs.LocalFileSystem) and Path(self.root).exists() and not Path(self.root).is_dir():
-            raise InputError(uri, "", "a file lies there", "Give a folder.")
+        if isinstance(self.fs, pafs.LocalFileSystem):
+            try:
+                if self.fs.get_file_info(self.root).type not in (pafs.FileType.NotFound, pafs.FileType.Directory):
+                    raise InputError(uri, "", "a file lies there", "Give a folder.")
+            except OSError as error:
+                raise InputError(uri, "", first_line(error), "Give another folder.") from None
         # Absolute, since a worker's current folder may be another.
         self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
 
@@ -260,7 +268,7 @@ class RunFolder:
         for file in sorted(Path(local).rglob("*")):
             if file.is_file():
                 target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
-                self.fs.create_dir(posixpath.dirname(target), recursive=True)
+                make_folder(self.fs, posixpath.dirname(target))
                 pafs.copy_files(str(file), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
 
     def record(self, stage: str) -> dict[str, Any] | None:

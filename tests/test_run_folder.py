@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -8,9 +9,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from divray.cli import main
 from divray.dedup.storage import open_uri, placed
 from divray.errors import InputError
 from divray.models import check_model
+from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
 
@@ -201,5 +204,12 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
 
 def test_a_place_below_a_file_is_no_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="its folder can't be made"):
+    with pytest.raises(InputError, match="the folder can't be made"):
         RunFolder(str(tmp_path)).write_text("file/x.json", "{}")
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300, "/proc/run"])
+def test_a_run_folder_that_cannot_be_made_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["run", str(folder() / "quickstart.yaml"), "--out", str(tmp_path / name)]) == 2
+    assert re.search(r"^error: .*(the folder can't be made|File name too long).*\n$", capsys.readouterr().err)
