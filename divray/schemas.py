@@ -153,7 +153,7 @@ class _Trial(TypedDict):
 
 
 class Search(TypedDict):
-    best: dict[Literal["depth", "entity_weight", "words_weight", "last_weight", "shrinkage"], float]
+    best: dict[str, float]
     trials: list[_Trial]
 
 

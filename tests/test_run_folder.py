@@ -160,7 +160,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: bytes) -> None:
         ("data/relations.json", [{"name": "a"}], r"0\.description: not as divray writes it"),
         ("search.json", [], "Run `divray tune` again, with --force"),
         ("search.json", {"best": None, "trials": []}, "best: not"),
-        ("search.json", {"best": {"width": 1.0}, "trials": []}, r"best\.width"),
+        ("search.json", {"best": {"depth": "deep"}, "trials": []}, r"best\.depth"),
         ("evaluation.json", {"seeds": None}, "Run `divray evaluate` again, with --force"),
         ("stages/round-00.sample.json", True, "Put it back, or delete it"),
         ("stages/select.json", {"stage": "select", "finished_at": 3, "seconds": 1.0, "counts": {}}, "finished_at: not"),
