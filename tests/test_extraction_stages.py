@@ -125,6 +125,7 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
     found = run.read_json("search.json")
     assert len(found["trials"]) == 2 and found["metric"] == "macro" and 0 <= found["score"] <= 1
     assert set(found["best"]) == set(search.SPACE) and found["trials"][0]["shrinkage"] == usual(config).shrinkage
+    assert sorted(trial["epochs"] for trial in found["trials"]) == [0, search.NETWORK_EPOCHS]
     assert all(not trial["error"] for trial in found["trials"])
     assert not run.exists("tune")
 

@@ -204,7 +204,7 @@ class _Trainer:
         examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings)
         if self.settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
-            found = model.predict(self.test)
+            found = model.classify(self._encoded(self.test), model.tuned_scores(self.test))
         else:
             labelled = self_labelled(self.model, self._encoded, examples, weights, self.relations, self.settings)
             rows = training_rows(labelled[0], self.relations, labelled[1])

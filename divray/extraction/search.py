@@ -1,10 +1,11 @@
 """The ``tune`` stage: Ray Tune over the RE model's hyperparameters, into ``search.json``.
 
 A trial is scored by repeated cross-validation over the human seed examples; the test set is never read, and no generated sample,
-since those were made from the very seeds that a fold leaves out.  Optuna's TPE sampler proposes, the given values first; ASHA
-(arXiv 1810.05934) stops weak trials after a repeat.  The given values stay unless a trial is better by more than one standard
-error of the difference over the examples: with a few examples most differences are noise.  A killed search goes on with the trials
-that it had not finished.  Which ones ASHA stops depends on their speed, so the result may differ by chance.
+since those were made from the very seeds that a fold leaves out.  Optuna's TPE sampler proposes.  The first trial has the given values,
+the second has the tuned network beside them, or not, where they have it.  ASHA (arXiv 1810.05934) stops weak trials after a repeat.
+The given values stay unless a trial is better by more than one standard error of the difference over the examples: with a few examples
+most differences are noise.  A killed search goes on with the trials that it had not finished.  Which ones ASHA stops depends on their
+speed, so the result may differ by chance.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ from divray.stages import Progress
 
 EXPERIMENT = "tune"
 """Ray Tune's own folder inside the run, there only while the search is under way."""
+NETWORK_EPOCHS = 12
+"""Of the tuned network, where a search tries one and the given values have none."""
 SPACE = {
+    "epochs": [0, NETWORK_EPOCHS],
     "depth": (0.34, 1.0),
     "entity_weight": (0.3, 1.0),
     "words_weight": (0.2, 1.0),
     "last_weight": (0.2, 1.0),
     "shrinkage": (0.5, 0.95),
 }
-"""Hyperparameter -> the range that is drawn from, evenly."""
+"""Hyperparameter -> the range that is drawn from, evenly; of the epochs, the choices beside the given ones."""
 
 AT_ONCE, REPEATS, MAX_FAILURES = 2, 3, 3
 """Trials at the same time; rounds of cross-validation; times that a trial is begun again whose machine or process was lost."""
@@ -97,7 +101,9 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
             tune.report({"repeat": repeat, "score": mean, "right": right})
 
     trainable = tune.with_resources(trial, {"cpu": config.cluster.worker_cpus, "gpu": task_gpus(config)})
-    folder = run.path(EXPERIMENT)
+    folder, given = run.path(EXPERIMENT), _given(config)
+    kinds = sorted({given["epochs"], *SPACE["epochs"]})
+    other = {**given, "epochs": 0 if given["epochs"] else NETWORK_EPOCHS}
     if tune.Tuner.can_restore(folder, storage_filesystem=run.fs):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=run.fs)
     else:
@@ -105,13 +111,13 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
         run.fs.create_dir(run.path(), recursive=True)
         tuner = tune.Tuner(
             trainable,
-            param_space={name: tune.uniform(*ends) for name, ends in SPACE.items()},
+            param_space={name: tune.choice(kinds) if name == "epochs" else tune.uniform(*ends) for name, ends in SPACE.items()},
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
                 num_samples=config.extraction.search.trials,
                 max_concurrent_trials=AT_ONCE,
-                search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[_given(config)]),
+                search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[given, other]),
                 scheduler=ASHAScheduler(time_attr="repeat", grace_period=1, max_t=REPEATS, reduction_factor=2),
             ),
             run_config=tune.RunConfig(
