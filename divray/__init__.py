@@ -5,18 +5,26 @@
     config = divray.load_config("run.yaml", ["selection.k=8"])
     summary = divray.run(config, "runs/mine")
 
-The pipeline is found by name: every process imports this package, and few run the loop.
+Settings and pipeline are found by name: every process imports this package, and few run the loop.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from divray.config import Config, load_config
 from divray.errors import DivrayError, EngineError, InputError, ResourceError
 
+if TYPE_CHECKING:
+    from divray.config import Config, load_config
+
 __all__ = ["Config", "DivrayError", "EngineError", "InputError", "ResourceError", "load_config", "plan", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Config", "load_config"):
+        raise AttributeError(f"module 'divray' has no attribute {name!r}")
+    return getattr(importlib.import_module("divray.config"), name)
 
 
 def plan(config: Config) -> str:

@@ -11,10 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from divray import console
-from divray.cluster import divert_native_output
-from divray.errors import DivrayError, InputError, own_error
-from divray.stages import STAGES
+try:
+    from divray import console
+    from divray.cluster import divert_native_output
+    from divray.errors import DivrayError, InputError, own_error
+    from divray.stages import STAGES
+except KeyboardInterrupt:
+    sys.exit(130)
 
 EXAMPLES = """\
 examples:
@@ -145,11 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Arrow takes paths as UTF-8, Python in the locale's encoding; in its UTF-8 mode both mean the same file.
         environment = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace", **os.environ, "PYTHONUTF8": "1"}
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
-    parsed = parse(arguments)
-    if arguments is None:  # as the command, not as a function in somebody's program
-        divert_native_output()
-    console.configure(parsed.quiet)
     try:
+        parsed = parse(arguments)
+        if arguments is None:  # as the command, not as a function in somebody's program
+            divert_native_output()
+        console.configure(parsed.quiet)
         for argument in sys.argv[1:] if arguments is None else arguments:
             if argument != argument.encode(errors="replace").decode():
                 raise InputError("command line", ascii(argument), "no UTF-8", "Rename the file, or write the word as UTF-8.")

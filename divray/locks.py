@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pyarrow.fs as pafs
 
 from divray.errors import InputError
-from divray.run_folder import RunFolder
+from divray.run_folder import RunFolder, make_folder
 
 LOCK = ".lock"
 """What names of locks begin with."""
@@ -69,7 +69,7 @@ def _refusal(folder: RunFolder, holder: Holder) -> InputError:
 def _on_disk(folder: RunFolder, holder: Holder) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    folder.fs.create_dir(folder.root, recursive=True)
+    make_folder(folder.fs, folder.root)
     named, other = f"{LOCK}.json", {}
     lock = FileLock(folder.path(LOCK), timeout=0)
     try:

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from safetensors import SafetensorError, safe_open
 
 from divray.config import Config
-from divray.dedup.storage import is_uri, open_uri
+from divray.dedup.storage import first_line, is_uri, open_uri
 from divray.errors import InputError, ResourceError
 from divray.schemas import SENTENCES
 from divray.textfiles import read_json
@@ -292,7 +292,7 @@ def check_models(config: Config) -> None:
     Raises:
         InputError: A model is missing or of another kind, has no chat template, or takes fewer tokens than the settings say.
     """
-    own = config.correctness
+    own, tuned = config.correctness, config.rounds > 1
     llms = {
         "models.llm": config.models.llm,
         "correctness.reader": own.reader,
@@ -312,8 +312,36 @@ def check_models(config: Config) -> None:
             raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")
         if facts and field == "models.llm":
             _check_llm(config, facts)
+        _check_kind(reference, field, served=field == "correctness.llm" or (field == "models.llm" and not tuned))
     check_model(config.models.encoder, "config", "models.encoder")
     facts_of(config.models.encoder, "models.encoder")
+    _check_kind(config.models.encoder, "models.encoder")
+
+
+def _check_kind(reference: str, field: str, served: bool = False) -> None:
+    """Have transformers read configuration and tokenizer as when the model is loaded; vLLM, which knows further kinds, where the model
+    is ``served`` alone.  An encoder must have a row for each word of its tokenizer."""
+    if reference.startswith("embedded:") or (folder := small_files(reference, field)) is None:
+        return
+    from transformers import AutoConfig, AutoTokenizer
+
+    words, what = None, "configuration"
+    try:
+        try:
+            words = getattr(AutoConfig.from_pretrained(folder), "vocab_size", None)
+        except Exception:
+            if not served:
+                raise
+            from vllm.transformers_utils.config import get_config
+
+            get_config(folder, trust_remote_code=False)
+        what = "tokenizer"
+        most = max(AutoTokenizer.from_pretrained(folder).get_vocab().values())
+    except Exception as error:  # of any kind: what their classes make of wrong values
+        raise InputError("config", field, f"the {what} of {reference} can't be loaded ({first_line(error)})", "Save it again.") from None
+    if field == "models.encoder" and words is not None and most >= words:
+        problem = f"the tokenizer of {reference} has {most + 1} words, the model {words}"
+        raise InputError("config", field, problem, "Save the model again, resized to its tokenizer.")
 
 
 def _check_llm(config: Config, facts: Facts) -> None:

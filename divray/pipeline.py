@@ -22,11 +22,12 @@ from divray.cluster import check_machine, prepare_cluster, release_cluster, save
 from divray.config import CONFIG, Config, dump_config, read_config
 from divray.datasets.stage import Task, load_task, stated
 from divray.engines.pool import make_room
+from divray.engines.vllm import check_arguments
 from divray.errors import InputError
 from divray.locks import LOCK, locked
 from divray.models import check_models, facts_of
 from divray.preferences import none_left_to_choose
-from divray.prompts import STRATEGIES, chat_renderer
+from divray.prompts import STRATEGIES, chat_renderer, check_lengths
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
@@ -53,10 +54,11 @@ def check(config: Config) -> Task:
         raise InputError("config", "rounds", "an endpoint's model cannot be tuned between rounds", "Set rounds: 1, or give a model.")
     if config.rounds > 1:
         batches(config.alignment.model_dump(), config.cluster.train_workers)
+    check_arguments(config)
     check_models(config)
-    if facts_of(config.models.llm, "models.llm"):
-        chat_renderer(config)
+    chat = chat_renderer(config) if facts_of(config.models.llm, "models.llm") else None
     task = load_task(config)
+    check_lengths(config, stated(config, task.relations), task.seeds, chat)
     if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, stated(config, task.relations), task.seeds):
         raise none_left_to_choose()
     form = form_of(task.seeds, task.relations)
@@ -97,6 +99,8 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
     if run.record("prepare") is None:
         check(config)
         check_machine(config)
+    else:
+        check_arguments(config)  # which may change from call to call
     with locked(run):
         open_run(config, uri)  # another process may have begun it meanwhile
         run.write_text(CONFIG, dump_config(config))

@@ -12,6 +12,7 @@ import json
 import posixpath
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -19,16 +20,61 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from divray.dedup.storage import first_line, open_uri, placed
 from divray.errors import InputError
+from divray.schemas import Alignment, Engines, Holder, Quota, RelationRecord, ReviewAnswer, Search, SetRecord, StageRecord
 from divray.textfiles import parse_json
 
 if TYPE_CHECKING:
     import ray.data
 
 
-_ANEW = "Run the stage that writes it again, with --force."
+RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
+NEGATIVES, UNLABELLED = "data/negatives", "data/unlabelled"
+"""What the ``prepare`` stage writes."""
+
+_ROUND = "round-*/"
+_WRITERS: dict[str, tuple[str, Any]] = {
+    "stages/*": ("", StageRecord),
+    ".lock*": ("", Holder),
+    RELATIONS: ("prepare", list[RelationRecord]),
+    "data/entity_pairs*": ("prompt", Any),
+    "data/*": ("prepare", Any),
+    "*completions.engines/*": ("sample", Engines),
+    "evaluation/llm/*": ("classify", Any),
+    "search.json": ("tune", Search),
+    "evaluation.json": ("evaluate", dict[str, SetRecord]),
+    "evaluation/*": ("evaluate", Any),
+    "review/answers.json": ("", list[ReviewAnswer]),
+    "comparison*": ("select", Any),
+    "dataset*": ("select", Any),
+    "model/*": ("train", Any),
+    "summary.json": ("report", dict[str, Any]),
+    "versions.json": ("", dict[str, str]),
+    f"{_ROUND}prompts*": ("prompt", Any),
+    f"{_ROUND}quota.json": ("sample", Quota),
+    f"{_ROUND}waves/*": ("sample", dict[str, int]),
+    f"{_ROUND}scores*": ("score", Any),
+    f"{_ROUND}embedded*": ("score", Any),
+    f"{_ROUND}decided*": ("score", Any),
+    f"{_ROUND}pairs*": ("mine", Any),
+    f"{_ROUND}alignment.json": ("align", Alignment),
+    f"{_ROUND}policy*": ("align", Any),
+    f"{_ROUND}*": ("sample", Any),
+}
+"""Names in a run folder -> the stage that writes them, and what a JSON record there must hold; the first that fits counts."""
+
+
+def _writer(name: str) -> tuple[str, Any]:
+    return next((found for pattern, found in _WRITERS.items() if fnmatchcase(name, pattern)), ("", Any))
+
+
+def _anew(name: str) -> str:
+    """What brings back ``name``, which is damaged or gone."""
+    stage, _ = _writer(name)
+    return f"Run `divray {stage}` again, with --force." if stage else "Put it back, or delete it and run again what writes it."
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -37,21 +83,20 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def make_folder(fs: pafs.FileSystem, folder: str) -> None:
+    try:
+        fs.create_dir(folder, recursive=True)
+    except OSError as error:
+        raise InputError(folder, "", f"the folder can't be made ({first_line(error)})", "Give a place that can be written to.") from None
+
+
 def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
     """Write a whole file; it appears under its name only once it is complete."""
-    try:
-        fs.create_dir(posixpath.dirname(target), recursive=True)
-    except OSError:
-        raise InputError(target, "", "its folder can't be made", "Give a place that can be written to.") from None
+    make_folder(fs, posixpath.dirname(target))
     # An object store's put is atomic by itself.
     at = placed(fs, target) if isinstance(fs, pafs.LocalFileSystem) else contextlib.nullcontext(target)
     with at as path, fs.open_output_stream(path) as stream:
         stream.write(data)
-
-
-RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
-NEGATIVES, UNLABELLED = "data/negatives", "data/unlabelled"
-"""What the ``prepare`` stage writes."""
 
 
 class Round(NamedTuple):
@@ -98,8 +143,12 @@ class RunFolder:
     def __init__(self, uri: str) -> None:
         self.fs, root = open_uri(uri)
         self.root = root.rstrip("/") or "/"
-        if isinstance(self.fs, pafs.LocalFileSystem) and Path(self.root).exists() and not Path(self.root).is_dir():
-            raise InputError(uri, "", "a file lies there", "Give a folder.")
+        if isinstance(self.fs, pafs.LocalFileSystem):
+            try:
+                if self.fs.get_file_info(self.root).type not in (pafs.FileType.NotFound, pafs.FileType.Directory):
+                    raise InputError(uri, "", "a file lies there", "Give a folder.")
+            except OSError as error:
+                raise InputError(uri, "", first_line(error), "Give another folder.") from None
         # Absolute, since a worker's current folder may be another.
         self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
 
@@ -138,7 +187,7 @@ class RunFolder:
     def _whole_table(self, name: str) -> list[str]:
         if paths := self.table_files(name):
             return paths
-        raise InputError(self.full_uri(name), "", "no such table", "Run the stage that writes it, with --force if it counts as done.")
+        raise InputError(self.full_uri(name), "", "no such table", _anew(name))
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; no error where there is none."""
@@ -155,7 +204,7 @@ class RunFolder:
             with self.fs.open_input_stream(self.path(name)) as stream:
                 return bytes(stream.read())
         except (FileNotFoundError, PermissionError) as error:
-            raise InputError(self.full_uri(name), "", f"not readable ({first_line(error)})", _ANEW) from None
+            raise InputError(self.full_uri(name), "", f"not readable ({first_line(error)})", _anew(name)) from None
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -164,13 +213,23 @@ class RunFolder:
         try:
             return self.read_bytes(name).decode()
         except UnicodeDecodeError:
-            raise InputError(self.full_uri(name), "", "no UTF-8", _ANEW) from None
+            raise InputError(self.full_uri(name), "", "no UTF-8", _anew(name)) from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        return parse_json(self.read_text(name), self.full_uri(name))
+        where = self.full_uri(name)
+        try:
+            value = parse_json(self.read_text(name), where)
+            TypeAdapter(_writer(name)[1]).validate_python(value, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise InputError(where, field, f"not as divray writes it ({first['msg']})", _anew(name)) from None
+        except InputError as error:
+            raise InputError(error.where, error.field, error.problem, _anew(name)) from None
+        return value
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file; it appears under its name only once it is complete."""
@@ -191,7 +250,7 @@ class RunFolder:
         try:
             return pads.dataset(paths, format="parquet", filesystem=self.fs).to_table(columns=columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(self.full_uri(name), "", f"no whole table ({first_line(error)})", _ANEW) from None
+            raise InputError(self.full_uri(name), "", f"no whole table ({first_line(error)})", _anew(name)) from None
 
     def dataset(self, name: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
         """The table as a streaming Ray dataset."""
@@ -209,7 +268,7 @@ class RunFolder:
         for file in sorted(Path(local).rglob("*")):
             if file.is_file():
                 target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
-                self.fs.create_dir(posixpath.dirname(target), recursive=True)
+                make_folder(self.fs, posixpath.dirname(target))
                 pafs.copy_files(str(file), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
 
     def record(self, stage: str) -> dict[str, Any] | None:

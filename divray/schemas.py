@@ -1,11 +1,15 @@
-"""The Arrow schema of every table that one stage hands to the next.
+"""The Arrow schema of every table that one stage hands to the next, and what its JSON records must hold.
 
 A row keeps its ``candidate_id`` from its prompt to the data set.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal, NotRequired
+
 import pyarrow as pa
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 BASE, TUNED = "base", "tuned"
 """The model before DPO, and after it."""
@@ -117,3 +121,80 @@ DATASET = pa.schema(
 relation, and the samples up to rank K (``selection.k``) are the selected ones.  ``correctness`` is the gate's judge's probability that
 the sentence is right, ``audit`` that of a second judge with other signals, on which nothing in the loop depends; it reads the
 first K alone, and is null for the others."""
+
+# JSON records: the keys that another stage or the report counts on ------------------------------------------------
+
+
+class StageRecord(TypedDict):
+    stage: str
+    finished_at: str
+    seconds: float
+    counts: dict[str, Any]
+
+
+class Holder(TypedDict):
+    host: str
+    process: int
+    since: str
+
+
+class RelationRecord(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    name: str
+    description: str
+    head_type: NotRequired[str]
+    tail_type: NotRequired[str]
+    inverse: NotRequired[str]
+
+
+class _Trial(TypedDict):
+    score: float | None
+
+
+class Search(TypedDict):
+    best: dict[str, float]
+    trials: list[_Trial]
+
+
+class SetRecord(TypedDict):
+    metric: str
+    mean: float
+    std: float
+    per_draw: list[float]
+    f1_per_relation: NotRequired[dict[str, float | None]]
+    false_positives: NotRequired[float | None]
+    examples: NotRequired[int]
+    k: NotRequired[float | None]
+    differences: NotRequired[dict[str, dict[Literal["mean", "low", "high"], float]]]
+
+
+class Alignment(TypedDict):
+    curve: list[dict[str, float | None]]
+
+
+class _Asked(TypedDict):
+    asked: int
+    accepted: int
+    missing: int
+
+
+class Quota(TypedDict):
+    relations: dict[str, _Asked]
+
+
+class _Times(TypedDict):
+    created_at: float
+    ready_at: float | None
+
+
+class Engines(TypedDict):
+    ended_at: float | None
+    backpressure_seconds: float
+    engines: dict[str, _Times]
+
+
+class ReviewAnswer(TypedDict):
+    sample_id: str
+    reader: str
+    right: bool | None

@@ -56,7 +56,7 @@ PAIR = (Field(strict=False), AfterValidator(_ordered))
 
 
 class VllmArguments(TypedDict, total=False):
-    """The arguments of vLLM's engine that divray itself counts on; any other may stand beside them."""
+    """The arguments of vLLM's engine that divray counts on or that are usual; any other may stand beside them."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -65,6 +65,8 @@ class VllmArguments(TypedDict, total=False):
     max_model_len: Count
     max_num_seqs: Count
     max_num_batched_tokens: Count
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
     trust_remote_code: Literal[False]
 
 

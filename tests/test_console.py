@@ -19,6 +19,7 @@ import pytest
 from divray import console
 from divray.cli import main
 from divray.errors import InputError
+from divray.quickstart import folder
 from divray.report.findings import tables
 
 
@@ -32,6 +33,17 @@ def fresh() -> Iterator[None]:
 class _Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize("module", ["divray.config", "pyarrow.lib", "divray.stages", "divray.pipeline"])
+def test_ctrl_c_while_the_command_starts_leaves_no_traceback(module: str) -> None:
+    code = f"""import os, signal, sys
+sys.addaudithook(lambda event, given: event == "import" and given[0] == {module!r} and os.kill(os.getpid(), signal.SIGINT))
+from divray.cli import main
+sys.exit(main())"""
+    command = [sys.executable, "-c", code, "plan", str(folder() / "quickstart.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
 
 
 def test_log_goes_to_stderr_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -404,6 +404,17 @@ def test_save_to_disk_folder(tmp_path: Path) -> None:
     refused(lambda: list(read_huggingface(Source(tmp_path / "all" / "train"))), arrow.name, "not readable")
 
 
+def test_entity_types_of_a_huggingface_data_set_may_be_class_labels(tmp_path: Path) -> None:
+    import datasets
+
+    spans = {"text": ["The storm caused flooding."] * 2, "head": [[4, 9]] * 2, "tail": [[17, 25]] * 2, "relation": ["cause"] * 2}
+    rows = datasets.Dataset.from_dict({**spans, "head_type": [1, None], "tail_type": [0, 1]})
+    kinds = datasets.ClassLabel(names=["event", "weather"])
+    rows.cast_column("head_type", kinds).cast_column("tail_type", kinds).save_to_disk(tmp_path / "saved")
+    examples = list(read_huggingface(Source(tmp_path / "saved")))
+    assert [(example.head_type, example.tail_type) for example in examples] == [("weather", "event"), ("", "weather")]
+
+
 def test_parquet_folder_reads_own_columns_back(tmp_path: Path) -> None:
     examples = list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", [ROW, ROW]))))
     folder = tmp_path / "dataset"

@@ -9,8 +9,9 @@ import pytest
 
 from divray.config import parse_config
 from divray.datasets.stage import examples_table
+from divray.errors import InputError
 from divray.extraction import evaluation, search, stage
-from divray.extraction.stage import set_of, usual
+from divray.extraction.stage import set_of, tuned, usual
 from divray.relations import Example
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SCORES
@@ -162,6 +163,9 @@ def test_no_trials_keeps_the_configs_values(config, run):
     extraction = config.extraction.model_copy(update={"search": config.extraction.search.model_copy(update={"trials": 0})})
     assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
     assert run.read_json("search.json")["best"] == {name: getattr(usual(config), name) for name in search.SPACE}
+    run.write_json("search.json", {"best": {"width": 1.0}, "trials": []})
+    with pytest.raises(InputError, match=r"search\.json: best: .*width.* Run `divray tune` again"):
+        tuned(config, run)
 
 
 def test_sets_are_named_by_what_was_selected(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,17 +17,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from divray.cli import main
 from divray.config import load_config
-from divray.engines.vllm import engine_arguments
+from divray.engines.vllm import check_arguments, engine_arguments
 from divray.errors import InputError
 from divray.models import check_models, context_length, facts_of, local_model
 from divray.pipeline import check
 from divray.quickstart import folder
 
-LLM = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 1500}
+LLM = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 1500}
+
+WORDS = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2}, "[UNK]"))
 
 
 def model(path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None = None, **files: str) -> str:
@@ -35,7 +42,7 @@ def model(path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None =
     save_file({"weight": np.zeros(1, np.float32)}, path / "model.safetensors")
     if tokenizer is not None:
         (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-        (path / "tokenizer.json").write_text("{}")
+        WORDS.save(str(path / "tokenizer.json"))
     for name, text in files.items():
         (path / name).write_text(text)
     return str(path)
@@ -206,6 +213,35 @@ def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], tmp_
         facts_of(model(tmp_path / "m", {**LLM, **change}, {}), "models.llm")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["prompts.style=completion"], "a prompt of 6[0-9]{2} tokens and its answer of 96 exceed the 700 of"),
+        (["prompts.style=chat"], "a prompt of 6[0-9]{2} tokens and its answer of 96 exceed the 700 of"),
+        (["prompts.pairs=first", "sampling.max_tokens=8"], "a prompt of [56][0-9]{2} tokens and its answer of 192 exceed the 700 of"),
+        (["prompts.strategies={all_at_once: 1}", "sampling.max_tokens=30"], "and its answer of 120 exceed the 700 of"),
+        (["engine.vllm.max_model_len=640", "sampling.max_tokens=8"], "and its answer of 8 exceed the 640 of"),
+        (["sampling.max_tokens=8"], ""),
+    ],
+)
+def test_prompts_longer_than_the_context_are_refused_at_plan(overrides: list[str], words: str, tmp_path: Path) -> None:
+    reference = model(tmp_path / "m", {**LLM, "max_position_embeddings": 700}, {"chat_template": "{{ messages[0].content }}"})
+    spaced = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2}, "[UNK]"))
+    spaced.pre_tokenizer = WhitespaceSplit()
+    spaced.save(f"{reference}/tokenizer.json")
+    for file in folder().glob("*.*"):
+        shutil.copy(file, tmp_path)
+    relations = yaml.safe_load((tmp_path / "relations.yaml").read_text())
+    relations[2]["description"] += " word" * 500
+    (tmp_path / "relations.yaml").write_text(yaml.safe_dump(relations))
+    settings = load_config(tmp_path / "quickstart.yaml", [f"models.llm={reference}", "rounds=1", *overrides])
+    if not words:
+        check(settings)
+        return
+    with pytest.raises(InputError, match=rf"relations\.yaml: relation {relations[2]['name']}: .*{words}"):
+        check(settings)
+
+
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     reference = model(tmp_path / "m", LLM, {}, **{"model.safetensors.index.json": json.dumps(index)})
@@ -215,9 +251,52 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_none_is_refused_at_plan(tmp_path: Path) -> None:
-    reference = model(tmp_path / "m", LLM, {"chat_template": "{{ messages[0].content }}"})
-    with pytest.raises(InputError, match=r"models\.llm: the tokenizer of .* can't be loaded"):
-        check(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", "prompts.style=chat", "rounds=1"]))
+    reference = model(tmp_path / "m", LLM, {}, **{"tokenizer.json": "{}"})
+    for key in ("models.llm", "models.encoder", "correctness.fluency"):
+        with pytest.raises(InputError, match=rf"{key}: the tokenizer of .* can't be loaded"):
+            check(load_config(folder() / "quickstart.yaml", [f"{key}={reference}", "rounds=1"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "rounds", "change"),
+    [
+        ("models.llm", 1, {"model_type": "nosuchtype"}),
+        ("models.llm", 2, {"model_type": 3}),
+        ("models.encoder", 1, {"hidden_size": "x"}),
+        ("correctness.reader", 1, {"vocab_size": [1]}),
+    ],
+)
+def test_a_configuration_that_cannot_be_loaded_is_refused(key: str, rounds: int, change: dict[str, Any], tmp_path: Path) -> None:
+    reference = model(tmp_path / "m", {**LLM, **change}, {})
+    settings = load_config(folder() / "quickstart.yaml", [f"{key}={reference}", f"rounds={rounds}"])
+    with pytest.raises(InputError, match=rf"{key}: the configuration of .* can't be loaded"):
+        check_models(settings)
+
+
+def test_an_encoder_with_fewer_words_than_its_tokenizer_is_refused_at_plan(tmp_path: Path) -> None:
+    reference = model(tmp_path / "m", {"model_type": "bert", "vocab_size": 2}, {})
+    with pytest.raises(InputError, match=r"models\.encoder: the tokenizer of .* has 7 words, the model 2"):
+        check_models(load_config(folder() / "quickstart.yaml", [f"models.encoder={reference}"]))
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("max_num_seq=4", "engine.vllm.max_num_seq: no argument .* `max_num_seqs`"),
+        ("model=other", r"engine\.vllm\.model: .* that divray sets"),
+        ("東京=1", "engine.vllm.東京: no argument .* See .vllm serve --help"),
+        ("dtype=float8", r"engine\.vllm\.dtype"),
+        ("gpu_memory_utilization=90", r"engine\.vllm\.gpu_memory_utilization"),
+    ],
+)
+def test_an_argument_that_vllm_does_not_take_is_refused_at_plan(argument: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(folder() / "quickstart.yaml"), f"engine.vllm.{argument}"]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(words, err) and err.count("\n") == 1 and not out
+
+
+def test_further_arguments_of_vllm_pass() -> None:
+    check_arguments(load_config(folder() / "quickstart.yaml", ["engine.vllm.kv_cache_dtype=fp8"]))
 
 
 @pytest.mark.parametrize(

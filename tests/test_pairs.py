@@ -150,7 +150,7 @@ def test_a_bad_pair_is_named_with_its_row_and_what_to_do(
 def test_a_file_without_a_column_or_broken_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pairs.{suffix}"
     written(path, PAIRS, ("relation", "head", "object"))
-    for word in ("no column 'tail'", "line 1: invalid UTF-8" if suffix == "jsonl" else "columns relation, head and tail"):
+    for word in ("no column 'tail'", "columns relation, head and tail" if suffix == "parquet" else "line 1: invalid UTF-8"):
         with pytest.raises(InputError, match=word) as caught:
             read_pairs(str(path), [RELATION], FORM)
         assert str(path) in str(caught.value)

@@ -124,7 +124,7 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
     By number: 0 is rejected, 1 is near a kept sample, 2 near a seed, 3 not correct, the others accepted;
     the first two accepted ones of a round are selected.
     """
-    run.write_json("data/relations.json", [{"name": name} for name in relations])
+    run.write_json("data/relations.json", [{"name": name, "description": name} for name in relations])
     seeds = [{"example_id": f"{name}/{n}", **_sentence(name, 90 + n)} for name in relations for n in range(3)]
     run.write_table("data/seeds", _table(seeds, schemas.EXAMPLES))
     dataset: list[dict[str, Any]] = []

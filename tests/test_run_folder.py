@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -8,9 +9,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from divray.cli import main
 from divray.dedup.storage import open_uri, placed
 from divray.errors import InputError
 from divray.models import check_model
+from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
 
@@ -150,13 +153,40 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: bytes) -> None:
         run.read_json("nothing.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("data/relations.json", {"name": "a"}, r"not as divray writes it .* Run `divray prepare` again, with --force"),
+        ("data/relations.json", [{"name": "a"}], r"0\.description: not as divray writes it"),
+        ("search.json", [], "Run `divray tune` again, with --force"),
+        ("search.json", {"best": None, "trials": []}, "best: not"),
+        ("search.json", {"best": {"depth": "deep"}, "trials": []}, r"best\.depth"),
+        ("evaluation.json", {"seeds": None}, "Run `divray evaluate` again, with --force"),
+        ("stages/round-00.sample.json", True, "Put it back, or delete it"),
+        ("stages/select.json", {"stage": "select", "finished_at": 3, "seconds": 1.0, "counts": {}}, "finished_at: not"),
+        ("round-01/alignment.json", {"curve": [3]}, "Run `divray align` again, with --force"),
+        ("round-00/quota.json", {"relations": {"a": {"asked": "3"}}}, "Run `divray sample` again, with --force"),
+        ("round-00/completions.engines/1.json", {"engines": []}, "Run `divray sample` again, with --force"),
+        ("review/answers.json", [{"sample_id": "a", "reader": "me", "right": 1}], r"0\.right: not"),
+        ("summary.json", None, "Run `divray report` again, with --force"),
+        ("versions.json", {"python": 3}, "python: not"),
+    ],
+)
+def test_a_record_of_another_shape_names_the_stage_that_writes_it(name: str, value: Any, words: str, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    run.write_json(name, value)
+    with pytest.raises(InputError, match=words) as caught:
+        run.read_json(name)
+    assert str(caught.value).startswith(f"{tmp_path}/{name}: ")
+
+
 def test_a_damaged_or_missing_table_is_named(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
     run.write_bytes("comparison/selected/part-00000.parquet", b"PAR1")
-    with pytest.raises(InputError, match="comparison/selected: no whole table"):
+    with pytest.raises(InputError, match=r"comparison/selected: no whole table .* Run `divray select` again, with --force"):
         run.read_table("comparison/selected")
     for read in (run.read_table, run.dataset):
-        with pytest.raises(InputError, match="dataset/data: no such table"):
+        with pytest.raises(InputError, match=r"dataset/data: no such table\. Run `divray select` again"):
             read("dataset/data")
 
 
@@ -174,5 +204,12 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
 
 def test_a_place_below_a_file_is_no_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="its folder can't be made"):
+    with pytest.raises(InputError, match="the folder can't be made"):
         RunFolder(str(tmp_path)).write_text("file/x.json", "{}")
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300, "/proc/run"])
+def test_a_run_folder_that_cannot_be_made_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["run", str(folder() / "quickstart.yaml"), "--out", str(tmp_path / name)]) == 2
+    assert re.search(r"^error: .*(the folder can't be made|File name too long).*\n$", capsys.readouterr().err)

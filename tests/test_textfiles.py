@@ -27,6 +27,8 @@ def refused(call: Any, *parts: str) -> None:
         ("[1:30, 1_000, 0b11, 2024-02-31, no, on, Yes]", ["1:30", "1_000", "0b11", "2024-02-31", "no", "on", "Yes"]),
         ("[true, False, ~, null, .5, 1., -.inf, 1e3]", [True, False, None, None, 0.5, 1.0, float("-inf"), 1000.0]),
         ("on: 1", {"on": 1}),
+        ("{a: &a {b: [1, 2]}, c: {<<: *a, d: *a}}", {"a": {"b": [1, 2]}, "c": {"b": [1, 2], "d": {"b": [1, 2]}}}),
+        ("# nothing", None),
         ('a: "\\U0001F600"', {"a": "\N{GRINNING FACE}"}),
     ],
 )
@@ -43,6 +45,15 @@ def test_yaml_values(text: str, value: Any) -> None:
         ("{a: " * 3000, ("nested too deeply",)),
         ("a: " + "9" * 5000, ("digits",)),
         ("a: !!python/name:os.system x", ("no valid YAML",)),
+        (
+            "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)),
+            ("aliases that multiply",),
+        ),
+        (
+            "a0: &a0 {x: y}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 40)),
+            ("aliases that multiply",),
+        ),
+        ("a: &a [1, *a]", ("aliases that multiply",)),
     ],
 )
 def test_yaml_that_is_refused(text: str, parts: tuple[str, ...]) -> None:
@@ -75,6 +86,12 @@ def test_lines_are_those_of_line_feeds() -> None:
     refused(lambda: list(json_lines([b"{}\n", b'\xef\xbb\xbf{"a": 1}'], "a.jsonl")), "line 2", "no valid JSON")
     refused(lambda: list(json_lines([b"{}\n", b'{"a": "\xff"}'], "a.jsonl")), "line 2", "invalid UTF-8")
     refused(lambda: list(json_lines([b"[1]"], "a.jsonl")), "line 1", "no JSON object")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "shift-jis"])
+def test_other_encodings_are_named(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(("a,b\nc,\xb4" if encoding != "shift-jis" else "a,b\nc,\u6771").encode(encoding))
+    refused(lambda: read_text(tmp_path / "a.txt"), "a.txt: line ", "invalid UTF-8", "Save the file as UTF-8.")
 
 
 def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A folder written by ``datasets.Dataset.save_to_disk``, or Parquet: one file, a pattern, or a folder of files of one split.
 
-The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation is turned into its names.  Arrow alone reads the files.
+The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation or type is turned into its names.  Arrow alone reads
+the files.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def read_huggingface(source: Source) -> Iterator[Example]:
         wanted = [name for name in (*SENTENCE, *IDS, "relation") if name in table.column_names]
         if twice := [name for name in wanted if table.column_names.count(name) > 1]:
             raise source.error(path.name, f"the column {twice[0]} stands there twice", "Rename or drop one of them.")
-        names = _class_names(table.schema)
+        classes = {column: _class_names(table.schema, column) for column in ("relation", "head_type", "tail_type")}
         for batch in table.select(wanted).to_batches(max_chunksize=4096):
             try:
                 rows = batch.to_pylist()
@@ -44,8 +45,9 @@ def read_huggingface(source: Source) -> Iterator[Example]:
                 raise source.error(path.name, problem, "Save the data as UTF-8.") from None
             for row in rows:
                 number += 1
-                if isinstance(label := row.get("relation"), int) and 0 <= label < len(names):
-                    row["relation"] = names[label]
+                for column, names in classes.items():
+                    if isinstance(label := row.get(column), int) and 0 <= label < len(names):
+                        row[column] = names[label]
                 yield from example_from_row(source, f"row {number}", row, f"row-{number}")
     if not number:
         raise source.error("", "holds no rows", "Save the data set again, or give another split.")
@@ -116,10 +118,10 @@ def _split_of(file: Path) -> str:
     return numbered[1] if numbered else ""
 
 
-def _class_names(schema: pa.Schema) -> list[str]:
-    """Names of the ``ClassLabel`` column ``relation``; none where it is no such column."""
+def _class_names(schema: pa.Schema, column: str) -> list[str]:
+    """Names of a ``ClassLabel`` column; none where it is no such column."""
     try:
         metadata = json.loads((schema.metadata or {})[b"huggingface"])
-        return [str(name) for name in metadata["info"]["features"]["relation"]["names"]]
+        return [str(name) for name in metadata["info"]["features"][column]["names"]]
     except (KeyError, TypeError, ValueError):
         return []

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
+import importlib.util
+import io
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from divray.config import Config
 from divray.engines import Engine, EngineDied, Request, Row
+from divray.errors import InputError
 from divray.models import context_length, local_model
 from divray.resources import cpu_precision, gpus_of
 from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY, TUNED
+from divray.sections import VllmArguments
 
 CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
     "enforce_eager": True,
@@ -52,6 +58,21 @@ def engine_arguments(config: Config, gpu: bool, largest_machine: int = 0) -> dic
     if gpus_of(config) > 1:
         found["distributed_executor_backend"] = "ray" if gpu and 0 < largest_machine < gpus_of(config) else "mp"
     return {**found, **config.engine.vllm}
+
+
+def check_arguments(config: Config) -> None:
+    """Refuse arguments that vLLM's engine does not have; vLLM is imported for those alone that the settings do not declare."""
+    given = config.engine.vllm.keys() - VllmArguments.__annotations__.keys()
+    if not given or importlib.util.find_spec("vllm") is None:
+        return
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells what it misses
+        from vllm import AsyncEngineArgs
+
+    known = {field.name for field in fields(AsyncEngineArgs)} - {"model"}
+    for name in sorted(given - known):
+        close = difflib.get_close_matches(name, known, n=1)
+        mend = f"Did you mean `{close[0]}`?" if close else "See `vllm serve --help=all`."
+        raise InputError("config", f"engine.vllm.{name}", "no argument of vLLM's engine, or one that divray sets", mend)
 
 
 def lora_arguments(config: Config, gpu: bool) -> dict[str, Any]:

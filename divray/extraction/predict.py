@@ -26,7 +26,7 @@ from divray.dedup.storage import open_uri, placed
 from divray.errors import InputError
 from divray.models import check_model, facts_of
 from divray.relations import Example, parse_marked, span_problem, tightened
-from divray.run_folder import RunFolder
+from divray.run_folder import RunFolder, make_folder
 from divray.textfiles import json_lines
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _answered(table: pa.Table, labels: Iterable[str | None], probabilities: Iter
 def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, list[str | None], list[float]], None]]:
     """Writes batches with their answers; the file appears under its name only when the block ends well."""
     filesystem, path = open_uri(target)
-    filesystem.create_dir(posixpath.dirname(path), recursive=True)
+    make_folder(filesystem, posixpath.dirname(path))
     with ExitStack() as stack:
         stream = stack.enter_context(filesystem.open_output_stream(stack.enter_context(placed(filesystem, path))))
         if schema is not None:

@@ -19,6 +19,8 @@ from scipy.special import softmax
 
 from divray.config import Config
 from divray.datasets.stage import read_relations, table_examples
+from divray.dedup.storage import first_line
+from divray.errors import InputError
 from divray.extraction.model import RelationExtractor
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows
 from divray.relations import Example
@@ -69,7 +71,10 @@ def usual(config: Config) -> Hyperparameters:
 def tuned(config: Config, run: RunFolder) -> Hyperparameters:
     """The best values of the search, where one was made."""
     best: dict[str, Any] = run.read_json(SEARCH)["best"] if run.exists(SEARCH) else {}
-    return replace(usual(config), **best)
+    try:
+        return replace(usual(config), **best)
+    except TypeError as error:
+        raise InputError(run.full_uri(SEARCH), "best", first_line(error), "Run `divray tune` again, with --force.") from None
 
 
 def examples_of(run: RunFolder, name: str) -> list[Example]:

@@ -14,14 +14,19 @@ from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.dedup.storage import first_line
 from divray.engines import Answer
 from divray.engines.complete import complete
+from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, engine_arguments, sampling_parameters
 from divray.errors import InputError
-from divray.models import local_model
+from divray.models import facts_of, local_model, small_files
 from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.rows import Renderer, accepted_samples, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.prompts.waves import Wave, first_wave
+from divray.relations import Example, Relation
+from divray.resources import uses_gpu
 from divray.run_folder import Round, RunFolder
+from divray.schemas import NAIVE, SENTENCES
+from divray.sections import MOST
 from divray.stages import Progress
 
 __all__ = ["STRATEGIES", "Draft", "Wave", "chat_renderer", "request_rows", "rows_per_file", "run", "strategy", "write_prompts"]
@@ -57,6 +62,33 @@ def run(
     return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
 
 
+def check_lengths(config: Config, relations: list[Relation], seeds: list[Example], chat: Renderer | None) -> None:
+    """Refuse relations and seeds of which a prompt of each strategy, with its answer, is longer than the context of a model on disk."""
+    facts = facts_of(config.models.llm, "models.llm")
+    if facts is None or (folder := small_files(config.models.llm, "models.llm")) is None:
+        return
+    counts = dict.fromkeys([*config.prompts.strategies, *([NAIVE] if config.sampling.naive_candidates_per_relation else [])], SENTENCES)
+    rows = {
+        row["prompt_id"]: row for row in request_rows(config, relations, seeds, 0, chat, Wave(0, {one.name: counts for one in relations}))
+    }
+    if config.prompts.pairs == "first" and not config.prompts.pairs_file:
+        rows |= {f"pairs of {row['relation']}": row for row in pair_rows(config, relations, seeds, chat)}
+    # A token has at least one byte.
+    least = min(facts.context or MOST, config.engine.vllm.get("max_model_len", CPU_ENGINE_ARGUMENTS["max_model_len"]))
+    asked = {name: int(sampling_parameters(config, row, False)["max_tokens"]) for name, row in rows.items()}
+    if not (long := [name for name, row in rows.items() if len(row["prompt"].encode()) + asked[name] > least]):
+        return
+    from transformers import AutoTokenizer
+
+    most, tokenizer = engine_arguments(config, uses_gpu(config))["max_model_len"], AutoTokenizer.from_pretrained(folder)
+    most = (facts.context or MOST) if most == -1 else most
+    for name in long:
+        if (tokens := len(tokenizer(rows[name]["prompt"], verbose=False).input_ids)) + asked[name] > most:
+            where, place = str(config.task.train or config.task.relations), f"relation {rows[name]['relation']}"
+            problem = f"a prompt of {tokens} tokens and its answer of {asked[name]} exceed the {most} of {config.models.llm}"
+            raise InputError(where, place, problem, "Shorten its description or examples, or lower prompts.demonstrations.")
+
+
 def chat_renderer(config: Config) -> Renderer | None:
     """The model's chat template as a function, or ``None`` for completion style."""
     if config.prompts.style == "completion":
@@ -65,11 +97,7 @@ def chat_renderer(config: Config) -> Renderer | None:
         return lambda messages: "\n".join(message["content"] for message in messages) + "\n"
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
-    except Exception as error:
-        problem = f"the tokenizer of {config.models.llm} can't be loaded ({first_line(error)})"
-        raise InputError("config", "models.llm", problem, "Save it again.") from None
+    tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
     if not tokenizer.chat_template:
         problem = f"{config.models.llm} has no chat template"
         raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or give a chat model.")

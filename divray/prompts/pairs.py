@@ -6,6 +6,7 @@ A pair is typed by its relation's entity types, stands once, is no seed's, and n
 
 from __future__ import annotations
 
+import io
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, 
 from divray.relations import Example, Relation, as_name
 from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
-from divray.textfiles import json_lines, read_bytes
+from divray.textfiles import json_lines, read_bytes, read_text
 
 TABLE, COLUMNS = "data/entity_pairs", ("relation", "head", "tail")
 """In the order in which prompts take them."""
@@ -120,7 +121,10 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
         else:
             # In CSV as text, whatever it looks like: a year, a date, a number with a nought before it.
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
-            table = pq.read_table(path) if kind == ".parquet" else csv.read_csv(path, convert_options=as_text)
+            if kind == ".parquet":
+                table = pq.read_table(path)
+            else:
+                table = csv.read_csv(io.BytesIO(read_text(Path(path)).encode()), convert_options=as_text)
             there = set(table.column_names)
             rows = table.select([name for name in COLUMNS if name in there]).to_pylist()
         if missing := [name for name in COLUMNS if name not in there]:

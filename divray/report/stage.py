@@ -93,7 +93,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
 
 def _json(run: RunFolder, name: str) -> Any:
     """A file's value, ``None`` where there is none; so is every number in it that is not finite."""
-    return json.loads(run.read_text(name), parse_constant=lambda constant: None) if run.exists(name) else None
+    return json.loads(json.dumps(run.read_json(name)), parse_constant=lambda constant: None) if run.exists(name) else None
 
 
 def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
