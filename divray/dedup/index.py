@@ -28,8 +28,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numba import njit
 
+from divray.dedup.hashing import sort_unsigned
 from divray.dedup.propose import grown
-from divray.dedup.shingle import Shingles, sort_unsigned
+from divray.dedup.shingle import Shingles
 from divray.dedup.storage import first_line, lock, open_uri, placed, target_of
 from divray.dedup.verify import MOST_PAIRS, Pairs, check_pairs, jaccard, most_visits
 from divray.errors import DivrayError, InputError

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.dedup.shingle import FEW, Shingles, mix, rank_into, sort_unsigned
+from divray.dedup.hashing import FEW, mix, rank_into, sort_unsigned
+from divray.dedup.shingle import Shingles
 
 COUNTED_BITS = 30
 """The table of counters has at most ``2^30`` of them."""

@@ -1,0 +1,244 @@
+"""Compiled kernels of :mod:`divray.dedup.shingle`: hash texts' bytes, put hashes in order, number equal sets.
+
+Arrays are flat: text or set ``i`` lies between ``offsets[i]`` and ``offsets[i + 1]``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# Hashes are FNV-1a and splitmix64.
+_STEP, _PRIME, _START = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)
+_MIX_1, _MIX_2, _FACTOR = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0xD1342543DE82EF95)
+FEW = 24
+"""Up to so many values :func:`rank_into` is the fastest way to put them in order."""
+
+
+@njit(cache=True)
+def mix(value: np.uint64) -> np.uint64:
+    # The finaliser of splitmix64 (Steele et al. 2014).
+    value = (value ^ (value >> np.uint64(30))) * _MIX_1
+    value = (value ^ (value >> np.uint64(27))) * _MIX_2
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True)
+def _is_space(byte: int) -> bool:
+    return byte == 32 or 9 <= byte <= 13 or 28 <= byte <= 31
+
+
+@njit(cache=True)
+def sort_unsigned(values, start, end):  # type: ignore[no-untyped-def]
+    """Shell sort of ``values[start:end]``, in place, gaps growing by 9/4 (1, 3, 7, 16, 37, …).
+
+    Sets are short; numba's own sort costs a second to compile and is hardly faster on them.
+    """
+    size = end - start
+    gap = 1
+    while gap < size:
+        gap = gap * 9 // 4 + 1
+    while gap > 0:
+        for i in range(start + gap, end):
+            value = values[i]
+            j = i
+            while j >= start + gap and values[j - gap] > value:
+                values[j] = values[j - gap]
+                j -= gap
+            values[j] = value
+        gap = gap * 4 // 9
+    return values
+
+
+@njit(cache=True)
+def _hash_words(characters, start, end, units):  # type: ignore[no-untyped-def]
+    """Hash each word of one text into ``units``; returns how many there are."""
+    count, length = 0, np.uint64(0)
+    state, eight = _START, np.uint64(0)
+    for position in range(start, end):
+        byte = characters[position]
+        if byte > 32 or not _is_space(byte):
+            eight = eight << np.uint64(8) | np.uint64(byte)
+            length += np.uint64(1)
+            if length & np.uint64(7) == 0:
+                state, eight = mix(state ^ eight), np.uint64(0)
+        elif length:
+            units[count] = mix((state ^ eight) + length * _STEP)
+            count, length = count + 1, np.uint64(0)
+            state, eight = _START, np.uint64(0)
+    if length:
+        units[count] = mix((state ^ eight) + length * _STEP)
+        count += 1
+    return count
+
+
+@njit(cache=True)
+def hash_texts(offsets, characters):  # type: ignore[no-untyped-def]
+    """One hash a text, ``characters[offsets[i]:offsets[i + 1]]``; uint64 ``[n]``."""
+    hashes = np.empty(len(offsets) - 1, np.uint64)
+    for i in range(len(hashes)):
+        state = np.uint64(offsets[i + 1] - offsets[i])
+        for position in range(offsets[i], offsets[i + 1]):
+            state = (state ^ np.uint64(characters[position])) * _PRIME
+        hashes[i] = mix(state)
+    return hashes
+
+
+@njit(cache=True)
+def _hash_characters(characters, start, end, units):  # type: ignore[no-untyped-def]
+    """Hash each code point of one text into ``units``, a run of blanks as one; returns how many there are."""
+    count, blank, position = 0, False, start
+    while position < end:
+        byte = characters[position]
+        if byte <= 32 and _is_space(byte):
+            blank = count > 0
+            position += 1
+            continue
+        if blank:
+            units[count] = mix(np.uint64(32))
+            count, blank = count + 1, False
+        point = np.uint64(byte)
+        position += 1
+        while position < end and characters[position] & 0xC0 == 0x80:
+            point = point << np.uint64(8) | np.uint64(characters[position])
+            position += 1
+        units[count] = mix(point)
+        count += 1
+    return count
+
+
+@njit(cache=True)
+def rank_into(source, start, end, target):  # type: ignore[no-untyped-def]
+    """Put ``source[start:end]`` into the same slots of ``target`` in order; of a repeated value's slots all but the first are 0.
+
+    Each value's place is the number of smaller ones: no branch to mispredict, and the inner loop is one of vectors.
+    """
+    for i in range(start, end):
+        target[i] = 0
+    for i in range(start, end):
+        value, smaller = source[i], np.int64(0)
+        for j in range(start, end):
+            smaller += np.int64(source[j] < value)
+        target[start + smaller] = value
+
+
+@njit(cache=True)
+def _sorted_set(made, count, spare, heads, out, at):  # type: ignore[no-untyped-def]
+    """Write ``made[:count]`` to ``out[at:]``, ascending and without repeats; returns how many are left.
+
+    The values are hashes, none of them 0: their leading bits spread them evenly over buckets of about eight.
+    ``spare`` is as long as ``made``; ``heads`` holds ``count / 4 + 2`` numbers.
+    """
+    bits = 0
+    while count > FEW and count >> bits > 8:
+        bits += 1
+    if bits == 0:
+        rank_into(made, 0, count, spare)
+    else:
+        shift = np.uint64(64 - bits)
+        for b in range((1 << bits) + 1):
+            heads[b] = 0
+        for i in range(count):
+            heads[(made[i] >> shift) + np.uint64(1)] += 1
+        for b in range(1 << bits):
+            heads[b + 1] += heads[b]
+        for i in range(count):
+            b = made[i] >> shift
+            spare[heads[b]] = made[i]
+            heads[b] += 1
+        start = 0
+        for b in range(1 << bits):
+            if heads[b] - start > 64:  # one value many times over
+                sort_unsigned(spare, start, heads[b])
+                for i in range(start, heads[b]):
+                    made[i] = spare[i]
+            else:
+                rank_into(spare, start, heads[b], made)
+            start = heads[b]
+        spare = made
+    last = at
+    out[at] = spare[0]
+    for i in range(1, count):
+        if spare[i] != 0 and spare[i] != out[last]:
+            last += 1
+            out[last] = spare[i]
+    return last + 1 - at
+
+
+@njit(cache=True)
+def hash_shingles(offsets, characters, size, words):  # type: ignore[no-untyped-def]
+    """The sets of n-grams, of words or else of code points, as offsets and values (:class:`~divray.dedup.shingle.Shingles`)."""
+    n = len(offsets) - 1
+    out_offsets = np.zeros(n + 1, np.int64)
+    longest = 0
+    for i in range(n):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    units, made, spare = np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64)
+    heads = np.empty(longest // 4 + 4, np.int64)
+    out = np.empty(max(16, (offsets[n] - offsets[0]) // (5 if words else 1) + n), np.uint64)
+    cursor = 0
+    for i in range(n):
+        if words:
+            count = _hash_words(characters, offsets[i], offsets[i + 1], units)
+        else:
+            count = _hash_characters(characters, offsets[i], offsets[i + 1], units)
+        width = min(size, count)
+        grams = count - width + 1
+        if cursor + grams > len(out):
+            out = np.append(out, np.empty(grams + len(out) // 2, np.uint64))
+        for j in range(grams):
+            state = np.uint64(width)
+            for k in range(width):
+                state = state * _FACTOR + units[j + k]
+            made[j] = max(mix(state), np.uint64(1))
+        cursor += _sorted_set(made, grams, spare, heads, out, cursor)
+        out_offsets[i + 1] = cursor
+    return out_offsets, out[:cursor]
+
+
+@njit(cache=True)
+def set_keys(offsets, values):  # type: ignore[no-untyped-def]
+    """uint64 ``[n, 2]``: 128 bits a set, from two independent chains over its ordered elements."""
+    n = len(offsets) - 1
+    keys = np.empty((n, 2), np.uint64)
+    for i in range(n):
+        one, two = _STEP, _START
+        for j in range(offsets[i], offsets[i + 1]):
+            one = (one ^ values[j]) * _STEP
+            one ^= one >> np.uint64(32)
+            two = two * _PRIME + values[j]
+        keys[i, 0], keys[i, 1] = mix(one), mix(two)
+    return keys
+
+
+@njit(cache=True)
+def _slot(known, table, one, two):  # type: ignore[no-untyped-def]
+    """Where the key stands in the table, or the free slot that it would take."""
+    mask = np.uint64(len(table) - 1)
+    slot = one & mask
+    while table[slot] >= 0 and (known[table[slot], 0] != one or known[table[slot], 1] != two):
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@njit(cache=True)
+def fill(known, count, table):  # type: ignore[no-untyped-def]
+    for g in range(count):
+        table[_slot(known, table, known[g, 0], known[g, 1])] = g
+
+
+@njit(cache=True)
+def take_in(offsets, values, keys, known, table, count, out_offsets, out):  # type: ignore[no-untyped-def]
+    number = np.empty(len(keys), np.int32)
+    for i in range(len(keys)):
+        slot = _slot(known, table, keys[i, 0], keys[i, 1])
+        if table[slot] < 0:
+            table[slot] = count
+            known[count, 0], known[count, 1] = keys[i, 0], keys[i, 1]
+            at = out_offsets[count] - offsets[i]
+            for j in range(offsets[i], offsets[i + 1]):
+                out[at + j] = values[j]
+            count += 1
+            out_offsets[count] = at + offsets[i + 1]
+        number[i] = table[slot]
+    return number, count
