@@ -168,6 +168,12 @@ def test_no_trials_keeps_the_configs_values(config, run):
         tuned(config, run)
 
 
+def test_a_training_is_named_by_how_much_each_example_counts():
+    one, two = (Example(text, (0, 1), (2, 3), "r") for text in ("a b", "c d"))
+    name = evaluation._part([one, two], [1.0, 0.5])
+    assert name == evaluation._part([two, one], [0.5, 1.0]) != evaluation._part([one, two], [0.5, 1.0])
+
+
 def test_sets_are_named_by_what_was_selected(run):
     run.write_table("comparison/round-10", selected([], 10))
     names = ["seeds", "twice the seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+selected", "seeds+generated"]

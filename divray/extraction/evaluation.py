@@ -221,9 +221,9 @@ class _Trainer:
         return np.stack([self.features[key] for key in keys])
 
 
-def _part(examples: Sequence[Example], *others: Any) -> str:
+def _part(examples: Sequence[Example], weights: Sequence[float], *others: Any) -> str:
     """The file of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
-    what = [sorted(astuple(example)[:-1] for example in examples), *others]
+    what = [sorted((*astuple(example)[:-1], weight) for example, weight in zip(examples, weights, strict=True)), *others]
     return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}.parquet"
 
 
