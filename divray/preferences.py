@@ -12,12 +12,14 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``other_relation``
     a right sample of another relation under this one's prompt;
 ``near_copy``
-    a demonstration with other entities and one word changed;
+    a demonstration with the chosen one's entities and one word changed;
+``seed_pair``
+    the chosen one's sentence with a demonstration's entities (only where the LLM writes the pair);
 ``alike``
     a right sample that lies close to others.
 
-Each chosen one stands in two pairs.  The ways take turns, and relations begin with different ones, so that none prevails.  Every side ends
-as sampled text ends.
+Each chosen one stands in two pairs, where a relation has few in more, so that it weighs as much as the others.  The ways take turns, and
+relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
 
 ``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
 another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
@@ -59,9 +61,9 @@ _OWN = [SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "uni
 CANDIDATES = pa.schema([*_OWN, pa.field("given", pa.bool_()), pa.field("valid", pa.bool_())])
 """Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
 
-WAYS = ("doubtful", "mirrored", "invalid", "other_relation", "alike", "near_copy")
+WAYS = ("doubtful", "mirrored", "seed_pair", "invalid", "other_relation", "alike", "near_copy")
 WAYS_EACH = 2
-"""Pairs of one chosen text, each wrong in another way."""
+"""Pairs of one chosen text, at least, where there are enough of them: each wrong in another way."""
 
 NOT_WHOLE = ("engine_error", "rejected_request", "prompt_too_long", "empty", "truncated", "not_written")
 """Rejections of completions that are no whole text."""
@@ -156,7 +158,8 @@ def mined_pairs(
     good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))
     bad = sorted((row for row in valid if not row["correct"]), key=lambda row: row["correctness"])
     invalid = [row for row in candidates if not row["valid"]]
-    count = min(-(-settings.max_pairs_per_relation // WAYS_EACH), max(1, 2 * len(good) // 3), len(good))
+    most = settings.max_pairs_per_relation
+    count = min(-(-most // WAYS_EACH), max(1, 2 * len(good) // 3), len(good))
     left = {"doubtful": bad, "invalid": invalid, "alike": good[count:][::-1]}
     own_seeds = [example for example in seeds if example.relation == relation.name]
     foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
@@ -172,24 +175,24 @@ def mined_pairs(
         elif way == "other_relation" and foreign:
             example = rng.choice(foreign)
             name = example.example_id
-        elif way == "near_copy" and own_seeds:
+        elif way in ("near_copy", "seed_pair") and own_seeds and not (way == "seed_pair" and row["given"]):
             shown = rng.choice(own_seeds)
-            name, example = f"seed:{shown.example_id}", near_copy(shown, mine)
+            name, example = f"seed:{shown.example_id}", near_copy(shown, mine) if way == "near_copy" else exchanged(mine, shown)
         else:
             return None
         return name, completion_of(relation, example, row["given"], chat)
 
     first = sorted(relations).index(relation.name) % len(WAYS)
-    ways, used, pairs = WAYS[first:] + WAYS[:first], Counter[str](), []
-    for row in good[:count]:
-        rng = _random(seed, row["candidate_id"])
-        text, own = _ended(row, chat), 0
-        for way in sorted(ways, key=lambda way: used[way]):
-            made = rejected(way, row, rng) if own < WAYS_EACH else None
-            if made is not None and made[1] != text:
-                used[way], own = used[way] + 1, own + 1
-                pairs.append(_pair(row, row["candidate_id"], way, (row["candidate_id"], text), made))
-    return _pair_table(pairs[: settings.max_pairs_per_relation])
+    ways, used, pairs = WAYS[first:] + WAYS[:first], Counter[str](), dict[tuple[str, str], Row]()
+    for _ in WAYS:
+        for row in good[:count]:
+            name, text, rng = row["candidate_id"], _ended(row, chat), _random(seed, row["candidate_id"])
+            for way in sorted(ways, key=lambda way: used[way]):
+                if len(pairs) < most and (name, way) not in pairs and (made := rejected(way, row, rng)) and made[1] != text:
+                    used[way] += 1
+                    pairs[name, way] = _pair(row, name, way, (name, text), made)
+                    break
+    return _pair_table(pairs.values())
 
 
 def _ended(row: Row, chat: bool) -> str:
@@ -246,9 +249,14 @@ def _paper_pairs_of(
 
 def near_copy(example: Example, donor: Example) -> Example:
     """``example`` with the entities of ``donor`` and, where one of :data:`EDITS` fits, one word of its context changed."""
+    return exchanged(example, donor, EDITS)
+
+
+def exchanged(example: Example, donor: Example, edits: Sequence[tuple[str, str]] = ()) -> Example:
+    """``example`` with the entities of ``donor``, and with the first of ``edits`` that fits its context."""
     first, second = sorted((example.head, example.tail))
     context = [example.text[: first[0]], example.text[first[1] : second[0]], example.text[second[1] :]]
-    for word, substitute in EDITS:
+    for word, substitute in edits:
         pattern = re.compile(rf"(?<![\w'-]){word}(?![\w'-])")
         hits = [number for number, part in enumerate(context) if pattern.search(part)]
         if hits:

@@ -199,7 +199,7 @@ class AlignmentConfig(Section):
     learning_rate: float | None = Field(
         None, gt=0, description="Default: 2e-4 for LoRA up to 2 B parameters, else 5e-5; for `full` a hundredth."
     )
-    beta: float = Field(0.5, gt=0, description="How near the policy stays to the LLM; at 0.1 what it writes gets alike.")
+    beta: float = Field(0.3, gt=0, description="How near the policy stays to the LLM; at 0.1 what it writes gets alike.")
     sft_weight: float = Field(
         0.2, ge=0, description="Weight of the chosen texts' likelihood beside DPO's loss, which alone may lower it (arXiv 2404.19733)."
     )

@@ -101,6 +101,7 @@ SEED, OTHER = seed_example("r", 1), seed_example("s", 1)
         ("invalid", [ONE, broken(5)], [SEED], [OTHER], "r-005", "no record\n\n"),
         ("mirrored", [ONE, ALIKE], [SEED], [OTHER], "mirror:r-001", MIRRORED),
         ("other_relation", [GIVEN, GIVEN_ALIKE], [SEED], [OTHER], "s-1", " On day 1 the shead1 was near a stail1.\n"),
+        ("seed_pair", [ONE, ALIKE], [SEED], [], "seed:r-1", " rhead1\nTail (thing): rtail1\nSentence: rhead1 made the rtail1.\n\n"),
         ("near_copy", [GIVEN, GIVEN_ALIKE], [SEED], [], "seed:r-1", " On day 1 this Head 1 was near a tail 1.\n"),
         ("alike", [GIVEN, GIVEN_ALIKE], [], [], "r-002", " Head 2 made the tail 2.\n"),
     ],
@@ -110,14 +111,14 @@ def test_each_way_to_be_wrong(
 ) -> None:
     table = pa.Table.from_pylist(rows, CANDIDATES)
     pairs = mined_pairs(table, RELATIONS, seeds, {"s": others, "r": [SEED]}, PreferencesConfig(), 13).to_pylist()
-    assert len(pairs) <= WAYS_EACH and {pair["kind"]: pair for pair in pairs}[way] == {
+    assert {pair["kind"]: pair for pair in pairs}[way] == {
         "pair_id": f"r-001--{way}", "relation": "r", "prompt": rows[0]["prompt"], "kind": way, "chosen_id": "r-001",
         "chosen": rows[0]["completion"] + ("\n" if rows[0]["given"] else "\n\n"), "rejected_id": rejected_id, "rejected": rejected,
     }  # fmt: skip
 
 
 def test_relations_begin_with_different_ways() -> None:
-    relations = {name: Relation(name, "", "person", "thing") for name in "abcder"}
+    relations = {name: Relation(name, "", "person", "thing") for name in "abcdefr"}
     others = {name: [replace(OTHER, relation=name)] for name in relations}
     kinds = set()
     for name in relations:
@@ -160,14 +161,14 @@ def many(seed: int = 0, relation: str = "r", chat: bool = False, given: bool | N
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_no_way_prevails_and_each_chosen_one_stands_in_two_pairs(chat: bool) -> None:
+def test_no_way_prevails_and_each_chosen_one_stands_in_several_pairs(chat: bool) -> None:
     rows = many(chat=chat)
-    pairs = mined(rows, chat=chat, max_pairs_per_relation=1000)
+    pairs = mined(rows, chat=chat, max_pairs_per_relation=48)
     kinds = Counter(pair["kind"] for pair in pairs)
     assert kinds.keys() == set(WAYS) and max(kinds.values()) - min(kinds.values()) <= 2 and len(pairs) >= 15
     names = {row["candidate_id"] for row in rows}
     chosen, refused = (Counter(pair[f"{side}_id"] for pair in pairs if pair[f"{side}_id"] in names) for side in ("chosen", "rejected"))
-    assert set(chosen.values()) == {WAYS_EACH} and set(refused.values()) == {1} and not chosen.keys() & refused.keys()
+    assert min(chosen.values()) >= WAYS_EACH and set(refused.values()) == {1} and not chosen.keys() & refused.keys()
     gate = {row["candidate_id"] for row in rows if row["correct"] and row["unique"]}
     assert {pair["chosen_id"] for pair in pairs} <= gate
     assert [pair["pair_id"] for pair in pairs] == sorted(pair["pair_id"] for pair in pairs)
@@ -179,7 +180,7 @@ def test_no_way_prevails_and_each_chosen_one_stands_in_two_pairs(chat: bool) -> 
 @pytest.mark.parametrize("chat", [False, True])
 def test_both_sides_end_and_look_as_sampled_text_does(chat: bool, given: bool) -> None:
     pairs = mined(many(chat=chat, given=given), chat=chat, max_pairs_per_relation=1000)
-    assert {pair["kind"] for pair in pairs} == set(WAYS) - ({"mirrored"} if given else set())
+    assert {pair["kind"] for pair in pairs} == set(WAYS) - ({"mirrored", "seed_pair"} if given else set())
     for pair in pairs:
         for side in ("chosen", "rejected"):
             text = pair[side]
