@@ -13,8 +13,6 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
     a right sample of another relation under this one's prompt;
 ``near_copy``
     a demonstration with the chosen one's entities and one word changed;
-``seed_pair``
-    the chosen one's sentence with a demonstration's entities (only where the LLM writes the pair);
 ``alike``
     a right sample that lies close to others.
 
@@ -61,7 +59,7 @@ _OWN = [SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "uni
 CANDIDATES = pa.schema([*_OWN, pa.field("given", pa.bool_()), pa.field("valid", pa.bool_())])
 """Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
 
-WAYS = ("doubtful", "mirrored", "seed_pair", "invalid", "other_relation", "alike", "near_copy")
+WAYS = ("doubtful", "mirrored", "invalid", "other_relation", "alike", "near_copy")
 WAYS_EACH = 2
 """Pairs of one chosen text, at least, where there are enough of them: each wrong in another way."""
 
@@ -175,9 +173,9 @@ def mined_pairs(
         elif way == "other_relation" and foreign:
             example = rng.choice(foreign)
             name = example.example_id
-        elif way in ("near_copy", "seed_pair") and own_seeds and not (way == "seed_pair" and row["given"]):
+        elif way == "near_copy" and own_seeds:
             shown = rng.choice(own_seeds)
-            name, example = f"seed:{shown.example_id}", near_copy(shown, mine) if way == "near_copy" else exchanged(mine, shown)
+            name, example = f"seed:{shown.example_id}", near_copy(shown, mine)
         else:
             return None
         return name, completion_of(relation, example, row["given"], chat)
@@ -249,14 +247,9 @@ def _paper_pairs_of(
 
 def near_copy(example: Example, donor: Example) -> Example:
     """``example`` with the entities of ``donor`` and, where one of :data:`EDITS` fits, one word of its context changed."""
-    return exchanged(example, donor, EDITS)
-
-
-def exchanged(example: Example, donor: Example, edits: Sequence[tuple[str, str]] = ()) -> Example:
-    """``example`` with the entities of ``donor``, and with the first of ``edits`` that fits its context."""
     first, second = sorted((example.head, example.tail))
     context = [example.text[: first[0]], example.text[first[1] : second[0]], example.text[second[1] :]]
-    for word, substitute in edits:
+    for word, substitute in EDITS:
         pattern = re.compile(rf"(?<![\w'-]){word}(?![\w'-])")
         hits = [number for number, part in enumerate(context) if pattern.search(part)]
         if hits:

@@ -101,7 +101,6 @@ SEED, OTHER = seed_example("r", 1), seed_example("s", 1)
         ("invalid", [ONE, broken(5)], [SEED], [OTHER], "r-005", "no record\n\n"),
         ("mirrored", [ONE, ALIKE], [SEED], [OTHER], "mirror:r-001", MIRRORED),
         ("other_relation", [GIVEN, GIVEN_ALIKE], [SEED], [OTHER], "s-1", " On day 1 the shead1 was near a stail1.\n"),
-        ("seed_pair", [ONE, ALIKE], [SEED], [], "seed:r-1", " rhead1\nTail (thing): rtail1\nSentence: rhead1 made the rtail1.\n\n"),
         ("near_copy", [GIVEN, GIVEN_ALIKE], [SEED], [], "seed:r-1", " On day 1 this Head 1 was near a tail 1.\n"),
         ("alike", [GIVEN, GIVEN_ALIKE], [], [], "r-002", " Head 2 made the tail 2.\n"),
     ],
@@ -118,7 +117,7 @@ def test_each_way_to_be_wrong(
 
 
 def test_relations_begin_with_different_ways() -> None:
-    relations = {name: Relation(name, "", "person", "thing") for name in "abcdefr"}
+    relations = {name: Relation(name, "", "person", "thing") for name in "abcder"}
     others = {name: [replace(OTHER, relation=name)] for name in relations}
     kinds = set()
     for name in relations:
@@ -180,7 +179,7 @@ def test_no_way_prevails_and_each_chosen_one_stands_in_several_pairs(chat: bool)
 @pytest.mark.parametrize("chat", [False, True])
 def test_both_sides_end_and_look_as_sampled_text_does(chat: bool, given: bool) -> None:
     pairs = mined(many(chat=chat, given=given), chat=chat, max_pairs_per_relation=1000)
-    assert {pair["kind"] for pair in pairs} == set(WAYS) - ({"mirrored", "seed_pair"} if given else set())
+    assert {pair["kind"] for pair in pairs} == set(WAYS) - ({"mirrored"} if given else set())
     for pair in pairs:
         for side in ("chosen", "rejected"):
             text = pair[side]
