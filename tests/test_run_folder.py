@@ -85,7 +85,9 @@ def test_what_a_uri_may_not_hold_is_taken_as_it_stands(uri: str, path: str) -> N
     assert open_uri(run.full_uri("x y/#"))[1] == f"{path}/x y/#"
 
 
-@pytest.mark.parametrize("uri", ["", "file://x.parquet", "s4://x/y", "https://host/x.parquet", "s3:///x", "hdfs+x://a", "~nobody-here/x"])
+@pytest.mark.parametrize(
+    "uri", ["", "file://x.parquet", "s4://x/y", "https://host/x.parquet", "s3:///x", "hdfs+x://a", "~nobody-here/x", "hf://datasets/x"]
+)
 def test_a_path_that_leads_nowhere_is_one_line(uri: str) -> None:
     with pytest.raises(InputError) as caught:
         open_uri(uri)
