@@ -152,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parse(arguments)
         if arguments is None:  # as the command, not as a function in somebody's program
             divert_native_output()
+            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key that the terminal's encoding lacks is no answer
         console.configure(parsed.quiet)
         for argument in sys.argv[1:] if arguments is None else arguments:
             if argument != argument.encode(errors="replace").decode():

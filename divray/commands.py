@@ -22,7 +22,7 @@ from divray.explain import explain
 from divray.export import export
 from divray.extraction.answers import take_in
 from divray.locks import locked
-from divray.pipeline import check, describe, due_rounds, held, retry, run_all, run_stage, undo
+from divray.pipeline import check, describe, due_rounds, held, retry, run_all, run_stage
 from divray.prompts import run as prompt
 from divray.prompts.parsing import form_of
 from divray.report.excerpts import Piece, pieces, side_by_side
@@ -79,7 +79,6 @@ def stage(arguments: Namespace) -> None:
             missing = take_in(run, file)
             console.log(f"{file}: {missing} test sentences have no answer" if missing else f"{file}: every test sentence has an answer")
         for round_ in due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
-            undo(config, run, stage, round_)
             run_stage(config, run, stage, round_)
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from divray.errors import InputError
+from divray.relations import as_name
 from divray.run_folder import RunFolder
 from divray.sections import (
     AlignmentConfig,
@@ -58,6 +59,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("task")
+    @classmethod
+    def _label(cls, task: TaskConfig) -> TaskConfig:
+        """With ``none_label`` as labels are compared."""
+        return task if task.none_label is None else task.model_copy(update={"none_label": as_name(task.none_label)})
 
     def what(self) -> dict[str, Any]:
         """The settings that identify a run, as plain JSON values."""

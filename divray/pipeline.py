@@ -190,11 +190,12 @@ def _at_work(config: Config, run: RunFolder, stage: Stage, name: str) -> Iterato
 
 
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
-    """Run one stage with its progress on the terminal and put it on record."""
+    """Run one stage with its progress on the terminal and put it on record; what was done of it before goes once it can begin."""
     name = record_name(stage, round_)
     if not run.exists("versions.json"):
         run.write_json("versions.json", versions())
     with _at_work(config, run, stage, name) as update:
+        undo(config, run, stage, round_)
         started = time.monotonic()
         if not stage.unit:
             console.log(f"{name} …")

@@ -15,7 +15,7 @@ Span = tuple[int, int]
 MARKERS = "[]{}"
 
 _MARK = re.compile(r"[\[\]{}]")
-_NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+_NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH KATAKANA")
 """Scripts without blanks between words, by their Unicode names."""
 _TOUCHING = (*_NO_BLANKS, "HANGUL")
 """Scripts in which a name may touch the next word."""

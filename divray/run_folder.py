@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -24,12 +24,32 @@ from pydantic import TypeAdapter, ValidationError
 
 from divray.dedup.storage import first_line, open_uri, placed
 from divray.errors import InputError
-from divray.schemas import Alignment, Engines, Holder, Quota, RelationRecord, ReviewAnswer, Search, SetRecord, StageRecord
+from divray.schemas import (
+    COMPLETIONS,
+    DATASET,
+    EXAMPLES,
+    PAIRS,
+    PROMPTS,
+    SAMPLES,
+    SCORES,
+    Alignment,
+    Engines,
+    Holder,
+    Quota,
+    RelationRecord,
+    ReviewAnswer,
+    Search,
+    SetRecord,
+    StageRecord,
+)
 from divray.textfiles import parse_json
 
 if TYPE_CHECKING:
+    import pyarrow.compute as pc
+    import pyarrow.dataset as pads
     import ray.data
 
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
 NEGATIVES, UNLABELLED = "data/negatives", "data/unlabelled"
@@ -41,18 +61,27 @@ _WRITERS: dict[str, tuple[str, Any]] = {
     ".lock*": ("", Holder),
     RELATIONS: ("prepare", list[RelationRecord]),
     "data/entity_pairs*": ("prompt", Any),
+    **dict.fromkeys((SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED), ("prepare", EXAMPLES)),
     "data/*": ("prepare", Any),
     "*completions.engines/*": ("sample", Engines),
+    "evaluation/llm/prompts": ("classify", PROMPTS),
+    "evaluation/llm/completions": ("classify", COMPLETIONS),
     "evaluation/llm/*": ("classify", Any),
     "search.json": ("tune", Search),
     "evaluation.json": ("evaluate", dict[str, SetRecord]),
     "evaluation/*": ("evaluate", Any),
     "review/answers.json": ("", list[ReviewAnswer]),
-    "comparison*": ("select", Any),
+    "comparison/*": ("select", DATASET),
+    "dataset/data": ("select", DATASET),
     "dataset*": ("select", Any),
     "model/*": ("train", Any),
     "summary.json": ("report", dict[str, Any]),
     "versions.json": ("", dict[str, str]),
+    f"{_ROUND}prompts": ("prompt", PROMPTS),
+    f"{_ROUND}completions": ("sample", COMPLETIONS),
+    f"{_ROUND}samples": ("sample", SAMPLES),
+    f"{_ROUND}scores": ("score", SCORES),
+    f"{_ROUND}pairs": ("mine", PAIRS),
     f"{_ROUND}prompts*": ("prompt", Any),
     f"{_ROUND}quota.json": ("sample", Quota),
     f"{_ROUND}waves/*": ("sample", dict[str, int]),
@@ -64,7 +93,7 @@ _WRITERS: dict[str, tuple[str, Any]] = {
     f"{_ROUND}policy*": ("align", Any),
     f"{_ROUND}*": ("sample", Any),
 }
-"""Names in a run folder -> the stage that writes them, and what a JSON record there must hold; the first that fits counts."""
+"""Names in a run folder -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits counts."""
 
 
 def _writer(name: str) -> tuple[str, Any]:
@@ -75,6 +104,12 @@ def _anew(name: str) -> str:
     """What brings back ``name``, which is damaged or gone."""
     stage, _ = _writer(name)
     return f"Run `divray {stage}` again, with --force." if stage else "Put it back, or delete it and run again what writes it."
+
+
+def _valid(rows: Rows) -> Rows:
+    """``rows``, of which no text is invalid UTF-8 and no list longer than the column."""
+    rows.validate(full=True)
+    return rows
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -244,23 +279,58 @@ class RunFolder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a table that fits in memory, its files side by side; rows in order of their names."""
+        with self._reading(name, self._whole_table(name), columns) as dataset:
+            return _valid(dataset.to_table(columns=columns))
+
+    def scan(
+        self, name: str, columns: list[str] | dict[str, pc.Expression], where: pc.Expression | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Record batches of a table, in the order of its files; none where there is no such table."""
+        if paths := self.table_files(name):
+            with self._reading(name, paths, columns if isinstance(columns, list) else ()) as dataset:
+                for batch in dataset.to_batches(columns=columns, filter=where, batch_size=32_768):
+                    if batch.num_rows:
+                        yield _valid(batch)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str, paths: list[str], columns: Iterable[str] | None) -> Iterator[pads.Dataset]:
+        """The files of a table; what is damaged in them, or not as the stage writes it, is an :class:`InputError`.
+
+        ``columns`` are those wanted; ``None``: all that the table must have.
+        """
         import pyarrow.dataset as pads  # it brings pandas, where that is installed
 
-        paths = self._whole_table(name)
+        where, wanted = self.full_uri(name), _writer(name)[1]
+        schema = wanted if isinstance(wanted, pa.Schema) else pa.schema([])
         try:
-            return pads.dataset(paths, format="parquet", filesystem=self.fs).to_table(columns=columns)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(self.full_uri(name), "", f"no whole table ({first_line(error)})", _anew(name)) from None
+            dataset = pads.dataset(paths, format="parquet", filesystem=self.fs)
+            for column in schema.names if columns is None else columns:
+                if column not in dataset.schema.names:
+                    raise InputError(where, column, "no such column", _anew(name))
+            for field in dataset.schema:
+                if field.name in schema.names and field.type != (kind := schema.field(field.name).type):
+                    raise InputError(where, field.name, f"{field.type}, not {kind} as divray writes it", _anew(name))
+            yield dataset
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(where, "", f"no whole table ({first_line(error)})", _anew(name)) from None
 
-    def dataset(self, name: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
-        """The table as a streaming Ray dataset."""
+    def dataset(self, *names: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
+        """A table, or several of one schema, as a streaming Ray dataset."""
         import ray.data
 
         # The second generation of readers packs small files into one block, which makes progress coarse,
         # and costs a start of 32 actors a table.
         ray.data.DataContext.get_current().use_datasource_v2 = False
-        # Ray would look for the extension before a question mark.
-        return ray.data.read_parquet(self._whole_table(name), filesystem=self.fs, columns=columns, file_extensions=None, **kwargs)
+        paths = {name: self.table_files(name) for name in names}
+        if not any(paths.values()):
+            self._whole_table(names[0])
+        for name, own in paths.items():
+            if own:
+                with self._reading(name, own, columns):
+                    pass
+        # Ray would look for the extension before a question mark, and for columns in folders like k=16 above the run.
+        options = {"file_extensions": None, "partitioning": None, **kwargs}
+        return ray.data.read_parquet(self.table_files(*names), filesystem=self.fs, columns=columns, **options)
 
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local folder to ``name``, replacing what is there."""

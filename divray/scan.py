@@ -22,16 +22,8 @@ def batches(
     run: RunFolder, tables: str | Sequence[str], columns: Sequence[str] | Mapping[str, pc.Expression], where: pc.Expression | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Record batches of a table, or of several of one schema, in the order of their files; none where there is no such table."""
-    import pyarrow.dataset as pads  # it brings pandas, where that is installed
-
-    paths = run.table_files(*([tables] if isinstance(tables, str) else tables))
-    if not paths:
-        return
-    dataset = pads.dataset(paths, format="parquet", filesystem=run.fs)
-    wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
-    for batch in dataset.to_batches(columns=wanted, filter=where, batch_size=32_768):
-        if batch.num_rows:
-            yield batch
+    for table in [tables] if isinstance(tables, str) else tables:
+        yield from run.scan(table, dict(columns) if isinstance(columns, Mapping) else list(columns), where)
 
 
 def rows(run: RunFolder, tables: str | Sequence[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:

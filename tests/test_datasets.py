@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divray.config import Config, load_config
+from divray.config import Config, load_config, parse_config
 from divray.datasets import examples_table, load_task, read_relations, read_relations_file, table_examples
 from divray.datasets import stage as prepare
 from divray.datasets.corpora import Patches, detokenize, read_fewrel, read_semeval, read_tacred
@@ -361,6 +361,8 @@ def test_splits_of_a_hub_folder_are_not_read_as_one(tmp_path: Path, split: str) 
         pq.write_table(table.slice(name != "train", 1), file)
     refused(lambda: list(read_huggingface(Source(folder))), "holds several splits: train", "validation", "Give one of them")
     one = folder / split.format("train")
+    if one.parent == folder:
+        refused(lambda: list(read_huggingface(Source(folder / "*.parquet"))), "holds several splits: train", "Give one of them")
     pattern = one.parent / "train*" if one.parent in (folder, folder / "data") else one.parent
     assert [example.example_id for example in read_huggingface(Source(pattern))] == ["line-1"]
 
@@ -799,6 +801,15 @@ def test_a_label_is_its_relation_however_its_blanks_and_accents_are_written(tmp_
         assert [
             one.relation for one in read_jsonl(Source(jsonl(tmp_path / "rows.jsonl", [ROW | {"relation": label}]), {relation.name}))
         ] == [relation.name]
+
+
+def test_none_label_is_compared_as_a_label_is(tmp_path: Path) -> None:
+    config = parse_config({"task": {"name": "t", "relations": "r.yaml", "none_label": "kein  Verha\u0308ltnis "}}, "test")
+    assert config.task.none_label == "kein Verh\u00e4ltnis"
+
+
+def test_japanese_tokens_join_at_iteration_marks_and_wide_digits() -> None:
+    assert detokenize(["佐", "々木", "は", "２０２３", "年", "に", "人々", "が", "ﾃｽﾄ", "と"])[0] == "佐々木は２０２３年に人々がﾃｽﾄと"
 
 
 def test_unlabelled_sentences_may_be_a_mapping_of_several_relations(tmp_path: Path) -> None:

@@ -173,6 +173,19 @@ def test_the_columns_that_folders_name_are_taken_over(tmp_path: Path) -> None:
         assert pq.read_schema(tmp_path / "out" / "kept.parquet").names == ["text"]
 
 
+def test_two_folders_of_one_column_are_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "hive" / "year=2023" / "year=2024" / "part-0.parquet", text=["a b c"])
+    with pytest.raises(InputError, match="year: two of its folders name this column"):
+        deduplicate_files(str(tmp_path / "hive"), str(tmp_path / "out"))
+
+
+def test_a_folder_gives_parquet_files_of_all_their_endings(tmp_path: Path) -> None:
+    for number, ending in enumerate(("parquet", "PARQUET", "parq", "pq", "txt")):
+        parquet(tmp_path / "in" / "part" / f"{number}.{ending}", text=[f"{ending} {number}"])
+    for source in ("in", "in/p*"):
+        assert deduplicate_files(str(tmp_path / source), str(tmp_path / "out"))["rows"] == 4
+
+
 def test_columns_of_folders_serve_as_ids_and_for_all_inputs(tmp_path: Path) -> None:
     for number, text in enumerate(["a b c", "a b c", "d e f"]):
         parquet(tmp_path / "in" / f"name={number:02d}" / "p.parquet", text=[text])

@@ -111,6 +111,13 @@ def test_an_index_of_other_sets_and_what_is_none(tmp_path: Path) -> None:
         (folder / "000001-ab.arrow").write_bytes(content)
         with pytest.raises(InputError, match="not readable as a part of an index"):
             TextIndex(str(folder), SETTINGS)
+    whole = pa.ipc.open_file(part).read_all()
+    damaged = [whole.drop_columns("ids"), whole.set_column(0, "ids", pa.array([["a", "b"]]))]
+    for other in (*damaged, whole.replace_schema_metadata({"divray.index": "[1]"})):
+        with pa.ipc.new_file(folder / "000001-ab.arrow", other.schema) as writer:
+            writer.write_table(other)
+        with pytest.raises(InputError, match="not readable as a part of an index"):
+            TextIndex(str(folder), SETTINGS)
     with pytest.raises(InputError, match="no folder"):
         TextIndex(str(part), SETTINGS)
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from divray.pipeline import STAGES, due_rounds, open_run, record_name, schedule
 from divray.quickstart import folder
 from divray.resources import check_resources
 from divray.run_folder import RunFolder
+from divray.schemas import COMPLETIONS
 
 QUICKSTART = str(folder() / "quickstart.yaml")
 
@@ -64,6 +66,22 @@ def test_a_stage_waits_for_those_before_it(quickstart: Config, uri: str) -> None
     assert due_rounds(quickstart, run, STAGES["prompt"], 0, True) == [0]
     with pytest.raises(InputError, match="no round 5"):
         due_rounds(quickstart, run, STAGES["prompt"], 5, False)
+
+
+def test_what_cannot_begin_again_stays_done(
+    quickstart: Config, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ResourceError("no Ray cluster")
+
+    run = begin(quickstart, uri)
+    for name in ("prepare", "round-00.prompt", "round-00.sample"):
+        run.finish(name, 1.0, {})
+    run.write_table("round-00/completions", COMPLETIONS.empty_table())
+    monkeypatch.setattr("divray.pipeline.prepare_cluster", refuse)
+    assert main(["sample", uri, "--round", "0", "--force"]) == 3
+    assert "no Ray cluster" in capsys.readouterr().err
+    assert run.record("round-00.sample") and run.files("round-00/completions")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from divray.errors import InputError
 from divray.models import check_model
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
+from divray.schemas import EXAMPLES
 
 
 def test_tables_files_and_records(uri: str) -> None:
@@ -84,7 +85,9 @@ def test_what_a_uri_may_not_hold_is_taken_as_it_stands(uri: str, path: str) -> N
     assert open_uri(run.full_uri("x y/#"))[1] == f"{path}/x y/#"
 
 
-@pytest.mark.parametrize("uri", ["", "file://x.parquet", "s4://x/y", "https://host/x.parquet", "s3:///x", "hdfs+x://a", "~nobody-here/x"])
+@pytest.mark.parametrize(
+    "uri", ["", "file://x.parquet", "s4://x/y", "https://host/x.parquet", "s3:///x", "hdfs+x://a", "~nobody-here/x", "hf://datasets/x"]
+)
 def test_a_path_that_leads_nowhere_is_one_line(uri: str) -> None:
     with pytest.raises(InputError) as caught:
         open_uri(uri)
@@ -135,12 +138,12 @@ def test_files_are_replaced_at_once_where_the_file_system_can(tmp_path: Path) ->
         assert fs.calls == calls and (tmp_path / "there").read_text() == "newer" and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["what?", "50% #1 東京"])
+@pytest.mark.parametrize("name", ["what?", "50% #1 東京", "k=16"])
 def test_ray_reads_and_writes_in_a_folder_of_any_name(ray_two_cpus: None, name: str, tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / name))
     run.write_table("made", pa.table({"a": [1, 2, 3]}), rows_per_file=1)
     run.dataset("made").write_parquet(run.path("copied"), filesystem=run.fs)
-    assert sorted(run.dataset("copied").to_pandas()["a"]) == [1, 2, 3]
+    assert run.dataset("copied").to_pandas().sort_values("a").to_dict("list") == {"a": [1, 2, 3]}
 
 
 @pytest.mark.parametrize("text", [b"", b'[{"name"', b"\xff", b'{"a": 1, "a": 2}'])
@@ -188,6 +191,24 @@ def test_a_damaged_or_missing_table_is_named(tmp_path: Path) -> None:
     for read in (run.read_table, run.dataset):
         with pytest.raises(InputError, match=r"dataset/data: no such table\. Run `divray select` again"):
             read("dataset/data")
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (None, r"data/seeds: text: no such column\. Run `divray prepare` again, with --force"),
+        ([1], "data/seeds: text: int64, not string as divray writes it"),
+        (pa.array([b"\xff"]).view(pa.string()), "data/seeds: no whole table .*Invalid UTF8"),
+    ],
+)
+def test_a_table_of_another_shape_names_its_column(column: Any, words: str, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    table = pa.table({field.name: ["a"] if field.type == pa.string() else pa.array([0], field.type) for field in EXAMPLES})
+    table = table.drop_columns("text") if column is None else table.set_column(2, "text", pa.array(column))
+    run.write_table("data/seeds", table)
+    for read in (run.read_table, lambda name: list(run.scan(name, ["text"]))):
+        with pytest.raises(InputError, match=words):
+            read("data/seeds")
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///", "gs://"])

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.datasets.own import IDS, SENTENCE, Source, example_from_row
+from divray.dedup.storage import PARQUET
 from divray.relations import Example
 from divray.textfiles import read_json
 
@@ -92,21 +93,26 @@ def _read(source: Source, path: Path) -> pa.Table:
 def _parquet_files(source: Source) -> list[Path]:
     path = source.path
     if path.is_dir():
-        files, problem = sorted(path.rglob("*.parquet")), "neither state.json nor *.parquet in it"
+        files, problem = sorted(filter(_is_parquet, path.rglob("*"))), "neither state.json nor *.parquet in it"
         files = [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]  # as Spark
-        splits = {_split_of(file.relative_to(path)): file.relative_to(path) for file in reversed(files)}
-        if len(splits) > 1:
-            several = ", ".join(f"{split or 'others'} ({first} …)" for split, first in sorted(splits.items()))
-            fix = "Give one of them: a folder, a file, or a pattern like train-*.parquet."
-            raise source.error("", f"holds several splits: {several}", fix)
     else:
         files = [path] if path.is_file() else sorted(path.parent.glob(path.name))
-        files = [file for file in files if file.suffix == ".parquet"]
+        files = [file for file in files if _is_parquet(file)]
         problem = "no Parquet file" if path.exists() else "no such folder"
+    base = path if path.is_dir() else path.parent
+    splits = {_split_of(file.relative_to(base)): file.relative_to(base) for file in reversed(files)}
+    if len(splits) > 1:
+        several = ", ".join(f"{split or 'others'} ({first} …)" for split, first in sorted(splits.items()))
+        fix = "Give one of them: a folder, a file, or a pattern like train-*.parquet."
+        raise source.error("", f"holds several splits: {several}", fix)
     if not files:
         fix = "Give a folder saved with save_to_disk, or Parquet: a file, a folder of one split's files, or a pattern."
         raise source.error("", problem, fix)
     return files
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in PARQUET
 
 
 def _split_of(file: Path) -> str:

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from divray.dedup.index import TextIndex, held
-from divray.dedup.storage import beside, first_line, lock, open_uri, placed, target_of
+from divray.dedup.storage import PARQUET, beside, first_line, lock, open_uri, placed, target_of
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
 
@@ -123,7 +123,8 @@ class ParquetSource:
 
     @classmethod
     def open(cls, name: str) -> ParquetSource:
-        """A file, a folder (with all the ``.parquet`` files in it), or a pattern with ``*`` or ``?`` in the last parts.
+        """A file, a folder (with all its files of :data:`~divray.dedup.storage.PARQUET`), or a pattern with ``*`` or ``?`` in
+        the last parts.
 
         What lies there under exactly this name is no pattern; ``[`` is a letter like any other.  Files and folders whose
         names begin with ``.`` or ``_`` are left out, as Spark does.
@@ -171,7 +172,10 @@ def _hive_columns(paths: list[str], base: str, names: list[str]) -> dict[str, pa
     found: list[dict[str, str]] = []
     for path in paths:
         parts = [part.partition("=") for part in path.removeprefix(base).split("/")[:-1]]
-        found.append({unquote(key): unquote(value) for key, mark, value in parts if mark and key and unquote(key) not in names})
+        pairs = [(unquote(key), unquote(value)) for key, mark, value in parts if mark and key and unquote(key) not in names]
+        found.append(dict(pairs))
+        if twice := [key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])]:
+            raise InputError(path, twice[0], "two of its folders name this column", "Rename one.")
         if differing := found[-1].keys() ^ found[0].keys():
             problem = f"its folders name other columns than those of {paths[0]}"
             raise InputError(path, ", ".join(sorted(differing)), problem, "Give folders of one kind.")
@@ -203,10 +207,10 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
     files = [one.path for one in found if one.type == pafs.FileType.File]
     paths = sorted(one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/")))
     if base == path:
-        paths = [one for one in paths if one.endswith(".parquet")]
+        paths = [one for one in paths if one.lower().endswith(PARQUET)]
     else:  # as in a shell: a mark stands for no slash, `**` for any folders; of a folder that fits, all Parquet files
         pattern = re.escape(path).replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-        fits = re.compile(rf"{pattern}(/.*\.parquet)?", re.DOTALL)
+        fits = re.compile(rf"{pattern}(/.*\.(?i:{'|'.join(end[1:] for end in PARQUET)}))?", re.DOTALL)
         paths = [one for one in paths if fits.fullmatch(one)]
     if not paths:
         raise InputError(name, "", "no Parquet file there", "Give a Parquet file, a folder of them or a pattern.")

@@ -166,7 +166,11 @@ class TextIndex:
             made = json.loads(file.schema.metadata[_MADE])
             maker = file.schema.metadata.get(_MAKER, b"another process").decode()
             lists = file.get_batch(0)
-        except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+            ids, offsets, values, postings = (lists[name].flatten() for name in ("ids", "offsets", "values", "postings"))
+            kinds = [str(part.type) for part in (offsets, values, postings)]
+            if not isinstance(made, dict) or kinds != ["int64", "uint64", "uint64"] or len(offsets) != len(ids) + 1:
+                raise ValueError("its parts do not fit together")
+        except (pa.ArrowException, AttributeError, OSError, KeyError, TypeError, ValueError) as error:
             problem = f"not readable as a part of an index ({first_line(error)})"
             raise InputError(path, "", problem, "Give the folder of an index, or a new one.") from None
         if made != self._made():
@@ -174,7 +178,6 @@ class TextIndex:
             raise InputError(
                 self.uri, "index", f"its texts were compared otherwise: {differing}", "Ask for the same, or give a new folder."
             )
-        ids, offsets, values, postings = (lists[name].flatten() for name in ("ids", "offsets", "values", "postings"))
         digest = name.removesuffix(".arrow").partition("-")[2]
         return _Batch(name, digest, maker, ids, Shingles(offsets.to_numpy(), values.to_numpy()), postings.to_numpy())
 

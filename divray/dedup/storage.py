@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote, unquote
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from divray.errors import InputError
+
+PARQUET = (".parquet", ".parq", ".pq")
+"""Endings of Parquet files, in small letters."""
 
 _REPLACING = ("local", "s3", "gcs")
 """File systems that move at once over an older file."""
@@ -48,8 +50,10 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         if not rest.strip("/"):
             raise ValueError("a URI without a bucket or a host")
         fs, path = pafs.FileSystem.from_uri(_encoded(uri))
+        if isinstance(fs, pafs.PyFileSystem):  # of hf://, whose library reads the path only now
+            fs.get_file_info(path)
         return fs, path.rstrip("/")
-    except (pa.ArrowException, OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home folder
+    except Exception as error:  # no such home folder, or what a library that knows the scheme says of it
         place, problem = (re.sub(r"(?<=://)[^/@]*@", "", text) for text in (uri, first_line(error)))  # without keys
         raise InputError(place or "path", "", problem, "Give a path, or a URI like s3://bucket/folder.") from None
 

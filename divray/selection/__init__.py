@@ -75,14 +75,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         Counts: ``accepted``; ``selected``; ``relations`` (name -> samples); ``shortfall`` (name -> samples missing to K);
         ``reasons`` (name -> why it fell short, and what would help); ``objective`` (name -> its value); ``comparison`` (set -> samples).
     """
-    import ray.data
-
     relations, k = stated(config, read_relations(run)), config.selection.k
     rounds = [Round.of(number) for number in range(round + 1)]
     only_cpus(True)
-    files = run.table_files(*(own.scores for own in rounds))
-    columns = [*CANDIDATES.names, "correct", "unique"]
-    scored = ray.data.read_parquet(files, filesystem=run.fs, columns=columns, file_extensions=None)
+    scored = run.dataset(*(own.scores for own in rounds), columns=[*CANDIDATES.names, "correct", "unique"])
     candidates = scored.map_batches(_candidates, batch_format="pyarrow", num_cpus=0.1)
     select = partial(chosen_samples, settings=config.selection, rounds=round + 1)
     groups = candidates.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
