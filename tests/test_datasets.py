@@ -669,6 +669,7 @@ def test_the_error_says_why_examples_could_not_be_used(tmp_path: Path) -> None:
     [
         ({"seeds_per_relation": 9}, ("train.jsonl", "relation cause", "8 usable examples", "at most 8")),
         ({"test": None}, ("task.test", "missing", "test_per_relation")),
+        ({"test_per_relation": 2}, ("test_per_relation", "there is a test file, too")),
         ({"test": None, "test_per_relation": 8}, ("relation cause", "8 different examples, 8 are to be held out", "at most 7")),
         ({"test": None, "test_per_relation": 6}, ("relation cause", "2 usable examples", "at most 2")),
         ({"none_label": "nothing"}, ("relations.yaml", "task.none_label", "'nothing' is not among the relations")),

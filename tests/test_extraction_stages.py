@@ -115,6 +115,10 @@ def test_evaluation_compares_and_resumes(ray_two_cpus, config, run):
     assert run.files("evaluation/parts") == parts
     assert run.read_bytes("evaluation.json") == before and run.read_table("evaluation/predictions").equals(written)
 
+    run.write_bytes(parts[0], b"PAR1 cut")
+    with pytest.raises(InputError, match=r"parts/.*no whole table.*Delete it"):
+        evaluation.run(config, run, 0)
+
 
 @pytest.mark.slow
 def test_search_then_train(ray_two_cpus, config, run, capfd):

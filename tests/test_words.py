@@ -15,6 +15,7 @@ from divray.export import export, tacred_row
 from divray.prompts.rows import slugs_of
 from divray.relations import Relation, as_letters, mentions, metric_tag
 from divray.run_folder import RunFolder
+from divray.schemas import DATASET
 
 SENTENCES = [
     ("Zoe\u0308 wohnt jetzt in Co\u0302te-Rouge.", "Zoe\u0308", "Co\u0302te-Rouge"),
@@ -86,7 +87,7 @@ def test_blanks_that_tokens_cannot_keep_are_said(text: str, changed: int, capsys
     spans = {"head_start": 0, "head_end": 7, "tail_start": text.index("Acme"), "tail_end": text.index("Acme") + 4}
     row = {"sample_id": "a", "relation": "employed_by", "text": text, "head_type": "", "tail_type": "", **spans}
     run = RunFolder(str(tmp_path / "run"))
-    run.write_table("comparison/selected", pa.Table.from_pylist([row]))
-    run.write_table("dataset/data", pa.Table.from_pylist([row]))
+    run.write_table("comparison/selected", pa.Table.from_pylist([row], DATASET))
+    run.write_table("dataset/data", pa.Table.from_pylist([row], DATASET))
     assert export(run.uri, str(tmp_path / "all.json")) == 1
     assert ("1 of 1 sentences come back" in capsys.readouterr().err) == bool(changed)

@@ -141,6 +141,8 @@ def load_task(config: Config) -> Task:
     if task.test is None and task.test_per_relation is None:
         fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
         raise InputError(str(path), "task.test", "missing", fix)
+    if task.test is not None and task.test_per_relation is not None:
+        raise InputError("task", "test_per_relation", "there is a test file, too", "Give one of the two.")
     if task.patches and task.format != "tacred":
         raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
     patches = Patches([_path(task, patch) for patch in task.patches])

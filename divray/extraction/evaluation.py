@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 
 from divray.config import Config
 from divray.datasets.stage import read_relations
+from divray.dedup.storage import first_line
 from divray.embeddings import Encoder, embedding_column
+from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, SELECTED, WEIGHED, draws_of, examples_of, set_of, tuned
@@ -98,7 +100,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         results[name] = {**summarise(truth, said, labels, config), **more, **_sizes(examples, labels), "settings": used}
 
     for name, examples in first.items():
-        found = [pq.read_table(run.path(key), filesystem=run.fs) for key in keys[name]]
+        found = [_predicted(run, key) for key in keys[name]]
         said = [part["predicted"].to_pylist() for part in found]
         sure = [part["probability"].to_numpy() for part in found]
         alarms = [false_positives(gold, *both, config.task.none_label) for both in zip(said, sure, strict=True) if negatives]
@@ -225,6 +227,14 @@ def _part(examples: Sequence[Example], weights: Sequence[float], *others: Any) -
     """The file of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
     what = [sorted((*astuple(example)[:-1], weight) for example, weight in zip(examples, weights, strict=True)), *others]
     return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}.parquet"
+
+
+def _predicted(run: RunFolder, part: str) -> pa.Table:
+    try:
+        return pq.read_table(run.path(part), filesystem=run.fs)
+    except (pa.ArrowException, OSError) as error:
+        problem = f"no whole table ({first_line(error)})"
+        raise InputError(run.full_uri(part), "", problem, "Delete it, and run `divray evaluate` again.") from None
 
 
 def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]:
