@@ -98,6 +98,8 @@ def main() -> None:
             found[name].append(scores(config, arguments.data / folder, EVERY, 1))
         if name == "SemEval" and arguments.tuned_draws:
             found[name] += [scores(config, arguments.data / folder, k, arguments.tuned_draws, EPOCHS) for k in arguments.k]
+        if name == "SemEval" and arguments.all and arguments.tuned_draws:
+            found[name].append(scores(config, arguments.data / folder, EVERY, 1, EPOCHS))
         print(name, json.dumps(found[name]), flush=True)
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -135,15 +135,18 @@ class EngineActor:
         Raises:
             Exception: No other request will fare better.
         """
-        answers = await asyncio.gather(*map(self._complete, requests))
-        rows = [row for answer in answers for row in answer]
         asked = [row["relation"] for request in requests for row in request.rows]
+        self.reporter.enter(len(asked))
+        try:
+            answers = await asyncio.gather(*map(self._complete, requests))
+        finally:
+            self.reporter.enter(-len(asked))
+        rows = [row for answer in answers for row in answer]
         self.reporter.batch(list(zip(asked, rows, strict=True)))
         return rows
 
     async def _complete(self, request: Request) -> list[Row]:
         started_at = time.time()
-        self.reporter.enter(len(request.rows))
         try:
             answer = await self.engine.complete(request)
         except Exception as error:
@@ -152,8 +155,6 @@ class EngineActor:
             if died:
                 os._exit(1)
             raise
-        finally:
-            self.reporter.enter(-len(request.rows))
         times = {"started_at": started_at, "finished_at": time.time(), "engine": self.reporter.engine}
         return [{**times, **row} for row in answer]
 

@@ -5,7 +5,7 @@ since those were made from the very seeds that a fold leaves out.  Optuna's TPE 
 the second has the tuned network beside them, or not, where they have it.  ASHA (arXiv 1810.05934) stops weak trials after a repeat.
 The given values stay unless a trial is better by more than one standard error of the difference over the examples: with a few examples
 most differences are noise.  A killed search goes on with the trials that it had not finished.  Which ones ASHA stops depends on their
-speed, so the result may differ by chance.
+speed, so the result may differ by chance.  The folds of a trial with the network are tasks of their own, in the trial's placement group.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import ray
 from ray import tune
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
@@ -30,7 +31,7 @@ from divray.extraction.metrics import main_score, score
 from divray.extraction.stage import SEARCH, usual
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
-from divray.resources import task_gpus
+from divray.resources import task_gpus, worker
 from divray.run_folder import RunFolder
 from divray.stages import Progress
 
@@ -49,7 +50,8 @@ SPACE = {
 """Hyperparameter -> the range that is drawn from, evenly; of the epochs, the choices beside the given ones."""
 
 AT_ONCE, REPEATS, MAX_FAILURES = 2, 3, 3
-"""Trials at the same time; rounds of cross-validation; times that a trial is begun again whose machine or process was lost."""
+"""Trials, and folds of one with the network, at the same time; rounds of cross-validation; times that a trial is begun again whose
+machine or process was lost."""
 
 _listeners: list[Progress] = []
 
@@ -100,7 +102,9 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
         for repeat, (mean, right) in enumerate(cross_validated(config, settings, read_seeds(own), read_relations(own)), 1):
             tune.report({"repeat": repeat, "score": mean, "right": right})
 
-    trainable = tune.with_resources(trial, {"cpu": config.cluster.worker_cpus, "gpu": task_gpus(config)})
+    each = {"CPU": config.cluster.worker_cpus, "GPU": task_gpus(config)}
+    places = {False: [each], True: [{}, *[each] * AT_ONCE]}
+    trainable = tune.with_resources(trial, lambda values: tune.PlacementGroupFactory(places[values["epochs"] > 0]))
     folder, given = run.path(EXPERIMENT), _given(config)
     kinds = sorted({given["epochs"], *SPACE["epochs"]})
     other = {**given, "epochs": 0 if given["epochs"] else NETWORK_EPOCHS}
@@ -149,16 +153,24 @@ def cross_validated(
             scores = held_out_scores(features, rows, fold, described, settings)[: len(examples)]
             found = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1)
         else:
-            found = np.zeros(len(examples), np.int64)
-            for number in np.unique(fold):
-                out = fold[: len(examples)] == number
-                kept = [example for example, left in zip(examples, out, strict=True) if not left]
-                fitted = train(kept, relations, config.models.encoder, settings, config.seed)
-                found[out] = fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
+            found, answer = np.zeros(len(examples), np.int64), worker(config, gpus=True)(_answers)
+            outs = [fold[: len(examples)] == number for number in np.unique(fold)]
+            told = ray.get([answer.remote(config, settings, examples, relations, out) for out in outs])
+            for out, numbers in zip(outs, told, strict=True):
+                found[out] = numbers
         truth, answers = ([labels[number] for number in numbers] for numbers in (gold, found))
         totals.append(main_score(score(truth, answers, labels, config.task.none_label, config.task.metric), config.task.metric))
         hits += found == gold
         yield float(np.mean(totals)), (hits / (repeat + 1)).round(4).tolist()
+
+
+def _answers(
+    config: Config, settings: Hyperparameters, examples: Sequence[Example], relations: Sequence[Relation], out: np.ndarray
+) -> np.ndarray:
+    """Numbers of the labels of the examples that are ``out``, by a model of the others."""
+    kept = [example for example, left in zip(examples, out, strict=True) if not left]
+    fitted = train(kept, relations, config.models.encoder, settings, config.seed)
+    return fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
 
 
 def _outcome(number: int, result: Any) -> dict[str, Any]:
