@@ -192,6 +192,14 @@ def test_folders_that_do_not_fit_together_are_read_as_pyarrow_reads_them(tmp_pat
     assert made == pads.dataset(tmp_path / "in", partitioning="hive").to_table()
 
 
+@pytest.mark.parametrize("folder", ["k=__HIVE_DEFAULT_PARTITION__", "k=%ff"])
+def test_folders_of_which_pyarrow_makes_no_column_are_refused(tmp_path: Path, folder: str) -> None:
+    parquet(tmp_path / "in" / folder / "p.parquet", text=["a b c"])
+    with pytest.raises(InputError, match=r"in: its key=value folders give no columns \("):
+        deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert deduplicate_files(str(tmp_path / "in" / folder), str(tmp_path / "out"))["rows"] == 1
+
+
 def test_a_folder_gives_parquet_files_of_all_their_endings(tmp_path: Path) -> None:
     for number, ending in enumerate(("parquet", "PARQUET", "parq", "pq", "txt")):
         parquet(tmp_path / "in" / "part" / f"{number}.{ending}", text=[f"{ending} {number}"])

@@ -126,7 +126,7 @@ class ParquetSource:
         ``pyarrow.dataset`` reads them, but for those that the files have themselves.
 
         Raises:
-            InputError: nothing is there, a file is no Parquet file, or two have different columns.
+            InputError: nothing is there, a file is no Parquet file, two have different columns, or the folders' values can't be read.
         """
         fs, path = open_uri(name)
         base, paths = _matching(fs, path, name)
@@ -140,10 +140,14 @@ class ParquetSource:
         assert schema is not None
         if twice := [column for column in schema.names if schema.names.count(column) > 1]:
             raise InputError(name, twice[0], "two columns of this name", "Rename one.")
-        options = pads.FileSystemFactoryOptions(base, pads.HivePartitioning.discover())
-        keys = pads.FileSystemDatasetFactory(fs, paths, pads.ParquetFileFormat(), options).inspect(fragments=0)
-        hive = pads.partitioning(pa.schema([key for key in keys if key.name not in schema.names]), flavor="hive")
-        named = [pads.get_partition_keys(hive.parse(one.removeprefix(base))) for one in paths]
+        try:
+            options = pads.FileSystemFactoryOptions(base, pads.HivePartitioning.discover())
+            keys = pads.FileSystemDatasetFactory(fs, paths, pads.ParquetFileFormat(), options).inspect(fragments=0)
+            hive = pads.partitioning(pa.schema([key for key in keys if key.name not in schema.names]), flavor="hive")
+            named = [pads.get_partition_keys(hive.parse(one.removeprefix(base))) for one in paths]
+        except pa.ArrowInvalid as error:
+            problem = f"its key=value folders give no columns ({first_line(error)})"
+            raise InputError(name, "", problem, "Rename these folders.") from None
         for key in hive.schema:
             schema = schema.append(key)
         return cls(name, fs, paths, schema, named, rows, path if base == path else None)
