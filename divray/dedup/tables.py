@@ -178,13 +178,11 @@ def judge(
     _check_ids(ids, where, settings.id_column or "row")
     own = distinct.count
     known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
-    bare = replace(settings, id_column=None)
-    tests = [_groups(distinct, settings, _columns_of(batch, bare, "test")[0]) for batch in against or ()]
-    numbers = pa.array(np.arange(sum(map(len, tests)))).cast(pa.string())
+    tests, numbers = _taken_in(against or (), distinct, replace(settings, id_column=None), "test")
     sets, groups = distinct.close(), distinct.count
     pairs = near_duplicates(sets, settings.threshold, settings.method, own)
-    names = pa.concat_arrays([known_ids.cast(pa.string()), numbers])
-    return _decided(ids, group, pairs, groups, settings.rule, known, np.concatenate([*tests, known[:0]]), names)
+    names = pa.concat_arrays([known_ids.cast(pa.string()), numbers.cast(pa.string())])
+    return _decided(ids, group, pairs, groups, settings.rule, known, tests, names)
 
 
 def _decided(
@@ -248,31 +246,19 @@ def _batches(source: Any) -> Iterable[pa.RecordBatch]:
 
 
 def _taken_in(batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: DedupSettings, where: str) -> tuple[_Groups, Any]:
-    """Group and id of each row; its number where it has no other id; ids of no type where no batch came."""
+    """Group of each row, -1 where its text is null, and its id; its number where it has no other; ids of no type where no batch came."""
     groups, names = [np.zeros(0, np.int32)], []
     for batch in batches:
-        texts, ids = _columns_of(batch, settings, where)
-        groups.append(_groups(distinct, settings, texts))
-        if ids is not None:
-            names.append(ids)
+        check_schema(batch.schema, settings, where)
+        texts = _plain(batch.column(settings.text_column))
+        groups.append(np.full(len(texts), -1, np.int32))
+        groups[-1][texts.is_valid().to_numpy(zero_copy_only=False)] = distinct.add(settings.shingle(texts.drop_null()))
+        if settings.id_column is not None:
+            names.append(_plain(batch.column(settings.id_column)))
     group = np.concatenate(groups)
     if settings.id_column is None:
         return group, pa.array(np.arange(len(group)))
     return group, pa.concat_arrays([part.cast(names[0].type) for part in names]) if names else pa.nulls(0)
-
-
-def _groups(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> _Groups:
-    """The groups of a batch of texts, -1 for those that are null."""
-    group = np.full(len(texts), -1, np.int32)
-    group[texts.is_valid().to_numpy(zero_copy_only=False)] = distinct.add(settings.shingle(texts.drop_null()))
-    return group
-
-
-def _columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str) -> tuple[pa.Array, pa.Array | None]:
-    """The texts and the ids of a batch; ids are ``None`` where rows are numbered."""
-    check_schema(batch.schema, settings, where)
-    ids = None if settings.id_column is None else _plain(batch.column(settings.id_column))
-    return _plain(batch.column(settings.text_column)), ids
 
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None:
