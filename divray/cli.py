@@ -116,8 +116,6 @@ def build_parser() -> argparse.ArgumentParser:
     dedup.add_argument("--keep-case", action="store_true", help="tell upper from lower case")
     dedup.add_argument("--near-test", metavar="TEST", help="Parquet of a test set: drop all rows near one of its texts")
     dedup.add_argument("--earlier", metavar="KEPT", help="Parquet of rows that earlier calls kept: drop all rows near one of them, too")
-    text = "drop all rows near one in this index too, and add those that stay (made if need be)"
-    dedup.add_argument("--index", metavar="FOLDER", help=text)
     return parser
 
 

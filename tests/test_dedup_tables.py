@@ -42,15 +42,15 @@ def outcome(folder: Path) -> tuple[pa.Table, pa.Table]:
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.one_of(WORDS, st.none()), max_size=14),
-    st.lists(WORDS, max_size=2),
-    st.lists(WORDS, max_size=3),
+    st.lists(st.one_of(WORDS, st.none()), max_size=2),
+    st.lists(st.one_of(WORDS, st.none()), max_size=3),
     st.sampled_from(["component", "independent"]),
     st.sampled_from(["exact", "minhash"]),
     st.sampled_from([0.5, 0.75, 1.0]),
     st.integers(1, 5),
 )
 def test_every_row_is_as_brute_force_says(
-    texts: list[str | None], tests: list[str], before: list[str], rule: str, method: str, threshold: float, batch_rows: int
+    texts: list[str | None], tests: list[str | None], before: list[str | None], rule: str, method: str, threshold: float, batch_rows: int
 ) -> None:
     ids = [(7 * i) % 17 for i in range(len(texts))]
     table = pa.table({"name": pa.array(ids, pa.int32()), "text": pa.array(texts, pa.string())})
@@ -70,7 +70,7 @@ def test_every_row_is_as_brute_force_says(
     leaked = {}
     for i, set_ in sets.items():
         for kind, texts_ in (("test text", dict(enumerate(tests))), ("earlier row", dict(enumerate(before, 100)))):
-            found = [(near(set_, grams(text, 2)), f"{kind} {name}") for name, text in texts_.items()]
+            found = [(near(set_, grams(text, 2)), f"{kind} {name}") for name, text in texts_.items() if text is not None]
             if i not in leaked and max((value for value, _ in found), default=0) >= threshold:
                 leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
     free = {i: set_ for i, set_ in sets.items() if i not in leaked}
@@ -124,6 +124,11 @@ def test_a_text_of_a_megabyte() -> None:
     assert rows[2]["similarity"] > 0.99
     repeated = near_duplicate_clusters(pa.table({"text": ["a " * 500_000, "a a a", "a" * 1_000_000]}))
     assert repeated["kept"].to_pylist() == [True, False, True]
+
+
+def test_ids_that_differ_in_blanks_alone_are_two() -> None:
+    table = pa.table({"id": ["p q", "p  q", "P q", "p\xa0q", "中文", "中 文"], "text": list("abcdef")})
+    assert near_duplicate_clusters(table, id_column="id")["kept"].to_pylist() == [True] * 6
 
 
 def test_a_million_identical_rows() -> None:
@@ -187,6 +192,7 @@ def test_an_empty_file_gives_empty_files(tmp_path: Path) -> None:
         ({"text": ["a"], "id": [1.5]}, "id: a column of double"),
         ({"text": ["a", "b", "c"], "id": [5, 4, 5]}, "id: 5 occurs twice"),
         ({"text": ["a", "b", "c"], "id": ["p", "q", "q"]}, "id: 'q' occurs twice"),
+        ({"text": ["a", "b", "c", "d"], "id": ["p q", "p  q", "r", "p  q"]}, "id: 'p  q' occurs twice"),
         ({"text": ["a", "b"], "id": [1, None]}, "id: null in row 1"),
     ],
 )
@@ -228,6 +234,9 @@ def test_a_failure_leaves_the_older_result(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RuntimeError):
         deduplicate_files(source, str(out))
     assert [file.read_bytes() for file in sorted(out.iterdir())] == before
+    with pytest.raises(RuntimeError):
+        deduplicate_files(source, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +264,13 @@ def test_batches_one_after_the_other_keep_no_two_near(first: list[str], second: 
     added = tables[1].filter(made["kept"])
     stays = pa.concat_tables([kept, added])
     assert near_duplicate_clusters(stays, chosen)["kept"].to_pylist() == [True] * stays.num_rows
+
+
+def test_a_long_text_of_common_words_is_found_among_earlier_rows() -> None:
+    long = " ".join(str(number) for number in range(200_000))
+    earlier = pa.table({"id": range(501), "text": [long, *(f"{number} {number + 1} {number + 2} x{number}" for number in range(500))]})
+    made = near_duplicate_clusters(pa.table({"id": [1000, 1001], "text": [long + " more", "0 1 2 x0"]}), earlier=earlier, id_column="id")
+    assert made["reason"].to_pylist() == ["near earlier row 0 (1.00)", "near earlier row 1 (1.00)"]
 
 
 def test_ids_of_no_rows_have_the_type_of_the_input() -> None:

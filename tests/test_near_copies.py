@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_nearest_is_brute_force_with_ties_by_preference(texts: list[str], floor:
     texts = list(dict.fromkeys(texts))
     preference = np.array(random.sample(range(len(texts)), len(texts)), np.int64)
     sets = shingle(texts, "word", 1)
-    words = [set(sets.row(i).tolist()) for i in range(len(sets))]
+    words = [set(sets.values[start:end].tolist()) for start, end in pairwise(sets.offsets)]
     none = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     own = len(texts) // 2
     with pytest.MonkeyPatch.context() as patch:

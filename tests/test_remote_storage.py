@@ -107,22 +107,12 @@ def test_near_duplicates_of_a_table_there(bucket: str) -> None:
     assert deduplicate_files(run.full_uri("texts"), run.full_uri("deduped"))["kept"] == 2
     assert run.files("deduped") == ["deduped/clusters.parquet", "deduped/kept.parquet"]
     assert pq.read_table(run.path("deduped/kept.parquet"), filesystem=run.fs)["text"].to_pylist() == ["a b c d", "e f g h"]
-    for name in ("deduped", "texts"):
-        run.delete(name)
-
-
-def test_an_index_there(bucket: str) -> None:
-    run = RunFolder(bucket)
-
-    def counts(*texts: str) -> dict[str, int]:
-        run.write_table("texts", pa.table({"text": texts}))
-        return deduplicate_files(run.full_uri("texts"), run.full_uri("deduped"), index=run.full_uri("index"))
-
-    assert counts("a b c d", "e f g h", "A b c d") == counts("a b c d", "e f g h", "A b c d")
-    assert len(run.files("index")) == 1
-    assert counts("E f g h", "new words here")["known"] == 1
-    assert len(run.files("index")) == 2
-    for name in ("deduped", "texts", "index"):
+    run.write_table("lang=de/more", pa.table({"text": ["E f g h", "new words here"]}))
+    pattern, earlier = run.full_uri("").replace("?", "lang=*/more/*.parquet?"), run.full_uri("deduped/kept.parquet")
+    assert deduplicate_files(pattern, run.full_uri("added"), earlier=earlier)["known"] == 1
+    kept = pq.read_table(run.path("added/kept.parquet"), filesystem=run.fs)
+    assert kept.to_pydict() == {"text": ["new words here"], "lang": ["de"]}
+    for name in ("deduped", "texts", "added", "lang=de"):
         run.delete(name)
 
 

@@ -2,7 +2,6 @@
 
 Texts become sets of word or character n-grams (:mod:`~divray.dedup.shingle`).  Some pairs of sets are proposed
 (:mod:`~divray.dedup.propose`) and compared (:mod:`~divray.dedup.verify`); near pairs make clusters, of which some items stay
-(:mod:`~divray.dedup.decide`), for a reason that can be told.  :mod:`~divray.dedup.tables`, :mod:`~divray.dedup.files` and
-:mod:`~divray.dedup.index` do this to tables, files and batches that come one after the other.  Import what you use from its module:
-the package itself loads none, since some compile their kernels.
+(:mod:`~divray.dedup.decide`), for a reason that can be told.  :mod:`~divray.dedup.tables` and :mod:`~divray.dedup.files` do this to
+tables and files.  Import what you use from its module: the package itself loads none, since some compile their kernels.
 """

@@ -6,6 +6,7 @@ The texts are read twice, each time by batch: once to be compared, once to copy 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import posixpath
 import re
@@ -13,16 +14,16 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from urllib.parse import unquote
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.dedup.index import TextIndex, held
-from divray.dedup.storage import PARQUET, beside, first_line, lock, open_uri, placed, target_of
+from divray.dedup.storage import PARQUET, beside, first_line, open_uri, placed
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
 
@@ -30,7 +31,8 @@ KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
 
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_HALF_WRITTEN = re.compile(rf"\.({re.escape(KEPT)}|{re.escape(CLUSTERS)})\.[0-9a-f]{{32}}\.tmp")
+"""What :func:`~divray.dedup.storage.beside` calls a result that is not yet whole."""
 
 
 def command(arguments: Namespace) -> None:
@@ -41,10 +43,9 @@ def command(arguments: Namespace) -> None:
     same = ("text_column", "id_column", "strip_punctuation", "threshold", "rule", "method")
     options = {name: getattr(arguments, name) for name in same}
     settings = DedupSettings(kind=kind, size=int(size), lower=not arguments.keep_case, **options)
-    inputs = arguments.near_test, arguments.earlier, arguments.index
-    counts = deduplicate_files(arguments.source, arguments.out, settings, *inputs)
+    counts = deduplicate_files(arguments.source, arguments.out, settings, arguments.near_test, arguments.earlier)
     near = f", {counts['leaked']} near test texts" if arguments.near_test else ""
-    near += f", {counts['known']} near earlier rows" if arguments.earlier or arguments.index else ""
+    near += f", {counts['known']} near earlier rows" if arguments.earlier else ""
     print(f"{counts['rows']} rows: {counts['kept']} stay, {counts['clusters']} clusters{near} -> {arguments.out}")
 
 
@@ -54,7 +55,6 @@ def deduplicate_files(
     settings: DedupSettings | None = None,
     against: str | None = None,
     earlier: str | None = None,
-    index: str | None = None,
 ) -> dict[str, int]:
     """Find the near-duplicates among the rows of Parquet files and write those that stay.
 
@@ -65,15 +65,13 @@ def deduplicate_files(
             no input folder and write over no input.
         settings: How.
         against, earlier: As :func:`~divray.dedup.tables.near_duplicate_clusters` takes them; file, folder or pattern.
-        index: Folder of a :class:`~divray.dedup.index.TextIndex`, made if need be: rows near one in it are dropped, and those
-            that stay are added.  A call made again with the same rows gives the same result.  One call at a time may use it.
 
     Returns:
         Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``, ``known``.
 
     Raises:
-        InputError: see :class:`ParquetSource`, :func:`~divray.dedup.tables.judge`, :class:`~divray.dedup.index.TextIndex` and
-            :func:`~divray.dedup.index.held`, or ``out`` can't be written to; nothing is written then.
+        InputError: see :class:`ParquetSource` and :func:`~divray.dedup.tables.judge`, or ``out`` can't be written to; nothing is
+            written then.
     """
     settings = settings or DedupSettings()
     files = ParquetSource.open(source)
@@ -86,17 +84,14 @@ def deduplicate_files(
     _check_copied(files)
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
     rows = sum(one.rows for one in inputs.values())
-    with _output_folder(out) as (fs, folder), contextlib.nullcontext() if index is None else held(index):
-        indexed = None if index is None else TextIndex(index, settings)
+    with _output_folder(out) as (fs, folder):
         against_batches = None if tests is None else tests.batches(wanted[:1])
         earlier_batches = None if known is None else known.batches(wanted)
-        verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, indexed, rows, files.name)
+        verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, rows, files.name)
         # The last to be entered is moved first: whenever this is killed, a kept.parquet lies there if one lay there before.
         with placed(fs, posixpath.join(folder, KEPT)) as kept, placed(fs, posixpath.join(folder, CLUSTERS)) as clusters:
             _write(fs, clusters, verdicts.schema(), verdicts.batches())
             _write(fs, kept, files.schema, _staying(files, verdicts))
-            if indexed is not None:
-                indexed.commit()
     return verdicts.counts()
 
 
@@ -108,7 +103,7 @@ class ParquetSource:
         name: As the user gave it.
         fs, paths: Where they lie.
         schema: Of all of them, the columns that ``key=value`` folders name (Hive) last.
-        hive: These columns, with one value a file.
+        named: What the folders of each file name.
         rows: int, how many they hold together.
         folder: The folder that ``name`` is; ``None`` for a file or a pattern.
     """
@@ -117,7 +112,7 @@ class ParquetSource:
     fs: pafs.FileSystem
     paths: list[str]
     schema: pa.Schema
-    hive: dict[str, pa.Array]
+    named: list[dict[str, Any]]
     rows: int
     folder: str | None = None
 
@@ -127,10 +122,11 @@ class ParquetSource:
         the last parts.
 
         What lies there under exactly this name is no pattern; ``[`` is a letter like any other.  Files and folders whose
-        names begin with ``.`` or ``_`` are left out, as Spark does.
+        names begin with ``.`` or ``_`` are left out, as Spark does.  ``key=value`` folders below ``name`` give columns as
+        ``pyarrow.dataset`` reads them, but for those that the files have themselves.
 
         Raises:
-            InputError: nothing is there, a file is no Parquet file, or two have different columns.
+            InputError: nothing is there, a file is no Parquet file, two have different columns, or the folders' values can't be read.
         """
         fs, path = open_uri(name)
         base, paths = _matching(fs, path, name)
@@ -144,49 +140,35 @@ class ParquetSource:
         assert schema is not None
         if twice := [column for column in schema.names if schema.names.count(column) > 1]:
             raise InputError(name, twice[0], "two columns of this name", "Rename one.")
-        hive = _hive_columns(paths, base, schema.names)
-        for column, values in hive.items():
-            schema = schema.append(pa.field(column, values.type))
-        return cls(name, fs, paths, schema, hive, rows, path if base == path else None)
+        try:
+            options = pads.FileSystemFactoryOptions(base, pads.HivePartitioning.discover())
+            keys = pads.FileSystemDatasetFactory(fs, paths, pads.ParquetFileFormat(), options).inspect(fragments=0)
+            hive = pads.partitioning(pa.schema([key for key in keys if key.name not in schema.names]), flavor="hive")
+            named = [pads.get_partition_keys(hive.parse(one.removeprefix(base))) for one in paths]
+        except pa.ArrowInvalid as error:
+            problem = f"its key=value folders give no columns ({first_line(error)})"
+            raise InputError(name, "", problem, "Rename these folders.") from None
+        for key in hive.schema:
+            schema = schema.append(key)
+        return cls(name, fs, paths, schema, named, rows, path if base == path else None)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, at most :data:`BATCH_ROWS` at a time; one empty batch where there are none."""
+        """All rows, at most :data:`BATCH_ROWS` at a time; one empty batch where there are none.
+
+        No scan of ``pyarrow.dataset``: that one decodes a row group as a whole, which may be all of a file.
+        """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         if not self.rows:
             yield pa.RecordBatch.from_pylist([], schema)
-        inside = [name for name in schema.names if name not in self.hive]
-        for number, path in enumerate(self.paths):
+        for path, named in zip(self.paths, self.named, strict=True):
             with _opened(self.fs, path) as file:
+                inside = [name for name in schema.names if name in file.schema_arrow.names]
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=inside, use_threads=False):
-                    for name in set(schema.names) - set(inside):
-                        batch = batch.append_column(name, pa.repeat(self.hive[name][number], len(batch)))
+                    for field in schema:
+                        if field.name not in inside:
+                            values = pa.repeat(pa.scalar(named.get(field.name), field.type), len(batch))
+                            batch = batch.append_column(field, values)
                     yield batch.select(schema.names)
-
-
-def _hive_columns(paths: list[str], base: str, names: list[str]) -> dict[str, pa.Array]:
-    """What the ``key=value`` folders below ``base`` say of each file (integers, strings), but for columns that the files have themselves.
-
-    Raises:
-        InputError: two files lie below folders of different keys.
-    """
-    found: list[dict[str, str]] = []
-    for path in paths:
-        parts = [part.partition("=") for part in path.removeprefix(base).split("/")[:-1]]
-        pairs = [(unquote(key), unquote(value)) for key, mark, value in parts if mark and key and unquote(key) not in names]
-        found.append(dict(pairs))
-        if twice := [key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])]:
-            raise InputError(path, twice[0], "two of its folders name this column", "Rename one.")
-        if differing := found[-1].keys() ^ found[0].keys():
-            problem = f"its folders name other columns than those of {paths[0]}"
-            raise InputError(path, ", ".join(sorted(differing)), problem, "Give folders of one kind.")
-    columns = {}
-    for name in found[0]:
-        columns[name] = texts = pa.array([None if one[name] == _HIVE_NULL else one[name] for one in found], pa.string())
-        with contextlib.suppress(pa.ArrowInvalid):
-            numbers = texts.cast(pa.int64())
-            if numbers.cast(pa.string()).equals(texts):
-                columns[name] = numbers
-    return columns
 
 
 def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]]:
@@ -270,10 +252,15 @@ def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
             if isinstance(fs, pafs.LocalFileSystem):
                 handle = os.open(folder, os.O_RDONLY)  # the lock ends with the handle
                 opened.callback(os.close, handle)
-                if not lock(handle):
-                    raise InputError(out, "", "another call is writing there", "Wait until it is done, or give another folder.")
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    mend = "Wait until it is done, or give another folder."
+                    raise InputError(out, "", "another call is writing there", mend) from None
+                except OSError:  # a file system without locks lets everybody in
+                    pass
             for info in fs.get_file_info(pafs.FileSelector(folder)):
-                if target_of(info.base_name) in (KEPT, CLUSTERS):
+                if _HALF_WRITTEN.fullmatch(info.base_name):
                     fs.delete_file(info.path)
                 if info.base_name in (KEPT, CLUSTERS) and info.type == pafs.FileType.Directory:
                     raise IsADirectoryError(f"{info.base_name} is a folder there")

@@ -73,18 +73,6 @@ def _hash_words(characters, start, end, units):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def hash_texts(offsets, characters):  # type: ignore[no-untyped-def]
-    """One hash a text, ``characters[offsets[i]:offsets[i + 1]]``; uint64 ``[n]``."""
-    hashes = np.empty(len(offsets) - 1, np.uint64)
-    for i in range(len(hashes)):
-        state = np.uint64(offsets[i + 1] - offsets[i])
-        for position in range(offsets[i], offsets[i + 1]):
-            state = (state ^ np.uint64(characters[position])) * _PRIME
-        hashes[i] = mix(state)
-    return hashes
-
-
-@njit(cache=True)
 def _hash_characters(characters, start, end, units):  # type: ignore[no-untyped-def]
     """Hash each code point of one text into ``units``, a run of blanks as one; returns how many there are."""
     count, blank, position = 0, False, start

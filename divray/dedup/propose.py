@@ -28,6 +28,9 @@ from divray.dedup.shingle import Shingles
 COUNTED_BITS = 30
 """The table of counters has at most ``2^30`` of them."""
 
+RECALL, PERMUTATIONS = 0.9999, 224
+"""Of a pair just at the threshold, expected; and at most so many are spent on it."""
+
 _HASH = np.uint64((1 << 48) - 1)
 _SEED = 0x5EED
 
@@ -67,15 +70,14 @@ def prefix_keys(shingles: Shingles, threshold: float) -> Keys:
     return Keys(offsets, skipped, *_numbered(keys, 1 << max(4, int(len(keys) * 1.5).bit_length())))
 
 
-def choose_bands(threshold: float, recall: float = 0.9999, most: int = 224) -> tuple[int, int]:
-    """``(bands, length)`` with the longest bands (fewest false proposals) that keep ``recall`` at ``threshold``; (34, 4) at 0.7.
-
-    At ``most`` that many permutations are spent; bands of one are taken however many they need.
+def choose_bands(threshold: float) -> tuple[int, int]:
+    """``(bands, length)`` with the longest bands (fewest false proposals) of which :data:`PERMUTATIONS` keep :data:`RECALL` at
+    ``threshold``; (34, 4) at 0.7.  Bands of one are taken however many they need.
     """
     for length in range(8, 0, -1):
         agreement = threshold**length
-        bands = 1 if agreement >= 1 else max(1, math.ceil(math.log1p(-recall) / math.log1p(-agreement)))
-        if bands * length <= most or length == 1:
+        bands = 1 if agreement >= 1 else max(1, math.ceil(math.log1p(-RECALL) / math.log1p(-agreement)))
+        if bands * length <= PERMUTATIONS or length == 1:
             break
     return bands, length
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.hashing import fill, hash_shingles, hash_texts, set_keys, take_in
+from divray.dedup.hashing import fill, hash_shingles, set_keys, take_in
 from divray.errors import InputError
 
 Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
@@ -40,14 +40,6 @@ class Shingles(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
-
-    def row(self, index: int) -> npt.NDArray[np.uint64]:
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
-    def take(self, rows: npt.NDArray[np.int64]) -> Shingles:
-        """The sets ``rows``, in that order."""
-        taken = pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.values)).take(pa.array(rows))
-        return Shingles(taken.offsets.to_numpy(), taken.values.to_numpy())
 
 
 def shingle(
@@ -106,11 +98,6 @@ def spaced(texts: Sequence[str]) -> list[str]:
     """Texts in which the letters of scripts without blanks between words stand apart, as words do."""
     found: list[str] = pc.replace_substring_regex(pa.array(texts, pa.large_string()), _UNSPACED, r" \0 ").to_pylist()
     return found
-
-
-def text_hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
-    """One hash a text, of its bytes as they are; uint64 ``[n]``."""
-    return hash_texts(*_buffers(texts.cast(pa.large_string())))
 
 
 class Distinct:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import posixpath
 import re
@@ -11,7 +10,6 @@ import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote, unquote
 
 import pyarrow.fs as pafs
@@ -114,23 +112,3 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
         with contextlib.suppress(OSError):  # a full disk's leavings; nothing there
             fs.delete_file(path)
         raise
-
-
-def lock(opened: IO[str] | int) -> bool:
-    """Hold an open file or folder for this process until it is closed; ``False`` where another one does.
-
-    A file system without locks lets everybody in.
-    """
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def target_of(name: str) -> str:
-    """The name of the file for which :func:`beside` made ``name``; ``""`` where it made it for none."""
-    made = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", name)
-    return made[1] if made else ""

@@ -19,15 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Numbers, Rule, best_of, decide, in_words, nearest_given, nearest_items, ranks
-from divray.dedup.index import TextIndex, digest_of
-from divray.dedup.shingle import Distinct, Shingles, shingle, text_hashes
+from divray.dedup.shingle import Distinct, Shingles, shingle
 from divray.dedup.verify import Method, Pairs, near_duplicates
 from divray.errors import InputError
 
 Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch]"
 _Groups: TypeAlias = "npt.NDArray[np.int32]"
 
-_SLICE = 1 << 18
+_SLICE, _WHOLE = 1 << 18, (1 << 31) - 1
 _KINDS = {"texts": "strings", "ids": "strings or integers", "spans": "integers"}
 
 
@@ -69,7 +68,6 @@ def near_duplicate_clusters(
     settings: DedupSettings | None = None,
     against: Batches | None = None,
     earlier: Batches | None = None,
-    index: TextIndex | None = None,
     **options: Any,
 ) -> pa.Table:
     """Say of every row of a table of texts which near-duplicates it has and whether it stays.
@@ -80,7 +78,6 @@ def near_duplicate_clusters(
         against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
         earlier: Rows that an earlier call kept, with the same columns: rows near one of them are dropped as well.  They are
             not compared with each other again.
-        index: Of rows that earlier calls kept, with the same effect; those that stay are put into it, for its ``commit``.
 
     Returns:
         One row a row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id`` and
@@ -92,7 +89,7 @@ def near_duplicate_clusters(
     """
     settings = DedupSettings(**options) if settings is None else settings
     tests, known = (None if one is None else _batches(one) for one in (against, earlier))
-    verdicts = judge(_batches(source), settings, tests, known, index)
+    verdicts = judge(_batches(source), settings, tests, known)
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
 
 
@@ -171,7 +168,6 @@ def judge(
     settings: DedupSettings,
     against: Iterable[pa.RecordBatch] | None = None,
     earlier: Iterable[pa.RecordBatch] | None = None,
-    index: TextIndex | None = None,
     rows: int | None = None,
     where: str = "table",
 ) -> Verdicts:
@@ -182,25 +178,11 @@ def judge(
     _check_ids(ids, where, settings.id_column or "row")
     own = distinct.count
     known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
-    bare = replace(settings, id_column=None)
-    tests = [_groups(distinct, settings, _columns_of(batch, bare, "test")[0]) for batch in against or ()]
-    numbers = pa.array(np.arange(sum(map(len, tests)))).cast(pa.string())
+    tests, numbers = _taken_in(against or (), distinct, replace(settings, id_column=None), "test")
     sets, groups = distinct.close(), distinct.count
     pairs = near_duplicates(sets, settings.threshold, settings.method, own)
-    names = [known_ids.cast(pa.string())]
-    if index is not None:
-        digest = digest_of(settings, sets, group, known, *tests, text_hashes(ids))
-        found, indexed = index.near(Shingles(sets.offsets[: own + 1], sets.values[: sets.offsets[own]]), digest, groups)
-        pairs = Pairs.joined([pairs, found])
-        known = np.concatenate([known, np.arange(groups, groups + len(indexed), dtype=np.int32)])
-        names.append(indexed)
-        groups += len(indexed)
-    tested = np.concatenate([*tests, known[:0]])
-    verdicts = _decided(ids, group, pairs, groups, settings.rule, known, tested, pa.concat_arrays([*names, numbers]))
-    if index is not None:
-        stays = np.flatnonzero(verdicts.mask() & (group >= 0))
-        index.put(digest, ids.take(pa.array(stays)), sets.take(group[stays].astype(np.int64)))
-    return verdicts
+    names = pa.concat_arrays([known_ids.cast(pa.string()), numbers.cast(pa.string())])
+    return _decided(ids, group, pairs, groups, settings.rule, known, tests, names)
 
 
 def _decided(
@@ -264,31 +246,19 @@ def _batches(source: Any) -> Iterable[pa.RecordBatch]:
 
 
 def _taken_in(batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: DedupSettings, where: str) -> tuple[_Groups, Any]:
-    """Group and id of each row; its number where it has no other id; ids of no type where no batch came."""
+    """Group of each row, -1 where its text is null, and its id; its number where it has no other; ids of no type where no batch came."""
     groups, names = [np.zeros(0, np.int32)], []
     for batch in batches:
-        texts, ids = _columns_of(batch, settings, where)
-        groups.append(_groups(distinct, settings, texts))
-        if ids is not None:
-            names.append(ids)
+        check_schema(batch.schema, settings, where)
+        texts = _plain(batch.column(settings.text_column))
+        groups.append(np.full(len(texts), -1, np.int32))
+        groups[-1][texts.is_valid().to_numpy(zero_copy_only=False)] = distinct.add(settings.shingle(texts.drop_null()))
+        if settings.id_column is not None:
+            names.append(_plain(batch.column(settings.id_column)))
     group = np.concatenate(groups)
     if settings.id_column is None:
         return group, pa.array(np.arange(len(group)))
     return group, pa.concat_arrays([part.cast(names[0].type) for part in names]) if names else pa.nulls(0)
-
-
-def _groups(distinct: Distinct, settings: DedupSettings, texts: pa.Array) -> _Groups:
-    """The groups of a batch of texts, -1 for those that are null."""
-    group = np.full(len(texts), -1, np.int32)
-    group[texts.is_valid().to_numpy(zero_copy_only=False)] = distinct.add(settings.shingle(texts.drop_null()))
-    return group
-
-
-def _columns_of(batch: pa.RecordBatch, settings: DedupSettings, where: str) -> tuple[pa.Array, pa.Array | None]:
-    """The texts and the ids of a batch; ids are ``None`` where rows are numbered."""
-    check_schema(batch.schema, settings, where)
-    ids = None if settings.id_column is None else _plain(batch.column(settings.id_column))
-    return _plain(batch.column(settings.text_column)), ids
 
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None:
@@ -317,7 +287,8 @@ def _check_ids(ids: Any, where: str, name: str) -> None:
         return
     if ids.null_count:
         raise InputError(where, name, f"null in row {pc.index(ids.is_null(), True).as_py()}", "Give every row an id.")
-    keys = ids.to_numpy() if pa.types.is_integer(ids.type) else text_hashes(ids)  # sorted faster than Arrow counts them
+    # Numbers are sorted faster than Arrow counts ids.  An n-gram of so many words is the text as a whole, but for its blanks.
+    keys = ids.to_numpy() if pa.types.is_integer(ids.type) else shingle(ids, "word", _WHOLE, lower=False).values
     ordered = np.sort(keys)
     meeting = ordered[1:][ordered[1:] == ordered[:-1]]
     counts = ids.filter(pa.array(np.isin(keys, meeting))).value_counts() if len(meeting) else []

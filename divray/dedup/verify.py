@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -46,11 +45,6 @@ class Pairs(NamedTuple):
         """Some of the pairs, by a mask or by their numbers."""
         return Pairs(self.left[some], self.right[some], self.similarity[some])
 
-    @classmethod
-    def joined(cls, parts: Iterable[Pairs]) -> Pairs:
-        """The pairs of all parts, of which there is at least one."""
-        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
 
 def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", own: int | None = None) -> Pairs:
     """All pairs of sets whose Jaccard similarity is at least ``threshold``; precision is always 1.
@@ -74,18 +68,13 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
     n = len(sets)
     own = n if own is None else own
     if method != "minhash":
-        keys, most = prefix_keys(sets, threshold), most_visits(n, method)
-        if most is None or keys.visits() <= most:
+        keys = prefix_keys(sets, threshold)
+        if method == "exact" or n <= EXACT_SETS or keys.visits() <= max(EXACT_VISITS, EXACT_VISITS_PER_SET * n):
             return _exact(sets, keys, threshold, own)
     return _by_bands(sets, threshold, own)
 
 
-def most_visits(sets: int, method: Method) -> int | None:
-    """How many pairs the exact join of so many distinct sets may look at; ``None``: any number."""
-    return None if method == "exact" or sets <= EXACT_SETS else max(EXACT_VISITS, EXACT_VISITS_PER_SET * sets)
-
-
-def check_pairs(pairs: int, threshold: float) -> None:
+def _check_pairs(pairs: int, threshold: float) -> None:
     """Raises InputError where there are :data:`MOST_PAIRS` pairs or more."""
     if pairs >= MOST_PAIRS:
         problem = f"more than {MOST_PAIRS:,} pairs of different texts are near each other at {threshold}"
@@ -97,7 +86,7 @@ def _exact(sets: Shingles, keys: Keys, threshold: float, own: int) -> Pairs:
     sizes = np.diff(sets.offsets)
     order = np.argsort(sizes.astype(np.uint16) if sizes.max(initial=0) < 1 << 16 else sizes, kind="stable")
     left, right, similarity = _join(*sets, order, *keys, own, threshold, MOST_PAIRS)
-    check_pairs(len(left), threshold)
+    _check_pairs(len(left), threshold)
     return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
 
 
@@ -108,14 +97,14 @@ def _by_bands(sets: Shingles, threshold: float, own: int) -> Pairs:
     for band in range(keys.shape[1]):
         parts.append(_check_band(*sets, keys, band, np.argsort(keys[:, band]), threshold, own, MOST_PAIRS))
         found += len(parts[-1][0])
-        check_pairs(found, threshold)
+        _check_pairs(found, threshold)
     left, right, similarity = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
 
 
 @njit(cache=True)
-def jaccard(values, start_a, end_a, others, start_b, end_b, threshold):  # type: ignore[no-untyped-def]
-    """Jaccard similarity of an ascending slice of ``values`` and one of ``others``; -1 as soon as it can't reach ``threshold``."""
+def _jaccard(values, start_a, end_a, start_b, end_b, threshold):  # type: ignore[no-untyped-def]
+    """Jaccard similarity of two ascending slices of ``values``; -1 as soon as it can't reach ``threshold``."""
     total = (end_a - start_a) + (end_b - start_b)
     shared = np.int64(0)
     if total <= _SMALL:
@@ -123,7 +112,7 @@ def jaccard(values, start_a, end_a, others, start_b, end_b, threshold):  # type:
         for a in range(start_a, end_a):
             value, hits = values[a], np.int64(0)
             for b in range(start_b, end_b):
-                hits += np.int64(others[b] == value)
+                hits += np.int64(values[b] == value)
             shared += hits
     else:
         needed = int(np.ceil(threshold / (1.0 + threshold) * total - 1e-9))
@@ -131,11 +120,11 @@ def jaccard(values, start_a, end_a, others, start_b, end_b, threshold):  # type:
         while a < end_a and b < end_b:
             if shared + min(end_a - a, end_b - b) < needed:
                 return -1.0
-            if values[a] == others[b]:
+            if values[a] == values[b]:
                 shared += 1
                 a += 1
                 b += 1
-            elif values[a] < others[b]:
+            elif values[a] < values[b]:
                 a += 1
             else:
                 b += 1
@@ -166,7 +155,7 @@ def _join(offsets, values, order, key_offsets, skipped, tokens, starts, own, thr
                 # What two sets share lies at and after the first key that they share.
                 if min(rest, rests[entry]) < share * (size + sizes[entry]) - 1e-9:
                     continue
-                value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
+                value = _jaccard(values, offsets[i], offsets[i + 1], offsets[j], offsets[j + 1], threshold)
                 if value >= 0:
                     if found == len(left):
                         left, right, similarity = grown(left), grown(right), grown(similarity)
@@ -200,7 +189,7 @@ def _check_band(offsets, values, keys, band, order, threshold, own, most):  # ty
                 before += 1
             if before < band:
                 continue
-            value = jaccard(values, offsets[i], offsets[i + 1], values, offsets[j], offsets[j + 1], threshold)
+            value = _jaccard(values, offsets[i], offsets[i + 1], offsets[j], offsets[j + 1], threshold)
             if value >= 0:
                 if found == len(left):
                     left, right, similarity = grown(left), grown(right), grown(similarity)
