@@ -24,7 +24,7 @@ from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
 from divray.run_folder import SEEDS, TEST, Round, RunFolder
 from divray.sampling import policy_model
-from divray.scan import SENTENCE, Row, batches, rows, tally
+from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED
 from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
@@ -219,8 +219,8 @@ class _Run:
         seeds = {**plain, "cluster": pc.scalar(""), "id": seed_id, "kept": pc.scalar(True)}
         best: list[Row] = []
         kept: list[Row] = []
-        samples = batches(self.folder, [own.scores for own in self.rounds], scored, of_relation & of_kind)
-        for batch in chain(samples, batches(self.folder, SEEDS, seeds, of_relation)):
+        samples = self.folder.scan([own.scores for own in self.rounds], scored, of_relation & of_kind)
+        for batch in chain(samples, self.folder.scan(SEEDS, seeds, of_relation)):
             table = pa.Table.from_batches([batch])
             others = sets(table)
             shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
@@ -235,7 +235,7 @@ class _Run:
         """Up to three ids like ``wanted``: of those with the longest common beginning the most similar."""
         best: list[str] = []
         for tables, column in (([own.prompts for own in self.rounds], "candidate_id"), ([SEEDS], "example_id")):
-            for batch in batches(self.folder, tables, [column]):
+            for batch in self.folder.scan(tables, [column]):
                 known = dict.fromkeys([*best, *batch[column].to_pylist()])
                 best = heapq.nlargest(200, known, key=lambda name: len(commonprefix([name, wanted])))  # noqa: RUF071
         return difflib.get_close_matches(wanted, best, n=3, cutoff=0.5)

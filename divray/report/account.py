@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.run_folder import Round, RunFolder
-from divray.scan import ASKED, batches, tally
+from divray.scan import ASKED, tally
 from divray.schemas import COMPLETIONS, NAIVE
 from divray.texts import SEED_PREFIX
 
@@ -146,7 +146,7 @@ _REQUEST = pa.schema([COMPLETIONS.field(name) for name in (*Cell._fields, "engin
 def _requests(run: RunFolder, rounds: list[Round]) -> pa.Table:
     """When the requests of these rounds began and ended, Unix seconds; ``engine`` is ``""`` for none."""
     wanted = {name: pc.field(name) for name in _REQUEST.names} | {"engine": pc.coalesce(pc.field("engine"), "")}
-    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in batches(run, [own.completions for own in rounds], wanted)], _REQUEST)
+    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in run.scan([own.completions for own in rounds], wanted)], _REQUEST)
 
 
 def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

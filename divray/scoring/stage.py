@@ -227,8 +227,7 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     """This relation's samples of the rounds before, as far as near-duplicates need them."""
     own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE)
-    parts = list(scan.batches(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own))
-    return pa.Table.from_batches(parts) if parts else None
+    return scan.table_of(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own)
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
