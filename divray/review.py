@@ -20,13 +20,12 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.errors import InputError
 from divray.relations import Example, render_marked
-from divray.run_folder import RELATIONS, Round, RunFolder
+from divray.run_folder import ANSWERS, RELATIONS, SELECTED, Round, RunFolder
 from divray.scan import SENTENCE, rows
 from divray.schemas import NAIVE
 from divray.textfiles import read_json
 from divray.texts import visible
 
-ANSWERS, SELECTED = "review/answers.json", "comparison/selected"
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
 RIGHT = {"y": True, "n": False, "s": None}
 
@@ -39,10 +38,9 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     Raises:
         InputError: There is none yet.
     """
+    tables, name, where = _scores(config), "candidate_id", pc.field("strategy") != NAIVE
     if of == "selected":
         tables, name, where = [SELECTED], "sample_id", None
-    else:
-        tables, name, where = _scores(config), "candidate_id", pc.field("strategy") != NAIVE
     found = [(row[name], row["relation"]) for row in rows(run, tables, [name, "relation"], where)]
     if not found:
         last = "select" if of == "selected" else "score"

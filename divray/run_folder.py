@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -53,22 +53,41 @@ if TYPE_CHECKING:
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
-RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
-NEGATIVES, UNLABELLED = "data/negatives", "data/unlabelled"
-"""What the ``prepare`` stage writes."""
 
+class Entry(str):
+    """A name in a run folder, the stage that writes it, and what a JSON record or a table there must hold.
 
-class Entry:
-    """What lies in the folder of a round: its name, the stage that writes it, and what a JSON record or a table there must hold.
-
-    As an attribute of a :class:`Round` it is that name, relative to the run's root.
+    As an attribute of :class:`Round` it is the name inside of the round's folder, and comes back with that before it.
     """
 
-    def __init__(self, name: str, stage: str, holds: Any = Any) -> None:
-        self.name, self.stage, self.holds = name, stage, holds
+    stage: str
+    holds: Any
+
+    def __new__(cls, name: str, stage: str = "", holds: Any = Any) -> Self:
+        self = super().__new__(cls, name)
+        self.stage, self.holds = stage, holds
+        return self
 
     def __get__(self, round: Round, owner: type) -> str:
-        return f"{round.name}/{self.name}"
+        return f"{round.name}/{self}"
+
+
+RELATIONS = Entry("data/relations.json", "prepare", list[RelationRecord])
+SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
+    Entry(f"data/{name}", "prepare", EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
+)
+ENTITY_PAIRS, PAIR_PROMPTS, PAIR_COMPLETIONS = (
+    Entry(f"data/{name}", "prompt") for name in ("entity_pairs", "pair_prompts", "pair_completions")
+)
+SEED_EMBEDDINGS, SEED_HEARD = Entry("data/seed_embeddings", "score"), Entry("data/seed_heard", "score")
+TEST_EMBEDDINGS = Entry("data/test_embeddings", "evaluate")
+ACCEPTED, SELECTED = Entry("dataset/data", "select", DATASET), Entry("comparison/selected", "select", DATASET)
+EVALUATION = Entry("evaluation.json", "evaluate", dict[str, SetRecord])
+LLM_PROMPTS = Entry("evaluation/llm/prompts", "classify", PROMPTS)
+LLM_COMPLETIONS = Entry("evaluation/llm/completions", "classify", COMPLETIONS)
+ANSWERS = Entry("review/answers.json", "", list[ReviewAnswer])
+SUMMARY, REPORT = Entry("summary.json", "report", dict[str, Any]), Entry("report.html", "report")
+VERSIONS = Entry("versions.json", "", dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -106,34 +125,24 @@ class Round:
         return f"{self.name}.{stage}"
 
 
-_ENTRIES = [entry for entry in vars(Round).values() if isinstance(entry, Entry)]
+_RECORDS = (
+    Entry("stages/*", "", StageRecord),
+    Entry(".lock*", "", Holder),
+    Entry("*completions.engines/*", "sample", Engines),
+    Entry("search.json", "tune", Search),
+    Entry("comparison/*", "select", DATASET),
+    Entry("round-*/waves/*", "sample", dict[str, int]),
+)
+_FOLDERS = {"data/*": "prepare", "evaluation/llm/*": "classify", "evaluation/*": "evaluate", "dataset*": "select", "model/*": "train"}
+_OF_A_RUN = [entry for entry in list(globals().values()) if isinstance(entry, Entry)]
+_OF_A_ROUND = [entry for entry in vars(Round).values() if isinstance(entry, Entry)]
 _LAYOUT: dict[str, tuple[str, Any]] = {
-    "stages/*": ("", StageRecord),
-    ".lock*": ("", Holder),
-    RELATIONS: ("prepare", list[RelationRecord]),
-    "data/entity_pairs*": ("prompt", Any),
-    **dict.fromkeys((SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED), ("prepare", EXAMPLES)),
-    "data/*": ("prepare", Any),
-    "*completions.engines/*": ("sample", Engines),
-    "round-*/waves/*": ("sample", dict[str, int]),
-    "evaluation/llm/prompts": ("classify", PROMPTS),
-    "evaluation/llm/completions": ("classify", COMPLETIONS),
-    "evaluation/llm/*": ("classify", Any),
-    "search.json": ("tune", Search),
-    "evaluation.json": ("evaluate", dict[str, SetRecord]),
-    "evaluation/*": ("evaluate", Any),
-    "review/answers.json": ("", list[ReviewAnswer]),
-    "comparison/*": ("select", DATASET),
-    "dataset/data": ("select", DATASET),
-    "dataset*": ("select", Any),
-    "model/*": ("train", Any),
-    "summary.json": ("report", dict[str, Any]),
-    "versions.json": ("", dict[str, str]),
-    **{f"round-*/{entry.name}": (entry.stage, entry.holds) for entry in _ENTRIES},
-    **{f"round-*/{entry.name}*": (entry.stage, Any) for entry in _ENTRIES},
+    **{entry: (entry.stage, entry.holds) for entry in (*_OF_A_RUN, *_RECORDS)},
+    **{f"round-*/{entry}": (entry.stage, entry.holds) for entry in _OF_A_ROUND},
+    **{f"round-*/{entry}*": (entry.stage, Any) for entry in _OF_A_ROUND},
+    **{pattern: (stage, Any) for pattern, stage in _FOLDERS.items()},
 }
-"""Patterns of names in a run folder -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits
-counts."""
+"""Patterns of names -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits counts."""
 
 
 def _writer(name: str) -> tuple[str, Any]:

@@ -30,7 +30,7 @@ from divray.scan import table_of
 from divray.schemas import EXAMPLES, NAIVE
 from divray.stages import Progress
 
-SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
+SEARCH, MORE = "search.json", "more"
 WEIGHED = "weighed"
 """Of a training set: the unique samples of the rounds, each by how right the gate finds it beside the others (:func:`weighed`)."""
 MOST_WEIGHED = 256

@@ -22,11 +22,11 @@ from divray.prompts.parsing import Form, bare_name, pair_problem
 from divray.prompts.record import Pair, labels
 from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, slugs_of
 from divray.relations import Example, Relation
-from divray.run_folder import RunFolder
+from divray.run_folder import ENTITY_PAIRS, RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.textfiles import json_lines, read_bytes
 
-TABLE, COLUMNS = "data/entity_pairs", ("relation", "head", "tail")
+COLUMNS = ("relation", "head", "tail")
 """In the order in which prompts take them."""
 
 MOST_REPEATS = 2
@@ -127,12 +127,12 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
 def write_pool(run: RunFolder, pool: Mapping[str, Sequence[Pair]]) -> None:
     """Put the pool into the run folder."""
     rows = [{"relation": relation, "head": head, "tail": tail} for relation, pairs in pool.items() for head, tail in pairs]
-    run.write_table(TABLE, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])))
+    run.write_table(ENTITY_PAIRS, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])))
 
 
 def read_pool(run: RunFolder) -> dict[str, list[Pair]]:
     """The pool of the run folder; empty where the LLM writes its own pairs."""
     found: dict[str, list[Pair]] = {}
-    for row in scan.rows(run, TABLE, COLUMNS):
+    for row in scan.rows(run, ENTITY_PAIRS, COLUMNS):
         found.setdefault(row["relation"], []).append((row["head"], row["tail"]))
     return found

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.report.account import rounds_of
-from divray.run_folder import SEEDS, Round, RunFolder
+from divray.run_folder import SEEDS, SELECTED, Round, RunFolder
 from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import NAIVE
 from divray.texts import SEED_PREFIX, visible
@@ -99,7 +99,7 @@ def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
 def samples(run: RunFolder) -> dict[str, list[Row]]:
     """Relation -> some of its selected samples."""
     columns = ["sample_id", "relation", *SENTENCE, "round", "strategy", "audit", "novelty"]
-    return _first(rows(run, "comparison/selected", columns), "relation", _hash("sample_id"), SAMPLES_PER_RELATION)
+    return _first(rows(run, SELECTED, columns), "relation", _hash("sample_id"), SAMPLES_PER_RELATION)
 
 
 def rejections(run: RunFolder, rounds: list[Round]) -> dict[str, list[Row]]:

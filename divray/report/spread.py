@@ -20,7 +20,7 @@ from divray.config import Config
 from divray.embeddings import embedding_matrix
 from divray.measures import diversity_of
 from divray.report.account import rounds_of
-from divray.run_folder import SEEDS, TEST, RunFolder
+from divray.run_folder import SEED_EMBEDDINGS, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, RunFolder
 from divray.scan import SENTENCE, table_of
 from divray.schemas import NAIVE, SCORES
 from divray.texts import compared_texts
@@ -45,10 +45,10 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:
         return {}, {}
-    selected = table_of(run, "comparison/selected", ["sample_id"])
-    tests = _examples(run, TEST, "data/test_embeddings")  # those that have an embedding stand for all
+    selected = table_of(run, SELECTED, ["sample_id"])
+    tests = _examples(run, TEST, TEST_EMBEDDINGS)  # those that have an embedding stand for all
     examples = {
-        "seeds": _examples(run, SEEDS, "data/seed_embeddings"),
+        "seeds": _examples(run, SEEDS, SEED_EMBEDDINGS),
         "test": tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None,
     }
     whole: dict[str, dict[str, Scores]] = defaultdict(dict)
@@ -96,7 +96,7 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    human = table_of(run, "data/test_embeddings", ["embedding"])
+    human = table_of(run, TEST_EMBEDDINGS, ["embedding"])
     found: dict[str, float] = {}
     for name in sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")} - {"naive"}):
         if not (ids := table_of(run, f"comparison/{name}", ["sample_id"])):

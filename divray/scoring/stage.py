@@ -26,7 +26,7 @@ from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
-from divray.run_folder import SEEDS, Round, RunFolder
+from divray.run_folder import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
 from divray.scoring.judge import Judge, Judging, gate_probability
@@ -43,8 +43,6 @@ COMPARED = pa.schema([*map(EMBEDDED.field, _GROUPED), SCORES.field("correctness"
 
 _DECISIONS = ("correctness", "cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
 DECIDED = pa.schema([*map(SCORES.field, ("candidate_id", *_DECISIONS)), EMBEDDED.field("pool")])
-
-SEED_HEARD = "data/seed_heard"
 
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
@@ -157,7 +155,7 @@ def _fit(config: Config, uri: str) -> Judge:
     judging = Judging(config, read_relations(run), read_seeds(run))
     seeds = run.read_table(SEEDS)
     embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
-    run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
+    run.write_table(SEED_EMBEDDINGS, pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
     if not run.files(SEED_HEARD, ".parquet"):  # an earlier round has asked
         run.write_table(SEED_HEARD, pa.table({"heard": embedding_column(judging.hear_seeds()[None])}))
     return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)["heard"])[0])
