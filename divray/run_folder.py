@@ -125,6 +125,11 @@ class Round:
         return f"{self.name}.{stage}"
 
 
+def score_tables(rounds: int) -> list[str]:
+    """The score tables of the rounds before ``rounds``."""
+    return [Round.of(number).scores for number in range(rounds)]
+
+
 _RECORDS = (
     Entry("stages/*", "", StageRecord),
     Entry(".lock*", "", Holder),

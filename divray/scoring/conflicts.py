@@ -25,7 +25,7 @@ from divray.dedup.decide import best_of, nearest_given, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
-from divray.run_folder import SEEDS, TEST, Round, RunFolder
+from divray.run_folder import SEEDS, TEST, RunFolder, score_tables
 from divray.scan import table_of
 from divray.schemas import NAIVE
 from divray.scoring.near_copies import DECISION, named_seeds, with_columns
@@ -250,8 +250,3 @@ def _with_decision(rows: pa.Table, found: list[tuple[str, float, str]]) -> pa.Ta
         "reason": [f"{reason} ({similarity:.2f})" for _, similarity, reason in found],
     }
     return with_columns(rows, values, pa.schema([*rows.schema, *DECISION]))
-
-
-def score_tables(rounds: int) -> list[str]:
-    """The score tables of the rounds before ``rounds``."""
-    return [Round.of(number).scores for number in range(rounds)]

@@ -26,9 +26,9 @@ from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
-from divray.run_folder import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, RunFolder
+from divray.run_folder import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, RunFolder, score_tables
 from divray.schemas import NAIVE, SAMPLES, SCORES
-from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
+from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked
 from divray.scoring.judge import Judge, Judging, gate_probability
 from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
 from divray.stages import Progress
