@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.datasets.own import IDS, SENTENCE, Source, example_from_row
-from divray.dedup.storage import PARQUET
+from divray.dedup.storage import PARQUET, first_line
 from divray.errors import InputError
 from divray.relations import Example
 from divray.textfiles import read_json
@@ -69,7 +69,7 @@ def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
         if indices:
             table = table.take(pa.concat_tables([_read(source, path) for path in indices]).column(0))
     except pa.ArrowException as error:
-        raise source.error((indices or files)[0].name, str(error).splitlines()[0], "Save the data set again with save_to_disk.") from None
+        raise source.error((indices or files)[0].name, first_line(error), "Save the data set again with save_to_disk.") from None
     yield files[0], table
 
 
@@ -80,7 +80,7 @@ def _read(source: Source, path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as stream:
             return pa.ipc.open_stream(stream).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise source.error(path.name, f"not readable ({str(error).splitlines()[0]})", "Fetch or save it again.") from None
+        raise source.error(path.name, f"not readable ({first_line(error)})", "Fetch or save it again.") from None
 
 
 def _parquet_files(source: Source) -> list[Path]:

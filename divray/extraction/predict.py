@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -28,13 +28,13 @@ from divray.errors import InputError
 from divray.models import check_model, facts_of
 from divray.relations import Example, span_problem, tightened
 from divray.run_folder import RunFolder, make_folder
+from divray.scan import Row
 from divray.textfiles import json_lines
 
 if TYPE_CHECKING:
     from divray.extraction.model import RelationExtractor
 
 BATCH = 1024
-Row = dict[str, Any]
 Batch: TypeAlias = pa.Table | list[Row]
 """Rows of a Parquet file, or of a JSONL file."""
 
