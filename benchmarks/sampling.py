@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
 from machine import machine
 from sampling_sides import over_http, plain, ray_data, write_requests
 
@@ -187,16 +186,12 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     from divray.cluster import connect
     from divray.datasets import load_task
     from divray.engines.complete import complete
-    from divray.prompts import request_rows
+    from divray.prompts import request_rows, write_prompts
     from divray.run_folder import RunFolder
-    from divray.schemas import PROMPTS
 
-    task, run, block = load_task(config), RunFolder(folder), 1000
-    pattern_rows = list(request_rows(config, task.relations, task.seeds, 0))
-    for start in range(0, count, block):
-        numbers = range(start, min(start + block, count))
-        rows = [{**pattern_rows[n % len(pattern_rows)], "candidate_id": f"p-{n:09d}"} for n in numbers]
-        run.write_parquet(f"prompts/part-{start // block:06d}.parquet", pa.Table.from_pylist(rows, PROMPTS))
+    task, run = load_task(config), RunFolder(folder)
+    some = list(request_rows(config, task.relations, task.seeds, 0))
+    write_prompts(run, "prompts", ({**some[n % len(some)], "candidate_id": f"p-{n:09d}"} for n in range(count)))
     connect(config)
     with Memory() as memory:
         began = time.time()
@@ -207,6 +202,7 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     ray.shutdown()
     return {
         "rows": done,
+        "files": len(run.files("")),
         "rows_per_second": round(done / (began + seconds - ready), 1),
         "seconds": round(seconds, 2),
         "driver_mib": {

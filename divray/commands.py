@@ -28,7 +28,7 @@ from divray.prompts.parsing import form_of
 from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
 from divray.report.stage import run as report
-from divray.run_folder import RunFolder
+from divray.run_folder import REPORT, RunFolder
 from divray.sampling import parsed_records
 from divray.scan import Row
 from divray.selection import write_card
@@ -230,6 +230,6 @@ def review_samples(arguments: Namespace) -> None:
         figures = review.review_figures(run)
         if record := run.record("select"):
             write_card(config, run, record["counts"])
-        if run.exists("report.html"):
+        if run.exists(REPORT):
             report(config, run, config.rounds - 1)
     print(f"{given} answers kept. {review.as_sentence(figures) if figures else 'No selected sample has been read yet.'}")

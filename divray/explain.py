@@ -22,9 +22,9 @@ from divray.errors import InputError
 from divray.prompts.rows import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
-from divray.run_folder import SEEDS, TEST, Round, RunFolder
+from divray.run_folder import SEEDS, SELECTED, TEST, Round, RunFolder
 from divray.sampling import policy_model
-from divray.scan import SENTENCE, Row, batches, rows, tally
+from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED
 from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
@@ -91,8 +91,8 @@ def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Ro
         found["conflict"] = run.sentence(scored["conflict"]) if scored["conflict"] else None
         if near_test := run.row(TEST, "example_id", scored["near_test"] or "", _SENTENCE):
             found["near_test"] = {**near_test, "id": scored["near_test"]}
-    if run.folder.files("comparison/selected", ".parquet"):
-        found["selected"] = run.row("comparison/selected", "sample_id", name, ["sample_id"]) is not None
+    if run.folder.files(SELECTED, ".parquet"):
+        found["selected"] = run.row(SELECTED, "sample_id", name, ["sample_id"]) is not None
     found["outcome"], found["why"] = _outcome(run, found)
     return found
 
@@ -134,7 +134,7 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
         return "selected", f"Selected: unique ({reason}) and correct ({correctness})."
     if found["selected"] is None:
         return "accepted", f"Unique ({reason}) and correct ({correctness}); nothing has been selected yet."
-    (taken,) = tally(run.folder, "comparison/selected", ["relation"]).get((found["relation"],), (0,))
+    (taken,) = tally(run.folder, SELECTED, ["relation"]).get((found["relation"],), (0,))
     if taken < (k := config.selection.k):
         return "repeated", "Unique and correct, but the same text, but for case and blanks, stands in an earlier round."
     return "more than K", f"In the data set, but not selected: there were more than K = {k}, and others make a better set together."
@@ -219,8 +219,8 @@ class _Run:
         seeds = {**plain, "cluster": pc.scalar(""), "id": seed_id, "kept": pc.scalar(True)}
         best: list[Row] = []
         kept: list[Row] = []
-        samples = batches(self.folder, [own.scores for own in self.rounds], scored, of_relation & of_kind)
-        for batch in chain(samples, batches(self.folder, SEEDS, seeds, of_relation)):
+        samples = self.folder.scan([own.scores for own in self.rounds], scored, of_relation & of_kind)
+        for batch in chain(samples, self.folder.scan(SEEDS, seeds, of_relation)):
             table = pa.Table.from_batches([batch])
             others = sets(table)
             shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
@@ -235,7 +235,7 @@ class _Run:
         """Up to three ids like ``wanted``: of those with the longest common beginning the most similar."""
         best: list[str] = []
         for tables, column in (([own.prompts for own in self.rounds], "candidate_id"), ([SEEDS], "example_id")):
-            for batch in batches(self.folder, tables, [column]):
+            for batch in self.folder.scan(tables, [column]):
                 known = dict.fromkeys([*best, *batch[column].to_pylist()])
                 best = heapq.nlargest(200, known, key=lambda name: len(commonprefix([name, wanted])))  # noqa: RUF071
         return difflib.get_close_matches(wanted, best, n=3, cutoff=0.5)

@@ -12,7 +12,7 @@ from divray.datasets.corpora import detokenize
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.relations import as_letters
-from divray.run_folder import RunFolder, parquet_bytes, write_bytes
+from divray.run_folder import ACCEPTED, SELECTED, RunFolder, parquet_bytes, write_bytes
 
 _TOKEN = re.compile(
     r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*"
@@ -29,11 +29,11 @@ def export(run_uri: str, target: str, every: bool = False) -> int:
     (inclusive ends).  :class:`InputError`: the run has no data set yet, or the ending is unknown.
     """
     run = RunFolder(run_uri)
-    if not run.files("dataset/data", ".parquet"):
+    if not run.files(ACCEPTED, ".parquet"):
         raise InputError(run_uri, "dataset", "no data set yet", "Run the `select` stage first.")
     if not target.endswith((".parquet", ".jsonl", ".json")):
         raise InputError("command line", target, "unknown ending", "Use one of .parquet, .jsonl, .json.")
-    table = run.read_table("dataset/data" if every else "comparison/selected")
+    table = run.read_table(ACCEPTED if every else SELECTED)
     rows = table.to_pylist()
     if target.endswith(".parquet"):
         data = parquet_bytes(table)

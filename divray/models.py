@@ -62,18 +62,13 @@ def check_model(reference: str, where: str, field: str) -> None:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
         if importlib.util.find_spec(EMBEDDED[name]) is None:
             raise InputError(where, field, f"package {EMBEDDED[name]} is not installed", "Run `make setup`.")
-    elif is_uri(reference):
+    elif is_uri(reference) or reference.startswith((".", "/", "~")) or Path(reference).is_dir():
         filesystem, path = open_uri(reference)
-        names = {info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))}
-        if "config.json" not in names:
-            raise InputError(where, field, f"no config.json under {reference}", "Give the folder of a saved model.")
-        _check_weights(reference, where, field, names, lambda: Path(_fetched(reference, _SMALL)))
-    elif reference.startswith((".", "/", "~")) or Path(reference).is_dir():
-        folder = Path(reference).expanduser()
-        if not (folder / "config.json").is_file():
+        if filesystem.get_file_info(f"{path}/config.json").type != pafs.FileType.File:
             raise InputError(where, field, f"{reference} is not a model folder (no config.json)", "Give the folder of a saved model.")
-        _check_weights(reference, where, field, {file.name for file in folder.iterdir()}, lambda: folder)
-        for file in sorted(folder.glob("*.safetensors")):
+        names = {info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))}
+        _check_weights(reference, where, field, names)
+        for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
             if not os.access(file, os.R_OK):
                 raise InputError(where, field, f"{file} may not be read", "Change its mode.")
             try:
@@ -86,12 +81,13 @@ def check_model(reference: str, where: str, field: str) -> None:
         raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
 
 
-def _check_weights(reference: str, where: str, field: str, names: set[str], folder: Callable[[], Path]) -> None:
-    """Refuse a model of which no weights, or not all, are among the ``names`` of its files; ``folder`` gives the small ones."""
+def _check_weights(reference: str, where: str, field: str, names: set[str]) -> None:
+    """Refuse a model of which no weights, or not all, are among the ``names`` of its files."""
     if not any(name.endswith(".safetensors") for name in names):
         raise InputError(where, field, f"{reference} holds no *.safetensors", "Save the model as safetensors.")
     if (index := "model.safetensors.index.json") in names:
-        parts = _object(folder() / index).get("weight_map")
+        folder = Path(_fetched(reference, _SMALL)) if is_uri(reference) else Path(reference).expanduser()
+        parts = _object(folder / index).get("weight_map")
         if missing := sorted(set(map(str, parts.values())) - names if isinstance(parts, dict) else {"weight_map"}):
             raise InputError(where, field, f"{reference} lacks {missing[0]}, which {index} names", "Fetch the model again.")
 

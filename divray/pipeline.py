@@ -31,7 +31,7 @@ from divray.prompts import STRATEGIES, chat_renderer, check_lengths
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import SUMMARY, VERSIONS, Round, RunFolder
 from divray.sampling import forget_completions
 from divray.stages import STAGES, Stage, record_name, schedule
 
@@ -169,7 +169,7 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
         prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
         for stage, round_ in todo:
             run_stage(config, run, stage, round_)
-        summary: dict[str, Any] = run.read_json("summary.json")
+        summary: dict[str, Any] = run.read_json(SUMMARY)
         return summary
 
 
@@ -192,8 +192,8 @@ def _at_work(config: Config, run: RunFolder, stage: Stage, name: str) -> Iterato
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
     """Run one stage with its progress on the terminal and put it on record; what was done of it before goes once it can begin."""
     name = record_name(stage, round_)
-    if not run.exists("versions.json"):
-        run.write_json("versions.json", versions())
+    if not run.exists(VERSIONS):
+        run.write_json(VERSIONS, versions())
     with _at_work(config, run, stage, name) as update:
         undo(config, run, stage, round_)
         started = time.monotonic()

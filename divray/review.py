@@ -20,13 +20,12 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.errors import InputError
 from divray.relations import Example, render_marked
-from divray.run_folder import RELATIONS, Round, RunFolder
+from divray.run_folder import ANSWERS, RELATIONS, SELECTED, RunFolder, score_tables
 from divray.scan import SENTENCE, rows
 from divray.schemas import NAIVE
 from divray.textfiles import read_json
 from divray.texts import visible
 
-ANSWERS, SELECTED = "review/answers.json", "comparison/selected"
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
 RIGHT = {"y": True, "n": False, "s": None}
 
@@ -39,10 +38,9 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     Raises:
         InputError: There is none yet.
     """
+    tables, name, where = score_tables(config.rounds), "candidate_id", pc.field("strategy") != NAIVE
     if of == "selected":
         tables, name, where = [SELECTED], "sample_id", None
-    else:
-        tables, name, where = _scores(config), "candidate_id", pc.field("strategy") != NAIVE
     found = [(row[name], row["relation"]) for row in rows(run, tables, [name, "relation"], where)]
     if not found:
         last = "select" if of == "selected" else "score"
@@ -101,7 +99,7 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
     if len(new) < len(answers):
         raise InputError(path, "", "a sample stands there twice", mend)
     known: set[str] = set()
-    for tables, column in (([SELECTED], "sample_id"), (_scores(config), "candidate_id")):
+    for tables, column in (([SELECTED], "sample_id"), (score_tables(config.rounds), "candidate_id")):
         known |= {row[column] for row in rows(run, tables, [column], pc.field(column).isin(pa.array(new, pa.string())))}
     for name, right in new.items():
         if name not in known:
@@ -110,10 +108,6 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
             raise InputError(path, f"{name}: right", f"{right!r} is not true, false or null", mend)
     _keep(run, reader, new)
     return len(new)
-
-
-def _scores(config: Config) -> list[str]:
-    return [Round.of(number).scores for number in range(config.rounds)]
 
 
 def _keep(run: RunFolder, reader: str, new: dict[str, bool | None]) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -51,53 +53,105 @@ if TYPE_CHECKING:
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
-RELATIONS, SEEDS, TEST, DRAWS = "data/relations.json", "data/seeds", "data/test", "data/draws"
-NEGATIVES, UNLABELLED = "data/negatives", "data/unlabelled"
-"""What the ``prepare`` stage writes."""
 
-_ROUND = "round-*/"
-_WRITERS: dict[str, tuple[str, Any]] = {
-    "stages/*": ("", StageRecord),
-    ".lock*": ("", Holder),
-    RELATIONS: ("prepare", list[RelationRecord]),
-    "data/entity_pairs*": ("prompt", Any),
-    **dict.fromkeys((SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED), ("prepare", EXAMPLES)),
-    "data/*": ("prepare", Any),
-    "*completions.engines/*": ("sample", Engines),
-    "evaluation/llm/prompts": ("classify", PROMPTS),
-    "evaluation/llm/completions": ("classify", COMPLETIONS),
-    "evaluation/llm/*": ("classify", Any),
-    "search.json": ("tune", Search),
-    "evaluation.json": ("evaluate", dict[str, SetRecord]),
-    "evaluation/*": ("evaluate", Any),
-    "review/answers.json": ("", list[ReviewAnswer]),
-    "comparison/*": ("select", DATASET),
-    "dataset/data": ("select", DATASET),
-    "dataset*": ("select", Any),
-    "model/*": ("train", Any),
-    "summary.json": ("report", dict[str, Any]),
-    "versions.json": ("", dict[str, str]),
-    f"{_ROUND}prompts": ("prompt", PROMPTS),
-    f"{_ROUND}completions": ("sample", COMPLETIONS),
-    f"{_ROUND}samples": ("sample", SAMPLES),
-    f"{_ROUND}scores": ("score", SCORES),
-    f"{_ROUND}pairs": ("mine", PAIRS),
-    f"{_ROUND}prompts*": ("prompt", Any),
-    f"{_ROUND}quota.json": ("sample", Quota),
-    f"{_ROUND}waves/*": ("sample", dict[str, int]),
-    f"{_ROUND}scores*": ("score", Any),
-    f"{_ROUND}embedded*": ("score", Any),
-    f"{_ROUND}decided*": ("score", Any),
-    f"{_ROUND}pairs*": ("mine", Any),
-    f"{_ROUND}alignment.json": ("align", Alignment),
-    f"{_ROUND}policy*": ("align", Any),
-    f"{_ROUND}*": ("sample", Any),
+class Entry(str):
+    """A name in a run folder, the stage that writes it, and what a JSON record or a table there must hold.
+
+    As an attribute of :class:`Round` it is the name inside of the round's folder, and comes back with that before it.
+    """
+
+    stage: str
+    holds: Any
+
+    def __new__(cls, name: str, stage: str = "", holds: Any = Any) -> Self:
+        self = super().__new__(cls, name)
+        self.stage, self.holds = stage, holds
+        return self
+
+    def __get__(self, round: Round, owner: type) -> str:
+        return f"{round.name}/{self}"
+
+
+RELATIONS = Entry("data/relations.json", "prepare", list[RelationRecord])
+SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
+    Entry(f"data/{name}", "prepare", EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
+)
+ENTITY_PAIRS, PAIR_PROMPTS, PAIR_COMPLETIONS = (
+    Entry(f"data/{name}", "prompt") for name in ("entity_pairs", "pair_prompts", "pair_completions")
+)
+SEED_EMBEDDINGS, SEED_HEARD = Entry("data/seed_embeddings", "score"), Entry("data/seed_heard", "score")
+TEST_EMBEDDINGS = Entry("data/test_embeddings", "evaluate")
+ACCEPTED, SELECTED = Entry("dataset/data", "select", DATASET), Entry("comparison/selected", "select", DATASET)
+EVALUATION = Entry("evaluation.json", "evaluate", dict[str, SetRecord])
+LLM_PROMPTS = Entry("evaluation/llm/prompts", "classify", PROMPTS)
+LLM_COMPLETIONS = Entry("evaluation/llm/completions", "classify", COMPLETIONS)
+ANSWERS = Entry("review/answers.json", "", list[ReviewAnswer])
+SUMMARY, REPORT = Entry("summary.json", "report", dict[str, Any]), Entry("report.html", "report")
+VERSIONS = Entry("versions.json", "", dict[str, str])
+
+
+@dataclass(frozen=True)
+class Round:
+    """The names of what one round writes; ``name`` is its folder."""
+
+    name: str
+
+    prompts = Entry("prompts", "prompt", PROMPTS)
+    completions = Entry("completions", "sample", COMPLETIONS)
+    samples = Entry("samples", "sample", SAMPLES)
+    failed = Entry("failed", "sample")
+    waves = Entry("waves", "sample")
+    retry = Entry("retry", "sample")
+    quota = Entry("quota.json", "sample", Quota)
+    embedded = Entry("embedded", "score")
+    decided = Entry("decided", "score")
+    scores = Entry("scores", "score", SCORES)
+    pairs = Entry("pairs", "mine", PAIRS)
+    train = Entry("train", "align")
+    policy = Entry("policy", "align")
+    alignment = Entry("alignment.json", "align", Alignment)
+
+    @classmethod
+    def of(cls, number: int) -> Round:
+        return cls(f"round-{number:02d}")
+
+    @classmethod
+    def at(cls, folder: str) -> Round:
+        """A folder with the tables of a round: its own, or that of its requests which are asked again."""
+        return cls(folder)
+
+    def record(self, stage: str) -> str:
+        """Name under which one of the round's stages stands in ``stages/``."""
+        return f"{self.name}.{stage}"
+
+
+def score_tables(rounds: int) -> list[str]:
+    """The score tables of the rounds before ``rounds``."""
+    return [Round.of(number).scores for number in range(rounds)]
+
+
+_RECORDS = (
+    Entry("stages/*", "", StageRecord),
+    Entry(".lock*", "", Holder),
+    Entry("*completions.engines/*", "sample", Engines),
+    Entry("search.json", "tune", Search),
+    Entry("comparison/*", "select", DATASET),
+    Entry("round-*/waves/*", "sample", dict[str, int]),
+)
+_FOLDERS = {"data/*": "prepare", "evaluation/llm/*": "classify", "evaluation/*": "evaluate", "dataset*": "select", "model/*": "train"}
+_OF_A_RUN = [entry for entry in list(globals().values()) if isinstance(entry, Entry)]
+_OF_A_ROUND = [entry for entry in vars(Round).values() if isinstance(entry, Entry)]
+_LAYOUT: dict[str, tuple[str, Any]] = {
+    **{entry: (entry.stage, entry.holds) for entry in (*_OF_A_RUN, *_RECORDS)},
+    **{f"round-*/{entry}": (entry.stage, entry.holds) for entry in _OF_A_ROUND},
+    **{f"round-*/{entry}*": (entry.stage, Any) for entry in _OF_A_ROUND},
+    **{pattern: (stage, Any) for pattern, stage in _FOLDERS.items()},
 }
-"""Names in a run folder -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits counts."""
+"""Patterns of names -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits counts."""
 
 
 def _writer(name: str) -> tuple[str, Any]:
-    return next((found for pattern, found in _WRITERS.items() if fnmatchcase(name, pattern)), ("", Any))
+    return next((found for pattern, found in _LAYOUT.items() if fnmatchcase(name, pattern)), ("", Any))
 
 
 def _anew(name: str) -> str:
@@ -134,40 +188,6 @@ def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
         stream.write(data)
 
 
-class Round(NamedTuple):
-    """The names of what one round writes, relative to the run's root."""
-
-    name: str
-    prompts: str
-    completions: str
-    samples: str
-    failed: str
-    embedded: str
-    decided: str
-    scores: str
-    pairs: str
-    waves: str
-    retry: str
-    train: str
-    policy: str
-    alignment: str
-    quota: str
-
-    @classmethod
-    def of(cls, number: int) -> Round:
-        return cls.at(f"round-{number:02d}")
-
-    @classmethod
-    def at(cls, folder: str) -> Round:
-        """A folder with the tables of a round: its own, or that of its requests which are asked again."""
-        files = {"alignment": "alignment.json", "quota": "quota.json"}
-        return cls(folder, *(f"{folder}/{files.get(name, name)}" for name in cls._fields[1:]))
-
-    def record(self, stage: str) -> str:
-        """Name under which one of the round's stages stands in ``stages/``."""
-        return f"{self.name}.{stage}"
-
-
 class RunFolder:
     """One run's files, by names relative to its root.
 
@@ -201,10 +221,6 @@ class RunFolder:
         base, question, query = self.uri.partition("?")
         return f"{base}/{quote(name)}{question}{query}"
 
-    def inner(self, name: str) -> RunFolder:
-        """A folder inside this one, used like it."""
-        return RunFolder(self.full_uri(name))
-
     def exists(self, name: str) -> bool:
         return bool(self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
@@ -215,9 +231,9 @@ class RunFolder:
         found = [i.path for i in self.fs.get_file_info(selector) if i.type == pafs.FileType.File]
         return sorted(p.removeprefix(root) for p in found if p.endswith(suffix))
 
-    def table_files(self, *names: str) -> list[str]:
-        """Paths inside ``self.fs`` of the Parquet files of some tables."""
-        return [self.path(file) for name in names for file in self.files(name, ".parquet")]
+    def table_files(self, name: str) -> list[str]:
+        """Paths inside ``self.fs`` of the Parquet files of a table."""
+        return [self.path(file) for file in self.files(name, ".parquet")]
 
     def _whole_table(self, name: str) -> list[str]:
         if paths := self.table_files(name):
@@ -283,14 +299,16 @@ class RunFolder:
             return _valid(dataset.to_table(columns=columns))
 
     def scan(
-        self, name: str, columns: list[str] | dict[str, pc.Expression], where: pc.Expression | None = None
+        self, tables: str | Iterable[str], columns: Sequence[str] | Mapping[str, pc.Expression], where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Record batches of a table, in the order of its files; none where there is no such table."""
-        if paths := self.table_files(name):
-            with self._reading(name, paths, columns if isinstance(columns, list) else ()) as dataset:
-                for batch in dataset.to_batches(columns=columns, filter=where, batch_size=32_768):
-                    if batch.num_rows:
-                        yield _valid(batch)
+        """Record batches of a table, or of several of one schema, in the order of their files; none where there is no such table."""
+        wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
+        for name in [tables] if isinstance(tables, str) else tables:
+            if paths := self.table_files(name):
+                with self._reading(name, paths, () if isinstance(wanted, dict) else wanted) as dataset:
+                    for batch in dataset.to_batches(columns=wanted, filter=where, batch_size=32_768):
+                        if batch.num_rows:
+                            yield _valid(batch)
 
     @contextlib.contextmanager
     def _reading(self, name: str, paths: list[str], columns: Iterable[str] | None) -> Iterator[pads.Dataset]:
@@ -321,16 +339,13 @@ class RunFolder:
         # The second generation of readers packs small files into one block, which makes progress coarse,
         # and costs a start of 32 actors a table.
         ray.data.DataContext.get_current().use_datasource_v2 = False
-        paths = {name: self.table_files(name) for name in names}
-        if not any(paths.values()):
-            self._whole_table(names[0])
+        paths = {name: own for name in names if (own := self.table_files(name))} or {names[0]: self._whole_table(names[0])}
         for name, own in paths.items():
-            if own:
-                with self._reading(name, own, columns):
-                    pass
+            with self._reading(name, own, columns):
+                pass
         # Ray would look for the extension before a question mark, and for columns in folders like k=16 above the run.
         options = {"file_extensions": None, "partitioning": None, **kwargs}
-        return ray.data.read_parquet(self.table_files(*names), filesystem=self.fs, columns=columns, **options)
+        return ray.data.read_parquet([*chain(*paths.values())], filesystem=self.fs, columns=columns, **options)
 
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local folder to ``name``, replacing what is there."""

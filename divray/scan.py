@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,23 +18,21 @@ ASKED = {"asked": pc.max_element_wise(pc.field("sentences"), 1)}
 """For :func:`tally`: ``asked``, the candidates of a request row, which are its ``sentences`` and at least 1."""
 
 
-def batches(
-    run: RunFolder, tables: str | Sequence[str], columns: Sequence[str] | Mapping[str, pc.Expression], where: pc.Expression | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Record batches of a table, or of several of one schema, in the order of their files; none where there is no such table."""
-    for table in [tables] if isinstance(tables, str) else tables:
-        yield from run.scan(table, dict(columns) if isinstance(columns, Mapping) else list(columns), where)
-
-
-def rows(run: RunFolder, tables: str | Sequence[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:
-    """The same, a row at a time."""
-    for batch in batches(run, tables, columns, where):
+def rows(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:
+    """The rows of a table, or of several of one schema, one at a time; none where there is no such table."""
+    for batch in run.scan(tables, columns, where):
         yield from batch.to_pylist()
+
+
+def table_of(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table | None:
+    """The same rows as one table, which must fit in memory; ``None`` where there is none."""
+    batches = list(run.scan(tables, columns, where))
+    return pa.Table.from_batches(batches) if batches else None
 
 
 def tally(
     run: RunFolder,
-    tables: str | Sequence[str],
+    tables: str | Iterable[str],
     keys: Sequence[str],
     sums: Sequence[str] = (),
     derived: Mapping[str, pc.Expression] | None = None,
@@ -47,7 +45,7 @@ def tally(
     columns = {column: pc.field(column) for column in (*keys, *sums)} | dict(derived or {})
     parts = [
         pa.Table.from_batches([batch]).group_by(keys, use_threads=False).aggregate([([], "count_all"), *((c, "sum") for c in sums)])
-        for batch in batches(run, tables, columns, where)
+        for batch in run.scan(tables, columns, where)
     ]
     if not parts:
         return {}

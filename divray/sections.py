@@ -112,9 +112,7 @@ class PromptsConfig(Section):
     pairs: Literal["with", "first"] = Field(
         "with", description="The LLM writes head and tail `with` the sentence, or a pool of pairs `first` and then a sentence for each."
     )
-    pairs_file: Name | None = Field(
-        None, description="Your own pairs, relative to this file: .jsonl, .csv or .parquet with relation, head, tail."
-    )
+    pairs_file: Name | None = Field(None, description="Your own pairs, relative to this file: .jsonl with relation, head, tail.")
     demonstrations: int = Field(5, ge=1, description="Seed examples shown in a prompt.")
     attributes: bool = Field(
         False, description="Name a topic and a length in each prompt (AttrPrompt, arXiv 2306.15895); for LLMs that follow instructions."

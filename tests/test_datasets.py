@@ -431,7 +431,7 @@ def test_parquet_folder_reads_own_columns_back(tmp_path: Path) -> None:
     refused(lambda: list(read_huggingface(Source(tmp_path / "none"))), "no such folder")
     broken = pa.table({"text": pa.array([b"caf\xe9"]).view(pa.string()), "relation": ["cause"]})
     pq.write_table(broken, tmp_path / "broken.parquet")
-    refused(lambda: list(read_huggingface(Source(tmp_path / "broken.parquet"))), "broken.parquet", "invalid UTF-8 in rows 1 to 1")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "broken.parquet"))), "broken.parquet", "rows 1 to 1: invalid UTF-8")
     (tmp_path / "bare").mkdir()
     refused(lambda: list(read_huggingface(Source(tmp_path / "bare"))), "neither state.json nor *.parquet")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections import Counter
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import FASTER
 from made_examples import marked
@@ -104,53 +102,37 @@ PAIRS = [("works_for", "Ada Varn", "Hask, Inc."), ("works_for", "1990", "007"), 
 
 def written(path: Path, pairs: list[tuple[str, ...]], names: tuple[str, ...] = ("relation", "head", "tail")) -> str:
     rows = [dict(zip(names, pair, strict=False)) | {"note": "x"} for pair in pairs]
-    if path.suffix == ".csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
-FORMATS = ("jsonl", "csv", "parquet")
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("pairs", [PAIRS, PAIRS[1:2]])
-def test_a_file_of_pairs_is_read_as_text(tmp_path: Path, suffix: str, pairs: list[tuple[str, ...]]) -> None:
-    path = written(tmp_path / f"pairs.{suffix}", pairs)
+def test_a_file_of_pairs_is_read_as_text(tmp_path: Path, pairs: list[tuple[str, ...]]) -> None:
+    path = written(tmp_path / "pairs.jsonl", pairs)
     assert read_pairs(path, [RELATION], FORM) == {"works_for": [pair[1:] for pair in pairs]}
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(
     ("pair", "words"),
     [
-        (("owns", "Ada", "Hask"), ("row 2, relation", "'owns' is no relation", "Correct it")),
-        (("works_for", "", "Hask"), ("row 2", "placeholder_entity", "Correct or drop the row")),
-        (("works_for", "Ada", "the organization"), ("row 2", "placeholder_entity")),
-        (("works_for", "Maria Lopez", "Nordhaven"), ("row 2", "seed_pair")),
-        (("works_for", "Hask", "hask"), ("row 2", "same_entities")),
+        (("owns", "Ada", "Hask"), ("line 2, relation", "'owns' is not among the relations", "Add it")),
+        (("works_for", "", "Hask"), ("line 2, head", "'' is not a text", "Give a string")),
+        (("works_for", "Ada", "the organization"), ("line 2", "placeholder_entity", "Correct or drop the row")),
+        (("works_for", "Maria Lopez", "Nordhaven"), ("line 2", "seed_pair")),
+        (("works_for", "Hask", "hask"), ("line 2", "same_entities")),
     ],
 )
-def test_a_bad_pair_is_named_with_its_row_and_what_to_do(
-    tmp_path: Path, suffix: str, pair: tuple[str, ...], words: tuple[str, ...]
-) -> None:
-    path = written(tmp_path / f"pairs.{suffix}", [PAIRS[0], pair])
+def test_a_bad_pair_is_named_with_its_row_and_what_to_do(tmp_path: Path, pair: tuple[str, ...], words: tuple[str, ...]) -> None:
+    path = written(tmp_path / "pairs.jsonl", [PAIRS[0], pair])
     with pytest.raises(InputError) as caught:
         read_pairs(path, [RELATION], FORM)
     assert all(word in str(caught.value) for word in (path, *words))
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_file_without_a_column_or_broken_is_named(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"pairs.{suffix}"
+def test_a_file_without_a_column_or_broken_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
     written(path, PAIRS, ("relation", "head", "object"))
-    for word in ("no column 'tail'", "columns relation, head and tail" if suffix == "parquet" else "line 1: invalid UTF-8"):
+    for word in ("line 1, tail: missing", "line 1: invalid UTF-8"):
         with pytest.raises(InputError, match=word) as caught:
             read_pairs(str(path), [RELATION], FORM)
         assert str(path) in str(caught.value)
@@ -160,14 +142,14 @@ def test_a_file_without_a_column_or_broken_is_named(tmp_path: Path, suffix: str)
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('{"relation": "works_for", "head": 1990, "tail": "Hask"}', "row 1, head: 1990 is not a text"),
-        ('{"relation": "works_for", "head": ["Ada"], "tail": "Hask"}', "row 1, head: .'Ada'. is not a text"),
-        ('{"relation": 7, "head": "Ada", "tail": "Hask"}', "row 1, relation: 7 is not a text"),
+        ('{"relation": "works_for", "head": 1990, "tail": "Hask"}', "line 1, head: 1990 is not a text"),
+        ('{"relation": "works_for", "head": ["Ada"], "tail": "Hask"}', "line 1, head: .'Ada'. is not a text"),
+        ('{"relation": 7, "head": "Ada", "tail": "Hask"}', "line 1, relation: 7 is no label"),
         ('{"relation": "works_for", "head": "Ada", "head": "Eva", "tail": "Hask"}', "line 1: key 'head' stands there twice"),
         ('{"relation": "works_for", "head": "\\ud83d", "tail": "Hask"}', "line 1, head: half a surrogate pair"),
         (
             '{"relation": "works_for", "head": "Ada", "tail": "Hask"}\n{"head": "Ada", "tail": "Hask"}',
-            "row 2, relation: None is no relation",
+            "line 2, relation: None is no label",
         ),
         ("", "the file is empty"),
     ],
@@ -178,21 +160,14 @@ def test_a_jsonl_of_pairs_is_read_like_any_other(tmp_path: Path, text: str, prob
         read_pairs(str(tmp_path / "pairs.jsonl"), [RELATION], FORM)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_file_of_pairs(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"pairs.{suffix}"
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_file_of_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
     written(path, PAIRS)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
     assert read_pairs(str(path), [RELATION], FORM) == {"works_for": [pair[1:] for pair in PAIRS]}
 
 
-def test_numbers_in_a_parquet_of_pairs_are_no_text(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"relation": ["works_for"], "head": [0], "tail": ["Hask"]}), tmp_path / "pairs.parquet")
-    with pytest.raises(InputError, match="row 1, head: 0 is not a text"):
-        read_pairs(str(tmp_path / "pairs.parquet"), [RELATION], FORM)
-
-
-@pytest.mark.parametrize("name", ["none.csv", "pairs.txt"])
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.txt"])
 def test_another_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "pairs.txt").write_text("x")
     with pytest.raises(InputError, match=r"prompts\.pairs_file") as caught:
@@ -204,12 +179,12 @@ def test_a_file_beside_the_settings_is_found_and_checked_before_the_run(tmp_path
     for file in folder().glob("*.*"):
         shutil.copy(file, tmp_path)
     path = tmp_path / "quickstart.yaml"
-    path.write_text(f"{path.read_text()}\nprompts: {{pairs_file: pairs.csv}}\n")
-    written(tmp_path / "pairs.csv", [("born_in", "Ada", "Rome")])
+    path.write_text(f"{path.read_text()}\nprompts: {{pairs_file: pairs.jsonl}}\n")
+    written(tmp_path / "pairs.jsonl", [("born_in", "Ada", "Rome")])
     config = load_config(path)
-    assert config.prompts.pairs_file == str(tmp_path / "pairs.csv")
+    assert config.prompts.pairs_file == str(tmp_path / "pairs.jsonl")
     check(config)
-    written(tmp_path / "pairs.csv", [("borne_in", "Ada", "Rome")])
+    written(tmp_path / "pairs.jsonl", [("borne_in", "Ada", "Rome")])
     with pytest.raises(InputError, match="borne_in"):
         check(config)
 

@@ -64,7 +64,7 @@ def test_any_name_of_a_folder_is_a_path(name: str, tmp_path: Path) -> None:
         RunFolder(f"{tmp_path}/{name}/"),
         RunFolder(f"file://{quote(str(tmp_path))}/{quote(name)}"),
     ):
-        run.inner("model").write_text("f", "x")
+        RunFolder(run.full_uri("model")).write_text("f", "x")
         assert (tmp_path / name / "model" / "f").read_text() == "x"
         assert RunFolder(run.full_uri("model")).read_text("f") == "x"
         run.delete("model")

@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.datasets.own import IDS, SENTENCE, Source, example_from_row
-from divray.dedup.storage import PARQUET
+from divray.dedup.storage import PARQUET, first_line
+from divray.errors import InputError
 from divray.relations import Example
 from divray.textfiles import read_json
 
@@ -37,18 +39,9 @@ def read_huggingface(source: Source) -> Iterator[Example]:
         wanted = [name for name in (*SENTENCE, *IDS, "relation") if name in table.column_names]
         if twice := [name for name in wanted if table.column_names.count(name) > 1]:
             raise source.error(path.name, f"the column {twice[0]} stands there twice", "Rename or drop one of them.")
-        classes = {column: _class_names(table.schema, column) for column in ("relation", "head_type", "tail_type")}
         for batch in table.select(wanted).to_batches(max_chunksize=4096):
-            try:
-                rows = batch.to_pylist()
-            except UnicodeDecodeError:
-                problem = f"invalid UTF-8 in rows {number + 1} to {number + len(batch)}"
-                raise source.error(path.name, problem, "Save the data as UTF-8.") from None
-            for row in rows:
+            for row in plain_rows(batch, str(path), number):
                 number += 1
-                for column, names in classes.items():
-                    if isinstance(label := row.get(column), int) and 0 <= label < len(names):
-                        row[column] = names[label]
                 yield from example_from_row(source, f"row {number}", row, f"row-{number}")
     if not number:
         raise source.error("", "holds no rows", "Save the data set again, or give another split.")
@@ -76,7 +69,7 @@ def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
         if indices:
             table = table.take(pa.concat_tables([_read(source, path) for path in indices]).column(0))
     except pa.ArrowException as error:
-        raise source.error((indices or files)[0].name, str(error).splitlines()[0], "Save the data set again with save_to_disk.") from None
+        raise source.error((indices or files)[0].name, first_line(error), "Save the data set again with save_to_disk.") from None
     yield files[0], table
 
 
@@ -87,7 +80,7 @@ def _read(source: Source, path: Path) -> pa.Table:
         with pa.memory_map(str(path)) as stream:
             return pa.ipc.open_stream(stream).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise source.error(path.name, f"not readable ({str(error).splitlines()[0]})", "Fetch or save it again.") from None
+        raise source.error(path.name, f"not readable ({first_line(error)})", "Fetch or save it again.") from None
 
 
 def _parquet_files(source: Source) -> list[Path]:
@@ -124,10 +117,28 @@ def _split_of(file: Path) -> str:
     return numbered[1] if numbered else ""
 
 
-def _class_names(schema: pa.Schema, column: str) -> list[str]:
-    """Names of a ``ClassLabel`` column; none where it is no such column."""
+def plain_rows(batch: pa.RecordBatch | pa.Table, where: str, before: int) -> list[dict[str, Any]]:
+    """Python values of the rows, in which the names of a ``ClassLabel`` stand for its numbers; there are ``before`` rows before them.
+
+    Raises:
+        InputError: A text is invalid UTF-8.
+    """
     try:
-        metadata = json.loads((schema.metadata or {})[b"huggingface"])
-        return [str(name) for name in metadata["info"]["features"][column]["names"]]
-    except (KeyError, TypeError, ValueError):
-        return []
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        raise InputError(where, f"rows {before + 1} to {before + len(batch)}", "invalid UTF-8", "Save the data as UTF-8.") from None
+    for column, names in _class_names(batch.schema).items():
+        for row in rows:
+            if isinstance(label := row.get(column), int) and 0 <= label < len(names):
+                row[column] = names[label]
+    return rows
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of each ``ClassLabel`` column."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: one for name, one in features.items() if isinstance(one, dict) and one.get("_type") == "ClassLabel"}
+        return {name: list(map(str, one["names"])) for name, one in labels.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,14 @@ class Source:
         path: Where it lies.
         labels: Names that a label may have; ``None`` lets any through.
         unlabelled: Labels are not looked at; every sentence has the label ``""``.
+        name: What it is called in an error; default: its path.
         left_out: Label -> reason -> number of examples left out so far.
     """
 
     path: Path
     labels: Collection[str] | None = None
     unlabelled: bool = False
+    name: str = ""
     left_out: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     _ids: set[str] = field(default_factory=set, repr=False)
 
@@ -74,7 +76,7 @@ class Source:
         return sum(self.left_out.values(), Counter())
 
     def error(self, row: str, problem: str, mend: str) -> InputError:
-        return InputError(str(self.path), row, problem, mend)
+        return InputError(self.name or str(self.path), row, problem, mend)
 
     def label(self, row: str, value: Any) -> str:
         """``value`` as one of the labels."""
@@ -176,11 +178,20 @@ def _marked(source: Source, relation: str, sentences: Any, head_type: str = "", 
         place = f"relation {relation}, example {number}"
         if not isinstance(sentence, str) or not sentence.strip():
             raise source.error(place, f"{sentence!r} is no sentence", 'Quote it: "The [storm] caused {flooding}."')
-        parsed = parse_marked(" ".join(sentence.split()))
-        if isinstance(parsed, str):
-            raise source.error(place, f"{parsed.replace('_', ' ')} in {sentence!r}", _MENDS[parsed])
-        identity = source.identity(place, None, f"{relation}/{number}")
-        yield Example(*parsed, relation, head_type, tail_type, identity)
+        found = marked(source, place, " ".join(sentence.split()))
+        yield Example(*found, relation, head_type, tail_type, source.identity(place, None, f"{relation}/{number}"))
+
+
+def marked(source: Source, place: str, sentence: str) -> tuple[str, Span, Span]:
+    """Text, head and tail of a sentence with ``[head]`` and ``{tail}``.
+
+    Raises:
+        InputError: It is badly marked.
+    """
+    parsed = parse_marked(sentence)
+    if isinstance(parsed, str):
+        raise source.error(place, f"{parsed.replace('_', ' ')} in {sentence!r}", _MENDS[parsed])
+    return parsed
 
 
 def example_from_row(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:
@@ -191,15 +202,15 @@ def example_from_row(source: Source, place: str, row: Mapping[str, Any], default
     """
     text = source.string(place, "text", row.get("text"))
     label = source.label(place, row.get("relation"))
-    head, tail = (span_of(row, side, text, place, source.error) for side in ("head", "tail"))
+    head, tail = (span_of(source, place, row, side, text) for side in ("head", "tail"))
     types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
     given = next((row[name] for name in IDS if row.get(name) is not None), None)
     identity = source.identity(place, given, default_id)
     yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
 
 
-def span_of(row: Mapping[str, Any], side: str, text: str, place: str, error: Callable[[str, str, str], InputError]) -> Span:
-    """The span of ``side`` (``head`` or ``tail``), in any of the forms above; ``error`` takes a field, its problem and its fix.
+def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text: str) -> Span:
+    """The span of ``side`` (``head`` or ``tail``), in any of the forms above.
 
     Raises:
         InputError: There is none, or it does not lie in the text.
@@ -214,20 +225,20 @@ def span_of(row: Mapping[str, Any], side: str, text: str, place: str, error: Cal
         if value.get("start") is None and isinstance(words, str) and (name := words.strip()):
             found = [span for span in mentions(text, name) if text[slice(*span)] == name]
             if not found:
-                raise error(field, f"{name!r} is not in the text", "Write it as it stands in the text.")
+                raise source.error(field, f"{name!r} is not in the text", "Write it as it stands in the text.")
             if len(found) > 1:
-                raise error(field, f"{name!r} stands in the text {len(found)} times", "Give `start` and `end` too.")
+                raise source.error(field, f"{name!r} stands in the text {len(found)} times", "Give `start` and `end` too.")
             return found[0]
         value = [value.get("start"), value.get("end")]
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         problem = "missing" if value is None else f"{value!r} is no span"
-        raise error(field, problem, "Give [start, end) in characters of the text.")
+        raise source.error(field, problem, "Give [start, end) in characters of the text.")
     start, end = value
     if not 0 <= start <= end <= len(text):
-        raise error(field, f"[{start}, {end}) does not lie in the text ({len(text)} characters)", "Mend the span.")
+        raise source.error(field, f"[{start}, {end}) does not lie in the text ({len(text)} characters)", "Mend the span.")
     if isinstance(words, str) and text[start:end] != words:
         mend = "Mend the span or the words; offsets count characters, not bytes."
-        raise error(field, f"text[{start}:{end}] is {text[start:end]!r}, not {words!r}", mend)
+        raise source.error(field, f"text[{start}:{end}] is {text[start:end]!r}, not {words!r}", mend)
     return start, end
 
 

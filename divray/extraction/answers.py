@@ -24,12 +24,12 @@ from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.engines.complete import complete
 from divray.prompts import chat_renderer, rows_per_file
 from divray.relations import Example, Relation, render_marked
-from divray.run_folder import TEST, RunFolder
+from divray.run_folder import LLM_COMPLETIONS, LLM_PROMPTS, TEST, RunFolder
 from divray.schemas import PROMPTS
 from divray.stages import Progress
 from divray.textfiles import json_lines, read_bytes
 
-REQUESTS, COMPLETIONS, EXTERNAL = "evaluation/llm/prompts", "evaluation/llm/completions", "evaluation/external"
+EXTERNAL = "evaluation/external"
 PREFIX_CHARACTERS, SENTENCE_CHARACTERS = 2000, 600
 """Of the part that all prompts share (500 to 700 tokens, so that a small model's context is not spent), and of the sentence."""
 
@@ -46,11 +46,11 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     asked, shown = _sentences(config, run)
     table = request_table(config, read_relations(run), shown, asked, chat_renderer(config))
-    if not (run.exists(REQUESTS) and run.read_table(REQUESTS).equals(table)):
-        for stale in (COMPLETIONS, f"{COMPLETIONS}.checkpoint"):
+    if not (run.exists(LLM_PROMPTS) and run.read_table(LLM_PROMPTS).equals(table)):
+        for stale in (LLM_COMPLETIONS, f"{LLM_COMPLETIONS}.checkpoint"):
             run.delete(stale)
-        run.write_table(REQUESTS, table, rows_per_file(table.num_rows))
-    complete(config, run, source=REQUESTS, target=COMPLETIONS, model=config.models.llm, greedy=True, on_progress=on_progress)
+        run.write_table(LLM_PROMPTS, table, rows_per_file(table.num_rows))
+    complete(config, run, source=LLM_PROMPTS, target=LLM_COMPLETIONS, model=config.models.llm, greedy=True, on_progress=on_progress)
     return {"sentences": len(asked), "answered": sum(label is not None for label in llm_answers(config, run)[1])}
 
 
@@ -58,7 +58,7 @@ def llm_answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str
     """The sentences that were asked about, in order of the test set; the label of each, ``None`` where the engine gave none; and the
     demonstrations shown."""
     asked, shown = _sentences(config, run)
-    rows = run.read_table(COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
+    rows = run.read_table(LLM_COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
     labels = {relation.name for relation in read_relations(run)}
     said = [found.get(f"llm-{example.example_id}") for example in asked]

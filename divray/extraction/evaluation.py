@@ -27,11 +27,11 @@ from divray.embeddings import Encoder, embedding_column
 from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
-from divray.extraction.stage import MORE, SELECTED, WEIGHED, draws_of, examples_of, set_of, tuned
+from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, set_of, tuned
 from divray.extraction.training import fit_head, self_labelled, train, training_rows, untrained
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
-from divray.run_folder import NEGATIVES, SEEDS, TEST, UNLABELLED, RunFolder
+from divray.run_folder import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED, RunFolder
 from divray.stages import Progress
 from divray.texts import compared_texts
 
@@ -44,7 +44,7 @@ Answers = Sequence[Sequence[str | None]]
 RESAMPLES = 1000
 AT_ONCE = 2
 """RE models that are trained at the same time, at least."""
-TEST_EMBEDDINGS, TEST_SENTENCES = "data/test_embeddings", 32
+TEST_SENTENCES = 32
 """Test sentences a relation whose diversity is compared with that of the samples."""
 
 _TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
@@ -119,7 +119,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         asked, answered, shown = llm_answers(config, run)
         add("llm", asked, [answered], [[None] * len(asked)], shown, {"model": config.models.llm, "test": len(asked)}, draws=[])
     run.write_table("evaluation/predictions", pa.concat_tables(predictions))
-    run.write_json("evaluation.json", results)
+    run.write_json(EVALUATION, results)
     return {"sets": len(results), "trainings": len(due), "kept": kept, "test": len(test)}
 
 
@@ -127,7 +127,7 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
     """Name of each training set -> the tables that make it up, in the order of the comparison."""
     compared = sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")}, key=lambda name: (name != "naive", name))
     compared = [name for name in compared if f"comparison/{name}" != SELECTED]
-    sets = {"seeds": [SEEDS]}
+    sets: dict[str, list[str]] = {"seeds": [SEEDS]}
     if draws_of(run)[0][MORE]:
         sets["twice the seeds"] = [SEEDS, MORE]
     sets |= {name: [f"comparison/{name}"] for name in compared}

@@ -26,11 +26,11 @@ from divray.extraction.training import Hyperparameters, fold_of, held_out_scores
 from divray.relations import Example
 from divray.resources import worker
 from divray.run_folder import DRAWS, SEEDS, UNLABELLED, Round, RunFolder
-from divray.scan import batches
+from divray.scan import table_of
 from divray.schemas import EXAMPLES, NAIVE
 from divray.stages import Progress
 
-SELECTED, SEARCH, MORE = "comparison/selected", "search.json", "more"
+SEARCH, MORE = "search.json", "more"
 WEIGHED = "weighed"
 """Of a training set: the unique samples of the rounds, each by how right the gate finds it beside the others (:func:`weighed`)."""
 MOST_WEIGHED = 256
@@ -104,9 +104,9 @@ def weighed(run: RunFolder) -> tuple[list[Example], list[float]]:
     rounds = itertools.takewhile(lambda name: run.table_files(name), (Round.of(number).scores for number in itertools.count()))
     own = pc.field("unique") & (pc.field("strategy") != NAIVE)
     columns = ["candidate_id", *EXAMPLES.names[1:], "correctness"]
-    if not (parts := list(batches(run, list(rounds), columns, own))):
+    if (found := table_of(run, rounds, columns, own)) is None:
         return [], []
-    table = pa.Table.from_batches(parts).sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
+    table = found.sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
     _, starts, counts = np.unique(table["relation"].to_numpy(), return_index=True, return_counts=True)
     table = table.filter(pa.array(np.arange(len(table)) - np.repeat(starts, counts) < MOST_WEIGHED))
     sure = table["correctness"].to_numpy()

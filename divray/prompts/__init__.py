@@ -17,14 +17,14 @@ from divray.engines.complete import complete
 from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, engine_arguments, sampling_parameters
 from divray.errors import InputError
 from divray.models import facts_of, local_model, small_files
-from divray.prompts.pairs import TABLE, pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
+from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.rows import Renderer, accepted_samples, request_rows, rows_per_file, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.prompts.waves import Wave, first_wave
 from divray.relations import Example, Relation
 from divray.resources import uses_gpu
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round, RunFolder
 from divray.schemas import NAIVE, SENTENCES
 from divray.sections import MOST
 from divray.stages import Progress
@@ -49,11 +49,10 @@ def run(
     form, chat = form_of(seeds, relations), chat_renderer(config)
     if round == 0 and config.prompts.pairs_file:
         write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
-    elif round == 0 and config.prompts.pairs == "first" and not run.files(TABLE, ".parquet"):
-        asked, written = "data/pair_prompts", "data/pair_completions"
-        write_prompts(run, asked, pair_rows(config, relations, seeds, chat))
-        complete(config, run, asked, written, config.models.llm, on_progress=on_progress, answer=answer)
-        write_pool(run, pool_of(run.read_table(written).to_pylist(), form, pairs_wanted(config)))
+    elif round == 0 and config.prompts.pairs == "first" and not run.files(ENTITY_PAIRS, ".parquet"):
+        write_prompts(run, PAIR_PROMPTS, pair_rows(config, relations, seeds, chat))
+        complete(config, run, PAIR_PROMPTS, PAIR_COMPLETIONS, config.models.llm, on_progress=on_progress, answer=answer)
+        write_pool(run, pool_of(run.read_table(PAIR_COMPLETIONS).to_pylist(), form, pairs_wanted(config)))
     pool = read_pool(run)
     accepted = accepted_samples(run, range(round)) if GROWING & config.prompts.strategies.keys() else {}
     run.delete(Round.of(round).waves)

@@ -6,7 +6,6 @@ A pair is typed by its relation's entity types, stands once, is no seed's, and n
 
 from __future__ import annotations
 
-import io
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,21 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import csv
 
 from divray import scan
 from divray.config import Config
-from divray.errors import InputError
+from divray.datasets.own import Source
 from divray.prompts.parsing import Form, bare_name, pair_problem
 from divray.prompts.record import Pair, labels
 from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, slugs_of
-from divray.relations import Example, Relation, as_name
-from divray.run_folder import RunFolder
+from divray.relations import Example, Relation
+from divray.run_folder import ENTITY_PAIRS, RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
-from divray.textfiles import json_lines, read_bytes, read_text
+from divray.textfiles import json_lines, read_bytes
 
-TABLE, COLUMNS = "data/entity_pairs", ("relation", "head", "tail")
+COLUMNS = ("relation", "head", "tail")
 """In the order in which prompts take them."""
 
 MOST_REPEATS = 2
@@ -106,57 +103,36 @@ def _spread(pairs: Iterable[Pair], form: Form, wanted: int) -> list[Pair]:
 
 
 def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str, list[Pair]]:
-    """The user's pairs: a ``.jsonl``, ``.csv`` or ``.parquet`` file with columns ``relation``, ``head``, ``tail``.
+    """The user's pairs: a ``.jsonl`` file of objects with ``relation``, ``head`` and ``tail``.
 
     Raises:
-        InputError: The file is missing or has other columns, names an unknown relation, or holds a pair that can't be used.
+        InputError: The file is missing or another kind of file, names an unknown relation, or holds a pair that can't be used.
     """
-    kind = Path(path).suffix.lower()
-    if kind not in (".jsonl", ".json", ".csv", ".parquet") or not Path(path).is_file():
-        raise InputError(path, "prompts.pairs_file", "no .jsonl, .csv or .parquet file", "Give a file with relation, head and tail.")
-    try:
-        if kind in (".jsonl", ".json"):
-            rows = [row for _, row in json_lines(read_bytes(Path(path)).split(b"\n"), path)]
-            there = {name for row in rows for name in row}
-        else:
-            # In CSV as text, whatever it looks like: a year, a date, a number with a nought before it.
-            as_text = csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
-            if kind == ".parquet":
-                table = pq.read_table(path)
-            else:
-                table = csv.read_csv(io.BytesIO(read_text(Path(path)).encode()), convert_options=as_text)
-            there = set(table.column_names)
-            rows = table.select([name for name in COLUMNS if name in there]).to_pylist()
-        if missing := [name for name in COLUMNS if name not in there]:
-            raise pa.ArrowInvalid(f"no column {missing[0]!r}")
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise InputError(path, "", str(error).splitlines()[0], "It needs the columns relation, head and tail, all text.") from None
-    known = {relation.name for relation in relations}
+    source = Source(Path(path), {relation.name for relation in relations})
+    if source.path.suffix.lower() != ".jsonl":
+        raise source.error("prompts.pairs_file", "no .jsonl file", "Give a file with relation, head and tail in each line.")
     found: dict[str, list[Pair]] = {}
-    for number, row in enumerate(rows, 1):
-        if wrong := [name for name in COLUMNS if not isinstance(row.get(name), str | None)]:
-            raise InputError(path, f"row {number}, {wrong[0]}", f"{row[wrong[0]]!r} is not a text", "Give a string; quote it.")
-        relation = as_name(row.get("relation") or "")
-        if relation not in known:
-            raise InputError(path, f"row {number}, relation", f"{row.get('relation')!r} is no relation of the task", "Correct it.")
-        pair = (" ".join((row.get("head") or "").split()), " ".join((row.get("tail") or "").split()))
-        if problem := pair_problem(pair, form):
-            raise InputError(path, f"row {number}", f"{pair} can't be used: {problem}", "Correct or drop the row.")
-        found.setdefault(relation, []).append(pair)
+    for number, row in json_lines(read_bytes(source.path).split(b"\n"), path):
+        place = f"line {number}"
+        relation = source.label(place, row.get("relation"))
+        head, tail = (" ".join(source.string(place, name, row.get(name)).split()) for name in ("head", "tail"))
+        if problem := pair_problem((head, tail), form):
+            raise source.error(place, f"{(head, tail)} can't be used: {problem}", "Correct or drop the row.")
+        found.setdefault(relation, []).append((head, tail))
     if not found:
-        raise InputError(path, "prompts.pairs_file", "holds no pair", "Give pairs, or drop the setting: the LLM writes its own.")
+        raise source.error("prompts.pairs_file", "holds no pair", "Give pairs, or drop the setting: the LLM writes its own.")
     return found
 
 
 def write_pool(run: RunFolder, pool: Mapping[str, Sequence[Pair]]) -> None:
     """Put the pool into the run folder."""
     rows = [{"relation": relation, "head": head, "tail": tail} for relation, pairs in pool.items() for head, tail in pairs]
-    run.write_table(TABLE, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])))
+    run.write_table(ENTITY_PAIRS, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])))
 
 
 def read_pool(run: RunFolder) -> dict[str, list[Pair]]:
     """The pool of the run folder; empty where the LLM writes its own pairs."""
     found: dict[str, list[Pair]] = {}
-    for row in scan.rows(run, TABLE, COLUMNS):
+    for row in scan.rows(run, ENTITY_PAIRS, COLUMNS):
         found.setdefault(row["relation"], []).append((row["head"], row["tail"]))
     return found

@@ -109,26 +109,14 @@ def _wanted(tally: Tally, quota: int) -> int:
 
 
 def quota_account(config: Config, tallies: Mapping[str, Tally], ended_by: str, waves: int) -> dict[str, Any]:
-    """What the quota gave: what is missing where, and the tokens saved against a fixed number for all.
-
-    The fixed number is what the relation that needed most was asked for; at its own tokens a candidate every
-    relation would have cost that many times more.
-    """
+    """What the quota gave, and what is missing where."""
     quota = config.sampling.quota or 0
-    fixed = max((tally.asked for tally in tallies.values()), default=0)
-    tokens = sum(tally.tokens for tally in tallies.values())
-    fixed_tokens = round(sum(fixed * tally.tokens / tally.asked for tally in tallies.values() if tally.asked))
+    missing = {name: max(0, quota - tally.accepted) for name, tally in tallies.items()}
     return {
         "quota": quota,
         "waves": waves,
         "ended_by": ended_by,
-        "relations": {
-            name: {"asked": tally.asked, "accepted": tally.accepted, "missing": max(0, quota - tally.accepted)}
-            for name, tally in tallies.items()
-        },
-        "missing": sum(max(0, quota - tally.accepted) for tally in tallies.values()),
-        "generated_tokens": tokens,
-        "fixed_candidates_per_relation": fixed,
-        "fixed_generated_tokens": fixed_tokens,
-        "tokens_saved": fixed_tokens - tokens,
+        "relations": {name: {"asked": one.asked, "accepted": one.accepted, "missing": missing[name]} for name, one in tallies.items()},
+        "missing": sum(missing.values()),
+        "generated_tokens": sum(tally.tokens for tally in tallies.values()),
     }

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.run_folder import Round, RunFolder
-from divray.scan import ASKED, batches, tally
+from divray.run_folder import SELECTED, Round, RunFolder
+from divray.scan import ASKED, tally
 from divray.schemas import COMPLETIONS, NAIVE
 from divray.texts import SEED_PREFIX
 
@@ -126,7 +126,7 @@ def account(config: Config, run: RunFolder) -> Account:
         cell = book.add(key, unique=count * bool(unique), correct=count * bool(unique and correct), conflicts=count * conflict)
         if not (unique and correct):
             book.losses[cell][GATE if unique else lost] += int(count)
-    for key, (count, total) in tally(run, "comparison/selected", keys, ["audit"]).items():
+    for key, (count, total) in tally(run, SELECTED, keys, ["audit"]).items():
         book.add(key, selected=count, selected_correctness=total)
     for name in ("naive", *(own.name for own in rounds)):
         for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
@@ -146,7 +146,7 @@ _REQUEST = pa.schema([COMPLETIONS.field(name) for name in (*Cell._fields, "engin
 def _requests(run: RunFolder, rounds: list[Round]) -> pa.Table:
     """When the requests of these rounds began and ended, Unix seconds; ``engine`` is ``""`` for none."""
     wanted = {name: pc.field(name) for name in _REQUEST.names} | {"engine": pc.coalesce(pc.field("engine"), "")}
-    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in batches(run, [own.completions for own in rounds], wanted)], _REQUEST)
+    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in run.scan([own.completions for own in rounds], wanted)], _REQUEST)
 
 
 def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.report.account import rounds_of
-from divray.run_folder import SEEDS, Round, RunFolder
+from divray.run_folder import SEEDS, SELECTED, Round, RunFolder
 from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import NAIVE
 from divray.texts import SEED_PREFIX, visible
@@ -24,8 +24,6 @@ from divray.texts import SEED_PREFIX, visible
 SAMPLES_PER_RELATION = 5
 REJECTIONS_PER_REASON = 2
 NEAR_DUPLICATES = 8
-CLUSTERS = 5
-MEMBERS = 4
 CONFLICTS = 8
 LABEL_PAIRS = 12
 PAIRS = 3
@@ -38,7 +36,7 @@ _SENTENCE = ["candidate_id", "relation", *SENTENCE]
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
     """Rows and counts for the report by the names of the functions below that pick them."""
     rounds = rounds_of(config, run)
-    chosen = (near_duplicates, largest_clusters, conflicts, similarities, rejections, pairs, correctness)
+    chosen = (near_duplicates, conflicts, similarities, rejections, pairs, correctness)
     return {"samples": samples(run), **{pick.__name__: pick(run, rounds) for pick in chosen}}
 
 
@@ -72,34 +70,10 @@ def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
     return [{"relation": relation, "other": other, "samples": int(count)} for (relation, other), (count,) in ranked[:LABEL_PAIRS]]
 
 
-def largest_clusters(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """The clusters with the most samples of the loop: ``cluster``, ``relation``, ``size``, ``kept``, ``near_seed``, some ``members``.
-
-    A cluster is the connected component of near-duplicates in one relation; seeds in it are not counted.  Shown are the
-    kept members and then the dropped ones, each by id.
-    """
-    across = pc.coalesce(pc.field("conflict") != "", False) | pc.coalesce(pc.field("near_test") != "", False)
-    compared = _LOOP & ~(across & ~pc.field("unique"))
-    dropped = tally(run, _scores(rounds), ["relation", "cluster"], where=compared & ~pc.field("unique"))
-    # The kept members can't change the order by more than their own number.
-    leading = sorted(dropped, key=lambda key: (-dropped[key][0], key))[: 4 * CLUSTERS]
-    whole = compared & _one_of("cluster", {cluster for _, cluster in leading})
-    sizes = tally(run, _scores(rounds), ["relation", "cluster"], where=whole)
-    found = []
-    for relation, cluster in sorted(leading, key=lambda key: (-sizes[key][0], key))[:CLUSTERS]:
-        where = compared & (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
-        members = list(rows(run, _scores(rounds), [*_SENTENCE, "unique", "similarity", "nearest_id"], where))
-        members.sort(key=lambda row: (not row["unique"], row["candidate_id"]))
-        counts = {"size": len(members), "kept": sum(bool(row["unique"]) for row in members)}
-        near_seed = any((row["nearest_id"] or "").startswith(SEED_PREFIX) for row in members)
-        found.append({"relation": relation, "cluster": cluster, **counts, "near_seed": near_seed, "members": members[:MEMBERS]})
-    return found
-
-
 def samples(run: RunFolder) -> dict[str, list[Row]]:
     """Relation -> some of its selected samples."""
     columns = ["sample_id", "relation", *SENTENCE, "round", "strategy", "audit", "novelty"]
-    return _first(rows(run, "comparison/selected", columns), "relation", _hash("sample_id"), SAMPLES_PER_RELATION)
+    return _first(rows(run, SELECTED, columns), "relation", _hash("sample_id"), SAMPLES_PER_RELATION)
 
 
 def rejections(run: RunFolder, rounds: list[Round]) -> dict[str, list[Row]]:

@@ -20,8 +20,8 @@ from divray.config import Config
 from divray.embeddings import embedding_matrix
 from divray.measures import diversity_of
 from divray.report.account import rounds_of
-from divray.run_folder import SEEDS, TEST, RunFolder
-from divray.scan import SENTENCE, batches
+from divray.run_folder import SEED_EMBEDDINGS, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, RunFolder
+from divray.scan import SENTENCE, table_of
 from divray.schemas import NAIVE, SCORES
 from divray.texts import compared_texts
 
@@ -45,10 +45,10 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:
         return {}, {}
-    selected = _table(run, "comparison/selected", ["sample_id"])
-    tests = _examples(run, TEST, "data/test_embeddings")  # those that have an embedding stand for all
+    selected = table_of(run, SELECTED, ["sample_id"])
+    tests = _examples(run, TEST, TEST_EMBEDDINGS)  # those that have an embedding stand for all
     examples = {
-        "seeds": _examples(run, SEEDS, "data/seed_embeddings"),
+        "seeds": _examples(run, SEEDS, SEED_EMBEDDINGS),
         "test": tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None,
     }
     whole: dict[str, dict[str, Scores]] = defaultdict(dict)
@@ -56,7 +56,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     by_strategy: dict[str, dict[str, Scores]] = defaultdict(dict)
     sizes: dict[str, int] = {}
     for relation in relations:
-        scored = _table(run, [own.scores for own in rounds], _SCORED.names, pc.field("relation") == relation) or _SCORED.empty_table()
+        scored = table_of(run, [own.scores for own in rounds], _SCORED.names, pc.field("relation") == relation) or _SCORED.emptytable_of()
         loop = pc.field("strategy") != NAIVE
         sets = {own.name: scored.filter(loop & (pc.field("round") == int(own.name[6:]))) for own in rounds}
         sets |= {name: table.filter(pc.field("relation") == relation) for name, table in examples.items() if table}
@@ -96,13 +96,13 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    human = _table(run, "data/test_embeddings", ["embedding"])
+    human = table_of(run, TEST_EMBEDDINGS, ["embedding"])
     found: dict[str, float] = {}
     for name in sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")} - {"naive"}):
-        if not (ids := _table(run, f"comparison/{name}", ["sample_id"])):
+        if not (ids := table_of(run, f"comparison/{name}", ["sample_id"])):
             continue
         own = pc.field("candidate_id").isin(ids["sample_id"].combine_chunks())
-        made = _table(run, [round_.scores for round_ in rounds_of(config, run)], ["embedding"], own)
+        made = table_of(run, [round_.scores for round_ in rounds_of(config, run)], ["embedding"], own)
         if not (human and made) or min(human.num_rows, made.num_rows) < 2 * _FOLDS:
             continue
         vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in (human, made)])
@@ -113,15 +113,10 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
     return found
 
 
-def _table(run: RunFolder, tables: str | list[str], columns: list[str], where: pc.Expression | None = None) -> pa.Table | None:
-    parts = list(batches(run, tables, columns, where))
-    return pa.Table.from_batches(parts) if parts else None
-
-
 def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
     """Human examples, with their vectors where there are any; null for one that has none."""
-    found = _table(run, name, ["example_id", "relation", *SENTENCE])
-    known = _table(run, embeddings, ["example_id", "embedding"])
+    found = table_of(run, name, ["example_id", "relation", *SENTENCE])
+    known = table_of(run, embeddings, ["example_id", "embedding"])
     if not found or not known:
         return found
     places = pc.index_in(found["example_id"], known["example_id"].combine_chunks())

@@ -20,7 +20,7 @@ from divray.report.charts import charts_of
 from divray.report.excerpts import conflict_pairs, excerpts, pieces, side_by_side
 from divray.report.spread import diversity, likeness
 from divray.review import review_figures
-from divray.run_folder import RELATIONS, Round, RunFolder
+from divray.run_folder import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round, RunFolder
 from divray.scan import tally
 from divray.stages import Progress
 from divray.texts import visible
@@ -33,8 +33,8 @@ _LONGEST = 400
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``summary.json`` and ``report.html``; ``round`` does not matter."""
     summary = summarise(config, run)
-    run.write_json("summary.json", summary)
-    run.write_text("report.html", render(config, summary, excerpts(config, run)))
+    run.write_json(SUMMARY, summary)
+    run.write_text(REPORT, render(config, summary, excerpts(config, run)))
     return {key: summary[key] for key in STEPS if key in summary}
 
 
@@ -81,13 +81,13 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         "money": money(config, found | {"engine_time": time}),
         "quota": {own.name: quota for own in rounds if (quota := _json(run, own.quota))},
         "shortfall": next((reasons for record in reversed(records) if (reasons := record["counts"].get("reasons"))), None),
-        "evaluation": _json(run, "evaluation.json"),
+        "evaluation": _json(run, EVALUATION),
         "search": _json(run, "search.json"),
         "alignment": {own.name: log for own in map(Round.of, range(config.rounds)) if (log := _json(run, own.alignment))},
     }
     found |= {key: value for key, value in optional.items() if value}
     found["seconds"] = {record["stage"]: record["seconds"] for record in records}
-    found["versions"] = _json(run, "versions.json") or {}
+    found["versions"] = _json(run, VERSIONS) or {}
     return {"headline": say.headline(found), "findings": say.findings(found), **found}
 
 

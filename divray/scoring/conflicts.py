@@ -25,8 +25,8 @@ from divray.dedup.decide import best_of, nearest_given, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
-from divray.run_folder import SEEDS, TEST, Round, RunFolder
-from divray.scan import batches
+from divray.run_folder import SEEDS, TEST, RunFolder, score_tables
+from divray.scan import table_of
 from divray.schemas import NAIVE
 from divray.scoring.near_copies import DECISION, named_seeds, with_columns
 from divray.sections import DiversityConfig
@@ -198,8 +198,8 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     is_naive = pc.equal(rows["strategy"], NAIVE)
     found = [label_conflicts(rows.filter(is_naive).select(_COMPARED), config.diversity, known[0])]
     stayed = (pc.field("unique") | (pc.field("conflict") != "")) & (pc.field("strategy") != NAIVE)
-    if earlier := list(batches(run, score_tables(round), _COMPARED, stayed)):
-        known.append(pa.Table.from_batches(earlier))
+    if earlier := table_of(run, score_tables(round), _COMPARED, stayed):
+        known.append(earlier)
     found.append(label_conflicts(rows.filter(pc.invert(is_naive)).select(_COMPARED), config.diversity, pa.concat_tables(known)))
     conflicts = pa.concat_tables(found).rename_columns(MARKS.names[:4])
     near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
@@ -250,8 +250,3 @@ def _with_decision(rows: pa.Table, found: list[tuple[str, float, str]]) -> pa.Ta
         "reason": [f"{reason} ({similarity:.2f})" for _, similarity, reason in found],
     }
     return with_columns(rows, values, pa.schema([*rows.schema, *DECISION]))
-
-
-def score_tables(rounds: int) -> list[str]:
-    """The score tables of the rounds before ``rounds``."""
-    return [Round.of(number).scores for number in range(rounds)]

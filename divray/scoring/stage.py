@@ -26,9 +26,9 @@ from divray.embeddings import embedding_column, embedding_matrix
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
-from divray.run_folder import SEEDS, Round, RunFolder
+from divray.run_folder import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, RunFolder, score_tables
 from divray.schemas import NAIVE, SAMPLES, SCORES
-from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked, score_tables
+from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked
 from divray.scoring.judge import Judge, Judging, gate_probability
 from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
 from divray.stages import Progress
@@ -43,8 +43,6 @@ COMPARED = pa.schema([*map(EMBEDDED.field, _GROUPED), SCORES.field("correctness"
 
 _DECISIONS = ("correctness", "cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
 DECIDED = pa.schema([*map(SCORES.field, ("candidate_id", *_DECISIONS)), EMBEDDED.field("pool")])
-
-SEED_HEARD = "data/seed_heard"
 
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
@@ -157,7 +155,7 @@ def _fit(config: Config, uri: str) -> Judge:
     judging = Judging(config, read_relations(run), read_seeds(run))
     seeds = run.read_table(SEEDS)
     embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
-    run.write_table("data/seed_embeddings", pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
+    run.write_table(SEED_EMBEDDINGS, pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
     if not run.files(SEED_HEARD, ".parquet"):  # an earlier round has asked
         run.write_table(SEED_HEARD, pa.table({"heard": embedding_column(judging.hear_seeds()[None])}))
     return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)["heard"])[0])
@@ -227,8 +225,7 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
     """This relation's samples of the rounds before, as far as near-duplicates need them."""
     own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE)
-    parts = list(scan.batches(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own))
-    return pa.Table.from_batches(parts) if parts else None
+    return scan.table_of(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own)
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
