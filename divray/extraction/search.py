@@ -121,6 +121,7 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
                 mode="max",
                 num_samples=config.extraction.search.trials,
                 max_concurrent_trials=AT_ONCE,
+                reuse_actors=True,
                 search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[given, other]),
                 scheduler=ASHAScheduler(time_attr="repeat", grace_period=1, max_t=REPEATS, reduction_factor=2),
             ),
