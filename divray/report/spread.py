@@ -56,7 +56,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     by_strategy: dict[str, dict[str, Scores]] = defaultdict(dict)
     sizes: dict[str, int] = {}
     for relation in relations:
-        scored = table_of(run, [own.scores for own in rounds], _SCORED.names, pc.field("relation") == relation) or _SCORED.emptytable_of()
+        scored = table_of(run, [own.scores for own in rounds], _SCORED.names, pc.field("relation") == relation) or _SCORED.empty_table()
         loop = pc.field("strategy") != NAIVE
         sets = {own.name: scored.filter(loop & (pc.field("round") == int(own.name[6:]))) for own in rounds}
         sets |= {name: table.filter(pc.field("relation") == relation) for name, table in examples.items() if table}
