@@ -34,8 +34,9 @@ def config():
 
 
 def test_prompts_share_everything_but_the_sentence(config):
-    shown = llm.demonstrations(RELATIONS, SEEDS)
+    shown = llm.demonstrations(RELATIONS, SEEDS, 250)
     assert [e.example_id for e in shown] == ["s1", "s2"]
+    assert [e.example_id for e in llm.demonstrations(RELATIONS, SEEDS, 2000)] == ["s1", "s2", "s0"]
     table = llm.request_table(config, RELATIONS, shown, TEST)
     assert table.schema == PROMPTS
     first, second = table["prompt"].to_pylist()[:2]
@@ -55,12 +56,21 @@ def test_only_labels_match_the_pattern(config):
 def test_many_labels_stay_within_the_room(config):
     many = [Relation(f"relation_number_{i}", "The head has a long and winding description of the tail." * 2) for i in range(40)]
     seeds = [example("The cat saw a flood.", "cat", "flood", r.name, r.name) for r in many]
-    shown = llm.demonstrations(many, seeds)
+    room = llm.shared_characters(config)
+    shown = llm.demonstrations(many, seeds, room)
     prompt = llm.request_table(config, many, shown, TEST)["prompt"][0].as_py()
     prefix = prompt[: prompt.rindex("Sentence:")]
-    assert 0 < len(shown) < 40 and len(prefix) <= llm.PREFIX_CHARACTERS
+    assert 0 < len(shown) < 40 and len(prefix) <= room
     assert "winding" not in prefix and all(f"- {r.name}\n" in prefix for r in many)
     assert f"- {many[0].name}: The head has a long and winding …\n" in llm._instructions(many, 40 * 40)
+
+
+def test_the_room_follows_what_the_model_takes(config):
+    assert llm.shared_characters(config) == 2000
+    longer = config.model_copy(update={"engine": config.engine.model_copy(update={"vllm": {"max_model_len": 32768}})})
+    assert llm.shared_characters(longer) == 8000
+    server = config.model_copy(update={"models": config.models.model_copy(update={"llm": "endpoint"})})
+    assert llm.shared_characters(server) == 8000
 
 
 def test_a_long_sentence_is_cut_around_its_entities():
@@ -100,7 +110,7 @@ def test_it_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
     monkeypatch.setattr(llm, "complete", complete)
     assert llm.run(config, run) == {"sentences": 40, "answered": 38}
     asked, answers, shown = llm.llm_answers(config, run)
-    assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 2
+    assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 3
     assert [a for i, a in enumerate(answers) if i not in (3, 39)] == ["Cause-Effect(e1,e2)"] * 38
     assert answers[3] is None and answers[39] is None
     run.write_text("evaluation/llm/completions.checkpoint/x", "kept while the requests are the same")

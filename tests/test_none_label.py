@@ -57,7 +57,7 @@ def config(tmp_path: Path) -> Config:
         },
         "rounds": 1,
         "sampling": {"candidates_per_relation": 8, "naive_candidates_per_relation": 2},
-        "correctness": {"threshold": 0.0},
+        "correctness": {"threshold": 0.0, "fluency": None, "reader": "embedded:smollm2"},
         "selection": {"k": 3},
         "extraction": {"search": {"trials": 0}},
         "evaluation": {"draws": 2, "llm": False},

@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,21 @@ import pyarrow as pa
 from divray.config import Config
 from divray.datasets.own import IDS, Source
 from divray.datasets.stage import read_relations, read_seeds, table_examples
+from divray.engines import ENDPOINT
 from divray.engines.complete import complete
+from divray.engines.vllm import engine_arguments
+from divray.models import context_length
 from divray.prompts import chat_renderer, rows_per_file
 from divray.relations import Example, Relation, render_marked
+from divray.resources import uses_gpu
 from divray.run_folder import LLM_COMPLETIONS, LLM_PROMPTS, TEST, RunFolder
 from divray.schemas import PROMPTS
 from divray.stages import Progress
 from divray.textfiles import json_lines, read_bytes
 
 EXTERNAL = "evaluation/external"
-PREFIX_CHARACTERS, SENTENCE_CHARACTERS = 2000, 600
-"""Of the part that all prompts share (500 to 700 tokens, so that a small model's context is not spent), and of the sentence."""
+PREFIX_CHARACTERS, SENTENCE_CHARACTERS = (2000, 8000), 600
+"""Of the part that all prompts share, as many as the model takes tokens, but no fewer and no more than these; and of the sentence."""
 
 WORD = 40
 """Characters of a long word: where a text has no blank for so long, it is cut anywhere."""
@@ -66,8 +71,18 @@ def llm_answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str
 
 
 def _sentences(config: Config, run: RunFolder) -> tuple[list[Example], list[Example]]:
-    test = table_examples(run.read_table(TEST))
-    return chosen(test, config.evaluation.llm_test_limit, config.seed), demonstrations(read_relations(run), read_seeds(run))
+    test, room = table_examples(run.read_table(TEST)), shared_characters(config)
+    return chosen(test, config.evaluation.llm_test_limit, config.seed), demonstrations(read_relations(run), read_seeds(run), room)
+
+
+def shared_characters(config: Config) -> int:
+    """Room for task, labels and demonstrations: see :data:`PREFIX_CHARACTERS`."""
+    least, most = PREFIX_CHARACTERS
+    if config.models.llm == ENDPOINT:
+        return most
+    tokens = engine_arguments(config, uses_gpu(config))["max_model_len"]
+    tokens = tokens if tokens > 0 else context_length(config.models.llm, 2 * most)
+    return max(least, min(most, tokens - SENTENCE_CHARACTERS))
 
 
 def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
@@ -76,17 +91,20 @@ def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Exampl
     return [test[row] for row in sorted(sorted(range(len(test)), key=ranks.__getitem__)[:limit])]
 
 
-def demonstrations(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
-    """The shortest seed example of each relation, in order of the relations, as far as the prompt has room."""
-    room = PREFIX_CHARACTERS - len(_instructions(relations, 0))
-    own = [[seed for seed in seeds if seed.relation == relation.name] for relation in relations]
-    shortest = [min(some, key=lambda example: (len(example.text), example.text)) for some in own if some]
-    fitting = set()
-    for example in sorted(shortest, key=lambda example: len(_answered(example))):
-        room -= len(_answered(example))
-        if room >= 0:
-            fitting.add(example)
-    return [example for example in shortest if example in fitting]
+def demonstrations(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -> list[Example]:
+    """The shortest seed example of each relation, as far as ``room`` characters hold them; then, in what the relations' descriptions
+    leave, the next one of each, and so on."""
+    own = [sorted((seed for seed in seeds if seed.relation == one.name), key=lambda seed: (len(seed.text), seed.text)) for one in relations]
+    shown: list[Example] = []
+    for number, turn in enumerate(zip_longest(*own)):
+        left = room - len(_instructions(relations, room if number else 0)) - sum(len(_answered(seed)) for seed in shown)
+        fitting = set()
+        for example in sorted((seed for seed in turn if seed), key=lambda seed: len(_answered(seed))):
+            left -= len(_answered(example))
+            if left >= 0:
+                fitting.add(example)
+        shown += [seed for seed in turn if seed in fitting]
+    return shown
 
 
 def request_table(
@@ -94,7 +112,7 @@ def request_table(
 ) -> pa.Table:
     """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty."""
     examples = "".join(map(_answered, shown))
-    room = PREFIX_CHARACTERS - len(_instructions(relations, 0)) - len(examples)
+    room = shared_characters(config) - len(_instructions(relations, 0)) - len(examples)
     prefix = _instructions(relations, room) + examples
     texts = [prefix + _question(_shortened(example)) for example in asked]
     literals = [re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", relation.name) for relation in relations]
