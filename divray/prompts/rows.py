@@ -27,7 +27,7 @@ from divray.relations import Example, Relation
 from divray.run_folder import Round, RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
-LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 100
+LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 64
 """Of a Parquet file, which is one block of the sampling pass and so the grain of a resume."""
 
 _GIVEN = "Write the sentence of a new record whose head is"
@@ -174,12 +174,12 @@ def number_of(seed: int, name: str) -> int:
 
 
 def rows_per_file(total: int) -> int:
-    """A hundredth of ``total``, from 32 to 4,096: one million rows are some 700 files."""
+    """A 64th of ``total``, from 32 to 4,096: one million rows are some 600 files."""
     return min(max(LEAST_ROWS, total // SHARE), MOST_ROWS)
 
 
 def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], stem: str = "part") -> int:
-    """Write request rows in files ``<stem>-XXXXXX`` as they come, each of a hundredth of the rows before; returns how many.
+    """Write request rows in files ``<stem>-XXXXXX`` as they come, each of a 64th of the rows before; returns how many.
 
     The table is replaced, unless ``stem`` names a later wave.
     """
