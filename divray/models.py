@@ -63,7 +63,10 @@ def check_model(reference: str, where: str, field: str) -> None:
         if importlib.util.find_spec(EMBEDDED[name]) is None:
             raise InputError(where, field, f"package {EMBEDDED[name]} is not installed", "Run `make setup`.")
     elif is_uri(reference) or reference.startswith((".", "/", "~")) or Path(reference).is_dir():
-        filesystem, path = open_uri(reference)
+        try:
+            filesystem, path = open_uri(reference)
+        except InputError as error:
+            raise InputError(where, field, f"{reference}: {error.problem.rstrip('.')}", error.mend) from None
         if filesystem.get_file_info(f"{path}/config.json").type != pafs.FileType.File:
             raise InputError(where, field, f"{reference} is not a model folder (no config.json)", "Give the folder of a saved model.")
         names = {info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))}

@@ -6,7 +6,7 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``invalid``
     a completion that is no valid record;
 ``doubtful``
-    a valid one that the judge puts last;
+    a valid one that the judge finds wrong rather than right, the worst first;
 ``mirrored``
     the chosen one's own record with head and tail exchanged (only where the LLM writes the pair, and the two are of different types);
 ``other_relation``
@@ -16,8 +16,9 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``alike``
     a right sample that lies close to others.
 
-Each chosen one stands in two pairs, where a relation has few in more, so that it weighs as much as the others.  The ways take turns, and
-relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
+Each chosen one stands in two pairs, where a relation has few in more, so that it weighs as much as the others.  The further ones reject
+nothing that is right (``alike``, ``near_copy``): against a few chosen texts that would drive the relation's own words away.  The ways take
+turns, and relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
 
 ``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
 another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
@@ -60,6 +61,10 @@ CANDIDATES = pa.schema([*_OWN, pa.field("given", pa.bool_()), pa.field("valid", 
 """Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
 
 WAYS = ("doubtful", "mirrored", "invalid", "other_relation", "alike", "near_copy")
+RIGHT = ("alike", "near_copy")
+"""Ways to reject what states its relation."""
+LIKELY = 0.5
+"""Correctness from which a sample is rather right than wrong."""
 WAYS_EACH = 2
 """Pairs of one chosen text, at least, where there are enough of them: each wrong in another way."""
 
@@ -154,7 +159,7 @@ def mined_pairs(
     relation = relations[candidates[0]["relation"]]
     valid = [row for row in candidates if row["valid"]]
     good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))
-    bad = sorted((row for row in valid if not row["correct"]), key=lambda row: row["correctness"])
+    bad = sorted((row for row in valid if not row["correct"] and row["correctness"] < LIKELY), key=lambda row: row["correctness"])
     invalid = [row for row in candidates if not row["valid"]]
     most = settings.max_pairs_per_relation
     count = min(-(-most // WAYS_EACH), max(1, 2 * len(good) // 3), len(good))
@@ -182,7 +187,9 @@ def mined_pairs(
 
     first = sorted(relations).index(relation.name) % len(WAYS)
     ways, used, pairs = WAYS[first:] + WAYS[:first], Counter[str](), dict[tuple[str, str], Row]()
-    for _ in WAYS:
+    for turn in range(len(WAYS)):
+        if turn == WAYS_EACH:
+            ways = tuple(way for way in ways if way not in RIGHT)
         for row in good[:count]:
             name, text, rng = row["candidate_id"], _ended(row, chat), _random(seed, row["candidate_id"])
             for way in sorted(ways, key=lambda way: used[way]):

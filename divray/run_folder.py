@@ -76,11 +76,10 @@ RELATIONS = Entry("data/relations.json", "prepare", list[RelationRecord])
 SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
     Entry(f"data/{name}", "prepare", EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
 )
-ENTITY_PAIRS, PAIR_PROMPTS, PAIR_COMPLETIONS = (
-    Entry(f"data/{name}", "prompt") for name in ("entity_pairs", "pair_prompts", "pair_completions")
-)
-SEED_EMBEDDINGS, SEED_HEARD = Entry("data/seed_embeddings", "score"), Entry("data/seed_heard", "score")
-TEST_EMBEDDINGS = Entry("data/test_embeddings", "evaluate")
+# What is made once, and not again where it is there: no stage brings it back, even when forced.
+ENTITY_PAIRS, SEED_HEARD, TEST_EMBEDDINGS = Entry("data/entity_pairs"), Entry("data/seed_heard"), Entry("data/test_embeddings")
+PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
+SEED_EMBEDDINGS = Entry("data/seed_embeddings", "score")
 ACCEPTED, SELECTED = Entry("dataset/data", "select", DATASET), Entry("comparison/selected", "select", DATASET)
 EVALUATION = Entry("evaluation.json", "evaluate", dict[str, SetRecord])
 LLM_PROMPTS = Entry("evaluation/llm/prompts", "classify", PROMPTS)

@@ -167,7 +167,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_file_of_pai
     assert read_pairs(str(path), [RELATION], FORM) == {"works_for": [pair[1:] for pair in PAIRS]}
 
 
-@pytest.mark.parametrize("name", ["pairs.csv", "pairs.txt"])
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.txt", "missing.jsonl"])
 def test_another_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "pairs.txt").write_text("x")
     with pytest.raises(InputError, match=r"prompts\.pairs_file") as caught:

@@ -14,7 +14,7 @@ import pytest
 from divray.config import Config, parse_config
 from divray.datasets import examples_table
 from divray.errors import InputError
-from divray.preferences import CANDIDATES, WAYS, WAYS_EACH, mined_pairs, near_copy, paper_pairs, run
+from divray.preferences import CANDIDATES, RIGHT, WAYS, WAYS_EACH, mined_pairs, near_copy, paper_pairs, run
 from divray.prompts.record import completion_of, read_records
 from divray.relations import Example, Relation, render_marked
 from divray.run_folder import RunFolder
@@ -114,6 +114,14 @@ def test_each_way_to_be_wrong(
         "pair_id": f"r-001--{way}", "relation": "r", "prompt": rows[0]["prompt"], "kind": way, "chosen_id": "r-001",
         "chosen": rows[0]["completion"] + ("\n" if rows[0]["given"] else "\n\n"), "rejected_id": rejected_id, "rejected": rejected,
     }  # fmt: skip
+
+
+def test_beyond_two_pairs_of_a_chosen_one_nothing_right_is_rejected() -> None:
+    rows = [candidate(1, novelty=0.9), *(candidate(number, novelty=0.1) for number in range(2, 9)), candidate(20, 0.2), broken(21)]
+    rows = [row if row["candidate_id"] == "r-001" or not row["valid"] else {**row, "unique": False} for row in rows]
+    kinds = Counter(pair["kind"] for pair in mined(rows))
+    assert len(kinds) >= 4 and sum(kinds[way] for way in RIGHT) <= WAYS_EACH and {"doubtful", "invalid", "mirrored"} <= kinds.keys()
+    assert "doubtful" not in {pair["kind"] for pair in mined([candidate(1), candidate(2, 0.5, correct=False)])}
 
 
 def test_relations_begin_with_different_ways() -> None:

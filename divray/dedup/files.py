@@ -143,7 +143,7 @@ class ParquetSource:
         try:
             options = pads.FileSystemFactoryOptions(base, pads.HivePartitioning.discover())
             keys = pads.FileSystemDatasetFactory(fs, paths, pads.ParquetFileFormat(), options).inspect(fragments=0)
-            hive = pads.partitioning(pa.schema([key for key in keys if key.name not in schema.names]), flavor="hive")
+            hive = pads.partitioning(pa.schema([key for key in keys if key.name and key.name not in schema.names]), flavor="hive")
             named = [pads.get_partition_keys(hive.parse(one.removeprefix(base))) for one in paths]
         except pa.ArrowInvalid as error:
             problem = f"its key=value folders give no columns ({first_line(error)})"

@@ -71,7 +71,7 @@ class Reporter:
         self.inside: int = 0
         self.since: float = time.monotonic()
         tags, kinds = ("engine", "relation"), "Tokens by kind: prompt, cached (of the prompt), generated."
-        self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests inside the engine.", ("engine",))
+        self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests of the batches inside the engine.", ("engine",))
         self.seconds: Any = metrics.Counter("divray_engine_seconds", "Seconds by state: start_up, busy, idle.", ("engine", "state"))
         self.answered: Any = metrics.Counter("divray_requests", "Requests that came back.", (*tags, "outcome"))
         self.tokens: Any = metrics.Counter("divray_tokens", kinds, (*tags, "kind"))

@@ -49,8 +49,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     Returns counts: ``sentences``, and ``answered`` with one of the labels.
     """
-    asked, shown = _sentences(config, run)
-    table = request_table(config, read_relations(run), shown, asked, chat_renderer(config))
+    relations, room = read_relations(run), shared_characters(config)
+    asked, shown = _asked(config, run), demonstrations(relations, read_seeds(run), room)
+    table = request_table(config, relations, shown, asked, chat_renderer(config))
     if not (run.exists(LLM_PROMPTS) and run.read_table(LLM_PROMPTS).equals(table)):
         for stale in (LLM_COMPLETIONS, f"{LLM_COMPLETIONS}.checkpoint"):
             run.delete(stale)
@@ -62,17 +63,17 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def llm_answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
     """The sentences that were asked about, in order of the test set; the label of each, ``None`` where the engine gave none; and the
     demonstrations shown."""
-    asked, shown = _sentences(config, run)
+    asked, seeds = _asked(config, run), {seed.example_id: seed for seed in read_seeds(run)}
     rows = run.read_table(LLM_COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
     labels = {relation.name for relation in read_relations(run)}
     said = [found.get(f"llm-{example.example_id}") for example in asked]
-    return asked, [answer if answer in labels else None for answer in said], shown
+    (shown, *_) = run.read_table(LLM_PROMPTS, ["demonstrations"])["demonstrations"].to_pylist() or [[]]
+    return asked, [answer if answer in labels else None for answer in said], [seeds[name] for name in shown if name in seeds]
 
 
-def _sentences(config: Config, run: RunFolder) -> tuple[list[Example], list[Example]]:
-    test, room = table_examples(run.read_table(TEST)), shared_characters(config)
-    return chosen(test, config.evaluation.llm_test_limit, config.seed), demonstrations(read_relations(run), read_seeds(run), room)
+def _asked(config: Config, run: RunFolder) -> list[Example]:
+    return chosen(table_examples(run.read_table(TEST)), config.evaluation.llm_test_limit, config.seed)
 
 
 def shared_characters(config: Config) -> int:

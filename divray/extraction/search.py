@@ -5,7 +5,8 @@ since those were made from the very seeds that a fold leaves out.  Optuna's TPE 
 the second has the tuned network beside them, or not, where they have it.  ASHA (arXiv 1810.05934) stops weak trials after a repeat.
 The given values stay unless a trial is better by more than one standard error of the difference over the examples: with a few examples
 most differences are noise.  A killed search goes on with the trials that it had not finished.  Which ones ASHA stops depends on their
-speed, so the result may differ by chance.  The folds of a trial with the network are tasks of their own, in the trial's placement group.
+speed, so the result may differ by chance.  The folds of a trial with the network are tasks in its placement group, on CPUs
+several at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from divray.extraction.metrics import main_score, score
 from divray.extraction.stage import SEARCH, usual
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
-from divray.resources import task_gpus, worker
+from divray.resources import lacking, machines_there, task_gpus, worker
 from divray.run_folder import RunFolder
 from divray.stages import Progress
 
@@ -50,7 +51,7 @@ SPACE = {
 """Hyperparameter -> the range that is drawn from, evenly; of the epochs, the choices beside the given ones."""
 
 AT_ONCE, REPEATS, MAX_FAILURES = 2, 3, 3
-"""Trials, and folds of one with the network, at the same time; rounds of cross-validation; times that a trial is begun again whose
+"""Trials, and on CPUs folds of one with the network, at the same time; rounds of cross-validation; times that a trial is begun again whose
 machine or process was lost."""
 
 _listeners: list[Progress] = []
@@ -103,7 +104,8 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
             tune.report({"repeat": repeat, "score": mean, "right": right})
 
     each = {"CPU": config.cluster.worker_cpus, "GPU": task_gpus(config)}
-    places = {False: [each], True: [{}, *[each] * AT_ONCE]}
+    folds = 1 if each["GPU"] or lacking({"": [each] * AT_ONCE}, machines_there()) else AT_ONCE
+    places = {False: [each], True: [{}, *[each] * folds]}
     trainable = tune.with_resources(trial, lambda values: tune.PlacementGroupFactory(places[values["epochs"] > 0]))
     folder, given = run.path(EXPERIMENT), _given(config)
     kinds = sorted({given["epochs"], *SPACE["epochs"]})

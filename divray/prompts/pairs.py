@@ -109,8 +109,8 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
         InputError: The file is missing or another kind of file, names an unknown relation, or holds a pair that can't be used.
     """
     source = Source(Path(path), {relation.name for relation in relations})
-    if source.path.suffix.lower() != ".jsonl":
-        raise source.error("prompts.pairs_file", "no .jsonl file", "Give a file with relation, head and tail in each line.")
+    if source.path.suffix.lower() != ".jsonl" or not source.path.is_file():
+        raise source.error("prompts.pairs_file", "no .jsonl file there", "Give a file with relation, head and tail in each line.")
     found: dict[str, list[Pair]] = {}
     for number, row in json_lines(read_bytes(source.path).split(b"\n"), path):
         place = f"line {number}"

@@ -86,7 +86,7 @@ def read_records(completion: str, given: Pair | None = None, cut: bool = False) 
         given: The pair of the prompt, whose completion is the sentence alone.
         cut: A limit ended the completion, so that its last line is not whole.
     """
-    if found := _from_json(completion, given):
+    if (found := _from_json(completion, given)) or completion.lstrip().startswith(("{", "[{")):
         return found
     text = (completion.rpartition("\n")[0] if cut else completion).strip()
     # The first label stands in the prompt.
