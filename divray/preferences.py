@@ -1,7 +1,7 @@
 """The ``mine`` stage: preference pairs for DPO, from the samples of a round or after the paper.
 
-``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique, and of
-those ranks high in novelty and correctness together: the most novel alone (DivPO, arXiv 2501.18101) are odd.  The rejected one is
+``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique and
+lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 
 ``invalid``
     a completion that is no valid record;
@@ -38,10 +38,8 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
 
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
@@ -160,9 +158,7 @@ def mined_pairs(
         return _pair_table([])
     relation = relations[candidates[0]["relation"]]
     valid = [row for row in candidates if row["valid"]]
-    good = [row for row in valid if row["correct"] and row["unique"]]
-    ranks = sum(rankdata([-row[name] for row in good]) for name in ("novelty", "correctness"))
-    good = [good[place] for place in np.argsort(ranks, kind="stable")] if good else good
+    good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))
     bad = sorted((row for row in valid if not row["correct"] and row["correctness"] < LIKELY), key=lambda row: row["correctness"])
     invalid = [row for row in candidates if not row["valid"]]
     most = settings.max_pairs_per_relation
