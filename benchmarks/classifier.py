@@ -91,16 +91,18 @@ def main() -> None:
     parser.add_argument("--tuned-draws", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "classifier.json")
     arguments = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "quick start": [scores(*QUICK_START, None, arguments.draws)]}
-    for name, (config, folder) in TASKS.items():
-        found[name] = [scores(config, arguments.data / folder, k, arguments.draws) for k in arguments.k]
-        if name == "SemEval" and arguments.all:
-            found[name].append(scores(config, arguments.data / folder, EVERY, 1))
-        if name == "SemEval" and arguments.tuned_draws:
-            found[name] += [scores(config, arguments.data / folder, k, arguments.tuned_draws, EPOCHS) for k in arguments.k]
-        if name == "SemEval" and arguments.all and arguments.tuned_draws:
-            found[name].append(scores(config, arguments.data / folder, EVERY, 1, EPOCHS))
-        print(name, json.dumps(found[name]), flush=True)
+    cells: list[tuple[str, str, str | None, int | None, int, int]] = [("quick start", *QUICK_START, None, arguments.draws, 0)]
+    for name, task in TASKS.items():
+        cells += [(name, *task, k, arguments.draws, 0) for k in arguments.k]
+    if arguments.all:
+        cells.append(("SemEval", *TASKS["SemEval"], EVERY, 1, 0))
+    if arguments.tuned_draws:
+        cells += [("SemEval", *TASKS["SemEval"], k, arguments.tuned_draws, EPOCHS) for k in arguments.k]
+        cells += [("SemEval", *TASKS["SemEval"], EVERY, 1, EPOCHS)] if arguments.all else []
+    found: dict[str, Any] = {"machine": machine()}
+    for name, config, folder, k, draws, epochs in cells:
+        found.setdefault(name, []).append(scores(config, arguments.data / folder if folder else None, k, draws, epochs))
+        print(name, json.dumps(found[name][-1]), flush=True)
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
