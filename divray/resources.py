@@ -158,7 +158,7 @@ def lacking(asked: dict[str, list[Bundle]], machines: Sequence[Bundle]) -> str |
             return setting
         tightest = min(fitting, key=lambda machine: [machine.get(kind, 0) for kind in _KINDS])
         for kind, amount in bundle.items():
-            tightest[kind] -= amount
+            tightest[kind] = tightest.get(kind, 0) - amount
     return None
 
 
