@@ -71,7 +71,7 @@ def list_pattern(relation: Relation, count: int) -> str:
 def json_schema(given: bool, count: int = 1) -> str:
     """The JSON schema of a record, of its sentence alone where the pair is given, or of a list of ``count`` records.
 
-    A string may be empty: a least length would make the engine's mask of allowed tokens some 17 times as dear.
+    A string may be empty: a least length would make the engine's mask of allowed tokens many times as dear.
     """
     names = _FIELDS[2:] if given else _FIELDS
     fields = {name: {"type": "string"} for name in names}
