@@ -21,6 +21,7 @@ from divray.errors import InputError
 from divray.explain import explain
 from divray.export import export
 from divray.extraction.answers import take_in
+from divray.layout import REPORT
 from divray.locks import locked
 from divray.pipeline import check, describe, due_rounds, held, retry, run_all, run_stage
 from divray.prompts import run as prompt
@@ -28,7 +29,7 @@ from divray.prompts.parsing import form_of
 from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
 from divray.report.stage import run as report
-from divray.run_folder import REPORT, RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling import parsed_records
 from divray.scan import Row
 from divray.selection import write_card

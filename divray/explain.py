@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from divray.config import Config, read_config
 from divray.dedup.shingle import Shingles
 from divray.errors import InputError
+from divray.layout import SEEDS, SELECTED, TEST, Round
 from divray.prompts.rows import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
-from divray.run_folder import SEEDS, SELECTED, TEST, Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling import policy_model
 from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED

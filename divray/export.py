@@ -11,8 +11,9 @@ from divray import console
 from divray.datasets.corpora import detokenize
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
+from divray.layout import ACCEPTED, SELECTED
 from divray.relations import as_letters
-from divray.run_folder import ACCEPTED, SELECTED, RunFolder, parquet_bytes, write_bytes
+from divray.run_folder import RunFolder, parquet_bytes, write_bytes
 
 _TOKEN = re.compile(
     r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*"

@@ -24,6 +24,7 @@ from divray.datasets.stage import Task, load_task, stated
 from divray.engines.pool import make_room
 from divray.engines.vllm import check_arguments
 from divray.errors import InputError
+from divray.layout import SUMMARY, VERSIONS, Round
 from divray.locks import LOCK, locked
 from divray.models import check_models, facts_of
 from divray.preferences import none_left_to_choose
@@ -31,7 +32,7 @@ from divray.prompts import STRATEGIES, chat_renderer, check_lengths
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
-from divray.run_folder import SUMMARY, VERSIONS, Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling import forget_completions
 from divray.stages import STAGES, Stage, record_name, schedule
 

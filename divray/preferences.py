@@ -44,10 +44,11 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
 from divray.errors import InputError
+from divray.layout import Round
 from divray.prompts.record import completion_of
 from divray.prompts.rows import accepted_samples, gives_pair
 from divray.relations import Example, Relation
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, PAIRS, SCORES
 from divray.sections import PreferencesConfig
 from divray.stages import Progress

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.errors import InputError
+from divray.layout import ANSWERS, RELATIONS, SELECTED, score_tables
 from divray.relations import Example, render_marked
-from divray.run_folder import ANSWERS, RELATIONS, SELECTED, RunFolder, score_tables
+from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, rows
 from divray.schemas import NAIVE
 from divray.textfiles import read_json

@@ -1,4 +1,4 @@
-"""The run folder: its layout, where tables lie, and which stages are finished.
+"""The run folder: its files, tables and records, read and written, and which stages are finished.
 
 A run folder is any URI that ``pyarrow.fs`` opens (a path, ``s3://``, ``gs://``).  Nothing is ever
 half-written under its final name: single files are written beside it and moved, and a stage counts
@@ -11,12 +11,10 @@ import contextlib
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -26,24 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from divray.dedup.storage import first_line, open_uri, placed
 from divray.errors import InputError
-from divray.schemas import (
-    COMPLETIONS,
-    DATASET,
-    EXAMPLES,
-    PAIRS,
-    PROMPTS,
-    SAMPLES,
-    SCORES,
-    Alignment,
-    Engines,
-    Holder,
-    Quota,
-    RelationRecord,
-    ReviewAnswer,
-    Search,
-    SetRecord,
-    StageRecord,
-)
+from divray.layout import anew, writer
 from divray.textfiles import parse_json
 
 if TYPE_CHECKING:
@@ -52,111 +33,6 @@ if TYPE_CHECKING:
     import ray.data
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
-
-
-class Entry(str):
-    """A name in a run folder, the stage that writes it, and what a JSON record or a table there must hold.
-
-    As an attribute of :class:`Round` it is the name inside of the round's folder, and comes back with that before it.
-    """
-
-    stage: str
-    holds: Any
-
-    def __new__(cls, name: str, stage: str = "", holds: Any = Any) -> Self:
-        self = super().__new__(cls, name)
-        self.stage, self.holds = stage, holds
-        return self
-
-    def __get__(self, round: Round, owner: type) -> str:
-        return f"{round.name}/{self}"
-
-
-RELATIONS = Entry("data/relations.json", "prepare", list[RelationRecord])
-SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
-    Entry(f"data/{name}", "prepare", EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
-)
-# What is made once, and not again where it is there: no stage brings it back, even when forced.
-ENTITY_PAIRS, SEED_HEARD, TEST_EMBEDDINGS = Entry("data/entity_pairs"), Entry("data/seed_heard"), Entry("data/test_embeddings")
-PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
-SEED_EMBEDDINGS = Entry("data/seed_embeddings", "score")
-ACCEPTED, SELECTED = Entry("dataset/data", "select", DATASET), Entry("comparison/selected", "select", DATASET)
-EVALUATION = Entry("evaluation.json", "evaluate", dict[str, SetRecord])
-LLM_PROMPTS = Entry("evaluation/llm/prompts", "classify", PROMPTS)
-LLM_COMPLETIONS = Entry("evaluation/llm/completions", "classify", COMPLETIONS)
-ANSWERS = Entry("review/answers.json", "", list[ReviewAnswer])
-SUMMARY, REPORT = Entry("summary.json", "report", dict[str, Any]), Entry("report.html", "report")
-VERSIONS = Entry("versions.json", "", dict[str, str])
-
-
-@dataclass(frozen=True)
-class Round:
-    """The names of what one round writes; ``name`` is its folder."""
-
-    name: str
-
-    prompts = Entry("prompts", "prompt", PROMPTS)
-    completions = Entry("completions", "sample", COMPLETIONS)
-    samples = Entry("samples", "sample", SAMPLES)
-    failed = Entry("failed", "sample")
-    waves = Entry("waves", "sample")
-    retry = Entry("retry", "sample")
-    quota = Entry("quota.json", "sample", Quota)
-    embedded = Entry("embedded", "score")
-    decided = Entry("decided", "score")
-    scores = Entry("scores", "score", SCORES)
-    pairs = Entry("pairs", "mine", PAIRS)
-    train = Entry("train", "align")
-    policy = Entry("policy", "align")
-    alignment = Entry("alignment.json", "align", Alignment)
-
-    @classmethod
-    def of(cls, number: int) -> Round:
-        return cls(f"round-{number:02d}")
-
-    @classmethod
-    def at(cls, folder: str) -> Round:
-        """A folder with the tables of a round: its own, or that of its requests which are asked again."""
-        return cls(folder)
-
-    def record(self, stage: str) -> str:
-        """Name under which one of the round's stages stands in ``stages/``."""
-        return f"{self.name}.{stage}"
-
-
-def score_tables(rounds: int) -> list[str]:
-    """The score tables of the rounds before ``rounds``."""
-    return [Round.of(number).scores for number in range(rounds)]
-
-
-_RECORDS = (
-    Entry("stages/*", "", StageRecord),
-    Entry(".lock*", "", Holder),
-    Entry("*completions.engines/*", "sample", Engines),
-    Entry("search.json", "tune", Search),
-    Entry("comparison/*", "select", DATASET),
-    Entry("round-*/waves/*", "sample", dict[str, int]),
-)
-_FOLDERS = {"data/*": "prepare", "evaluation/llm/*": "classify", "evaluation/*": "evaluate", "dataset*": "select", "model/*": "train"}
-_OF_A_RUN = [entry for entry in list(globals().values()) if isinstance(entry, Entry)]
-_OF_A_ROUND = [entry for entry in vars(Round).values() if isinstance(entry, Entry)]
-_LAYOUT: dict[str, tuple[str, Any]] = {
-    **{entry: (entry.stage, entry.holds) for entry in (*_OF_A_RUN, *_RECORDS)},
-    **{f"round-*/{entry}": (entry.stage, entry.holds) for entry in _OF_A_ROUND},
-    **{f"round-*/{entry}*": (entry.stage, Any) for entry in _OF_A_ROUND},
-    **{pattern: (stage, Any) for pattern, stage in _FOLDERS.items()},
-}
-"""Patterns of names -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits counts."""
-
-
-def _writer(name: str) -> tuple[str, Any]:
-    return next((found for pattern, found in _LAYOUT.items() if fnmatchcase(name, pattern)), ("", Any))
-
-
-def _anew(name: str) -> str:
-    """What brings back ``name``, which is damaged or gone."""
-    stage, _ = _writer(name)
-    return f"Run `divray {stage}` again, with --force." if stage else "Put it back, or delete it and run again what writes it."
 
 
 def _valid(rows: Rows) -> Rows:
@@ -237,7 +113,7 @@ class RunFolder:
     def _whole_table(self, name: str) -> list[str]:
         if paths := self.table_files(name):
             return paths
-        raise InputError(self.full_uri(name), "", "no such table", _anew(name))
+        raise InputError(self.full_uri(name), "", "no such table", anew(name))
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; no error where there is none."""
@@ -254,7 +130,7 @@ class RunFolder:
             with self.fs.open_input_stream(self.path(name)) as stream:
                 return bytes(stream.read())
         except (FileNotFoundError, PermissionError) as error:
-            raise InputError(self.full_uri(name), "", f"not readable ({first_line(error)})", _anew(name)) from None
+            raise InputError(self.full_uri(name), "", f"not readable ({first_line(error)})", anew(name)) from None
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -263,7 +139,7 @@ class RunFolder:
         try:
             return self.read_bytes(name).decode()
         except UnicodeDecodeError:
-            raise InputError(self.full_uri(name), "", "no UTF-8", _anew(name)) from None
+            raise InputError(self.full_uri(name), "", "no UTF-8", anew(name)) from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -272,13 +148,13 @@ class RunFolder:
         where = self.full_uri(name)
         try:
             value = parse_json(self.read_text(name), where)
-            TypeAdapter(_writer(name)[1]).validate_python(value, strict=True)
+            TypeAdapter(writer(name)[1]).validate_python(value, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise InputError(where, field, f"not as divray writes it ({first['msg']})", _anew(name)) from None
+            raise InputError(where, field, f"not as divray writes it ({first['msg']})", anew(name)) from None
         except InputError as error:
-            raise InputError(error.where, error.field, error.problem, _anew(name)) from None
+            raise InputError(error.where, error.field, error.problem, anew(name)) from None
         return value
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
@@ -317,19 +193,19 @@ class RunFolder:
         """
         import pyarrow.dataset as pads  # it brings pandas, where that is installed
 
-        where, wanted = self.full_uri(name), _writer(name)[1]
+        where, wanted = self.full_uri(name), writer(name)[1]
         schema = wanted if isinstance(wanted, pa.Schema) else pa.schema([])
         try:
             dataset = pads.dataset(paths, format="parquet", filesystem=self.fs)
             for column in schema.names if columns is None else columns:
                 if column not in dataset.schema.names:
-                    raise InputError(where, column, "no such column", _anew(name))
+                    raise InputError(where, column, "no such column", anew(name))
             for field in dataset.schema:
                 if field.name in schema.names and field.type != (kind := schema.field(field.name).type):
-                    raise InputError(where, field.name, f"{field.type}, not {kind} as divray writes it", _anew(name))
+                    raise InputError(where, field.name, f"{field.type}, not {kind} as divray writes it", anew(name))
             yield dataset
         except (pa.ArrowException, OSError) as error:
-            raise InputError(where, "", f"no whole table ({first_line(error)})", _anew(name)) from None
+            raise InputError(where, "", f"no whole table ({first_line(error)})", anew(name)) from None
 
     def dataset(self, *names: str, columns: list[str] | None = None, **kwargs: Any) -> ray.data.Dataset:
         """A table, or several of one schema, as a streaming Ray dataset."""

@@ -18,6 +18,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.engines import Answer
 from divray.engines.complete import complete
+from divray.layout import Round
 from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
 from divray.prompts.pairs import read_pool
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
@@ -25,7 +26,7 @@ from divray.prompts.record import read_records
 from divray.prompts.rows import accepted_samples, candidate_ids
 from divray.prompts.waves import Tally, next_counts, quota_account, split_by_strategy, wave_count
 from divray.resources import uses_gpu
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import ASKED, tally
 from divray.schemas import COMPLETIONS, FAILED, NAIVE, PROMPTS, SAMPLES
 from divray.scoring import stage as scoring
@@ -128,7 +129,7 @@ def retry_failed(
         Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
     """
     own = Round.of(round)
-    retry = Round.at(own.retry)
+    retry = Round(own.retry)
     killed = bool(run.files(retry.name))
     mended = put_in_place(run, retry.completions, own.completions) if killed else 0
     again = retry_rows(run, own)

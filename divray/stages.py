@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from divray.config import Config
-from divray.run_folder import Round
+from divray.layout import Round
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, in all, a word on what goes on); what is counted is the stage's ``unit``."""

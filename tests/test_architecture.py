@@ -15,7 +15,7 @@ FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
     ("errors", "ray_messages", "relations", "schemas", "sections", "quickstart"),
-    ("console", "dedup", "spans", "textfiles"),
+    ("console", "dedup", "layout", "spans", "textfiles"),
     ("run_folder",),
     ("config", "locks", "scan", "texts"),
     ("stages", "models", "measures", "review"),

@@ -17,9 +17,10 @@ from divray import cluster, pipeline
 from divray.config import Config, load_config
 from divray.datasets.stage import read_relations
 from divray.extraction.stage import examples_of
+from divray.layout import TEST
 from divray.prompts.record import completion_of
 from divray.quickstart import folder
-from divray.run_folder import TEST, RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling import run as sample
 
 SMALL = [

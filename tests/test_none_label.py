@@ -19,10 +19,11 @@ from divray.datasets.stage import examples_table, load_task, read_relations
 from divray.errors import InputError
 from divray.extraction.answers import take_in
 from divray.extraction.stage import examples_of
+from divray.layout import TEST, UNLABELLED
 from divray.prompts.record import completion_of
 from divray.quickstart import folder
 from divray.relations import Example, render_marked
-from divray.run_folder import TEST, UNLABELLED, RunFolder
+from divray.run_folder import RunFolder
 from divray.sampling import run as sample
 from divray.stages import STAGES
 

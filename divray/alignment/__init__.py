@@ -18,8 +18,9 @@ from divray.alignment.pairs import read_pairs
 from divray.alignment.training import train
 from divray.config import Config
 from divray.errors import DivrayError, InputError
+from divray.layout import Round
 from divray.resources import train_gpus
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.stages import Progress
 
 MAX_FAILURES = 2

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.errors import InputError
-from divray.run_folder import Round, RunFolder
+from divray.layout import Round
+from divray.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,9 +17,10 @@ from divray.alignment.pairs import read_pairs, tokenize_pairs
 from divray.alignment.policy import public_name, publish_policy
 from divray.alignment.private import build_no_extension, score_completions_alone, token_trainer
 from divray.alignment.shared_prompt import can_share, share_prompts
+from divray.layout import Round
 from divray.models import cache_folder, local_model
 from divray.resources import cpu_precision
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import RunFolder
 
 CURVE = {
     "loss": "loss",

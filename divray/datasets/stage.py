@@ -22,8 +22,9 @@ from divray.datasets.corpora import Patches, read_fewrel, read_semeval, read_tac
 from divray.datasets.huggingface import read_huggingface
 from divray.datasets.own import Source, read_jsonl, read_marked, read_relations_file
 from divray.errors import InputError
+from divray.layout import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, UNLABELLED
 from divray.relations import MARKERS, Example, Relation
-from divray.run_folder import DRAWS, NEGATIVES, RELATIONS, SEEDS, TEST, UNLABELLED, RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 from divray.sections import TaskConfig
 from divray.stages import Progress

@@ -25,11 +25,12 @@ from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.engines import ENDPOINT
 from divray.engines.complete import complete
 from divray.engines.vllm import engine_arguments
+from divray.layout import LLM_COMPLETIONS, LLM_PROMPTS, TEST
 from divray.models import context_length
 from divray.prompts import chat_renderer, rows_per_file
 from divray.relations import Example, Relation, render_marked
 from divray.resources import uses_gpu
-from divray.run_folder import LLM_COMPLETIONS, LLM_PROMPTS, TEST, RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import PROMPTS
 from divray.stages import Progress
 from divray.textfiles import json_lines, read_bytes

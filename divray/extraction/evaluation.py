@@ -29,9 +29,10 @@ from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, set_of, tuned
 from divray.extraction.training import fit_head, self_labelled, train, training_rows, untrained
+from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
-from divray.run_folder import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED, RunFolder
+from divray.run_folder import RunFolder
 from divray.stages import Progress
 from divray.texts import compared_texts
 

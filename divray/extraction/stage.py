@@ -23,9 +23,10 @@ from divray.dedup.storage import first_line
 from divray.errors import InputError
 from divray.extraction.model import RelationExtractor
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows
+from divray.layout import DRAWS, SEEDS, UNLABELLED, Round
 from divray.relations import Example
 from divray.resources import worker
-from divray.run_folder import DRAWS, SEEDS, UNLABELLED, Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import table_of
 from divray.schemas import EXAMPLES, NAIVE
 from divray.stages import Progress

@@ -16,6 +16,7 @@ from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, engine_arguments, sampling_parameters
 from divray.errors import InputError
+from divray.layout import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round
 from divray.models import facts_of, local_model, small_files
 from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
@@ -24,7 +25,7 @@ from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.prompts.waves import Wave, first_wave
 from divray.relations import Example, Relation
 from divray.resources import uses_gpu
-from divray.run_folder import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SENTENCES
 from divray.sections import MOST
 from divray.stages import Progress

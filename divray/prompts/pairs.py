@@ -18,11 +18,12 @@ import pyarrow as pa
 from divray import scan
 from divray.config import Config
 from divray.datasets.own import Source
+from divray.layout import ENTITY_PAIRS
 from divray.prompts.parsing import Form, bare_name, pair_problem
 from divray.prompts.record import Pair, labels
 from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, slugs_of
 from divray.relations import Example, Relation
-from divray.run_folder import ENTITY_PAIRS, RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.textfiles import json_lines, read_bytes
 

@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 
 from divray import scan
 from divray.config import Config
+from divray.layout import Round
 from divray.prompts.record import Pair, as_json, as_lines, json_schema, labels, list_pattern
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft
 from divray.prompts.waves import Wave, first_wave
 from divray.relations import Example, Relation
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 64

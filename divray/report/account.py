@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.run_folder import SELECTED, Round, RunFolder
+from divray.layout import SELECTED, Round
+from divray.run_folder import RunFolder
 from divray.scan import ASKED, tally
 from divray.schemas import COMPLETIONS, NAIVE
 from divray.texts import SEED_PREFIX

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
+from divray.layout import SEEDS, SELECTED, Round
 from divray.report.account import rounds_of
-from divray.run_folder import SEEDS, SELECTED, Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, Row, rows, tally
 from divray.schemas import NAIVE
 from divray.texts import SEED_PREFIX, visible

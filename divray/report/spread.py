@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.embeddings import embedding_matrix
+from divray.layout import SEED_EMBEDDINGS, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS
 from divray.measures import diversity_of
 from divray.report.account import rounds_of
-from divray.run_folder import SEED_EMBEDDINGS, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, table_of
 from divray.schemas import NAIVE, SCORES
 from divray.texts import compared_texts

@@ -14,13 +14,14 @@ from typing import Any
 
 from divray.config import Config, dump_config
 from divray.console import clock
+from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round
 from divray.report import findings as say
 from divray.report.account import GATE, STEPS, Account, account, engine_time, money, reasons_of, rounds_of
 from divray.report.charts import charts_of
 from divray.report.excerpts import conflict_pairs, excerpts, pieces, side_by_side
 from divray.report.spread import diversity, likeness
 from divray.review import review_figures
-from divray.run_folder import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import tally
 from divray.stages import Progress
 from divray.texts import visible

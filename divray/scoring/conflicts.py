@@ -25,7 +25,8 @@ from divray.dedup.decide import best_of, nearest_given, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
-from divray.run_folder import SEEDS, TEST, RunFolder, score_tables
+from divray.layout import SEEDS, TEST, score_tables
+from divray.run_folder import RunFolder
 from divray.scan import table_of
 from divray.schemas import NAIVE
 from divray.scoring.near_copies import DECISION, named_seeds, with_columns

@@ -23,10 +23,11 @@ from divray import scan
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.embeddings import embedding_column, embedding_matrix
+from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, score_tables
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
-from divray.run_folder import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, RunFolder, score_tables
+from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked
 from divray.scoring.judge import Judge, Judging, gate_probability

@@ -33,9 +33,10 @@ from divray import console
 from divray.config import Config
 from divray.datasets.stage import read_relations, stated
 from divray.embeddings import embedding_matrix
+from divray.layout import Round
 from divray.resources import only_cpus
 from divray.review import review_figures
-from divray.run_folder import Round, RunFolder
+from divray.run_folder import RunFolder
 from divray.scan import tally
 from divray.schemas import DATASET, NAIVE, SCORES
 from divray.scoring.audit import audited
