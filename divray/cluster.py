@@ -163,8 +163,12 @@ def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> No
         ResourceError: There is no cluster, or it can't give what a stage asks for.
     """
     connect(config)
-    provide(config, stages, grows=_address(config) != LOCAL)
-    require_shared(run)
+    try:
+        provide(config, stages, grows=_address(config) != LOCAL)
+        require_shared(run)
+    except BaseException:
+        release_cluster(config)
+        raise
 
 
 def release_cluster(config: Config) -> None:

@@ -103,9 +103,9 @@ def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="divray-preview-") as folder:
         run = RunFolder(folder)
         prepare_cluster(config, run, ["sample"])
-        prepare(config, run)
-        prompt(config, run, 0, answer=answer)
         try:
+            prepare(config, run)
+            prompt(config, run, 0, answer=answer)
             complete(config, run, "round-00/prompts", "completions", config.models.llm, answer=answer)
         finally:
             release_cluster(config)
@@ -224,7 +224,7 @@ def review_samples(arguments: Namespace) -> None:
         return
     with locked(run):
         if arguments.answers:
-            given = review.take_answers(config, run, arguments.answers, arguments.reader)
+            given = review.take_answers(run, arguments.answers, arguments.reader)
         else:
             drawn = review.draw(config, run, arguments.number, arguments.of)
             given = review.review(run, drawn, arguments.reader, console.ask_key)

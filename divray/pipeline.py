@@ -178,7 +178,7 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
 def _at_work(config: Config, run: RunFolder, stage: Stage, name: str) -> Iterator[Any]:
     """Around a stage's work: machines for it, its progress on the terminal, and its logs in the run folder."""
     prepare_cluster(config, run, [stage.name])
-    make_room(config, stage.work(config))
+    make_room(config, stage.name)
     try:
         with console.stage_progress(name, unit=stage.unit) as update:
             yield update

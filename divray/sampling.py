@@ -18,6 +18,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.engines import Answer
 from divray.engines.complete import complete
+from divray.engines.pool import make_room
 from divray.layout import Round
 from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
 from divray.prompts.pairs import read_pool
@@ -83,6 +84,7 @@ def run(
         counts = parse_round(config, run, own)
         if quota is None and wave + 1 == wave_count(config):
             return counts
+        make_room(config, "score")
         scoring.run(config, run, round)
         tallies = tallies_of(run, own, [relation.name for relation in relations])
         wanted, ended_by = next_counts(config, tallies, wave + 1)
@@ -237,7 +239,8 @@ def retry_rows(run: RunFolder, own: Round) -> pa.Table:
 
 def forget_completions(run: RunFolder, own: Round) -> None:
     """Remove what the engine wrote for a round, and the prompts that followed from it (waves after the first)."""
-    for name in (own.completions, f"{own.completions}.checkpoint", f"{own.completions}.engines", own.retry, own.waves, own.quota):
+    # The checkpoint first: what it names is not asked for again.
+    for name in (f"{own.completions}.checkpoint", own.completions, f"{own.completions}.engines", own.retry, own.waves, own.quota):
         run.delete(name)
     for file in run.files(own.prompts):
         if file.rpartition("/")[2].startswith("wave-"):

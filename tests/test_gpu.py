@@ -19,11 +19,10 @@ from divray.cluster import quiet_ray_data
 from divray.config import Config, load_config
 from divray.engines.complete import complete
 from divray.engines.pool import make_room
-from divray.engines.vllm import engine_arguments
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
-SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2"]
+SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.device=gpu"]
 
 
 H100 = ("NVIDIA H100", 80, ())
@@ -54,12 +53,6 @@ def configured() -> dict[str, dict[str, Any]]:
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
 def test_vllm_takes_the_arguments_and_sizes_the_batch(configured: dict[str, dict[str, Any]], name: str, expected: dict[str, Any]) -> None:
     assert configured[name] == {**configured[name], **expected, "device": "cuda", "trust": False}
-
-
-def test_a_model_larger_than_a_machine_is_spread_by_ray() -> None:
-    config = load_config(folder() / "quickstart.yaml", ["engine.vllm={tensor_parallel_size: 4, pipeline_parallel_size: 2}"])
-    backends = [engine_arguments(config, True, largest)["distributed_executor_backend"] for largest in (4, 8, 0)]
-    assert backends == ["ray", "mp", "mp"]
 
 
 @pytest.fixture
@@ -102,9 +95,9 @@ def test_an_engine_of_two_gpus_outlives_its_passes_and_makes_room(four_gpus: Non
 
     first = passed(config, run, "one", answer)
     assert free_gpus(2) == 2
-    make_room(config)  # DPO fits beside it
+    make_room(config, "align")  # it fits beside it
     assert passed(config, run, "two", answer) == first and len(first) == 1
-    make_room(load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.train_workers=2", "cluster.gpus_per_worker=2"]))
+    make_room(load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.worker_gpus=3"]), "score")
     assert free_gpus(4) == 4
     assert passed(config, run, "three", answer).isdisjoint(first)
     assert not placement_group_table()

@@ -141,17 +141,21 @@ def test_a_claim_that_outlived_its_process_is_taken_over(tmp_path: Path, monkeyp
         assert not run.exists(".lock.other")
 
 
-def test_a_claim_is_written_anew_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "BEAT", 0.01)
-    run = store(tmp_path / "run")
-    with locked(run):
-        (claim,) = run.files("")
-        (tmp_path / "run" / claim).unlink()
-        for _ in range(500):
-            if run.files(""):
-                break
-            time.sleep(0.01)
-        assert run.files("") == [claim]
+def test_a_claim_is_written_anew_and_a_process_that_lost_it_ends(tmp_path: Path) -> None:
+    """It is not ours to end in good order."""
+    script = HOLD.replace("with locked", "from pathlib import Path; import divray.locks, test_locks; divray.locks.BEAT = 0.01\nwith locked")
+    script = script.replace("RunFolder(sys.argv[1])", "test_locks.store(Path(sys.argv[1]))")
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    (claim,) = (tmp_path / "run").iterdir()
+    first = claim.stat().st_mtime_ns
+    while claim.stat().st_mtime_ns == first:
+        time.sleep(0.01)
+    while process.poll() is None:  # a beat may be writing it just now
+        claim.unlink(missing_ok=True)
+        time.sleep(0.05)
+    assert process.returncode == 2 and "another run took this folder over" in process.communicate()[1]
 
 
 def test_a_folder_of_something_else_gets_no_lock(quickstart: Config, uri: str) -> None:

@@ -21,8 +21,8 @@ from divray.engines import ENDPOINT, Answer, FunctionEngine
 from divray.engines.actor import EngineActor, EngineHealth
 from divray.engines.openai import OpenAIEngine
 from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads, lora_arguments
-from divray.resources import gpus_of, machines_there, task_gpus, train_gpus, uses_gpu
-from divray.stages import Work
+from divray.resources import READING, Bundle, gpus_of, machines_there, needs, uses_gpu
+from divray.stages import STAGES
 
 CLOSING_SECONDS = 30
 GPU_ENGINE_CPUS = 4.0
@@ -31,13 +31,15 @@ GPU_ENGINE_CPUS = 4.0
 @dataclass(frozen=True)
 class Pool:
     """Engines that are there or on their way: what they were started with, whether they take LoRA adapters, the handles of
-    :class:`EngineActor` and :class:`EngineHealth`, and the placement group of a model spread over several machines."""
+    :class:`EngineActor` and :class:`EngineHealth`, the placement groups of engines that are spread over several machines, and what each
+    engine holds."""
 
     key: Any
     adapters: bool
     engines: list[Any]
     health: Any
-    group: Any
+    groups: list[Any]
+    held: list[Bundle]
 
 
 _pool: Pool | None = None
@@ -51,7 +53,7 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     gpu = uses_gpu(config)
-    arguments = engine_arguments(config, gpu, max((int(machine.get("GPU", 0)) for machine in machines_there()), default=0))
+    arguments = engine_arguments(config, gpu)
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
     secret = SecretStr(os.environ.get(endpoint.key_variable) or "none" if endpoint else "")
     key = (_job(), answer or (model, endpoint or arguments, secret), config.prompts.style, config.engine.pool)
@@ -61,26 +63,30 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
     # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
     adapters = adapter or (gpu and config.rounds > 1 and config.alignment.method == "lora")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that can't be lost
-    count, group = config.engine.pool[1], None
+    count, groups = 1 if endpoint else config.engine.pool[1], []
+    options: list[dict[str, Any]] = [{"num_cpus": 0.1}] * count
     if endpoint:
         make: Any = partial(OpenAIEngine, endpoint, secret, config.prompts.style == "chat")
-        options: dict[str, Any] = {"num_cpus": 0.1}
-        count = 1
     else:
         if adapters:
             arguments = {**lora_arguments(config, gpu), **arguments}
         make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, config))
-        if gpu:
-            options, group = _placed(config, arguments)
+        if not gpu:
+            options = [{"num_cpus": config.engine.cpus, "runtime_env": {"env_vars": cpu_environment()}}] * count
+        elif arguments.get("distributed_executor_backend") == "ray":
+            options = [_spread(config) for _ in range(count)]
+            groups = [one["scheduling_strategy"].placement_group for one in options]
         else:
-            options = {"num_cpus": config.engine.cpus, "runtime_env": {"env_vars": cpu_environment()}}
+            options = [{"num_gpus": gpus_of(config), "num_cpus": gpu_engine_cpus(config)}] * count
     if answer is not None:
         make = partial(FunctionEngine, answer)
     name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
     made: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=name, scheduling_strategy=here)
     health = made.remote(count)
-    actor: Any = ray.remote(EngineActor).options(max_restarts=-1, **options)
-    _pool = Pool(key, adapters, [actor.remote(make, name) for _ in range(count)], health, group)
+    each: Bundle = {"CPU": options[0]["num_cpus"], "GPU": options[0].get("num_gpus", 0)}
+    held = [bundle for group in groups for bundle in group.bundle_specs] or [each] * count
+    actor: Any = ray.remote(EngineActor)
+    _pool = Pool(key, adapters, [actor.options(max_restarts=-1, **own).remote(make, name) for own in options], health, groups, held)
     return _pool
 
 
@@ -92,33 +98,33 @@ def _job() -> tuple[str, str]:
     return context.get_session_name(), context.get_job_id()
 
 
-def _placed(config: Config, arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Actor options of a GPU engine, and the placement group of one that is larger than a machine."""
+def _spread(config: Config) -> dict[str, Any]:
+    """Actor options of an engine that is larger than a machine, with a placement group of its own."""
     from ray.util import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    size = gpus_of(config)
-    if arguments.get("distributed_executor_backend") != "ray":
-        return {"num_gpus": size, "num_cpus": gpu_engine_cpus(config)}, None
-    group = placement_group([{"GPU": 1, "CPU": 1}] * size, strategy="PACK")
+    group = placement_group([{"GPU": 1, "CPU": 1}] * gpus_of(config), strategy="PACK")
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    return {"num_gpus": 0, "num_cpus": 1, "scheduling_strategy": strategy}, group
+    return {"num_gpus": 0, "num_cpus": 1, "scheduling_strategy": strategy}
 
 
 def gpu_engine_cpus(config: Config) -> float:
-    """CPUs of a GPU engine: :data:`GPU_ENGINE_CPUS`, or what its GPUs' share of the smallest machine has, less one for Ray's tasks."""
+    """CPUs of a GPU engine: :data:`GPU_ENGINE_CPUS`, or its GPUs' share of the smallest machine's, less :data:`READING`."""
     shares = [machine.get("CPU", 0) / machine["GPU"] for machine in machines_there() if machine.get("GPU")]
-    return max(0.0, min(GPU_ENGINE_CPUS, min(shares, default=GPU_ENGINE_CPUS + 1) * gpus_of(config) - 1))
+    return max(0.0, min(GPU_ENGINE_CPUS, min(shares, default=GPU_ENGINE_CPUS + READING) * gpus_of(config) - READING))
 
 
-def make_room(config: Config, work: Work = "training") -> None:
-    """Stop the engines where a stage would not fit beside them: DPO on a CPU never does, on GPUs what asks for more than is free."""
+def make_room(config: Config, stage: str) -> None:
+    """Stop the engines where the cluster has no room for what a stage asks for beside them; on a CPU it has no memory for DPO."""
+    work = STAGES[stage].work(config)
     if _pool is None or work in ("", "engine"):
         return
     import ray
 
-    wanted = config.cluster.train_workers * train_gpus(config) if work == "training" else task_gpus(config)
-    if (ray.available_resources().get("GPU", 0) < wanted) if uses_gpu(config) else work == "training":
+    asked = [bundle for bundles in needs(config, stage).values() for bundle in bundles]
+    there = ray.cluster_resources()
+    short = any(sum(one.get(kind, 0) for one in (*_pool.held, *asked)) > there.get(kind, 0) + 1e-9 for kind in ("CPU", "GPU"))
+    if short or (work == "training" and not uses_gpu(config)):
         stop()
 
 
@@ -136,5 +142,5 @@ def stop() -> None:
         ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
     for actor in (*pool.engines, pool.health):
         ray.kill(actor)
-    if pool.group is not None:
-        remove_placement_group(pool.group)
+    for group in pool.groups:
+        remove_placement_group(group)

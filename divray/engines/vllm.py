@@ -48,15 +48,15 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``max_lora_rank``."""
 
 
-def engine_arguments(config: Config, gpu: bool, largest_machine: int = 0) -> dict[str, Any]:
-    """vLLM's engine arguments: the defaults for the device, the user's own over them.  A model for more GPUs than the largest machine
-    has (0: not known) is spread by Ray, any other one by processes."""
+def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments: the defaults for the device, the user's own over them.  Processes share a model for several GPUs of a
+    machine; for more than a machine has, say ``distributed_executor_backend: ray``."""
     found = {**COMMON_ENGINE_ARGUMENTS, **(GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS), "seed": config.seed}
     if not gpu:
         found["max_model_len"] = context_length(config.models.llm, found["max_model_len"])
         found["dtype"] = cpu_dtype(config.models.llm)
     if gpus_of(config) > 1:
-        found["distributed_executor_backend"] = "ray" if gpu and 0 < largest_machine < gpus_of(config) else "mp"
+        found["distributed_executor_backend"] = "mp"
     return {**found, **config.engine.vllm}
 
 
