@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.errors import InputError
-from divray.layout import ANSWERS, RELATIONS, SELECTED, score_tables
+from divray.layout import ANSWERS, RELATIONS, SELECTED, Round, score_tables
 from divray.relations import Example, render_marked
 from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, rows
@@ -54,10 +54,23 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     descriptions = {relation["name"]: relation["description"] for relation in run.read_json(RELATIONS)}
     drawn = []
     for row in rows(run, tables, [name, "relation", *SENTENCE], pc.field(name).isin(chosen)):
-        example = Example(row["text"], (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"]), row["relation"])
-        shown = {"description": visible(descriptions[row["relation"]]), "sentence": visible(render_marked(example))}
-        drawn.append({"sample_id": row[name], **shown})
+        drawn.append({"sample_id": row[name], "description": visible(descriptions[row["relation"]]), "sentence": _shown(row)})
     return sorted(drawn, key=lambda one: places[one["sample_id"]])
+
+
+def _shown(row: dict[str, Any]) -> str:
+    head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
+    return visible(render_marked(Example(row["text"], head, tail, "")))
+
+
+def _sentences(run: RunFolder, names: Iterable[str]) -> dict[str, str]:
+    """What is shown of those samples that the run has now."""
+    wanted = pa.array(names, pa.string())
+    found: dict[str, str] = {}
+    scores = takewhile(run.table_files, (Round.of(number).scores for number in count()))
+    for tables, column in (([SELECTED], "sample_id"), (list(scores), "candidate_id")):
+        found |= {row[column]: _shown(row) for row in rows(run, tables, [column, *SENTENCE], pc.field(column).isin(wanted))}
+    return found
 
 
 def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Callable[[str], str]) -> int:
@@ -77,16 +90,19 @@ def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Ca
         if key == "b":
             place = max(0, place - 1)
         elif key in RIGHT:
-            _keep(run, reader, {sample["sample_id"]: RIGHT[key]})
+            _keep(run, reader, {sample["sample_id"]: RIGHT[key]}, {sample["sample_id"]: sample["sentence"]})
             place, given = place + 1, given + 1
     return given
 
 
 def read_answers(run: RunFolder) -> list[dict[str, Any]]:
-    return run.read_json(ANSWERS) if run.exists(ANSWERS) else []
+    """The answers that were given to what the samples say now: a stage that was run again may have put another sentence under the id."""
+    said = run.read_json(ANSWERS) if run.exists(ANSWERS) else []
+    now = _sentences(run, {answer["sample_id"] for answer in said}) if said else {}
+    return [answer for answer in said if answer.get("sentence") in (None, now.get(answer["sample_id"]))]
 
 
-def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
+def take_answers(run: RunFolder, path: str, reader: str) -> int:
     """Take in the file that the page of :func:`page` saves; returns how many answers it holds.
 
     Raises:
@@ -99,23 +115,24 @@ def take_answers(config: Config, run: RunFolder, path: str, reader: str) -> int:
     new = {str(one["sample_id"]): one["right"] for one in answers}
     if len(new) < len(answers):
         raise InputError(path, "", "a sample stands there twice", mend)
-    known: set[str] = set()
-    for tables, column in (([SELECTED], "sample_id"), (score_tables(config.rounds), "candidate_id")):
-        known |= {row[column] for row in rows(run, tables, [column], pc.field(column).isin(pa.array(new, pa.string())))}
+    known = _sentences(run, new)
     for name, right in new.items():
         if name not in known:
             raise InputError(path, name, "no sample of this run has that id", mend)
         if right is not None and not isinstance(right, bool):
             raise InputError(path, f"{name}: right", f"{right!r} is not true, false or null", mend)
-    _keep(run, reader, new)
+    _keep(run, reader, new, known)
     return len(new)
 
 
-def _keep(run: RunFolder, reader: str, new: dict[str, bool | None]) -> None:
+def _keep(run: RunFolder, reader: str, new: dict[str, bool | None], sentences: dict[str, str]) -> None:
     """A reader's new answers take the place of that reader's older ones."""
     kept = [one for one in read_answers(run) if one["reader"] != reader or one["sample_id"] not in new]
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    run.write_json(ANSWERS, kept + [{"sample_id": name, "reader": reader, "right": right, "at": at} for name, right in new.items()])
+    about = {"reader": reader, "at": at}
+    run.write_json(
+        ANSWERS, kept + [{"sample_id": name, **about, "right": right, "sentence": sentences[name]} for name, right in new.items()]
+    )
 
 
 def review_answers(run: RunFolder) -> dict[str, bool]:

@@ -157,6 +157,9 @@ class Search(TypedDict):
     trials: list[_Trial]
 
 
+Differences = dict[str, dict[Literal["mean", "low", "high"], float]]
+
+
 class SetRecord(TypedDict):
     metric: str
     mean: float
@@ -166,7 +169,9 @@ class SetRecord(TypedDict):
     false_positives: NotRequired[float | None]
     examples: NotRequired[int]
     k: NotRequired[float | None]
-    differences: NotRequired[dict[str, dict[Literal["mean", "low", "high"], float]]]
+    test: NotRequired[int]
+    differences: NotRequired[Differences]
+    own_differences: NotRequired[Differences]
 
 
 class Alignment(TypedDict):
@@ -198,3 +203,4 @@ class ReviewAnswer(TypedDict):
     sample_id: str
     reader: str
     right: bool | None
+    sentence: NotRequired[str]

@@ -122,6 +122,11 @@ def test_unlabelled_sentences_are_taken_in_where_the_model_is_surest(monkeypatch
     assert examples[:3] == few and weights == [1.0] * 3 + [CLOSED.generated_weight] * 3
     assert Counter(example.relation for example in examples[3:]) == {"born_in": 2, "works_in": 1}
     assert {replace(example, relation="") for example in examples[3:]} <= set(unlabelled)
+    repeated = [replace(example, relation="") for example in few]
+    counted = [1.0] * 2 + [0.5] + [1.0] * 10  # of the none that count in full there is no room for more
+    again, _ = self_labelled(own, own.features, [*few, *repeated, *unlabelled], counted, RELATIONS, CLOSED)
+    assert {example.text for example in again[3:]}.isdisjoint(example.text for example in few)
+    assert {example.relation for example in again[3:]} == {"born_in"}
     wording = {example.text: example.relation for example in [*TRAINING, *HELD_OUT]}
     assert all(wording[example.text] == example.relation for example in examples[3:])
     assert train([*unlabelled, *few], RELATIONS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).labels == [

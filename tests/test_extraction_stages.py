@@ -98,14 +98,15 @@ def test_evaluation_compares_and_resumes(ray_two_cpus, config, run):
     assert results["seeds"]["examples"] == 6 and results["seeds"]["k"] == 2 and results["seeds+selected"]["k"] == 6
     assert results["seeds+generated"]["examples"] == 6 + 2 * 12
     assert results["round-00"]["examples_per_relation"]["lives_in"] == 0
-    assert results["round-00"]["f1_per_relation"]["lives_in"] == 0
-    assert results["round-01"]["per_draw"] == results["generated"]["per_draw"] and len(results["generated"]["per_draw"]) == 2
+    assert results["round-00"]["f1_per_relation"]["lives_in"] == 0 and results["seeds"]["test"] == run.read_table("data/test").num_rows
+    assert results["round-01"]["per_draw"] == results["generated"]["per_draw"] and len(results["generated"]["per_draw"]) == 1
     assert results["seeds+generated"]["mean"] > 0.5 and results["seeds"]["metric"] == "macro" and results["seeds"]["draws"] == [0, 1]
     found = results["seeds+generated"]["differences"]
+    assert results["seeds+generated"]["own_differences"].keys() == found.keys() and "own_differences" not in results["twice the seeds"]
     assert list(found) == ["seeds", "round-00"] and found["seeds"]["low"] <= found["seeds"]["mean"] <= found["seeds"]["high"]
     assert found["seeds"]["mean"] == pytest.approx(results["seeds+generated"]["mean"] - results["seeds"]["mean"], abs=1e-5)
     table = run.read_table("evaluation/predictions")
-    assert table.schema == evaluation.PREDICTIONS and table.num_rows == 7 * 2 * 6
+    assert table.schema == evaluation.PREDICTIONS and table.num_rows == (3 * 2 + 4) * 6
 
     parts = run.files("evaluation/parts")
     run.delete(parts[0])

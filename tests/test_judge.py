@@ -12,7 +12,7 @@ import pytest
 from divray.relations import Example, Relation
 from divray.scoring.answers import ask, readings
 from divray.scoring.audit import SIGNALS as READ
-from divray.scoring.judge import AUDIT, SIGNALS, Judge, described_seeds, fit_judge, gate_probability, weights
+from divray.scoring.judge import AUDIT, SIGNALS, SPREAD, Judge, described_seeds, fit_judge, gate_probability, weights
 from divray.spans import BLOCKS, exchanged
 
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas", "Ines", "Bruno"]
@@ -148,6 +148,14 @@ def test_few_seeds_and_one_relation(kept: int) -> None:
     assert np.isfinite(signals(judge_of(few), RIGHT)).all()
     only = [seed for seed in SEEDS if seed.relation == "founder"][:kept]
     assert np.isfinite(signals(judge_of(only), [sentence("founder", 8, 0)])).all()
+
+
+def test_a_lone_seed_of_one_relation_moves_the_signals_of_the_others_little() -> None:
+    lone = next(seed for seed in SEEDS if seed.relation != "founder")
+    with_lone = judge_of([seed for seed in SEEDS if seed.relation != lone.relation or seed is lone])
+    sample = [sentence("founder", 8, 0)]
+    difference = signals(with_lone, sample) - signals(judge_of(SEEDS), sample)
+    assert np.abs(difference[0, : SIGNALS.index("length")]).max() < SPREAD
 
 
 def test_no_samples_and_an_unknown_relation() -> None:

@@ -138,4 +138,4 @@ def test_false_positives_are_counted_at_the_threshold_of_the_wanted_recall():
     assert false_positives(gold, answers, probabilities, "none", recall=0.6) == 0.25  # threshold 0.7
     assert false_positives(gold, answers, probabilities, recall=0.6) == 0.5
     assert false_positives(gold, answers, probabilities, "none", recall=0.8) == 0.5  # threshold 0.2
-    assert false_positives(gold, answers, probabilities, "none", recall=0.9) == 1.0
+    assert false_positives(gold, answers, probabilities, "none", recall=0.9) is None

@@ -404,10 +404,10 @@ def test_page_loads_nothing(tmp_path: Path, simple_scores: None) -> None:
 
 
 def test_page_takes_credentials_out() -> None:
-    text = "llm: s3://key:verysecret@bucket/model?region=eu\nvllm:\n  hf_token: hf_abc\n  max_model_len: 5\n"
+    text = "llm: s3://key:verysecret@bucket/model?region=eu\nvllm:\n  hf_token: hf_abc\n  max_tokens: 5\n"
     shown = without_credentials(text)
     assert "verysecret" not in shown and "hf_abc" not in shown
-    assert "s3://***@bucket/model" in shown and "max_model_len: 5" in shown
+    assert "s3://***@bucket/model" in shown and "max_tokens: 5" in shown
 
 
 def test_visible_takes_disguises_out() -> None:
@@ -476,6 +476,21 @@ def test_headline_is_honest(low: float, high: float, said: str) -> None:
     assert said in headline({"evaluation": _evaluation(low, high)})
 
 
+def test_a_gain_holds_only_where_the_llm_saw_the_same_examples_too() -> None:
+    evaluation = _evaluation(0.01, 0.03)
+    evaluation["seeds+generated"]["own_differences"] = {"seeds": {"mean": 0.01, "low": -0.01, "high": 0.03}}
+    said = "(+2.0 [+1.0, +3.0]; on the examples that the LLM saw +1.0 [−1.0, +3.0]; not established)"
+    assert said in headline({"evaluation": evaluation})
+
+
+def test_the_llms_score_names_its_sentences() -> None:
+    evaluation = _evaluation(0.01, 0.03)
+    evaluation["seeds+generated"]["test"] = 612
+    evaluation["llm"] = {"metric": "micro", "mean": 0.3, "std": 0.0, "per_draw": [0.3], "test": 120}
+    told = "30.0 micro-F1 on 120 of the 612 test sentences; the small model trained on seeds+generated 60.0 on all."
+    assert any(told in line for line in findings({"evaluation": evaluation}))
+
+
 def test_headline_of_an_old_evaluation_without_intervals() -> None:
     evaluation = {name: {key: value for key, value in entry.items() if key != "differences"} for name, entry in _evaluation(0, 0).items()}
     assert "not compared" in headline({"evaluation": evaluation})
@@ -483,9 +498,8 @@ def test_headline_of_an_old_evaluation_without_intervals() -> None:
 
 def test_findings_compare_rounds_and_naive() -> None:
     lines = findings({"evaluation": _evaluation(-0.1, -0.05), "tokens_per_accepted": 63.2, "naive": {"tokens_per_accepted": 1434.0}})
-    assert any(
-        line.startswith("After preference tuning: 12.5 micro-F1 against 20.0 before it (−7.5 [−10.0, −5.0], worse") for line in lines
-    )
+    told = "After preference tuning: 12.5 micro-F1 in this run against 20.0 before it (−7.5 [−10.0, −5.0], worse"
+    assert any(line.startswith(told) for line in lines)
     assert any("12.5 micro-F1 (round 1) against 15.0 from the naive prompt" in line for line in lines)
     assert any("63 generated tokens; with the naive prompt 1,434" in line for line in lines)
 

@@ -75,6 +75,18 @@ def test_a_sample_counts_once_by_majority_and_a_tie_is_wrong(reviewed: RunFolder
     assert review.review_answers(reviewed) == {"a": False, "b": True}
 
 
+def test_an_answer_to_another_sentence_counts_no_more(quickstart: Config, reviewed: RunFolder) -> None:
+    drawn = review.draw(quickstart, reviewed, 2)
+    assert review.review(reviewed, drawn, "ada", lambda _: "y") == 2
+    changed = [
+        {**row, "text": row["text"].replace("likes", "hates") if row["sample_id"] == drawn[0]["sample_id"] else row["text"]}
+        for row in reviewed.read_table("comparison/selected").to_pylist()
+    ]
+    reviewed.write_table("comparison/selected", pa.Table.from_pylist(changed, DATASET))
+    assert review.review_answers(reviewed) == {drawn[1]["sample_id"]: True}
+    assert review.review(reviewed, review.draw(quickstart, reviewed, 2), "ada", lambda _: "n") == 1
+
+
 def test_figures_have_wilsons_interval(reviewed: RunFolder) -> None:
     assert review.review_figures(reviewed) is None
     names = [f"born_in-{n}" for n in range(4)]
@@ -100,10 +112,10 @@ def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed
     assert "<b>" not in page.split("</style>")[1].split("<script>")[0] and "&amp; {B}" in page and "https://" not in page
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps([{"sample_id": "born_in-0", "right": True}, {"sample_id": "born_in-1", "right": None}]))
-    assert review.take_answers(quickstart, reviewed, str(answers), "ada") == 2
+    assert review.take_answers(reviewed, str(answers), "ada") == 2
     assert review.review_answers(reviewed) == {"born_in-0": True}
     answers.write_bytes(b"\xef\xbb\xbf" + answers.read_bytes())
-    assert review.take_answers(quickstart, reviewed, str(answers), "ada") == 2
+    assert review.take_answers(reviewed, str(answers), "ada") == 2
     for text, problem in (
         ("[1]", "no file of answers"),
         ("7", "no file of answers"),
@@ -117,7 +129,7 @@ def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed
     ):
         answers.write_text(text)
         with pytest.raises(InputError, match=problem):
-            review.take_answers(quickstart, reviewed, str(answers), "ada")
+            review.take_answers(reviewed, str(answers), "ada")
     with pytest.raises(InputError, match="no samples to review"):
         review.draw(quickstart, RunFolder(str(tmp_path / "empty")), 5)
 

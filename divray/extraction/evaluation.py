@@ -58,9 +58,11 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """Write ``evaluation/predictions``, ``evaluation.json`` and ``data/test_embeddings``.
 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` and
-    ``draws``, ``false_positives`` (null without negatives), ``examples`` in all, ``k`` (median a relation),
-    ``examples_per_relation``, ``scores`` (all scores, one a draw), ``f1_per_relation`` (mean of the draws), ``differences`` to the
-    sets of :data:`COMPARED` (:func:`difference`) and ``settings`` (encoder, hyperparameters).  Behind them stand
+    ``draws`` (one where all are alike), ``test`` sentences, ``false_positives`` (null without negatives, or where a draw does not
+    reach the recall), ``examples`` in all, ``k`` (median a relation), ``examples_per_relation``, ``scores`` (all scores, one a draw),
+    ``f1_per_relation`` (mean of the draws; null without test sentences), ``differences`` to the sets of :data:`COMPARED`
+    (:func:`difference`) and ``settings`` (encoder, hyperparameters).  ``own_differences`` are those of the run's own draw alone, for
+    human and generated examples together: the LLM wrote from that draw's examples.  Behind them stand
     :mod:`divray.extraction.answers`, without draws.
 
     Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
@@ -73,7 +75,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     first: dict[str, list[Example]] = {}
     keys: dict[str, list[str]] = defaultdict(list)
     jobs: dict[str, dict[str, Any]] = {}
-    for name, tables in training_sets(run).items():
+    sets = training_sets(run)
+    for name, tables in sets.items():
         for number, draw in enumerate(draws):
             examples, weights = set_of(run, tables, draw, settings)
             if examples:
@@ -98,27 +101,33 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         ids, truth = [example.example_id for example in asked], [example.relation for example in asked]
         for draw, columns in enumerate(zip(said, sure, strict=True)):
             predictions.append(pa.table([[name] * len(ids), [draw] * len(ids), ids, truth, *columns], schema=PREDICTIONS))
-        results[name] = {**summarise(truth, said, labels, config), **more, **_sizes(examples, labels), "settings": used}
+        sizes = {"test": len(asked), **_sizes(examples, labels)}
+        results[name] = {**summarise(truth, said, labels, config), **more, **sizes, "settings": used}
 
     for name, examples in first.items():
-        found = [_predicted(run, key) for key in keys[name]]
+        found = [_predicted(run, key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
         said = [part["predicted"].to_pylist() for part in found]
         sure = [part["probability"].to_numpy() for part in found]
         alarms = [false_positives(gold, *both, config.task.none_label) for both in zip(said, sure, strict=True) if negatives]
-        answers[name] = [some[: len(test)] for some in said]
+        own = [some[: len(test)] for some in said]
+        answers[name] = own if len(own) > 1 else own * len(draws)
         certain = [some[: len(test)] for some in sure]
         used = {"encoder": config.models.encoder, **asdict(settings)}
-        alarm = statistics.fmean(alarms) if alarms else None
-        add(name, test, answers[name], certain, examples, used, draws=[*range(len(draws))], false_positives=alarm)
+        reached = [alarm for alarm in alarms if alarm is not None]
+        alarm = statistics.fmean(reached) if reached and len(reached) == len(alarms) else None
+        add(name, test, own, certain, examples, used, draws=[*range(len(own))], false_positives=alarm)
     for name, others in external_answers(run, test):
         answers[name] = [others] * len(draws)
         add(name, test, [others], [[None] * len(test)], [], {}, draws=[])
     for name, entry in results.items():
         compared = [other for other in COMPARED if other in answers and other != name]
         entry["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
+        if SEEDS in sets.get(name, ()) and not {SEEDS, MORE, UNLABELLED}.issuperset(sets[name]):
+            own_draw = {other: difference(gold, answers[name][:1], answers[other][:1], labels, config) for other in compared}
+            entry["own_differences"] = own_draw
     if config.evaluation.llm:
         asked, answered, shown = llm_answers(config, run)
-        add("llm", asked, [answered], [[None] * len(asked)], shown, {"model": config.models.llm, "test": len(asked)}, draws=[])
+        add("llm", asked, [answered], [[None] * len(asked)], shown, {"model": config.models.llm}, draws=[])
     run.write_table("evaluation/predictions", pa.concat_tables(predictions))
     run.write_json(EVALUATION, results)
     return {"sets": len(results), "trainings": len(due), "kept": kept, "test": len(test)}
@@ -144,14 +153,14 @@ def summarise(gold: Sequence[str], answers: Answers, labels: Sequence[str], conf
     metric = config.task.metric
     scores = [score(gold, answer, labels, config.task.none_label, metric) for answer in answers]
     mains = [main_score(values, metric) for values in scores]
-    each = {name: [values["per_relation"][name]["f1"] for values in scores] for name in scores[0]["per_relation"]}
+    each = {name: [values["per_relation"][name] for values in scores] for name in scores[0]["per_relation"]}
     return {
         "metric": metric,
         "mean": statistics.fmean(mains),
         "std": statistics.stdev(mains) if len(mains) > 1 else 0.0,
         "per_draw": mains,
         "scores": [_without_relations(values) for values in scores],
-        "f1_per_relation": {name: statistics.fmean(values) for name, values in each.items()},
+        "f1_per_relation": {name: statistics.fmean(one["f1"] for one in some) if some[0]["gold"] else None for name, some in each.items()},
     }
 
 
@@ -211,7 +220,8 @@ class _Trainer:
         else:
             labelled = self_labelled(self.model, self._encoded, examples, weights, self.relations, self.settings)
             rows = training_rows(labelled[0], self.relations, labelled[1])
-            fit_head(self.model, self._encoded(rows.examples), rows, self.described, self.settings)
+            given = sum(bool(example.relation) for example in examples)
+            fit_head(self.model, self._encoded(rows.examples), rows, self.described, self.settings, given)
             found = self.model.classify(self._encoded(self.test))
         self.run.write_parquet(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
         return job

@@ -81,17 +81,17 @@ def main_score(scores: dict[str, Any], metric: Metric) -> float:
 
 def false_positives(
     gold: Sequence[str], answers: Sequence[str], probabilities: np.ndarray, none_label: str | None = None, recall: float = 0.8
-) -> float:
+) -> float | None:
     """The share of negatives that get a relation at the threshold at which ``recall`` of the test sentences get the right one.
 
-    Where even without a threshold fewer are right, there is no such threshold: 1.0.  ``answers`` and ``probabilities`` (n + m) are
+    ``None`` where even without a threshold fewer are right.  ``answers`` and ``probabilities`` (n + m) are
     of the test sentences, whose true labels are ``gold`` (n), and behind them of the negatives.
     """
     count = len(gold)
     right = np.sort(probabilities[:count][np.array(answers[:count]) == np.array(gold)])[::-1]
     needed = math.ceil(recall * count)
     if len(right) < needed:
-        return 1.0
+        return None
     answered = np.array([answer != none_label for answer in answers[count:]])
     return float((answered & (probabilities[count:] >= right[needed - 1])).mean())
 

@@ -22,7 +22,7 @@ from divray.datasets.stage import read_relations, table_examples
 from divray.dedup.storage import first_line
 from divray.errors import InputError
 from divray.extraction.model import RelationExtractor
-from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows
+from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, scale_of, train, training_rows
 from divray.layout import DRAWS, SEEDS, UNLABELLED, Round
 from divray.relations import Example
 from divray.resources import worker
@@ -134,9 +134,10 @@ def _card(config: Config, run: RunFolder, model: RelationExtractor, examples: in
     """Markdown with the expected precision and recall of each label at each of :data:`THRESHOLDS`."""
     human, relations = draws_of(run)[0][SEEDS], read_relations(run)
     rows, described = training_rows(human, relations), model.described(relations)
-    scores = held_out_scores(model.features(rows.examples), rows, fold_of(rows), described, tuned(config, run))[: len(human)]
+    features, settings = model.features(rows.examples), tuned(config, run)
+    scores = held_out_scores(features, rows, fold_of(rows), described, settings)[: len(human)]
     known = ~np.isnan(scores).any(axis=1)
-    probabilities, gold = softmax(scores[known] * model.config.scale, axis=1), rows.targets[: len(human)][known]
+    probabilities, gold = softmax(scores[known] * scale_of(features, rows, described, settings), axis=1), rows.targets[: len(human)][known]
     best, certain = probabilities.argmax(axis=1), probabilities.max(axis=1)
     itself = f", and itself on {unlabelled} unlabelled ones" if unlabelled else ""
     text = f"""---

@@ -118,7 +118,7 @@ def train(
         labelled, counted = self_labelled(model, model.features, examples, weights, relations, config)
         rows = training_rows(labelled, relations, counted)
         features = model.features(rows.examples)
-        fit_head(model, features, rows, model.described(relations), config)
+        fit_head(model, features, rows, model.described(relations), config, sum(bool(example.relation) for example in examples))
         if config.epochs:
             _tune(model, rows, config, seed)
             _balance(model, features, rows)
@@ -134,17 +134,18 @@ def self_labelled(
     config: Hyperparameters,
 ) -> tuple[list[Example], list[float]]:
     """Self-training: of the unlabelled examples (relation ``""``) a classifier of the others, whose features ``encoded`` gives, labels
-    those of which it is surest: for each example of a label :data:`SUREST`, with ``generated_weight``."""
+    those of which it is surest: for each example of a label that counts in full :data:`SUREST`, with ``generated_weight``."""
     labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
     kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
-    unlabelled = [example for example in examples if not example.relation]
+    known = {(example.text, example.head, example.tail) for example in kept}
+    unlabelled = [one for one in examples if not one.relation and (one.text, one.head, one.tail) not in known]
     if not unlabelled:
         return kept, counts
     rows = training_rows(kept, relations, counts)
     fit_head(model, encoded(rows.examples), rows, model.described(relations), config)
     found = model.classify(encoded(unlabelled))
     sure = found.probabilities.max(axis=1)
-    room = {name: SUREST * count for name, count in Counter(example.relation for example in kept).items()}
+    room = {name: SUREST * count for name, count in Counter(example.relation for example, weight in labelled if weight >= 1).items()}
     for place in np.argsort(-sure, kind="stable"):
         if room.get(label := found.labels[place], 0):
             room[label] -= 1
@@ -171,10 +172,13 @@ def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparamete
     return model
 
 
-def fit_head(model: RelationExtractor, features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters) -> None:
-    """Set the classifier to :func:`closed_form`'s, scaled so that its probabilities fit rows that it has not seen."""
+def fit_head(
+    model: RelationExtractor, features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters, given: int | None = None
+) -> None:
+    """Set the classifier to :func:`closed_form`'s, scaled so that its probabilities fit rows that it has not seen: those of the first
+    ``given`` examples, behind which may stand what the model labelled itself."""
     whole = closed_form(features, rows.targets, rows.weights, described, config)
-    scale = _scale(features, rows, described, config)
+    scale = scale_of(features, rows, described, config, given)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(scale * whole.weights))
         model.classifier.bias.copy_(torch.from_numpy(np.maximum(scale * whole.bias, -1e4)))
@@ -220,10 +224,10 @@ def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
     return fold[rows.origin]
 
 
-def _scale(features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters) -> float:
+def scale_of(features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters, given: int | None = None) -> float:
     """The factor of the least cross-entropy out of fold, against Platt's (1999) targets: n rows can't show a certainty of 1."""
     scores = held_out_scores(features, rows, fold_of(rows), described, config)
-    kept = np.flatnonzero(~np.isnan(scores[:, 0]))
+    kept = np.flatnonzero(~np.isnan(scores[:, 0]) & (rows.origin < (len(rows.origin) if given is None else given)))
     if not len(kept):
         return UNFITTED_SCALE
     present = np.unique(rows.targets[kept])

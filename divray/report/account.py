@@ -132,12 +132,13 @@ def account(config: Config, run: RunFolder) -> Account:
     for name in ("naive", *(own.name for own in rounds)):
         for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
             book.add(key, audited=count, correctness=total)
-    requests = _requests(run, rounds)
-    for engine in requests["engine"].unique().to_pylist():
-        own = requests.filter(pc.field("engine") == engine)
-        own = own.append_column("seconds", pa.array(busy_shares(own["started_at"].to_numpy(), own["finished_at"].to_numpy())))
-        for row in own.group_by(keys, use_threads=False).aggregate([("seconds", "sum")]).to_pylist():
-            book.add([row[name] for name in keys], engine_seconds=row["seconds_sum"])
+    for one in rounds:
+        requests = _requests(run, [one])
+        for engine in requests["engine"].unique().to_pylist():
+            own = requests.filter(pc.field("engine") == engine)
+            own = own.append_column("seconds", pa.array(busy_shares(own["started_at"].to_numpy(), own["finished_at"].to_numpy())))
+            for row in own.group_by(keys, use_threads=False).aggregate([("seconds", "sum")]).to_pylist():
+                book.add([row[name] for name in keys], engine_seconds=row["seconds_sum"])
     return book
 
 

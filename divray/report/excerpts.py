@@ -54,12 +54,17 @@ def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
 
 def conflicts(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some labelling conflicts, each with the ``other`` sample's row; the pairs of labels take turns."""
-    found = list(rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP))
-    # Where both are of the loop, the one that comes first stands for both.
-    once = {frozenset((row["candidate_id"], row["conflict"])): row for row in reversed(found)}.values()
-    for row in once:
-        row["labels"] = tuple(sorted((row["relation"], row["conflict_relation"])))
-    groups = _first(once, "labels", lambda row: row["candidate_id"], CONFLICTS)
+    seen: set[frozenset[str]] = set()
+
+    def once() -> Iterator[Row]:
+        """Where both are of the loop, the one that comes first stands for both."""
+        for row in rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP):
+            both = frozenset((row["candidate_id"], row["conflict"]))
+            if both not in seen:
+                seen.add(both)
+                yield {**row, "labels": tuple(sorted((row["relation"], row["conflict_relation"])))}
+
+    groups = _first(once(), "labels", lambda row: row["candidate_id"], CONFLICTS)
     return _with_other(run, rounds, groups, "conflict")[:CONFLICTS]
 
 

@@ -65,7 +65,7 @@ def reading(summary: Summary) -> Iterator[str]:
     if read := summary.get("review"):
         yield as_sentence(read)
     if (audited := summary.get("mean_correctness_selected")) is not None:
-        yield f"By a second judge, on which nothing in the loop depends, {audited:.0%} of the selected samples are right."
+        yield f"By a second judge (another LLM's reading, and the gate's score), {audited:.0%} of the selected samples are right."
 
 
 def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
@@ -73,10 +73,12 @@ def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
     if NAIVE in evaluation and rounds:
         yield _against(evaluation, rounds[-1], NAIVE, "Generated alone", "from the naive prompt", f" ({round_name(rounds[-1])})")
     if len(rounds) > 1:
-        yield _against(evaluation, rounds[-1], rounds[0], "After preference tuning", "before it")
+        yield _against(evaluation, rounds[-1], rounds[0], "After preference tuning", "before it", " in this run")
     if LLM in evaluation and (other := BOTH if BOTH in evaluation else rounds[-1] if rounds else ""):
-        reached = f"The LLM doing the task itself reaches {_score(evaluation[LLM])}"
-        yield f"{reached}; the small model trained on {other} {score(evaluation[other]['mean'])}."
+        asked, all_ = (evaluation[name].get("test") for name in (LLM, other))
+        on = "" if asked == all_ else f" on {asked} of the {all_} test sentences"
+        reached = f"The LLM doing the task itself reaches {_score(evaluation[LLM])}{on}"
+        yield f"{reached}; the small model trained on {other} {score(evaluation[other]['mean'])}{' on all' if on else ''}."
 
 
 def _of_diversity(summary: Summary) -> Iterator[str]:
@@ -145,9 +147,9 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
 
 
-def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
+def signed_interval(evaluation: Evaluation, new: str, old: str, of: str = "differences") -> str:
     """The paired difference with its 95 % interval; ``""`` where the two were not compared."""
-    found = evaluation[new].get("differences", {}).get(old)
+    found = evaluation[new].get(of, {}).get(old)
     if not found:
         return ""
     mean, low, high = (f"{100 * found[name]:+.1f}".replace("-", "−") for name in ("mean", "low", "high"))
@@ -156,9 +158,12 @@ def signed_interval(evaluation: Evaluation, new: str, old: str) -> str:
 
 def _against(evaluation: Evaluation, new: str, old: str, what: str, how: str, note: str = "") -> str:
     verdict = "not compared"
-    if found := evaluation[new].get("differences", {}).get(old):
-        verdict = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "not established"
-        verdict = f"{signed_interval(evaluation, new, old)}, {verdict}"
+    kinds = ("differences", "own_differences")
+    if found := [one for kind in kinds if (one := evaluation[new].get(kind, {}).get(old))]:
+        better, worse = all(one["low"] > 0 for one in found), all(one["high"] < 0 for one in found)
+        shown = [signed_interval(evaluation, new, old, kind) for kind in kinds]
+        own = f"; on the examples that the LLM saw {shown[1]};" if shown[1] else ","
+        verdict = f"{shown[0]}{own} {'better' if better else 'worse' if worse else 'not established'}"
     return f"{what}: {_score(evaluation[new])}{note} against {score(evaluation[old]['mean'])} {how} ({verdict})."
 
 

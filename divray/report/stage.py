@@ -14,6 +14,7 @@ from typing import Any
 
 from divray.config import Config, dump_config
 from divray.console import clock
+from divray.dedup.storage import public_name
 from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round
 from divray.report import findings as say
 from divray.report.account import GATE, STEPS, Account, account, engine_time, money, reasons_of, rounds_of
@@ -27,7 +28,7 @@ from divray.stages import Progress
 from divray.texts import visible
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET_KEYS = re.compile(r"(?i)((?:secret|token|password|api_?key|access_?key)[\w-]*\s*[:=]\s*)[^\s&]+")
+_SECRET_KEYS = re.compile(r"(?i)((?:secret|token(?!s\b)|password|api_?key|access_?key)[\w-]*\s*[:=]\s*)[^\s&]+")
 _LONGEST = 400
 
 
@@ -54,7 +55,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     relations = list(dict.fromkeys([*named, *sorted({cell.relation for cell in book.cells})]))
     found: dict[str, Any] = {
         "task": config.task.name,
-        "models": {"llm": config.models.llm, "encoder": config.models.encoder},
+        "models": {"llm": public_name(config.models.llm), "encoder": public_name(config.models.encoder)},
         "seed": config.seed,
         "rounds": len(rounds),
         "finished_at": records[-1]["finished_at"] if records else None,

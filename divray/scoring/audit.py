@@ -6,7 +6,7 @@ seed records of its relation.  With ``l`` the log-probabilities of the tokens of
 ============  =========================================================================================
 ``sentence``  mean of l, less that of some of the task's seeds, each read without itself
 ``stumble``   mean of the three smallest of l, likewise
-``passed``    1 for what the gate let through, 0 for the naive baseline's rest
+``passed``    1 from a gate's score of :data:`PASSED` on, whatever the threshold of the run
 ============  =========================================================================================
 
 It runs after the selection, and so on the selected samples alone.
@@ -27,13 +27,15 @@ from divray.scoring.judge import AUDIT, weights
 from divray.scoring.stage import encoders
 
 SIGNALS = ("sentence", "stumble", "passed")
+PASSED = 0.8
+"""As the weights were fitted (``benchmarks/reading/fit.py``)."""
 _BATCH = 32
 
 
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     """Sample id -> the audit's probability that the sample is right.
 
-    ``rows`` have columns of ``schemas.DATASET``, and ``passed`` (bool), each sample once.  ``correctness.reader`` names the LLM.
+    ``rows`` have columns of ``schemas.DATASET``, each sample once.  ``correctness.reader`` names the LLM.
     """
     import ray.data
 
@@ -48,7 +50,7 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     found = {row["sample_id"]: row["read"] for row in parts.iter_rows()}
     origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)
     names = rows["sample_id"].to_pylist()
-    signals = np.column_stack([np.array([found[name] for name in names]) - origin, rows["passed"].to_numpy()])
+    signals = np.column_stack([np.array([found[name] for name in names]) - origin, rows["correctness"].to_numpy() >= PASSED])
     return dict(zip(names, weights(AUDIT).probability(signals, SIGNALS).tolist(), strict=True))
 
 

@@ -130,7 +130,9 @@ def fit_judge(
     are the features of :func:`described_seeds`, ``heard`` is :meth:`Judging.hear_seeds`.
     """
     classes = 2 * len(relations)
+    several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by, and without it its class has none
     fold = np.array([np.count_nonzero(own[:row] == relation) for row, relation in enumerate(own)]) % _FOLDS  # each relation's in turn
+    fold = np.where(several, fold, -1)
     plain, heads, tails = _features(features)
     orders = np.concatenate([plain, exchanged(plain)])
     parts = (orders[_head_first(orders) == order] for order in (0, 1))
@@ -145,7 +147,6 @@ def fit_judge(
     judge = Judge(relations, own, middle, known, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
     same = own[:, None] == own[None, :]
     np.fill_diagonal(same, False)
-    several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by
     signals = _signals(judge, own, scores[: len(own)], np.split(of_names, 2), known[: len(own)], np.tile(same, 2))
     found = np.column_stack([signals, np.maximum(0.0, logs - judge.length)])[several if several.any() else slice(None)]
     return replace(judge, origin=np.concatenate([found.mean(axis=0), heard]).round(_DIGITS))
@@ -171,7 +172,8 @@ def _in_place(description: str, seed: Example) -> Example | None:
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
-    """A discriminant, and the scores of its own rows (the seeds', kind after kind), each by the other folds; scaled to :data:`SPREAD`."""
+    """A discriminant, and the scores of its own rows (the seeds', kind after kind), each by the other folds; scaled to :data:`SPREAD`.
+    Those of fold -1 get none."""
     whole, folds = discriminant(inputs, labels, classes, shrinkage), np.tile(fold, len(inputs) // len(fold))
     scores = np.zeros((len(inputs), classes))
     for number in range(_FOLDS):
@@ -179,7 +181,7 @@ def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: flo
         if left_out.any() and not left_out.all():
             scores[left_out] = discriminant(inputs[~left_out], labels[~left_out], classes, shrinkage).scores(inputs[left_out])
     known = np.unique(labels)
-    spread = float((scores if scores.any() else whole.scores(inputs))[:, known].std())
+    spread = float((scores[folds >= 0] if scores.any() else whole.scores(inputs))[:, known].std())
     factor = SPREAD / max(spread, _LEAST)
     return Discriminant(on_grid(factor * whole.weights, WEIGHT_GRID), on_grid(factor * whole.bias, WEIGHT_GRID)), factor * scores
 
