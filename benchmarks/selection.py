@@ -44,7 +44,6 @@ def main() -> None:
     arguments = parser.parse_args()
     seed = secrets.randbits(32)
     correctness, vectors = candidates(arguments.rows, seed)
-    greedy_selection(correctness[:50], vectors[:50], 4, 0.5)  # compiled once, kept on disk
     rng = np.random.default_rng(seed)
     by_correctness = np.argsort(-correctness, kind="stable")
     found: list[dict[str, Any]] = []

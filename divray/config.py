@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -181,7 +181,8 @@ def _nearest_key(key: str) -> str:
     *sections, last = key.split(".")
     for section in sections:
         annotation = model.model_fields[section].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        for kind in get_args(annotation) or (annotation,):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
     close = difflib.get_close_matches(last, model.model_fields, n=1)
     return f"Did you mean `{close[0]}`?" if close else f"Known keys here: {', '.join(model.model_fields)}."

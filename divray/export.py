@@ -35,18 +35,18 @@ def export(run_uri: str, target: str, every: bool = False) -> int:
     if not target.endswith((".parquet", ".jsonl", ".json")):
         raise InputError("command line", target, "unknown ending", "Use one of .parquet, .jsonl, .json.")
     table = run.read_table(ACCEPTED if every else SELECTED)
-    rows = table.to_pylist()
     if target.endswith(".parquet"):
         data = parquet_bytes(table)
     elif target.endswith(".jsonl"):
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
     else:
+        rows = table.to_pylist()
         written = [tacred_row(row) for row in rows]
         if changed := sum(detokenize(one["token"])[0] != row["text"] for one, row in zip(written, rows, strict=True)):
             console.log(f"{changed} of {len(rows)} sentences come back from their tokens with other blanks; .jsonl and .parquet keep them")
         data = json.dumps(written, ensure_ascii=False).encode()
     write_bytes(*open_uri(target), data)
-    return len(rows)
+    return int(table.num_rows)
 
 
 def tacred_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from safetensors import SafetensorError, safe_open
 
 from divray.config import Config
-from divray.dedup.storage import first_line, is_uri, open_uri
+from divray.dedup.storage import first_line, is_uri, open_uri, public_name
 from divray.errors import InputError, ResourceError
 from divray.schemas import SENTENCES
 from divray.textfiles import read_json
@@ -44,7 +44,7 @@ _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length", "max_seq_length")
 _OWN_SCALES = ("default", "llama3", "longrope", "su", "mrope")
-"""Kinds of RoPE whose factor is in the context already."""
+"""Kinds of RoPE whose factor is in the context already, as all of Gemma 3's are; YaRN's is one of the context before."""
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -66,9 +66,10 @@ def check_model(reference: str, where: str, field: str) -> None:
         try:
             filesystem, path = open_uri(reference)
         except InputError as error:
-            raise InputError(where, field, f"{reference}: {error.problem.rstrip('.')}", error.mend) from None
+            raise InputError(where, field, f"{public_name(reference)}: {error.problem.rstrip('.')}", error.mend) from None
         if filesystem.get_file_info(f"{path}/config.json").type != pafs.FileType.File:
-            raise InputError(where, field, f"{reference} is not a model folder (no config.json)", "Give the folder of a saved model.")
+            problem = f"{public_name(reference)} is not a model folder (no config.json)"
+            raise InputError(where, field, problem, "Give the folder of a saved model.")
         names = {info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))}
         _check_weights(reference, where, field, names)
         for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
@@ -87,12 +88,12 @@ def check_model(reference: str, where: str, field: str) -> None:
 def _check_weights(reference: str, where: str, field: str, names: set[str]) -> None:
     """Refuse a model of which no weights, or not all, are among the ``names`` of its files."""
     if not any(name.endswith(".safetensors") for name in names):
-        raise InputError(where, field, f"{reference} holds no *.safetensors", "Save the model as safetensors.")
+        raise InputError(where, field, f"{public_name(reference)} holds no *.safetensors", "Save the model as safetensors.")
     if (index := "model.safetensors.index.json") in names:
         folder = Path(_fetched(reference, _SMALL)) if is_uri(reference) else Path(reference).expanduser()
         parts = _object(folder / index).get("weight_map")
         if missing := sorted(set(map(str, parts.values())) - names if isinstance(parts, dict) else {"weight_map"}):
-            raise InputError(where, field, f"{reference} lacks {missing[0]}, which {index} names", "Fetch the model again.")
+            raise InputError(where, field, f"{public_name(reference)} lacks {missing[0]}, which {index} names", "Fetch the model again.")
 
 
 def small_files(reference: str, field: str) -> Path | None:
@@ -275,8 +276,11 @@ def _context(config: dict[str, Any]) -> int | None:
     config = text if isinstance(text, dict) else config
     found = [config[key] for key in _CONTEXT if isinstance(config.get(key), int)]
     rope = config.get("rope_parameters") or config.get("rope_scaling")
-    factor = rope.get("factor") if isinstance(rope, dict) and (rope.get("rope_type") or rope.get("type")) not in _OWN_SCALES else None
-    return int(min(found) * (factor or 1)) if found else None
+    if not found or not isinstance(rope, dict) or str(config.get("model_type")).startswith("gemma3"):
+        return min(found, default=None)
+    kind = rope.get("rope_type") or rope.get("type")
+    start = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    return int((start or min(found)) * ((kind not in _OWN_SCALES and rope.get("factor")) or 1))
 
 
 def context_length(reference: str, most: int) -> int:

@@ -35,6 +35,7 @@ def test_a_resolved_config_reads_back_the_same() -> None:
         ("selection.k=0", "selection.k", "It is now 0"),
         ("selection.k=many", "selection.k", "It is now 'many'"),
         ("nonsense=1", "nonsense", "Known keys"),
+        ("engine.endpoint={url: http://h/v1, model: m, timout: 1}", "engine.endpoint.timout", "Did you mean `timeout`?"),
         ("selection.k", "selection.k", "Write e.g."),
         ("selection.k=true", "selection.k", "It is now True"),
         ("selection.k=yes", "selection.k", "It is now 'yes'"),

@@ -55,6 +55,14 @@ def model(path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None =
         ({"text_config": {"max_position_embeddings": 900}, "max_position_embeddings": 5}, 900),
         ({"max_position_embeddings": 1000, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 4000),
         ({"max_position_embeddings": 8000, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 8000),
+        ({"max_position_embeddings": 8000, "rope_parameters": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 8000),
+        (
+            {
+                "max_position_embeddings": 8000,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2000},
+            },
+            8000,
+        ),
         ({}, None),
     ],
 )

@@ -73,6 +73,12 @@ def test_every_rejection_has_its_reason(head: str, tail: str, sentence: str, rea
     assert parsed(head, tail, sentence) == Parsed(rejection=reason)
 
 
+def test_letters_without_blanks_between_repeat_themselves_too() -> None:
+    seed = "[李明]住在{上海}的东边。"
+    assert parsed("王明", "北京", "王明出生在很远很远很远很远很远很远的北京。", seed).rejection == "repetition"
+    assert parsed("王明", "北京", "王明出生在北京的一家小医院。", seed).rejection == ""
+
+
 LANGUAGES = {
     "Russian": (
         "Город {Белогорск} помнит [Олега Сомова].",
@@ -199,6 +205,7 @@ def test_seeds_that_no_sample_may_be_like_are_counted() -> None:
         ("Ada", "Hask", "Today Ada works at Hask", "Welder [Tom] leaves {Greenfield} at last", "no_end"),
         ("Ada", "Hask", "Ada works there. She likes Hask.", "Here comes [Tom] again. He left {Greenfield} for good.", "several_sentences"),
         ("Ада", "Вира", "Ада служит там. Она любит Вира.", "Вот пришёл [Лев] снова. Он любит {Луч}.", "several_sentences"),
+        ("Անի", "Գյումրի", "Անի այստեղ է։ Նա գիտի Գյումրի։", "Ահա [Արամ] նորից։ Նա գիտի {Երեւան}։", "several_sentences"),
         ("Άννα", "Βίρα", "Η Άννα ζει μακριά. Αγαπά τη Βίρα.", "Ο [Νίκος] ζει. Εδώ είναι η {Λίμνη}.", "several_sentences"),
         ("Ada", "Hask", "Ada left Hask.", "[Tom] quit {Greenfield}.", "too_short"),
         ("Ada", "Hask", "Today welder Ada Varn left Hask.", "So did [Tom] Becker at {Greenfield}.", "part_of_name"),

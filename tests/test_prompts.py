@@ -102,6 +102,13 @@ def test_prompts_take_the_pool_in_turn() -> None:
     assert len(taken) == len(set(taken.values())) == 8  # of 12: no pair twice before all were taken
 
 
+def test_strategies_of_unequal_shares_leave_no_pair_out() -> None:
+    overrides = ["prompts.strategies={independent: 0.75, one_by_one: 0.25}", "sampling.candidates_per_relation=96"]
+    config = load_config(folder() / "quickstart.yaml", [*overrides, "prompts.candidates_per_prompt=8"])
+    rows = [row for row in rows_of(config, 0, POOL) if row["head"]]
+    assert len({row["prompt_id"] for row in rows}) == len({row["head"] for row in rows}) == 12
+
+
 def test_the_prompts_of_a_later_wave_take_further_pairs(quickstart: Config) -> None:
     first = Wave(0, {"employed_by": {"independent": 11}})
     later = Wave(1, {"employed_by": {"independent": 13}}, {"employed_by": {"independent": 11}})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,11 +11,6 @@ from divray.run_folder import RunFolder
 
 SHARD = "2GB"
 """Of the weights a file: several are written to and read from an object store at the same time."""
-
-
-def public_name(reference: str) -> str:
-    """``reference`` without the credentials and options that a URI may carry."""
-    return re.sub(r"://[^/@]*@", "://", reference).partition("?")[0] if "://" in reference else reference
 
 
 def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained: Path, lora: bool) -> None:

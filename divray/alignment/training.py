@@ -14,9 +14,10 @@ from typing import Any
 from divray.alignment.arguments import dpo_arguments, parameters_of
 from divray.alignment.distributed import every_worker, reporter, shared_folder
 from divray.alignment.pairs import read_pairs, tokenize_pairs
-from divray.alignment.policy import public_name, publish_policy
+from divray.alignment.policy import publish_policy
 from divray.alignment.private import build_no_extension, score_completions_alone, token_trainer
 from divray.alignment.shared_prompt import can_share, share_prompts
+from divray.dedup.storage import public_name
 from divray.layout import Round
 from divray.models import cache_folder, local_model
 from divray.resources import cpu_precision

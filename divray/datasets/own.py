@@ -225,6 +225,8 @@ def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text:
         if value.get("start") is None and isinstance(words, str) and (name := words.strip()):
             found = [span for span in mentions(text, name) if text[slice(*span)] == name]
             if not found:
+                if name in text:
+                    raise source.error(field, f"{name!r} stands only inside a longer word of the text", "Give `start` and `end` too.")
                 raise source.error(field, f"{name!r} is not in the text", "Write it as it stands in the text.")
             if len(found) > 1:
                 raise source.error(field, f"{name!r} stands in the text {len(found)} times", "Give `start` and `end` too.")

@@ -78,6 +78,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         InputError: The data is wrong; nothing was written then.
     """
     task = load_task(config)
+    run.delete("data")  # also what later stages made of older files
     rows = [{key: value for key, value in asdict(relation).items() if key != "examples"} for relation in task.relations]
     run.write_json(RELATIONS, rows)
     run.write_table(SEEDS, examples_table(task.seeds))
@@ -159,7 +160,7 @@ def load_task(config: Config) -> Task:
         test = _read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped)
     patches.check_used()
     if task.negatives is not None:
-        negatives = _read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), patches, skipped)
+        negatives = _read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), Patches([]), skipped)
     if task.unlabelled is not None:
         unlabelled = _read(task, "unlabelled", Source(_path(task, task.unlabelled), unlabelled=True), Patches([]), skipped)
 
@@ -181,8 +182,8 @@ def load_task(config: Config) -> Task:
         if number:
             usable = _usable(_ranked(pool, names, config.seed + number), tested)
         draw = [example for examples in usable.values() for example in examples[:k]]
-        if number and set(draw) == set(draws[0]):  # there are no more examples than seeds
-            break
+        if any(set(draw) == set(other) for other in draws):  # as all are where there are no more examples than seeds
+            continue
         draws.append(draw)
         more.append([example for examples in usable.values() for example in examples[k : 2 * k]])
     unlabelled = unlabelled[: UNLABELLED_A_SEED * len(draws[0])]

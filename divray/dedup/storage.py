@@ -28,6 +28,11 @@ def is_uri(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
+def public_name(reference: str) -> str:
+    """``reference`` without the credentials and options that a URI may carry."""
+    return re.sub(r"://[^/@]*@", "://", reference).partition("?")[0] if is_uri(reference) else reference
+
+
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """``(filesystem, path)`` of a local path or of any URI that ``pyarrow.fs`` knows, without a slash at the end.
 

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
+from divray.dedup.shingle import spaced
 from divray.prompts.record import Record
 from divray.relations import Example, Relation, Span, as_letters, mentions, overlap
 
 _ENDS = ".!?…。．！？｡।॥؟۔։።՜՞"
 """Signs that end a sentence in the scripts that have one."""
 _CLOSING = "\"'’”»›)]}」』）】"
-_INNER_END = re.compile(rf"(?:([^\W\d_]{{3}})[.]|[!?…।॥؟۔])[{re.escape(_CLOSING)}]? +([^\W\d_])|[。！？](?=\w)")
+_INNER_END = re.compile(rf"(?:([^\W\d_]{{3}})[.]|[!?…।॥؟۔։።])[{re.escape(_CLOSING)}]? +([^\W\d_])|[。！？](?=\w)")
 _NUMBER = re.compile(r"^(?:\d{1,2}[.)]|[-*•]) +")
 _QUOTES = '"“”„«»'
 _WORD = re.compile(r"\w+")
@@ -47,6 +48,7 @@ class Form:
     capital: bool  # every seed that begins with a cased letter begins with a capital
     single: bool  # no seed is several sentences
     bare: bool  # no seed stands after a list's number or in quotes as a whole, so that an LLM's are taken off
+    varied: bool  # no seed repeats itself
     whole_names: bool  # an entity that is one half of a longer name is rare among the seeds
     least_words: int  # of the shortest seed, at most MIN_WORDS
     placeholders: frozenset[str]  # folded words that stand for an entity and are none
@@ -65,6 +67,7 @@ def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
         capital=all(not _begins_small(text) for text in texts),
         single=not any(_is_several(text) for text in texts),
         bare=all(_bared(text) == text for text in texts),
+        varied=not any(_repeats(text) for text in texts),
         whole_names=halves <= MOST_HALVES * len(seeds),
         least_words=min([MIN_WORDS, *(len(_words(text)) for text in texts)]),
         placeholders=(_LABELS | types) - entities,
@@ -166,9 +169,13 @@ def _sentence_problem(text: str, spans: tuple[Span, Span], form: Form) -> str:
         return "no_end"
     if form.single and _is_several(text):
         return "several_sentences"
-    lowered = [word.casefold() for word in words]
+    return "repetition" if form.varied and _repeats(text) else ""
+
+
+def _repeats(text: str) -> bool:
+    lowered = [word.casefold() for word in _words(spaced([text])[0])]
     trigrams = list(zip(lowered, lowered[1:], lowered[2:], strict=False))
-    return "repetition" if len(trigrams) >= 4 and len(set(trigrams)) < 0.75 * len(trigrams) else ""
+    return len(trigrams) >= 4 and len(set(trigrams)) < 0.75 * len(trigrams)
 
 
 def _words(text: str) -> list[str]:
@@ -177,7 +184,7 @@ def _words(text: str) -> list[str]:
 
 def _is_several(text: str) -> bool:
     """Whether a sentence ends within ``text``: no small letter follows the sign, and a full stop comes after no abbreviation."""
-    ends = ((found[1] or "", found[2] or "") for found in _INNER_END.finditer(text))
+    ends = ((found[1] or "", found[2] or "") for found in _INNER_END.finditer(as_letters(text)))
     return any(before == before.lower() and not following.islower() for before, following in ends)
 
 

@@ -31,6 +31,9 @@ from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 64
 """Of a Parquet file, which is one block of the sampling pass and so the grain of a resume."""
 
+ALONE = (NAIVE, "all_at_once")
+"""Strategies whose prompts have no pair given: the naive one, and a list of records."""
+
 _GIVEN = "Write the sentence of a new record whose head is"
 
 Renderer = Callable[[list[dict[str, str]]], str]
@@ -91,17 +94,18 @@ def request_rows(
     for relation in relations:
         own = [seed for seed in seeds if seed.relation == relation.name]
         grown = [*own, *wave.accepted.get(relation.name, [])]
-        pairs = (pool or {}).get(relation.name, ())
-        for place, (name, count) in enumerate(wave.count.get(relation.name, {}).items()):
-            before = wave.first.get(relation.name, {}).get(name, 0)
+        pairs, first = (pool or {}).get(relation.name, ()), wave.first.get(relation.name, {})
+        # Prompts take the pairs in turn, over all strategies that are given one.
+        turn = round_ * prompts_a_round(config) + sum(ceil(first[name] / block) for name in first if name not in ALONE)
+        for name, count in wave.count.get(relation.name, {}).items():
+            before = first.get(name, 0)
             prefix = f"r{round_:02d}-{slugs[relation.name]}-{name}"
             for prompt, start in enumerate(range(0, count, block)):
                 prompt_id = f"{prefix}-w{wave.number:02d}-{prompt:04d}" if wave.number else f"{prefix}-{prompt:04d}"
                 rng = random.Random(number_of(config.seed, prompt_id))
                 draft = STRATEGIES[name](config, relation, grown if name in GROWING else own, rng)
-                # A naive prompt and a list of records have no pair given.
-                alone = name != NAIVE and draft.sentences == 1
-                given = _pair_for(config, pairs, round_, place, ceil(before / block) + prompt) if pairs and alone else None
+                given = pairs[turn % len(pairs)] if pairs and name not in ALONE else None
+                turn += given is not None
                 end = min(start + block, count)
                 for number in range(start, end, draft.sentences):
                     asked = replace(draft, sentences=min(draft.sentences, end - number))
@@ -121,12 +125,6 @@ def request_rows(
                         "sentences": asked.sentences,
                         "policy": _policy(config, round_, (before + number) // draft.sentences),
                     }
-
-
-def _pair_for(config: Config, pairs: Sequence[Pair], round_: int, strategy: int, prompt: int) -> Pair:
-    """The pair of a relation's and strategy's prompt of that number; prompts take the pool in turn."""
-    first = round_ * prompts_a_round(config)
-    return pairs[(first + prompt * len(config.prompts.strategies) + strategy) % len(pairs)]
 
 
 def _pattern(relation: Relation, given: Pair | None, sentences: int, chat: bool) -> str:

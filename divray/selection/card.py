@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import yaml
 
 from divray.config import Config
+from divray.dedup.storage import public_name
 from divray.relations import Relation
 from divray.review import as_sentence
 from divray.schemas import DATASET
@@ -21,7 +22,6 @@ def dataset_card(
     """The card's text, from all accepted samples, the counts of the ``select`` stage and :func:`divray.review.review_figures`."""
     header = {
         "pretty_name": f"{config.task.name}: generated relation extraction samples",
-        "language": ["en"],
         "task_categories": ["text-classification", "token-classification"],
         "task_ids": ["relation-extraction"],
         "size_categories": [_size(dataset.num_rows)],
@@ -44,7 +44,7 @@ def dataset_card(
         "",
         "## How it was made",
         "",
-        f"- Language model: `{config.models.llm}`; encoder for scores: `{config.models.encoder}`.",
+        f"- Language model: `{public_name(config.models.llm)}`; encoder for scores: `{public_name(config.models.encoder)}`.",
         f"- Seeds: {config.task.seeds_per_relation} human examples a relation, shown to the model in part.",
         f"- Samples come from round(s) {rounds}, by strategy {strategies}. "
         "After each round the model is tuned by DPO on pairs made from its own samples or from the seeds.",
