@@ -36,8 +36,8 @@ QUIET_SECONDS = 20.0
 LEAST_GAIN = 1.2
 """How many times as fast as bf16 fp32 must be for twice the memory."""
 
-READING = 1.5
-"""CPUs beside the engines: Ray Data's filter of what is done already holds one, and readers, writers and ours some tenths each."""
+READING: list[Bundle] = [{"CPU": 1}, {"CPU": 0.5}]
+"""Beside the engines: Ray Data's filter of what is done already holds one CPU, and readers, writers and ours some tenths each."""
 
 _KINDS = ("GPU", "CPU")
 
@@ -130,18 +130,17 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
         ResourceError: The engine is spread over GPUs and runs on none.
     """
     cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
-    reading: Bundle = {"CPU": READING}
     if work == "engine":
         if config.models.llm == "endpoint":
-            return {"cluster.worker_cpus": [reading]}
+            return {"cluster.worker_cpus": READING}
         size = gpus_of(config)
         if uses_gpu(config):
             spread = engine.vllm.get("distributed_executor_backend") == "ray"  # the user's own word for several machines
             one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]
-            return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": [reading]}
+            return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": READING}
         if size > 1:
             raise ResourceError("engine.vllm spreads the model over GPUs (tensor or pipeline parallel), and it runs on a CPU. Drop it.")
-        return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + [reading]}
+        return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + READING}
     if work == "training":
         cpus, gpus, count = cluster.cpus_per_worker, train_gpus(config), cluster.train_workers
         if gpus:

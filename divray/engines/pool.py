@@ -111,7 +111,8 @@ def _spread(config: Config) -> dict[str, Any]:
 def gpu_engine_cpus(config: Config) -> float:
     """CPUs of a GPU engine: :data:`GPU_ENGINE_CPUS`, or its GPUs' share of the smallest machine's, less :data:`READING`."""
     shares = [machine.get("CPU", 0) / machine["GPU"] for machine in machines_there() if machine.get("GPU")]
-    return max(0.0, min(GPU_ENGINE_CPUS, min(shares, default=GPU_ENGINE_CPUS + READING) * gpus_of(config) - READING))
+    rest = sum(bundle["CPU"] for bundle in READING)
+    return max(0.0, min(GPU_ENGINE_CPUS, min(shares, default=GPU_ENGINE_CPUS + rest) * gpus_of(config) - rest))
 
 
 def make_room(config: Config, stage: str) -> None:
