@@ -1,7 +1,6 @@
 """A folder written by ``datasets.Dataset.save_to_disk``, or Parquet: one file, a pattern, or a folder of files of one split.
 
-The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation or type is turned into its names.  Arrow alone reads
-the files.
+The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation or type is turned into its names.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from divray.datasets.own import IDS, SENTENCE, Source, example_from_row
 from divray.dedup.storage import PARQUET, first_line
 from divray.errors import InputError
 from divray.relations import Example
-from divray.textfiles import read_json
 
 _SPLITS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing|eval|evaluation"}
 """Split -> the words for it in a path, as the hub tells them apart."""
@@ -57,28 +55,20 @@ def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
         for path in _parquet_files(source):
             yield path, _read(source, path)
         return
-    state = read_json(folder / "state.json")
+    from datasets import load_from_disk
+
     try:
-        files, indices = ([folder / str(one["filename"]) for one in state.get(key) or []] for key in ("_data_files", "_indices_data_files"))
-    except (AttributeError, KeyError, TypeError):
-        files = indices = []
-    if not files:
-        raise source.error("state.json", "names no data files", "Save the data set again with save_to_disk.")
-    try:
-        table = pa.concat_tables([_read(source, path) for path in files])
-        if indices:
-            table = table.take(pa.concat_tables([_read(source, path) for path in indices]).column(0))
-    except pa.ArrowException as error:
-        raise source.error((indices or files)[0].name, first_line(error), "Save the data set again with save_to_disk.") from None
-    yield files[0], table
+        saved: Any = load_from_disk(str(folder))
+        table = saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
+    except Exception as error:  # of many kinds
+        problem = f"no whole data set ({type(error).__name__}: {first_line(error)})"
+        raise source.error("", problem, "Save it again with save_to_disk.") from None
+    yield folder / "state.json", table
 
 
 def _read(source: Source, path: Path) -> pa.Table:
     try:
-        if path.suffix != ".arrow":
-            return pq.read_table(path, partitioning=None)
-        with pa.memory_map(str(path)) as stream:
-            return pa.ipc.open_stream(stream).read_all()
+        return pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise source.error(path.name, f"not readable ({first_line(error)})", "Fetch or save it again.") from None
 
