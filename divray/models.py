@@ -322,8 +322,8 @@ def check_models(config: Config) -> None:
 
 
 def _check_kind(reference: str, field: str, served: bool = False) -> None:
-    """Have transformers read configuration and tokenizer as when the model is loaded; vLLM, which knows further kinds, where the model
-    is ``served`` alone.  An encoder must have a row for each word of its tokenizer."""
+    """Read configuration and tokenizer with transformers, as at run time; of a model that is only ``served`` vLLM's own reader may do
+    instead.  An encoder must have a row for each word of its tokenizer."""
     if reference.startswith("embedded:") or (folder := small_files(reference, field)) is None:
         return
     from transformers import AutoConfig, AutoTokenizer

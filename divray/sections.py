@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from typing_extensions import TypedDict
 
 MOST = 2**31 - 1
-"""Of any whole number: what every library that is told one takes."""
+"""The largest whole number of a setting: every library takes it."""
 
 
 class Section(BaseModel):

@@ -118,7 +118,7 @@ def _key(source: Source) -> dict[str, str]:
 
 
 class Patches:
-    """The labels of the JSON files ``paths``, each a whole split's or corrections, which count more; then a later file's.
+    """Labels of the JSON files ``paths``.  A correction overrides the label of a whole split; of two files of a kind the later one counts.
 
     Attributes:
         labels: File -> id -> label.

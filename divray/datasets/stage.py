@@ -33,7 +33,7 @@ NEGATIVE = "none"
 """The label of every row of ``task.negatives``."""
 
 UNLABELLED_A_SEED = 24
-"""Sentences for self-training, for each seed.  It takes in a third of them: the surest of many more would say what the seeds say."""
+"""Unlabelled sentences that are kept for each seed.  Self-training uses the surest third; of many more, those would repeat the seeds."""
 
 _OF_SEEDS = {
     "same_text": "with the text of another",

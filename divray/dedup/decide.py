@@ -97,7 +97,7 @@ def in_words(
 
 @njit(cache=True)
 def best_of(n, left, right, similarity, preference):  # type: ignore[no-untyped-def]
-    """Each node's best neighbour (:data:`Nearest`): of the highest similarity, then the lowest ``preference``; of none below 0."""
+    """Each node's most similar neighbour (:data:`Nearest`); among equals that of the lowest ``preference``, but none with one below 0."""
     nearest, best = np.full(n, -1, np.int64), np.zeros(n)
     for edge in range(len(left)):
         value = similarity[edge]

@@ -88,7 +88,7 @@ def deduplicate_files(
         against_batches = None if tests is None else tests.batches(wanted[:1])
         earlier_batches = None if known is None else known.batches(wanted)
         verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, rows, files.name)
-        # The last to be entered is moved first: whenever this is killed, a kept.parquet lies there if one lay there before.
+        # clusters.parquet is moved before kept.parquet, so that a call that is killed leaves an older kept.parquet in place.
         with placed(fs, posixpath.join(folder, KEPT)) as kept, placed(fs, posixpath.join(folder, CLUSTERS)) as clusters:
             _write(fs, clusters, verdicts.schema(), verdicts.batches())
             _write(fs, kept, files.schema, _staying(files, verdicts))

@@ -246,7 +246,7 @@ def _batches(source: Any) -> Iterable[pa.RecordBatch]:
 
 
 def _taken_in(batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: DedupSettings, where: str) -> tuple[_Groups, Any]:
-    """Group of each row, -1 where its text is null, and its id; its number where it has no other; ids of no type where no batch came."""
+    """The group (-1: null text) and the id of each row, or its number without an id column.  Without batches the ids have type null."""
     groups, names = [np.zeros(0, np.int32)], []
     for batch in batches:
         check_schema(batch.schema, settings, where)

@@ -18,7 +18,7 @@ EXACT_SETS = 2_000
 """Up to this many sets the join is exact whatever it costs."""
 
 EXACT_VISITS, EXACT_VISITS_PER_SET = 100_000_000, 1_000
-"""Above :data:`EXACT_SETS` the join stays exact while it looks at no more pairs than this, or than this many a set (20 µs)."""
+"""With more sets the join stays exact if it compares at most so many pairs in all, or so many a set (20 µs)."""
 
 MOST_PAIRS = 200_000_000
 """So many near pairs are an error rather than the end of the memory."""

@@ -1,7 +1,7 @@
 """The pool of entity pairs that sentences are written for: from the user's file, or written by the LLM first.
 
-A pair is typed by its relation's entity types, stands once, is no seed's, and no head or tail stands in more than
-:data:`MOST_REPEATS` pairs of a relation.
+Of the LLM's pairs each stands once, none is a seed's, and no entity is in more than :data:`MOST_REPEATS` pairs of a relation.  The user's
+are checked, and stay as they are.
 """
 
 from __future__ import annotations

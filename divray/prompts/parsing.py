@@ -27,7 +27,7 @@ _ARTICLES = re.compile(r"^(?:the|a|an) ", re.IGNORECASE)
 
 MIN_WORDS, MAX_ENTITY_WORDS, MAX_ENTITY_CHARACTERS = 4, 8, 60
 MOST_HALVES = 0.25
-"""Share of the seeds with an entity in a longer name, from which on that is the task's habit: German nouns, titles."""
+"""Where more than this share of the seeds has an entity inside a longer name (German nouns, titles), samples may, too."""
 
 
 @dataclass(frozen=True, slots=True)

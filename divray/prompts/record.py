@@ -48,8 +48,7 @@ def as_json(example: Example) -> str:
 
 
 def completion_of(relation: Relation, example: Example, given: bool, chat: bool) -> str:
-    """What the engine would have to write to say ``example``, with the end at which sampling stops, where the prompt has ``given`` the
-    pair or not, as lines or, for a ``chat``, as JSON."""
+    """The completion that states ``example``, with its stop string.  ``given``: the prompt holds the pair.  ``chat``: JSON, else lines."""
     if chat:
         return json.dumps({"sentence": example.text}, ensure_ascii=False) if given else as_json(example)
     return f" {example.text}\n" if given else f"{as_lines(relation, example).removeprefix(labels(relation)[0])}\n\n"
@@ -71,7 +70,7 @@ def list_pattern(relation: Relation, count: int) -> str:
 def json_schema(given: bool, count: int = 1) -> str:
     """The JSON schema of a record, of its sentence alone where the pair is given, or of a list of ``count`` records.
 
-    A string may be empty: a least length would make the engine's mask of allowed tokens many times as dear.
+    Strings have no least length: it would make constrained decoding many times as slow.
     """
     names = _FIELDS[2:] if given else _FIELDS
     fields = {name: {"type": "string"} for name in names}

@@ -29,7 +29,7 @@ from divray.run_folder import RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 64
-"""Of a Parquet file, which is one block of the sampling pass and so the grain of a resume."""
+"""Rows of a Parquet file.  A file is one block of the sampling pass, so that a resumed run repeats whole files."""
 
 ALONE = (NAIVE, "all_at_once")
 """Strategies whose prompts have no pair given: the naive one, and a list of records."""

@@ -42,7 +42,7 @@ def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
 
 
 def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """Dropped sentences, each with the ``other`` one nearest to it: a relation's closest ones that are not identical first."""
+    """Dropped sentences, each with its nearest ``other``: of each relation the most similar first, identical ones last."""
 
     def closeness(row: Row) -> tuple[bool, float, str]:
         return (row["similarity"] or 0.0) >= 1.0, -(row["similarity"] or 0.0), row["candidate_id"]

@@ -40,8 +40,8 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
 
     Returns ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores), ``diversity_reference`` (seeds,
     test, naive, selected -> scores) and ``diversity_at_equal_size`` (``size`` per relation, ``mean`` and ``per_relation`` of
-    each set); and, where strategies are several, strategy -> mean scores at equal size of its samples of all rounds, over the
-    relations of which each has at least three.
+    each set).  Where there are several strategies, also strategy -> mean scores at equal size over all rounds; only relations with at
+    least three samples of each strategy count.
     """
     rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:
