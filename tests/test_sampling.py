@@ -171,6 +171,18 @@ def test_what_is_done_again_takes_what_came_after_off_the_record(ray_two_cpus: N
     assert sample(config, run, 0, answer=other)["valid"] == 0  # every candidate was asked for again
 
 
+def test_lost_completions_that_the_checkpoint_names_are_no_short_table(ray_two_cpus: None, uri: str) -> None:
+    config = settings()
+    run = begun(config, uri)
+    sample(config, run, 0, answer=playing())
+    run.delete(run.files("round-00/completions", ".parquet")[0])
+    with pytest.raises(InputError, match=r"completions; its checkpoint names lost ones.*round-00/completions\.checkpoint"):
+        sample(config, run, 0, answer=playing())
+    for name in ("round-00/completions", "round-00/completions.checkpoint"):
+        run.delete(name)
+    assert sample(config, run, 0, answer=playing())["candidates"] == run.read_table("round-00/prompts").num_rows
+
+
 def test_a_pool_of_engines_starts_as_one(ray_two_cpus: None, uri: str) -> None:
     config = settings("engine.concurrency=4", "engine.cpus=0.25")
     run, play = begun(config, uri), playing()

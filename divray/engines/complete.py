@@ -23,7 +23,7 @@ from divray.config import Config
 from divray.engines import Answer, Request, Row
 from divray.engines.pool import Pool, engines_for, stop
 from divray.engines.vllm import sampling_parameters
-from divray.errors import EngineError
+from divray.errors import EngineError, InputError
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS, TUNED
 from divray.stages import Progress
@@ -71,6 +71,7 @@ def complete(
 
     Raises:
         EngineError: The engine died at every try; the message is its own cause.
+        InputError: Files of ``target`` are gone or damaged, whose rows its checkpoint takes for done.
     """
     import ray
 
@@ -89,7 +90,10 @@ def complete(
             words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
             raise EngineError(f"the LLM engine failed at every try; {words}") from error
         raise
-    return whole_rows(run, target)
+    if (written := whole_rows(run, target)) < total:
+        fix = f"Delete it and {target}.checkpoint; the same command then asks again."
+        raise InputError(run.full_uri(target), "", f"holds {written} of {total} completions; its checkpoint names lost ones", fix)
+    return total
 
 
 def whole_rows(run: RunFolder, table: str) -> int:
