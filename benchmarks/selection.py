@@ -23,7 +23,7 @@ import numpy as np
 
 from divray.selection import greedy_selection, objective
 
-SIZES = (16, 100, 1000)
+SIZES = (16, 100)
 WEIGHTS = (0.3, 0.5, 0.8)
 
 

@@ -46,16 +46,17 @@ def locked(folder: RunFolder) -> Iterator[None]:
             yield
         return
     claim = _Claim(folder, holder)
-    if (other := claim.take()) is not None:
-        raise _refusal(folder, other)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(claim, ended), daemon=True)
-    beating.start()
     try:
+        if (other := claim.take()) is not None:
+            raise _refusal(folder, other)
+        beating.start()
         yield
     finally:
         ended.set()
-        beating.join()
+        if beating.is_alive():
+            beating.join()
         claim.release()
 
 
@@ -117,17 +118,21 @@ class _Claim:
         infos = {i.base_name: i for i in self.folder.fs.get_file_info(pafs.FileSelector(self.folder.root))}
         own = infos.pop(self.name)
         for name, info in infos.items():
-            if name.startswith(f"{LOCK}."):
-                with contextlib.suppress(FileNotFoundError):  # released just now
-                    with self.folder.fs.open_input_stream(info.path) as stream:
-                        text = bytes(stream.read())
-                    other: Holder = {}
-                    with contextlib.suppress(ValueError):  # its process is still writing it
-                        other = json.loads(text)
-                    if not _has_ended(other) and (own.mtime - info.mtime).total_seconds() <= LEASE:
-                        self.release()
-                        return other
-                    self.folder.delete(name)
+            if not name.startswith(f"{LOCK}."):
+                continue
+            other: Holder = {}
+            try:
+                with self.folder.fs.open_input_stream(info.path) as stream:
+                    other = json.loads(bytes(stream.read()))
+            except ValueError:
+                pass  # its process is still writing it
+            except OSError:
+                if self.folder.exists(name):
+                    raise
+                continue  # released just now
+            if not _has_ended(other) and (own.mtime - info.mtime).total_seconds() <= LEASE:
+                return other
+            self.folder.delete(name)
         return None
 
     def renew(self) -> bool:

@@ -95,9 +95,13 @@ def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Ca
     return given
 
 
+def _kept(run: RunFolder) -> list[dict[str, Any]]:
+    return run.read_json(ANSWERS) if run.exists(ANSWERS) else []
+
+
 def read_answers(run: RunFolder) -> list[dict[str, Any]]:
     """The answers that were given to what the samples say now: a stage that was run again may have put another sentence under the id."""
-    said = run.read_json(ANSWERS) if run.exists(ANSWERS) else []
+    said = _kept(run)
     now = _sentences(run, {answer["sample_id"] for answer in said}) if said else {}
     return [answer for answer in said if answer.get("sentence") in (None, now.get(answer["sample_id"]))]
 
@@ -115,10 +119,12 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
     new = {str(one["sample_id"]): one["right"] for one in answers}
     if len(new) < len(answers):
         raise InputError(path, "", "a sample stands there twice", mend)
-    known = _sentences(run, new)
+    known, shown = _sentences(run, new), {str(one["sample_id"]): one.get("sentence") for one in answers}
     for name, right in new.items():
         if name not in known:
             raise InputError(path, name, "no sample of this run has that id", mend)
+        if shown.get(name) not in (None, known[name]):
+            raise InputError(path, name, "the sample has another sentence now", "Answer on a page made since.")
         if right is not None and not isinstance(right, bool):
             raise InputError(path, f"{name}: right", f"{right!r} is not true, false or null", mend)
     _keep(run, reader, new, known)
@@ -127,7 +133,7 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
 
 def _keep(run: RunFolder, reader: str, new: dict[str, bool | None], sentences: dict[str, str]) -> None:
     """A reader's new answers take the place of that reader's older ones."""
-    kept = [one for one in read_answers(run) if one["reader"] != reader or one["sample_id"] not in new]
+    kept = [one for one in _kept(run) if one["reader"] != reader or one["sample_id"] not in new]
     at = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"reader": reader, "at": at}
     run.write_json(

@@ -81,7 +81,7 @@ def test_one_process_at_a_time_there(bucket: str, monkeypatch: pytest.MonkeyPatc
 
 def test_of_many_at_the_same_time_at_most_one_goes_on_there(bucket: str) -> None:
     run = RunFolder(bucket.replace("runs/1", "many/1"))
-    turn, ended, got = threading.Barrier(6), threading.Barrier(6), []
+    turn, ended, got = threading.Barrier(6, timeout=60), threading.Barrier(6, timeout=60), []
 
     def work() -> None:
         turn.wait()

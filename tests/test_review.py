@@ -84,6 +84,7 @@ def test_an_answer_to_another_sentence_counts_no_more(quickstart: Config, review
     ]
     reviewed.write_table("comparison/selected", pa.Table.from_pylist(changed, DATASET))
     assert review.review_answers(reviewed) == {drawn[1]["sample_id"]: True}
+    assert len(reviewed.read_json(review.ANSWERS)) == 2  # nothing that people said is lost
     assert review.review(reviewed, review.draw(quickstart, reviewed, 2), "ada", lambda _: "n") == 1
 
 
@@ -125,6 +126,7 @@ def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed
         ('[{"sample_id": "born_in-0", "right": true, "right": false}]', "key 'right' stands there twice"),
         ('[{"sample_id": "\\ud83d", "right": true}]', "half a surrogate pair"),
         ('[{"sample_id": "of another run", "right": true}]', "no sample of this run"),
+        ('[{"sample_id": "born_in-0", "right": true, "sentence": "[Ada] 0 hates {Rome}."}]', "another sentence now"),
         ('[{"sample_id": "born_in-0", "right": 1}]', "1 is not true, false or null"),
     ):
         answers.write_text(text)

@@ -2,7 +2,7 @@
 
 They belong to the driver's job: Ray restarts one that dies, on another machine where need be, and ends all with the driver.
 (A Ray Serve deployment would live on when the driver is killed, and keep its GPUs.)  All passes that ask for the same model
-share one start; adapters join while the engines run.
+share one start, unless scoring between waves needs their room; adapters join while the engines run.
 """
 
 from __future__ import annotations
@@ -123,8 +123,9 @@ def make_room(config: Config, stage: str) -> None:
     import ray
 
     asked = [bundle for bundles in needs(config, stage).values() for bundle in bundles]
-    there = ray.cluster_resources()
-    short = any(sum(one.get(kind, 0) for one in (*_pool.held, *asked)) > there.get(kind, 0) + 1e-9 for kind in ("CPU", "GPU"))
+    cpus, gpus = (sum(one.get(kind, 0) for one in bundles) for kind, bundles in (("CPU", [*_pool.held, *asked]), ("GPU", asked)))
+    # Others' GPUs count; CPUs are said to be free too late for that.
+    short = cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
     if short or (work == "training" and not uses_gpu(config)):
         stop()
 

@@ -134,7 +134,7 @@ def self_labelled(
     config: Hyperparameters,
 ) -> tuple[list[Example], list[float]]:
     """Self-training: of the unlabelled examples (relation ``""``) a classifier of the others, whose features ``encoded`` gives, labels
-    those of which it is surest: for each example of a label that counts in full :data:`SUREST`, with ``generated_weight``."""
+    those of which it is surest: :data:`SUREST` for each example of full weight, as human ones are.  They get ``generated_weight``."""
     labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
     kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
     known = {(example.text, example.head, example.tail) for example in kept}

@@ -104,7 +104,7 @@ def request_rows(
                 prompt_id = f"{prefix}-w{wave.number:02d}-{prompt:04d}" if wave.number else f"{prefix}-{prompt:04d}"
                 rng = random.Random(number_of(config.seed, prompt_id))
                 draft = STRATEGIES[name](config, relation, grown if name in GROWING else own, rng)
-                given = pairs[turn % len(pairs)] if pairs and name not in ALONE else None
+                given = pairs[turn % len(pairs)] if pairs and name not in ALONE and draft.sentences == 1 else None
                 turn += given is not None
                 end = min(start + block, count)
                 for number in range(start, end, draft.sentences):

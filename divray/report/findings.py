@@ -246,14 +246,16 @@ def _funnel(summary: Summary) -> Table:
 
 def _scores(evaluation: Evaluation) -> Table:
     alarms = ["false positives"] if any(entry.get("false_positives") is not None for entry in evaluation.values()) else []
+    own = ["in the LLM's draw"] if any("own_differences" in entry for entry in evaluation.values()) else []
     best = max(evaluation, key=lambda name: evaluation[name]["mean"])
     rows = []
     for name, entry in evaluation.items():
         spread = score(entry["std"]) if len(entry.get("per_draw") or []) > 1 else ""
         cells = [fixed(entry.get("k"), 0), fixed(entry.get("examples"), 0), score(entry["mean"]), spread]
-        cells += [signed_interval(evaluation, name, SEEDS), *(fixed(entry.get("false_positives")) for _ in alarms)]
+        cells += [signed_interval(evaluation, name, SEEDS), *(signed_interval(evaluation, name, SEEDS, "own_differences") for _ in own)]
+        cells += [fixed(entry.get("false_positives")) for _ in alarms]
         rows.append((name, cells, "bold" if name == best else ""))
-    columns = ["trained on", "K", "examples", "mean", "±", "against seeds", *alarms]
+    columns = ["trained on", "K", "examples", "mean", "±", "against seeds", *own, *alarms]
     return _table(f"{metric_names(evaluation)} on the test set", columns, rows)
 
 
