@@ -124,7 +124,7 @@ def test_policy_starts_from_the_round_before(tmp_path: Path) -> None:
 
 
 def test_no_credentials_in_results() -> None:
-    from divray.alignment.policy import public_name
+    from divray.dedup.storage import public_name
 
     assert public_name("s3://key:secret@bucket/run/policy?endpoint_override=host:1") == "s3://bucket/run/policy"
     assert public_name("owner/name") == "owner/name" and public_name("/a/b?c") == "/a/b?c"
