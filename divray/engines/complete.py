@@ -90,9 +90,9 @@ def complete(
             words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
             raise EngineError(f"the LLM engine failed at every try; {words}") from error
         raise
-    if (written := whole_rows(run, target)) < total:
+    if (held := whole_rows(run, target)) < total:
         fix = f"Delete it and {target}.checkpoint; the same command then asks again."
-        raise InputError(run.full_uri(target), "", f"holds {written} of {total} completions; its checkpoint names lost ones", fix)
+        raise InputError(run.full_uri(target), "", f"holds {held} of {total} completions; its checkpoint names lost ones", fix)
     return total
 
 
