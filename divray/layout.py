@@ -48,7 +48,7 @@ RELATIONS = Entry("data/relations.json", "prepare", list[RelationRecord])
 SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
     Entry(f"data/{name}", "prepare", EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
 )
-# What is made once, and not again where it is there: no stage brings it back, even when forced.
+# What is made once, and not again where it is there; only `prepare` drops it.
 ENTITY_PAIRS, SEED_HEARD, TEST_EMBEDDINGS = Entry("data/entity_pairs"), Entry("data/seed_heard"), Entry("data/test_embeddings")
 PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
 SEED_EMBEDDINGS = Entry("data/seed_embeddings", "score")
