@@ -11,8 +11,8 @@ from numba import njit
 # Hashes are FNV-1a and splitmix64.
 _STEP, _PRIME, _START = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)
 _MIX_1, _MIX_2, _FACTOR = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0xD1342543DE82EF95)
-FEW = 24
-"""Up to so many values :func:`rank_into` is the fastest way to put them in order."""
+FEW = 160
+"""Up to so many values counting the smaller ones is the fastest way to put them in order."""
 
 
 @njit(cache=True)
@@ -26,28 +26,6 @@ def mix(value: np.uint64) -> np.uint64:
 @njit(cache=True)
 def _is_space(byte: int) -> bool:
     return byte == 32 or 9 <= byte <= 13 or 28 <= byte <= 31
-
-
-@njit(cache=True)
-def sort_unsigned(values, start, end):  # type: ignore[no-untyped-def]
-    """Shell sort of ``values[start:end]``, in place, gaps growing by 9/4 (1, 3, 7, 16, 37, …).
-
-    Sets are short; numba's own sort costs a second to compile and is hardly faster on them.
-    """
-    size = end - start
-    gap = 1
-    while gap < size:
-        gap = gap * 9 // 4 + 1
-    while gap > 0:
-        for i in range(start + gap, end):
-            value = values[i]
-            j = i
-            while j >= start + gap and values[j - gap] > value:
-                values[j] = values[j - gap]
-                j -= gap
-            values[j] = value
-        gap = gap * 4 // 9
-    return values
 
 
 @njit(cache=True)
@@ -96,61 +74,23 @@ def _hash_characters(characters, start, end, units):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def rank_into(source, start, end, target):  # type: ignore[no-untyped-def]
-    """Put ``source[start:end]`` into the same slots of ``target`` in order; of a repeated value's slots all but the first are 0.
+def in_order(values, count, ordered):  # type: ignore[no-untyped-def]
+    """Put ``values[:count]``, none of them 0, into ``ordered[:count]``, ascending; of a repeated value's slots all but one are 0.
 
-    Each value's place is the number of smaller ones: no branch to mispredict, and the inner loop is one of vectors.
+    Of few values each one's place is the number of smaller ones: no branch to mispredict, and the inner loop is one of vectors.
     """
-    for i in range(start, end):
-        target[i] = 0
-    for i in range(start, end):
-        value, smaller = source[i], np.int64(0)
-        for j in range(start, end):
-            smaller += np.int64(source[j] < value)
-        target[start + smaller] = value
-
-
-@njit(cache=True)
-def _sorted_set(made, count, spare, heads, out, at):  # type: ignore[no-untyped-def]
-    """Write ``made[:count]`` to ``out[at:]``, ascending and without repeats; returns how many are left.
-
-    The values are hashes, none of them 0: their leading bits spread them evenly over buckets of about eight.
-    ``spare`` is as long as ``made``; ``heads`` holds ``count / 4 + 2`` numbers.
-    """
-    bits = 0
-    while count > FEW and count >> bits > 8:
-        bits += 1
-    if bits == 0:
-        rank_into(made, 0, count, spare)
-    else:
-        shift = np.uint64(64 - bits)
-        for b in range((1 << bits) + 1):
-            heads[b] = 0
-        for i in range(count):
-            heads[(made[i] >> shift) + np.uint64(1)] += 1
-        for b in range(1 << bits):
-            heads[b + 1] += heads[b]
-        for i in range(count):
-            b = made[i] >> shift
-            spare[heads[b]] = made[i]
-            heads[b] += 1
-        start = 0
-        for b in range(1 << bits):
-            if heads[b] - start > 64:  # one value many times over
-                sort_unsigned(spare, start, heads[b])
-                for i in range(start, heads[b]):
-                    made[i] = spare[i]
-            else:
-                rank_into(spare, start, heads[b], made)
-            start = heads[b]
-        spare = made
-    last = at
-    out[at] = spare[0]
-    for i in range(1, count):
-        if spare[i] != 0 and spare[i] != out[last]:
-            last += 1
-            out[last] = spare[i]
-    return last + 1 - at
+    if count > FEW:
+        ordered[:count] = np.sort(values[:count])
+        for i in range(count - 1, 0, -1):
+            if ordered[i] == ordered[i - 1]:
+                ordered[i] = 0
+        return
+    ordered[:count] = 0
+    for i in range(count):
+        value, smaller = values[i], np.int64(0)
+        for j in range(count):
+            smaller += np.int64(values[j] < value)
+        ordered[smaller] = value
 
 
 @njit(cache=True)
@@ -161,8 +101,7 @@ def hash_shingles(offsets, characters, size, words):  # type: ignore[no-untyped-
     longest = 0
     for i in range(n):
         longest = max(longest, offsets[i + 1] - offsets[i])
-    units, made, spare = np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64)
-    heads = np.empty(longest // 4 + 4, np.int64)
+    units, made, ordered = np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64), np.empty(longest + 2, np.uint64)
     out = np.empty(max(16, (offsets[n] - offsets[0]) // (5 if words else 1) + n), np.uint64)
     cursor = 0
     for i in range(n):
@@ -179,7 +118,11 @@ def hash_shingles(offsets, characters, size, words):  # type: ignore[no-untyped-
             for k in range(width):
                 state = state * _FACTOR + units[j + k]
             made[j] = max(mix(state), np.uint64(1))
-        cursor += _sorted_set(made, grams, spare, heads, out, cursor)
+        in_order(made, grams, ordered)
+        for j in range(grams):
+            if ordered[j] != 0:
+                out[cursor] = ordered[j]
+                cursor += 1
         out_offsets[i + 1] = cursor
     return out_offsets, out[:cursor]
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.dedup.hashing import FEW, mix, rank_into, sort_unsigned
+from divray.dedup.hashing import in_order, mix
 from divray.dedup.shingle import Shingles
 
 COUNTED_BITS = 30
@@ -140,7 +140,7 @@ def _prefixes(offsets, values, counts, shift, threshold):  # type: ignore[no-unt
         own = size - held
         wanted = length - own
         if wanted > 0:
-            _in_order(shared, held, ordered)
+            in_order(shared, held, ordered)
             while cursor + wanted > len(keys):
                 keys = grown(keys)
             for j in range(wanted):
@@ -150,17 +150,6 @@ def _prefixes(offsets, values, counts, shift, threshold):  # type: ignore[no-unt
             skipped[i] = own
         out_offsets[i + 1] = cursor
     return out_offsets, keys[:cursor].copy(), skipped
-
-
-@njit(cache=True)
-def _in_order(keys, count, ordered):  # type: ignore[no-untyped-def]
-    """Put ``keys[:count]`` into ``ordered``, ascending; equal ones, which no order tells apart, as one and zeros after it."""
-    if count <= FEW:
-        rank_into(keys, 0, count, ordered)
-        return
-    sort_unsigned(keys, 0, count)
-    for j in range(count):
-        ordered[j] = np.uint64(0) if j > 0 and keys[j] == keys[j - 1] else keys[j]
 
 
 @njit(cache=True)
