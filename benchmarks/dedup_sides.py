@@ -40,7 +40,7 @@ def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[
     judge(_few(corpus), settings)
     clock()
     file = pq.ParquetFile(corpus)
-    made = judge(file.iter_batches(batch_size=1 << 16, columns=["id", "text"], use_threads=False), settings, rows=file.metadata.num_rows)
+    made = judge(file.iter_batches(batch_size=1 << 16, columns=["id", "text"], use_threads=False), settings)
     return {"kept": made.mask()}
 
 

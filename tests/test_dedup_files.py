@@ -15,7 +15,6 @@ import pytest
 from divray.cli import main
 from divray.dedup import files, tables
 from divray.dedup.files import deduplicate_files
-from divray.dedup.shingle import Distinct
 from divray.dedup.storage import placed
 from divray.dedup.tables import DedupSettings
 from divray.errors import InputError
@@ -141,16 +140,6 @@ def test_a_result_of_which_nothing_stayed_is_an_input_like_any_other(tmp_path: P
     assert deduplicate_files(source, str(tmp_path / "out"), chosen, against=none, earlier=none)["kept"] == 1
     assert deduplicate_files(none, str(tmp_path / "out"), chosen, against=source, earlier=source)["rows"] == 0
     assert pq.read_schema(tmp_path / "out" / "clusters.parquet").field("id").type == pa.large_string()
-
-
-def test_room_is_made_for_earlier_rows_and_test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int | None] = []
-    monkeypatch.setattr(tables, "Distinct", lambda rows: (seen.append(rows), Distinct(rows))[1])
-    source = parquet(tmp_path / "in.parquet", text=["a b c", "d e f"])
-    earlier = parquet(tmp_path / "earlier.parquet", text=["g h i", "j", "k"])
-    tests = parquet(tmp_path / "test.parquet", text=["l"])
-    deduplicate_files(source, str(tmp_path / "out"), None, tests, earlier)
-    assert seen == [6]
 
 
 def test_the_columns_that_folders_name_are_taken_over(tmp_path: Path) -> None:

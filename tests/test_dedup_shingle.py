@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.dedup.shingle import Distinct, Shingles, fold, shingle
+from divray.dedup.shingle import Shingles, fold, shingle
 from divray.errors import InputError
 
 TEXTS = st.lists(st.text(alphabet="aAbB .,é\u00a0\u3000\t\nİΣß😀", max_size=30), max_size=20)
@@ -99,14 +99,6 @@ def test_equal_sets_are_folded(texts: list[str]) -> None:
         seen.setdefault(text, i)
         assert first[group[i]] == seen[text]
     assert first.tolist() == sorted(seen.values())
-
-
-def test_room_for_distinct_sets_is_made_a_few_times() -> None:
-    distinct, rooms = Distinct(2), set()
-    for batch in range(200):
-        distinct.add(shingle([f"{batch} {row} some words more and more" for row in range(50)]))
-        rooms.add(len(distinct._values))
-    assert distinct.count == 10_000 and len(rooms) < 12
 
 
 @pytest.mark.parametrize("text", ["他在上海工作了很多年", "เขาทำงานที่นี่", "彼は東京で働く"])

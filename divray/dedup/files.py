@@ -83,11 +83,10 @@ def deduplicate_files(
         check_schema(one.schema, replace(settings, id_column=None) if one is tests else settings, one.name)
     _check_copied(files)
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
-    rows = sum(one.rows for one in inputs.values())
     with _output_folder(out) as (fs, folder):
-        against_batches = None if tests is None else tests.batches(wanted[:1])
-        earlier_batches = None if known is None else known.batches(wanted)
-        verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, rows, files.name)
+        against_batches = () if tests is None else tests.batches(wanted[:1])
+        earlier_batches = () if known is None else known.batches(wanted)
+        verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, files.name)
         # clusters.parquet is moved before kept.parquet, so that a call that is killed leaves an older kept.parquet in place.
         with placed(fs, posixpath.join(folder, KEPT)) as kept, placed(fs, posixpath.join(folder, CLUSTERS)) as clusters:
             _write(fs, clusters, verdicts.schema(), verdicts.batches())

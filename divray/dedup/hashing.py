@@ -143,33 +143,33 @@ def set_keys(offsets, values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _slot(known, table, one, two):  # type: ignore[no-untyped-def]
-    """Where the key stands in the table, or the free slot that it would take."""
+def number_keys(keys, table):  # type: ignore[no-untyped-def]
+    """The number of each key ``[n, 2]`` among the distinct ones, in order of their first rows; and these rows.
+
+    ``table`` holds -1 only; its length is a power of two above ``n``.
+    """
+    group, first, count = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64), 0
     mask = np.uint64(len(table) - 1)
-    slot = one & mask
-    while table[slot] >= 0 and (known[table[slot], 0] != one or known[table[slot], 1] != two):
-        slot = (slot + np.uint64(1)) & mask
-    return slot
-
-
-@njit(cache=True)
-def fill(known, count, table):  # type: ignore[no-untyped-def]
-    for g in range(count):
-        table[_slot(known, table, known[g, 0], known[g, 1])] = g
-
-
-@njit(cache=True)
-def take_in(offsets, values, keys, known, table, count, out_offsets, out):  # type: ignore[no-untyped-def]
-    number = np.empty(len(keys), np.int32)
     for i in range(len(keys)):
-        slot = _slot(known, table, keys[i, 0], keys[i, 1])
+        slot = keys[i, 0] & mask
+        while table[slot] >= 0 and (keys[table[slot], 0] != keys[i, 0] or keys[table[slot], 1] != keys[i, 1]):
+            slot = (slot + np.uint64(1)) & mask
         if table[slot] < 0:
-            table[slot] = count
-            known[count, 0], known[count, 1] = keys[i, 0], keys[i, 1]
-            at = out_offsets[count] - offsets[i]
-            for j in range(offsets[i], offsets[i + 1]):
-                out[at + j] = values[j]
+            table[slot], group[i], first[count] = i, count, i
             count += 1
-            out_offsets[count] = at + offsets[i + 1]
-        number[i] = table[slot]
-    return number, count
+        group[i] = group[table[slot]]
+    return group, first[:count].copy()
+
+
+@njit(cache=True)
+def take_sets(offsets, values, rows):  # type: ignore[no-untyped-def]
+    """Some of the sets, as offsets and values."""
+    out_offsets = np.zeros(len(rows) + 1, np.int64)
+    for k in range(len(rows)):
+        out_offsets[k + 1] = out_offsets[k] + offsets[rows[k] + 1] - offsets[rows[k]]
+    out = np.empty(out_offsets[-1], np.uint64)
+    for k in range(len(rows)):
+        shift = out_offsets[k] - offsets[rows[k]]
+        for j in range(offsets[rows[k]], offsets[rows[k] + 1]):
+            out[shift + j] = values[j]
+    return out_offsets, out

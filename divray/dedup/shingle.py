@@ -3,8 +3,6 @@
 A collection of sets is two flat arrays (compressed sparse rows), 8 bytes a shingle.  Hashes are 64-bit, made from the UTF-8 bytes
 alone: the same on every machine, in every process.  Among ``m`` distinct shingles some two share a hash with probability of about
 ``m^2 / 2^65`` (3e-6 at ten million); up to that chance similarities are exact.
-
-Equal sets are folded as they come in (:class:`Distinct`): of each only the first is held.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.hashing import fill, hash_shingles, set_keys, take_in
+from divray.dedup.hashing import hash_shingles, number_keys, set_keys, take_sets
 from divray.errors import InputError
 
 Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
@@ -100,53 +98,23 @@ def spaced(texts: Sequence[str]) -> list[str]:
     return found
 
 
-class Distinct:
-    """Collects sets batch by batch and numbers the distinct ones in order of their first appearance.
-
-    Two sets count as equal when 128 bits made of all their elements are.  Memory: 8 bytes an element and about 40 a set of the
-    distinct ones.  ``rows`` is how many rows will come, if known: room for them is then made once, from the first batches.
-    """
-
-    def __init__(self, rows: int | None = None) -> None:
-        self.rows, self.seen, self.count = rows, 0, 0
-        self._keys = np.empty((1024, 2), np.uint64)
-        self._table = np.full(4096, -1, np.int32)
-        self._offsets = np.zeros(1025, np.int64)
-        self._values = np.empty(1 << 14, np.uint64)
-
-    def add(self, shingles: Shingles) -> npt.NDArray[np.int32]:
-        """Take in a batch; int32 ``[n]``, the number of each of its sets."""
-        n = len(shingles)
-        self.seen += n
-        held = self._offsets[self.count]
-        self._keys = _with_room(self._keys, self.count, self.count + n, self._share())
-        self._offsets = _with_room(self._offsets, self.count + 1, self.count + n + 1, self._share())
-        self._values = _with_room(self._values, held, held + len(shingles.values), self._share())
-        if 2 * (self.count + n) > len(self._table):
-            size = 1 << int(4 * max(self.count + n, int((self.count + n) * self._share()) // 2)).bit_length() - 1
-            self._table = np.full(size, -1, np.int32)
-            fill(self._keys, self.count, self._table)
-        keys = set_keys(*shingles)
-        number, self.count = take_in(*shingles, keys, self._keys, self._table, self.count, self._offsets, self._values)
-        return number
-
-    def close(self) -> Shingles:
-        """The distinct sets; lets go of what only :meth:`add` needs."""
-        self._keys, self._table = self._keys[:0], self._table[:0]
-        offsets = self._offsets[: self.count + 1]
-        return Shingles(offsets, self._values[: offsets[-1]])
-
-    def _share(self) -> float:
-        """By how much the rows to come exceed those seen."""
-        return 1.5 if self.rows is None or self.seen > self.rows else 1.02 * self.rows / max(self.seen, 1)
+def joined(parts: Sequence[Shingles]) -> Shingles:
+    """The sets of all parts, one after the other."""
+    sizes = [np.diff(part.offsets) for part in parts]
+    values = [part.values for part in parts]
+    return Shingles(np.cumsum(np.concatenate([[0], *sizes])), np.concatenate([np.zeros(0, np.uint64), *values]))
 
 
 def fold(shingles: Shingles) -> tuple[Shingles, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """``(sets, first, group)``: the distinct sets in order of their first rows, int64 ``first[g]`` the first row of group ``g``
-    (ascending), int64 ``group[i]`` the group of row ``i``."""
-    distinct = Distinct(len(shingles))
-    group = distinct.add(shingles)
-    return distinct.close(), np.unique(group, return_index=True)[1], group.astype(np.int64)
+    """``(sets, first, group)``: the distinct sets in order of their first rows, ``first[g]`` the first row of group ``g``
+    (ascending), ``group[i]`` the group of row ``i``.
+
+    Two sets count as equal when 128 bits made of all their elements are.  Memory: about 40 bytes a set.
+    """
+    table = np.full(1 << (2 * len(shingles)).bit_length(), -1, np.int32)
+    group, first = number_keys(set_keys(*shingles), table)
+    sets = shingles if len(first) == len(group) else Shingles(*take_sets(*shingles, first))
+    return sets, first, group
 
 
 def _buffers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
@@ -169,12 +137,3 @@ def _flat(texts: Any) -> pa.Array:
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.cast(pa.large_string()).combine_chunks()
     return texts.cast(pa.large_string()) if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
-
-
-def _with_room(array: Any, used: int, wanted: int, share: float) -> Any:
-    """``array`` or a longer copy; pages of the new one that nothing is written to cost no memory."""
-    if wanted <= len(array):
-        return array
-    longer = np.empty((int(wanted * share) + 1024, *array.shape[1:]), array.dtype)
-    longer[:used] = array[:used]
-    return longer

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Numbers, Rule, best_of, decide, in_words, nearest_given, nearest_items, ranks
-from divray.dedup.shingle import Distinct, Shingles, shingle
+from divray.dedup.shingle import Shingles, fold, joined, shingle
 from divray.dedup.verify import Method, Pairs, near_duplicates
 from divray.errors import InputError
 
 Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch]"
-_Groups: TypeAlias = "npt.NDArray[np.int32]"
 
-_SLICE, _WHOLE = 1 << 18, (1 << 31) - 1
+_SLICE = 1 << 18
 _KINDS = {"texts": "strings", "ids": "strings or integers", "spans": "integers"}
 
 
@@ -88,8 +87,7 @@ def near_duplicate_clusters(
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
     """
     settings = DedupSettings(**options) if settings is None else settings
-    tests, known = (None if one is None else _batches(one) for one in (against, earlier))
-    verdicts = judge(_batches(source), settings, tests, known)
+    verdicts = judge(_batches(source), settings, _batches(against), _batches(earlier))
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
 
 
@@ -166,45 +164,52 @@ class Verdicts:
 def judge(
     batches: Iterable[pa.RecordBatch],
     settings: DedupSettings,
-    against: Iterable[pa.RecordBatch] | None = None,
-    earlier: Iterable[pa.RecordBatch] | None = None,
-    rows: int | None = None,
+    against: Iterable[pa.RecordBatch] = (),
+    earlier: Iterable[pa.RecordBatch] = (),
     where: str = "table",
 ) -> Verdicts:
-    """:func:`near_duplicate_clusters` as arrays; ``rows`` is how many will come, if known, those of ``against`` and
-    ``earlier`` among them; ``where`` names the source in errors."""
-    distinct = Distinct(rows)
-    group, ids = _taken_in(batches, distinct, settings, where)
+    """:func:`near_duplicate_clusters` as arrays; ``where`` names the source in errors."""
+    parts: list[Shingles] = []
+    ids = _taken_in(batches, parts, settings, where)
     _check_ids(ids, where, settings.id_column or "row")
-    own = distinct.count
-    known, known_ids = _taken_in(earlier or (), distinct, settings, "earlier rows")
-    tests, numbers = _taken_in(against or (), distinct, replace(settings, id_column=None), "test")
-    sets, groups = distinct.close(), distinct.count
-    pairs = near_duplicates(sets, settings.threshold, settings.method, own)
+    known_ids = _taken_in(earlier, parts, settings, "earlier rows")
+    numbers = _taken_in(against, parts, replace(settings, id_column=None), "test")
+    rows = joined(parts)
+    parts.clear()  # from here on the sets are held once
+    sets, _, groups = fold(rows)
+    del rows
+    group, known, tests = np.split(groups, [len(ids), len(ids) + len(known_ids)])
+    pairs = near_duplicates(sets, settings.threshold, settings.method, own=int(group.max(initial=-1)) + 1)
     names = pa.concat_arrays([known_ids.cast(pa.string()), numbers.cast(pa.string())])
-    return _decided(ids, group, pairs, groups, settings.rule, known, tests, names)
+    return _decided(ids, group, pairs, np.diff(sets.offsets) == 0, settings.rule, known, tests, names)
 
 
 def _decided(
-    ids: Any, group: _Groups, pairs: Pairs, groups: int, rule: Rule, known: _Groups, tests: _Groups, names: pa.StringArray
+    ids: Any,
+    group: Numbers,
+    pairs: Pairs,
+    blank: npt.NDArray[np.bool_],
+    rule: Rule,
+    known: Numbers,
+    tests: Numbers,
+    names: pa.StringArray,
 ) -> Verdicts:
-    """What stays of rows that are given as groups of equal sets (-1 without text) and near pairs of groups.
+    """What stays of rows that are given as groups of equal sets and near pairs of groups; groups that are ``blank`` have no text.
 
     No row stays that is near one of ``known`` or ``tests``, which are given by their groups and ``names``; pairs among them may lack.
     """
-    reference, reference_similarity = np.full(groups + 1, -1), np.zeros(groups + 1)  # a last entry is what group -1, no text, finds
-    for start, texts in ((len(known), tests), (0, known)):
-        some = np.flatnonzero(texts >= 0)
-        place, similarity = nearest_given(texts[some], groups, pairs) if len(some) else (reference[:-1], reference_similarity[:-1])
-        named = np.flatnonzero((reference[:-1] < 0) & (place >= 0))
-        reference[named], reference_similarity[named] = start + some[place[named]], similarity[named]
-    gone = reference >= 0
+    groups = len(blank)
+    reference, reference_similarity = np.full(groups, -1), np.zeros(groups)
+    for start, others in ((len(known), tests), (0, known)):
+        place, similarity = nearest_given(others, groups, pairs)
+        named = (reference < 0) & (place >= 0) & ~blank
+        reference[named], reference_similarity[named] = start + place[named], similarity[named]
+    gone = (reference >= 0) | blank
     if gone.any():
         pairs = pairs.take(~(gone[pairs.left] | gone[pairs.right]))
-    met = np.append(np.bincount(group[group >= 0], minlength=groups) > 1, False)
+    met = np.bincount(group, minlength=groups) > 1
     met[np.append(pairs.left, pairs.right)] = True
     met &= ~gone
-    gone[-1] = True
     rows = np.flatnonzero((met | gone)[group])
     home = group[rows]
     inside = met[home]
@@ -222,12 +227,12 @@ def _decided(
         others[inside] = found
         return others
 
-    outside = np.where(home < 0, NO_TEXT, np.where(reference[home] < len(known), KNOWN, LEAKED)).astype(np.int8)
+    outside = np.where(blank[home], NO_TEXT, np.where(reference[home] < len(known), KNOWN, LEAKED)).astype(np.int8)
     return Verdicts(
         ids,
         rows,
         cluster=spread(near[made.cluster], rows.copy()),
-        kept=spread(made.kept, home < 0),
+        kept=spread(made.kept, blank[home]),
         copy_of=spread(near[made.copy_of], reference[home]),
         copy_similarity=spread(made.copy_similarity, reference_similarity[home]),
         nearest=spread(near[nearest], np.full(len(rows), -1)),
@@ -237,28 +242,32 @@ def _decided(
     )
 
 
-def _batches(source: Any) -> Iterable[pa.RecordBatch]:
+def _batches(source: Batches | None) -> Iterable[pa.RecordBatch]:
+    """Its batches; an empty one first where it has a schema, so that the ids have a type even if no row comes."""
     if isinstance(source, pa.Table):
-        source = source.to_batches(max_chunksize=_SLICE) or [pa.RecordBatch.from_pylist([], source.schema)]
-    if isinstance(source, pa.RecordBatchReader):  # none may come, and the ids have a type all the same
-        source = itertools.chain([pa.RecordBatch.from_pylist([], source.schema)], source)
-    return cast(Iterable[pa.RecordBatch], source)
+        source = source.to_reader(max_chunksize=_SLICE)
+    empty = [pa.RecordBatch.from_pylist([], source.schema)] if isinstance(source, pa.RecordBatchReader) else []
+    return itertools.chain(empty, () if source is None else source)
 
 
-def _taken_in(batches: Iterable[pa.RecordBatch], distinct: Distinct, settings: DedupSettings, where: str) -> tuple[_Groups, Any]:
-    """The group (-1: null text) and the id of each row, or its number without an id column.  Without batches the ids have type null."""
-    groups, names = [np.zeros(0, np.int32)], []
+def _taken_in(batches: Iterable[pa.RecordBatch], parts: list[Shingles], settings: DedupSettings, where: str) -> Any:
+    """Adds the set of each row to ``parts``, an empty one for a null text, and returns its id, or its number without an id column.
+
+    Without batches the ids have type null.
+    """
+    start, names = len(parts), []
     for batch in batches:
         check_schema(batch.schema, settings, where)
         texts = _plain(batch.column(settings.text_column))
-        groups.append(np.full(len(texts), -1, np.int32))
-        groups[-1][texts.is_valid().to_numpy(zero_copy_only=False)] = distinct.add(settings.shingle(texts.drop_null()))
+        sets = settings.shingle(texts.drop_null())
+        sizes = np.zeros(len(texts), np.int64)
+        sizes[texts.is_valid().to_numpy(zero_copy_only=False)] = np.diff(sets.offsets)
+        parts.append(Shingles(np.append(0, np.cumsum(sizes)), sets.values))
         if settings.id_column is not None:
             names.append(_plain(batch.column(settings.id_column)))
-    group = np.concatenate(groups)
     if settings.id_column is None:
-        return group, pa.array(np.arange(len(group)))
-    return group, pa.concat_arrays([part.cast(names[0].type) for part in names]) if names else pa.nulls(0)
+        return pa.array(np.arange(sum(len(part) for part in parts[start:])))
+    return pa.concat_arrays([part.cast(names[0].type) for part in names]) if names else pa.nulls(0)
 
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None:
@@ -287,13 +296,14 @@ def _check_ids(ids: Any, where: str, name: str) -> None:
         return
     if ids.null_count:
         raise InputError(where, name, f"null in row {pc.index(ids.is_null(), True).as_py()}", "Give every row an id.")
-    # Numbers are sorted faster than Arrow counts ids.  An n-gram of so many words is the text as a whole, but for its blanks.
-    keys = ids.to_numpy() if pa.types.is_integer(ids.type) else shingle(ids, "word", _WHOLE, lower=False).values
-    ordered = np.sort(keys)
-    meeting = ordered[1:][ordered[1:] == ordered[:-1]]
-    counts = ids.filter(pa.array(np.isin(keys, meeting))).value_counts() if len(meeting) else []
-    if twice := [pair["values"].as_py() for pair in counts if pair["counts"].as_py() > 1]:
-        raise InputError(where, name, f"{twice[0]!r} occurs twice", "Give every row its own id, or leave the id column out.")
+    if pa.types.is_integer(ids.type):  # sorted faster than Arrow finds the distinct ones
+        ordered = np.sort(ids.to_numpy())
+        repeated = bool((ordered[1:] == ordered[:-1]).any())
+    else:
+        repeated = len(ids.unique()) < len(ids)
+    if repeated:
+        twice = next(pair["values"] for pair in ids.value_counts() if pair["counts"].as_py() > 1).as_py()
+        raise InputError(where, name, f"{twice!r} occurs twice", "Give every row its own id, or leave the id column out.")
 
 
 def _plain(column: pa.Array) -> pa.Array:

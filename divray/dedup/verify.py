@@ -54,7 +54,7 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
     which is known beforehand and depends on the sets alone; else MinHash.
 
     Args:
-        sets: ``n`` sets, none of them empty.  Fold equal ones first (:func:`divray.dedup.shingle.fold`): ``k`` of them are
+        sets: ``n`` sets; an empty one is near none.  Fold equal ones first (:func:`divray.dedup.shingle.fold`): ``k`` of them are
             ``k (k - 1) / 2`` pairs.
         threshold: In (0, 1].
         method: How.
