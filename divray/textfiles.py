@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import from_json
 
 from divray.errors import InputError
 
@@ -68,18 +69,19 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
     Raises:
         InputError: It is none, a key stands in an object twice, or a string holds half a surrogate pair.
     """
-    place = [f"line {line}"] if line else []
     try:
         value = json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        problem = f"no valid JSON ({error.msg})"
-        raise InputError(where, f"line {line or error.lineno}", problem, "The file may be cut short: fetch it again or mend it.") from None
-    except RecursionError:
-        raise InputError(where, f"line {line or 1}", "JSON nested too deeply", "Give a plain data file.") from None
-    except ValueError as error:  # of `_unique`; a number of thousands of digits
-        raise InputError(where, "".join(place), str(error), "Mend the file.") from None
-    if "\\ud" in text.casefold() and (path := _path_to_half(value)) is not None:
-        raise InputError(where, ", ".join([*place, *path[:3]]), _HALF, "Mend the \\u escape.")
+    except (ValueError, RecursionError) as error:  # ValueError: also of `_unique`, and of a number of thousands of digits
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        number = line or getattr(error, "lineno", 0)
+        mend = "Mend the file; it may be cut short: fetch it again."
+        raise InputError(where, f"line {number}" if number else "", f"no valid JSON ({problem})", mend) from None
+    if "\\ud" in text.casefold():
+        try:
+            from_json(text)  # which refuses such halves
+        except ValueError as error:
+            place = str(error).rpartition(" at ")[2].replace("line 1 ", f"line {line or 1} ")
+            raise InputError(where, place, _HALF, "Mend the \\u escape.") from None
     return value
 
 
@@ -109,20 +111,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(_TWICE.format(next(name for name in names if names.count(name) > 1)))
     return made
-
-
-def _path_to_half(value: Any) -> list[str] | None:
-    """The keys and rows that lead to half a surrogate pair; ``None`` where there is none."""
-    if isinstance(value, str):
-        return [] if _HALVES.search(value) else None
-    if isinstance(value, list):
-        value = {f"row {number}": one for number, one in enumerate(value, start=1)}
-    for name, one in value.items() if isinstance(value, dict) else ():
-        if _HALVES.search(name):
-            return [ascii(name)]
-        if (path := _path_to_half(one)) is not None:
-            return [name, *path]
-    return None
 
 
 class _Loader(yaml.SafeLoader):
