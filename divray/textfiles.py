@@ -18,12 +18,7 @@ from pydantic_core import from_json
 
 from divray.errors import InputError
 
-_PACKED = (
-    (b"\x1f\x8b", "a gzip file", "Unpack it."),
-    (b"PK\x03\x04", "a zip file", "Unpack it."),
-    (b"PAR1", "a Parquet file", "`task.format: huggingface` reads Parquet."),
-    (b"ARROW1", "an Arrow file", "`task.format: huggingface` reads a folder of save_to_disk."),
-)
+_PLAIN = "Save it as UTF-8; unpack a gzip or zip file; `task.format: huggingface` reads Parquet and Arrow."
 MOST_REPEATS = 100
 """Of YAML's values by aliases, on average."""
 
@@ -42,9 +37,6 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(where, "", reason, "Check the path; a task's data files count from task.data.") from None
     if not data.strip():
         raise InputError(where, "", "the file is empty", "Fetch it again, or give another file.")
-    for begins, what, mend in _PACKED:
-        if data.startswith(begins):
-            raise InputError(where, "", f"{what}, no text", mend)
     return data
 
 
@@ -60,7 +52,7 @@ def _decoded(data: bytes, where: str, line: int) -> str:
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        raise InputError(where, f"line {line}", f"invalid UTF-8 (byte {error.start})", "Save the file as UTF-8.") from None
+        raise InputError(where, f"line {line}", f"invalid UTF-8 (byte {error.start})", _PLAIN) from None
 
 
 def parse_json(text: str, where: str, line: int = 0) -> Any:
