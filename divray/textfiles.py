@@ -20,7 +20,6 @@ from divray.errors import InputError
 _PLAIN = "Save it as UTF-8; unpack a gzip or zip file; `task.format: huggingface` reads Parquet and Arrow."
 _TWICE = "key {!r} stands there twice"
 _HALF = "half a surrogate pair"
-_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -113,14 +112,14 @@ class _Dumper(yaml.SafeDumper):
 _Loader.yaml_implicit_resolvers = _Dumper.yaml_implicit_resolvers = {}
 
 _CORE = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+0123456789.")),
-    "merge": (r"<<", ["<"]),
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": r"<<",
 }
-for _tag, (_pattern, _first) in _CORE.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first)
+for _tag, _pattern in _CORE.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), None)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -133,18 +132,14 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             problem = _TWICE.format(key) if isinstance(key, str) else f"key {key!r} is no string (quote it)"
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         seen.add(key)
-    loader.flatten_mapping(node)
-    return {loader.construct_object(key): loader.construct_object(value, deep=True) for key, value in node.value}
+    return loader.construct_mapping(node, deep=True)
 
 
 def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
     text = loader.construct_scalar(node)
-    if _HALVES.search(text):
+    if re.search("[\ud800-\udfff]", text):
         raise yaml.constructor.ConstructorError(None, None, _HALF, node.start_mark)
     return text
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -152,6 +147,7 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text, 0 if text[:2] in ("0o", "0x") else 10)
 
 
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _string)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
