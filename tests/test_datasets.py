@@ -158,7 +158,7 @@ def test_tacrev_corrects_and_keeps() -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"subj_end": 99}, ("row 1, subj_end", "99 is no position among 4 tokens")),
+        ({"subj_end": 99}, ("row 1, subj_start, subj_end", "99 is no position among 4 tokens")),
         ({"obj_start": None}, ("row 1, obj_start", "missing")),
         ({"subj_start": 1, "subj_end": 0}, ("row 1, subj_end", "before the start")),
         ({"token": "Ida is Danish ."}, ("row 1, token", "no list of tokens")),

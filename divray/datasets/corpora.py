@@ -147,15 +147,12 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
             source.left_out[str(row.get("relation"))]["not_in_patch"] += 1
             continue
         kept += 1
-        tokens = _tokens(source, place, "token", row)
-        text, spans = detokenize(tokens)
+        text, spans = detokenize(_tokens(source, place, "token", row))
         ends = []
-        for name in ("subj", "obj"):
-            keys = (f"{name}_start", f"{name}_end")
-            start, end = (_position(source, f"{place}, {key}", row.get(key), tokens, _POSITIONS) for key in keys)
-            if start > end:
-                raise source.error(f"{place}, {name}_end", "lies before the start", _POSITIONS)
-            ends.append(_entity(spans, start, end))
+        for first, last in (("subj_start", "subj_end"), ("obj_start", "obj_end")):
+            ends.append(_entity(source, f"{place}, {first}, {last}", spans, [row.get(first), row.get(last)], _POSITIONS))
+            if row[first] > row[last]:
+                raise source.error(f"{place}, {last}", "lies before the start", _POSITIONS)
         types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
         yield from source.usable(Example(text, ends[0], ends[1], label, types[0], types[1], identity))
     if rows and not kept:
@@ -183,25 +180,22 @@ def read_fewrel(source: Source) -> Iterator[Example]:
             place = f"{name}, row {number}"
             if not isinstance(row, dict):
                 raise source.error(place, "no JSON object", "Every instance is an object with `tokens`, `h` and `t`.")
-            tokens = _tokens(source, place, "tokens", row)
-            mentions = [_mentions(source, f"{place}, {key}", row.get(key), tokens) for key in ("h", "t")]
-            if not all(mentions):
+            text, spans = detokenize(_tokens(source, place, "tokens", row), join_infixes=True)
+            pairs = list(product(*(_mentions(source, f"{place}, {key}", spans, row.get(key)) for key in ("h", "t"))))
+            if not pairs:
                 source.left_out[label]["discontinuous_entity"] += 1
                 continue
-            text, spans = detokenize(tokens, join_infixes=True)
-            pairs = [(_entity(spans, *head), _entity(spans, *tail)) for head, tail in product(*mentions)]
             apart = (pair for pair in pairs if all(start < end for start, end in pair) and not overlap(*pair))
             yield from source.usable(Example(text, *next(apart, pairs[0]), label, example_id=f"{name}/{number}"))
 
 
-def _mentions(source: Source, place: str, value: Any, tokens: list[str]) -> list[Span]:
-    """First and last token of each mention that leaves none out."""
-    if not isinstance(value, list) or len(value) < 3 or not isinstance(value[2], list) or not value[2]:
+def _mentions(source: Source, place: str, spans: list[Span], value: Any) -> list[Span]:
+    """Characters of each mention that leaves no token out."""
+    mentions = value[2] if isinstance(value, list) and len(value) > 2 else None
+    if not isinstance(mentions, list) or not mentions or not all(isinstance(mention, list) and mention for mention in mentions):
         raise source.error(place, "missing" if value is None else "no entity with mentions", _MENTIONS)
-    if not all(isinstance(mention, list) and mention for mention in value[2]):
-        raise source.error(place, "an empty mention", _MENTIONS)
-    found = [sorted(_position(source, place, position, tokens, _MENTIONS) for position in mention) for mention in value[2]]
-    return [(places[0], places[-1]) for places in found if places[-1] - places[0] == len(places) - 1]
+    found = [(mention, _entity(source, place, spans, mention, _MENTIONS)) for mention in mentions]
+    return [span for mention, span in found if max(mention) - min(mention) == len(mention) - 1]
 
 
 # tokens --------------------------------------------------------------------------------------
@@ -214,16 +208,12 @@ def _tokens(source: Source, place: str, name: str, row: dict[str, Any]) -> list[
     return value
 
 
-def _position(source: Source, place: str, value: Any, tokens: list[str], mend: str) -> int:
-    """``value`` if it is the place of one of the tokens."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(tokens):
-        raise source.error(place, "missing" if value is None else f"{value!r} is no position among {len(tokens)} tokens", mend)
-    return value
-
-
-def _entity(spans: list[Span], first: int, last: int) -> Span:
-    """Characters of tokens ``first`` to ``last`` (inclusive); an empty span where they are all blank."""
-    full = [span for span in spans[first : last + 1] if span[0] < span[1]]
+def _entity(source: Source, place: str, spans: list[Span], tokens: list[Any], mend: str) -> Span:
+    """Characters from the first to the last of ``tokens``, positions in ``spans``; an empty span where they are all blank."""
+    if wrong := [token for token in tokens if type(token) is not int or not 0 <= token < len(spans)]:
+        problem = "missing" if wrong[0] is None else f"{wrong[0]!r} is no position among {len(spans)} tokens"
+        raise source.error(place, problem, mend)
+    full = [span for span in spans[min(tokens) : max(tokens) + 1] if span[0] < span[1]]
     return (full[0][0], full[-1][1]) if full else (0, 0)
 
 
