@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.corpora import read_fewrel, read_semeval, read_tacred
+from divray.datasets.corpora import Patches, read_fewrel, read_semeval, read_tacred
 from divray.datasets.huggingface import read_huggingface
 from divray.datasets.own import Source, read_jsonl, read_marked, read_relations_file
 from divray.errors import InputError
@@ -145,11 +145,15 @@ def load_task(config: Config) -> Task:
         raise InputError(str(path), "task.test", "missing", fix)
     if task.test is not None and task.test_per_relation is not None:
         raise InputError("task", "test_per_relation", "there is a test file, too", "Give one of the two.")
+    if task.patches and task.format != "tacred":
+        raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
+    patches = Patches([_path(task, patch) for patch in task.patches])
     labels = {"train": names, "test": names, "negatives": [NEGATIVE], "unlabelled": []}
     files = {part: getattr(task, part) for part in labels if getattr(task, part) is not None}
     sources = {part: Source(_path(task, file), frozenset(labels[part]), part == "unlabelled") for part, file in files.items()}
     skipped: dict[str, int] = {}
-    found = {part: _read(task, part, source, skipped) for part, source in sources.items()}
+    found = {part: _read(task, part, source, patches, skipped) for part, source in sources.items()}
+    patches.check_used()
     origin = sources.get("train", Source(path))
     pool = found.get("train", [_named("seed", example) for relation in relations for example in relation.examples])
     test, negatives, unlabelled = (found.get(part, []) for part in ("test", "negatives", "unlabelled"))
@@ -184,12 +188,15 @@ def _path(task: TaskConfig, name: str) -> Path:
     return Path(task.data or ".").expanduser() / Path(name).expanduser()
 
 
-def _read(task: TaskConfig, part: str, source: Source, skipped: dict[str, int]) -> list[Example]:
-    readers = {"semeval": read_semeval, "tacred": read_tacred, "fewrel": read_fewrel, "huggingface": read_huggingface}
-    reader = readers.get(task.format, read_jsonl)
-    if task.format == "divray" and source.path.suffix.lower() in (".yaml", ".yml"):
-        reader = read_marked
-    examples = [_named(part, example) for example in reader(source)]
+def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: dict[str, int]) -> list[Example]:
+    readers = {"semeval": read_semeval, "fewrel": read_fewrel, "huggingface": read_huggingface}
+    if task.format == "tacred":
+        found = read_tacred(source, patches if part in ("train", "test") else None)
+    elif task.format == "divray" and source.path.suffix.lower() in (".yaml", ".yml"):
+        found = read_marked(source)
+    else:
+        found = readers.get(task.format, read_jsonl)(source)
+    examples = [_named(part, example) for example in found]
     skipped |= {f"{part}/{reason}": number for reason, number in source.skipped.items()}
     if not examples:
         raise source.error("", "holds no usable example", f"Left out: {_words(source.skipped) or 'none'}. Give another file.")
