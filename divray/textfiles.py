@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from pydantic_core import from_json
 from divray.errors import InputError
 
 _PLAIN = "Save it as UTF-8; unpack a gzip or zip file; `task.format: huggingface` reads Parquet and Arrow."
+MOST_REPEATS = 100
+"""Of YAML's values by aliases, on average."""
+
 _TWICE = "key {!r} stands there twice"
 _HALF = "half a surrogate pair"
 
@@ -152,14 +156,28 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _string)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
+def _values(node: yaml.Node, counts: dict[int, float]) -> float:
+    """How many values ``node`` stands for, those of an alias each time anew; ``counts`` takes in each node's by its ``id``."""
+    if id(node) not in counts:
+        counts[id(node)] = inf  # of an alias inside of itself
+        inner = () if isinstance(node, yaml.ScalarNode) else node.value
+        counts[id(node)] = 1 + sum(_values(one, counts) for part in inner for one in (part if isinstance(part, tuple) else (part,)))
+    return counts[id(node)]
+
+
 def parse_yaml(text: str, where: str, field: str = "") -> Any:
     """``text`` as plain YAML values; ``field`` names it in an error, else the line.
 
     Raises:
-        InputError: It is no YAML, has a key twice, or half a surrogate pair.
+        InputError: It is no YAML, has a key twice, half a surrogate pair, or aliases that multiply.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader, counts = _Loader(text), dict[int, float]()
+        if (node := loader.get_single_node()) is None:
+            return None
+        if _values(node, counts) > MOST_REPEATS * len(counts):
+            raise InputError(where, field, "aliases that multiply its values, or one inside of itself", "Write the values out.")
+        return loader.construct_document(node)
     except RecursionError:
         raise InputError(where, field, "YAML nested too deeply", "Give a plain list or mapping.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no day of the calendar, a number of thousands of digits

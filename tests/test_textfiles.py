@@ -45,6 +45,15 @@ def test_yaml_values(text: str, value: Any) -> None:
         ("{a: " * 3000, ("nested too deeply",)),
         ("a: " + "9" * 5000, ("digits",)),
         ("a: !!python/name:os.system x", ("no valid YAML",)),
+        (
+            "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)),
+            ("aliases that multiply",),
+        ),
+        (
+            "a0: &a0 {x: y}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 40)),
+            ("aliases that multiply",),
+        ),
+        ("a: &a [1, *a]", ("aliases that multiply",)),
     ],
 )
 def test_yaml_that_is_refused(text: str, parts: tuple[str, ...]) -> None:
