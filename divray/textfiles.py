@@ -14,21 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import from_json
 
 from divray.errors import InputError
 
-_PACKED = (
-    (b"\x1f\x8b", "a gzip file", "Unpack it."),
-    (b"PK\x03\x04", "a zip file", "Unpack it."),
-    (b"PAR1", "a Parquet file", "`task.format: huggingface` reads Parquet."),
-    (b"ARROW1", "an Arrow file", "`task.format: huggingface` reads a folder of save_to_disk."),
-)
+_PLAIN = "Save it as UTF-8; unpack a gzip or zip file; `task.format: huggingface` reads Parquet and Arrow."
 MOST_REPEATS = 100
 """Of YAML's values by aliases, on average."""
 
 _TWICE = "key {!r} stands there twice"
 _HALF = "half a surrogate pair"
-_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -41,9 +36,6 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(where, "", reason, "Check the path; a task's data files count from task.data.") from None
     if not data.strip():
         raise InputError(where, "", "the file is empty", "Fetch it again, or give another file.")
-    for begins, what, mend in _PACKED:
-        if data.startswith(begins):
-            raise InputError(where, "", f"{what}, no text", mend)
     return data
 
 
@@ -59,7 +51,7 @@ def _decoded(data: bytes, where: str, line: int) -> str:
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        raise InputError(where, f"line {line}", f"invalid UTF-8 (byte {error.start})", "Save the file as UTF-8.") from None
+        raise InputError(where, f"line {line}", f"invalid UTF-8 (byte {error.start})", _PLAIN) from None
 
 
 def parse_json(text: str, where: str, line: int = 0) -> Any:
@@ -68,18 +60,19 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
     Raises:
         InputError: It is none, a key stands in an object twice, or a string holds half a surrogate pair.
     """
-    place = [f"line {line}"] if line else []
     try:
         value = json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        problem = f"no valid JSON ({error.msg})"
-        raise InputError(where, f"line {line or error.lineno}", problem, "The file may be cut short: fetch it again or mend it.") from None
-    except RecursionError:
-        raise InputError(where, f"line {line or 1}", "JSON nested too deeply", "Give a plain data file.") from None
-    except ValueError as error:  # of `_unique`; a number of thousands of digits
-        raise InputError(where, "".join(place), str(error), "Mend the file.") from None
-    if "\\ud" in text.casefold() and (path := _path_to_half(value)) is not None:
-        raise InputError(where, ", ".join([*place, *path[:3]]), _HALF, "Mend the \\u escape.")
+    except (ValueError, RecursionError) as error:  # ValueError: also of `_unique`, and of a number of thousands of digits
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        number = line or getattr(error, "lineno", 0)
+        mend = "Mend the file; it may be cut short: fetch it again."
+        raise InputError(where, f"line {number}" if number else "", f"no valid JSON ({problem})", mend) from None
+    if "\\ud" in text.casefold():
+        try:
+            from_json(text)  # which refuses such halves
+        except ValueError as error:
+            place = str(error).rpartition(" at ")[2].replace("line 1 ", f"line {line or 1} ")
+            raise InputError(where, place, _HALF, "Mend the \\u escape.") from None
     return value
 
 
@@ -111,20 +104,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _path_to_half(value: Any) -> list[str] | None:
-    """The keys and rows that lead to half a surrogate pair; ``None`` where there is none."""
-    if isinstance(value, str):
-        return [] if _HALVES.search(value) else None
-    if isinstance(value, list):
-        value = {f"row {number}": one for number, one in enumerate(value, start=1)}
-    for name, one in value.items() if isinstance(value, dict) else ():
-        if _HALVES.search(name):
-            return [ascii(name)]
-        if (path := _path_to_half(one)) is not None:
-            return [name, *path]
-    return None
-
-
 class _Loader(yaml.SafeLoader):
     """The safe loader with the plain values of YAML 1.2's core schema (``020`` is 20, ``1:30`` and ``no`` are texts), which refuses a key
     given twice and half a surrogate pair."""
@@ -137,14 +116,14 @@ class _Dumper(yaml.SafeDumper):
 _Loader.yaml_implicit_resolvers = _Dumper.yaml_implicit_resolvers = {}
 
 _CORE = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+0123456789.")),
-    "merge": (r"<<", ["<"]),
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": r"<<",
 }
-for _tag, (_pattern, _first) in _CORE.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first)
+for _tag, _pattern in _CORE.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), None)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -157,18 +136,14 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             problem = _TWICE.format(key) if isinstance(key, str) else f"key {key!r} is no string (quote it)"
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         seen.add(key)
-    loader.flatten_mapping(node)
-    return {loader.construct_object(key): loader.construct_object(value, deep=True) for key, value in node.value}
+    return loader.construct_mapping(node, deep=True)
 
 
 def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
     text = loader.construct_scalar(node)
-    if _HALVES.search(text):
+    if re.search("[\ud800-\udfff]", text):
         raise yaml.constructor.ConstructorError(None, None, _HALF, node.start_mark)
     return text
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -176,6 +151,7 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text, 0 if text[:2] in ("0o", "0x") else 10)
 
 
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _string)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 

@@ -108,22 +108,13 @@ def test_semeval() -> None:
     assert source.skipped == {"overlapping_entities": 1, "discontinuous_entity": 1}
 
 
-def test_semeval_test_form_with_its_key(tmp_path: Path) -> None:
-    path = tmp_path / "TEST_FILE.txt"
-    path.write_text('7\t"A <e1>cup</e1> of <e2>tea</e2>."\n8\t"<e1>Rain</e1> and <e2>wind</e2>."\n')
-    refused(lambda: list(read_semeval(Source(path))), "TEST_FILE.txt", "holds no labels", "TEST_FILE_KEY.TXT")
-    (tmp_path / "TEST_FILE_KEY.TXT").write_text("7\tContent-Container(e2,e1)\n8\tOther\n")
-    assert [(e.example_id, e.relation) for e in read_semeval(Source(path))] == [("7", "Content-Container(e2,e1)"), ("8", "Other")]
-    (tmp_path / "TEST_FILE_KEY.TXT").write_text("7\tOther\n8\tOther\n7\tContent-Container(e2,e1)\n")
-    refused(lambda: list(read_semeval(Source(path))), "TEST_FILE_KEY.TXT", "sentence 7", "twice")
-
-
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("", ("the file is empty",)),
         ('1\t"A <e1>cup</e1> of tea."\nOther\n', ("line 1 (sentence 1)", "<e2> is missing")),
         ('1\t"A <e1>cup</e1> of <e2>tea</e2>."\nOther\n\n2\t"A <e1>cup</e1> of <e2>tea</e2>."\n', ("line 4", "no label", "cut short")),
+        ('7\t"A <e1>cup</e1> of <e2>tea</e2>."\n8\t"<e1>Rain</e1> and <e2>wind</e2>."\n', ("line 1", "no label", "TEST_FILE_FULL.TXT")),
         ('1\t"A <e1>cup</e1> of <e2>tea</e2>."\nOthr\n', ("line 1", "'Othr' is not among the relations", "Did you mean `Other`?")),
         ("hello\n", ("line 1", "neither a sentence")),
         ('1\t"<e1>a</e1> <e2>b</e2>"\nOther\n\n1\t"<e1>a</e1> <e2>b</e2>"\nOther\n', ("line 4", "id", "twice")),
@@ -167,7 +158,7 @@ def test_tacrev_corrects_and_keeps() -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"subj_end": 99}, ("row 1, subj_end", "99 is no position among 4 tokens")),
+        ({"subj_end": 99}, ("row 1, subj_start, subj_end", "99 is no position among 4 tokens")),
         ({"obj_start": None}, ("row 1, obj_start", "missing")),
         ({"subj_start": 1, "subj_end": 0}, ("row 1, subj_end", "before the start")),
         ({"token": "Ida is Danish ."}, ("row 1, token", "no list of tokens")),
@@ -263,9 +254,9 @@ def test_jsonl_forms(tmp_path: Path, spans: dict[str, Any]) -> None:
         ({"head": "storm"}, ("line 2, head", "'storm' is no span")),
         ({"text": " "}, ("line 2, text", "is not a text")),
         ({"id": "same"}, ("line 2, id", "twice")),
-        ({"text": "The storm caused flooding\ud800"}, ("line 2, text", "half a surrogate pair")),
-        ({"tail": {"text": "\udc00"}}, ("line 2, tail", "half a surrogate pair")),
-        ({"note\ud83d": 1}, ("line 2", "half a surrogate pair")),
+        ({"text": "The storm caused flooding\ud800"}, ("line 2 column 42", "half a surrogate pair")),
+        ({"tail": {"text": "\udc00"}}, ("line 2 column 79", "half a surrogate pair")),
+        ({"note\ud83d": 1}, ("line 2 column 106", "half a surrogate pair")),
     ],
 )
 def test_jsonl_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]) -> None:

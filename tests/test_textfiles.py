@@ -65,7 +65,7 @@ def test_yaml_that_is_refused(text: str, parts: tuple[str, ...]) -> None:
     ("text", "parts"),
     [
         ('{"a": 1, "b": {"c": 1, "c": 2}}', ("key 'c' stands there twice",)),
-        ('[{"a": "x"}, {"a": "\\ud83d"}]', ("row 2, a", "half a surrogate pair")),
+        ('[{"a": "x"}, {"a": "\\ud83d"}]', ("line 1 column 27", "half a surrogate pair")),
         ('{"\\udc00": 1}', ("half a surrogate pair",)),
         ("[" * 200_000, ("nested too deeply",)),
         ("9" * 5000, ("digits",)),
@@ -91,7 +91,7 @@ def test_lines_are_those_of_line_feeds() -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "shift-jis"])
 def test_other_encodings_are_named(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(("a,b\nc,\xb4" if encoding != "shift-jis" else "a,b\nc,\u6771").encode(encoding))
-    refused(lambda: read_text(tmp_path / "a.txt"), "a.txt: line ", "invalid UTF-8", "Save the file as UTF-8.")
+    refused(lambda: read_text(tmp_path / "a.txt"), "a.txt: line ", "invalid UTF-8", "Save it as UTF-8")
 
 
 def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_what_is_dumped_is_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("begins", "kind"), [(b"\x1f\x8b\x08", "gzip"), (b"PK\x03\x04", "zip"), (b"PAR1\x15", "Parquet"), (b"ARROW1", "Arrow")]
+    ("begins", "kind"), [(b"\x1f\x8b\x08", "gzip"), (b"PK\x03\x04\0", "zip"), (b"PAR1\x15\0", "Parquet"), (b"ARROW1\0", "Arrow")]
 )
-def test_a_packed_file_is_called_what_it_is(tmp_path: Path, begins: bytes, kind: str) -> None:
+def test_what_reads_a_packed_file_is_said(tmp_path: Path, begins: bytes, kind: str) -> None:
     file = tmp_path / "test.jsonl"
     file.write_bytes(begins + b"rest")
-    refused(lambda: read_text(file), str(file), kind)
+    refused(lambda: read_text(file), f"{file}: line 1", "invalid UTF-8", kind)

@@ -1,8 +1,8 @@
 """SemEval, TACRED and FewRel in their released forms, and the way from tokens back to a sentence.
 
 SemEval-2010 Task 8 (Hendrickx et al. 2010) is text in blocks: a numbered sentence with ``<e1>`` and ``<e2>``, its label, and a
-comment.  The head is always e1 and the tail e2, so that the direction lives in the label.  A test file without labels is read
-with the key beside it (``TEST_FILE.txt`` and ``TEST_FILE_KEY.TXT``).
+comment.  The head is always e1 and the tail e2, so that the direction lives in the label.  ``TEST_FILE_FULL.TXT`` is the test set with
+labels.
 
 TACRED (Zhang et al. 2017) is one JSON array of objects ``id, token, subj_start, subj_end, obj_start, obj_end, subj_type, obj_type,
 relation`` with inclusive ends; the head is the subject, the tail the object.  Two kinds of patch, told apart by their form:
@@ -18,9 +18,7 @@ FewRel (Han et al. 2018) is a JSON object, relation -> list of instances with ``
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,72 +44,37 @@ _MENTIONS = "Give [name, id, [[token positions], …]] with positions from 0."
 # SemEval -------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Block:
-    line: int
-    number: str
-    sentence: str
-    label: str | None = None
-
-
 def read_semeval(source: Source) -> Iterator[Example]:
     """Yield the sentences in the order of the file.
 
     Raises:
         InputError: A line that is none of the three kinds, a missing or unknown label, a missing tag.
     """
-    blocks = _blocks(source)
-    if not source.unlabelled and all(block.label is None for block in blocks):
-        key = _key(source)
-        for block in blocks:
-            block.label = key.get(block.number)
-    for block in blocks:
-        row = f"line {block.line} (sentence {block.number})"
-        if block.label is None and not source.unlabelled:
-            raise source.error(f"{row}, relation", "no label", "Give the file with labels, or complete the key; the file may be cut short.")
-        label = source.label(row, block.label)
-        identity = source.identity(row, block.number, "")
-        sentence = re.sub(r'^"(.*)"$', r"\1", block.sentence).strip()
-        tags = _TAG.findall(sentence)
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(source.path).split("\n"), start=1) if line.strip()]
+    texts = [line for _, line in lines]
+    for (number, line), before, following in zip(lines, ["", *texts], [*texts[1:], ""], strict=False):
+        sentence = _SENTENCE.fullmatch(line)
+        if sentence is None:
+            if not line.startswith("Comment:") and not _SENTENCE.fullmatch(before):
+                mend = 'A block is `number<TAB>"sentence"`, a label line and a `Comment:` line.'
+                raise source.error(f"line {number}", "neither a sentence, nor a label, nor a comment", mend)
+            continue
+        row = f"line {number} (sentence {sentence[1]})"
+        if not source.unlabelled and (not following or following.startswith("Comment:") or _SENTENCE.fullmatch(following)):
+            raise source.error(f"{row}, relation", "no label", "Give the file with labels (TEST_FILE_FULL.TXT); it may be cut short.")
+        label = source.label(row, following)
+        identity = source.identity(row, sentence[1], "")
+        marked = re.sub(r'^"(.*)"$', r"\1", sentence[2].strip()).strip()
+        tags = _TAG.findall(marked)
         if missing := [tag for tag in _TAGS if tag not in tags]:
             raise source.error(f"{row}, sentence", f"{missing[0]} is missing", "Mark both entities; the file may be cut short.")
         if tags not in (_TAGS, _TAGS[2:] + _TAGS[:2]):
             source.left_out[label]["discontinuous_entity" if len(tags) > len(_TAGS) else "overlapping_entities"] += 1
             continue
-        pieces = _TAG.split(sentence)
+        pieces = _TAG.split(marked)
         place = {tag: len("".join(pieces[: number + 1])) for number, tag in enumerate(tags)}
         head, tail = (place["<e1>"], place["</e1>"]), (place["<e2>"], place["</e2>"])
         yield from source.usable(Example("".join(pieces), head, tail, label, example_id=identity))
-
-
-def _blocks(source: Source) -> list[_Block]:
-    blocks: list[_Block] = []
-    unlabelled: _Block | None = None
-    for number, line in enumerate(map(str.strip, read_text(source.path).split("\n")), start=1):
-        if sentence := _SENTENCE.fullmatch(line):
-            unlabelled = _Block(number, sentence[1], sentence[2].strip())
-            blocks.append(unlabelled)
-        elif line.startswith("Comment:") and blocks:
-            unlabelled = None
-        elif line and unlabelled:
-            unlabelled.label, unlabelled = line, None
-        elif line:
-            mend = 'A block is `number<TAB>"sentence"`, a label line and a `Comment:` line.'
-            raise source.error(f"line {number}", "neither a sentence, nor a label, nor a comment", mend)
-    return blocks
-
-
-def _key(source: Source) -> dict[str, str]:
-    """Number of a sentence -> its label, from the key beside the file."""
-    wanted = f"{source.path.stem}_KEY.TXT"
-    path = next((path for path in sorted(source.path.parent.iterdir()) if path.name.lower() == wanted.lower()), None)
-    if path is None:
-        raise source.error("", "holds no labels", f"Give TEST_FILE_FULL.TXT, or lay the key {wanted} beside it.")
-    rows = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
-    numbers = Counter(row[0].strip() for row in rows)
-    if twice := [number for number, count in numbers.items() if count > 1]:
-        raise InputError(str(path), f"sentence {twice[0]}", "stands there twice", "Give every sentence one label.")
-    return {row[0].strip(): row[-1].strip() for row in rows}
 
 
 # TACRED --------------------------------------------------------------------------------------
@@ -184,15 +147,12 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
             source.left_out[str(row.get("relation"))]["not_in_patch"] += 1
             continue
         kept += 1
-        tokens = _tokens(source, place, "token", row)
-        text, spans = detokenize(tokens)
+        text, spans = detokenize(_tokens(source, place, "token", row))
         ends = []
-        for name in ("subj", "obj"):
-            keys = (f"{name}_start", f"{name}_end")
-            start, end = (_position(source, f"{place}, {key}", row.get(key), tokens, _POSITIONS) for key in keys)
-            if start > end:
-                raise source.error(f"{place}, {name}_end", "lies before the start", _POSITIONS)
-            ends.append(_entity(spans, start, end))
+        for first, last in (("subj_start", "subj_end"), ("obj_start", "obj_end")):
+            ends.append(_entity(source, f"{place}, {first}, {last}", spans, [row.get(first), row.get(last)], _POSITIONS))
+            if row[first] > row[last]:
+                raise source.error(f"{place}, {last}", "lies before the start", _POSITIONS)
         types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
         yield from source.usable(Example(text, ends[0], ends[1], label, types[0], types[1], identity))
     if rows and not kept:
@@ -220,25 +180,22 @@ def read_fewrel(source: Source) -> Iterator[Example]:
             place = f"{name}, row {number}"
             if not isinstance(row, dict):
                 raise source.error(place, "no JSON object", "Every instance is an object with `tokens`, `h` and `t`.")
-            tokens = _tokens(source, place, "tokens", row)
-            mentions = [_mentions(source, f"{place}, {key}", row.get(key), tokens) for key in ("h", "t")]
-            if not all(mentions):
+            text, spans = detokenize(_tokens(source, place, "tokens", row), join_infixes=True)
+            pairs = list(product(*(_mentions(source, f"{place}, {key}", spans, row.get(key)) for key in ("h", "t"))))
+            if not pairs:
                 source.left_out[label]["discontinuous_entity"] += 1
                 continue
-            text, spans = detokenize(tokens, join_infixes=True)
-            pairs = [(_entity(spans, *head), _entity(spans, *tail)) for head, tail in product(*mentions)]
             apart = (pair for pair in pairs if all(start < end for start, end in pair) and not overlap(*pair))
             yield from source.usable(Example(text, *next(apart, pairs[0]), label, example_id=f"{name}/{number}"))
 
 
-def _mentions(source: Source, place: str, value: Any, tokens: list[str]) -> list[Span]:
-    """First and last token of each mention that leaves none out."""
-    if not isinstance(value, list) or len(value) < 3 or not isinstance(value[2], list) or not value[2]:
+def _mentions(source: Source, place: str, spans: list[Span], value: Any) -> list[Span]:
+    """Characters of each mention that leaves no token out."""
+    mentions = value[2] if isinstance(value, list) and len(value) > 2 else None
+    if not isinstance(mentions, list) or not mentions or not all(isinstance(mention, list) and mention for mention in mentions):
         raise source.error(place, "missing" if value is None else "no entity with mentions", _MENTIONS)
-    if not all(isinstance(mention, list) and mention for mention in value[2]):
-        raise source.error(place, "an empty mention", _MENTIONS)
-    found = [sorted(_position(source, place, position, tokens, _MENTIONS) for position in mention) for mention in value[2]]
-    return [(places[0], places[-1]) for places in found if places[-1] - places[0] == len(places) - 1]
+    found = [(mention, _entity(source, place, spans, mention, _MENTIONS)) for mention in mentions]
+    return [span for mention, span in found if max(mention) - min(mention) == len(mention) - 1]
 
 
 # tokens --------------------------------------------------------------------------------------
@@ -251,16 +208,12 @@ def _tokens(source: Source, place: str, name: str, row: dict[str, Any]) -> list[
     return value
 
 
-def _position(source: Source, place: str, value: Any, tokens: list[str], mend: str) -> int:
-    """``value`` if it is the place of one of the tokens."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(tokens):
-        raise source.error(place, "missing" if value is None else f"{value!r} is no position among {len(tokens)} tokens", mend)
-    return value
-
-
-def _entity(spans: list[Span], first: int, last: int) -> Span:
-    """Characters of tokens ``first`` to ``last`` (inclusive); an empty span where they are all blank."""
-    full = [span for span in spans[first : last + 1] if span[0] < span[1]]
+def _entity(source: Source, place: str, spans: list[Span], tokens: list[Any], mend: str) -> Span:
+    """Characters from the first to the last of ``tokens``, positions in ``spans``; an empty span where they are all blank."""
+    if wrong := [token for token in tokens if type(token) is not int or not 0 <= token < len(spans)]:
+        problem = "missing" if wrong[0] is None else f"{wrong[0]!r} is no position among {len(spans)} tokens"
+        raise source.error(place, problem, mend)
+    full = [span for span in spans[min(tokens) : max(tokens) + 1] if span[0] < span[1]]
     return (full[0][0], full[-1][1]) if full else (0, 0)
 
 

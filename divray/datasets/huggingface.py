@@ -53,7 +53,11 @@ def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
         raise source.error("", "holds several splits", f"Give one of them: {', '.join(f'{folder.name}/{name}' for name in splits)}.")
     if not (folder / "state.json").is_file():
         for path in _parquet_files(source):
-            yield path, _read(source, path)
+            try:
+                table = pq.read_table(path, partitioning=None)
+            except (pa.ArrowException, OSError) as error:
+                raise source.error(path.name, f"not readable ({first_line(error)})", "Fetch or save it again.") from None
+            yield path, table
         return
     from datasets import load_from_disk
 
@@ -66,23 +70,15 @@ def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
     yield folder / "state.json", table
 
 
-def _read(source: Source, path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise source.error(path.name, f"not readable ({first_line(error)})", "Fetch or save it again.") from None
-
-
 def _parquet_files(source: Source) -> list[Path]:
     path = source.path
     if path.is_dir():
-        files, problem = sorted(filter(_is_parquet, path.rglob("*"))), "neither state.json nor *.parquet in it"
-        files = [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]  # as Spark
+        base, found, problem = path, list(path.rglob("*")), "neither state.json nor *.parquet in it"
+        found = [file for file in found if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]  # as Spark
     else:
-        files = [path] if path.is_file() else sorted(path.parent.glob(path.name))
-        files = [file for file in files if _is_parquet(file)]
+        base, found = path.parent, [path] if path.is_file() else list(path.parent.glob(path.name))
         problem = "no Parquet file" if path.exists() else "no such folder"
-    base = path if path.is_dir() else path.parent
+    files = sorted(file for file in found if file.suffix.lower() in PARQUET)
     splits = {_split_of(file.relative_to(base)): file.relative_to(base) for file in reversed(files)}
     if len(splits) > 1:
         several = ", ".join(f"{split or 'others'} ({first} …)" for split, first in sorted(splits.items()))
@@ -92,10 +88,6 @@ def _parquet_files(source: Source) -> list[Path]:
         fix = "Give a folder saved with save_to_disk, or Parquet: a file, a folder of one split's files, or a pattern."
         raise source.error("", problem, fix)
     return files
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in PARQUET
 
 
 def _split_of(file: Path) -> str:

@@ -148,21 +148,15 @@ def load_task(config: Config) -> Task:
     if task.patches and task.format != "tacred":
         raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
     patches = Patches([_path(task, patch) for patch in task.patches])
+    labels = {"train": names, "test": names, "negatives": [NEGATIVE], "unlabelled": []}
+    files = {part: getattr(task, part) for part in labels if getattr(task, part) is not None}
+    sources = {part: Source(_path(task, file), frozenset(labels[part]), part == "unlabelled") for part, file in files.items()}
     skipped: dict[str, int] = {}
-    if task.train is None:
-        origin = Source(path)
-        pool = [_named("seed", example) for relation in relations for example in relation.examples]
-    else:
-        origin = Source(_path(task, task.train), frozenset(names))
-        pool = _read(task, "train", origin, patches, skipped)
-    test, negatives, unlabelled = [], [], []
-    if task.test is not None:
-        test = _read(task, "test", Source(_path(task, task.test), frozenset(names)), patches, skipped)
+    found = {part: _read(task, part, source, patches, skipped) for part, source in sources.items()}
     patches.check_used()
-    if task.negatives is not None:
-        negatives = _read(task, "negatives", Source(_path(task, task.negatives), {NEGATIVE}), Patches([]), skipped)
-    if task.unlabelled is not None:
-        unlabelled = _read(task, "unlabelled", Source(_path(task, task.unlabelled), unlabelled=True), Patches([]), skipped)
+    origin = sources.get("train", Source(path))
+    pool = found.get("train", [_named("seed", example) for relation in relations for example in relation.examples])
+    test, negatives, unlabelled = (found.get(part, []) for part in ("test", "negatives", "unlabelled"))
 
     ranked = _ranked(pool, names, config.seed)
     for name, number in Counter(example.relation for example in pool).items():
@@ -197,7 +191,7 @@ def _path(task: TaskConfig, name: str) -> Path:
 def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: dict[str, int]) -> list[Example]:
     readers = {"semeval": read_semeval, "fewrel": read_fewrel, "huggingface": read_huggingface}
     if task.format == "tacred":
-        found = read_tacred(source, patches)
+        found = read_tacred(source, patches if part in ("train", "test") else None)
     elif task.format == "divray" and source.path.suffix.lower() in (".yaml", ".yml"):
         found = read_marked(source)
     else:
