@@ -28,7 +28,7 @@ from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, set_of, tuned
-from divray.extraction.training import fit_head, self_labelled, train, training_rows, untrained
+from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
@@ -209,20 +209,16 @@ class _Trainer:
         self.settings, self.relations = tuned(config, self.run), read_relations(self.run)
         self.test, self.draws = [*examples_of(self.run, TEST), *examples_of(self.run, NEGATIVES)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
-        self.described = self.model.described(self.relations)
         self.features: dict[Any, np.ndarray] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings)
+        model = self.model
         if self.settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
-            found = model.classify(self._encoded(self.test), model.tuned_scores(self.test))
         else:
-            labelled = self_labelled(self.model, self._encoded, examples, weights, self.relations, self.settings)
-            rows = training_rows(labelled[0], self.relations, labelled[1])
-            given = sum(bool(example.relation) for example in examples)
-            fit_head(self.model, self._encoded(rows.examples), rows, self.described, self.settings, given)
-            found = self.model.classify(self._encoded(self.test))
+            fit(model, examples, weights, self.relations, self.settings, self._encoded)
+        found = model.classify(self._encoded(self.test), model.tuned_scores(self.test))
         self.run.write_parquet(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
         return job
 

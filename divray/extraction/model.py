@@ -46,7 +46,6 @@ class RelationExtractorConfig(PreTrainedConfig):
         layer: Hidden state of the spans; 0 is that of the embeddings.
         view_weights: Of head and tail, all words outside of the two, the same in the last layer, and the n-grams; between has 1.
         tuned: There is a tuned network of ``layer`` layers beside the frozen encoder.
-        scale: Of the discriminant's scores, by which they became the classifier's.
     """
 
     model_type = "divray-relation-extractor"
@@ -59,11 +58,10 @@ class RelationExtractorConfig(PreTrainedConfig):
         view_weights: Sequence[float] = (),
         max_tokens: int = 96,
         tuned: bool = False,
-        scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.encoder, self.layer, self.view_weights = dict(encoder or {}), layer, list(view_weights)
-        self.max_tokens, self.tuned, self.scale = max_tokens, tuned, scale
+        self.max_tokens, self.tuned = max_tokens, tuned
         if labels is not None:
             kwargs |= {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
         super().__init__(**kwargs)

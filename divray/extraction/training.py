@@ -105,7 +105,7 @@ def train(
     weights: Sequence[float] | None = None,
 ) -> RelationExtractor:
     """Fit a model to examples, of which each counts by its weight (default: 1); their order does not matter.  Those with the relation
-    ``""`` are unlabelled (:func:`self_labelled`).
+    ``""`` are unlabelled (:func:`fit`).
 
     The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
     :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.  For the errors
@@ -115,34 +115,33 @@ def train(
     examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
     with _reproducible(seed):
         model = untrained(relations, encoder, config)
-        labelled, counted = self_labelled(model, model.features, examples, weights, relations, config)
-        rows = training_rows(labelled, relations, counted)
-        features = model.features(rows.examples)
-        fit_head(model, features, rows, model.described(relations), config, sum(bool(example.relation) for example in examples))
+        rows, features = fit(model, examples, weights, relations, config, model.features)
         if config.epochs:
             _tune(model, rows, config, seed)
             _balance(model, features, rows)
     return model.eval()
 
 
-def self_labelled(
+def fit(
     model: RelationExtractor,
-    encoded: Callable[[Sequence[Example]], np.ndarray],
     examples: Sequence[Example],
     weights: Sequence[float],
     relations: Sequence[Relation],
     config: Hyperparameters,
-) -> tuple[list[Example], list[float]]:
-    """Self-training: of the unlabelled examples (relation ``""``) a classifier of the others, whose features ``encoded`` gives, labels
-    those of which it is surest: :data:`SUREST` for each example of full weight, as human ones are.  They get ``generated_weight``."""
+    encoded: Callable[[Sequence[Example]], np.ndarray],
+) -> tuple[Rows, np.ndarray]:
+    """Fit the classifier to the labelled examples, whose features ``encoded`` gives; where there are unlabelled ones (relation ``""``),
+    it then labels those (self-training), and is fitted again with the ones of which it is surest: :data:`SUREST` for each example of
+    full weight, as human ones are.  They get ``generated_weight``.  Returns the last rows and their features."""
     labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
     kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
+    rows, described = training_rows(kept, relations, counts), model.described(relations)
+    features = encoded(rows.examples)
+    fit_head(model, features, rows, described, config)
     known = {(example.text, example.head, example.tail) for example in kept}
     unlabelled = [one for one in examples if not one.relation and (one.text, one.head, one.tail) not in known]
     if not unlabelled:
-        return kept, counts
-    rows = training_rows(kept, relations, counts)
-    fit_head(model, encoded(rows.examples), rows, model.described(relations), config)
+        return rows, features
     found = model.classify(encoded(unlabelled))
     sure = found.probabilities.max(axis=1)
     room = {name: SUREST * count for name, count in Counter(example.relation for example, weight in labelled if weight >= 1).items()}
@@ -151,7 +150,10 @@ def self_labelled(
             room[label] -= 1
             kept.append(replace(unlabelled[place], relation=label))
             counts.append(config.generated_weight)
-    return kept, counts
+    rows = training_rows(kept, relations, counts)
+    features = encoded(rows.examples)
+    fit_head(model, features, rows, described, config, given=len(labelled))
+    return rows, features
 
 
 def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparameters) -> RelationExtractor:
@@ -182,7 +184,6 @@ def fit_head(
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(scale * whole.weights))
         model.classifier.bias.copy_(torch.from_numpy(np.maximum(scale * whole.bias, -1e4)))
-    model.config.scale = scale
 
 
 def closed_form(
