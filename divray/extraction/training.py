@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from divray.embeddings import one_thread
 from divray.extraction.model import RelationExtractor, RelationExtractorConfig, precision, quietly
 from divray.models import local_model
 from divray.relations import Example, Relation
@@ -113,7 +113,8 @@ def train(
     """
     order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
     examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
-    with _reproducible(seed):
+    with torch.random.fork_rng(range(torch.cuda.device_count())), one_thread():
+        torch.manual_seed(seed)
         model = untrained(relations, encoder, config)
         rows, features = fit(model, examples, weights, relations, config, model.features)
         if config.epochs:
@@ -313,16 +314,3 @@ def _balance(model: RelationExtractor, features: np.ndarray, rows: Rows) -> None
         factor = float(closed[:, present].std() / max(tuned[:, present].std(), 1e-6))
         for weight in model.tuned.classifier.parameters():
             weight.mul_(factor)
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seeded generators and, on a CPU, one thread: the order of sums then never changes; both are put back."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
-        torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
