@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,11 +39,10 @@ TUNED_SCALES = (7.0, 7.0, 10.0)
 
 
 class RelationExtractorConfig(PreTrainedConfig):
-    """What a :class:`RelationExtractor` is built from.
+    """What a :class:`RelationExtractor` is built from; ``id2label`` has the relation names in the order of the classifier's outputs.
 
-    Args:
+    Attributes:
         encoder: The encoder's own configuration, as plain values.
-        labels: Relation names in the order of the classifier's outputs.
         layer: Hidden state of the spans; 0 is that of the embeddings.
         view_weights: Of head and tail, all words outside of the two, the same in the last layer, and the n-grams; between has 1.
         tuned: There is a tuned network of ``layer`` layers beside the frozen encoder.
@@ -50,21 +50,11 @@ class RelationExtractorConfig(PreTrainedConfig):
 
     model_type = "divray-relation-extractor"
 
-    def __init__(
-        self,
-        encoder: dict[str, Any] | None = None,
-        labels: Sequence[str] | None = None,
-        layer: int = -1,
-        view_weights: Sequence[float] = (),
-        max_tokens: int = 96,
-        tuned: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.encoder, self.layer, self.view_weights = dict(encoder or {}), layer, list(view_weights)
-        self.max_tokens, self.tuned = max_tokens, tuned
-        if labels is not None:
-            kwargs |= {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
-        super().__init__(**kwargs)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    layer: int = -1
+    view_weights: list[float] = field(default_factory=list)
+    max_tokens: int = 96
+    tuned: bool = False
 
     @property
     def labels(self) -> list[str]:

@@ -162,10 +162,17 @@ def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparamete
     folder = local_model(encoder)
     values = AutoConfig.from_pretrained(folder)
     layer = max(1, round(config.depth * values.num_hidden_layers))
-    views = (config.entity_weight, config.words_weight, config.last_weight, NGRAM_WEIGHT)
-    max_tokens = min(MAX_TOKENS, getattr(values, "max_position_embeddings", MAX_TOKENS))
-    labels = [relation.name for relation in relations]
-    model = RelationExtractor(RelationExtractorConfig(values.to_dict(), labels, layer, views, max_tokens, bool(config.epochs)))
+    model = RelationExtractor(
+        RelationExtractorConfig(
+            id2label={number: relation.name for number, relation in enumerate(relations)},
+            label2id={relation.name: number for number, relation in enumerate(relations)},
+            encoder=values.to_dict(),
+            layer=layer,
+            view_weights=[config.entity_weight, config.words_weight, config.last_weight, NGRAM_WEIGHT],
+            max_tokens=min(MAX_TOKENS, getattr(values, "max_position_embeddings", MAX_TOKENS)),
+            tuned=config.epochs > 0,
+        )
+    )
     with quietly():
         model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
         model.tokenizer = AutoTokenizer.from_pretrained(folder)
