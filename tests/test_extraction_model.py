@@ -194,22 +194,6 @@ def test_predict_abstains_below_the_threshold(saved, tmp_path):
     assert 0 < found[1]["probability"] < 0.95
 
 
-def test_predict_parquet(saved, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [
-        {"text": e.text, "head_start": e.head[0], "head_end": e.head[1], "tail_start": e.tail[0], "tail_end": e.tail[1]} for e in HELD_OUT
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
-    seen = []
-    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), seen.append) == 4
-    table = pq.read_table(tmp_path / "out.parquet")
-    assert table.column_names[-2:] == ["relation", "probability"]
-    assert table["relation"].to_pylist() == [e.relation for e in HELD_OUT]
-    assert seen == [4]
-
-
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -232,9 +216,7 @@ def test_predict_refuses_another_kind_of_model_and_file(saved, tmp_path):
     (tmp_path / "in.jsonl").write_text("{}")
     with pytest.raises(InputError, match="not a relation extractor"):
         predict("embedded:minilm", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
-    with pytest.raises(InputError, match=r"neither \.jsonl nor \.parquet"):
-        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.csv"))
-    with pytest.raises(InputError, match=r"out\.parquet: of another kind than .*in\.jsonl"):
+    with pytest.raises(InputError, match=r"out\.parquet: no \.jsonl"):
         predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.parquet"))
     with pytest.raises(InputError, match="no such file"):
         predict(str(saved), str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl"))
@@ -317,33 +299,6 @@ def lines(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def test_predict_passes_every_arrow_type_through_parquet(saved, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "text": pa.array([MARKED, MARKED], pa.large_string()),
-        "when": pa.array([1, None], pa.timestamp("us", "UTC")),
-        "money": pa.array([b"\0" * 8, None], pa.binary(8)),
-        "tags": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int16())),
-        "kind": pa.array(["x", "y"]).dictionary_encode(),
-        "length": pa.array([1, 2], pa.duration("s")),
-        "nested": pa.array([{"a": [{"b": 1}]}, None], pa.struct([("a", pa.list_(pa.struct([("b", pa.uint8())])))])),
-        "small": pa.array([0.5, float("nan")], pa.float32()),
-        "relation": pa.array([1, 0], pa.int8()),
-        "probability": pa.array([0, 1], pa.decimal128(5, 2)),
-    }
-    table = pa.table(columns).replace_schema_metadata({"who": "me"})
-    pq.write_table(table, tmp_path / "in.parquet")
-    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 2
-    found = pq.read_table(tmp_path / "out.parquet")
-    assert found.column_names[-4:] == ["given_relation", "given_probability", "relation", "probability"]
-    for given, name in zip(table.column_names, found.column_names, strict=False):
-        assert found[name].type == table[given].type
-        assert found[name].equals(table[given]) or given == "small"
-    assert found.schema.metadata[b"who"] == b"me"
-
-
 def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("divray.extraction.predict.BATCH", 16)
     rows = [{"text": MARKED, "score": 1} for _ in range(20)]
@@ -413,29 +368,3 @@ def test_predict_refuses_numbers_that_are_none(saved, tmp_path, value):
     (tmp_path / "in.jsonl").write_text(f'{{"text": "{MARKED}", "x": {value}}}')
     with pytest.raises(InputError, match="row 1: JSON has neither NaN nor infinity"):
         predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
-
-
-def test_a_class_label_keeps_its_names_under_its_new_name(saved, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    labels = {name: {"names": [f"{name}-0", f"{name}-1"], "_type": "ClassLabel"} for name in ("relation", "probability", "kind")}
-    metadata = {"huggingface": json.dumps({"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, **labels}}})}
-    table = pa.table({"text": [MARKED, MARKED], "relation": [1, None], "probability": [0, 1], "kind": [-1, 0]})
-    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "in.parquet")
-    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
-    features = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"huggingface"])["info"]["features"]
-    assert list(features) == ["text", "given_relation", "given_probability", "kind"] and features["given_relation"] == labels["relation"]
-    assert pq.read_table(tmp_path / "out.parquet")["given_relation"].to_pylist() == [1, None]
-
-
-def test_pandas_reads_a_column_that_got_another_name(saved, tmp_path):
-    import pandas as pd
-
-    frame = pd.DataFrame({"text": [MARKED], "relation": pd.array([1], "Int64"), "probability": pd.array([True], "boolean")})
-    frame.set_index("relation").to_parquet(tmp_path / "in.parquet")
-    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
-    found = pd.read_parquet(tmp_path / "out.parquet")
-    assert (
-        found.index.name == "given_relation" and found["given_probability"].dtype == "boolean" and found["relation"].tolist() == ["born_in"]
-    )
