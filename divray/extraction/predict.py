@@ -10,7 +10,7 @@ import io
 import json
 import posixpath
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ def command(arguments: Namespace) -> None:
     print(f"{rows} sentences -> {arguments.target}")
 
 
-def predict(model: str, source: str, target: str, on_progress: Callable[[int], None] | None = None, threshold: float = 0.0) -> int:
+def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int:
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
@@ -54,8 +54,7 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     abstains: ``relation`` is null.
 
     ``model`` is a folder or URI of what the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of two ``.jsonl`` files.
-    ``on_progress`` gets the number of rows done, which is returned in the end.  :class:`InputError`: the model is
-    none of ours, or a row is wrong; then nothing is written.
+    Returns the number of rows.  :class:`InputError`: the model is none of ours, or a row is wrong; then nothing is written.
     """
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
@@ -83,8 +82,6 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
                 answered = {**given, "relation": label if sure >= threshold else None, "probability": sure}
                 stream.write(json.dumps(answered, ensure_ascii=False).encode() + b"\n")
             done += len(rows)
-            if on_progress:
-                on_progress(done)
     return done
 
 
