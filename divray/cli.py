@@ -74,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
             stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
         if name == "sample":
             stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
+        if name == "evaluate":
+            text = "another tool's answers as a row of the comparison, JSONL with id (of a test sentence) and relation; kept in the run"
+            stage.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help=text)
         stage.add_argument("--force", action="store_true", help="do it again although it is done; what came after it counts as not done")
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "commands:export_samples")
     export.add_argument("run", help="run folder")

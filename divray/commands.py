@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from textwrap import indent
@@ -19,6 +20,7 @@ from divray.engines.complete import complete
 from divray.errors import InputError
 from divray.explain import explain
 from divray.export import export
+from divray.extraction.answers import take_in
 from divray.layout import REPORT
 from divray.locks import locked
 from divray.pipeline import check, describe, due_rounds, held, retry, run_all, run_stage
@@ -71,6 +73,12 @@ def stage(arguments: Namespace) -> None:
         if getattr(arguments, "retry_failed", False):
             retry(config, run, arguments.round)
             return
+        files = getattr(arguments, "predictions", ())
+        if twice := [name for name, number in Counter(map(os.path.basename, files)).items() if number > 1]:
+            raise InputError("command line", "--predictions", f"two files are called {twice[0]}", "Rename one.")
+        for file in files:
+            missing = take_in(run, file)
+            console.log(f"{file}: {missing} test sentences have no answer" if missing else f"{file}: every test sentence has an answer")
         for round_ in due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
             run_stage(config, run, stage, round_)
 

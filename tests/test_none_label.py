@@ -12,14 +12,20 @@ import yaml
 from begun_runs import begin
 
 from divray import pipeline
+from divray.cli import parse
+from divray.commands import stage as stage_command
 from divray.config import Config, load_config
-from divray.datasets.stage import load_task, read_relations
+from divray.datasets.stage import examples_table, load_task, read_relations
+from divray.errors import InputError
+from divray.extraction.answers import take_in
 from divray.extraction.stage import examples_of
 from divray.layout import TEST, UNLABELLED
 from divray.prompts.record import completion_of
 from divray.quickstart import folder
-from divray.relations import render_marked
+from divray.relations import Example, render_marked
+from divray.run_folder import RunFolder
 from divray.sampling import run as sample
+from divray.stages import STAGES
 
 NONE = "no_relation"
 NAMED = ("born_in", "founder_of")
@@ -62,7 +68,9 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.mark.slow
-def test_no_sample_is_written_for_the_none_label_and_it_stays_a_label(ray_two_cpus: None, config: Config, uri: str) -> None:
+def test_no_sample_is_written_for_the_none_label_and_it_stays_a_label(
+    ray_two_cpus: None, config: Config, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = begin(config, uri)
 
     def answer(row: dict[str, Any]) -> dict[str, Any]:
@@ -88,3 +96,40 @@ def test_no_sample_is_written_for_the_none_label_and_it_stays_a_label(ray_two_cp
     results = run.read_json("evaluation.json")
     assert results["seeds+unlabelled"]["examples"] == 12 and "seeds" in results["seeds+generated+unlabelled"]["differences"]
     assert results["seeds"]["examples_per_relation"][NONE] == results["seeds+generated"]["examples_per_relation"][NONE] == 4
+
+    test = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    file = tmp_path / "rules.jsonl"
+    said = [{"id": row["id"], "relation": None if row["relation"] == NONE else row["relation"], "score": 1} for row in test[1:]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in said))
+    stage_command(parse(["evaluate", uri, "--force", "--predictions", str(file)]))
+    assert "1 test sentences have no answer" in capsys.readouterr().err
+    found = run.read_json("evaluation.json")["rules.jsonl"]
+    assert found["scores"][0]["micro"]["precision"] == 1 and found["scores"][0]["micro"]["recall"] == pytest.approx(23 / 24)
+    assert found["differences"]["seeds"]["mean"] == pytest.approx(found["mean"] - results["seeds"]["mean"], abs=1e-5)
+    pipeline.run_stage(config, run, STAGES["report"], 0)
+    assert "rules.jsonl" in run.read_text("report.html")
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "problem"),
+    [
+        ({"id": "x", "relation": "born_in"}, "line 2, id", "'x' is the id of no test sentence"),
+        ({"relation": "born_in"}, "line 2, id", "None is the id of no test sentence"),
+        ({"id": "a", "relation": "born"}, "line 2, relation", "label 'born' is not among the relations"),
+        ({"id": "first", "relation": None}, "line 2, id", "id 'first' stands there twice"),
+    ],
+)
+def test_answers_that_belong_to_no_test_sentence_are_refused(
+    row: dict[str, Any], field: str, problem: str, uri: str, tmp_path: Path
+) -> None:
+    run = RunFolder(uri)
+    run.write_json("data/relations.json", [{"name": "born_in", "description": "d", "head_type": "", "tail_type": ""}])
+    run.write_table(
+        TEST, examples_table([Example("A b C", (0, 1), (4, 5), "born_in", example_id=f"test:{name}") for name in ("first", "a")])
+    )
+    file = tmp_path / "rules.jsonl"
+    file.write_text(json.dumps({"id": "first", "relation": "born_in"}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(InputError) as error:
+        take_in(run, str(file))
+    assert (error.value.field, error.value.problem) == (field, problem)
+    assert not run.files("evaluation")

@@ -1,7 +1,9 @@
-"""The ``classify`` stage: the LLM's own answers on the test set.
+"""Answers on the test set that are no trained RE model's: the LLM's own (the ``classify`` stage), and other tools'.
 
-It gets one prompt a test sentence, its completion constrained to the labels.  What the sentences share stands first, so that the
-engine's prefix cache computes the task, the labels and the demonstrations once.
+The LLM gets one prompt a test sentence, its completion constrained to the labels.  What the sentences share stands first, so that the
+engine's prefix cache computes the task, the labels and the demonstrations once.  ``divray evaluate RUN --force --predictions FILE``
+takes another tool's answers in, such as GLiNER's, an API's or a rule system's: JSONL with the ``id`` of a test sentence and its
+``relation``, null for none.  Other fields are not looked at, so that what ``divray predict`` writes of the test file will do.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from divray.config import Config
+from divray.datasets.own import IDS, Source
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.engines import ENDPOINT
 from divray.engines.complete import complete
@@ -30,7 +34,9 @@ from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.schemas import PROMPTS
 from divray.stages import Progress
+from divray.textfiles import json_lines, read_bytes
 
+EXTERNAL = "evaluation/external"
 PREFIX_CHARACTERS, SENTENCE_CHARACTERS = (2000, 8000), 600
 """Of the part that all prompts share, as many as the model takes tokens, but no fewer and no more than these; and of the sentence."""
 
@@ -162,3 +168,30 @@ def _shortened(example: Example) -> Example:
     right = end if 0 <= (end := text.find(" ", right)) < right + WORD else right
     head, tail = ((start - left, end - left) for start, end in (example.head, example.tail))
     return replace(example, text=text[left:right], head=head, tail=tail)
+
+
+def take_in(run: RunFolder, file: str) -> int:
+    """Keep the answers of a file in the run, in place of an earlier file's of this name; returns how many test sentences have none.
+
+    :class:`InputError`: an id is that of no test sentence or stands there twice, or a relation is no label.
+    """
+    source = Source(Path(file), {relation.name for relation in read_relations(run)})
+    known, found = set(run.read_table(TEST)["example_id"].to_pylist()), {}
+    for number, row in json_lines(read_bytes(source.path).split(b"\n"), file):
+        place = f"line {number}"
+        given = next((row[name] for name in IDS if row.get(name) is not None), None)
+        name = source.identity(place, given, "")
+        full = name if name in known else f"test:{name}"  # held-out ones are called after the training file
+        if full not in known:
+            raise source.error(f"{place}, id", f"{given!r} is the id of no test sentence", "Give the ids of the test file.")
+        found[full] = None if row.get("relation") is None else source.label(place, row["relation"])
+    table = pa.table({"example_id": [*found], "predicted": pa.array(found.values(), pa.string())})
+    run.write_table(f"{EXTERNAL}/{source.path.name}", table)
+    return len(known - found.keys())
+
+
+def external_answers(run: RunFolder, test: Sequence[Example]) -> Iterator[tuple[str, list[str | None]]]:
+    """Name and labels, in order of the test set, of each file that was taken in; ``None`` where it had none."""
+    for name in sorted({file.split("/")[2] for file in run.files(EXTERNAL, ".parquet")}):
+        found = {row["example_id"]: row["predicted"] for row in run.read_table(f"{EXTERNAL}/{name}").to_pylist()}
+        yield name, [found.get(example.example_id) for example in test]

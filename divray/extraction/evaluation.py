@@ -25,7 +25,7 @@ from divray.datasets.stage import read_relations
 from divray.dedup.storage import first_line
 from divray.embeddings import Encoder, embedding_column
 from divray.errors import InputError
-from divray.extraction.answers import llm_answers
+from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, set_of, tuned
 from divray.extraction.training import fit, train, untrained
@@ -62,8 +62,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     reach the recall), ``examples`` in all, ``k`` (median a relation), ``examples_per_relation``, ``scores`` (all scores, one a draw),
     ``f1_per_relation`` (mean of the draws; null without test sentences), ``differences`` to the sets of :data:`COMPARED`
     (:func:`difference`) and ``settings`` (encoder, hyperparameters).  ``own_differences`` are those of the run's own draw alone, for
-    human and generated examples together: the LLM wrote from that draw's examples.  Behind them stand the LLM's own answers
-    (:mod:`divray.extraction.answers`), without draws.
+    human and generated examples together: the LLM wrote from that draw's examples.  Behind them stand
+    :mod:`divray.extraction.answers`, without draws.
 
     Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
@@ -116,10 +116,13 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         alarm = statistics.fmean(reached) if reached and len(reached) == len(alarms) else None
         used = {"encoder": config.models.encoder, **asdict(settings)}
         add(name, test, said, sure, examples, used, draws=[*range(len(said))], false_positives=alarm)
+    for name, others in external_answers(run, test):
+        answers[name] = [others] * len(draws)
+        add(name, test, [others], [[None] * len(test)], [], {}, draws=[])
     for name, entry in results.items():
         compared = [other for other in COMPARED if other in answers and other != name]
         entry["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
-        if SEEDS in sets[name] and not {SEEDS, MORE, UNLABELLED}.issuperset(sets[name]):
+        if SEEDS in sets.get(name, ()) and not {SEEDS, MORE, UNLABELLED}.issuperset(sets[name]):
             own = {other: difference(gold, answers[name][:1], answers[other][:1], labels, config) for other in compared}
             entry["own_differences"] = own
     if config.evaluation.llm:
