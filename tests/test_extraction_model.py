@@ -170,21 +170,14 @@ def test_saved_model_predicts_the_same_and_holds_no_pickles(model, saved):
     assert json.loads((saved / "config.json").read_text())["id2label"] == {"0": "born_in", "1": "works_in"}
 
 
-MARKED = "[Rosa Vidal] was born in {Rome}."
-
-
-def lines(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def test_predict_file_of_marked_sentences_and_spans(saved, tmp_path):
     rows = [
-        {"text": MARKED, "head_type": "person", "tail_type": "place", "note": 1},
+        {"text": "[Rosa Vidal] was born in {Rome}.", "head_type": "person", "tail_type": "place", "note": 1},
         {"text": "Tom Becker has an office job in Rome.", "head": [0, 10], "tail": [32, 36], "relation": "gold"},
     ]
-    source = lines(tmp_path / "in.jsonl", rows)
-    assert predict(str(saved), source, str(tmp_path / "out" / "found.jsonl")) == 2
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
+    assert predict(str(saved), str(source), str(tmp_path / "out" / "found.jsonl")) == 2
     found = [json.loads(line) for line in (tmp_path / "out" / "found.jsonl").read_text().splitlines()]
     assert [row["relation"] for row in found] == LABELS
     assert found[0]["note"] == 1 and found[1]["given_relation"] == "gold"
@@ -192,15 +185,31 @@ def test_predict_file_of_marked_sentences_and_spans(saved, tmp_path):
 
 
 def test_predict_abstains_below_the_threshold(saved, tmp_path):
-    source = lines(tmp_path / "in.jsonl", [{"text": MARKED}, {"text": "[Tom Becker] and {Rome}"}])
-    assert predict(str(saved), source, str(tmp_path / "found.jsonl"), threshold=0.95) == 2
+    source = tmp_path / "in.jsonl"
+    texts = ["[Rosa Vidal] was born in {Rome}.", "[Tom Becker] and {Rome}"]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert predict(str(saved), str(source), str(tmp_path / "found.jsonl"), threshold=0.95) == 2
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert [row["relation"] for row in found] == ["born_in", None]
     assert 0 < found[1]["probability"] < 0.95
 
 
+def test_predict_parquet(saved, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"text": e.text, "head_start": e.head[0], "head_end": e.head[1], "tail_start": e.tail[0], "tail_end": e.tail[1]} for e in HELD_OUT
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 4
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names[-2:] == ["relation", "probability"]
+    assert table["relation"].to_pylist() == [e.relation for e in HELD_OUT]
+
+
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("line", "problem"),
     [
         ('{"text": "Rosa was born in {Rome}."}', "row 1, text: no head"),
         ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "row 1, tail: .17, 99. does not lie in the text"),
@@ -208,21 +217,10 @@ def test_predict_abstains_below_the_threshold(saved, tmp_path):
         ('{"sentence": "x"}', "row 1, text: missing"),
         ("{", "line 1: no valid JSON"),
         ("", "no rows"),
-        ('{"text": "%s", "relation": "a", "given_relation": "b"}', "given_relation: stands there beside relation"),
-        ('{"text": "%s", "probability": 1}\n{"text": "%s", "given_probability": 2}', "given_probability: stands there beside probability"),
-        ('{"text": "%s"}\n{"text": "%s", "n": "\\ud83d"}', "line 2, n: half a surrogate pair"),
-        ('{"text": "%s", "a": 1, "a": 2}\n%s', "line 1: key 'a' stands there twice"),
-        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [2, 6]}', "row 1, head, tail: head and tail overlap"),
-        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [4, 5]}', "row 1, head, tail: the tail carries loose blanks"),
-        ('{"text": "Rosa is in Rome.", "head": [0, true], "tail": [4, 5]}', "row 1, head: .0, True. is no span"),
-        *(
-            (f'{{"text": "%s", "x": {value}}}', "row 1: JSON has neither NaN nor infinity")
-            for value in ("1e400", "NaN", "-Infinity", '{"a": [1, -1e999]}')
-        ),
     ],
 )
-def test_predict_names_the_bad_row_and_writes_nothing(saved, tmp_path, text, problem):
-    (tmp_path / "in.jsonl").write_text(text.replace("%s", MARKED))
+def test_predict_names_the_bad_row_and_writes_nothing(saved, tmp_path, line, problem):
+    (tmp_path / "in.jsonl").write_text(line)
     with pytest.raises(InputError, match=problem):
         predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
@@ -232,7 +230,9 @@ def test_predict_refuses_another_kind_of_model_and_file(saved, tmp_path):
     (tmp_path / "in.jsonl").write_text("{}")
     with pytest.raises(InputError, match="not a relation extractor"):
         predict("embedded:minilm", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
-    with pytest.raises(InputError, match=r"out\.parquet: no \.jsonl"):
+    with pytest.raises(InputError, match=r"neither \.jsonl nor \.parquet"):
+        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.csv"))
+    with pytest.raises(InputError, match=r"out\.parquet: of another kind than .*in\.jsonl"):
         predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.parquet"))
     with pytest.raises(InputError, match="no such file"):
         predict(str(saved), str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl"))
@@ -300,11 +300,46 @@ def with_a_word_too_many(folder):
 def test_a_model_that_is_not_whole_is_one_line(saved, tmp_path, spoil, problem):
     folder = shutil.copytree(saved, tmp_path / "model")
     spoil(folder)
-    lines(tmp_path / "in.jsonl", [{"text": MARKED}])
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "[Rosa Vidal] was born in {Rome}."}))
     with pytest.raises(InputError, match=problem) as caught:
         predict(str(folder), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+MARKED = "[Rosa Vidal] was born in {Rome}."
+
+
+def lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_predict_passes_every_arrow_type_through_parquet(saved, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "text": pa.array([MARKED, MARKED], pa.large_string()),
+        "when": pa.array([1, None], pa.timestamp("us", "UTC")),
+        "money": pa.array([b"\0" * 8, None], pa.binary(8)),
+        "tags": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int16())),
+        "kind": pa.array(["x", "y"]).dictionary_encode(),
+        "length": pa.array([1, 2], pa.duration("s")),
+        "nested": pa.array([{"a": [{"b": 1}]}, None], pa.struct([("a", pa.list_(pa.struct([("b", pa.uint8())])))])),
+        "small": pa.array([0.5, float("nan")], pa.float32()),
+        "relation": pa.array([1, 0], pa.int8()),
+        "probability": pa.array([0, 1], pa.decimal128(5, 2)),
+    }
+    table = pa.table(columns).replace_schema_metadata({"who": "me"})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 2
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.column_names[-4:] == ["given_relation", "given_probability", "relation", "probability"]
+    for given, name in zip(table.column_names, found.column_names, strict=False):
+        assert found[name].type == table[given].type
+        assert found[name].equals(table[given]) or given == "small"
+    assert found.schema.metadata[b"who"] == b"me"
 
 
 def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp_path, monkeypatch):
@@ -315,6 +350,36 @@ def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp
     assert predict(str(saved), source, str(tmp_path / "out.jsonl")) == 22
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [{key: row[key] for key in row if key not in ("relation", "probability")} for row in found] == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([{"relation": "a", "given_relation": "b"}], "given_relation: stands there beside relation"),
+        ([{"probability": 1}, {"given_probability": 2}], "given_probability: stands there beside probability"),
+    ],
+)
+def test_predict_refuses_a_name_that_it_needs(saved, tmp_path, rows, problem):
+    source = lines(tmp_path / "in.jsonl", [{"text": MARKED, **row} for row in rows])
+    with pytest.raises(InputError, match=problem):
+        predict(str(saved), source, str(tmp_path / "out.jsonl"))
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"text": "%s"}\n{"text": "%s", "n": "\\ud83d"}', "line 2, n: half a surrogate pair"),
+        ('{"text": "%s", "a": 1, "a": 2}\n%s', "line 1: key 'a' stands there twice"),
+        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [2, 6]}', "row 1, head, tail: head and tail overlap"),
+        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [4, 5]}', "row 1, head, tail: the tail carries loose blanks"),
+        ('{"text": "Rosa is in Rome.", "head": [0, true], "tail": [4, 5]}', "row 1, head: .0, True. is no span"),
+    ],
+)
+def test_predict_reads_jsonl_as_the_tasks_do(saved, tmp_path, text, problem):
+    (tmp_path / "in.jsonl").write_text(text.replace("%s", MARKED))
+    with pytest.raises(InputError, match=problem):
+        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
 
 
 def test_predict_takes_a_byte_order_mark_and_every_form_of_a_span(saved, tmp_path):
@@ -339,3 +404,36 @@ def test_the_threshold_compares_the_probability_that_is_written(saved, tmp_path)
         bar = written[0]["probability"]
     assert 0.5 <= bar < 0.95 and bar == round(bar, 4)
     assert [row["relation"] for row in written] == [written[0]["relation"]] * 2 + [None]
+
+
+@pytest.mark.parametrize("value", ["1e400", "NaN", "-Infinity", '{"a": [1, -1e999]}'])
+def test_predict_refuses_numbers_that_are_none(saved, tmp_path, value):
+    (tmp_path / "in.jsonl").write_text(f'{{"text": "{MARKED}", "x": {value}}}')
+    with pytest.raises(InputError, match="row 1: JSON has neither NaN nor infinity"):
+        predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+
+
+def test_a_class_label_keeps_its_names_under_its_new_name(saved, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = {name: {"names": [f"{name}-0", f"{name}-1"], "_type": "ClassLabel"} for name in ("relation", "probability", "kind")}
+    metadata = {"huggingface": json.dumps({"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, **labels}}})}
+    table = pa.table({"text": [MARKED, MARKED], "relation": [1, None], "probability": [0, 1], "kind": [-1, 0]})
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "in.parquet")
+    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    features = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"huggingface"])["info"]["features"]
+    assert list(features) == ["text", "given_relation", "given_probability", "kind"] and features["given_relation"] == labels["relation"]
+    assert pq.read_table(tmp_path / "out.parquet")["given_relation"].to_pylist() == [1, None]
+
+
+def test_pandas_reads_a_column_that_got_another_name(saved, tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"text": [MARKED], "relation": pd.array([1], "Int64"), "probability": pd.array([True], "boolean")})
+    frame.set_index("relation").to_parquet(tmp_path / "in.parquet")
+    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert (
+        found.index.name == "given_relation" and found["given_probability"].dtype == "boolean" and found["relation"].tolist() == ["born_in"]
+    )

@@ -1,6 +1,7 @@
-"""``divray predict``: relations of new sentences by a trained model, a batch at a time, JSONL to JSONL.
+"""``divray predict``: relations of new sentences by a trained model, a batch at a time.
 
-Every row is checked before the model is loaded.
+Every row is checked before the model is loaded.  Parquet gives Parquet: the batches stay Arrow's, so that unused columns keep their
+types.  JSONL gives JSONL: its objects stay as they are.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import io
 import json
 import posixpath
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
-from divray.datasets.own import Source, marked, span_of
-from divray.dedup.storage import open_uri, placed
+from divray.datasets.huggingface import plain_rows
+from divray.datasets.own import SENTENCE, Source, marked, span_of
+from divray.dedup.storage import first_line, open_uri, placed
 from divray.errors import InputError
 from divray.models import check_model, facts_of
 from divray.relations import Example, span_problem, tightened
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from divray.extraction.model import RelationExtractor
 
 BATCH = 1024
+Batch: TypeAlias = pa.RecordBatch | list[Row]
+"""Rows of a Parquet file, or of a JSONL file."""
 
 GIVEN = {"relation": "given_relation", "probability": "given_probability"}
 """Columns that the result has of its own -> what those of the source are called in it."""
@@ -53,8 +60,9 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     :mod:`divray.datasets.own`.  What it has under the names of :data:`GIVEN` gets another name.  Below ``threshold`` the model
     abstains: ``relation`` is null.
 
-    ``model`` is a folder or URI of what the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of two ``.jsonl`` files.
-    Returns the number of rows.  :class:`InputError`: the model is none of ours, or a row is wrong; then nothing is written.
+    ``model`` is a folder or URI of what the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of two ``.jsonl`` or two
+    ``.parquet`` files.  Returns the number of rows.  :class:`InputError`: the model is none of ours, or a row is wrong; then nothing is
+    written.
     """
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
@@ -65,51 +73,79 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
         raise InputError(model, "config.json", f"{kind}, not a relation extractor", "Give the `model` folder of a run.")
     for path in (source, target):
         open_uri(path)
-        if not path.endswith(".jsonl"):
-            raise InputError(path, "", "no .jsonl", "Give a JSONL file with this ending.")
-    for _ in _read(source):  # which checks every row, before the model is loaded
-        pass
+        if not path.endswith((".jsonl", ".parquet")):
+            raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
+    if posixpath.splitext(source)[1] != posixpath.splitext(target)[1]:
+        raise InputError(target, "", f"of another kind than {source}", "Give both files the same ending.")
+    schema = None
+    for batch, _ in _read(source):  # which checks every row, before the model is loaded
+        schema = batch.schema if isinstance(batch, pa.RecordBatch) else None
 
     done = 0
-    filesystem, path = open_uri(target)
-    make_folder(filesystem, posixpath.dirname(path))
-    with placed(filesystem, path) as beside, filesystem.open_output_stream(beside) as stream:
+    with _writer(target, schema) as write:
         extractor: RelationExtractor = importlib.import_module("divray.extraction.model").RelationExtractor.load(model)  # brings torch
-        for rows, examples in _read(source):
+        for batch, examples in _read(source):
             found = extractor.predict(examples)
-            for row, label, sure in zip(rows, found.labels, found.probabilities.max(axis=1).tolist(), strict=True):
-                given = {GIVEN.get(name, name): value for name, value in row.items()}
-                answered = {**given, "relation": label if sure >= threshold else None, "probability": sure}
-                stream.write(json.dumps(answered, ensure_ascii=False).encode() + b"\n")
-            done += len(rows)
+            certain = found.probabilities.max(axis=1).tolist()
+            write(batch, [label if sure >= threshold else None for label, sure in zip(found.labels, certain, strict=True)], certain)
+            done += len(examples)
     return done
 
 
-def _read(source: str) -> Iterator[tuple[list[Row], list[Example]]]:
-    """Rows of the file and their examples, a batch at a time, all checked."""
+def _check_numbers(rows: list[Row], source: str, before: int) -> None:
+    """Refuse NaN and infinity; Python reads a number that is too large as infinity."""
+    for number, row in enumerate(rows, before + 1):
+        try:
+            json.dumps(row, allow_nan=False)
+        except ValueError:
+            raise InputError(source, f"row {number}", "JSON has neither NaN nor infinity", "Give null, or a smaller number.") from None
+
+
+def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
+    """Batches of the file and their examples, all checked."""
     filesystem, path = open_uri(source)
     if filesystem.get_file_info(path).type != pafs.FileType.File:
         raise InputError(source, "", "no such file", "Give the path of the sentences.")
     origin, names, before = Source(Path(source), name=source), set[str](), 0
-    with io.BufferedReader(filesystem.open_input_stream(path)) as lines:
-        numbered = json_lines(lines, source)
-        while rows := [row for _, row in islice(numbered, BATCH)]:
-            examples = [_example(origin, f"row {number}", row) for number, row in enumerate(rows, before + 1)]
-            names.update(*rows)
-            for name, given in GIVEN.items():
-                if {name, given} <= names:
-                    raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
-            yield rows, examples
-            before += len(rows)
+    for batch in _jsonl(filesystem, path, source) if source.endswith(".jsonl") else _parquet(filesystem, path, source):
+        if isinstance(batch, pa.RecordBatch):
+            names.update(batch.schema.names)
+            rows = plain_rows(batch.select([name for name in SENTENCE if name in names]), source, before)
+        else:
+            names.update(*batch)
+            rows = batch
+            _check_numbers(rows, source, before)
+        examples = [_example(origin, f"row {number}", row) for number, row in enumerate(rows, before + 1)]
+        for name, given in GIVEN.items():
+            if {name, given} <= names:
+                raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
+        yield batch, examples
+        before += len(examples)
     if not before:
         raise InputError(source, "", "no rows", "Give at least one sentence.")
 
 
-def _example(source: Source, place: str, row: Row) -> Example:
+def _jsonl(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[list[Row]]:
+    with io.BufferedReader(filesystem.open_input_stream(path)) as lines:
+        rows = (row for _, row in json_lines(lines, source))
+        while batch := list(islice(rows, BATCH)):
+            yield batch
+
+
+def _parquet(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[pa.RecordBatch]:
     try:
-        json.dumps(row, allow_nan=False)  # Python reads a number that is too large as infinity
-    except ValueError:
-        raise source.error(place, "JSON has neither NaN nor infinity", "Give null, or a smaller number.") from None
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(source, twice[0], "the column stands there twice", "Rename or drop one of them.")
+            for batch in file.iter_batches(BATCH):
+                yield batch.replace_schema_metadata(file.schema_arrow.metadata)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(source, "", f"not readable ({first_line(error)})", "Give a whole Parquet file.") from None
+
+
+def _example(source: Source, place: str, row: Row) -> Example:
     text = source.string(place, "text", row.get("text"))
     types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
     if all(row.get(name) is None for name in ("head", "tail", "head_start", "tail_start")):
@@ -118,3 +154,43 @@ def _example(source: Source, place: str, row: Row) -> Example:
     if problem := span_problem(text, head, tail):
         raise source.error(f"{place}, head, tail", problem, "Correct the spans, or mark head and tail in `text` as [head] and {tail}.")
     return Example(text, head, tail, "", *types)
+
+
+def _answered(schema: pa.Schema) -> pa.Schema:
+    """The result's schema; what `datasets` and pandas say of a column goes along with its name."""
+    metadata = dict(schema.metadata or {})
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        found = json.loads(metadata[b"huggingface"])
+        found["info"]["features"] = {GIVEN.get(name, name): feature for name, feature in found["info"]["features"].items()}
+        metadata[b"huggingface"] = json.dumps(found)
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        found = json.loads(metadata[b"pandas"])
+        found["columns"] = [{**one, **{key: GIVEN.get(one[key], one[key]) for key in ("name", "field_name")}} for one in found["columns"]]
+        found["index_columns"] = [GIVEN.get(str(one), one) for one in found["index_columns"]]
+        metadata[b"pandas"] = json.dumps(found)
+    given = [field.with_name(GIVEN.get(field.name, field.name)) for field in schema]
+    return pa.schema([*given, pa.field("relation", pa.string()), pa.field("probability", pa.float64())], metadata)
+
+
+@contextmanager
+def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, list[str | None], list[float]], None]]:
+    """Writes batches with their answers; the file appears under its name only when the block ends well."""
+    filesystem, path = open_uri(target)
+    make_folder(filesystem, posixpath.dirname(path))
+    with ExitStack() as stack:
+        stream = stack.enter_context(filesystem.open_output_stream(stack.enter_context(placed(filesystem, path))))
+        if schema is not None:
+            schema = _answered(schema)
+            parquet = stack.enter_context(pq.ParquetWriter(stream, schema))
+
+        def write(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
+            if isinstance(batch, pa.RecordBatch):
+                columns = [*batch.columns, pa.array(labels, pa.string()), pa.array(probabilities, pa.float64())]
+                parquet.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+                return
+            for row, label, probability in zip(batch, labels, probabilities, strict=True):
+                given = {GIVEN.get(name, name): value for name, value in row.items()}
+                line = json.dumps({**given, "relation": label, "probability": probability}, ensure_ascii=False)
+                stream.write(line.encode() + b"\n")
+
+        yield write
