@@ -11,11 +11,13 @@ would be most of it: there the rows are filled up to a power of two.  Between ki
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.models import local_model
@@ -26,6 +28,9 @@ WIDTH = 8
 DECIMALS = 6
 TOKENS = {"cpu": 512, "cuda": 16_384}
 """Tokens a batch, padding included, by kind of device; at most, on a GPU."""
+
+MAX_LENGTH = 256
+"""Tokens of a text, beyond which it is cut."""
 
 LAYER = -2
 """Of the spans: the last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
@@ -41,12 +46,11 @@ class Encoder:
 
     Args:
         reference: Model, as in ``models.encoder`` of the configuration.
-        max_length: Tokens of a text beyond which it is cut.
         device: ``cpu`` or ``cuda``; default: a GPU where this process has one.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp16 on a GPU, else fp32.
     """
 
-    def __init__(self, reference: str, max_length: int = 256, device: str | None = None, precision: str = "fp32") -> None:
+    def __init__(self, reference: str, device: str | None = None, precision: str = "fp32") -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
@@ -60,7 +64,7 @@ class Encoder:
         self.dimension = int(self.model.config.hidden_size)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         positions = int(getattr(self.model.config, "max_position_embeddings", 512))
-        self.max_length = min(max_length, positions, self.tokenizer.model_max_length)
+        self.max_length = min(MAX_LENGTH, positions, self.tokenizer.model_max_length)
 
     @classmethod
     def of(cls, config: Config) -> Encoder:
@@ -90,31 +94,20 @@ class Encoder:
         ids = torch.tensor([row + [self.tokenizer.pad_token_id or 0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         mask[:, 0] = 1
-        threads = torch.get_num_threads()
-        if self.device == "cpu":
-            torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                seen = mask.to(self.device)
-                hidden = self.model(input_ids=ids.to(self.device), attention_mask=seen).last_hidden_state.float()
-                weights = seen[..., None].float()
-                mean = (hidden * weights).sum(1) / weights.sum(1)
-                found: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
-                return found[: len(tokens)]
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread(), torch.inference_mode():
+            seen = mask.to(self.device)
+            hidden = self.model(input_ids=ids.to(self.device), attention_mask=seen).last_hidden_state.float()
+            weights = seen[..., None].float()
+            mean = (hidden * weights).sum(1) / weights.sum(1)
+            found: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+        return found[: len(tokens)]
 
 
 class SpanEncoder:
-    """Encodes examples by their spans; ``reference`` is one that :func:`divray.models.local_model` understands."""
+    """Encodes examples by their spans; arguments as of :class:`Encoder`."""
 
     def __init__(self, reference: str, device: str = "cpu") -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = local_model(reference)
-        self.device = device
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.model: Any = AutoModel.from_pretrained(folder).to(device).eval()
+        self.encoder = Encoder(reference, device)
 
     def encode(self, examples: Sequence[Example]) -> np.ndarray:
         """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
@@ -130,15 +123,28 @@ class SpanEncoder:
         """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
         import torch
 
-        encoded = encode_spans(self.tokenizer, examples, _MOST)
+        tokenizer, encoded = self.encoder.tokenizer, encode_spans(self.encoder.tokenizer, examples, _MOST)
         found: list[np.ndarray] = [np.zeros(0)] * len(examples)
         for rows, width in by_width([len(one.ids) for one in encoded], _MOST, lambda width: _BATCH):
-            batch = collate([encoded[row] for row in rows], self.tokenizer.pad_token_id or 0, self.device, width)
+            batch = collate([encoded[row] for row in rows], tokenizer.pad_token_id or 0, self.encoder.device, width)
             with torch.inference_mode():
-                states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+                states = self.encoder.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
                 for row, features in zip(rows, pool(states, batch).cpu().numpy(), strict=True):
                     found[row] = features
         return on_grid(np.array(found), FEATURE_GRID).astype(np.float32)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread, so that the order of sums never changes; put back afterwards."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def by_width(lengths: Sequence[int], longest: int, most: Callable[[int], int]) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
@@ -152,12 +158,10 @@ def by_width(lengths: Sequence[int], longest: int, most: Callable[[int], int]) -
 
 def embedding_column(embeddings: npt.NDArray[np.float32]) -> pa.Array:
     """``[n, d]`` as an Arrow list column."""
-    n, d = embeddings.shape
-    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * d, pa.int32()), pa.array(embeddings.reshape(-1), pa.float32()))
+    return pa.array(list(embeddings), pa.list_(pa.float32()))
 
 
 def embedding_matrix(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:
     """An Arrow list column of equally long vectors as float32 ``[n, d]``."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return flat.reshape(len(array), -1) if len(array) else np.zeros((0, 0), np.float32)
+    flat = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return flat.reshape(len(column), -1) if len(column) else np.zeros((0, 0), np.float32)

@@ -34,11 +34,9 @@ def config():
 
 
 def test_prompts_share_everything_but_the_sentence(config):
-    shown = llm.demonstrations(RELATIONS, SEEDS, 250)
-    assert [e.example_id for e in shown] == ["s1", "s2"]
-    assert [e.example_id for e in llm.demonstrations(RELATIONS, SEEDS, 2000)] == ["s1", "s2", "s0"]
-    table = llm.request_table(config, RELATIONS, shown, TEST)
-    assert table.schema == PROMPTS
+    assert [e.example_id for e in llm.shared(RELATIONS, SEEDS, 250)[1]] == ["s1", "s2"]
+    table = llm.request_table(config, RELATIONS, SEEDS, TEST)
+    assert table.schema == PROMPTS and table["demonstrations"][0].as_py() == ["s1", "s2", "s0"]
     first, second = table["prompt"].to_pylist()[:2]
     assert first.endswith("Sentence: The [virus] number 0 caused a {fever}.\nRelation:")
     shared = first[: first.rindex("Sentence:")]
@@ -57,9 +55,7 @@ def test_many_labels_stay_within_the_room(config):
     many = [Relation(f"relation_number_{i}", "The head has a long and winding description of the tail." * 2) for i in range(40)]
     seeds = [example("The cat saw a flood.", "cat", "flood", r.name, r.name) for r in many]
     room = llm.shared_characters(config)
-    shown = llm.demonstrations(many, seeds, room)
-    prompt = llm.request_table(config, many, shown, TEST)["prompt"][0].as_py()
-    prefix = prompt[: prompt.rindex("Sentence:")]
+    prefix, shown = llm.shared(many, seeds, room)
     assert 0 < len(shown) < 40 and len(prefix) <= room
     assert "winding" not in prefix and all(f"- {r.name}\n" in prefix for r in many)
     assert f"- {many[0].name}: The head has a long and winding …\n" in llm._instructions(many, 40 * 40)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from divray.errors import InputError
 from divray.extraction.predict import predict
-from divray.extraction.training import Hyperparameters, self_labelled, train, training_rows, untrained
+from divray.extraction.training import Hyperparameters, fit, train, training_rows, untrained
 from divray.relations import Example, Relation
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
@@ -118,13 +118,14 @@ def test_unlabelled_sentences_are_taken_in_where_the_model_is_surest(monkeypatch
     few = [TRAINING[0], TRAINING[1], TRAINING[4]]  # two of born_in, one of works_in
     unlabelled = [replace(example, relation="") for example in [*TRAINING[5:], *HELD_OUT]]
     own = untrained(RELATIONS, "embedded:minilm", CLOSED)
-    examples, weights = self_labelled(own, own.features, [*unlabelled, *few], [1.0] * 7 + [1.0] * 3, RELATIONS, CLOSED)
-    assert examples[:3] == few and weights == [1.0] * 3 + [CLOSED.generated_weight] * 3
+    rows, _ = fit(own, [*unlabelled, *few], [1.0] * 7 + [1.0] * 3, RELATIONS, CLOSED, own.features)
+    examples = rows.examples
+    assert examples[:3] == few and rows.weights.tolist() == [1.0] * 3 + [CLOSED.generated_weight] * 3
     assert Counter(example.relation for example in examples[3:]) == {"born_in": 2, "works_in": 1}
     assert {replace(example, relation="") for example in examples[3:]} <= set(unlabelled)
     repeated = [replace(example, relation="") for example in few]
     counted = [1.0] * 2 + [0.5] + [1.0] * 10  # of the none that count in full there is no room for more
-    again, _ = self_labelled(own, own.features, [*few, *repeated, *unlabelled], counted, RELATIONS, CLOSED)
+    again = fit(own, [*few, *repeated, *unlabelled], counted, RELATIONS, CLOSED, own.features)[0].examples
     assert {example.text for example in again[3:]}.isdisjoint(example.text for example in few)
     assert {example.relation for example in again[3:]} == {"born_in"}
     wording = {example.text: example.relation for example in [*TRAINING, *HELD_OUT]}
@@ -201,12 +202,10 @@ def test_predict_parquet(saved, tmp_path):
         {"text": e.text, "head_start": e.head[0], "head_end": e.head[1], "tail_start": e.tail[0], "tail_end": e.tail[1]} for e in HELD_OUT
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
-    seen = []
-    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"), seen.append) == 4
+    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 4
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.column_names[-2:] == ["relation", "probability"]
     assert table["relation"].to_pylist() == [e.relation for e in HELD_OUT]
-    assert seen == [4]
 
 
 @pytest.mark.parametrize(

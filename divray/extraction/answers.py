@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -27,7 +27,8 @@ from divray.engines.complete import complete
 from divray.engines.vllm import engine_arguments
 from divray.layout import LLM_COMPLETIONS, LLM_PROMPTS, TEST
 from divray.models import context_length
-from divray.prompts import chat_renderer, rows_per_file
+from divray.prompts import chat_renderer
+from divray.prompts.rows import Renderer, rows_per_file
 from divray.relations import Example, Relation, render_marked
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
@@ -42,17 +43,14 @@ PREFIX_CHARACTERS, SENTENCE_CHARACTERS = (2000, 8000), 600
 WORD = 40
 """Characters of a long word: where a text has no blank for so long, it is cut anywhere."""
 
-Renderer = Callable[[list[dict[str, str]]], str]
-
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Have ``models.llm`` classify the test sentences (all, or ``evaluation.llm_test_limit`` of them).
 
     Returns counts: ``sentences``, and ``answered`` with one of the labels.
     """
-    relations, room = read_relations(run), shared_characters(config)
-    asked, shown = _asked(config, run), demonstrations(relations, read_seeds(run), room)
-    table = request_table(config, relations, shown, asked, chat_renderer(config))
+    asked = _asked(config, run)
+    table = request_table(config, read_relations(run), read_seeds(run), asked, chat_renderer(config))
     if not (run.exists(LLM_PROMPTS) and run.read_table(LLM_PROMPTS).equals(table)):
         for stale in (LLM_COMPLETIONS, f"{LLM_COMPLETIONS}.checkpoint"):
             run.delete(stale)
@@ -93,29 +91,30 @@ def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Exampl
     return [test[row] for row in sorted(sorted(range(len(test)), key=ranks.__getitem__)[:limit])]
 
 
-def demonstrations(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -> list[Example]:
-    """The shortest seed example of each relation, as far as ``room`` characters hold them; then, in what the relations' descriptions
-    leave, the next one of each, and so on."""
+def shared(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -> tuple[str, list[Example]]:
+    """What all prompts begin with, of at most ``room`` characters, and the examples shown in it: task, labels, and the shortest seed
+    example of each relation, as far as they fit; then the relations' descriptions, and the next one of each, and so on."""
     own = [sorted((seed for seed in seeds if seed.relation == one.name), key=lambda seed: (len(seed.text), seed.text)) for one in relations]
     shown: list[Example] = []
+    examples = ""
     for number, turn in enumerate(zip_longest(*own)):
-        left = room - len(_instructions(relations, room if number else 0)) - sum(len(_answered(seed)) for seed in shown)
+        left = room - len(_instructions(relations, room if number else 0)) - len(examples)
         fitting = set()
         for example in sorted((seed for seed in turn if seed), key=lambda seed: len(_answered(seed))):
             left -= len(_answered(example))
             if left >= 0:
                 fitting.add(example)
-        shown += [seed for seed in turn if seed in fitting]
-    return shown
+        added = [seed for seed in turn if seed in fitting]
+        shown += added
+        examples += "".join(map(_answered, added))
+    return _instructions(relations, room - len(_instructions(relations, 0)) - len(examples)) + examples, shown
 
 
 def request_table(
-    config: Config, relations: Sequence[Relation], shown: Sequence[Example], asked: Sequence[Example], chat: Renderer | None = None
+    config: Config, relations: Sequence[Relation], seeds: Sequence[Example], asked: Sequence[Example], chat: Renderer | None = None
 ) -> pa.Table:
     """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty."""
-    examples = "".join(map(_answered, shown))
-    room = shared_characters(config) - len(_instructions(relations, 0)) - len(examples)
-    prefix = _instructions(relations, room) + examples
+    prefix, shown = shared(relations, seeds, shared_characters(config))
     texts = [prefix + _question(_shortened(example)) for example in asked]
     literals = [re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", relation.name) for relation in relations]
     row = {

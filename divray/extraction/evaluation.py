@@ -28,7 +28,7 @@ from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
 from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, set_of, tuned
-from divray.extraction.training import fit_head, self_labelled, train, training_rows, untrained
+from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
@@ -101,21 +101,21 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         ids, truth = [example.example_id for example in asked], [example.relation for example in asked]
         for draw, columns in enumerate(zip(said, sure, strict=True)):
             predictions.append(pa.table([[name] * len(ids), [draw] * len(ids), ids, truth, *columns], schema=PREDICTIONS))
-        sizes = {"test": len(asked), **_sizes(examples, labels)}
-        results[name] = {**summarise(truth, said, labels, config), **more, **sizes, "settings": used}
+        counts = Counter(example.relation for example in examples)
+        each = {label: counts[label] for label in labels}
+        sizes = {"examples": sum(each.values()), "k": statistics.median_low(each.values()), "examples_per_relation": each}
+        results[name] = {**summarise(truth, said, labels, config), **more, "test": len(asked), **sizes, "settings": used}
 
     for name, examples in first.items():
-        found = [_predicted(run, key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
-        said = [part["predicted"].to_pylist() for part in found]
-        sure = [part["probability"].to_numpy() for part in found]
-        alarms = [false_positives(gold, *both, config.task.none_label) for both in zip(said, sure, strict=True) if negatives]
-        own = [some[: len(test)] for some in said]
-        answers[name] = own if len(own) > 1 else own * len(draws)
-        certain = [some[: len(test)] for some in sure]
-        used = {"encoder": config.models.encoder, **asdict(settings)}
+        parts = [_predicted(run, key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
+        found = [(part["predicted"].to_pylist(), part["probability"].to_numpy()) for part in parts]
+        said, sure = [names[: len(test)] for names, _ in found], [certain[: len(test)] for _, certain in found]
+        answers[name] = said if len(said) > 1 else said * len(draws)
+        alarms = [false_positives(gold, *part, config.task.none_label) for part in found if negatives]
         reached = [alarm for alarm in alarms if alarm is not None]
         alarm = statistics.fmean(reached) if reached and len(reached) == len(alarms) else None
-        add(name, test, own, certain, examples, used, draws=[*range(len(own))], false_positives=alarm)
+        used = {"encoder": config.models.encoder, **asdict(settings)}
+        add(name, test, said, sure, examples, used, draws=[*range(len(said))], false_positives=alarm)
     for name, others in external_answers(run, test):
         answers[name] = [others] * len(draws)
         add(name, test, [others], [[None] * len(test)], [], {}, draws=[])
@@ -123,8 +123,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         compared = [other for other in COMPARED if other in answers and other != name]
         entry["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
         if SEEDS in sets.get(name, ()) and not {SEEDS, MORE, UNLABELLED}.issuperset(sets[name]):
-            own_draw = {other: difference(gold, answers[name][:1], answers[other][:1], labels, config) for other in compared}
-            entry["own_differences"] = own_draw
+            own = {other: difference(gold, answers[name][:1], answers[other][:1], labels, config) for other in compared}
+            entry["own_differences"] = own
     if config.evaluation.llm:
         asked, answered, shown = llm_answers(config, run)
         add("llm", asked, [answered], [[None] * len(asked)], shown, {"model": config.models.llm}, draws=[])
@@ -209,20 +209,16 @@ class _Trainer:
         self.settings, self.relations = tuned(config, self.run), read_relations(self.run)
         self.test, self.draws = [*examples_of(self.run, TEST), *examples_of(self.run, NEGATIVES)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
-        self.described = self.model.described(self.relations)
         self.features: dict[Any, np.ndarray] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings)
+        model = self.model
         if self.settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
-            found = model.classify(self._encoded(self.test), model.tuned_scores(self.test))
         else:
-            labelled = self_labelled(self.model, self._encoded, examples, weights, self.relations, self.settings)
-            rows = training_rows(labelled[0], self.relations, labelled[1])
-            given = sum(bool(example.relation) for example in examples)
-            fit_head(self.model, self._encoded(rows.examples), rows, self.described, self.settings, given)
-            found = self.model.classify(self._encoded(self.test))
+            fit(model, examples, weights, self.relations, self.settings, self._encoded)
+        found = model.classify(self._encoded(self.test), model.tuned_scores(self.test))
         self.run.write_parquet(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
         return job
 
@@ -246,12 +242,6 @@ def _predicted(run: RunFolder, part: str) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         problem = f"no whole table ({first_line(error)})"
         raise InputError(run.full_uri(part), "", problem, "Delete it, and run `divray evaluate` again.") from None
-
-
-def _sizes(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, Any]:
-    counts = Counter(example.relation for example in examples)
-    each = {label: counts[label] for label in labels}
-    return {"examples": sum(each.values()), "k": statistics.median_low(each.values()), "examples_per_relation": each}
 
 
 def _without_relations(values: dict[str, Any]) -> dict[str, Any]:

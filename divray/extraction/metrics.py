@@ -40,14 +40,13 @@ def score(
     if strange := set(gold) - known:
         raise ValueError(f"true labels outside the task: {', '.join(sorted(strange))}")
     answers = [none_label if answer is None else answer for answer in predicted]
-    counts = _counts(gold, answers, [label for label in labels if label != none_label])
     unknown = sum(answer not in {*known, None} for answer in predicted)
     result: dict[str, Any] = {
         "n": len(gold),
         "missing": sum(answer is None for answer in predicted),
         "unknown": unknown,
         "accuracy": _ratio(sum(g == a for g, a in zip(gold, answers, strict=True)), len(gold)),
-        **_averaged(counts, unknown),
+        **_table(gold, answers, [label for label in labels if label != none_label], unknown=unknown),
     }
     if metric == "semeval":
         result["semeval"] = semeval_scores(gold, predicted, none_label or "Other")
@@ -66,9 +65,9 @@ def semeval_scores(gold: Sequence[str], predicted: Sequence[str | None], other: 
     classes = sorted(set(base_gold) - {other})
     right = [base for base, g, a in zip(base_gold, gold, answers, strict=True) if g == a]
     return {
-        "directed": _averaged(_counts(gold, answers, sorted(set(gold) - {other}))),
-        "undirected": _averaged(_counts(base_gold, base_answers, classes)),
-        "official": _averaged(_counts(base_gold, base_answers, classes, right)),
+        "directed": _table(gold, answers, sorted(set(gold) - {other})),
+        "undirected": _table(base_gold, base_answers, classes),
+        "official": _table(base_gold, base_answers, classes, right),
     }
 
 
@@ -127,22 +126,21 @@ class Resampled:
         return float(np.mean(2 * right[held] / (answered + true)[held])) if held.any() else 0.0
 
 
-def _counts(
-    gold: Sequence[str], answers: Sequence[str | None], classes: Iterable[str], right: Sequence[str] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Scores and counts of each class; ``right`` has the classes of the right answers, by default of those equal to the truth."""
+def _table(
+    gold: Sequence[str], answers: Sequence[str | None], classes: Iterable[str], right: Sequence[str] | None = None, unknown: int = 0
+) -> dict[str, Any]:
+    """Scores and counts of each class, and their averages; ``right`` has the classes of the right answers, by default of those equal to
+    the truth, and ``unknown`` answers count for micro."""
     hits = Counter([g for g, a in zip(gold, answers, strict=True) if g == a] if right is None else right)
     answered, true = Counter(answers), Counter(gold)
-    counts = {label: (hits[label], answered[label], true[label]) for label in classes}
-    names = ("correct", "predicted", "gold")
-    return {label: {**_scores(*three), **dict(zip(names, three, strict=True))} for label, three in counts.items()}
-
-
-def _averaged(counts: dict[str, dict[str, Any]], unknown: int = 0) -> dict[str, Any]:
-    correct, predicted, gold = (sum(row[key] for row in counts.values()) for key in ("correct", "predicted", "gold"))
-    held = [row for row in counts.values() if row["gold"]]
-    macro = {key: _ratio(sum(row[key] for row in held), len(held)) for key in ("precision", "recall", "f1")}
-    return {"per_relation": counts, "micro": _scores(correct, predicted + unknown, gold), "macro": macro}
+    counts: dict[str, dict[str, Any]] = {}
+    for label in classes:
+        correct, predicted, held = hits[label], answered[label], true[label]
+        counts[label] = {**_scores(correct, predicted, held), "correct": correct, "predicted": predicted, "gold": held}
+    correct, predicted, held = (sum(row[key] for row in counts.values()) for key in ("correct", "predicted", "gold"))
+    rows = [row for row in counts.values() if row["gold"]]
+    macro = {key: _ratio(sum(row[key] for row in rows), len(rows)) for key in ("precision", "recall", "f1")}
+    return {"per_relation": counts, "micro": _scores(correct, predicted + unknown, held), "macro": macro}
 
 
 def _scores(correct: int, predicted: int, gold: int) -> dict[str, float]:

@@ -8,8 +8,8 @@ Importing this module imports torch and transformers; everything else does so in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,35 +38,22 @@ TUNED_SCALES = (7.0, 7.0, 10.0)
 
 
 class RelationExtractorConfig(PreTrainedConfig):
-    """What a :class:`RelationExtractor` is built from.
+    """What a :class:`RelationExtractor` is built from; ``id2label`` has the relation names in the order of the classifier's outputs.
 
-    Args:
+    Attributes:
         encoder: The encoder's own configuration, as plain values.
-        labels: Relation names in the order of the classifier's outputs.
         layer: Hidden state of the spans; 0 is that of the embeddings.
         view_weights: Of head and tail, all words outside of the two, the same in the last layer, and the n-grams; between has 1.
         tuned: There is a tuned network of ``layer`` layers beside the frozen encoder.
-        scale: Of the discriminant's scores, by which they became the classifier's.
     """
 
     model_type = "divray-relation-extractor"
 
-    def __init__(
-        self,
-        encoder: dict[str, Any] | None = None,
-        labels: Sequence[str] | None = None,
-        layer: int = -1,
-        view_weights: Sequence[float] = (),
-        max_tokens: int = 96,
-        tuned: bool = False,
-        scale: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        self.encoder, self.layer, self.view_weights = dict(encoder or {}), layer, list(view_weights)
-        self.max_tokens, self.tuned, self.scale = max_tokens, tuned, scale
-        if labels is not None:
-            kwargs |= {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
-        super().__init__(**kwargs)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    layer: int = -1
+    view_weights: list[float] = field(default_factory=list)
+    max_tokens: int = 96
+    tuned: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -206,11 +193,11 @@ class RelationExtractor(PreTrainedModel):
     def load(cls, reference: str) -> RelationExtractor:
         """Read a saved model from a local folder or a URI; :class:`InputError` where it is not whole or of another release."""
         folder = local_model(reference)
+        quiet()
         try:
-            with quietly():
-                loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-                model: RelationExtractor = loaded[0]
-                model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            model: RelationExtractor = loaded[0]
+            model.tokenizer = AutoTokenizer.from_pretrained(folder)
             if other := sorted(name for name, *_ in loaded[1]["mismatched_keys"]):
                 raise ValueError(f"{other[0]} has another shape than config.json says")
             if missing := sorted(loaded[1]["missing_keys"]):
@@ -228,18 +215,10 @@ def precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
+def quiet() -> None:
     """Keep transformers' bars and remarks on loading off the terminal."""
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _ngrams(one: Encoded) -> list[str]:

@@ -1,6 +1,6 @@
 """``divray predict``: relations of new sentences by a trained model, a batch at a time.
 
-Every row is checked before the model is loaded.  Parquet gives Parquet: the batches stay Arrow tables, so that unused columns keep their
+Every row is checked before the model is loaded.  Parquet gives Parquet: the batches stay Arrow's, so that unused columns keep their
 types.  JSONL gives JSONL: its objects stay as they are.
 """
 
@@ -11,7 +11,7 @@ import io
 import json
 import posixpath
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from divray.extraction.model import RelationExtractor
 
 BATCH = 1024
-Batch: TypeAlias = pa.Table | list[Row]
+Batch: TypeAlias = pa.RecordBatch | list[Row]
 """Rows of a Parquet file, or of a JSONL file."""
 
 GIVEN = {"relation": "given_relation", "probability": "given_probability"}
@@ -53,7 +53,7 @@ def command(arguments: Namespace) -> None:
     print(f"{rows} sentences -> {arguments.target}")
 
 
-def predict(model: str, source: str, target: str, on_progress: Callable[[int], None] | None = None, threshold: float = 0.0) -> int:
+def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int:
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
@@ -61,8 +61,8 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
     abstains: ``relation`` is null.
 
     ``model`` is a folder or URI of what the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of two ``.jsonl`` or two
-    ``.parquet`` files.  ``on_progress`` gets the number of rows done, which is returned in the end.  :class:`InputError`: the model is
-    none of ours, or a row is wrong; then nothing is written.
+    ``.parquet`` files.  Returns the number of rows.  :class:`InputError`: the model is none of ours, or a row is wrong; then nothing is
+    written.
     """
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
@@ -77,39 +77,19 @@ def predict(model: str, source: str, target: str, on_progress: Callable[[int], N
             raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
     if posixpath.splitext(source)[1] != posixpath.splitext(target)[1]:
         raise InputError(target, "", f"of another kind than {source}", "Give both files the same ending.")
-    schema = _checked(source)
+    schema = None
+    for batch, _ in _read(source):  # which checks every row, before the model is loaded
+        schema = batch.schema if isinstance(batch, pa.RecordBatch) else None
 
+    done = 0
     with _writer(target, schema) as write:
         extractor: RelationExtractor = importlib.import_module("divray.extraction.model").RelationExtractor.load(model)  # brings torch
-        for before, batch in _read(source):
-            found = extractor.predict(_examples(batch, source, before))
+        for batch, examples in _read(source):
+            found = extractor.predict(examples)
             certain = found.probabilities.max(axis=1).tolist()
             write(batch, [label if sure >= threshold else None for label, sure in zip(found.labels, certain, strict=True)], certain)
-            done = before + len(batch)
-            if on_progress:
-                on_progress(done)
+            done += len(examples)
     return done
-
-
-# what is checked before the model is loaded ----------------------------------------------------
-
-
-def _checked(source: str) -> pa.Schema | None:
-    """Check every row of ``source``; returns the schema of a Parquet file."""
-    names: set[str] = set()
-    schema = None
-    for before, batch in _read(source):
-        _examples(batch, source, before)
-        if isinstance(batch, pa.Table):
-            schema = batch.schema
-            names |= set(schema.names)
-        else:
-            names.update(*batch)
-            _check_numbers(batch, source, before)
-    for name, given in GIVEN.items():
-        if {name, given} <= names:
-            raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
-    return schema
 
 
 def _check_numbers(rows: list[Row], source: str, before: int) -> None:
@@ -121,19 +101,27 @@ def _check_numbers(rows: list[Row], source: str, before: int) -> None:
             raise InputError(source, f"row {number}", "JSON has neither NaN nor infinity", "Give null, or a smaller number.") from None
 
 
-# rows -------------------------------------------------------------------------------------------
-
-
-def _read(source: str) -> Iterator[tuple[int, Batch]]:
-    """Batches of the file, each behind the number of rows before it."""
+def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
+    """Batches of the file and their examples, all checked."""
     filesystem, path = open_uri(source)
     if filesystem.get_file_info(path).type != pafs.FileType.File:
         raise InputError(source, "", "no such file", "Give the path of the sentences.")
-    done = 0
+    origin, names, before = Source(Path(source), name=source), set[str](), 0
     for batch in _jsonl(filesystem, path, source) if source.endswith(".jsonl") else _parquet(filesystem, path, source):
-        yield done, batch
-        done += len(batch)
-    if not done:
+        if isinstance(batch, pa.RecordBatch):
+            names.update(batch.schema.names)
+            rows = plain_rows(batch.select([name for name in SENTENCE if name in names]), source, before)
+        else:
+            names.update(*batch)
+            rows = batch
+            _check_numbers(rows, source, before)
+        examples = [_example(origin, f"row {number}", row) for number, row in enumerate(rows, before + 1)]
+        for name, given in GIVEN.items():
+            if {name, given} <= names:
+                raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
+        yield batch, examples
+        before += len(examples)
+    if not before:
         raise InputError(source, "", "no rows", "Give at least one sentence.")
 
 
@@ -144,7 +132,7 @@ def _jsonl(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[list
             yield batch
 
 
-def _parquet(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[pa.Table]:
+def _parquet(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[pa.RecordBatch]:
     try:
         with filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
@@ -152,17 +140,9 @@ def _parquet(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[pa
             if twice := [name for name in names if names.count(name) > 1]:
                 raise InputError(source, twice[0], "the column stands there twice", "Rename or drop one of them.")
             for batch in file.iter_batches(BATCH):
-                yield pa.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
+                yield batch.replace_schema_metadata(file.schema_arrow.metadata)
     except (pa.ArrowException, OSError) as error:
         raise InputError(source, "", f"not readable ({first_line(error)})", "Give a whole Parquet file.") from None
-
-
-def _examples(batch: Batch, source: str, before: int) -> list[Example]:
-    rows = (
-        plain_rows(batch.select([n for n in SENTENCE if n in batch.column_names]), source, before) if isinstance(batch, pa.Table) else batch
-    )
-    origin = Source(Path(source), name=source)
-    return [_example(origin, f"row {number}", row) for number, row in enumerate(rows, before + 1)]
 
 
 def _example(source: Source, place: str, row: Row) -> Example:
@@ -176,12 +156,10 @@ def _example(source: Source, place: str, row: Row) -> Example:
     return Example(text, head, tail, "", *types)
 
 
-# the result -------------------------------------------------------------------------------------
-
-
-def _answered(table: pa.Table, labels: Iterable[str | None], probabilities: Iterable[float]) -> pa.Table:
-    metadata = dict(table.schema.metadata or {})
-    with suppress(AttributeError, KeyError, TypeError, ValueError):  # what `datasets` and pandas say of a column goes along with its name
+def _answered(schema: pa.Schema) -> pa.Schema:
+    """The result's schema; what `datasets` and pandas say of a column goes along with its name."""
+    metadata = dict(schema.metadata or {})
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
         found = json.loads(metadata[b"huggingface"])
         found["info"]["features"] = {GIVEN.get(name, name): feature for name, feature in found["info"]["features"].items()}
         metadata[b"huggingface"] = json.dumps(found)
@@ -190,9 +168,8 @@ def _answered(table: pa.Table, labels: Iterable[str | None], probabilities: Iter
         found["columns"] = [{**one, **{key: GIVEN.get(one[key], one[key]) for key in ("name", "field_name")}} for one in found["columns"]]
         found["index_columns"] = [GIVEN.get(str(one), one) for one in found["index_columns"]]
         metadata[b"pandas"] = json.dumps(found)
-    table = table.rename_columns([GIVEN.get(name, name) for name in table.column_names])
-    table = table.append_column("relation", pa.array(labels, pa.string()))
-    return table.append_column("probability", pa.array(probabilities, pa.float64())).replace_schema_metadata(metadata)
+    given = [field.with_name(GIVEN.get(field.name, field.name)) for field in schema]
+    return pa.schema([*given, pa.field("relation", pa.string()), pa.field("probability", pa.float64())], metadata)
 
 
 @contextmanager
@@ -203,11 +180,13 @@ def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, 
     with ExitStack() as stack:
         stream = stack.enter_context(filesystem.open_output_stream(stack.enter_context(placed(filesystem, path))))
         if schema is not None:
-            parquet = stack.enter_context(pq.ParquetWriter(stream, _answered(schema.empty_table(), [], []).schema))
+            schema = _answered(schema)
+            parquet = stack.enter_context(pq.ParquetWriter(stream, schema))
 
         def write(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
-            if isinstance(batch, pa.Table):
-                parquet.write_table(_answered(batch, labels, probabilities))
+            if isinstance(batch, pa.RecordBatch):
+                columns = [*batch.columns, pa.array(labels, pa.string()), pa.array(probabilities, pa.float64())]
+                parquet.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
                 return
             for row, label, probability in zip(batch, labels, probabilities, strict=True):
                 given = {GIVEN.get(name, name): value for name, value in row.items()}

@@ -62,10 +62,11 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     With ``extraction.search.trials`` 0 it holds the usual values and no trials.  Returns counts: ``trials``, ``stopped_early``.
     """
-    best, trials = {**_given(config), "score": None}, []
+    given = {name: getattr(usual(config), name) for name in SPACE}
+    best, trials = {**given, "score": None}, []
     if config.extraction.search.trials:
         _listeners[:] = [on_progress] if on_progress else []
-        trials = _search(config, run)
+        trials = _search(config, run, given)
         if all(trial["score"] is None for trial in trials):
             raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
         best = chosen(trials)
@@ -74,10 +75,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     run.write_json(SEARCH, found)
     run.delete(EXPERIMENT)
     return {"trials": len(trials), "stopped_early": sum(trial["stopped_early"] for trial in trials)}
-
-
-def _given(config: Config) -> dict[str, float]:
-    return {name: getattr(usual(config), name) for name in SPACE}
 
 
 def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return best if gains.mean() > gains.std() / np.sqrt(len(gains)) else given
 
 
-def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
+def _search(config: Config, run: RunFolder, given: dict[str, Any]) -> list[dict[str, Any]]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -107,7 +104,7 @@ def _search(config: Config, run: RunFolder) -> list[dict[str, Any]]:
     folds = 1 if each["GPU"] or lacking({"": [each] * AT_ONCE}, machines_there()) else AT_ONCE
     places = {False: [each], True: [{}, *[each] * folds]}
     trainable = tune.with_resources(trial, lambda values: tune.PlacementGroupFactory(places[values["epochs"] > 0]))
-    folder, given = run.path(EXPERIMENT), _given(config)
+    folder = run.path(EXPERIMENT)
     kinds = sorted({given["epochs"], *SPACE["epochs"]})
     other = {**given, "epochs": 0 if given["epochs"] else NETWORK_EPOCHS}
     if tune.Tuner.can_restore(folder, storage_filesystem=run.fs):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from divray.extraction.model import RelationExtractor, RelationExtractorConfig, precision, quietly
+from divray.embeddings import one_thread
+from divray.extraction.model import RelationExtractor, RelationExtractorConfig, precision, quiet
 from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
@@ -105,7 +105,7 @@ def train(
     weights: Sequence[float] | None = None,
 ) -> RelationExtractor:
     """Fit a model to examples, of which each counts by its weight (default: 1); their order does not matter.  Those with the relation
-    ``""`` are unlabelled (:func:`self_labelled`).
+    ``""`` are unlabelled (:func:`fit`).
 
     The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
     :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.  For the errors
@@ -113,36 +113,36 @@ def train(
     """
     order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
     examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
-    with _reproducible(seed):
+    with torch.random.fork_rng(range(torch.cuda.device_count())), one_thread():
+        torch.manual_seed(seed)
         model = untrained(relations, encoder, config)
-        labelled, counted = self_labelled(model, model.features, examples, weights, relations, config)
-        rows = training_rows(labelled, relations, counted)
-        features = model.features(rows.examples)
-        fit_head(model, features, rows, model.described(relations), config, sum(bool(example.relation) for example in examples))
+        rows, features = fit(model, examples, weights, relations, config, model.features)
         if config.epochs:
             _tune(model, rows, config, seed)
             _balance(model, features, rows)
     return model.eval()
 
 
-def self_labelled(
+def fit(
     model: RelationExtractor,
-    encoded: Callable[[Sequence[Example]], np.ndarray],
     examples: Sequence[Example],
     weights: Sequence[float],
     relations: Sequence[Relation],
     config: Hyperparameters,
-) -> tuple[list[Example], list[float]]:
-    """Self-training: of the unlabelled examples (relation ``""``) a classifier of the others, whose features ``encoded`` gives, labels
-    those of which it is surest: :data:`SUREST` for each example of full weight, as human ones are.  They get ``generated_weight``."""
+    encoded: Callable[[Sequence[Example]], np.ndarray],
+) -> tuple[Rows, np.ndarray]:
+    """Fit the classifier to the labelled examples, whose features ``encoded`` gives; where there are unlabelled ones (relation ``""``),
+    it then labels those (self-training), and is fitted again with the ones of which it is surest: :data:`SUREST` for each example of
+    full weight, as human ones are.  They get ``generated_weight``.  Returns the last rows and their features."""
     labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
     kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
+    rows, described = training_rows(kept, relations, counts), model.described(relations)
+    features = encoded(rows.examples)
+    fit_head(model, features, rows, described, config)
     known = {(example.text, example.head, example.tail) for example in kept}
     unlabelled = [one for one in examples if not one.relation and (one.text, one.head, one.tail) not in known]
     if not unlabelled:
-        return kept, counts
-    rows = training_rows(kept, relations, counts)
-    fit_head(model, encoded(rows.examples), rows, model.described(relations), config)
+        return rows, features
     found = model.classify(encoded(unlabelled))
     sure = found.probabilities.max(axis=1)
     room = {name: SUREST * count for name, count in Counter(example.relation for example, weight in labelled if weight >= 1).items()}
@@ -151,7 +151,10 @@ def self_labelled(
             room[label] -= 1
             kept.append(replace(unlabelled[place], relation=label))
             counts.append(config.generated_weight)
-    return kept, counts
+    rows = training_rows(kept, relations, counts)
+    features = encoded(rows.examples)
+    fit_head(model, features, rows, described, config, given=len(labelled))
+    return rows, features
 
 
 def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparameters) -> RelationExtractor:
@@ -159,15 +162,22 @@ def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparamete
     folder = local_model(encoder)
     values = AutoConfig.from_pretrained(folder)
     layer = max(1, round(config.depth * values.num_hidden_layers))
-    views = (config.entity_weight, config.words_weight, config.last_weight, NGRAM_WEIGHT)
-    max_tokens = min(MAX_TOKENS, getattr(values, "max_position_embeddings", MAX_TOKENS))
-    labels = [relation.name for relation in relations]
-    model = RelationExtractor(RelationExtractorConfig(values.to_dict(), labels, layer, views, max_tokens, bool(config.epochs)))
-    with quietly():
-        model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        model.tokenizer = AutoTokenizer.from_pretrained(folder)
-        if model.tuned is not None:
-            model.tuned.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=layer)
+    model = RelationExtractor(
+        RelationExtractorConfig(
+            id2label={number: relation.name for number, relation in enumerate(relations)},
+            label2id={relation.name: number for number, relation in enumerate(relations)},
+            encoder=values.to_dict(),
+            layer=layer,
+            view_weights=[config.entity_weight, config.words_weight, config.last_weight, NGRAM_WEIGHT],
+            max_tokens=min(MAX_TOKENS, getattr(values, "max_position_embeddings", MAX_TOKENS)),
+            tuned=config.epochs > 0,
+        )
+    )
+    quiet()
+    model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    model.tokenizer = AutoTokenizer.from_pretrained(folder)
+    if model.tuned is not None:
+        model.tuned.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=layer)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
 
@@ -182,7 +192,6 @@ def fit_head(
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(scale * whole.weights))
         model.classifier.bias.copy_(torch.from_numpy(np.maximum(scale * whole.bias, -1e4)))
-    model.config.scale = scale
 
 
 def closed_form(
@@ -312,16 +321,3 @@ def _balance(model: RelationExtractor, features: np.ndarray, rows: Rows) -> None
         factor = float(closed[:, present].std() / max(tuned[:, present].std(), 1e-6))
         for weight in model.tuned.classifier.parameters():
             weight.mul_(factor)
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seeded generators and, on a CPU, one thread: the order of sums then never changes; both are put back."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
-        torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
