@@ -17,7 +17,7 @@ from divray.console import clock
 from divray.dedup.storage import public_name
 from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round
 from divray.report import findings as say
-from divray.report.account import GATE, STEPS, Account, account, engine_time, money, reasons_of, rounds_of
+from divray.report.account import GATE, STEPS, Account, account, engine_time, money, rounds_of
 from divray.report.charts import charts_of
 from divray.report.excerpts import conflict_pairs, excerpts, pieces, side_by_side
 from divray.report.spread import diversity, likeness
@@ -62,7 +62,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         **book.view(book.of()),
     }
     if "valid" in book.fields:
-        found["rejections"] = reasons_of(book.rejections, book.of())
+        found["rejections"] = book.reasons("rejected", book.of())
     found["losses"] = _losses(book, found)
     found |= _breakdowns(book, relations)
     figures, by_strategy = diversity(config, run, relations)
@@ -72,7 +72,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     if "unique" in book.fields:
         found["conflict_pairs"] = conflict_pairs(run, rounds)
     if naive := book.of(naive=True):
-        found["naive"] = {**book.view(naive), "rejections": reasons_of(book.rejections, naive)}
+        found["naive"] = {**book.view(naive), "rejections": book.reasons("rejected", naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
     time = engine_time(config, run)
     optional = {
@@ -105,7 +105,7 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
         pending = view.get("candidates", 0) - view["valid"] - sum(view["rejections"].values())
         lost["valid"] = view["rejections"] | ({"not sampled yet": pending} if pending else {})
     if "correct" in view:
-        reasons = reasons_of(book.losses, book.of())
+        reasons = book.reasons("lost", book.of())
         failed = reasons.pop(GATE, 0)
         lost |= {"unique": reasons, "correct": {GATE: failed} if failed else {}}
     if "selected" in view and view.get("correct", 0) > view["selected"]:
