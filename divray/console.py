@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from divray.errors import DivrayError
@@ -30,13 +30,7 @@ SPARSE_SECONDS = 15.0
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-@dataclass
-class _State:
-    quiet: bool = False
-    started: float = field(default_factory=time.monotonic)
-
-
-_state = _State()
+_state = SimpleNamespace(quiet=False, started=time.monotonic())
 
 
 def configure(quiet: bool = False) -> None:
@@ -106,23 +100,19 @@ def print_error(error: BaseException) -> None:
     """One line for an error that divray raises on purpose; its kind before the message for any other."""
     from rich.text import Text
 
-    message = printable(str(error)) or type(error).__name__
+    message = printable(str(error))
     if not isinstance(error, DivrayError):
-        message = f"{type(error).__name__}: {message}" if message != type(error).__name__ else message
-        message = f"{message} (traceback: {_save_traceback(error)})"
+        with tempfile.NamedTemporaryFile(prefix="divray-", suffix=".log", delete=False) as file:
+            file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+        kind = type(error).__name__
+        message = f"{f'{kind}: {message}' if message else kind} (traceback: {file.name})"
     _stderr().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-
-
-def _save_traceback(error: BaseException) -> str:
-    with tempfile.NamedTemporaryFile(prefix="divray-", suffix=".log", delete=False) as log:
-        log.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
-    return log.name
 
 
 def show(items: Iterable[Any]) -> None:
     """The result of a command, as rich's tables and texts, on stdout."""
     for item in items:
-        _stdout().print(item)
+        _console(sys.stdout, 110).print(item)
 
 
 def show_json(value: Any) -> None:
@@ -132,7 +122,7 @@ def show_json(value: Any) -> None:
 
 def ask_key(text: str) -> str:
     """Show ``text`` on stdout and wait for a key; without a terminal for a line. ``q`` at the end of the input."""
-    console = _stdout()
+    console = _console(sys.stdout, 110)
     console.rule()
     console.print("\n".join(printable(line) for line in text.split("\n")), markup=False, end="")
     if not sys.stdin.isatty():
@@ -162,10 +152,6 @@ def clock(seconds: float) -> str:
 def printable(text: str) -> str:
     """``text`` on one line and without control characters, so that generated text can't steer the terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.splitlines()))
-
-
-def _stdout() -> Console:
-    return _console(sys.stdout, 110)
 
 
 def _stderr() -> Console:
