@@ -208,9 +208,6 @@ class _Run:
         def sets(table: pa.Table) -> Shingles:
             return configured_shingles(compared_texts(table, settings.mask_entities), settings)
 
-        def nearness(row: Row) -> tuple[float, bool, str]:
-            return -row["similarity"], not row["kept"], row["id"]
-
         own = sets(pa.Table.from_pylist([sentence])).values
         of_relation = pc.field("relation") == sentence["relation"]
         of_kind = (pc.field("strategy") == NAIVE) if naive else (pc.field("strategy") != NAIVE)
@@ -218,19 +215,19 @@ class _Run:
         scored = {**plain, "cluster": pc.field("cluster"), "id": pc.field("candidate_id"), "kept": pc.field("unique")}
         seed_id = pc.binary_join_element_wise(pc.scalar(SEED_PREFIX), pc.field("example_id"), pc.scalar(""))
         seeds = {**plain, "cluster": pc.scalar(""), "id": seed_id, "kept": pc.scalar(True)}
-        best: list[Row] = []
-        kept: list[Row] = []
         samples = self.folder.scan([own.scores for own in self.rounds], scored, of_relation & of_kind)
+        best: list[Row] = []
         for batch in chain(samples, self.folder.scan(SEEDS, seeds, of_relation)):
             table = pa.Table.from_batches([batch])
             others = sets(table)
             shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
             similarity = shared / (np.diff(others.offsets) + len(own) - shared)
             table = table.append_column("similarity", pa.array(similarity.round(6)))
-            near = [row for row in table.filter(pc.field("similarity") > 0).to_pylist() if row["id"] != name]
-            kept = heapq.nsmallest(1, [*kept, *(row for row in near if row["kept"])], key=nearness)
-            best = heapq.nsmallest(count, [*best, *near], key=nearness)
-        return best + [row for row in kept if row not in best]
+            best += table.filter((pc.field("similarity") > 0) & (pc.field("id") != name)).to_pylist()
+            best.sort(key=lambda row: (-row["similarity"], not row["kept"], row["id"]))
+            kept = [place for place, row in enumerate(best) if row["kept"]]
+            best = best[:count] + [best[place] for place in kept[:1] if place >= count]
+        return best
 
     def close_ids(self, wanted: str) -> list[str]:
         """Up to three ids like ``wanted``: of those with the longest common beginning the most similar."""
