@@ -8,7 +8,6 @@ import json
 import re
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -65,35 +64,31 @@ def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> 
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console, lock, started = _stderr(), threading.Lock(), time.monotonic()
+    console, started = _stderr(), time.monotonic()
     said = started
-    seen: dict[str, Any] = {"done": 0, "total": total, "note": ""}
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    bar.add_task(escape(label), total=total, text="", note="")
+    task = bar.tasks[0]
 
-    def rate() -> str:
-        each = seen["done"] / max(time.monotonic() - started, 1e-9)
-        return f"{each:,.0f}/s" if each >= 10 else f"{each:.1f}/s"
+    def facts(left: str = "") -> str:
+        each = task.completed / max(time.monotonic() - started, 1e-9)
+        return ", ".join(fact for fact in (f"{each:,.0f}/s" if each >= 10 else f"{each:.1f}/s", left, task.fields["note"]) if fact)
 
     def update(done: int, total: int | None = None, note: str = "") -> None:
         nonlocal said
-        with lock:
-            seen.update(done=done, total=seen["total"] if total is None else total, note=printable(note))
-            total, left = seen["total"], ""
-            if total and done:
-                left = f"{clock((total - done) * (time.monotonic() - started) / done)} left"
-            facts = ", ".join(fact for fact in (rate(), left, seen["note"]) if fact)
-            text = f"{done:,}{f' of {total:,}' if total else ''} {unit} ({facts})"
-            bar.update(task, completed=done, total=total, text=escape(text))
-            if bar.disable and time.monotonic() - said >= SPARSE_SECONDS:
-                said = time.monotonic()
-                log(f"{label}: {text}")
+        bar.update(task.id, completed=done, total=total, note=printable(note))
+        left = f"{clock((task.total - done) * (time.monotonic() - started) / done)} left" if task.total and done else ""
+        text = f"{done:,}{f' of {task.total:,}' if task.total else ''} {unit} ({facts(left)})"
+        bar.update(task.id, text=escape(text))
+        if bar.disable and time.monotonic() - said >= SPARSE_SECONDS:
+            said = time.monotonic()
+            log(f"{label}: {text}")
 
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(label), total=None, text="")
+    with bar:
         yield update
-    if seen["done"]:
-        note = f", {seen['note']}" if seen["note"] else ""
-        log(f"{label}: {seen['done']:,} {unit} in {clock(time.monotonic() - started)} ({rate()}{note})")
+    if task.completed:
+        log(f"{label}: {task.completed:,} {unit} in {clock(time.monotonic() - started)} ({facts()})")
 
 
 def print_error(error: BaseException) -> None:
