@@ -65,10 +65,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         found["rejections"] = book.reasons("rejected", book.of())
     found["losses"] = _losses(book, found)
     found |= _breakdowns(book, relations)
-    figures, by_strategy = diversity(config, run, relations)
-    found |= figures
-    for name, scores in by_strategy.items():
-        found["per_strategy"].setdefault(name, {})["diversity"] = scores
+    found |= diversity(config, run, relations)
     if "unique" in book.fields:
         found["conflict_pairs"] = conflict_pairs(run, rounds)
     if naive := book.of(naive=True):
