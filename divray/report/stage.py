@@ -108,19 +108,16 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
-    """Views by relation, round, strategy, policy (in rounds that were sampled from two models), and relation and round."""
+    """Views by relation, round, strategy, and policy (in rounds that were sampled from two models)."""
     of_relation, none = book.views(lambda cell: cell.relation), book.view([])
-    of_round = book.views(lambda cell: Round.of(cell.round).name)
-    of_both = book.views(lambda cell: (cell.relation, Round.of(cell.round).name))
     policies: dict[str, dict[str, Any]] = defaultdict(dict)
     for (name, policy), view in book.views(lambda cell: (Round.of(cell.round).name, cell.policy)).items():
         policies[name][policy] = view
     return {
         "per_relation": {name: of_relation.get(name, none) for name in relations},
-        "per_round": of_round,
+        "per_round": book.views(lambda cell: Round.of(cell.round).name),
         "per_strategy": book.views(lambda cell: cell.strategy),
         "per_policy": {name: views for name, views in policies.items() if len(views) > 1},
-        "per_relation_and_round": {name: {own: of_both.get((name, own), none) for own in of_round} for name in relations},
     }
 
 
