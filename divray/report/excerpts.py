@@ -176,8 +176,8 @@ def side_by_side(row: Row, other: Row) -> tuple[list[Piece], list[Piece]]:
     matcher = difflib.SequenceMatcher(None, [word for word, _, _ in left], [word for word, _, _ in right], autojunk=False)
     changed = [codes for kind, *codes in matcher.get_opcodes() if kind != "equal"]
     return (
-        pieces(row, [span for a, b, _, _ in changed for word, *span in left[a:b] if word not in _ENTITIES]),
-        pieces(other, [span for _, _, c, d in changed for word, *span in right[c:d] if word not in _ENTITIES]),
+        pieces(row, [(start, end) for a, b, _, _ in changed for word, start, end in left[a:b] if word not in _ENTITIES]),
+        pieces(other, [(start, end) for _, _, c, d in changed for word, start, end in right[c:d] if word not in _ENTITIES]),
     )
 
 
