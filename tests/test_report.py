@@ -15,7 +15,7 @@ from divray import schemas
 from divray.config import Config
 from divray.layout import Round
 from divray.report import charts, excerpts, spread
-from divray.report.account import account, busy_shares
+from divray.report.account import account, busy_shares, engine_time
 from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline, shortfalls
 from divray.report.stage import run as report
@@ -63,11 +63,33 @@ def test_busy_shares_agree_with_counting(pairs: list[tuple[int, int]]) -> None:
     assert (shares <= np.maximum(ends - starts, 0) + 1e-9).all()
 
 
-def test_a_request_for_several_sentences_counts_as_so_many_candidates(tmp_path: Path) -> None:
+def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
     run, config = RunFolder(str(tmp_path)), _config(rounds=1)
     run.write_table("round-00/prompts", _table([{"candidate_id": "a"}, {"candidate_id": "b", "sentences": 4}], schemas.PROMPTS))
     book = account(config, run)
     assert book.view(book.cells)["candidates"] == 5
+    times = [("one", 20.0, 24.0), ("one", 23.0, 30.0), ("one", 40.0, 45.0), ("two", 50.0, 60.0)]
+    rows = [{"candidate_id": str(n), "engine": e, "started_at": a, "finished_at": b} for n, (e, a, b) in enumerate(times)]
+    run.write_table("round-00/completions", _table(rows, schemas.COMPLETIONS))
+    engines = {"one": {"created_at": 0.0, "ready_at": 15.0}, "two": {"created_at": 47.0, "ready_at": 49.0}}
+    record = {"began_at": 0.0, "ended_at": 61.0, "backpressure_seconds": 8.0, "engines": engines}
+    run.write_json("round-00/completions.engines/1.json", record)
+    time = engine_time(config, run)
+    # One is replaced by two at 47: it starts for 15, works 10 + 5, has nothing for 15 (4 of them held back), ends at 45.
+    assert time["busy_seconds"] == pytest.approx(15 + 10)
+    assert time["idle_seconds"] == pytest.approx({"start_up": 15 + 2, "waiting_for_input": 11 + 0, "back_pressure": 4 + 1, "tail": 2 + 1})
+    assert time["busy_seconds"] + sum(time["idle_seconds"].values()) == pytest.approx(47 + 14)
+
+
+def test_an_engine_that_never_got_ready_was_starting_until_it_was_replaced(tmp_path: Path) -> None:
+    run, config = RunFolder(str(tmp_path)), _config(rounds=1)
+    engines = {"one": {"created_at": 0.0, "ready_at": None}, "two": {"created_at": 60.0, "ready_at": 70.0}}
+    run.write_table("round-00/prompts", _table([{"candidate_id": "a"}], schemas.PROMPTS))
+    row = {"candidate_id": "a", "engine": "two", "started_at": 70.0, "finished_at": 80.0}
+    run.write_table("round-00/completions", _table([row], schemas.COMPLETIONS))
+    record = {"began_at": 0.0, "ended_at": 80.0, "backpressure_seconds": 0.0, "engines": engines}
+    run.write_json("round-00/completions.engines/1.json", record)
+    assert engine_time(config, run)["idle_seconds"]["start_up"] == 70
 
 
 # a small run folder -----------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Every candidate of a run, counted where it got to, and what it cost."""
+"""Every candidate of a run, counted where it got to; what it cost; and where the engines' time went."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ from divray.texts import SEED_PREFIX
 
 STEPS = ("candidates", "valid", "unique", "correct", "selected")
 TOKENS = ("generated_tokens", "prompt_tokens", "cached_tokens")
+CAUSES = ("start_up", "waiting_for_input", "back_pressure", "tail")
+"""Of an idle engine: it loads the model; nothing has come for it to do; what follows it is full; the last
+requests are done and the pass is not over."""
+
 GATE = "below the correctness gate"
 """Why a unique sample was lost."""
 
@@ -150,3 +155,45 @@ def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     total = np.zeros(len(starts))
     total[sound] = elapsed[closed] - elapsed[opened]
     return total
+
+
+def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
+    """Seconds of all engines of all passes; ``{}`` where no pass has left its record.
+
+    Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines``, and ``per_round`` with the same.
+    """
+    rounds: dict[str, list[dict[str, float]]] = {}
+    for own in rounds_of(config, run):
+        if records := [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]:
+            requests = _requests(run, own)
+            rounds[own.name] = [_engine(record, name, requests) for record in records for name in record["engines"]]
+    per_round = {name: _times_of(engines) for name, engines in rounds.items()}
+    return {**_times_of([*chain(*rounds.values())]), "per_round": per_round} if rounds else {}
+
+
+def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, float]:
+    """The time of one engine in a pass, from when its process began until the pass was over."""
+    engines: dict[str, dict[str, Any]] = record["engines"]
+    created, ready = engines[name]["created_at"], engines[name]["ready_at"]
+    during = (pc.field("started_at") >= created) & (pc.field("finished_at") <= (record["ended_at"] or np.inf))
+    own = requests.filter((pc.field("engine") == name) & during)
+    starts, ends = own["started_at"].to_numpy(), own["finished_at"].to_numpy()
+    last = float(ends.max(initial=ready or created))
+    # One that was replaced, or whose driver was killed, has left no word of its end.
+    replaced = [other["created_at"] for key, other in engines.items() if key != name and other["created_at"] >= last]
+    over = min(replaced) if replaced else record["ended_at"] or last
+    if ready is None:
+        return {"start_up": over - created}
+    worked = float(busy_shares(starts, ends).sum())
+    waiting = max(0.0, last - ready - worked)
+    held = min(waiting, record["backpressure_seconds"] / len(engines))
+    idle = {"start_up": ready - created, "back_pressure": held, "waiting_for_input": waiting - held, "tail": max(0.0, over - last)}
+    return {"busy": worked, **idle}
+
+
+def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
+    total = sum(map(Counter, engines), Counter[str]())
+    idle = {cause: round(float(total[cause]), 3) for cause in CAUSES}
+    whole = total["busy"] + sum(idle.values())
+    share = round(total["busy"] / whole, 4) if whole else 0.0
+    return {"busy_seconds": round(total["busy"], 3), "idle_seconds": idle, "busy_share": share, "engines": len(engines)}

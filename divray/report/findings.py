@@ -108,6 +108,9 @@ def _of_cost(summary: Summary) -> Iterator[str]:
         reached = "every relation reached it" if not short else f"{quota['missing']:,} samples are missing in {', '.join(short)}"
         ended = "" if quota["ended_by"] == "quota" else f" (ended by the cap on {quota['ended_by']})"
         yield f"Quota of {quota['quota']} in {round_name(name)}: {reached}{ended}."
+    if time := summary.get("engine_time"):
+        idle = ", ".join(f"{seconds:,.0f} s {cause.replace('_', ' ')}" for cause, seconds in time["idle_seconds"].items() if seconds >= 0.5)
+        yield f"Engines were busy {100 * time['busy_share']:.0f} % of their time{f' (idle: {idle})' if idle else ''}."
 
 
 def main_set(evaluation: Evaluation) -> str:
