@@ -272,6 +272,8 @@ class EngineConfig(Section):
     )
     vllm: VllmArguments = Field(VllmArguments(), description="Any vLLM engine argument.")
     endpoint: EndpointConfig | None = None
+    price_per_hour: float | None = Field(None, ge=0, description="Money for an engine and hour, busy or idle; the report multiplies.")
+    price_per_million_tokens: float | None = Field(None, ge=0, description="Money for prompt and generated tokens.")
 
     @property
     def pool(self) -> tuple[int, int]:
