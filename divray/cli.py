@@ -94,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     review.add_argument("--number", type=_count, default=50, metavar="N", help="samples to read (default 50)")
     review.add_argument("--of", choices=("selected", "scored"), default="selected", help="selected samples, or all that were scored")
     review.add_argument("--reader", default="reader", metavar="NAME", help="who reads; each reader's answers are kept apart")
+    review.add_argument("--html", nargs="?", const="", metavar="FILE", help="write a page to read on instead (default RUN/review.html)")
+    review.add_argument("--answers", metavar="FILE", help="take in the answers that such a page saved")
     predict = add("predict", "Label sentences with the run's RE model.", "extraction.predict:command")
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")

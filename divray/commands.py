@@ -211,9 +211,20 @@ def review_samples(arguments: Namespace) -> None:
     """Let a person read samples; report and card then show what was said."""
     run = RunFolder(arguments.run)
     config = read_config(run)
-    with locked(run):
+    if arguments.html is not None and not arguments.answers:
+        if arguments.html.endswith("/"):
+            raise InputError("command line", "--html", f"{arguments.html!r} is a folder", "Give the name of a file.")
         drawn = review.draw(config, run, arguments.number, arguments.of)
-        given = review.review(run, drawn, arguments.reader, console.ask_key)
+        folder, name = os.path.split(arguments.html) if arguments.html else (arguments.run, "review.html")
+        RunFolder(folder or ".").write_text(name, review.page(drawn))
+        print(f"{len(drawn)} samples -> {arguments.html or run.path(name)}; then: divray review {arguments.run} --answers answers.json")
+        return
+    with locked(run):
+        if arguments.answers:
+            given = review.take_answers(run, arguments.answers, arguments.reader)
+        else:
+            drawn = review.draw(config, run, arguments.number, arguments.of)
+            given = review.review(run, drawn, arguments.reader, console.ask_key)
         figures = review.review_figures(run)
         if record := run.record("select"):
             write_card(config, run, record["counts"])

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import chain, count, takewhile, zip_longest
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from divray.relations import Example, render_marked
 from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, Row, first_of_each, rows
 from divray.schemas import NAIVE
+from divray.textfiles import read_json
 from divray.texts import visible
 
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
@@ -88,25 +90,53 @@ def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Ca
         if key == "b":
             place = max(0, place - 1)
         elif key in RIGHT:
-            _keep(run, reader, sample, RIGHT[key])
+            _keep(run, reader, {sample["sample_id"]: RIGHT[key]}, {sample["sample_id"]: sample["sentence"]})
             place, given = place + 1, given + 1
     return given
 
 
+def _kept(run: RunFolder) -> list[dict[str, Any]]:
+    return run.read_json(ANSWERS) if run.exists(ANSWERS) else []
+
+
 def read_answers(run: RunFolder) -> list[dict[str, Any]]:
     """The answers that were given to what the samples say now: a stage that was run again may have put another sentence under the id."""
-    said = run.read_json(ANSWERS) if run.exists(ANSWERS) else []
+    said = _kept(run)
     now = _sentences(run, {answer["sample_id"] for answer in said}) if said else {}
     return [answer for answer in said if answer.get("sentence") in (None, now.get(answer["sample_id"]))]
 
 
-def _keep(run: RunFolder, reader: str, sample: dict[str, str], right: bool | None) -> None:
-    """A reader's new answer takes the place of that reader's older one."""
-    given: list[dict[str, Any]] = run.read_json(ANSWERS) if run.exists(ANSWERS) else []
-    kept = [one for one in given if one["reader"] != reader or one["sample_id"] != sample["sample_id"]]
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    kept.append({"sample_id": sample["sample_id"], "reader": reader, "at": at, "right": right, "sentence": sample["sentence"]})
-    run.write_json(ANSWERS, kept)
+def take_answers(run: RunFolder, path: str, reader: str) -> int:
+    """Take in the file that the page of :func:`page` saves; returns how many answers it holds.
+
+    Raises:
+        InputError: It is no such file, or of another run.
+    """
+    mend = "Save it on the page of `divray review --html`."
+    answers = read_json(Path(path))
+    if not isinstance(answers, list) or not all(isinstance(one, dict) and {"sample_id", "right"} <= one.keys() for one in answers):
+        raise InputError(path, "", "no file of answers", mend)
+    new = {str(one["sample_id"]): one["right"] for one in answers}
+    if len(new) < len(answers):
+        raise InputError(path, "", "a sample stands there twice", mend)
+    known = _sentences(run, new)
+    for (name, right), one in zip(new.items(), answers, strict=True):
+        if name not in known:
+            raise InputError(path, name, "no sample of this run has that id", mend)
+        if one.get("sentence") not in (None, known[name]):
+            raise InputError(path, name, "the sample has another sentence now", "Answer on a page made since.")
+        if not isinstance(right, bool | None):
+            raise InputError(path, f"{name}: right", f"{right!r} is not true, false or null", mend)
+    _keep(run, reader, new, known)
+    return len(new)
+
+
+def _keep(run: RunFolder, reader: str, new: dict[str, bool | None], sentences: dict[str, str]) -> None:
+    """A reader's new answers take the place of that reader's older ones."""
+    kept = [one for one in _kept(run) if one["reader"] != reader or one["sample_id"] not in new]
+    about = {"reader": reader, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    given = [{"sample_id": name, **about, "right": right, "sentence": sentences[name]} for name, right in new.items()]
+    run.write_json(ANSWERS, kept + given)
 
 
 def review_answers(run: RunFolder) -> dict[str, bool]:
@@ -154,3 +184,11 @@ def reviewed_threshold(scores: Sequence[float], right: Sequence[bool], wanted: f
         return max(scores)
     precision, _, thresholds = precision_recall_curve(right, scores)
     return float(min(thresholds[precision[:-1] >= wanted], default=max(scores)))
+
+
+def page(drawn: Sequence[dict[str, str]]) -> str:
+    """One page that asks for the answers and saves them as a file; loads nothing."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("divray", "report"), autoescape=True)
+    return environment.get_template("review.html.j2").render(drawn=drawn, question=QUESTION)

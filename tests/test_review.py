@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -12,6 +14,7 @@ from divray import console, review
 from divray.cli import main
 from divray.config import Config, dump_config
 from divray.datasets.stage import run as prepare
+from divray.errors import InputError
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SCORES
 
@@ -105,6 +108,34 @@ def test_the_threshold_is_the_lowest_that_keeps_the_wanted_share() -> None:
     assert review.reviewed_threshold([0.9, 0.7, 0.7, 0.7, 0.7], [True, False, True, True, True], 0.8) == 0.7
 
 
+def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed: RunFolder, tmp_path: Path) -> None:
+    page = review.page([{"sample_id": '"><script>', "description": "<b>", "sentence": "[A] & {B}"}])
+    assert "<b>" not in page.split("</style>")[1].split("<script>")[0] and "&amp; {B}" in page and "https://" not in page
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps([{"sample_id": "born_in-0", "right": True}, {"sample_id": "born_in-1", "right": None}]))
+    assert review.take_answers(reviewed, str(answers), "ada") == 2
+    assert review.review_answers(reviewed) == {"born_in-0": True}
+    answers.write_bytes(b"\xef\xbb\xbf" + answers.read_bytes())
+    assert review.take_answers(reviewed, str(answers), "ada") == 2
+    for text, problem in (
+        ("[1]", "no file of answers"),
+        ("7", "no file of answers"),
+        ("{}", "no file of answers"),
+        ('[{"sample_id": "born_in-0", "right": true}, {"sample_id": "born_in-0", "right": false}]', "a sample stands there twice"),
+        ("", "the file is empty"),
+        ('[{"sample_id": "born_in-0", "right": true, "right": false}]', "key 'right' stands there twice"),
+        ('[{"sample_id": "\\ud83d", "right": true}]', "half a surrogate pair"),
+        ('[{"sample_id": "of another run", "right": true}]', "no sample of this run"),
+        ('[{"sample_id": "born_in-0", "right": true, "sentence": "[Ada] 0 hates {Rome}."}]', "another sentence now"),
+        ('[{"sample_id": "born_in-0", "right": 1}]', "1 is not true, false or null"),
+    ):
+        answers.write_text(text)
+        with pytest.raises(InputError, match=problem):
+            review.take_answers(reviewed, str(answers), "ada")
+    with pytest.raises(InputError, match="no samples to review"):
+        review.draw(quickstart, RunFolder(str(tmp_path / "empty")), 5)
+
+
 def test_the_command_reads_lines_of_a_pipe_and_refreshes_the_report(
     quickstart: Config, reviewed: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +147,12 @@ def test_the_command_reads_lines_of_a_pipe_and_refreshes_the_report(
     assert "2 answers kept. A person read 2 of the selected samples: 50 % right [9, 91]." in shown and "0.9" not in shown
     assert "A person read 2 of the selected samples" in reviewed.read_text("report.html")
     assert reviewed.read_json("summary.json")["review"]["number"] == 2
+
+    assert main(["review", reviewed.uri, "--html"]) == 0
+    assert "50" not in reviewed.read_text("review.html").split("<script>")[1] and reviewed.read_text("review.html").count("<section ") > 5
+    assert main(["review", reviewed.uri, "--html", "folder/"]) == 2
     assert main(["review", reviewed.uri, "--of", "scored"]) == 2
+    assert main(["review", reviewed.uri, "--answers", "nothing.json"]) == 2
 
 
 def test_one_key_answers_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
