@@ -78,9 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
             text = "another tool's answers as a row of the comparison, JSONL with id (of a test sentence) and relation; kept in the run"
             stage.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help=text)
         stage.add_argument("--force", action="store_true", help="do it again although it is done; what came after it counts as not done")
-    export = add("export", "Write the data set as one JSONL or Parquet file.", "commands:export_samples")
+    export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "commands:export_samples")
     export.add_argument("run", help="run folder")
-    export.add_argument("target", help="file: .jsonl or .parquet")
+    export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
     export.add_argument("--all", action="store_true", help="every accepted sample, not only the selected ones")
     text = "Show where a sample came from, what stands near it, and why it was kept or dropped."
     explain = add("explain", text, "commands:explain_sample")

@@ -1,29 +1,64 @@
-"""The data set as one file."""
+"""The data set in other tools' formats."""
 
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
+from typing import Any
 
+from divray import console
+from divray.datasets.corpora import detokenize
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.layout import ACCEPTED, SELECTED
+from divray.relations import as_letters
 from divray.run_folder import RunFolder, parquet_bytes, write_bytes
+
+_TOKEN = re.compile(
+    r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*"
+    r"|[\U0001f1e6-\U0001f1ff]{2}"
+    r"|[^\w\s](?:\u200d[^\w\s]|[\u0300-\u036f\u20d0-\u20ff\ufe00-\ufe0f\U0001f3fb-\U0001f3ff])*"
+)
+"""A word with what joins its parts, a flag, or another sign with its marks."""
 
 
 def export(run_uri: str, target: str, every: bool = False) -> int:
     """Write the selected samples of a run as one file, or ``every`` accepted one; returns how many.
 
-    :class:`InputError`: the run has no data set yet, or the ending is unknown.
+    ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens and their positions
+    (inclusive ends).  :class:`InputError`: the run has no data set yet, or the ending is unknown.
     """
     run = RunFolder(run_uri)
     if not run.files(ACCEPTED, ".parquet"):
         raise InputError(run_uri, "dataset", "no data set yet", "Run the `select` stage first.")
-    if not target.endswith((".parquet", ".jsonl")):
-        raise InputError("command line", target, "unknown ending", "Use .parquet or .jsonl.")
+    if not target.endswith((".parquet", ".jsonl", ".json")):
+        raise InputError("command line", target, "unknown ending", "Use one of .parquet, .jsonl, .json.")
     table = run.read_table(ACCEPTED if every else SELECTED)
     if target.endswith(".parquet"):
         data = parquet_bytes(table)
-    else:
+    elif target.endswith(".jsonl"):
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
+    else:
+        rows = table.to_pylist()
+        written = [tacred_row(row) for row in rows]
+        if changed := sum(detokenize(one["token"])[0] != row["text"] for one, row in zip(written, rows, strict=True)):
+            console.log(f"{changed} of {len(rows)} sentences come back from their tokens with other blanks; .jsonl and .parquet keep them")
+        data = json.dumps(written, ensure_ascii=False).encode()
     write_bytes(*open_uri(target), data)
     return int(table.num_rows)
+
+
+def tacred_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A data set row in TACRED's form. A word is one token, but none straddles the edge of an entity."""
+    edges = {row["head_start"], row["head_end"], row["tail_start"], row["tail_end"]}
+    tokens: list[tuple[int, int]] = []
+    for match in _TOKEN.finditer(as_letters(row["text"])):
+        cuts = [match.start(), *sorted(edge for edge in edges if match.start() < edge < match.end()), match.end()]
+        tokens += pairwise(cuts)
+    places: dict[str, Any] = {}
+    for name, kind in (("head", "subj"), ("tail", "obj")):
+        inside = [n for n, (start, end) in enumerate(tokens) if row[f"{name}_start"] <= start and end <= row[f"{name}_end"]]
+        places |= {f"{kind}_start": inside[0], f"{kind}_end": inside[-1], f"{kind}_type": row[f"{name}_type"]}
+    words = [row["text"][start:end] for start, end in tokens]
+    return {"id": row["sample_id"], "relation": row["relation"], "token": words, **places}

@@ -221,13 +221,13 @@ def test_the_same_completions_give_the_same_data(finished: tuple[Path, dict[str,
 
 def test_a_finished_run_is_left_as_it_is_and_serves(finished: tuple[Path, dict[str, float], str], tmp_path: Path) -> None:
     out, _, _ = finished
-    source, answers, exported = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "data.jsonl"
+    source, answers, exported = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "data.json"
     source.write_text((folder() / "test.jsonl").read_text().splitlines()[0] + "\n")
     assert main(["predict", str(out), str(source), str(answers)]) == 0
     assert json.loads(answers.read_text())["relation"]
     assert main(["export", str(out), str(exported)]) == 0
-    first = json.loads(exported.read_text().splitlines()[0])
-    assert first["text"][first["head_start"] : first["head_end"]]
+    first = json.loads(exported.read_text())[0]
+    assert first["token"][first["subj_start"] : first["subj_end"] + 1]
     assert main(["run", CONFIG, "--out", str(out)]) == 2  # other settings
 
 
