@@ -82,6 +82,8 @@ def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _of_diversity(summary: Summary) -> Iterator[str]:
+    if told := ", ".join(f"{round_name(name)} {value:.2f}" for name, value in summary.get("likeness", {}).items()):
+        yield f"Told from human sentences by a fresh classifier (AUC, 0.50: not at all): {told}."
     level = summary.get("diversity_at_equal_size", {})
     scores = {name: values["vendi_ngram"] for name, values in level.get("mean", {}).items()}
     rounds = _rounds(scores)

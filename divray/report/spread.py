@@ -1,4 +1,4 @@
-"""Diversity of a run's sentences, round by round and against the seeds.
+"""Diversity of a run's sentences, round by round and against the seeds, and how far they can be told from human ones.
 
 The scores are those of :mod:`divray.measures`, on entity-masked sentences, a relation at a
 time and then averaged over relations.  A Vendi score grows with the number of sentences, so sets of
@@ -29,6 +29,7 @@ from divray.texts import compared_texts
 NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
 _PARTS, _LEAST = 8, 3
 """Disjoint parts of a set at equal size, at most; sentences of a part, at least."""
+_FOLDS = 5
 _SCORED = pa.schema([SCORES.field(name) for name in ("candidate_id", "relation", "round", "strategy", *SENTENCE, "embedding")])
 
 Scores = dict[str, float | None]
@@ -77,6 +78,33 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     if sizes:
         equal = {name: _mean(scores) for name, scores in level.items() if scores.keys() == sizes.keys()}
         found["diversity_at_equal_size"] = {"size": sizes, "mean": equal, "per_relation": level}
+    return found
+
+
+def likeness(config: Config, run: RunFolder) -> dict[str, float]:
+    """How far a fresh logistic regression on embeddings of the masked sentences tells a run's from human ones, out of fold.
+
+    Returns set (``round-00``, …, ``selected``) -> AUC against the embedded human test sentences, 0.5 where the two look the same;
+    sets with fewer than ten are left out.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    human = table_of(run, TEST_EMBEDDINGS, ["embedding"])
+    found: dict[str, float] = {}
+    for name in sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")} - {"naive"}):
+        if not (ids := table_of(run, f"comparison/{name}", ["sample_id"])):
+            continue
+        own = pc.field("candidate_id").isin(ids["sample_id"].combine_chunks())
+        made = table_of(run, [round_.scores for round_ in rounds_of(config, run)], ["embedding"], own)
+        if not (human and made) or min(human.num_rows, made.num_rows) < 2 * _FOLDS:
+            continue
+        vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in (human, made)])
+        labels = np.repeat([0, 1], [human.num_rows, made.num_rows])
+        model, folds = LogisticRegression(max_iter=1000, class_weight="balanced"), StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+        scores = cross_val_predict(model, vectors, labels, cv=folds, method="decision_function")
+        found[name] = round(float(roc_auc_score(labels, scores)), 4)
     return found
 
 

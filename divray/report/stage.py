@@ -20,7 +20,7 @@ from divray.report import findings as say
 from divray.report.account import GATE, STEPS, Account, account, engine_time, money, rounds_of
 from divray.report.charts import charts_of
 from divray.report.excerpts import conflict_pairs, excerpts, pieces, side_by_side
-from divray.report.spread import diversity
+from divray.report.spread import diversity, likeness
 from divray.review import review_figures
 from divray.run_folder import RunFolder
 from divray.scan import tally
@@ -75,6 +75,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     optional = {
         "pairs": {name: counts for name, counts in kinds.items() if counts},
         "review": review_figures(run),
+        "likeness": likeness(config, run),
         "engine_time": time,
         "money": money(config, found | {"engine_time": time}),
         "quota": {own.name: quota for own in rounds if (quota := _json(run, own.quota))},
