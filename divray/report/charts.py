@@ -172,6 +172,24 @@ def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float
     return figure
 
 
+@_as_svg
+def parallel(names: Sequence[str], rows: np.ndarray) -> Figure:
+    """Parallel coordinates: an upright axis a column of ``rows`` ``[n, m]`` from its least to its largest value, a line a row; the last
+    column is what the rows are judged by, and the best row stands out."""
+    figure, (plot,) = _figure(FULL, 1.9)
+    least, most = rows.min(axis=0), rows.max(axis=0)
+    places, order = (rows - least) / np.where(most > least, most - least, 1), np.argsort(rows[:, -1], kind="stable")
+    for row in order:
+        best = row == order[-1]
+        plot.plot(places[row], color=BLUE if best else GREY, linewidth=2.2 if best else 1, alpha=1 if best else 0.6)
+    plot.set_xticks(
+        range(len(names)), [f"{visible(name)}\n{low:.4g} to {high:.4g}" for name, low, high in zip(names, least, most, strict=True)]
+    )
+    plot.grid(axis="x")
+    plot.yaxis.set_visible(False)
+    return figure
+
+
 def _figure(width: float, height: float, columns: int = 1, rows: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
     """A figure and its axes; with ``rows`` these stand from top to bottom at the left."""
     from matplotlib.figure import Figure
@@ -219,6 +237,7 @@ def charts_of(config: Config, summary: dict[str, Any], excerpts: dict[str, Any])
             total = sum(amounts.values())
             notes = [clock(value) if name == "seconds" else _counted(value, total) for value in amounts.values()]
             found[name] = bars([key.replace("_", " ")[:60] for key in amounts], [Series("", colour, list(amounts.values()))], notes)
+    found["search"] = _search_chart(summary.get("search", {}).get("trials", []))
     found["alignment"] = {name: chart for name, log in summary.get("alignment", {}).items() if (chart := _training_curves(log["curve"]))}
     return found
 
@@ -242,6 +261,17 @@ def _diversity_chart(level: dict[str, Any], name: str) -> Markup | None:
     if not any(any(mark.values) for mark in marks):
         return None
     return dots([f"{relation[:40]} ({size})" for relation, size in sizes.items()], marks, width=HALF)
+
+
+def _search_chart(trials: Sequence[dict[str, Any]]) -> Markup | None:
+    """The settings that differ between the trials, and the score, of the trials that have one."""
+    done = [trial for trial in trials if trial.get("score") is not None]
+    names = [name for name, value in (done[0] if done else {}).items() if type(value) in (int, float) and name not in ("trial", "score")]
+    names = [name for name in names if len({trial[name] for trial in done}) > 1]
+    if not names:
+        return None
+    rows = np.array([[trial[name] for name in (*names, "score")] for trial in done])
+    return parallel([name.replace("_", " ") for name in (*names, "score")], rows)
 
 
 def _training_curves(steps: list[dict[str, float | None]]) -> Markup | None:
