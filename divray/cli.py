@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "Show where a sample came from, what stands near it, and why it was kept or dropped."
     explain = add("explain", text, "commands:explain_sample")
     explain.add_argument("run", help="run folder")
-    explain.add_argument("sample_id", help="id of a candidate or of a seed example")
+    explain.add_argument("sample_id", help="id of a candidate")
     explain.add_argument("--neighbours", type=_count, default=5, metavar="N", help="nearest sentences shown (default 5)")
     explain.add_argument("--json", action="store_true", help="print everything as JSON")
     text = "Read some of the samples blind and say which are right; report and card then show the share."

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 STYLES = {"head": "bold blue", "tail": "bold yellow", "differs": "red"}
-OUTCOMES = {**dict.fromkeys(("selected", "accepted", "seed"), "bold green"), **dict.fromkeys(("more than K", "pending"), "bold yellow")}
+OUTCOMES = {**dict.fromkeys(("selected", "accepted"), "bold green"), **dict.fromkeys(("more than K", "pending"), "bold yellow")}
 LONGEST_PROMPT = 1200
 """Characters of a prompt, from its end, that an explanation shows."""
 
@@ -185,9 +185,6 @@ def explanation(found: Row) -> Iterator[RenderableType]:
 def _source(origin: Row) -> Iterator[Text]:
     from rich.text import Text
 
-    if origin["round"] is None:
-        yield Text(f"{origin['strategy']}; shown as a demonstration in {origin['prompts']:,} prompts")
-        return
     names = ("round", "strategy", "prompt_id", "model", "engine", "seed")
     facts = [f"{name.removesuffix('_id')} {origin[name]}" for name in names if name in origin]
     if "generated_tokens" in origin:

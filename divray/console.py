@@ -8,12 +8,11 @@ import json
 import re
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from divray.errors import DivrayError
@@ -30,13 +29,7 @@ SPARSE_SECONDS = 15.0
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-@dataclass
-class _State:
-    quiet: bool = False
-    started: float = field(default_factory=time.monotonic)
-
-
-_state = _State()
+_state = SimpleNamespace(quiet=False, started=time.monotonic())
 
 
 def configure(quiet: bool = False) -> None:
@@ -71,58 +64,50 @@ def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> 
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console, lock, started = _stderr(), threading.Lock(), time.monotonic()
+    console, started = _stderr(), time.monotonic()
     said = started
-    seen: dict[str, Any] = {"done": 0, "total": total, "note": ""}
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    bar.add_task(escape(label), total=total, text="", note="")
+    task = bar.tasks[0]
 
-    def rate() -> str:
-        each = seen["done"] / max(time.monotonic() - started, 1e-9)
-        return f"{each:,.0f}/s" if each >= 10 else f"{each:.1f}/s"
+    def facts(left: str = "") -> str:
+        each = task.completed / max(time.monotonic() - started, 1e-9)
+        return ", ".join(fact for fact in (f"{each:,.0f}/s" if each >= 10 else f"{each:.1f}/s", left, task.fields["note"]) if fact)
 
     def update(done: int, total: int | None = None, note: str = "") -> None:
         nonlocal said
-        with lock:
-            seen.update(done=done, total=seen["total"] if total is None else total, note=printable(note))
-            total, left = seen["total"], ""
-            if total and done:
-                left = f"{clock((total - done) * (time.monotonic() - started) / done)} left"
-            facts = ", ".join(fact for fact in (rate(), left, seen["note"]) if fact)
-            text = f"{done:,}{f' of {total:,}' if total else ''} {unit} ({facts})"
-            bar.update(task, completed=done, total=total, text=escape(text))
-            if bar.disable and time.monotonic() - said >= SPARSE_SECONDS:
-                said = time.monotonic()
-                log(f"{label}: {text}")
+        bar.update(task.id, completed=done, total=total, note=printable(note))
+        left = f"{clock((task.total - done) * (time.monotonic() - started) / done)} left" if task.total and done else ""
+        text = f"{done:,}{f' of {task.total:,}' if task.total else ''} {unit} ({facts(left)})"
+        bar.update(task.id, text=escape(text))
+        if bar.disable and time.monotonic() - said >= SPARSE_SECONDS:
+            said = time.monotonic()
+            log(f"{label}: {text}")
 
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(label), total=None, text="")
+    with bar:
         yield update
-    if seen["done"]:
-        note = f", {seen['note']}" if seen["note"] else ""
-        log(f"{label}: {seen['done']:,} {unit} in {clock(time.monotonic() - started)} ({rate()}{note})")
+    if task.completed:
+        log(f"{label}: {task.completed:,} {unit} in {clock(time.monotonic() - started)} ({facts()})")
 
 
 def print_error(error: BaseException) -> None:
     """One line for an error that divray raises on purpose; its kind before the message for any other."""
     from rich.text import Text
 
-    message = printable(str(error)) or type(error).__name__
+    message = printable(str(error))
     if not isinstance(error, DivrayError):
-        message = f"{type(error).__name__}: {message}" if message != type(error).__name__ else message
-        message = f"{message} (traceback: {_save_traceback(error)})"
+        with tempfile.NamedTemporaryFile(prefix="divray-", suffix=".log", delete=False) as file:
+            file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+        kind = type(error).__name__
+        message = f"{f'{kind}: {message}' if message else kind} (traceback: {file.name})"
     _stderr().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-
-
-def _save_traceback(error: BaseException) -> str:
-    with tempfile.NamedTemporaryFile(prefix="divray-", suffix=".log", delete=False) as log:
-        log.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
-    return log.name
 
 
 def show(items: Iterable[Any]) -> None:
     """The result of a command, as rich's tables and texts, on stdout."""
     for item in items:
-        _stdout().print(item)
+        _console(sys.stdout, 110).print(item)
 
 
 def show_json(value: Any) -> None:
@@ -132,7 +117,7 @@ def show_json(value: Any) -> None:
 
 def ask_key(text: str) -> str:
     """Show ``text`` on stdout and wait for a key; without a terminal for a line. ``q`` at the end of the input."""
-    console = _stdout()
+    console = _console(sys.stdout, 110)
     console.rule()
     console.print("\n".join(printable(line) for line in text.split("\n")), markup=False, end="")
     if not sys.stdin.isatty():
@@ -162,10 +147,6 @@ def clock(seconds: float) -> str:
 def printable(text: str) -> str:
     """``text`` on one line and without control characters, so that generated text can't steer the terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.splitlines()))
-
-
-def _stdout() -> Console:
-    return _console(sys.stdout, 110)
 
 
 def _stderr() -> Console:

@@ -26,25 +26,25 @@ from divray.report.excerpts import sentences_of
 from divray.run_folder import RunFolder
 from divray.sampling import policy_model
 from divray.scan import SENTENCE, Row, rows, tally
-from divray.schemas import COMPLETIONS, EXAMPLES, NAIVE, PROMPTS, SAMPLES, TUNED
+from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES, TUNED
 from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
 CLUSTER_MEMBERS = 8
 _SENTENCE = ["relation", *SENTENCE]
 _SCORES = ["correctness", "correct", "unique", "novelty", "reason"]
-_NOTHING: Row = {"rejection": "", "scores": {}, "cluster": None, "neighbours": [], "conflict": None, "near_test": None, "selected": None}
+_NOT_SCORED: Row = {"scores": {}, "cluster": None, "neighbours": [], "conflict": None, "near_test": None, "selected": None}
 
 
 def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
-    """What a run folder, finished or not, knows of one candidate, valid or not, or of a seed example (``seed:`` may be left out).
+    """What a run folder, finished or not, knows of one candidate, valid or not.
 
     ``neighbours`` is how many of the nearest sentences of its relation are named.
 
     Returns:
-        Plain values: ``id``, ``kind`` (``candidate`` or ``seed``), ``relation``, ``sentence`` (row with ``text`` and spans, or
-        none), ``origin`` (prompt, strategy, round, demonstrations, engine, model …), ``rejection``, ``scores``,
-        ``cluster`` (``id``, ``size``, ``kept``, ``members``), ``neighbours`` (each a sentence row with ``id``, ``similarity``
-        and ``kept``), ``conflict``, ``near_test``, ``pairs``, ``selected``, ``outcome`` (a word) and ``why`` (a sentence).
+        Plain values: ``id``, ``relation``, ``sentence`` (row with ``text`` and spans, or none), ``origin`` (prompt, strategy,
+        round, demonstrations, engine, model …), ``rejection``, ``scores``, ``cluster`` (``id``, ``size``, ``kept``, ``members``),
+        ``neighbours`` (each a sentence row with ``id``, ``similarity`` and ``kept``), ``conflict``, ``near_test``, ``pairs``,
+        ``selected``, ``outcome`` (a word) and ``why`` (a sentence).
 
     Raises:
         InputError: No run folder, or no such id; close ones are named.
@@ -58,12 +58,9 @@ def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
         for request in rows(folder, own.prompts, PROMPTS.names, alike):
             if sample_id in candidate_ids(request["candidate_id"], request["sentences"] or 1):
                 return _candidate(run, own, sample_id, request, neighbours)
-    for name in (sample_id, sample_id.removeprefix(SEED_PREFIX)):
-        if seed := run.row(SEEDS, "example_id", name, EXAMPLES.names):
-            return _seed(run, seed, neighbours)
     close = run.close_ids(sample_id)
     mend = f"Did you mean {', '.join(close)}?" if close else "Ids stand in `dataset/` and in `round-XX/samples`."
-    raise InputError(folder.uri, sample_id, "no candidate or seed example of this run has that id", mend)
+    raise InputError(folder.uri, sample_id, "no candidate of this run has that id", mend)
 
 
 def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Row:
@@ -73,13 +70,12 @@ def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Ro
     sentence = {key: sample[key] for key in _SENTENCE} if sample and not sample["rejection"] else None
     found: Row = {
         "id": name,
-        "kind": "candidate",
         "relation": request["relation"],
         "sentence": sentence,
         "origin": _origin(run, request, completion),
         "completion": completion.get("completion"),
-        **_NOTHING,
         "rejection": sample.get("rejection", ""),
+        **_NOT_SCORED,
         "gate": run.config.correctness.threshold,
         "threshold": run.config.diversity.threshold,
         "pairs": run.pairs(name),
@@ -141,33 +137,6 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
     return "more than K", f"In the data set, but not selected: there were more than K = {k}, and others make a better set together."
 
 
-def _seed(run: _Run, seed: Row, count: int) -> Row:
-    name, threshold = SEED_PREFIX + seed["example_id"], run.config.diversity.threshold
-    sentence = {key: seed[key] for key in _SENTENCE}
-    near = run.nearest(sentence, name, False, max(count, CLUSTER_MEMBERS))
-    copies = [row for row in near if row["similarity"] >= threshold]
-    inside = [row["cluster"] for row in copies if row["cluster"]]
-    of_relation = pc.field("relation") == seed["relation"]
-    prompts = rows(run.folder, [own.prompts for own in run.rounds], ["prompt_id", "demonstrations"], of_relation)
-    shown = {row["prompt_id"] for row in prompts if {name, seed["example_id"]} & set(row["demonstrations"])}
-    why = "A seed example: it stays whatever comes, and near-copies of it are dropped."
-    why += f" {len(copies)} of the samples shown are near it." if copies else " No sample is a near-copy of it."
-    return {
-        "id": name,
-        "kind": "seed",
-        "relation": seed["relation"],
-        "sentence": sentence,
-        "origin": {"round": None, "strategy": "human example", "prompts": len(shown)},
-        **_NOTHING,
-        "threshold": threshold,
-        "cluster": run.cluster(seed["relation"], inside[0]) if inside else None,
-        "neighbours": near[:count],
-        "pairs": run.pairs(name),
-        "outcome": "seed",
-        "why": why,
-    }
-
-
 @dataclass(frozen=True)
 class _Run:
     """A run's tables, and what is looked up in them."""
@@ -208,9 +177,6 @@ class _Run:
         def sets(table: pa.Table) -> Shingles:
             return configured_shingles(compared_texts(table, settings.mask_entities), settings)
 
-        def nearness(row: Row) -> tuple[float, bool, str]:
-            return -row["similarity"], not row["kept"], row["id"]
-
         own = sets(pa.Table.from_pylist([sentence])).values
         of_relation = pc.field("relation") == sentence["relation"]
         of_kind = (pc.field("strategy") == NAIVE) if naive else (pc.field("strategy") != NAIVE)
@@ -218,25 +184,24 @@ class _Run:
         scored = {**plain, "cluster": pc.field("cluster"), "id": pc.field("candidate_id"), "kept": pc.field("unique")}
         seed_id = pc.binary_join_element_wise(pc.scalar(SEED_PREFIX), pc.field("example_id"), pc.scalar(""))
         seeds = {**plain, "cluster": pc.scalar(""), "id": seed_id, "kept": pc.scalar(True)}
-        best: list[Row] = []
-        kept: list[Row] = []
         samples = self.folder.scan([own.scores for own in self.rounds], scored, of_relation & of_kind)
+        best: list[Row] = []
         for batch in chain(samples, self.folder.scan(SEEDS, seeds, of_relation)):
             table = pa.Table.from_batches([batch])
             others = sets(table)
             shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
             similarity = shared / (np.diff(others.offsets) + len(own) - shared)
             table = table.append_column("similarity", pa.array(similarity.round(6)))
-            near = [row for row in table.filter(pc.field("similarity") > 0).to_pylist() if row["id"] != name]
-            kept = heapq.nsmallest(1, [*kept, *(row for row in near if row["kept"])], key=nearness)
-            best = heapq.nsmallest(count, [*best, *near], key=nearness)
-        return best + [row for row in kept if row not in best]
+            best += table.filter((pc.field("similarity") > 0) & (pc.field("id") != name)).to_pylist()
+            best.sort(key=lambda row: (-row["similarity"], not row["kept"], row["id"]))
+            kept = [place for place, row in enumerate(best) if row["kept"]]
+            best = best[:count] + [best[place] for place in kept[:1] if place >= count]
+        return best
 
     def close_ids(self, wanted: str) -> list[str]:
         """Up to three ids like ``wanted``: of those with the longest common beginning the most similar."""
         best: list[str] = []
-        for tables, column in (([own.prompts for own in self.rounds], "candidate_id"), ([SEEDS], "example_id")):
-            for batch in self.folder.scan(tables, [column]):
-                known = dict.fromkeys([*best, *batch[column].to_pylist()])
-                best = heapq.nlargest(200, known, key=lambda name: len(commonprefix([name, wanted])))  # noqa: RUF071
+        for batch in self.folder.scan([own.prompts for own in self.rounds], ["candidate_id"]):
+            known = [*best, *batch["candidate_id"].to_pylist()]
+            best = heapq.nlargest(200, known, key=lambda name: len(commonprefix([name, wanted])))  # noqa: RUF071
         return difflib.get_close_matches(wanted, best, n=3, cutoff=0.5)

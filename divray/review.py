@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from itertools import count, takewhile
+from itertools import chain, count, takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from divray.errors import InputError
 from divray.layout import ANSWERS, RELATIONS, SELECTED, Round, score_tables
 from divray.relations import Example, render_marked
 from divray.run_folder import RunFolder
-from divray.scan import SENTENCE, rows
+from divray.scan import SENTENCE, Row, first_of_each, rows
 from divray.schemas import NAIVE
 from divray.textfiles import read_json
 from divray.texts import visible
@@ -42,20 +42,20 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     tables, name, where = score_tables(config.rounds), "candidate_id", pc.field("strategy") != NAIVE
     if of == "selected":
         tables, name, where = [SELECTED], "sample_id", None
-    found = [(row[name], row["relation"]) for row in rows(run, tables, [name, "relation"], where)]
-    if not found:
+
+    def rank(row: Row) -> bytes:
+        return hashlib.sha256(f"{config.seed}:{row[name]}".encode()).digest()
+
+    groups = first_of_each(rows(run, tables, [name, "relation", *SENTENCE], where), "relation", rank, number)
+    if not groups:
         last = "select" if of == "selected" else "score"
         raise InputError(run.uri, f"--of {of}", "no samples to review yet", f"Run the stages up to `{last}`.")
-    found.sort(key=lambda one: (hashlib.sha256(f"{config.seed}:{one[0]}".encode()).digest(), one))
-    places = {identity: place for place, (identity, _) in enumerate(found)}
-    turns: dict[str, Iterator[int]] = defaultdict(count)
-    turn = {identity: next(turns[relation]) for identity, relation in found}
-    chosen = pa.array(sorted(places, key=turn.__getitem__)[:number], pa.string())
+    turns = [sorted(filter(None, turn), key=rank) for turn in zip_longest(*groups.values())]
     descriptions = {relation["name"]: relation["description"] for relation in run.read_json(RELATIONS)}
-    drawn = []
-    for row in rows(run, tables, [name, "relation", *SENTENCE], pc.field(name).isin(chosen)):
-        drawn.append({"sample_id": row[name], "description": visible(descriptions[row["relation"]]), "sentence": _shown(row)})
-    return sorted(drawn, key=lambda one: places[one["sample_id"]])
+    return [
+        {"sample_id": row[name], "description": visible(descriptions[row["relation"]]), "sentence": _shown(row)}
+        for row in sorted(list(chain(*turns))[:number], key=rank)
+    ]
 
 
 def _shown(row: dict[str, Any]) -> str:
@@ -119,13 +119,13 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
     new = {str(one["sample_id"]): one["right"] for one in answers}
     if len(new) < len(answers):
         raise InputError(path, "", "a sample stands there twice", mend)
-    known, shown = _sentences(run, new), {str(one["sample_id"]): one.get("sentence") for one in answers}
-    for name, right in new.items():
+    known = _sentences(run, new)
+    for (name, right), one in zip(new.items(), answers, strict=True):
         if name not in known:
             raise InputError(path, name, "no sample of this run has that id", mend)
-        if shown.get(name) not in (None, known[name]):
+        if one.get("sentence") not in (None, known[name]):
             raise InputError(path, name, "the sample has another sentence now", "Answer on a page made since.")
-        if right is not None and not isinstance(right, bool):
+        if not isinstance(right, bool | None):
             raise InputError(path, f"{name}: right", f"{right!r} is not true, false or null", mend)
     _keep(run, reader, new, known)
     return len(new)
@@ -134,11 +134,9 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
 def _keep(run: RunFolder, reader: str, new: dict[str, bool | None], sentences: dict[str, str]) -> None:
     """A reader's new answers take the place of that reader's older ones."""
     kept = [one for one in _kept(run) if one["reader"] != reader or one["sample_id"] not in new]
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    about = {"reader": reader, "at": at}
-    run.write_json(
-        ANSWERS, kept + [{"sample_id": name, **about, "right": right, "sentence": sentences[name]} for name, right in new.items()]
-    )
+    about = {"reader": reader, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    given = [{"sample_id": name, **about, "right": right, "sentence": sentences[name]} for name, right in new.items()]
+    run.write_json(ANSWERS, kept + given)
 
 
 def review_answers(run: RunFolder) -> dict[str, bool]:
@@ -158,12 +156,8 @@ def review_figures(run: RunFolder) -> dict[str, Any] | None:
     if not read:
         return None
     readers = {one["reader"] for one in read_answers(run) if one["sample_id"] in read and one["right"] is not None}
-    of_relation = {name: [answers[sample] for sample in read if read[sample] == name] for name in sorted(set(read.values()))}
-    return {
-        **share([answers[name] for name in read]),
-        "readers": len(readers),
-        "relations": {name: share(right) for name, right in of_relation.items()},
-    }
+    relations = {name: share([answers[sample] for sample in read if read[sample] == name]) for name in sorted(set(read.values()))}
+    return {**share([answers[name] for name in read]), "readers": len(readers), "relations": relations}
 
 
 def share(right: Sequence[bool]) -> dict[str, Any]:

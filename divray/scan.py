@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +30,17 @@ def table_of(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str]
     """The same rows as one table, which must fit in memory; ``None`` where there is none."""
     batches = list(run.scan(tables, columns, where))
     return pa.Table.from_batches(batches) if batches else None
+
+
+def first_of_each(found: Iterable[Row], group: str, rank: Callable[[Row], Any], count: int) -> dict[Any, list[Row]]:
+    """The ``count`` first rows by ``rank`` of each value of the column ``group``."""
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in found:
+        own = groups[row[group]]
+        own.append(row)
+        if len(own) > 8 * count + 64:  # so that no long table is held
+            own[:] = heapq.nsmallest(count, own, key=rank)
+    return {name: heapq.nsmallest(count, groups[name], key=rank) for name in sorted(groups)}
 
 
 def tally(

@@ -1,4 +1,4 @@
-"""Explanations of candidates of every fate and of seeds, from a small run folder."""
+"""Explanations of candidates of every fate, from a small run folder."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def run(uri: str) -> RunFolder:
 def test_what_became_of_a_candidate(run: RunFolder, number: int, outcome: str, words: str) -> None:
     found = explain(run.uri, f"r00-a-{number:03d}")
     assert found["outcome"] == outcome and words in found["why"]
-    assert found["kind"] == "candidate" and found["origin"]["prompt_id"] == "p0"
+    assert found["origin"]["prompt_id"] == "p0"
     assert [row["text"] for row in found["origin"]["demonstrations"]] == [sentence(SEED)["text"]]
     assert json.loads(json.dumps(found)) == found
 
@@ -135,25 +135,11 @@ def test_a_candidate_that_shares_its_request_is_found(run: RunFolder) -> None:
         explain(run.uri, "r00-a-000014")
 
 
-@pytest.mark.parametrize("name", ["s/1", "seed:s/1"])
-def test_seeds_are_explained_too(run: RunFolder, name: str) -> None:
-    found = explain(run.uri, name)
-    assert (found["id"], found["kind"], found["outcome"]) == ("seed:s/1", "seed", "seed")
-    assert found["origin"]["prompts"] == 1 and found["cluster"] is None
-    near = {**sentence("The strike of the [nurses] brought the whole {city} to a halt ."), "relation": "cause", "unique": False}
-    scores = run.read_table("round-00/scores").to_pylist()
-    scores.append({**scores[0], **near, "candidate_id": "r00-a-050", "cluster": "r00-a-050"})
-    run.write_table("round-00/scores", pa.Table.from_pylist(scores, schemas.SCORES))
-    found = explain(run.uri, name)
-    assert found["cluster"]["members"][0]["id"] == "r00-a-050" and found["neighbours"][0]["similarity"] == 1.0
-    assert "1 of the samples shown are near it" in found["why"]
-
-
 def test_an_unknown_id_names_close_ones(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="r00-a-003"):
         explain(run.uri, "r00-a-03")
     assert main(["explain", run.uri, "nothing like it"]) == 2
-    assert "no candidate or seed example" in capsys.readouterr().err
+    assert "no candidate of this run" in capsys.readouterr().err
     assert main(["explain", run.uri + "/data", "r00-a-003"]) == 2
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -44,36 +43,37 @@ class Cell(NamedTuple):
     policy: str
 
 
-Counts = dict[Cell, Counter[str]]
-
-
-@dataclass
 class Account:
     """Counts of a run by round, relation, strategy and policy; times in seconds.
 
-    ``fields`` are those that the run has got to; the others are left out of every view.  ``losses`` are candidates lost after they
-    were found valid, ``rejections`` completions that gave no valid sample, both by reason.
+    ``fields`` are those that the run has got to; the others are left out of every view.  ``rejected: `` and ``lost: `` begin those
+    that count, by reason, the completions that gave no valid sample, and the valid samples that were dropped.
     """
 
-    cells: Counts = field(default_factory=lambda: defaultdict(Counter))
-    fields: set[str] = field(default_factory=set)
-    losses: Counts = field(default_factory=lambda: defaultdict(Counter))
-    rejections: Counts = field(default_factory=lambda: defaultdict(Counter))
+    def __init__(self) -> None:
+        self.cells: dict[Cell, Counter[str]] = defaultdict(Counter)
+        self.fields: set[str] = set()
 
-    def add(self, key: Iterable[Any], **amounts: Any) -> Cell:
+    def add(self, key: Iterable[Any], **amounts: Any) -> None:
         """Add to fields of one cell, which count as reached from now on."""
-        cell = Cell(*key)
-        self.cells[cell].update(amounts)
+        self.cells[Cell(*key)].update(amounts)
         self.fields |= amounts.keys()
-        return cell
 
     def of(self, naive: bool = False) -> list[Cell]:
         """The cells of the loop, or those of the naive baseline."""
         return [cell for cell in sorted(self.cells) if (cell.strategy == NAIVE) == naive]
 
+    def reasons(self, kind: str, cells: Iterable[Cell]) -> dict[str, int]:
+        """Reason -> count of the ``rejected`` or ``lost`` ones over some cells, the most frequent first."""
+        ranked = sorted(self._total(cells).items(), key=lambda item: (-item[1], item[0]))
+        return {name.removeprefix(f"{kind}: "): int(count) for name, count in ranked if name.startswith(f"{kind}: ")}
+
+    def _total(self, cells: Iterable[Cell]) -> Counter[str]:
+        return sum((self.cells[cell] for cell in cells), Counter())
+
     def view(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
-        total = _total(self.cells, cells)
+        total = self._total(cells)
         found: dict[str, Any] = {name: int(total[name]) for name in (*STEPS, *TOKENS, "conflicts") if name in self.fields}
         if "engine_seconds" in self.fields:
             found["engine_seconds"] = round(float(total["engine_seconds"]), 3)
@@ -95,15 +95,6 @@ class Account:
         return {name: self.view(cells) for name, cells in sorted(groups.items())}
 
 
-def _total(counts: Counts, cells: Iterable[Cell]) -> Counter[str]:
-    return sum((counts[cell] for cell in cells if cell in counts), Counter[str]())
-
-
-def reasons_of(counts: Counts, cells: Iterable[Cell]) -> dict[str, int]:
-    """Reason -> count over some cells, the most frequent first."""
-    return dict(sorted(_total(counts, cells).items(), key=lambda item: (-item[1], item[0])))
-
-
 def rounds_of(config: Config, run: RunFolder) -> list[Round]:
     """The rounds that have left prompts so far."""
     return [own for own in map(Round.of, range(config.rounds)) if run.table_files(own.prompts)]
@@ -118,22 +109,20 @@ def account(config: Config, run: RunFolder) -> Account:
     for key, (_, *amounts) in tally(run, [own.completions for own in rounds], keys, TOKENS).items():
         book.add(key, **dict(zip(TOKENS, amounts, strict=True)))
     for (*key, rejection), (count,) in tally(run, [own.samples for own in rounds], [*keys, "rejection"]).items():
-        cell = book.add(key, valid=0 if rejection else count)
-        if rejection:
-            book.rejections[cell][rejection] += int(count)
+        book.add(key, **{"valid": 0, f"rejected: {rejection}": count} if rejection else {"valid": count})
     derived = {"conflict": _CONFLICT, "lost": _LOST}
     scored = tally(run, [own.scores for own in rounds], [*keys, "unique", "correct", *derived], derived=derived)
     for (*key, unique, correct, conflict, lost), (count,) in scored.items():
-        cell = book.add(key, unique=count * bool(unique), correct=count * bool(unique and correct), conflicts=count * conflict)
+        book.add(key, unique=count * bool(unique), correct=count * bool(unique and correct), conflicts=count * conflict)
         if not (unique and correct):
-            book.losses[cell][GATE if unique else lost] += int(count)
+            book.add(key, **{f"lost: {GATE if unique else lost}": count})
     for key, (count, total) in tally(run, SELECTED, keys, ["audit"]).items():
         book.add(key, selected=count, selected_correctness=total)
     for name in ("naive", *(own.name for own in rounds)):
         for key, (count, total) in tally(run, f"comparison/{name}", keys, ["audit"]).items():
             book.add(key, audited=count, correctness=total)
     for one in rounds:
-        requests = _requests(run, [one])
+        requests = _requests(run, one)
         for engine in requests["engine"].unique().to_pylist():
             own = requests.filter(pc.field("engine") == engine)
             own = own.append_column("seconds", pa.array(busy_shares(own["started_at"].to_numpy(), own["finished_at"].to_numpy())))
@@ -145,10 +134,10 @@ def account(config: Config, run: RunFolder) -> Account:
 _REQUEST = pa.schema([COMPLETIONS.field(name) for name in (*Cell._fields, "engine", "started_at", "finished_at")])
 
 
-def _requests(run: RunFolder, rounds: list[Round]) -> pa.Table:
-    """When the requests of these rounds began and ended, Unix seconds; ``engine`` is ``""`` for none."""
+def _requests(run: RunFolder, own: Round) -> pa.Table:
+    """When the requests of a round began and ended, Unix seconds; ``engine`` is ``""`` for none."""
     wanted = {name: pc.field(name) for name in _REQUEST.names} | {"engine": pc.coalesce(pc.field("engine"), "")}
-    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in run.scan([own.completions for own in rounds], wanted)], _REQUEST)
+    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in run.scan(own.completions, wanted)], _REQUEST)
 
 
 def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -176,7 +165,7 @@ def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
     rounds: dict[str, list[dict[str, float]]] = {}
     for own in rounds_of(config, run):
         if records := [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]:
-            requests = _requests(run, [own])
+            requests = _requests(run, own)
             rounds[own.name] = [_engine(record, name, requests) for record in records for name in record["engines"]]
     per_round = {name: _times_of(engines) for name, engines in rounds.items()}
     return {**_times_of([*chain(*rounds.values())]), "per_round": per_round} if rounds else {}
@@ -203,15 +192,11 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, 
 
 
 def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
-    busy = sum((engine.get("busy", 0.0) for engine in engines), 0.0)
-    idle = {cause: round(sum((engine.get(cause, 0.0) for engine in engines), 0.0), 3) for cause in CAUSES}
-    whole = busy + sum(idle.values())
-    return {
-        "busy_seconds": round(busy, 3),
-        "idle_seconds": idle,
-        "busy_share": round(busy / whole, 4) if whole else 0.0,
-        "engines": len(engines),
-    }
+    total = sum(map(Counter, engines), Counter[str]())
+    idle = {cause: round(float(total[cause]), 3) for cause in CAUSES}
+    whole = total["busy"] + sum(idle.values())
+    share = round(total["busy"] / whole, 4) if whole else 0.0
+    return {"busy_seconds": round(total["busy"], 3), "idle_seconds": idle, "busy_share": share, "engines": len(engines)}
 
 
 def money(config: Config, summary: dict[str, Any]) -> dict[str, float]:

@@ -101,10 +101,10 @@ def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -
     figure, (plot,) = _figure(FULL, 0.27 * len(labels), rows=labels)
     ends = np.zeros(len(labels))
     for part in parts:
-        plot.barh(range(len(labels)), part.values, 0.66, ends, color=part.colour, label=part.name)
+        last = plot.barh(range(len(labels)), part.values, 0.66, ends, color=part.colour, label=part.name)
         ends += part.values
-    for row, note in enumerate(notes):
-        plot.annotate(visible(note), (ends[row], row), (5, 0), textcoords="offset points", va="center")
+    if notes:
+        plot.bar_label(last, [visible(note) for note in notes], padding=5)
     plot.set_xlim(0, max(ends.max(initial=0), 1e-9))
     plot.xaxis.set_visible(False)
     plot.spines["bottom"].set_visible(False)

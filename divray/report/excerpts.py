@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import heapq
 import itertools
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,7 +16,7 @@ from divray.config import Config
 from divray.layout import SEEDS, SELECTED, Round
 from divray.report.account import rounds_of
 from divray.run_folder import RunFolder
-from divray.scan import SENTENCE, Row, rows, tally
+from divray.scan import SENTENCE, Row, first_of_each, rows, tally
 from divray.schemas import NAIVE
 from divray.texts import SEED_PREFIX, visible
 
@@ -49,22 +47,16 @@ def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
 
     where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "")
     found = rows(run, _scores(rounds), [*_SENTENCE, "nearest_id", "similarity", "reason"], where)
-    return _with_other(run, rounds, _first(found, "relation", closeness, NEAR_DUPLICATES), "nearest_id")[:NEAR_DUPLICATES]
+    return _with_other(run, rounds, first_of_each(found, "relation", closeness, NEAR_DUPLICATES), "nearest_id")[:NEAR_DUPLICATES]
 
 
 def conflicts(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some labelling conflicts, each with the ``other`` sample's row; the pairs of labels take turns."""
-    seen: set[frozenset[str]] = set()
-
-    def once() -> Iterator[Row]:
-        """Where both are of the loop, the one that comes first stands for both."""
-        for row in rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP):
-            both = frozenset((row["candidate_id"], row["conflict"]))
-            if both not in seen:
-                seen.add(both)
-                yield {**row, "labels": tuple(sorted((row["relation"], row["conflict_relation"])))}
-
-    groups = _first(once(), "labels", lambda row: row["candidate_id"], CONFLICTS)
+    once: dict[frozenset[str], Row] = {}  # where both are of the loop, the one that comes first stands for both
+    for row in rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP):
+        row["labels"] = tuple(sorted((row["relation"], row["conflict_relation"])))
+        once.setdefault(frozenset((row["candidate_id"], row["conflict"])), row)
+    groups = first_of_each(once.values(), "labels", lambda row: row["candidate_id"], CONFLICTS)
     return _with_other(run, rounds, groups, "conflict")[:CONFLICTS]
 
 
@@ -79,20 +71,20 @@ def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
 def samples(run: RunFolder) -> dict[str, list[Row]]:
     """Relation -> some of its selected samples."""
     columns = ["sample_id", "relation", *SENTENCE, "round", "strategy", "audit", "novelty"]
-    return _first(rows(run, SELECTED, columns), "relation", _hash("sample_id"), SAMPLES_PER_RELATION)
+    return first_of_each(rows(run, SELECTED, columns), "relation", _hash("sample_id"), SAMPLES_PER_RELATION)
 
 
 def rejections(run: RunFolder, rounds: list[Round]) -> dict[str, list[Row]]:
     """Reason -> some of the completions that were rejected for it."""
     columns = ["candidate_id", "relation", "completion", "rejection"]
     found = rows(run, [own.samples for own in rounds], columns, (pc.field("rejection") != "") & _LOOP)
-    return _first(found, "rejection", _hash("candidate_id"), REJECTIONS_PER_REASON)
+    return first_of_each(found, "rejection", _hash("candidate_id"), REJECTIONS_PER_REASON)
 
 
 def pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some preference pairs, of different relations."""
     found = rows(run, [own.pairs for own in rounds], ["pair_id", "relation", "chosen", "rejected", "kind"])
-    return sorted(_turns(_first(found, "relation", _hash("pair_id"), 1)), key=_hash("pair_id"))[:PAIRS]
+    return sorted(_turns(first_of_each(found, "relation", _hash("pair_id"), 1)), key=_hash("pair_id"))[:PAIRS]
 
 
 def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
@@ -127,17 +119,6 @@ def _one_of(column: str, values: Iterable[str]) -> pc.Expression:
     return pc.field(column).isin(pa.array(sorted(values), pa.string()))
 
 
-def _first(found: Iterable[Row], group: str, rank: Callable[[Row], Any], count: int) -> dict[Any, list[Row]]:
-    """The ``count`` first rows by ``rank`` of each value of the column ``group``."""
-    groups: dict[Any, list[Row]] = defaultdict(list)
-    for row in found:
-        own = groups[row[group]]
-        own.append(row)
-        if len(own) > 8 * count + 64:  # so that no long table is held
-            own[:] = heapq.nsmallest(count, own, key=rank)
-    return {name: heapq.nsmallest(count, groups[name], key=rank) for name in sorted(groups)}
-
-
 def _turns(groups: dict[Any, list[Row]]) -> list[Row]:
     """The rows of all groups, which take turns, so that no single one fills the page."""
     return [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
@@ -167,6 +148,9 @@ def _hash(identity: str) -> Callable[[Row], bytes]:
 # sentences for display ----------------------------------------------------------------------------
 
 
+_ENTITIES = ("\0head", "\0tail")
+
+
 class Piece(NamedTuple):
     """A stretch of a sentence with one look; ``classes`` are CSS classes (``head``, ``tail``, ``differs``)."""
 
@@ -192,23 +176,15 @@ def side_by_side(row: Row, other: Row) -> tuple[list[Piece], list[Piece]]:
     matcher = difflib.SequenceMatcher(None, [word for word, _, _ in left], [word for word, _, _ in right], autojunk=False)
     changed = [codes for kind, *codes in matcher.get_opcodes() if kind != "equal"]
     return (
-        pieces(row, [stretch for a, b, _, _ in changed for stretch in _stretches(left[a:b])]),
-        pieces(other, [stretch for _, _, c, d in changed for stretch in _stretches(right[c:d])]),
+        pieces(row, [(start, end) for a, b, _, _ in changed for word, start, end in left[a:b] if word not in _ENTITIES]),
+        pieces(other, [(start, end) for _, _, c, d in changed for word, start, end in right[c:d] if word not in _ENTITIES]),
     )
-
-
-def _stretches(words: list[tuple[str, int, int]]) -> Iterator[tuple[int, int]]:
-    """Spans of the words between entities."""
-    for entity, group in itertools.groupby(words, key=lambda word: word[0] in ("\0head", "\0tail")):
-        if not entity:
-            own = list(group)
-            yield own[0][1], own[-1][2]
 
 
 def _words(row: Row) -> list[tuple[str, int, int]]:
     """``(compared form, start, end)`` of each word, an entity being one word."""
     text = row["text"]
-    entities = [("\0head", row["head_start"], row["head_end"]), ("\0tail", row["tail_start"], row["tail_end"])]
+    entities = [(_ENTITIES[0], row["head_start"], row["head_end"]), (_ENTITIES[1], row["tail_start"], row["tail_end"])]
     for _, start, end in entities:
         text = text[:start] + " " * (end - start) + text[end:]
     words = [(match.group().lower(), *match.span()) for match in re.finditer(r"\S+", text)]

@@ -35,17 +35,16 @@ _SCORED = pa.schema([SCORES.field(name) for name in ("candidate_id", "relation",
 Scores = dict[str, float | None]
 
 
-def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dict[str, Any], dict[str, Scores]]:
+def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str, Any]:
     """All diversity figures of the summary; empty where nothing has been scored yet.
 
     Returns ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores), ``diversity_reference`` (seeds,
     test, naive, selected -> scores) and ``diversity_at_equal_size`` (``size`` per relation, ``mean`` and ``per_relation`` of
-    each set).  Where there are several strategies, also strategy -> mean scores at equal size over all rounds; only relations with at
-    least three samples of each strategy count.
+    each set).
     """
     rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:
-        return {}, {}
+        return {}
     selected = table_of(run, SELECTED, ["sample_id"])
     tests = _examples(run, TEST, TEST_EMBEDDINGS)  # those that have an embedding stand for all
     examples = {
@@ -54,7 +53,6 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     }
     whole: dict[str, dict[str, Scores]] = defaultdict(dict)
     level: dict[str, dict[str, Scores]] = defaultdict(dict)
-    by_strategy: dict[str, dict[str, Scores]] = defaultdict(dict)
     sizes: dict[str, int] = {}
     for relation in relations:
         scored = table_of(run, [own.scores for own in rounds], _SCORED.names, pc.field("relation") == relation) or _SCORED.empty_table()
@@ -71,10 +69,6 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
         if size >= _LEAST:
             sizes[relation] = size
             _score_at(level, relation, sets, size)
-        made = {name: scored.filter(pc.field("strategy") == name) for name in config.prompts.strategies}
-        size = min(table.num_rows for table in made.values())
-        if len(made) > 1 and size >= _LEAST:
-            _score_at(by_strategy, relation, made, size)
     means = {name: _mean(scores) for name, scores in whole.items()}
     found: dict[str, Any] = {
         "diversity": {own.name: means[own.name] for own in rounds if own.name in means},
@@ -84,7 +78,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> tuple[dic
     if sizes:
         equal = {name: _mean(scores) for name, scores in level.items() if scores.keys() == sizes.keys()}
         found["diversity_at_equal_size"] = {"size": sizes, "mean": equal, "per_relation": level}
-    return found, {name: _mean(scores) for name, scores in by_strategy.items()}
+    return found
 
 
 def likeness(config: Config, run: RunFolder) -> dict[str, float]:

@@ -17,7 +17,7 @@ from divray.console import clock
 from divray.dedup.storage import public_name
 from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round
 from divray.report import findings as say
-from divray.report.account import GATE, STEPS, Account, account, engine_time, money, reasons_of, rounds_of
+from divray.report.account import GATE, STEPS, Account, account, engine_time, money, rounds_of
 from divray.report.charts import charts_of
 from divray.report.excerpts import conflict_pairs, excerpts, pieces, side_by_side
 from divray.report.spread import diversity, likeness
@@ -62,17 +62,14 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
         **book.view(book.of()),
     }
     if "valid" in book.fields:
-        found["rejections"] = reasons_of(book.rejections, book.of())
+        found["rejections"] = book.reasons("rejected", book.of())
     found["losses"] = _losses(book, found)
     found |= _breakdowns(book, relations)
-    figures, by_strategy = diversity(config, run, relations)
-    found |= figures
-    for name, scores in by_strategy.items():
-        found["per_strategy"].setdefault(name, {})["diversity"] = scores
+    found |= diversity(config, run, relations)
     if "unique" in book.fields:
         found["conflict_pairs"] = conflict_pairs(run, rounds)
     if naive := book.of(naive=True):
-        found["naive"] = {**book.view(naive), "rejections": reasons_of(book.rejections, naive)}
+        found["naive"] = {**book.view(naive), "rejections": book.reasons("rejected", naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
     time = engine_time(config, run)
     optional = {
@@ -105,7 +102,7 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
         pending = view.get("candidates", 0) - view["valid"] - sum(view["rejections"].values())
         lost["valid"] = view["rejections"] | ({"not sampled yet": pending} if pending else {})
     if "correct" in view:
-        reasons = reasons_of(book.losses, book.of())
+        reasons = book.reasons("lost", book.of())
         failed = reasons.pop(GATE, 0)
         lost |= {"unique": reasons, "correct": {GATE: failed} if failed else {}}
     if "selected" in view and view.get("correct", 0) > view["selected"]:
@@ -114,19 +111,16 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
-    """Views by relation, round, strategy, policy (in rounds that were sampled from two models), and relation and round."""
+    """Views by relation, round, strategy, and policy (in rounds that were sampled from two models)."""
     of_relation, none = book.views(lambda cell: cell.relation), book.view([])
-    of_round = book.views(lambda cell: Round.of(cell.round).name)
-    of_both = book.views(lambda cell: (cell.relation, Round.of(cell.round).name))
     policies: dict[str, dict[str, Any]] = defaultdict(dict)
     for (name, policy), view in book.views(lambda cell: (Round.of(cell.round).name, cell.policy)).items():
         policies[name][policy] = view
     return {
         "per_relation": {name: of_relation.get(name, none) for name in relations},
-        "per_round": of_round,
+        "per_round": book.views(lambda cell: Round.of(cell.round).name),
         "per_strategy": book.views(lambda cell: cell.strategy),
         "per_policy": {name: views for name, views in policies.items() if len(views) > 1},
-        "per_relation_and_round": {name: {own: of_both.get((name, own), none) for own in of_round} for name in relations},
     }
 
 
