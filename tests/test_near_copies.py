@@ -155,9 +155,9 @@ def test_ids_must_be_distinct() -> None:
         deduplicate(pa.concat_tables([table, table.slice(0, 1)]), PLAIN)
 
 
-def novelty(vectors: np.ndarray, unique: np.ndarray, block: int = 512) -> np.ndarray:
+def novelty(vectors: np.ndarray, unique: np.ndarray) -> np.ndarray:
     own = np.where(unique, np.cumsum(unique) - 1, -1)
-    return distances(vectors, vectors[unique], own, block)
+    return distances(vectors, vectors[unique], own)
 
 
 def test_novelty_is_the_distance_to_the_nearest_other_unique_one() -> None:
@@ -172,7 +172,7 @@ def test_novelty_is_the_distance_to_the_nearest_other_unique_one() -> None:
     order = np.random.default_rng(2).permutation(2500)
     assert (novelty(vectors[order], unique[order]) == made[order]).all()
     own = np.where(unique, np.cumsum(unique) - 1, -1)
-    parts = [distances(vectors[some], vectors[unique], own[some], 700) for some in (slice(0, 10), slice(10, 1901), slice(1901, 2500))]
+    parts = [distances(vectors[some], vectors[unique], own[some]) for some in (slice(0, 10), slice(10, 1901), slice(1901, 2500))]
     assert (np.concatenate(parts) == made).all()
 
 
