@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.dedup.decide import best_of, nearest_given, ranks
 from divray.dedup.shingle import fold
-from divray.dedup.verify import Pairs, near_duplicates
+from divray.dedup.verify import near_duplicates
 from divray.errors import InputError
 from divray.layout import SEEDS, TEST, score_tables
 from divray.run_folder import RunFolder
@@ -38,6 +38,8 @@ Codes = npt.NDArray[np.int64]
 _MARKS = ("candidate_id", "conflict", "conflict_relation", "conflict_similarity", "near_test", "near_test_similarity")
 MARKS = pa.schema([(name, pa.float64() if name.endswith("_similarity") else pa.string()) for name in _MARKS])
 """What :func:`across_relations` finds of a sample."""
+BARRED = (pc.field("near_test") != "") | (pc.field("conflict") != "")
+"""Which of the :func:`marked` rows are dropped."""
 
 _COMPARED = ["candidate_id", "relation", "text", *SPANS]
 
@@ -69,18 +71,20 @@ def label_conflicts(
         raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
     rows = pa.concat_tables(parts, promote_options="permissive")
     new = np.arange(rows.num_rows) < table.num_rows
-    sets, first, group = fold(configured_shingles(rows["text"], config))
     labels, by_id = _codes(rows[label]), ranks(rows[identity])
-    item_of = _items(rows, group, labels, new, marked)
+    # Rows that differ in nothing that matters here are one item, named by the smallest id; those of the table come first.
+    keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in (SPANS if marked else ()))])
+    item_of = np.unique(keys, axis=0, return_inverse=True)[1]
     smallest = np.argsort(by_id)
     items = smallest[np.unique(item_of[smallest], return_index=True)[1]]
-    pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, table.num_rows)))
-    left, right, similarity = _crossings(pairs, group[items], labels[items], new[items])
-    if marked:
-        for agree in (_same_roles, _near_masked):
-            involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
-            same = agree(rows.take(pa.array(involved)), config, *np.split(places, 2))
-            left, right, similarity = left[same], right[same], similarity[same]
+    sets = configured_shingles(rows["text"].take(pa.array(items)), config)
+    left, right, similarity = near_duplicates(sets, config.threshold, own=int(np.count_nonzero(new[items])))
+    in_conflict = labels[items[left]] != labels[items[right]]
+    if marked and in_conflict.any():
+        crossing = np.flatnonzero(in_conflict)
+        involved, places = np.unique(items[np.append(left[crossing], right[crossing])], return_inverse=True)
+        in_conflict[crossing] = _same_fact(rows.take(pa.array(involved)), config, *np.split(places, 2))
+    left, right, similarity = left[in_conflict], right[in_conflict], similarity[in_conflict]
     preference = np.argsort(np.lexsort((by_id[items], new[items])))
     other, best = best_of(len(items), left, right, similarity, preference)
     found = np.flatnonzero(new & (other[item_of] >= 0))
@@ -94,61 +98,25 @@ def label_conflicts(
     return pa.table(made).combine_chunks().sort_by(identity)
 
 
-def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], marked: bool) -> Codes:
-    """The item of each row: rows that differ in nothing that matters here are one."""
-    entities = [""] * rows.num_rows
-    if marked:
-        spans = [rows[name].to_numpy() for name in SPANS]
-        texts = strings_of(rows["text"])
-        entities = [f"{text[a:b]}\0{text[c:d]}".lower() for text, a, b, c, d in zip(texts, *spans, strict=True)]
-    keys = zip(group.tolist(), labels.tolist(), new.tolist(), entities, strict=True)
-    return _codes(pa.array([f"{home} {label} {fresh} {names}" for home, label, fresh, names in keys], pa.large_string()))
-
-
 def _codes(values: pa.Array | pa.ChunkedArray) -> Codes:
     """Equal integers for equal strings, from 0 without gaps."""
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     return array.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bool_]) -> tuple[Codes, Codes, npt.NDArray[np.float64]]:
-    """Pairs of items under different labels, in one group or in near ones, at least one of them new."""
-    order, counts = np.argsort(group, kind="stable"), np.bincount(group)
-    starts = np.cumsum(counts) - counts
-    lowest, highest = (extreme.reduceat(labels[order], starts) for extreme in (np.minimum, np.maximum))
-    inside = np.flatnonzero(lowest < highest)
-    one, two = np.append(pairs.left, inside), np.append(pairs.right, inside)
-    similarity = np.append(pairs.similarity, np.ones(len(inside)))
-    mixed = np.minimum(lowest[one], lowest[two]) < np.maximum(highest[one], highest[two])
-    one, two, similarity = one[mixed], two[mixed], similarity[mixed]
-    sizes = counts[one] * counts[two]
-    pair = np.repeat(np.arange(len(one)), sizes)
-    place = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    left = order[starts[one[pair]] + place // counts[two[pair]]]
-    right = order[starts[two[pair]] + place % counts[two[pair]]]
-    wanted = (labels[left] != labels[right]) & (new[left] | new[right]) & ((one[pair] != two[pair]) | (left < right))
-    return left[wanted], right[wanted], similarity[pair][wanted]
-
-
-def _same_roles(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+    """Whether the entities of each pair of rows agree in their roles, and the masked texts are near-duplicates."""
+    masked = configured_shingles(compared_texts(rows, mask=True), config)
+    shingles = [set(own.tolist()) for own in np.split(masked.values, masked.offsets[1:-1])]
     texts, spans = strings_of(rows["text"]), (rows[name].to_pylist() for name in SPANS)
-    entities = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+    words = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
     same = np.zeros(len(left), bool)
-    for number, (a, b) in enumerate(zip(left, right, strict=True)):
-        (head_a, tail_a), (head_b, tail_b) = entities[a], entities[b]
+    for pair, (a, b) in enumerate(zip(left, right, strict=True)):
+        (head_a, tail_a), (head_b, tail_b) = words[a], words[b]
         heads, tails = len(head_a & head_b), len(tail_a & tail_b)
-        same[number] = bool(heads and tails) and heads + tails > len(head_a & tail_b) + len(tail_a & head_b)
+        roles = bool(heads and tails) and heads + tails > len(head_a & tail_b) + len(tail_a & head_b)
+        same[pair] = roles and len(shingles[a] & shingles[b]) / len(shingles[a] | shingles[b]) >= config.threshold
     return same
-
-
-def _near_masked(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
-    from scipy.sparse import csr_array
-
-    shingles = configured_shingles(compared_texts(rows, mask=True), config)
-    distinct, columns = np.unique(shingles.values, return_inverse=True)
-    sets = csr_array((np.ones(len(columns)), columns, shingles.offsets), shape=(len(shingles), len(distinct)))
-    shared, sizes = np.asarray((sets[left] * sets[right]).sum(axis=1)), np.diff(shingles.offsets)
-    return shared / (sizes[left] + sizes[right] - shared) >= config.threshold
 
 
 def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
@@ -214,11 +182,6 @@ def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
     found = marks.take(pc.index_in(rows["candidate_id"], value_set=marks["candidate_id"].combine_chunks()))
     empty = {field.name: "" if field.type == pa.string() else 0.0 for field in list(MARKS)[1:]}
     return with_columns(rows, {name: pc.fill_null(found[name], value) for name, value in empty.items()})
-
-
-def barred(rows: pa.Table) -> pa.ChunkedArray:
-    """Which of the :func:`marked` rows are dropped."""
-    return pc.or_(pc.not_equal(rows["near_test"], ""), pc.not_equal(rows["conflict"], ""))
 
 
 def dropped(rows: pa.Table) -> pa.Table:

@@ -29,7 +29,7 @@ from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
-from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked
+from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, dropped, marked
 from divray.scoring.judge import Judge, Judging, gate_probability
 from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
 from divray.stages import Progress
@@ -181,8 +181,7 @@ def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     own = examples.filter(pc.equal(examples["relation"], relation))
     before = None if is_naive else _earlier(RunFolder(uri), relation, round)
     rows = marked(rows.select(COMPARED.names).cast(COMPARED).sort_by("candidate_id"), ray.get(marks))
-    out = barred(rows)
-    gone, rest = dropped(rows.filter(out)), rows.filter(pc.invert(out))
+    gone, rest = dropped(rows.filter(BARRED)), rows.filter(~BARRED)
     copies = copies_of_seeds(rest, own, config.diversity)
     rest = rest.filter(pc.invert(pc.is_in(rest["candidate_id"], copies["candidate_id"].combine_chunks())))
     free = deduplicate(rest, config.diversity, fixed_items(own, before))
