@@ -253,3 +253,9 @@ class Judging:
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
         features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
         return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, heard)
+
+    def correctness(self, judge: Judge, examples: Sequence[Example]) -> np.ndarray:
+        """The gate's probability that each example is right, float64 ``[n]``."""
+        relations, texts = [example.relation for example in examples], [example.text for example in examples]
+        signals = judge.signals(relations, texts, self.spans.encode(examples), self.hear(examples))
+        return gate_probability(signals, fluency=self.likelihood is not None, llm=self.answerer is not None)

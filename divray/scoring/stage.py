@@ -1,8 +1,8 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task looks across
-all relations (:mod:`divray.scoring.conflicts`); the rows are judged by batches, and each relation's texts, without vectors, are
-deduplicated against the seeds and the rounds before; novelty is measured by batches again.
+One task makes the judge from the seeds; the samples stream through actors that encode and judge them; one task looks across
+all relations (:mod:`divray.scoring.conflicts`); each relation's texts, without vectors, are deduplicated against the seeds and the
+rounds before; novelty is measured by batches.
 
 Near-duplicates and novelty are those within a pool: the rows of one relation, without those of the naive baseline.  These are a pool of
 their own, so that they neither displace a sample of the loop nor vouch for one.
@@ -30,16 +30,13 @@ from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, dropped, marked
-from divray.scoring.judge import Judge, Judging, gate_probability
+from divray.scoring.judge import Judge, Judging
 from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
-_VECTOR = pa.list_(pa.float32())
-EMBEDDED = pa.schema([*SAMPLES, ("embedding", _VECTOR), ("spans", _VECTOR), ("heard", _VECTOR), ("pool", pa.string())])
-
-_GROUPED = ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")
-COMPARED = pa.schema([*map(EMBEDDED.field, _GROUPED), SCORES.field("correctness")])
+EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correctness"), ("pool", pa.string())])
+COMPARED = ["candidate_id", "relation", "strategy", "text", *SPANS, "correctness", "pool"]
 """What is grouped by pool."""
 
 _DECISIONS = ("correctness", "cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
@@ -73,7 +70,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     judge = worker(config, gpus=True)(_fit).remote(config, run.uri)  # while the encoders start
     valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
     rows_at_once = ENCODED_ROWS_GPU if task_gpus(config) else ENCODED_ROWS
-    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri)}
+    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri, judge)}
     valid.map_batches(_Features, **by_actor, **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
@@ -88,10 +85,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
     by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
     decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
-    own = config.correctness
-    judged = partial(_judged, judge=judge, fluency=own.fluency is not None, llm=own.llm is not None)
-    rows = run.dataset(embedded, columns=[*_GROUPED, "spans", "heard"])
-    groups = rows.map_batches(judged, **by_batch).groupby("pool", num_partitions=partitions)
+    groups = run.dataset(embedded, columns=COMPARED).groupby("pool", num_partitions=partitions)
     groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
 
     parts, verdicts = run.table_files(embedded), run.table_files(decided)
@@ -116,22 +110,21 @@ def encoders(config: Config) -> dict[str, Any]:
 
 
 class _Features:
-    """Actor: adds the embedding of the masked sentence, the features of the spans, and what LLMs say."""
+    """Actor: adds the embedding of the masked sentence, what the judge thinks of it, and the pool; ``judge`` is a reference."""
 
-    def __init__(self, config: Config, uri: str) -> None:
+    def __init__(self, config: Config, uri: str, judge: Any) -> None:
         run = RunFolder(uri)
-        self.judging = Judging(config, read_relations(run), read_seeds(run))
+        self.judging, self.judge = Judging(config, read_relations(run), read_seeds(run)), judge
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        examples = table_examples(batch, "candidate_id")
+        import ray
+
         naive = pc.binary_join_element_wise(batch["relation"], NAIVE, "\n")
         pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
-        made = {
-            "embedding": self.judging.encoder.encode(compared_texts(batch, mask=True)),
-            "spans": self.judging.spans.encode(examples),
-            "heard": self.judging.hear(examples),
-        }
-        return with_columns(batch, {name: embedding_column(values) for name, values in made.items()} | {"pool": pools}, EMBEDDED)
+        embeddings = self.judging.encoder.encode(compared_texts(batch, mask=True))
+        correctness = self.judging.correctness(ray.get(self.judge), table_examples(batch, "candidate_id"))
+        made = {"embedding": embedding_column(embeddings), "correctness": correctness, "pool": pools}
+        return with_columns(batch, made, EMBEDDED)
 
 
 def _valid(batch: pa.Table) -> pa.Table:
@@ -162,15 +155,6 @@ def _fit(config: Config, uri: str) -> Judge:
     return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)["heard"])[0])
 
 
-def _judged(batch: pa.Table, judge: Any, fluency: bool, llm: bool) -> pa.Table:
-    """What near-duplicates and their order need of each row: :data:`COMPARED`."""
-    import ray
-
-    spans, heard = embedding_matrix(batch["spans"]), embedding_matrix(batch["heard"])
-    signals = ray.get(judge).signals(batch["relation"].to_pylist(), batch["text"].to_pylist(), spans, heard)
-    return with_columns(batch, {"correctness": gate_probability(signals, fluency, llm)}, COMPARED)
-
-
 def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any) -> pa.Table:
     """What stays of one relation's rows (or its naive ones), and why: :data:`DECIDED`."""
     import ray
@@ -180,7 +164,7 @@ def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     examples = ray.get(seeds)
     own = examples.filter(pc.equal(examples["relation"], relation))
     before = None if is_naive else _earlier(RunFolder(uri), relation, round)
-    rows = marked(rows.select(COMPARED.names).cast(COMPARED).sort_by("candidate_id"), ray.get(marks))
+    rows = marked(rows.sort_by("candidate_id"), ray.get(marks))
     gone, rest = dropped(rows.filter(BARRED)), rows.filter(~BARRED)
     copies = copies_of_seeds(rest, own, config.diversity)
     rest = rest.filter(pc.invert(pc.is_in(rest["candidate_id"], copies["candidate_id"].combine_chunks())))
