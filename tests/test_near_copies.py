@@ -91,20 +91,16 @@ def test_masking_compares_structure() -> None:
 
 def test_seeds_and_earlier_samples_always_stay() -> None:
     seeds = marked([("7", "Ann was born in Rome that year .", "Ann", "Rome")], "example_id")
-    earlier = marked(
-        [("r0-1", "Ed moved from Ulm to Bonn .", "Ed", "Ulm"), ("r0-2", "This was a copy by Al of Bo .", "Al", "Bo")]
-    ).append_column("unique", pa.array([True, False]))
+    earlier = marked([("r0-1", "Ed moved from Ulm to Bonn .", "Ed", "Ulm")])
     table = marked(
         [
             ("r1-1", "Cy was born in Graz that year .", "Cy", "Graz"),
             ("r1-2", "Jo moved from Bern to Bonn .", "Jo", "Bern"),
-            ("r1-3", "That was a copy by Al of Bo .", "Al", "Bo"),
         ]
-    ).append_column("correctness", pa.array([1.0, 1.0, None]))
+    ).append_column("correctness", pa.array([1.0, None]))
     rows = by_id(deduplicate(table, DiversityConfig(), fixed_items(seeds, earlier)))
     assert rows["r1-1"]["reason"] == "near copy of seed 7 (1.00)" and rows["r1-1"]["nearest_id"] == "seed:7"
     assert rows["r1-2"]["reason"] == "near copy of r0-1 (1.00)" and rows["r1-2"]["cluster"] == "r0-1"
-    assert rows["r1-3"]["unique"] and rows["r1-3"]["nearest_id"] == ""
     assert fixed_items().num_rows == 0
 
 

@@ -6,7 +6,7 @@ Two rows are in conflict where their labels differ and they say the same of the 
 2. their entities agree in their roles: head shares a word with head and tail with tail, and more words are shared so than crosswise.
 
 The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one sentence with the marks exchanged: in a long
-sentence the masks alone weigh too little to show that these are two facts.  A table without spans is compared by its texts alone.
+sentence the masks alone weigh too little to show that these are two facts.
 
 A round is looked at as a whole, in one task that holds its texts (not its embeddings) in memory.  What is dropped here stays out of
 the deduplication, so that it displaces nothing.  Of two samples of one round in conflict neither is known to be right, and both are
@@ -24,7 +24,6 @@ from divray.config import Config
 from divray.dedup.decide import best_of, nearest_given, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import near_duplicates
-from divray.errors import InputError
 from divray.layout import SEEDS, TEST, score_tables
 from divray.run_folder import RunFolder
 from divray.scan import table_of
@@ -44,64 +43,55 @@ BARRED = (pc.field("near_test") != "") | (pc.field("conflict") != "")
 _COMPARED = ["candidate_id", "relation", "text", *SPANS]
 
 
-def label_conflicts(
-    table: pa.Table, config: DiversityConfig, known: pa.Table | None = None, label: str = "relation", identity: str = "candidate_id"
-) -> pa.Table:
+def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -> pa.Table:
     """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``.
 
     Args:
-        table: Columns ``text``, ``label`` and ``identity`` (distinct), and the four span columns where entities are marked.
+        table: Columns ``candidate_id`` (distinct), ``relation``, ``text`` and the four of the spans.
         config: Shingles and threshold.
         known: Rows with the same columns that are compared with ``table`` but not with each other: seeds, earlier rounds.
 
     Returns:
-        Columns ``identity``, ``conflict`` (identity of the most similar row under another label; of equally similar ones
-        first one of ``known``, then the smallest), ``conflict_label`` (its label) and ``similarity`` (Jaccard of the texts);
-        sorted, rows in conflict only.
+        Columns ``candidate_id``, ``conflict`` (id of the most similar row under another label; of equally similar ones first one of
+        ``known``, then the smallest), ``conflict_relation`` and ``conflict_similarity`` (Jaccard of the texts); sorted, rows in
+        conflict only.
 
     Raises:
         InputError: A column is missing or of a wrong kind, a text, label or id is null, or the threshold is out of range.
     """
-    marked = set(SPANS) <= set(table.column_names)
-    wanted = [identity, label, "text", *(SPANS if marked else ())]
-    given = [(part, where) for part, where in ((table, "table"), (known, "known")) if part is not None]
-    parts = [checked(part, where, identity, label, marked).select(wanted).replace_schema_metadata() for part, where in given]
-    parts = [part for part in parts if part.num_rows] or parts[:1]
-    if len({pa.types.is_integer(part.schema.field(identity).type) for part in parts}) > 1:
-        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
+    given = ((table, "table"), (known, "known"))
+    parts = [checked(part, where, "candidate_id", "relation", spans=True).select(_COMPARED) for part, where in given]
     rows = pa.concat_tables(parts, promote_options="permissive")
     new = np.arange(rows.num_rows) < table.num_rows
-    labels, by_id = _codes(rows[label]), ranks(rows[identity])
+    labels, by_id = _codes(rows["relation"]), ranks(rows["candidate_id"])
     # Rows that differ in nothing that matters here are one item, named by the smallest id; those of the table come first.
-    keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in (SPANS if marked else ()))])
+    keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in SPANS)])
     item_of = np.unique(keys, axis=0, return_inverse=True)[1]
     smallest = np.argsort(by_id)
     items = smallest[np.unique(item_of[smallest], return_index=True)[1]]
     sets = configured_shingles(rows["text"].take(pa.array(items)), config)
     left, right, similarity = near_duplicates(sets, config.threshold, own=int(np.count_nonzero(new[items])))
-    in_conflict = labels[items[left]] != labels[items[right]]
-    if marked and in_conflict.any():
-        crossing = np.flatnonzero(in_conflict)
-        involved, places = np.unique(items[np.append(left[crossing], right[crossing])], return_inverse=True)
-        in_conflict[crossing] = _same_fact(rows.take(pa.array(involved)), config, *np.split(places, 2))
-    left, right, similarity = left[in_conflict], right[in_conflict], similarity[in_conflict]
+    crossing = labels[items[left]] != labels[items[right]]
+    left, right, similarity = left[crossing], right[crossing], similarity[crossing]
+    involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
+    same = _same_fact(rows.take(pa.array(involved)), config, *np.split(places, 2))
+    left, right, similarity = left[same], right[same], similarity[same]
     preference = np.argsort(np.lexsort((by_id[items], new[items])))
     other, best = best_of(len(items), left, right, similarity, preference)
     found = np.flatnonzero(new & (other[item_of] >= 0))
     against = pa.array(items[other[item_of[found]]])
     made = {
-        identity: rows[identity].take(pa.array(found)),
-        "conflict": rows[identity].take(against),
-        "conflict_label": rows[label].take(against),
-        "similarity": pa.array(best[item_of[found]], pa.float64()),
+        "candidate_id": rows["candidate_id"].take(pa.array(found)),
+        "conflict": rows["candidate_id"].take(against),
+        "conflict_relation": rows["relation"].take(against),
+        "conflict_similarity": pa.array(best[item_of[found]], pa.float64()),
     }
-    return pa.table(made).combine_chunks().sort_by(identity)
+    return pa.table(made).combine_chunks().sort_by("candidate_id")
 
 
-def _codes(values: pa.Array | pa.ChunkedArray) -> Codes:
-    """Equal integers for equal strings, from 0 without gaps."""
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    return array.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+def _codes(values: pa.ChunkedArray) -> Codes:
+    """Equal integers for equal strings."""
+    return np.asarray(values.combine_chunks().dictionary_encode().indices, np.int64)
 
 
 def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
@@ -122,8 +112,8 @@ def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Code
 def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
     """The rows of ``table`` that are near-duplicates of a row of ``reference``, such as a test set, under whatever label.
 
-    A guard errs on the safe side: near are rows whose texts are, and, with ``config.mask_entities`` and spans in
-    both tables, also those whose texts are once head and tail are masked.
+    A guard errs on the safe side: near are rows whose texts are, and, with ``config.mask_entities``, also those whose texts are once
+    head and tail are masked.
 
     Returns:
         Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of
@@ -132,12 +122,11 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
     Raises:
         InputError: A column is missing or of a wrong kind, a text or id is null, or the threshold is out of range.
     """
-    marked = config.mask_entities and set(SPANS) <= set(table.column_names) & set(reference.column_names)
-    table = checked(table, "table", "candidate_id", spans=marked)
-    reference = checked(reference, "reference", "example_id", spans=marked).sort_by("example_id")
+    table = checked(table, "table", "candidate_id", spans=config.mask_entities)
+    reference = checked(reference, "reference", "example_id", spans=config.mask_entities).sort_by("example_id")
     m = reference.num_rows
     nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
-    for mask in (False, True) if marked else (False,):
+    for mask in (False, True) if config.mask_entities else (False,):
         # The reference comes first, so that rows of the table are not compared with each other.
         sets, first, group = fold(configured_shingles(compared_texts(reference, mask) + compared_texts(table, mask), config))
         pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, m)))
@@ -160,8 +149,6 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
         :data:`MARKS`, sorted by ``candidate_id``; only rows that have a conflict or come near a test sentence.
     """
     run = RunFolder(uri)
-    if not run.files(embedded, ".parquet"):
-        return MARKS.empty_table()
     rows = run.read_table(embedded, [*_COMPARED, "strategy"])
     known = [named_seeds(run.read_table(SEEDS)).select(_COMPARED)]
     is_naive = pc.equal(rows["strategy"], NAIVE)
@@ -170,11 +157,11 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     if earlier := table_of(run, score_tables(round), _COMPARED, stayed):
         known.append(earlier)
     found.append(label_conflicts(rows.filter(pc.invert(is_naive)).select(_COMPARED), config.diversity, pa.concat_tables(known)))
-    conflicts = pa.concat_tables(found).rename_columns(MARKS.names[:4])
     near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
     if config.diversity.guard_test:
         near = near_reference(rows, run.read_table(TEST), config.diversity).rename_columns(near.column_names)
-    return conflicts.join(near, "candidate_id", join_type="full outer").sort_by("candidate_id").select(MARKS.names).cast(MARKS)
+    marks = pa.concat_tables(found).join(near, "candidate_id", join_type="full outer")
+    return marks.sort_by("candidate_id").select(MARKS.names).cast(MARKS)
 
 
 def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
@@ -199,7 +186,7 @@ def dropped(rows: pa.Table) -> pa.Table:
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
     """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
     near = near_reference(rows, seeds, settings.model_copy(update={"threshold": settings.seed_threshold}))
-    rows = rows.filter(pc.is_in(rows["candidate_id"], near["candidate_id"].combine_chunks())).sort_by("candidate_id")
+    rows = rows.take(pc.index_in(near["candidate_id"], value_set=rows["candidate_id"].combine_chunks()))
     named = [(f"{SEED_PREFIX}{row['near']}", row["similarity"]) for row in near.to_pylist()]
     return _with_decision(rows, [(name, similarity, f"near copy of {name}") for name, similarity in named])
 

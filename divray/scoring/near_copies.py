@@ -47,14 +47,10 @@ def named_seeds(seeds: pa.Table) -> pa.Table:
 
 
 def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
-    """What stays whatever comes: seeds, and samples of earlier rounds (``schemas.SCORES``; those with ``unique`` false are left out)."""
-    parts = [_FIXED.empty_table()]
-    if seeds is not None:
-        parts.append(with_columns(named_seeds(seeds), {}, _FIXED))
-    if samples is not None:
-        own = samples.filter(pc.field("unique")) if "unique" in samples.column_names else samples
-        parts.append(with_columns(own, {}, _FIXED))
-    return pa.concat_tables(parts)
+    """What stays whatever comes: seeds, and samples of earlier rounds."""
+    parts = [named_seeds(seeds)] if seeds is not None else []
+    parts += [samples] if samples is not None else []
+    return pa.concat_tables([_FIXED.empty_table(), *(with_columns(part, {}, _FIXED) for part in parts)])
 
 
 def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None = None) -> pa.Table:

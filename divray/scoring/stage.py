@@ -76,11 +76,11 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     )
 
     only_cpus(True)
-    marks = task(across_relations).remote(config, run.uri, embedded, round)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
-        ray.get([judge, marks])
+        ray.get(judge)
         run.write_table(written.scores, SCORES.empty_table())
         return _counts(config, run, written)
+    marks = task(across_relations).remote(config, run.uri, embedded, round)
     seeds = run.read_table(SEEDS)
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
     by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
@@ -207,9 +207,9 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
 
 
 def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
-    """This relation's samples of the rounds before, as far as near-duplicates need them."""
-    own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE)
-    return scan.table_of(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own)
+    """This relation's samples of the rounds before that stay, as far as near-duplicates need them."""
+    own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE) & pc.field("unique")
+    return scan.table_of(run, score_tables(round), ["candidate_id", "text", *SPANS], own)
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
