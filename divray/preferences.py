@@ -155,8 +155,6 @@ def mined_pairs(
     takes.  ``seed`` and the chosen one's id decide every draw; with ``chat`` records are JSON.
     """
     candidates: list[Row] = sorted(rows.to_pylist(), key=lambda row: row["candidate_id"])
-    if not candidates:
-        return _pair_table([])
     relation = relations[candidates[0]["relation"]]
     valid = [row for row in candidates if row["valid"]]
     good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))

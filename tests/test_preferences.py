@@ -77,7 +77,6 @@ def test_the_most_different_right_ones_are_chosen() -> None:
     rows = [candidate(number, novelty=novelty) for number, novelty in enumerate((0.1, 0.5, 0.9, 0.3, 0.7, 0.2))]
     assert {pair["chosen_id"] for pair in mined(rows)} == {"r-001", "r-002", "r-003", "r-004"}
     assert [pair["chosen_id"] for pair in mined(rows, max_pairs_per_relation=1)] == ["r-002"]
-    assert mined([]) == []
 
 
 @pytest.mark.parametrize("wrong", [{"correctness": 0.3}, {"unique": False}])

@@ -114,7 +114,8 @@ class Judge:
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
-        spans, heads, tails = _features(features, self.middle)
+        spans, heads, tails = _features(features)
+        spans = spans - self.middle[_head_first(spans)]
         entities = self.entities.scores(heads), self.entities.scores(tails)
         same = np.tile(own[:, None] == self.own[None, :], 2)
         signals = _signals(self, own, self.wording.scores(spans), entities, spans, same)
@@ -186,11 +187,10 @@ def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: flo
     return Discriminant(on_grid(factor * whole.weights, WEIGHT_GRID), on_grid(factor * whole.bias, WEIGHT_GRID)), factor * scores
 
 
-def _features(features: np.ndarray, middle: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spans, less the mean of their order where ``middle`` is given, ``[n, BLOCKS * d]``; head and tail alone ``[n, d]``."""
+def _features(features: np.ndarray) -> list[np.ndarray]:
+    """Spans ``[n, BLOCKS * d]``, head and tail alone ``[n, d]``."""
     width = features.shape[1] // (BLOCKS + 2)
-    spans, heads, tails = np.split(features.astype(np.float64), [BLOCKS * width, (BLOCKS + 1) * width], axis=1)
-    return spans if middle is None else spans - middle[_head_first(spans)], heads, tails
+    return np.split(features.astype(np.float64), [BLOCKS * width, (BLOCKS + 1) * width], axis=1)
 
 
 def _head_first(spans: np.ndarray) -> np.ndarray:
