@@ -123,8 +123,6 @@ def _candidates(run: RunFolder, own: Round) -> Any:
     """Dataset of the scored samples and the whole invalid completions, without the naive ones, under the same columns."""
     samples = run.dataset(own.samples, columns=[*_SCORED[:6], "rejection"])
     invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
-    if not run.files(own.scores, ".parquet"):
-        return invalid
     scored = run.dataset(own.scores, columns=CANDIDATES.names[:-2])
     return scored.map_batches(partial(_rows, valid=True), batch_format="pyarrow", num_cpus=0.1).union(invalid)
 

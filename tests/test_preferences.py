@@ -310,10 +310,9 @@ def test_stage_mined(ray_two_cpus: None, tmp_path: Any, style: str) -> None:
             assert pair["rejected"].count("\n") == (0 if chat else 1 if given[pair["chosen_id"]] else 4)
 
 
-def test_stage_mined_without_scores(ray_two_cpus: None, tmp_path: Any) -> None:
+def test_stage_mined_without_a_valid_sample(ray_two_cpus: None, tmp_path: Any) -> None:
     folder = RunFolder(str(tmp_path))
     write_round(folder, [broken(number) for number in range(3)], 5)
-    folder.delete("round-00/scores")
     assert run(settings("mined"), folder, 0)["pairs"] == 0
 
 

@@ -163,7 +163,9 @@ def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     is_naive = rows["strategy"][0].as_py() == NAIVE
     examples = ray.get(seeds)
     own = examples.filter(pc.equal(examples["relation"], relation))
-    before = None if is_naive else _earlier(RunFolder(uri), relation, round)
+    stayed = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE) & pc.field("unique")
+    columns = ["candidate_id", "text", *SPANS]
+    before = None if is_naive else scan.table_of(RunFolder(uri), score_tables(round), columns, stayed)
     rows = marked(rows.sort_by("candidate_id"), ray.get(marks))
     gone, rest = dropped(rows.filter(BARRED)), rows.filter(~BARRED)
     copies = copies_of_seeds(rest, own, config.diversity)
@@ -204,12 +206,6 @@ def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str,
         novelty[mine.to_numpy()] = distances(embedding_matrix(rows["embedding"]), vectors, itself)
     made = {name: own[name] for name in _DECISIONS}
     return with_columns(batch, made | {"correct": pc.greater_equal(own["correctness"], threshold), "novelty": novelty}, SCORES)
-
-
-def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
-    """This relation's samples of the rounds before that stay, as far as near-duplicates need them."""
-    own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE) & pc.field("unique")
-    return scan.table_of(run, score_tables(round), ["candidate_id", "text", *SPANS], own)
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
