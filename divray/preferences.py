@@ -16,9 +16,9 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``alike``
     a right sample that lies close to others.
 
-Each chosen one stands in two pairs, where a relation has few in more, so that it weighs as much as the others.  The further ones reject
-nothing that is right (``alike``, ``near_copy``): against a few chosen texts that would drive the relation's own words away.  The ways take
-turns, and relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
+Each chosen one stands in two pairs, where a relation has few in more.  The further ones reject nothing that is right (``alike``,
+``near_copy``): that would drive the relation's own words away.  The ways take turns, and relations begin with different ones, so that
+none prevails.  Every side ends as sampled text ends.
 
 ``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
 another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)

@@ -5,12 +5,10 @@ Two rows are in conflict where their labels differ and they say the same of the 
 1. their texts are near-duplicates (Jaccard of shingles, as everywhere), and so are their texts with head and tail masked;
 2. their entities agree in their roles: head shares a word with head and tail with tail, and more words are shared so than crosswise.
 
-The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one sentence with the marks exchanged: in a long
-sentence the masks alone weigh too little to show that these are two facts.
+The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one long sentence with the marks exchanged.
 
-A round is looked at as a whole, in one task that holds its texts (not its embeddings) in memory.  What is dropped here stays out of
-the deduplication, so that it displaces nothing.  Of two samples of one round in conflict neither is known to be right, and both are
-dropped; a seed, or a sample of an earlier round, was there before and stays.  A sample that fell out by a conflict keeps later ones out.
+One task holds the texts of a round.  Of two of its samples in conflict neither is known to be right, and both are dropped; a seed, or
+a sample of an earlier round, stays.  What is dropped displaces nothing in the deduplication, but keeps later conflicts out.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The gate's judge of a sample, on which pairs and selection depend.
 
-It is the product of two logistic regressions, one for each thing that a reader asks: does the sentence state its relation, and
-if so, does it read well?  A sentence that fails in one can't make up for it in the other.  The signals mean the same for every
-task: each is taken less its mean over the task's own seeds, every seed judged without itself.  The weights come from sentences
-that language-model agents read (``benchmarks/reading``), and so does their calibration: 0.8 is to mean that of ten such sentences
-eight are right.
+It is the product of two logistic regressions: does the sentence state its relation, and if so, does it read well?  The signals mean
+the same for every task: each is taken less its mean over the task's own seeds, every seed judged without itself.  The weights and their
+calibration come from sentences that language-model agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.
 
 The signals come from the features of the spans (:class:`divray.embeddings.SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -21,8 +19,6 @@ of seeds with head and tail exchanged:
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
 ============  ===============================================================================
-
-The figure that the report prints is another judge's (:mod:`divray.scoring.audit`).
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ One task makes the judge from the seeds; the samples stream through actors that 
 all relations (:mod:`divray.scoring.conflicts`); each relation's texts, without vectors, are deduplicated against the seeds and the
 rounds before; novelty is measured by batches.
 
-Near-duplicates and novelty are those within a pool: the rows of one relation, without those of the naive baseline.  These are a pool of
-their own, so that they neither displace a sample of the loop nor vouch for one.
+Near-duplicates and novelty are those within a pool: the loop's rows of one relation, or the naive baseline's.
 """
 
 from __future__ import annotations

@@ -8,11 +8,10 @@ The rule: for a set ``S`` of ``k`` samples with correctness ``c`` and unit embed
 
     F(S) = (1 - w) * mean(c_i for i in S) + w * log det(I + a C_S) / (k log(1 + a))
 
-with ``w = selection.diversity_weight`` and ``a =`` :data:`SHARPNESS`.  The second term is the log-determinant diversity of a
-determinantal point process (Kulesza and Taskar 2012, arXiv 1207.6083) with a ridge: 1 where all samples are orthogonal,
-``log(1 + a k) / (k log(1 + a))`` where all are the same.  For a given ``k`` both terms are monotone and the second is submodular, so the
-greedy choice reaches at least ``1 - 1/e`` of the best value (Nemhauser et al. 1978).  Gains come from a growing Cholesky factor (Chen et
-al. 2018, arXiv 1709.05135).
+with ``w = selection.diversity_weight`` and ``a =`` :data:`SHARPNESS`.  The second term is the log-determinant of a determinantal point
+process (Kulesza and Taskar 2012, arXiv 1207.6083) with a ridge: 1 where all samples are orthogonal.  For a given ``k`` both terms are
+monotone and the second is submodular, so the greedy choice reaches ``1 - 1/e`` of the best value (Nemhauser et al. 1978).  Gains come
+from a growing Cholesky factor (Chen et al. 2018, arXiv 1709.05135).
 """
 
 from __future__ import annotations
