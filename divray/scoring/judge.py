@@ -36,7 +36,7 @@ import numpy as np
 from divray.config import Config
 from divray.datasets.stage import stated
 from divray.embeddings import Encoder, SpanEncoder
-from divray.relations import Example, Relation
+from divray.relations import Example, Relation, replaced
 from divray.scoring.answers import Likelihood, answerer_of, ask, readings, some_of
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
@@ -150,22 +150,16 @@ def fit_judge(
 
 
 def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
-    """For each seed its relation's description with the seed's entities in it; the seed itself where that does not name head and tail."""
-    described = {relation.name: relation.description for relation in relations}
-    return [_in_place(described[seed.relation], seed) or seed for seed in seeds]
-
-
-def _in_place(description: str, seed: Example) -> Example | None:
-    """The description with the seed's entities in place of the first "the head" and "the tail", or None."""
-    head, tail = (re.search(rf"\b[Tt]he {name}\b", description) for name in ("head", "tail"))
-    if head is None or tail is None:
-        return None
-    ((start, end), early, first), ((left, right), late, second) = sorted(
-        [(head.span(), seed.head_text, "head"), (tail.span(), seed.tail_text, "tail")]
-    )
-    text = description[:start] + early + description[end:left]
-    spans = {first: (start, start + len(early)), second: (len(text), len(text) + len(late))}
-    return Example(text + late + description[right:], spans["head"], spans["tail"], seed.relation)
+    """For each seed its relation's description with the seed's entities in place of the first "the head" and "the tail"; the seed itself
+    where that does not name both."""
+    found, described = [], {relation.name: relation.description for relation in relations}
+    for seed in seeds:
+        text = described[seed.relation]
+        head, tail = (re.search(rf"\b[Tt]he {name}\b", text) for name in ("head", "tail"))
+        if head and tail:
+            seed = Example(*replaced(text, head.span(), seed.head_text, tail.span(), seed.tail_text), seed.relation)
+        found.append(seed)
+    return found
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
