@@ -42,12 +42,8 @@ _COMPARED = ["candidate_id", "relation", "text", *SPANS]
 
 
 def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -> pa.Table:
-    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``.
-
-    Args:
-        table: Columns ``candidate_id`` (distinct), ``relation``, ``text`` and the four of the spans.
-        config: Shingles and threshold.
-        known: Rows with the same columns that are compared with ``table`` but not with each other: seeds, earlier rounds.
+    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``: seeds and earlier rounds, which are not
+    compared with each other.  Both have columns ``candidate_id`` (distinct), ``relation``, ``text`` and the four of the spans.
 
     Returns:
         Columns ``candidate_id``, ``conflict`` (id of the most similar row under another label; of equally similar ones first one of
@@ -110,8 +106,7 @@ def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Code
 def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
     """The rows of ``table`` that are near-duplicates of a row of ``reference``, such as a test set, under whatever label.
 
-    A guard errs on the safe side: near are rows whose texts are, and, with ``config.mask_entities``, also those whose texts are once
-    head and tail are masked.
+    Near are rows whose texts are, and, with ``config.mask_entities``, also those whose texts are once head and tail are masked.
 
     Returns:
         Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of

@@ -58,7 +58,6 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
 
     Args:
         table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and maybe ``correctness``.
-        config: Shingles, threshold, masking.
         kept: Items that stay whatever comes, from :func:`fixed_items`, seeds first; their ids don't occur in ``table``.  Its samples
             are taken to be apart, as an earlier call leaves them: they are compared with ``table`` and with seeds, not with each other.
 

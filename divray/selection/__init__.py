@@ -214,8 +214,7 @@ def _chosen(rows: pa.Table, name: str, value: float | None) -> pa.Table:
 def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float) -> npt.NDArray[np.int64]:
     """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties (to nine digits) go to the first row.
 
-    ``correctness`` is float64 ``[n]`` in [0, 1]; ``embeddings`` are ``[n, d]``, unit length; ``weight`` in [0, 1] is diversity's.
-    Takes ``n k (d + k)`` steps and ``8 n (d + k)`` bytes.
+    ``correctness`` is ``[n]`` in [0, 1]; ``embeddings`` are ``[n, d]``, unit length; ``weight`` in [0, 1] is diversity's.
     """
     vectors, count = np.asarray(embeddings, np.float64), len(correctness)
     chosen, left = np.zeros(min(k, count), np.int64), np.full(count, 1.0 + SHARPNESS)
