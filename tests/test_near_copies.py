@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.dedup.shingle import shingle
-from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
 from divray.schemas import EXAMPLES, SCORES
 from divray.scoring import near_copies
-from divray.scoring.near_copies import deduplicate, distances, fixed_items, nearest_sets
+from divray.scoring.near_copies import deduplicate, distances, fixed_items
 from divray.sections import DiversityConfig
 from divray.texts import compared_texts
 
@@ -179,26 +176,9 @@ def test_novelty_without_others_is_one() -> None:
     assert novelty(np.zeros((0, 0), np.float32), np.zeros(0, bool)).tolist() == []
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(WORDS, max_size=12), st.sampled_from([0.2, 0.5, 0.8]), st.integers(1, 5), st.randoms(use_true_random=False))
-def test_nearest_is_brute_force_with_ties_by_preference(texts: list[str], floor: float, rows: int, random: Any) -> None:
-    texts = list(dict.fromkeys(texts))
-    preference = np.array(random.sample(range(len(texts)), len(texts)), np.int64)
-    sets = shingle(texts, "word", 1)
-    words = [set(sets.values[start:end].tolist()) for start, end in pairwise(sets.offsets)]
-    none = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    own = len(texts) // 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_copies, "_ROWS", rows)
-        nearest, similarity = nearest_sets(sets, preference, floor, none, own)
-    for i, set_ in enumerate(words[:own]):
-        options = [(-len(set_ & o) / len(set_ | o), preference[j], j) for j, o in enumerate(words) if j != i]
-        best = min((option for option in options if -option[0] >= floor), default=(0.0, 0, -1))
-        assert (nearest[i], similarity[i]) == (best[2], -best[0])
-
-
-def test_neighbours_of_too_many_are_those_of_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    sets = shingle(["a b c d e f g h i j", "a b c d e f g h i", "a b c d e", "z"], "word", 1)
-    monkeypatch.setattr(near_copies, "NEAREST_VISITS", 0)
-    nearest, similarity = nearest_sets(sets, np.arange(4), 0.3, near_duplicates(sets, 0.8), 4)
-    assert nearest.tolist() == [1, 0, -1, -1] and similarity.tolist() == [0.9, 0.9, 0.0, 0.0]
+def test_neighbours_of_too_many_are_near_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = samples({"a": "a b c d e f g h i j k l", "b": "a b c d e f g h i j k", "c": "a b c d e f", "d": "z"})
+    config = DiversityConfig(mask_entities=False, threshold=0.8)
+    assert [row["nearest_id"] for row in by_id(deduplicate(table, config)).values()] == ["b", "a", "b", ""]
+    monkeypatch.setattr(near_copies, "MOST_VISITS", 0)
+    assert [row["nearest_id"] for row in by_id(deduplicate(table, config)).values()] == ["b", "a", "", ""]

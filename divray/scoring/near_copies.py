@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import Nearest, best_of, decide, in_words, nearest_items, ranks
-from divray.dedup.shingle import Shingles, fold
-from divray.dedup.verify import Pairs, near_duplicates
+from divray.dedup.decide import best_of, decide, in_words, nearest_items, ranks
+from divray.dedup.shingle import fold
+from divray.dedup.verify import near_duplicates
 from divray.errors import InputError
 from divray.schemas import SAMPLES, SCORES
 from divray.sections import DiversityConfig
@@ -23,8 +23,8 @@ from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured
 NEIGHBOUR_FLOOR = 0.3
 """Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
 
-NEAREST_VISITS = 1_000_000_000
-"""Where comparing all sets that share a shingle takes more visits, a neighbour below the threshold goes unnamed."""
+MOST_VISITS = 100_000_000
+"""Where more pairs of sets share a shingle, a neighbour below the threshold goes unnamed."""
 
 DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "similarity", "unique", "reason")])
 """What :func:`deduplicate` adds."""
@@ -32,7 +32,6 @@ DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "
 Vectors = npt.NDArray[np.floating[Any]]
 
 _FIXED = pa.schema([("candidate_id", pa.string()), *((name, SAMPLES.field(name).type) for name in ("text", *SPANS))])
-_ROWS = 512
 
 
 def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | None = None) -> pa.Table:
@@ -83,12 +82,15 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
 
     compared = n + pc.sum(pc.starts_with(ids[n:], SEED_PREFIX), min_count=0).as_py()  # the seeds alone may be near each other
     sets, first, group = fold(configured_shingles(texts, config))
-    pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, compared)))
+    shared = np.unique(sets.values, return_counts=True)[1].astype(np.float64)
+    few = (shared**2).sum() <= MOST_VISITS
+    floor = min(NEIGHBOUR_FLOOR, config.threshold) if few else config.threshold
+    near = near_duplicates(sets, floor, "exact" if few else "auto", own=int(np.searchsorted(first, compared)))
+    pairs = near.take(near.similarity >= config.threshold)
     decisions = decide(by_id, pairs, correctness, np.arange(len(ids)) >= n, group)
 
     preference = by_id + np.where(decisions.kept, 0, len(ids))
-    floor, own = min(NEIGHBOUR_FLOOR, config.threshold), int(np.searchsorted(first, n))
-    nearest, similarity = nearest_items(group, preference, lambda order: nearest_sets(sets, order, floor, pairs, own))
+    nearest, similarity = nearest_items(group, preference, lambda order: best_of(len(sets), *near, order))
 
     names = ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0))
     reasons = in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids)
@@ -101,32 +103,6 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     }
     fields = {field.name: field for field in (*table.schema, *DECISION)}  # a column that is replaced keeps its place
     return with_columns(table, columns, pa.schema(list(fields.values())))
-
-
-def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int) -> Nearest:
-    """For each of the first ``own`` of ``n`` sets the most similar other one of at least ``floor``, then of the lowest ``preference``.
-
-    Exact where counting the shingles that sets share takes at most :data:`NEAREST_VISITS` steps; beyond that only ``pairs``,
-    the near-duplicates, are looked at.
-    """
-    from scipy.sparse import csr_array
-
-    n, sizes = len(sets), np.diff(sets.offsets)
-    _, columns, counts = np.unique(sets.values, return_inverse=True, return_counts=True)
-    if (counts.astype(np.float64) ** 2).sum() > NEAREST_VISITS:
-        return best_of(n, *pairs.take(pairs.similarity >= floor), preference)
-    matrix = csr_array((np.ones(len(columns), np.int32), columns, sets.offsets), shape=(n, len(counts)))
-    others = matrix.T.tocsr()
-    nearest, similarity = np.full(n, -1), np.zeros(n)
-    for start in range(0, own, _ROWS):
-        some = slice(start, min(start + _ROWS, own))
-        shared = (matrix[some] @ others).tocoo()
-        rows = shared.row.astype(np.int64) + start
-        values = shared.data / (sizes[rows] + sizes[shared.col] - shared.data)
-        near = (values >= floor) & (rows != shared.col)
-        found, best = best_of(n, rows[near], shared.col[near].astype(np.int64), values[near], preference)
-        nearest[some], similarity[some] = found[some], best[some]
-    return nearest, similarity
 
 
 def distances(embeddings: Vectors, staying: Vectors, own: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
