@@ -177,15 +177,19 @@ def test_shortfall_is_told(ray_two_cpus: None, config: Config, finished: RunFold
     assert counts["relations"] == {"b": 2, "a": 4} and counts["shortfall"] == {"b": 2}
     assert counts["comparison"] == {"selected": 6, "round-00": 6, "naive": 4}
     assert finished.read_table("comparison/selected")["relation"].to_pylist().count("b") == 2
-    reason = "of 2 valid samples 0 were near another or a seed, 0 below the gate"
+    # Nothing of b was lost, so that only more candidates help.
+    reason = (
+        "of 2 candidates 0 were no valid record, 0 near another or a seed, 0 below the gate; "
+        "more candidates (sampling.candidates_per_relation) would give more"
+    )
     assert counts["reasons"] == {"b": reason}
     assert f"- b: 2 missing; {reason}" in finished.read_text("dataset/README.md")
 
 
 def test_reasons_count_what_was_lost(finished: RunFolder) -> None:
     found = shortfalls(finished, 1, ["a", "never asked for"])
-    assert found["a"] == "of 24 valid samples 4 were near another or a seed, 6 below the gate"
-    assert found["never asked for"].startswith("of 0 valid samples")
+    assert found["a"].startswith("of 24 candidates 0 were no valid record, 4 near another or a seed, 6 below the gate;")
+    assert found["never asked for"].startswith("of 0 candidates")
     assert shortfalls(finished, 1, []) == {}
 
 

@@ -134,14 +134,25 @@ def write_card(config: Config, run: RunFolder, counts: dict[str, Any]) -> None:
 
 
 def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
-    """Each of the relations ``short`` of samples -> what became of its valid ones."""
-    tables, loop = [Round.of(number).scores for number in range(last + 1)], pc.field("strategy") != NAIVE
-    judged = tally(run, tables, ["relation", "unique", "correct"], where=loop) if short else {}
+    """Each of the relations ``short`` of samples -> what became of its candidates, and what would give more."""
+    if not short:
+        return {}
+    rounds, own = [Round.of(number) for number in range(last + 1)], pc.field("strategy") != NAIVE
+    parsed = tally(run, [one.samples for one in rounds], ["relation", "valid"], derived={"valid": pc.field("rejection") == ""}, where=own)
+    judged = tally(run, [one.scores for one in rounds], ["relation", "unique", "correct"], where=own)
     said = {}
     for name in short:
+        valid, invalid = (int(parsed.get((name, one), (0,))[0]) for one in (True, False))
         accepted, below, *copies = (int(judged.get((name, u, c), (0,))[0]) for u in (True, False) for c in (True, False))
-        valid, near = accepted + below + sum(copies), sum(copies)
-        said[name] = f"of {valid} valid samples {near} were near another or a seed, {below} below the gate"
+        help = "more candidates (sampling.candidates_per_relation)"
+        if sum(copies) > max(below, invalid):
+            help = "more or more different seeds"
+        elif below + invalid > 4 * accepted:
+            help = "a larger LLM, or pairs of your own (prompts.pairs_file)"
+        said[name] = (
+            f"of {valid + invalid} candidates {invalid} were no valid record, {sum(copies)} near another or a seed, "
+            f"{below} below the gate; {help} would give more"
+        )
     return said
 
 
