@@ -305,9 +305,9 @@ def check_models(config: Config) -> None:
     for field, reference in llms.items():
         if reference is None:
             continue
-        if reference == "endpoint" and field == "models.llm":
+        if reference == "endpoint" and field in ("models.llm", "correctness.llm"):
             if config.engine.endpoint is None:
-                raise InputError("config", "engine.endpoint", "`models.llm: endpoint` needs a url and a model", "Give url and model.")
+                raise InputError("config", "engine.endpoint", f"`{field}: endpoint` needs a url and a model", "Give url and model.")
             continue
         check_model(reference, "config", field)
         facts = facts_of(reference, field)

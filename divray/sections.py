@@ -164,7 +164,7 @@ class CorrectnessConfig(Section):
     """Does the sentence say its relation, in its direction?"""
 
     llm: Name | None = Field(
-        None, description="An LLM on this machine that the gate asks, too: its probability of yes. Hub id, folder or `embedded:…`."
+        None, description="An LLM that the gate asks, too: its probability of yes. Hub id, folder, `embedded:…` or `endpoint`."
     )
     fluency: Name | None = Field(
         "embedded:smollm2",

@@ -1,22 +1,29 @@
 """What LLMs say of sentences: how likely one is, token by token, and whether it says its relation.
 
-An answer is the odds of the first word, yes against no, never free text.
+An answer is the odds of the first word, yes against no, never free text: from a model on this machine or from a server.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from divray.config import Config
 from divray.embeddings import by_width
+from divray.engines import ENDPOINT
+from divray.errors import EngineError
 from divray.models import local_model
 from divray.prompts.record import as_lines, labels
 from divray.relations import Example, Relation, render_marked
+from divray.sections import EndpointConfig
 
 SHOWN = 6
 """Seeds before a sentence, at most; before a question as many wrong ones as well."""
@@ -28,8 +35,22 @@ BATCH_TOKENS = {"cpu": 1, "cuda": 1536}
 """Tokens in a batch without the prefix. On a CPU each text is read alone, so that its last bits do not depend on the others."""
 _HARDEST = 3
 
+_TOP = 20
+"""Alternatives of the first token that are asked for: what vLLM gives at most."""
+_UNSEEN = math.log(1e-4)
+"""For an answer that is not among them."""
 
-def ask(likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
+
+def answerer_of(config: Config, device: str) -> Answerer | None:
+    """The LLM that ``correctness.llm`` names, if any."""
+    if config.correctness.llm is None:
+        return None
+    if config.correctness.llm == ENDPOINT and config.engine.endpoint is not None:
+        return ServerAnswers(config.engine.endpoint)
+    return Likelihood(config.correctness.llm, device)
+
+
+def ask(answerer: Answerer, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
     Seeds of its relation and of others are shown before it, but never itself. ``relations`` are all that seeds and examples may have.
@@ -40,7 +61,7 @@ def ask(likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[E
         lines = [f"Does the sentence say that this holds? {named[name].description}\n\n"]
         for seed, wrong in zip(right, _wrong(named, seeds, name, right), strict=True):
             lines.append(f"Sentence: {render_marked(seed)}\nAnswer: yes\n\nSentence: {render_marked(wrong)}\nAnswer: no\n\n")
-        found[rows] = likelihood.answers("".join(lines), [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
+        found[rows] = answerer.answers("".join(lines), [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
     return found.round(3)
 
 
@@ -145,3 +166,40 @@ class Likelihood:
                 logits = self.model(block, attention_mask=mask, past_key_values=past, logits_to_keep=block.shape[1] - first).logits
                 for place, row in enumerate(rows):
                     yield row, logits[place, starts[row] - first : len(texts[place]) - first].float().log_softmax(-1)
+
+
+class ServerAnswers:
+    """Answers of the server that ``engine.endpoint`` names; the key comes from the process's environment."""
+
+    def __init__(self, settings: EndpointConfig) -> None:
+        from openai import OpenAI
+
+        key = os.environ.get(settings.key_variable) or "none"
+        self.settings = settings
+        self.client = OpenAI(base_url=settings.url, api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
+
+    def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
+        """Log-odds of yes over no after ``prefix`` and each question, in nats.
+
+        Raises:
+            EngineError: The server refused, or gives no probabilities.
+        """
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            return list(pool.map(self._answer, [f"{prefix}{question}" for question in questions]))
+
+    def _answer(self, prompt: str) -> float:
+        from openai import APIError
+
+        asked: Any = [{"role": "user", "content": f"{prompt}\nSay only yes or no."}]
+        try:
+            how: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
+            response: Any = self.client.chat.completions.create(model=self.settings.model, messages=asked, **how)
+            top = response.choices[0].logprobs.content[0].top_logprobs
+        except (APIError, AttributeError, IndexError, TypeError) as error:
+            raise EngineError(f"{self.settings.url} gave no label probabilities ({type(error).__name__}: {error})") from error
+        yes, no = (sum(math.exp(one.logprob) for one in top if one.token.strip().casefold() == word) for word in ("yes", "no"))
+        return (math.log(yes) if yes else _UNSEEN) - (math.log(no) if no else _UNSEEN)
+
+
+Answerer: TypeAlias = Likelihood | ServerAnswers
+"""Who says how likely a yes is."""

@@ -37,7 +37,7 @@ from divray.config import Config
 from divray.datasets.stage import stated
 from divray.embeddings import Encoder, SpanEncoder
 from divray.relations import Example, Relation, replaced
-from divray.scoring.answers import Likelihood, ask, readings, some_of
+from divray.scoring.answers import Likelihood, answerer_of, ask, readings, some_of
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer")
@@ -222,9 +222,8 @@ class Judging:
         self.seeds = sorted((seed for seed in seeds if seed.relation in self.names), key=lambda seed: seed.example_id)
         self.encoder = Encoder.of(config)
         self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
-        own, device = config.correctness, self.encoder.device
-        self.likelihood = Likelihood(own.fluency, device) if own.fluency else None
-        self.answerer = Likelihood(own.llm, device) if own.llm else None
+        self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
+        self.answerer = answerer_of(config, self.encoder.device)
 
     def hear(self, examples: Sequence[Example]) -> np.ndarray:
         """``fluency`` and ``answer``, float64 ``[n, 2]``; zeros where no LLM is named."""
