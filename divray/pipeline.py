@@ -27,9 +27,11 @@ from divray.errors import InputError
 from divray.layout import SUMMARY, VERSIONS, Round
 from divray.locks import LOCK, locked
 from divray.models import check_models, facts_of
+from divray.preferences import none_left_to_choose
 from divray.prompts import STRATEGIES, chat_renderer, check_lengths
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
+from divray.prompts.strategies import shows_all
 from divray.run_folder import RunFolder
 from divray.sampling import forget_completions
 from divray.stages import STAGES, Stage, record_name, schedule
@@ -58,6 +60,8 @@ def check(config: Config) -> Task:
     chat = chat_renderer(config) if facts_of(config.models.llm, "models.llm") else None
     task = load_task(config)
     check_lengths(config, stated(config, task.relations), task.seeds, chat)
+    if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, stated(config, task.relations), task.seeds):
+        raise none_left_to_choose()
     form = form_of(task.seeds, task.relations)
     refused = refused_seeds(task.seeds, form)
     if refused.total() == len(task.seeds):

@@ -1,6 +1,6 @@
-"""The ``mine`` stage: preference pairs for DPO, from the samples of a round.
+"""The ``mine`` stage: preference pairs for DPO, from the samples of a round or after the paper.
 
-A pair sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique and
+``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique and
 lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 
 ``invalid``
@@ -19,6 +19,11 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 Each chosen one stands in two pairs, where a relation has few in more.  The further ones reject nothing that is right (``alike``,
 ``near_copy``): that would drive the relation's own words away.  The ways take turns, and relations begin with different ones, so that
 none prevails.  Every side ends as sampled text ends.
+
+``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
+another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
+and a demonstration as it stands (``copy``).  The paper's guard against leaks (the relations in two
+halves, one to tune on and one to generate for) is not built.
 """
 
 from __future__ import annotations
@@ -27,9 +32,10 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +43,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
+from divray.errors import InputError
 from divray.layout import Round
 from divray.prompts.record import completion_of
 from divray.prompts.rows import accepted_samples, gives_pair
@@ -75,23 +82,41 @@ EDITS = (("the", "this"), ("a", "one"), ("an", "one"), ("was", "has been"), ("is
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``round-XX/pairs`` (``schemas.PAIRS``), sorted by ``pair_id``.
 
-    Reads ``round-XX/scores`` and the rejections in ``round-XX/samples``, one relation at a time.
+    Reads ``round-XX/scores`` and the rejections in ``round-XX/samples`` (``mined``), or ``round-XX/prompts``
+    and ``data/seeds`` (``paper``), one relation at a time.
 
     Returns:
         Counts: ``pairs``, ``kinds`` (kind -> pairs), ``relations`` (name -> pairs).
+
+    Raises:
+        InputError: ``paper``, and every prompt shows every seed, so that none is left to be chosen.
     """
     own = Round.of(round)
     relations = {relation.name: relation for relation in read_relations(run)}
-    others = {name: accepted[:OTHERS] for name, accepted in accepted_samples(run, [round]).items()}
-    chat, settings = config.prompts.style == "chat", config.preferences
-    make = partial(mined_pairs, relations=relations, seeds=read_seeds(run), others=others, settings=settings, seed=config.seed, chat=chat)
-    groups = _candidates(run, own).groupby("relation", num_partitions=min(max(1, len(relations)), 64))
+    shared: dict[str, Any] = {"relations": relations, "seeds": read_seeds(run), "settings": config.preferences}
+    shared |= {"seed": config.seed, "chat": config.prompts.style == "chat"}
+    if config.preferences.mode == "mined":
+        rows = _candidates(run, own)
+        others = {name: accepted[:OTHERS] for name, accepted in accepted_samples(run, [round]).items()}
+        make: Any = partial(mined_pairs, others=others, **shared)
+    else:
+        rows = run.dataset(own.prompts, columns=["relation", "strategy", "prompt_id", "prompt", "head", "demonstrations"])
+        make = partial(paper_pairs, **shared)
+    groups = rows.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
     made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     # Never more than max_pairs_per_relation times the relations: small, whatever the size of the round.
     pairs = _pair_table(made.iter_rows())
+    if config.preferences.mode == "paper" and not pairs.num_rows:
+        raise none_left_to_choose()
     run.write_table(own.pairs, pairs)
     kinds, names = (dict(sorted(Counter(pairs[column].to_pylist()).items())) for column in ("kind", "relation"))
     return {"pairs": pairs.num_rows, "kinds": kinds, "relations": names}
+
+
+def none_left_to_choose() -> InputError:
+    """What is wrong where no prompt leaves a seed example for the pairs after the paper."""
+    problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
+    return InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
 
 
 def _candidates(run: RunFolder, own: Round) -> Any:
@@ -163,13 +188,11 @@ def mined_pairs(
         if turn == WAYS_EACH:
             ways = tuple(way for way in ways if way not in RIGHT)
         for row in good[:count]:
-            name, text = row["candidate_id"], _ended(row, chat)
-            rng = random.Random(hashlib.sha256(f"{seed}:{name}".encode()).digest())
+            name, text, rng = row["candidate_id"], _ended(row, chat), _random(seed, row["candidate_id"])
             for way in sorted(ways, key=lambda way: used[way]):
                 if len(pairs) < most and (name, way) not in pairs and (made := rejected(way, row, rng)) and made[1] != text:
                     used[way] += 1
-                    values = f"{name}--{way}", relation.name, row["prompt"], text, made[1], way, name, made[0]
-                    pairs[name, way] = dict(zip(PAIRS.names, values, strict=True))
+                    pairs[name, way] = _pair(row, name, way, (name, text), made)
                     break
     return _pair_table(pairs.values())
 
@@ -178,6 +201,52 @@ def _ended(row: Row, chat: bool) -> str:
     """A sampled completion with the end that the engine takes off: the line's, or the record's empty line; JSON ends by itself."""
     completion: str = row["completion"]
     return completion if chat else completion.rstrip("\n") + ("\n" if row["given"] else "\n\n")
+
+
+def paper_pairs(
+    rows: pa.Table,
+    relations: Mapping[str, Relation],
+    seeds: Sequence[Example],
+    settings: PreferencesConfig,
+    seed: int,
+    chat: bool = False,
+) -> pa.Table:
+    """The pairs of one relation after the paper, at most ``max_pairs_per_relation``, evenly over its prompts and kinds.
+
+    ``rows`` are of ``schemas.PROMPTS``, in any order, repeats allowed.  The rest is as for :func:`mined_pairs`.
+    """
+    examples = {example.example_id: example for example in sorted(seeds, key=lambda example: example.example_id)}
+    prompts = {row["prompt_id"]: row for row in rows.to_pylist() if row["strategy"] != NAIVE}
+    each = [_paper_pairs_of(prompts[name], relations, examples, seed, chat) for name in sorted(prompts)]
+    in_turn = (pair for some in zip_longest(*each) for pair in some if pair is not None)
+    return _pair_table(islice(in_turn, settings.max_pairs_per_relation))
+
+
+def _paper_pairs_of(
+    prompt: Row, relations: Mapping[str, Relation], examples: Mapping[str, Example], seed: int, chat: bool
+) -> Iterator[Row]:
+    rng = _random(seed, prompt["prompt_id"])
+    shown = [examples[name] for name in prompt["demonstrations"] if name in examples]
+    own = [e for e in examples.values() if e.relation == prompt["relation"]]
+    unseen = [e for e in own if e not in shown]
+    others = [e for e in examples.values() if e.relation != prompt["relation"]]
+    if not unseen:
+        return
+    wrong: list[tuple[str, Example]] = []
+    if others:
+        wrong.append(("relabelled", rng.choice(others)))
+    if shown:
+        copied, edited = rng.choice(shown), rng.choice(shown)
+        donor = rng.choice([e for e in own if e is not edited] or others or [edited])
+        wrong += [("near_copy", near_copy(edited, donor)), ("copy", copied)]
+    rng.shuffle(wrong)
+    for kind, example in wrong:
+        sides = [
+            (f"seed:{e.example_id}", completion_of(relations[prompt["relation"]], e, bool(prompt["head"]), chat))
+            for e in (rng.choice(unseen), example)
+        ]
+        if sides[0][1] != sides[1][1]:
+            yield _pair(prompt, prompt["prompt_id"], kind, *sides)
 
 
 def near_copy(example: Example, donor: Example) -> Example:
@@ -196,6 +265,16 @@ def near_copy(example: Example, donor: Example) -> Example:
         spans[span] = (len(text), len(text) + len(entities[span]))
         text += entities[span] + following
     return Example(text, spans[example.head], spans[example.tail], example.relation, example_id=example.example_id)
+
+
+def _random(seed: int, name: str) -> random.Random:
+    return random.Random(hashlib.sha256(f"{seed}:{name}".encode()).digest())
+
+
+def _pair(prompt: Row, name: str, kind: str, chosen: tuple[str, str], rejected: tuple[str, str]) -> Row:
+    """A row of ``PAIRS`` under the prompt of row ``prompt``; both sides are id and text."""
+    values = f"{name}--{kind}", prompt["relation"], prompt["prompt"], chosen[1], rejected[1], kind, chosen[0], rejected[0]
+    return dict(zip(PAIRS.names, values, strict=True))
 
 
 def _pair_table(pairs: Iterable[Row]) -> pa.Table:

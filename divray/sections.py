@@ -185,6 +185,7 @@ class CorrectnessConfig(Section):
 class PreferencesConfig(Section):
     """How pairs are made."""
 
+    mode: Literal["mined", "paper"] = "mined"
     max_pairs_per_relation: int = Field(32, ge=1, description="Half of them are of different chosen texts, where there are so many.")
 
 

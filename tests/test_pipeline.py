@@ -139,6 +139,8 @@ BAD_INPUT = [
     ({"engine": {"endpoint": {"url": "http://:80/v1", "model": "m"}}}, "engine.endpoint.url: no URL of a server"),
     ({"alignment": {"zero_stage": True}}, "alignment.zero_stage"),
     ({"cluster": {"train_workers": 3}}, "alignment.pairs_per_step: 4 pairs a step can't be shared"),
+    ({"preferences": {"mode": "paper"}}, "prompts.demonstrations: every prompt shows every seed example"),
+    ({"preferences": {"mode": "paper"}, "prompts": {"strategies": {"one_by_one": 1}, "demonstrations": 2}}, "prompts.demonstrations"),
     ({"task": {"relations": "missing.yaml"}}, "missing.yaml"),
     ({"task": {"test": "missing.jsonl"}}, "missing.jsonl"),
     ({"task": {"seeds_per_relation": 50}}, "50"),

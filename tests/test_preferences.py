@@ -1,4 +1,4 @@
-"""Preference pairs, mined from the candidates, and the stage that writes them."""
+"""Preference pairs: mined from the candidates, after the paper, and the stage that writes them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 
 from divray.config import Config, parse_config
 from divray.datasets import examples_table
-from divray.preferences import CANDIDATES, RIGHT, WAYS, WAYS_EACH, mined_pairs, near_copy, run
+from divray.errors import InputError
+from divray.preferences import CANDIDATES, RIGHT, WAYS, WAYS_EACH, mined_pairs, near_copy, paper_pairs, run
 from divray.prompts.record import completion_of, read_records
 from divray.relations import Example, Relation, render_marked
 from divray.run_folder import RunFolder
-from divray.schemas import PAIRS, SAMPLES, SCORES
+from divray.schemas import PAIRS, PROMPTS, SAMPLES, SCORES
 from divray.sections import PreferencesConfig
 
 RELATIONS = {
@@ -206,6 +207,50 @@ def test_order_of_the_rows_changes_nothing() -> None:
     assert mined([rows[row] for row in order]) == mined(rows)
 
 
+def prompt_row(number: int, relation: str = "r", strategy: str = "independent", shown: int = 3) -> dict[str, Any]:
+    names = [f"{relation}-{(number + offset) % 5}" for offset in range(shown)]
+    prompt_id = f"r00-{relation}-{strategy}-{number // 2:04d}"
+    return {
+        "candidate_id": f"r00-{relation}-{strategy}-{number:06d}", "relation": relation, "round": 0, "strategy": strategy,
+        "prompt_id": prompt_id, "prompt": f"Prompt {prompt_id}\nHead (person):", "head": "", "tail": "", "pattern": "", "seed": number,
+        "demonstrations": names if number % 2 == 0 else [f"{relation}-{(number - 1 + offset) % 5}" for offset in range(shown)],
+    }  # fmt: skip
+
+
+def paper(rows: list[dict[str, Any]], cap: int = 100, chat: bool = False) -> list[dict[str, Any]]:
+    settings = PreferencesConfig(max_pairs_per_relation=cap)
+    return paper_pairs(pa.Table.from_pylist(rows, PROMPTS), RELATIONS, SEED_EXAMPLES, settings, 13, chat).to_pylist()
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_paper_s_three_kinds(given: bool, chat: bool) -> None:
+    rows = [prompt_row(number) | ({"head": "Ada", "tail": "Hask"} if given else {}) for number in range(12)]
+    pairs = paper(rows, chat=chat)
+    assert Counter(pair["kind"] for pair in pairs) == {"relabelled": 6, "near_copy": 6, "copy": 6}
+    seeds = [example for example in SEED_EXAMPLES if example.relation == "r"]
+    own = {completion_of(RELATIONS["r"], example, given, chat): example.example_id for example in seeds}
+    demonstrations = {row["prompt_id"]: set(row["demonstrations"]) for row in rows}
+    for pair in pairs:
+        shown = demonstrations[pair["pair_id"].rpartition("--")[0]]
+        assert own[pair["chosen"]] == pair["chosen_id"].removeprefix("seed:") and own[pair["chosen"]] not in shown
+        if pair["kind"] == "copy":
+            assert own[pair["rejected"]] in shown
+        elif pair["kind"] == "near_copy":
+            assert pair["rejected"] not in own and len(read_records(pair["rejected"], ("a", "b") if given else None)) == 1
+            assert pair["rejected_id"].removeprefix("seed:") in shown
+        else:
+            assert pair["rejected_id"].startswith("seed:s-")
+
+
+def test_paper_cap_spreads_over_prompts_and_naive_prompts_give_nothing() -> None:
+    rows = [prompt_row(number) for number in range(12)]
+    assert len({pair["prompt"] for pair in paper(rows, cap=6)}) == 6
+    assert paper(rows[::-1]) == paper(rows)
+    assert paper([prompt_row(0, strategy="naive")]) == []
+    assert paper([prompt_row(0, shown=5)]) == []
+
+
 def test_near_copy_changes_entities_and_one_word() -> None:
     example, donor = SEED_EXAMPLES[0], SEED_EXAMPLES[1]
     assert render_marked(near_copy(example, donor)) == "On day 0 this [rhead1] was near a {rtail1}."
@@ -213,8 +258,8 @@ def test_near_copy_changes_entities_and_one_word() -> None:
     assert render_marked(near_copy(bare, donor)) == "{rtail1} hosts [rhead1]"
 
 
-def settings(style: str = "completion") -> Config:
-    values = {"task": {"name": "toy", "relations": "r.yaml"}, "preferences": {"max_pairs_per_relation": 6}}
+def settings(mode: str, style: str = "completion") -> Config:
+    values = {"task": {"name": "toy", "relations": "r.yaml"}, "preferences": {"mode": mode, "max_pairs_per_relation": 6}}
     return parse_config({**values, "prompts": {"style": style}}, "test")
 
 
@@ -250,7 +295,7 @@ def test_stage_mined(ray_two_cpus: None, tmp_path: Any, style: str) -> None:
     for number, order in enumerate((rows, [rows[i] for i in np.random.default_rng(3).permutation(len(rows))])):
         folder = RunFolder(str(tmp_path / str(number)))
         write_round(folder, order, rows_per_file=17 + 40 * number)
-        counts = run(settings(style), folder, 0)
+        counts = run(settings("mined", style), folder, 0)
         tables.append(folder.read_table("round-00/pairs"))
     assert (counts["pairs"], counts["relations"]) == (12, {"r": 6, "s": 6})
     assert set(counts["kinds"]) == set(WAYS)
@@ -268,4 +313,19 @@ def test_stage_mined(ray_two_cpus: None, tmp_path: Any, style: str) -> None:
 def test_stage_mined_without_a_valid_sample(ray_two_cpus: None, tmp_path: Any) -> None:
     folder = RunFolder(str(tmp_path))
     write_round(folder, [broken(number) for number in range(3)], 5)
-    assert run(settings(), folder, 0)["pairs"] == 0
+    assert run(settings("mined"), folder, 0)["pairs"] == 0
+
+
+def test_stage_paper(ray_two_cpus: None, tmp_path: Any) -> None:
+    folder = RunFolder(str(tmp_path))
+    write_task(folder)
+    rows = [prompt_row(number, relation) for relation in ("r", "s") for number in range(8)]
+    folder.write_table("round-00/prompts", pa.Table.from_pylist(rows, PROMPTS), rows_per_file=5)
+    counts = run(settings("paper"), folder, 0)
+    assert counts["relations"] == {"r": 6, "s": 6} and set(counts["kinds"]) <= {"relabelled", "near_copy", "copy"}
+    pairs = folder.read_table("round-00/pairs")
+    assert pairs["pair_id"].to_pylist() == sorted(pairs["pair_id"].to_pylist())
+
+    folder.write_table("round-00/prompts", pa.Table.from_pylist([prompt_row(0, shown=5)], PROMPTS))
+    with pytest.raises(InputError, match=r"prompts\.demonstrations"):
+        run(settings("paper"), folder, 0)

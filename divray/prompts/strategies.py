@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from divray.config import Config
@@ -78,6 +78,16 @@ def all_at_once(config: Config, relation: Relation, seeds: list[Example], rng: r
     """Several sentences in one completion, each in sight of those before it."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
     return Draft(tuple(shown), sentences=SENTENCES)
+
+
+def shows_all(config: Config, relations: Iterable[Relation], seeds: Iterable[Example]) -> bool:
+    """Whether each prompt of the first round shows all seed examples of its relation."""
+    own: dict[str, list[Example]] = {}
+    for seed in seeds:
+        own.setdefault(seed.relation, []).append(seed)
+    chosen = [STRATEGIES[name] for name in config.prompts.strategies]
+    pairs = [(relation, own.get(relation.name, [])) for relation in relations]
+    return all(len(draft(config, *pair, random.Random(0)).demonstrations) >= len(pair[1]) for draft in chosen for pair in pairs)
 
 
 def _hint(config: Config, rng: random.Random) -> str:
