@@ -75,7 +75,6 @@ class Round:
     retry = Entry("retry", "sample")
     quota = Entry("quota.json", "sample", Quota)
     embedded = Entry("embedded", "score")
-    decided = Entry("decided", "score")
     scores = Entry("scores", "score", SCORES)
     pairs = Entry("pairs", "mine", PAIRS)
     train = Entry("train", "align")

@@ -28,16 +28,12 @@ SAMPLED_ROWS = 1024
 
 
 def diversity_of(texts: Texts, embeddings: npt.NDArray[np.float32] | None = None) -> dict[str, float | int | None]:
-    """All scores of one set of sentences, to six decimals.
-
-    Args:
-        texts: ``n`` sentences, in a sequence or an Arrow column, with their entities masked if structure is to be compared.
-        embeddings: ``[n, d]`` vectors of the same rows, or none.
+    """All scores of ``n`` sentences, a sequence or an Arrow column, and of their embeddings ``[n, d]``; to six decimals.
 
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_2`` (different pairs of words ÷ all, Li et al. 2016,
-        arXiv 1510.03055; 0 where there are none, falling with the size of the set); ``mean_cosine`` of the embeddings.  ``None``
-        where a score is undefined: too few rows, no embeddings.
+        arXiv 1510.03055; 0 where there are none); ``mean_cosine`` of the embeddings.  ``None`` where a score is undefined: too few
+        rows, no embeddings.
 
     Raises:
         InputError: A text is null.
@@ -62,14 +58,8 @@ def diversity_of(texts: Texts, embeddings: npt.NDArray[np.float32] | None = None
 def vendi_score(vectors: Vectors) -> float:
     """Vendi score with the cosine kernel: the effective number of different items (Friedman and Dieng 2023, arXiv 2210.02410).
 
-    ``exp(-sum_i w_i ln w_i)`` over the eigenvalues ``w`` of ``X X^T / n``, which are also those of ``X^T X / n``: the smaller of the
-    two is decomposed.
-
-    Args:
-        vectors: ``[n, d]``, dense or sparse, rows of unit length.
-
-    Returns:
-        From 1 (all equal) to ``n`` (all orthogonal); 0 for no rows.
+    ``exp(-sum_i w_i ln w_i)`` over the eigenvalues ``w`` of ``X X^T / n``, which are also those of ``X^T X / n``.  ``vectors`` ``[n, d]``
+    are dense or sparse, rows of unit length.  From 1 (all equal) to ``n`` (all orthogonal); 0 for no rows.
     """
     n, d = vectors.shape
     if n == 0:
@@ -84,10 +74,7 @@ def vendi_score(vectors: Vectors) -> float:
 def ngram_vectors(texts: Texts) -> csr_array:
     """Vectors whose inner products are the n-gram kernel: the mean cosine of the counts of words and of pairs of words.
 
-    A text without a pair has the text itself as its one pair.
-
-    Returns:
-        float64 ``[n, d]``, sparse, rows of unit length; at least one row.
+    A text without a pair has the text itself as its one pair.  Float64 ``[n, d]``, sparse, rows of unit length; at least one row.
     """
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer

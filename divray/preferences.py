@@ -16,9 +16,9 @@ lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
 ``alike``
     a right sample that lies close to others.
 
-Each chosen one stands in two pairs, where a relation has few in more, so that it weighs as much as the others.  The further ones reject
-nothing that is right (``alike``, ``near_copy``): against a few chosen texts that would drive the relation's own words away.  The ways take
-turns, and relations begin with different ones, so that none prevails.  Every side ends as sampled text ends.
+Each chosen one stands in two pairs, where a relation has few in more.  The further ones reject nothing that is right (``alike``,
+``near_copy``): that would drive the relation's own words away.  The ways take turns, and relations begin with different ones, so that
+none prevails.  Every side ends as sampled text ends.
 
 ``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
 another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
@@ -123,8 +123,6 @@ def _candidates(run: RunFolder, own: Round) -> Any:
     """Dataset of the scored samples and the whole invalid completions, without the naive ones, under the same columns."""
     samples = run.dataset(own.samples, columns=[*_SCORED[:6], "rejection"])
     invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
-    if not run.files(own.scores, ".parquet"):
-        return invalid
     scored = run.dataset(own.scores, columns=CANDIDATES.names[:-2])
     return scored.map_batches(partial(_rows, valid=True), batch_format="pyarrow", num_cpus=0.1).union(invalid)
 
@@ -155,8 +153,6 @@ def mined_pairs(
     takes.  ``seed`` and the chosen one's id decide every draw; with ``chat`` records are JSON.
     """
     candidates: list[Row] = sorted(rows.to_pylist(), key=lambda row: row["candidate_id"])
-    if not candidates:
-        return _pair_table([])
     relation = relations[candidates[0]["relation"]]
     valid = [row for row in candidates if row["valid"]]
     good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))

@@ -90,18 +90,22 @@ def metric_tag(name: str) -> str:
 
 def render_marked(example: Example) -> str:
     """``text`` with the head in ``[ ]`` and the tail in ``{ }``."""
-    return _replaced(example.text, example.head, f"[{example.head_text}]", example.tail, f"{{{example.tail_text}}}")
+    return replaced(example.text, example.head, f"[{example.head_text}]", example.tail, f"{{{example.tail_text}}}")[0]
 
 
 def mask_entities(text: str, head: Span, tail: Span) -> str:
     """``text`` with the entities replaced by ``HEAD`` and ``TAIL``: its structure without its names."""
-    return _replaced(text, head, "HEAD", tail, "TAIL")
+    return replaced(text, head, "HEAD", tail, "TAIL")[0]
 
 
-def _replaced(text: str, one: Span, by: str, other: Span, other_by: str) -> str:
-    if other < one:
-        one, by, other, other_by = other, other_by, one, by
-    return f"{text[: one[0]]}{by}{text[one[1] : other[0]]}{other_by}{text[other[1] :]}"
+def replaced(text: str, head: Span, head_by: str, tail: Span, tail_by: str) -> tuple[str, Span, Span]:
+    """``text`` with others in the place of head and tail, and their spans in it."""
+    if tail < head:
+        text, tail, head = replaced(text, tail, tail_by, head, head_by)
+        return text, head, tail
+    begun = f"{text[: head[0]]}{head_by}{text[head[1] : tail[0]]}"
+    spans = (head[0], head[0] + len(head_by)), (len(begun), len(begun) + len(tail_by))
+    return f"{begun}{tail_by}{text[tail[1] :]}", *spans
 
 
 def parse_marked(marked: str) -> tuple[str, Span, Span] | str:

@@ -36,8 +36,11 @@ def table(rows: list[Row]) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema(list({**kinds, **spans}.items())))
 
 
+NONE = table([])
+
+
 def found(rows: list[Row], known: list[Row] | None = None, config: DiversityConfig = CONFIG) -> dict[str, str]:
-    made = label_conflicts(table(rows), config, None if known is None else table(known))
+    made = label_conflicts(table(rows), config, table(known or []))
     return dict(zip(made["candidate_id"].to_pylist(), made["conflict"].to_pylist(), strict=True))
 
 
@@ -74,10 +77,10 @@ def test_one_sentence_under_two_labels() -> None:
         row("d", "origin", "A [car] stood in front of the old {house} ."),
     ]
     assert found(rows) == {"a": "b", "b": "a", "c": "b"}
-    made = label_conflicts(table(rows), CONFIG)
-    assert made["conflict_label"].to_pylist() == ["origin", "cause", "origin"] and made["similarity"].to_pylist() == [1.0] * 3
+    made = label_conflicts(table(rows), CONFIG, NONE)
+    assert made["conflict_relation"].to_pylist() == ["origin", "cause", "origin"] and made["conflict_similarity"].to_pylist() == [1.0] * 3
     assert found(rows[2:]) == {}
-    assert label_conflicts(table([]), CONFIG).num_rows == 0
+    assert label_conflicts(NONE, CONFIG, NONE).num_rows == 0
 
 
 def test_the_same_fact_read_in_two_directions_is_no_conflict() -> None:
@@ -111,15 +114,6 @@ def test_of_equally_similar_ones_a_known_one_is_named() -> None:
     sentence = "The [storm] caused the {flood} in the valley last year ."
     rows = [row("a", "cause", sentence), row("b", "origin", sentence)]
     assert found(rows, [row("seed:9", "other", sentence)]) == {"a": "seed:9", "b": "seed:9"}
-
-
-def test_texts_without_entities() -> None:
-    rows = pa.table({"id": ["a", "b", "c"], "label": ["x", "y", "x"], "text": ["one two three four", "One two  three four", "five"]})
-    made = label_conflicts(rows, CONFIG, label="label", identity="id")
-    assert made.to_pylist() == [
-        {"id": "a", "conflict": "b", "conflict_label": "y", "similarity": 1.0},
-        {"id": "b", "conflict": "a", "conflict_label": "x", "similarity": 1.0},
-    ]
 
 
 def test_a_hundred_thousand_identical_rows() -> None:
@@ -240,7 +234,7 @@ def bytes_of(rows: list[Row], broken: bool = True) -> pa.Table:
 
 def test_bytes_that_are_no_utf8_are_compared() -> None:
     rows = bytes_of([row("a", "cause", BAD), row("b", "origin", BAD), row("c", "cause", BAD)])
-    assert label_conflicts(rows, CONFIG)["candidate_id"].to_pylist() == ["a", "b", "c"]
+    assert label_conflicts(rows, CONFIG, NONE)["candidate_id"].to_pylist() == ["a", "b", "c"]
     reference = rows.slice(1).rename_columns(["example_id", *rows.column_names[1:]])
     for mask in (False, True):
         config = DiversityConfig(mask_entities=mask)
@@ -253,7 +247,7 @@ def test_ids_of_other_kinds(kind: pa.DataType) -> None:
     rows = table([row(str(n), "cause" if n % 2 else "origin", BAD) for n in (10, 9)])
     rows = rows.set_column(0, "candidate_id", rows["candidate_id"].cast(kind))
     names = rows["candidate_id"].to_pylist()
-    made = label_conflicts(rows, CONFIG)
+    made = label_conflicts(rows, CONFIG, rows.slice(0, 0))
     assert dict(zip(made["candidate_id"].to_pylist(), made["conflict"].to_pylist(), strict=True)) == {
         names[0]: names[1],
         names[1]: names[0],
@@ -278,7 +272,7 @@ def test_missing_columns_and_nulls_are_told(function: str, name: str) -> None:
     good = table([row("a", "s", BAD)])
     reference = good.rename_columns(["example_id", *good.column_names[1:]])
     calls = {
-        "label_conflicts": lambda bad: label_conflicts(bad, CONFIG),
+        "label_conflicts": lambda bad: label_conflicts(bad, CONFIG, NONE),
         "near_reference": lambda bad: near_reference(bad, reference, CONFIG),
         "deduplicate": lambda bad: deduplicate(bad, CONFIG),
     }
@@ -287,9 +281,6 @@ def test_missing_columns_and_nulls_are_told(function: str, name: str) -> None:
         return
     with pytest.raises(InputError, match=f"{name}: null in row 1"):
         calls[function](with_null(name))
-    if name == "head_end" and function != "deduplicate":  # without spans the texts alone are compared
-        calls[function](without(name))
-        return
     with pytest.raises(InputError, match=f"{name}: no such column. The columns are: "):
         calls[function](without(name))
 
@@ -297,9 +288,6 @@ def test_missing_columns_and_nulls_are_told(function: str, name: str) -> None:
 def test_columns_of_a_wrong_kind_are_told() -> None:
     good = table([row("a", "s", BAD)])
     with pytest.raises(InputError, match="texts must be strings"):
-        label_conflicts(good.set_column(2, "text", pa.array([1])), CONFIG)
+        label_conflicts(good.set_column(2, "text", pa.array([1])), CONFIG, good)
     with pytest.raises(InputError, match="spans must be integers"):
         deduplicate(good.set_column(3, "head_start", pa.array(["1"])), CONFIG)
-    numbered = good.set_column(0, "candidate_id", pa.array([1]))
-    with pytest.raises(InputError, match="ids of one kind"):
-        label_conflicts(numbered, CONFIG, good)

@@ -77,7 +77,6 @@ def test_the_most_different_right_ones_are_chosen() -> None:
     rows = [candidate(number, novelty=novelty) for number, novelty in enumerate((0.1, 0.5, 0.9, 0.3, 0.7, 0.2))]
     assert {pair["chosen_id"] for pair in mined(rows)} == {"r-001", "r-002", "r-003", "r-004"}
     assert [pair["chosen_id"] for pair in mined(rows, max_pairs_per_relation=1)] == ["r-002"]
-    assert mined([]) == []
 
 
 @pytest.mark.parametrize("wrong", [{"correctness": 0.3}, {"unique": False}])
@@ -311,10 +310,9 @@ def test_stage_mined(ray_two_cpus: None, tmp_path: Any, style: str) -> None:
             assert pair["rejected"].count("\n") == (0 if chat else 1 if given[pair["chosen_id"]] else 4)
 
 
-def test_stage_mined_without_scores(ray_two_cpus: None, tmp_path: Any) -> None:
+def test_stage_mined_without_a_valid_sample(ray_two_cpus: None, tmp_path: Any) -> None:
     folder = RunFolder(str(tmp_path))
     write_round(folder, [broken(number) for number in range(3)], 5)
-    folder.delete("round-00/scores")
     assert run(settings("mined"), folder, 0)["pairs"] == 0
 
 

@@ -229,7 +229,6 @@ def test_order_of_the_rows_changes_nothing() -> None:
     expected = chosen_samples(table, settings, 2)
     for seed in range(3):
         assert chosen_samples(table.take(np.random.default_rng(seed).permutation(40)), settings, 2).equals(expected)
-    assert chosen_samples(table.slice(0, 0), settings, 2).num_rows == 0
 
 
 def test_naive_samples_without_scores_have_null_scores() -> None:

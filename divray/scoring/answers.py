@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from divray.config import Config
+from divray.embeddings import by_width
 from divray.engines import ENDPOINT
 from divray.errors import EngineError
 from divray.models import local_model
@@ -153,7 +154,8 @@ class Likelihood:
             # The last token of the prefix is read again, since it predicts the first one of a text without a lead.
             read, last = ids.shape[1] - 1, int(ids[0, -1])
             cache = self.model(ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
-            for rows in _batches(encoded, BATCH_TOKENS[self.device]):
+            lengths = [len(text) + 1 for text in encoded]
+            for rows, _ in by_width(lengths, max(lengths, default=1), lambda width: max(1, BATCH_TOKENS[self.device] // width)):
                 texts = [torch.tensor([last, *encoded[row]], device=self.device) for row in rows]
                 block = pad_sequence(texts, batch_first=True, padding_value=last)
                 ends = torch.tensor([read + len(text) for text in texts], device=self.device)
@@ -164,17 +166,6 @@ class Likelihood:
                 logits = self.model(block, attention_mask=mask, past_key_values=past, logits_to_keep=block.shape[1] - first).logits
                 for place, row in enumerate(rows):
                     yield row, logits[place, starts[row] - first : len(texts[place]) - first].float().log_softmax(-1)
-
-
-def _batches(encoded: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    """Rows of similar length, at most so many tokens with the padding."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(encoded)), key=lambda row: len(encoded[row])):
-        if batches and (len(batches[-1]) + 1) * (len(encoded[row]) + 1) <= tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
 
 
 class ServerAnswers:

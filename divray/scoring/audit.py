@@ -1,15 +1,13 @@
-"""The judge whose figure the report prints: gate, pairs and selection know nothing of what it measures.
+"""The judge whose figure the report prints; it reads the selected samples alone, and nothing in the loop depends on it.
 
-It sees what a small LLM that no tuning moves, and another one than the gate's, thinks of the sentence ``s`` with its entities after the
-seed records of its relation.  With ``l`` the log-probabilities of the tokens of ``s`` in nats:
+It sees what a small LLM that no tuning moves, and another one than the gate's, thinks of a sentence with its entities after the seed
+records of its relation.  With ``l`` the log-probabilities of the sentence's tokens in nats:
 
 ============  =========================================================================================
 ``sentence``  mean of l, less that of some of the task's seeds, each read without itself
 ``stumble``   mean of the three smallest of l, likewise
 ``passed``    1 from a gate's score of :data:`PASSED` on, whatever the threshold of the run
 ============  =========================================================================================
-
-It runs after the selection, and so on the selected samples alone.
 """
 
 from __future__ import annotations

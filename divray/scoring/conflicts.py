@@ -5,12 +5,10 @@ Two rows are in conflict where their labels differ and they say the same of the 
 1. their texts are near-duplicates (Jaccard of shingles, as everywhere), and so are their texts with head and tail masked;
 2. their entities agree in their roles: head shares a word with head and tail with tail, and more words are shared so than crosswise.
 
-The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one sentence with the marks exchanged: in a long
-sentence the masks alone weigh too little to show that these are two facts.  A table without spans is compared by its texts alone.
+The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one long sentence with the marks exchanged.
 
-A round is looked at as a whole, in one task that holds its texts (not its embeddings) in memory.  What is dropped here stays out of
-the deduplication, so that it displaces nothing.  Of two samples of one round in conflict neither is known to be right, and both are
-dropped; a seed, or a sample of an earlier round, was there before and stays.  A sample that fell out by a conflict keeps later ones out.
+One task holds the texts of a round.  Of two of its samples in conflict neither is known to be right, and both are dropped; a seed, or
+a sample of an earlier round, stays.  What is dropped displaces nothing in the deduplication, but keeps later conflicts out.
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.dedup.decide import best_of, nearest_given, ranks
 from divray.dedup.shingle import fold
-from divray.dedup.verify import Pairs, near_duplicates
-from divray.errors import InputError
+from divray.dedup.verify import near_duplicates
 from divray.layout import SEEDS, TEST, score_tables
 from divray.run_folder import RunFolder
 from divray.scan import table_of
@@ -38,124 +35,78 @@ Codes = npt.NDArray[np.int64]
 _MARKS = ("candidate_id", "conflict", "conflict_relation", "conflict_similarity", "near_test", "near_test_similarity")
 MARKS = pa.schema([(name, pa.float64() if name.endswith("_similarity") else pa.string()) for name in _MARKS])
 """What :func:`across_relations` finds of a sample."""
+BARRED = (pc.field("near_test") != "") | (pc.field("conflict") != "")
+"""Which of the :func:`marked` rows are dropped."""
 
 _COMPARED = ["candidate_id", "relation", "text", *SPANS]
 
 
-def label_conflicts(
-    table: pa.Table, config: DiversityConfig, known: pa.Table | None = None, label: str = "relation", identity: str = "candidate_id"
-) -> pa.Table:
-    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``.
-
-    Args:
-        table: Columns ``text``, ``label`` and ``identity`` (distinct), and the four span columns where entities are marked.
-        config: Shingles and threshold.
-        known: Rows with the same columns that are compared with ``table`` but not with each other: seeds, earlier rounds.
+def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -> pa.Table:
+    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``: seeds and earlier rounds, which are not
+    compared with each other.  Both have columns ``candidate_id`` (distinct), ``relation``, ``text`` and the four of the spans.
 
     Returns:
-        Columns ``identity``, ``conflict`` (identity of the most similar row under another label; of equally similar ones
-        first one of ``known``, then the smallest), ``conflict_label`` (its label) and ``similarity`` (Jaccard of the texts);
-        sorted, rows in conflict only.
+        Columns ``candidate_id``, ``conflict`` (id of the most similar row under another label; of equally similar ones first one of
+        ``known``, then the smallest), ``conflict_relation`` and ``conflict_similarity`` (Jaccard of the texts); sorted, rows in
+        conflict only.
 
     Raises:
         InputError: A column is missing or of a wrong kind, a text, label or id is null, or the threshold is out of range.
     """
-    marked = set(SPANS) <= set(table.column_names)
-    wanted = [identity, label, "text", *(SPANS if marked else ())]
-    given = [(part, where) for part, where in ((table, "table"), (known, "known")) if part is not None]
-    parts = [checked(part, where, identity, label, marked).select(wanted).replace_schema_metadata() for part, where in given]
-    parts = [part for part in parts if part.num_rows] or parts[:1]
-    if len({pa.types.is_integer(part.schema.field(identity).type) for part in parts}) > 1:
-        raise InputError("known", identity, "strings in one table and integers in the other", "Give both tables ids of one kind.")
+    given = ((table, "table"), (known, "known"))
+    parts = [checked(part, where, "candidate_id", "relation", spans=True).select(_COMPARED) for part, where in given]
     rows = pa.concat_tables(parts, promote_options="permissive")
     new = np.arange(rows.num_rows) < table.num_rows
-    sets, first, group = fold(configured_shingles(rows["text"], config))
-    labels, by_id = _codes(rows[label]), ranks(rows[identity])
-    item_of = _items(rows, group, labels, new, marked)
+    labels, by_id = _codes(rows["relation"]), ranks(rows["candidate_id"])
+    # Rows that differ in nothing that matters here are one item, named by the smallest id; those of the table come first.
+    keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in SPANS)])
+    item_of = np.unique(keys, axis=0, return_inverse=True)[1]
     smallest = np.argsort(by_id)
     items = smallest[np.unique(item_of[smallest], return_index=True)[1]]
-    pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, table.num_rows)))
-    left, right, similarity = _crossings(pairs, group[items], labels[items], new[items])
-    if marked:
-        for agree in (_same_roles, _near_masked):
-            involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
-            same = agree(rows.take(pa.array(involved)), config, *np.split(places, 2))
-            left, right, similarity = left[same], right[same], similarity[same]
+    sets = configured_shingles(rows["text"].take(pa.array(items)), config)
+    left, right, similarity = near_duplicates(sets, config.threshold, own=int(np.count_nonzero(new[items])))
+    crossing = labels[items[left]] != labels[items[right]]
+    left, right, similarity = left[crossing], right[crossing], similarity[crossing]
+    involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
+    same = _same_fact(rows.take(pa.array(involved)), config, *np.split(places, 2))
+    left, right, similarity = left[same], right[same], similarity[same]
     preference = np.argsort(np.lexsort((by_id[items], new[items])))
     other, best = best_of(len(items), left, right, similarity, preference)
     found = np.flatnonzero(new & (other[item_of] >= 0))
     against = pa.array(items[other[item_of[found]]])
     made = {
-        identity: rows[identity].take(pa.array(found)),
-        "conflict": rows[identity].take(against),
-        "conflict_label": rows[label].take(against),
-        "similarity": pa.array(best[item_of[found]], pa.float64()),
+        "candidate_id": rows["candidate_id"].take(pa.array(found)),
+        "conflict": rows["candidate_id"].take(against),
+        "conflict_relation": rows["relation"].take(against),
+        "conflict_similarity": pa.array(best[item_of[found]], pa.float64()),
     }
-    return pa.table(made).combine_chunks().sort_by(identity)
+    return pa.table(made).combine_chunks().sort_by("candidate_id")
 
 
-def _items(rows: pa.Table, group: Codes, labels: Codes, new: npt.NDArray[np.bool_], marked: bool) -> Codes:
-    """The item of each row: rows that differ in nothing that matters here are one."""
-    entities = [""] * rows.num_rows
-    if marked:
-        spans = [rows[name].to_numpy() for name in SPANS]
-        texts = strings_of(rows["text"])
-        entities = [f"{text[a:b]}\0{text[c:d]}".lower() for text, a, b, c, d in zip(texts, *spans, strict=True)]
-    keys = zip(group.tolist(), labels.tolist(), new.tolist(), entities, strict=True)
-    return _codes(pa.array([f"{home} {label} {fresh} {names}" for home, label, fresh, names in keys], pa.large_string()))
+def _codes(values: pa.ChunkedArray) -> Codes:
+    """Equal integers for equal strings."""
+    return np.asarray(values.combine_chunks().dictionary_encode().indices, np.int64)
 
 
-def _codes(values: pa.Array | pa.ChunkedArray) -> Codes:
-    """Equal integers for equal strings, from 0 without gaps."""
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    return array.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _crossings(pairs: Pairs, group: Codes, labels: Codes, new: npt.NDArray[np.bool_]) -> tuple[Codes, Codes, npt.NDArray[np.float64]]:
-    """Pairs of items under different labels, in one group or in near ones, at least one of them new."""
-    order, counts = np.argsort(group, kind="stable"), np.bincount(group)
-    starts = np.cumsum(counts) - counts
-    lowest, highest = (extreme.reduceat(labels[order], starts) for extreme in (np.minimum, np.maximum))
-    inside = np.flatnonzero(lowest < highest)
-    one, two = np.append(pairs.left, inside), np.append(pairs.right, inside)
-    similarity = np.append(pairs.similarity, np.ones(len(inside)))
-    mixed = np.minimum(lowest[one], lowest[two]) < np.maximum(highest[one], highest[two])
-    one, two, similarity = one[mixed], two[mixed], similarity[mixed]
-    sizes = counts[one] * counts[two]
-    pair = np.repeat(np.arange(len(one)), sizes)
-    place = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    left = order[starts[one[pair]] + place // counts[two[pair]]]
-    right = order[starts[two[pair]] + place % counts[two[pair]]]
-    wanted = (labels[left] != labels[right]) & (new[left] | new[right]) & ((one[pair] != two[pair]) | (left < right))
-    return left[wanted], right[wanted], similarity[pair][wanted]
-
-
-def _same_roles(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+    """Whether the entities of each pair of rows agree in their roles, and the masked texts are near-duplicates."""
+    masked = configured_shingles(compared_texts(rows, mask=True), config)
+    shingles = [set(own.tolist()) for own in np.split(masked.values, masked.offsets[1:-1])]
     texts, spans = strings_of(rows["text"]), (rows[name].to_pylist() for name in SPANS)
-    entities = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+    words = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
     same = np.zeros(len(left), bool)
-    for number, (a, b) in enumerate(zip(left, right, strict=True)):
-        (head_a, tail_a), (head_b, tail_b) = entities[a], entities[b]
+    for pair, (a, b) in enumerate(zip(left, right, strict=True)):
+        (head_a, tail_a), (head_b, tail_b) = words[a], words[b]
         heads, tails = len(head_a & head_b), len(tail_a & tail_b)
-        same[number] = bool(heads and tails) and heads + tails > len(head_a & tail_b) + len(tail_a & head_b)
+        roles = bool(heads and tails) and heads + tails > len(head_a & tail_b) + len(tail_a & head_b)
+        same[pair] = roles and len(shingles[a] & shingles[b]) / len(shingles[a] | shingles[b]) >= config.threshold
     return same
-
-
-def _near_masked(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
-    from scipy.sparse import csr_array
-
-    shingles = configured_shingles(compared_texts(rows, mask=True), config)
-    distinct, columns = np.unique(shingles.values, return_inverse=True)
-    sets = csr_array((np.ones(len(columns)), columns, shingles.offsets), shape=(len(shingles), len(distinct)))
-    shared, sizes = np.asarray((sets[left] * sets[right]).sum(axis=1)), np.diff(shingles.offsets)
-    return shared / (sizes[left] + sizes[right] - shared) >= config.threshold
 
 
 def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
     """The rows of ``table`` that are near-duplicates of a row of ``reference``, such as a test set, under whatever label.
 
-    A guard errs on the safe side: near are rows whose texts are, and, with ``config.mask_entities`` and spans in
-    both tables, also those whose texts are once head and tail are masked.
+    Near are rows whose texts are, and, with ``config.mask_entities``, also those whose texts are once head and tail are masked.
 
     Returns:
         Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of
@@ -164,12 +115,11 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
     Raises:
         InputError: A column is missing or of a wrong kind, a text or id is null, or the threshold is out of range.
     """
-    marked = config.mask_entities and set(SPANS) <= set(table.column_names) & set(reference.column_names)
-    table = checked(table, "table", "candidate_id", spans=marked)
-    reference = checked(reference, "reference", "example_id", spans=marked).sort_by("example_id")
+    table = checked(table, "table", "candidate_id", spans=config.mask_entities)
+    reference = checked(reference, "reference", "example_id", spans=config.mask_entities).sort_by("example_id")
     m = reference.num_rows
     nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
-    for mask in (False, True) if marked else (False,):
+    for mask in (False, True) if config.mask_entities else (False,):
         # The reference comes first, so that rows of the table are not compared with each other.
         sets, first, group = fold(configured_shingles(compared_texts(reference, mask) + compared_texts(table, mask), config))
         pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, m)))
@@ -192,8 +142,6 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
         :data:`MARKS`, sorted by ``candidate_id``; only rows that have a conflict or come near a test sentence.
     """
     run = RunFolder(uri)
-    if not run.files(embedded, ".parquet"):
-        return MARKS.empty_table()
     rows = run.read_table(embedded, [*_COMPARED, "strategy"])
     known = [named_seeds(run.read_table(SEEDS)).select(_COMPARED)]
     is_naive = pc.equal(rows["strategy"], NAIVE)
@@ -202,11 +150,11 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     if earlier := table_of(run, score_tables(round), _COMPARED, stayed):
         known.append(earlier)
     found.append(label_conflicts(rows.filter(pc.invert(is_naive)).select(_COMPARED), config.diversity, pa.concat_tables(known)))
-    conflicts = pa.concat_tables(found).rename_columns(MARKS.names[:4])
     near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
     if config.diversity.guard_test:
         near = near_reference(rows, run.read_table(TEST), config.diversity).rename_columns(near.column_names)
-    return conflicts.join(near, "candidate_id", join_type="full outer").sort_by("candidate_id").select(MARKS.names).cast(MARKS)
+    marks = pa.concat_tables(found).join(near, "candidate_id", join_type="full outer")
+    return marks.sort_by("candidate_id").select(MARKS.names).cast(MARKS)
 
 
 def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
@@ -214,11 +162,6 @@ def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
     found = marks.take(pc.index_in(rows["candidate_id"], value_set=marks["candidate_id"].combine_chunks()))
     empty = {field.name: "" if field.type == pa.string() else 0.0 for field in list(MARKS)[1:]}
     return with_columns(rows, {name: pc.fill_null(found[name], value) for name, value in empty.items()})
-
-
-def barred(rows: pa.Table) -> pa.ChunkedArray:
-    """Which of the :func:`marked` rows are dropped."""
-    return pc.or_(pc.not_equal(rows["near_test"], ""), pc.not_equal(rows["conflict"], ""))
 
 
 def dropped(rows: pa.Table) -> pa.Table:
@@ -236,7 +179,7 @@ def dropped(rows: pa.Table) -> pa.Table:
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
     """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
     near = near_reference(rows, seeds, settings.model_copy(update={"threshold": settings.seed_threshold}))
-    rows = rows.filter(pc.is_in(rows["candidate_id"], near["candidate_id"].combine_chunks())).sort_by("candidate_id")
+    rows = rows.take(pc.index_in(near["candidate_id"], value_set=rows["candidate_id"].combine_chunks()))
     named = [(f"{SEED_PREFIX}{row['near']}", row["similarity"]) for row in near.to_pylist()]
     return _with_decision(rows, [(name, similarity, f"near copy of {name}") for name, similarity in named])
 

@@ -1,10 +1,8 @@
 """The gate's judge of a sample, on which pairs and selection depend.
 
-It is the product of two logistic regressions, one for each thing that a reader asks: does the sentence state its relation, and
-if so, does it read well?  A sentence that fails in one can't make up for it in the other.  The signals mean the same for every
-task: each is taken less its mean over the task's own seeds, every seed judged without itself.  The weights come from sentences
-that language-model agents read (``benchmarks/reading``), and so does their calibration: 0.8 is to mean that of ten such sentences
-eight are right.
+It is the product of two logistic regressions: does the sentence state its relation, and if so, does it read well?  The signals mean
+the same for every task: each is taken less its mean over the task's own seeds, every seed judged without itself.  The weights and their
+calibration come from sentences that language-model agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.
 
 The signals come from the features of the spans (:class:`divray.embeddings.SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -21,8 +19,6 @@ of seeds with head and tail exchanged:
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
 ============  ===============================================================================
-
-The figure that the report prints is another judge's (:mod:`divray.scoring.audit`).
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ import numpy as np
 from divray.config import Config
 from divray.datasets.stage import stated
 from divray.embeddings import Encoder, SpanEncoder
-from divray.relations import Example, Relation
+from divray.relations import Example, Relation, replaced
 from divray.scoring.answers import Likelihood, answerer_of, ask, readings, some_of
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
@@ -114,7 +110,8 @@ class Judge:
         if unknown := set(relations) - set(self.relations):
             raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
-        spans, heads, tails = _features(features, self.middle)
+        spans, heads, tails = _features(features)
+        spans = spans - self.middle[_head_first(spans)]
         entities = self.entities.scores(heads), self.entities.scores(tails)
         same = np.tile(own[:, None] == self.own[None, :], 2)
         signals = _signals(self, own, self.wording.scores(spans), entities, spans, same)
@@ -153,22 +150,16 @@ def fit_judge(
 
 
 def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
-    """For each seed its relation's description with the seed's entities in it; the seed itself where that does not name head and tail."""
-    described = {relation.name: relation.description for relation in relations}
-    return [_in_place(described[seed.relation], seed) or seed for seed in seeds]
-
-
-def _in_place(description: str, seed: Example) -> Example | None:
-    """The description with the seed's entities in place of the first "the head" and "the tail", or None."""
-    head, tail = (re.search(rf"\b[Tt]he {name}\b", description) for name in ("head", "tail"))
-    if head is None or tail is None:
-        return None
-    ((start, end), early, first), ((left, right), late, second) = sorted(
-        [(head.span(), seed.head_text, "head"), (tail.span(), seed.tail_text, "tail")]
-    )
-    text = description[:start] + early + description[end:left]
-    spans = {first: (start, start + len(early)), second: (len(text), len(text) + len(late))}
-    return Example(text + late + description[right:], spans["head"], spans["tail"], seed.relation)
+    """For each seed its relation's description with the seed's entities in place of the first "the head" and "the tail"; the seed itself
+    where that does not name both."""
+    found, described = [], {relation.name: relation.description for relation in relations}
+    for seed in seeds:
+        text = described[seed.relation]
+        head, tail = (re.search(rf"\b[Tt]he {name}\b", text) for name in ("head", "tail"))
+        if head and tail:
+            seed = Example(*replaced(text, head.span(), seed.head_text, tail.span(), seed.tail_text), seed.relation)
+        found.append(seed)
+    return found
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
@@ -186,11 +177,10 @@ def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: flo
     return Discriminant(on_grid(factor * whole.weights, WEIGHT_GRID), on_grid(factor * whole.bias, WEIGHT_GRID)), factor * scores
 
 
-def _features(features: np.ndarray, middle: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spans, less the mean of their order where ``middle`` is given, ``[n, BLOCKS * d]``; head and tail alone ``[n, d]``."""
+def _features(features: np.ndarray) -> list[np.ndarray]:
+    """Spans ``[n, BLOCKS * d]``, head and tail alone ``[n, d]``."""
     width = features.shape[1] // (BLOCKS + 2)
-    spans, heads, tails = np.split(features.astype(np.float64), [BLOCKS * width, (BLOCKS + 1) * width], axis=1)
-    return spans if middle is None else spans - middle[_head_first(spans)], heads, tails
+    return np.split(features.astype(np.float64), [BLOCKS * width, (BLOCKS + 1) * width], axis=1)
 
 
 def _head_first(spans: np.ndarray) -> np.ndarray:
@@ -253,3 +243,9 @@ class Judging:
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
         features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
         return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, heard)
+
+    def correctness(self, judge: Judge, examples: Sequence[Example]) -> np.ndarray:
+        """The gate's probability that each example is right, float64 ``[n]``."""
+        relations, texts = [example.relation for example in examples], [example.text for example in examples]
+        signals = judge.signals(relations, texts, self.spans.encode(examples), self.hear(examples))
+        return gate_probability(signals, fluency=self.likelihood is not None, llm=self.answerer is not None)

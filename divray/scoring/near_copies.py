@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import Nearest, best_of, decide, in_words, nearest_items, ranks
-from divray.dedup.shingle import Shingles, fold
-from divray.dedup.verify import Pairs, near_duplicates
+from divray.dedup.decide import best_of, decide, in_words, nearest_items, ranks
+from divray.dedup.shingle import fold
+from divray.dedup.verify import near_duplicates
 from divray.errors import InputError
 from divray.schemas import SAMPLES, SCORES
 from divray.sections import DiversityConfig
@@ -23,19 +23,15 @@ from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured
 NEIGHBOUR_FLOOR = 0.3
 """Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
 
-NEAREST_VISITS = 1_000_000_000
-"""Where comparing all sets that share a shingle takes more visits, a neighbour below the threshold goes unnamed."""
+MOST_VISITS = 100_000_000
+"""Where more pairs of sets share a shingle, a neighbour below the threshold goes unnamed."""
 
 DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "similarity", "unique", "reason")])
 """What :func:`deduplicate` adds."""
 
-BLOCK = 2048
-"""Rows and columns of a product of vectors."""
-
 Vectors = npt.NDArray[np.floating[Any]]
 
 _FIXED = pa.schema([("candidate_id", pa.string()), *((name, SAMPLES.field(name).type) for name in ("text", *SPANS))])
-_ROWS = 512
 
 
 def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | None = None) -> pa.Table:
@@ -50,14 +46,10 @@ def named_seeds(seeds: pa.Table) -> pa.Table:
 
 
 def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
-    """What stays whatever comes: seeds, and samples of earlier rounds (``schemas.SCORES``; those with ``unique`` false are left out)."""
-    parts = [_FIXED.empty_table()]
-    if seeds is not None:
-        parts.append(with_columns(named_seeds(seeds), {}, _FIXED))
-    if samples is not None:
-        own = samples.filter(pc.field("unique")) if "unique" in samples.column_names else samples
-        parts.append(with_columns(own, {}, _FIXED))
-    return pa.concat_tables(parts)
+    """What stays whatever comes: seeds, and samples of earlier rounds."""
+    parts = [named_seeds(seeds)] if seeds is not None else []
+    parts += [samples] if samples is not None else []
+    return pa.concat_tables([_FIXED.empty_table(), *(with_columns(part, {}, _FIXED) for part in parts)])
 
 
 def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None = None) -> pa.Table:
@@ -65,9 +57,8 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
 
     Args:
         table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and maybe ``correctness``.
-        config: Shingles, threshold, masking.
-        kept: Items that stay whatever comes, from :func:`fixed_items`; their ids don't occur in ``table``.  Its samples are taken
-            to be apart, as an earlier call leaves them: they are compared with ``table`` and with seeds, not with each other.
+        kept: Items that stay whatever comes, from :func:`fixed_items`, seeds first; their ids don't occur in ``table``.  Its samples
+            are taken to be apart, as an earlier call leaves them: they are compared with ``table`` and with seeds, not with each other.
 
     Returns:
         ``table`` sorted by ``candidate_id``, with the columns :data:`DECISION` put in or replaced. ``nearest_id`` is the most similar
@@ -78,14 +69,9 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     """
     table = checked(table, "samples", "candidate_id", spans=config.mask_entities).sort_by("candidate_id")
     kept = checked(fixed_items() if kept is None else kept, "kept", "candidate_id", spans=config.mask_entities)
-    # Seeds come first: they alone may be near each other.
-    is_seed = pc.starts_with(kept["candidate_id"].cast(pa.large_string()), SEED_PREFIX)
-    kept = pa.concat_tables([kept.filter(is_seed), kept.filter(pc.invert(is_seed))])
-    n, compared = table.num_rows, table.num_rows + pc.sum(is_seed, min_count=0).as_py()
     texts = compared_texts(table, config.mask_entities) + compared_texts(kept, config.mask_entities)
-    chunks = [chunk.cast(pa.large_string()) for part in (table, kept) for chunk in part["candidate_id"].chunks]
-    ids = pa.concat_arrays([pa.array([], pa.large_string()), *chunks])
-    by_id = ranks(ids)
+    ids = pa.concat_arrays([part["candidate_id"].cast(pa.large_string()).combine_chunks() for part in (table, kept)])
+    n, by_id = table.num_rows, ranks(ids)
     ordered = ids.take(pa.array(np.argsort(by_id)))
     if (repeated := pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()) >= 0:
         twice = ordered[repeated].as_py()
@@ -94,13 +80,17 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     if "correctness" in table.column_names:
         correctness[:n] = table["correctness"].cast(pa.float64()).to_numpy()
 
+    compared = n + pc.sum(pc.starts_with(ids[n:], SEED_PREFIX), min_count=0).as_py()  # the seeds alone may be near each other
     sets, first, group = fold(configured_shingles(texts, config))
-    pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, compared)))
+    shared = np.unique(sets.values, return_counts=True)[1].astype(np.float64)
+    few = (shared**2).sum() <= MOST_VISITS
+    floor = min(NEIGHBOUR_FLOOR, config.threshold) if few else config.threshold
+    near = near_duplicates(sets, floor, "exact" if few else "auto", own=int(np.searchsorted(first, compared)))
+    pairs = near.take(near.similarity >= config.threshold)
     decisions = decide(by_id, pairs, correctness, np.arange(len(ids)) >= n, group)
 
     preference = by_id + np.where(decisions.kept, 0, len(ids))
-    floor, own = min(NEIGHBOUR_FLOOR, config.threshold), int(np.searchsorted(first, n))
-    nearest, similarity = nearest_items(group, preference, lambda order: nearest_sets(sets, order, floor, pairs, own))
+    nearest, similarity = nearest_items(group, preference, lambda order: best_of(len(sets), *near, order))
 
     names = ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0))
     reasons = in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids)
@@ -115,57 +105,23 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     return with_columns(table, columns, pa.schema(list(fields.values())))
 
 
-def nearest_sets(sets: Shingles, preference: npt.NDArray[np.int64], floor: float, pairs: Pairs, own: int) -> Nearest:
-    """For each of the first ``own`` of ``n`` sets the most similar other one of at least ``floor``, then of the lowest ``preference``.
-
-    Exact where counting the shingles that sets share takes at most :data:`NEAREST_VISITS` steps; beyond that only ``pairs``,
-    the near-duplicates, are looked at.
-    """
-    from scipy.sparse import csr_array
-
-    n, sizes = len(sets), np.diff(sets.offsets)
-    _, columns, counts = np.unique(sets.values, return_inverse=True, return_counts=True)
-    if (counts.astype(np.float64) ** 2).sum() > NEAREST_VISITS:
-        return best_of(n, *pairs.take(pairs.similarity >= floor), preference)
-    matrix = csr_array((np.ones(len(columns), np.int32), columns, sets.offsets), shape=(n, len(counts)))
-    others = matrix.T.tocsr()
-    nearest, similarity = np.full(n, -1), np.zeros(n)
-    for start in range(0, own, _ROWS):
-        some = slice(start, min(start + _ROWS, own))
-        shared = (matrix[some] @ others).tocoo()
-        rows = shared.row.astype(np.int64) + start
-        values = shared.data / (sizes[rows] + sizes[shared.col] - shared.data)
-        near = (values >= floor) & (rows != shared.col)
-        found, best = best_of(n, rows[near], shared.col[near].astype(np.int64), values[near], preference)
-        nearest[some], similarity[some] = found[some], best[some]
-    return nearest, similarity
-
-
-def distances(embeddings: Vectors, staying: Vectors, own: npt.NDArray[np.int64], block: int = BLOCK) -> npt.NDArray[np.float64]:
+def distances(embeddings: Vectors, staying: Vectors, own: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """1 - the cosine of each row ``[n, d]`` to the nearest of those that stay ``[u, d]``, all unit vectors; about ``n u d`` operations.
 
-    Products in float32, of so many rows and columns as ``block`` says, only choose the nearest; its cosine is computed anew in float64.
-    So the result does not depend on the blocks.  ``own``, int64 ``[n]``, says which of ``staying`` is the row itself, and no neighbour; -1
-    for none.
+    ``own``, int64 ``[n]``, says which of ``staying`` is the row itself, and no neighbour; -1 for none.
 
     Returns:
-        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other one stays.  Of neighbours that float32
-        can't tell apart (1e-7) any may be taken.
+        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other one stays.
     """
-    vectors, others = np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(staying, np.float32)
-    out = np.ones(len(vectors))
-    for top in range(0, len(vectors), block):
-        rows = np.arange(top, min(top + block, len(vectors)))
-        best, nearest = np.full(len(rows), -np.inf, np.float32), np.full(len(rows), -1, np.int64)
-        for start in range(0, len(others), block):
-            found = vectors[rows] @ others[start : start + block].T
-            itself = np.flatnonzero((own[rows] >= start) & (own[rows] < start + block))
-            found[itself, own[rows[itself]] - start] = -np.inf
-            place = found.argmax(axis=1)
-            value = found[np.arange(len(rows)), place]
-            better = value > best
-            best[better], nearest[better] = value[better], start + place[better]
-        some = nearest >= 0
-        cosines = (vectors[rows[some]].astype(np.float64) * others[nearest[some]].astype(np.float64)).sum(axis=1)
-        out[rows[some]] = np.clip(1.0 - cosines, 0.0, 2.0)
+    from sklearn.neighbors import NearestNeighbors
+
+    out = np.ones(len(embeddings))
+    if not len(embeddings) or not len(staying):
+        return out
+    search = NearestNeighbors(n_neighbors=min(2, len(staying)), algorithm="brute").fit(staying)
+    found = search.kneighbors(embeddings, return_distance=False)
+    nearest = np.where(found[:, 0] == own, found[:, -1], found[:, 0])
+    others = nearest != own
+    cosines = (embeddings[others].astype(np.float64) * staying[nearest[others]].astype(np.float64)).sum(axis=1)
+    out[others] = np.clip(1.0 - cosines, 0.0, 2.0)
     return np.round(out, 6)

@@ -1,11 +1,10 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Five passes.  One task makes the judge from the seeds; the samples stream through actors that encode them; one task looks across
-all relations (:mod:`divray.scoring.conflicts`); the rows are judged by batches, and each relation's texts, without vectors, are
-deduplicated against the seeds and the rounds before; novelty is measured by batches again.
+One task makes the judge from the seeds; the samples stream through actors that encode and judge them; one task looks across
+all relations (:mod:`divray.scoring.conflicts`); one a relation deduplicates against the seeds and the rounds before, and measures
+novelty.
 
-Near-duplicates and novelty are those within a pool: the rows of one relation, without those of the naive baseline.  These are a pool of
-their own, so that they neither displace a sample of the loop nor vouch for one.
+Near-duplicates and novelty are those within a pool: the loop's rows of one relation, or the naive baseline's.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from divray import scan
 from divray.config import Config
@@ -29,22 +26,13 @@ from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
-from divray.scoring.conflicts import across_relations, barred, copies_of_seeds, dropped, marked
-from divray.scoring.judge import Judge, Judging, gate_probability
+from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, dropped, marked
+from divray.scoring.judge import Judge, Judging
 from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
-_VECTOR = pa.list_(pa.float32())
-EMBEDDED = pa.schema([*SAMPLES, ("embedding", _VECTOR), ("spans", _VECTOR), ("heard", _VECTOR), ("pool", pa.string())])
-
-_GROUPED = ("candidate_id", "relation", "strategy", "text", *SPANS, "pool")
-COMPARED = pa.schema([*map(EMBEDDED.field, _GROUPED), SCORES.field("correctness")])
-"""What is grouped by pool."""
-
-_DECISIONS = ("correctness", "cluster", "nearest_id", "similarity", "unique", "conflict", "conflict_relation", "near_test", "reason")
-DECIDED = pa.schema([*map(SCORES.field, ("candidate_id", *_DECISIONS)), EMBEDDED.field("pool")])
-
+EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correctness"), ("pool", pa.string())])
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
@@ -52,7 +40,7 @@ ENCODED_ROWS, ENCODED_ROWS_GPU = 32, 4096
 """Rows that an encoder takes at a time: few, so that several share a small round; many, so that a GPU is full."""
 
 PART_ROWS = 4096
-"""Rows of a file, and of a task that measures novelty, at least where there are as many."""
+"""Rows of a file, at least where there are as many."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -65,44 +53,31 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     import ray
 
     written, threshold = Round.of(round), gate(config, run)
-    embedded, decided = written.embedded, written.decided
-    for name in (embedded, decided, written.scores):
+    embedded = written.embedded
+    for name in (embedded, written.scores):
         run.delete(name)
-    task = worker(config)
     actors = encoders(config)
     judge = worker(config, gpus=True)(_fit).remote(config, run.uri)  # while the encoders start
     valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
     rows_at_once = ENCODED_ROWS_GPU if task_gpus(config) else ENCODED_ROWS
-    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri)}
+    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri, judge)}
     valid.map_batches(_Features, **by_actor, **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
     only_cpus(True)
-    marks = task(across_relations).remote(config, run.uri, embedded, round)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
-        ray.get([judge, marks])
+        ray.get(judge)
         run.write_table(written.scores, SCORES.empty_table())
         return _counts(config, run, written)
+    marks = worker(config)(across_relations).remote(config, run.uri, embedded, round)
     seeds = run.read_table(SEEDS)
     partitions = min(2 * max(1, len(set(seeds["relation"].to_pylist()))), 64)
-    by_batch: dict[str, Any] = {"batch_format": "pyarrow", "num_cpus": config.cluster.worker_cpus}
-    decide = partial(_decide_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds))
-    own = config.correctness
-    judged = partial(_judged, judge=judge, fluency=own.fluency is not None, llm=own.llm is not None)
-    rows = run.dataset(embedded, columns=[*_GROUPED, "spans", "heard"])
-    groups = rows.map_batches(judged, **by_batch).groupby("pool", num_partitions=partitions)
-    groups.map_groups(decide, **by_batch).write_parquet(run.path(decided), filesystem=run.fs, row_group_size=PART_ROWS)
-
-    parts, verdicts = run.table_files(embedded), run.table_files(decided)
-    pools = sorted(pool for (pool,) in scan.tally(run, decided, ["pool"], where=pc.field("unique")))
-    staying = {pool: task(staying_vectors).remote(run.uri, parts, verdicts, pool) for pool in pools}
-    measure = partial(_measured, uri=run.uri, verdicts=verdicts, staying=staying, threshold=threshold)
-    rows = run.dataset(embedded, columns=[*SAMPLES.names, "embedding", "pool"])
-    scored = rows.map_batches(measure, batch_size=PART_ROWS, **by_batch)
+    score = partial(_scored_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds), threshold=threshold)
+    groups = run.dataset(embedded).groupby("pool", num_partitions=partitions)
+    scored = groups.map_groups(score, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     scored.sort("candidate_id").write_parquet(run.path(written.scores), filesystem=run.fs)
-    for name in (embedded, decided):
-        run.delete(name)
+    run.delete(embedded)
     return _counts(config, run, written)
 
 
@@ -116,22 +91,21 @@ def encoders(config: Config) -> dict[str, Any]:
 
 
 class _Features:
-    """Actor: adds the embedding of the masked sentence, the features of the spans, and what LLMs say."""
+    """Actor: adds the embedding of the masked sentence, what the judge thinks of it, and the pool; ``judge`` is a reference."""
 
-    def __init__(self, config: Config, uri: str) -> None:
+    def __init__(self, config: Config, uri: str, judge: Any) -> None:
         run = RunFolder(uri)
-        self.judging = Judging(config, read_relations(run), read_seeds(run))
+        self.judging, self.judge = Judging(config, read_relations(run), read_seeds(run)), judge
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        examples = table_examples(batch, "candidate_id")
+        import ray
+
         naive = pc.binary_join_element_wise(batch["relation"], NAIVE, "\n")
         pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
-        made = {
-            "embedding": self.judging.encoder.encode(compared_texts(batch, mask=True)),
-            "spans": self.judging.spans.encode(examples),
-            "heard": self.judging.hear(examples),
-        }
-        return with_columns(batch, {name: embedding_column(values) for name, values in made.items()} | {"pool": pools}, EMBEDDED)
+        embeddings = self.judging.encoder.encode(compared_texts(batch, mask=True))
+        correctness = self.judging.correctness(ray.get(self.judge), table_examples(batch, "candidate_id"))
+        made = {"embedding": embedding_column(embeddings), "correctness": correctness, "pool": pools}
+        return with_columns(batch, made, EMBEDDED)
 
 
 def _valid(batch: pa.Table) -> pa.Table:
@@ -162,71 +136,26 @@ def _fit(config: Config, uri: str) -> Judge:
     return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)["heard"])[0])
 
 
-def _judged(batch: pa.Table, judge: Any, fluency: bool, llm: bool) -> pa.Table:
-    """What near-duplicates and their order need of each row: :data:`COMPARED`."""
-    import ray
-
-    spans, heard = embedding_matrix(batch["spans"]), embedding_matrix(batch["heard"])
-    signals = ray.get(judge).signals(batch["relation"].to_pylist(), batch["text"].to_pylist(), spans, heard)
-    return with_columns(batch, {"correctness": gate_probability(signals, fluency, llm)}, COMPARED)
-
-
-def _decide_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any) -> pa.Table:
-    """What stays of one relation's rows (or its naive ones), and why: :data:`DECIDED`."""
+def _scored_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any, threshold: float) -> pa.Table:
+    """The scores (``schemas.SCORES``) of one relation's rows, or of its naive ones."""
     import ray
 
     relation = rows["relation"][0].as_py()
     is_naive = rows["strategy"][0].as_py() == NAIVE
     examples = ray.get(seeds)
     own = examples.filter(pc.equal(examples["relation"], relation))
-    before = None if is_naive else _earlier(RunFolder(uri), relation, round)
-    rows = marked(rows.select(COMPARED.names).cast(COMPARED).sort_by("candidate_id"), ray.get(marks))
-    out = barred(rows)
-    gone, rest = dropped(rows.filter(out)), rows.filter(pc.invert(out))
+    stayed = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE) & pc.field("unique")
+    columns = ["candidate_id", "text", *SPANS]
+    before = None if is_naive else scan.table_of(RunFolder(uri), score_tables(round), columns, stayed)
+    rows = marked(rows.sort_by("candidate_id"), ray.get(marks))
+    gone, rest = dropped(rows.filter(BARRED)), rows.filter(~BARRED)
     copies = copies_of_seeds(rest, own, config.diversity)
     rest = rest.filter(pc.invert(pc.is_in(rest["candidate_id"], copies["candidate_id"].combine_chunks())))
     free = deduplicate(rest, config.diversity, fixed_items(own, before))
     rows = pa.concat_tables([part.select(free.column_names) for part in (free, copies, gone)]).sort_by("candidate_id")
-    return rows.select(DECIDED.names).cast(DECIDED)
-
-
-def staying_vectors(uri: str, embedded: list[str], decided: list[str], pool: str) -> tuple[pa.Array, npt.NDArray[np.float32]]:
-    """Ids, sorted, and vectors ``[u, d]`` of a pool's rows that stay; the paths are of :data:`EMBEDDED` and :data:`DECIDED` files."""
-    fs, own = RunFolder(uri).fs, pc.field("pool") == pool
-    ids = pads.dataset(decided, filesystem=fs).to_table(["candidate_id"], filter=own & pc.field("unique"))["candidate_id"]
-    wanted = own & pc.field("candidate_id").isin(ids.combine_chunks())
-    rows = pads.dataset(embedded, filesystem=fs).to_table(["candidate_id", "embedding"], filter=wanted)
-    order = pc.sort_indices(rows["candidate_id"])
-    # Chunk by chunk, since the offsets of one list array end at 2^31 numbers.
-    vectors = np.concatenate([embedding_matrix(chunk) for chunk in rows["embedding"].chunks if len(chunk)])
-    return rows["candidate_id"].take(order).combine_chunks(), vectors[order.to_numpy()]
-
-
-def _measured(batch: pa.Table, uri: str, verdicts: list[str], staying: dict[str, Any], threshold: float) -> pa.Table:
-    """A batch of any relations, with what was decided of it and its novelty (``schemas.SCORES``).
-
-    ``staying`` are references to :func:`staying_vectors` by pool.
-    """
-    import ray
-
-    ids = pc.field("candidate_id")
-    ends = pc.min_max(batch["candidate_id"])
-    near = pads.dataset(verdicts, filesystem=RunFolder(uri).fs).to_table(filter=(ids >= ends["min"]) & (ids <= ends["max"]))
-    own = near.take(pc.index_in(batch["candidate_id"], value_set=near["candidate_id"].combine_chunks()))
-    novelty = np.ones(batch.num_rows)  # where none stays
-    for pool in staying.keys() & set(batch["pool"].to_pylist()):
-        mine = pc.equal(batch["pool"], pool)
-        rows, (names, vectors) = batch.filter(mine), ray.get(staying[pool])
-        itself = pc.fill_null(pc.index_in(rows["candidate_id"], value_set=names), -1).to_numpy().astype(np.int64)
-        novelty[mine.to_numpy()] = distances(embedding_matrix(rows["embedding"]), vectors, itself)
-    made = {name: own[name] for name in _DECISIONS}
-    return with_columns(batch, made | {"correct": pc.greater_equal(own["correctness"], threshold), "novelty": novelty}, SCORES)
-
-
-def _earlier(run: RunFolder, relation: str, round: int) -> pa.Table | None:
-    """This relation's samples of the rounds before, as far as near-duplicates need them."""
-    own = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE)
-    return scan.table_of(run, score_tables(round), ["candidate_id", "text", *SPANS, "unique"], own)
+    vectors, unique = embedding_matrix(rows["embedding"]), rows["unique"].to_numpy()
+    novelty = distances(vectors, vectors[unique], np.where(unique, np.cumsum(unique) - 1, -1))
+    return with_columns(rows, {"correct": pc.greater_equal(rows["correctness"], threshold), "novelty": novelty}, SCORES)
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:

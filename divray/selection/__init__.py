@@ -1,19 +1,17 @@
 """The ``select`` stage: all accepted samples as a data set, in which the first K a relation are diverse and correct.
 
-Accepted are the samples of all rounds that passed the gate and stayed unique, without those of the naive baseline; nothing else fills
-a gap.  A text that stands in several rounds counts once, where it came first, and a sample whose head or tail others have already
-stands behind those with names of their own.  The same rule on the samples of one round alone, and the naive baseline without any rule,
-give the training sets of the comparison.
+Accepted are the samples of all rounds that passed the gate and stayed unique, without the naive baseline's.  A text that stands in
+several rounds counts once, where it came first, and a sample whose head or tail others have already stands behind those with names of
+their own.  The same rule on one round alone, and the naive baseline without any rule, give the training sets of the comparison.
 
 The rule: for a set ``S`` of ``k`` samples with correctness ``c`` and unit embeddings whose cosines form ``C_S``, maximise ::
 
     F(S) = (1 - w) * mean(c_i for i in S) + w * log det(I + a C_S) / (k log(1 + a))
 
-with ``w = selection.diversity_weight`` and ``a =`` :data:`SHARPNESS`.  The second term is the log-determinant diversity of a
-determinantal point process (Kulesza and Taskar 2012, arXiv 1207.6083) with a ridge: 1 where all samples are orthogonal,
-``log(1 + a k) / (k log(1 + a))`` where all are the same.  For a given ``k`` both terms are monotone and the second is submodular, so the
-greedy choice reaches at least ``1 - 1/e`` of the best value (Nemhauser et al. 1978).  Gains come from a growing Cholesky factor (Chen et
-al. 2018, arXiv 1709.05135).
+with ``w = selection.diversity_weight`` and ``a =`` :data:`SHARPNESS`.  The second term is the log-determinant of a determinantal point
+process (Kulesza and Taskar 2012, arXiv 1207.6083) with a ridge: 1 where all samples are orthogonal.  For a given ``k`` both terms are
+monotone and the second is submodular, so the greedy choice reaches ``1 - 1/e`` of the best value (Nemhauser et al. 1978).  Gains come
+from a growing Cholesky factor (Chen et al. 2018, arXiv 1709.05135).
 """
 
 from __future__ import annotations
@@ -63,11 +61,8 @@ USES = 2
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``dataset/`` with its card, and the training sets ``comparison/selected``, ``…/round-XX`` and ``…/naive``.
-
-    ``dataset/data/train-00000.parquet`` holds every accepted sample, by rank: the first K a relation come first.
-
-    Reads ``round-XX/scores`` of all rounds up to ``round``, one relation at a time.  All tables are ``schemas.DATASET``.
+    """Write ``dataset/``, every accepted sample by rank, with its card, and the training sets ``comparison/selected``, ``…/round-XX``
+    and ``…/naive``, all as ``schemas.DATASET``; of the scores of all rounds up to ``round``.
 
     Returns:
         Counts: ``accepted``; ``selected``; ``relations`` (name -> samples); ``shortfall`` (name -> samples missing to K);
@@ -109,8 +104,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     run.delete(ALL)
     run.write_parquet(f"{ALL}/data/train-00000.parquet", dataset.select(DATASET.names))
     write_card(config, run, counts)
-    for name, reason in list(counts["reasons"].items())[:TOLD]:
-        console.log(f"{name}: {found[name]} of {k} samples; {reason}")
+    for name in short[:TOLD]:
+        console.log(f"{name}: {found[name]} of {k} samples; {counts['reasons'][name]}")
     if len(short) > TOLD:
         console.log(f"{len(short) - TOLD} more relations fall short; dataset/README.md says why")
     return counts
@@ -166,9 +161,7 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
 
     ``rows`` have the columns of :data:`CANDIDATES`, in any order; the scores of naive ones may be null.
     """
-    if not rows.num_rows:
-        return CHOSEN.empty_table()
-    rows = rows.select(CANDIDATES.names).cast(CANDIDATES).sort_by("candidate_id")
+    rows = rows.sort_by("candidate_id")
     naive, own = rows.filter(pc.field("strategy") == NAIVE), rows.filter(pc.field("strategy") != NAIVE)
     parts = [_chosen(naive.slice(0, settings.k), NAIVE, None)]
     subsets = [(ALL, own)] + [(Round.of(n).name, own.filter(pc.field("round") == n)) for n in range(rounds)]
@@ -221,8 +214,7 @@ def _chosen(rows: pa.Table, name: str, value: float | None) -> pa.Table:
 def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float) -> npt.NDArray[np.int64]:
     """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties (to nine digits) go to the first row.
 
-    ``correctness`` is float64 ``[n]`` in [0, 1]; ``embeddings`` are ``[n, d]``, unit length; ``weight`` in [0, 1] is diversity's.
-    Takes ``n k (d + k)`` steps and ``8 n (d + k)`` bytes.
+    ``correctness`` is ``[n]`` in [0, 1]; ``embeddings`` are ``[n, d]``, unit length; ``weight`` in [0, 1] is diversity's.
     """
     vectors, count = np.asarray(embeddings, np.float64), len(correctness)
     chosen, left = np.zeros(min(k, count), np.int64), np.full(count, 1.0 + SHARPNESS)
