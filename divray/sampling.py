@@ -1,18 +1,17 @@
-"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections, the ledger of failed requests,
-and the second try of those whose failure was the engine's own."""
+"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections, the ledger of failed requests."""
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from divray import console
+from divray import console, scan
 from divray.alignment import base_model
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
@@ -29,7 +28,7 @@ from divray.prompts.waves import Tally, next_counts, quota_account, split_by_str
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.scan import ASKED, tally
-from divray.schemas import COMPLETIONS, FAILED, NAIVE, PROMPTS, SAMPLES
+from divray.schemas import FAILED, NAIVE, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
 from divray.texts import SPANS
@@ -74,13 +73,14 @@ def run(
         EngineError: The engine died at every try.
     """
     own, quota = Round.of(round), config.sampling.quota
+    model, adapter = policy_model(config, run, round)
     relations, seeds = stated(config, read_relations(run)), read_seeds(run)
     wave = len(run.files(own.waves))
     for file in run.files(own.prompts):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
-        _ask(config, run, round, own, on_progress, answer)
+        complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
         counts = parse_round(config, run, own)
         if quota is None and wave + 1 == wave_count(config):
             return counts
@@ -106,12 +106,6 @@ def run(
     return {**counts, "waves": wave + 1, "missing": account["missing"]}
 
 
-def _ask(config: Config, run: RunFolder, round: int, tables: Round, on_progress: Progress | None, answer: Answer | None) -> None:
-    """Have the round's model complete the prompts of ``tables``."""
-    model, adapter = policy_model(config, run, round)
-    complete(config, run, tables.prompts, tables.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
-
-
 def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Tally]:
     """Each relation's :class:`Tally`, from the tables of a round, without the naive baseline."""
     loop = pc.field("strategy") != NAIVE
@@ -120,33 +114,6 @@ def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Ta
     tokens = tally(run, own.completions, ["relation"], ["generated_tokens"], where=loop)
     found = {name: [int(counts.get((name,), (0, 0))[-1]) for counts in (asked, accepted, tokens)] for name in relations}
     return {name: Tally(*numbers) for name, numbers in found.items()}
-
-
-def retry_failed(
-    config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None
-) -> dict[str, Any]:
-    """Ask again for the requests of a round whose failure was the engine's own; what succeeds now takes the failed row's place.
-
-    Returns:
-        Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
-    """
-    own = Round.of(round)
-    retry = Round(own.retry)
-    killed = bool(run.files(retry.name))
-    mended = put_in_place(run, retry.completions, own.completions) if killed else 0
-    again = retry_rows(run, own)
-    if not again.num_rows and not killed:
-        return {"retried": 0, "mended": 0}
-    if again.num_rows:
-        run.delete(retry.name)
-        write_prompts(run, retry.prompts, iter(again.to_pylist()))
-        _ask(config, run, round, retry, on_progress, answer)
-        mended += put_in_place(run, retry.completions, own.completions)
-        for record in run.files(f"{retry.completions}.engines"):
-            run.write_bytes(record.replace("/retry/", "/"), run.read_bytes(record))
-    counts = parse_round(config, run, own)
-    run.delete(retry.name)
-    return {"retried": again.num_rows, "mended": mended, **counts}
 
 
 def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
@@ -223,58 +190,30 @@ def write_ledger(run: RunFolder, own: Round) -> dict[str, int]:
     """Write a round's ``failed`` (``schemas.FAILED``) from its ``completions``; returns reason -> rows."""
     blank = pc.equal(pc.utf8_trim_whitespace(pc.field("completion")), "")
     failed = (pc.field("error") != "") | blank | (pc.field("finish_reason") == "length")
-    rows = _scanned(run, own.completions, [*FAILED.names[:3], "error", "finish_reason"], failed).sort_by("candidate_id").to_pylist()
+    rows = sorted(scan.rows(run, own.completions, [*FAILED.names[:3], "error", "finish_reason"], failed), key=itemgetter("candidate_id"))
     for row in rows:
         row["reason"] = failure_reason(row["error"]) if row["error"] else "truncated" if row["finish_reason"] == "length" else "empty"
     run.write_table(own.failed, pa.Table.from_pylist(rows, FAILED), LEDGER_PART)
     return dict(sorted(Counter(row["reason"] for row in rows).items()))
 
 
-def retry_rows(run: RunFolder, own: Round) -> pa.Table:
-    """The request rows (``schemas.PROMPTS``) of a round whose failure was the engine's own."""
-    failed = _scanned(run, own.completions, ["candidate_id", "error"], pc.field("error") != "").to_pylist()
+def forget_failed(run: RunFolder, own: Round) -> int:
+    """Take the requests whose failure was the engine's own out of a round's completions, so that the next pass asks for them again;
+    returns how many."""
+    failed = scan.rows(run, own.completions, ["candidate_id", "error"], pc.field("error") != "")
     again = pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
-    return _scanned(run, own.prompts, PROMPTS.names, pc.field("candidate_id").isin(again)).sort_by("candidate_id")
+    gone = pc.field("candidate_id").isin(again)
+    for file in run.files(own.completions, ".parquet") if len(again) else ():
+        path = run.path(file)
+        if pq.read_table(path, columns=["candidate_id"], filters=gone, filesystem=run.fs).num_rows:
+            run.write_parquet(file, pq.read_table(path, filters=~gone, filesystem=run.fs))
+    return len(again)
 
 
 def forget_completions(run: RunFolder, own: Round) -> None:
     """Remove what the engine wrote for a round, and the prompts that followed from it (waves after the first)."""
-    # The checkpoint first: what it names is not asked for again.
-    for name in (f"{own.completions}.checkpoint", own.completions, f"{own.completions}.engines", own.retry, own.waves, own.quota):
+    for name in (own.completions, f"{own.completions}.engines", own.waves, own.quota):
         run.delete(name)
     for file in run.files(own.prompts):
         if file.rpartition("/")[2].startswith("wave-"):
             run.delete(file)
-
-
-def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
-    """Let the successful rows of table ``answers`` take the places of their failed ones; returns how many.
-
-    Only files with failed rows are read, and each is written whole under its own name: a call that was ended half-way
-    is made good by another.
-    """
-    found: list[pa.Table] = []
-    for file in run.files(answers, ".parquet"):
-        with contextlib.suppress(pa.ArrowInvalid):  # one that a kill cut short
-            table = pq.read_table(run.path(file), columns=COMPLETIONS.names, filesystem=run.fs)
-            found.append(table.filter(pc.equal(table["error"], "")))
-    if not found:
-        return 0
-    new = pa.concat_tables(found).cast(COMPLETIONS)
-    wanted = pc.field("candidate_id").isin(new["candidate_id"].combine_chunks()) & (pc.field("error") != "")
-    placed = _scanned(run, completions, ["candidate_id", "__filename"], wanted)
-    for path in placed["__filename"].unique().to_pylist():
-        table = pq.read_table(path, columns=COMPLETIONS.names, filesystem=run.fs).cast(COMPLETIONS)
-        own = placed.filter(pc.equal(placed["__filename"], path))["candidate_id"]
-        kept = table.filter(pc.invert(pc.is_in(table["candidate_id"], own.combine_chunks())))
-        mended = new.filter(pc.is_in(new["candidate_id"], own.combine_chunks()))
-        run.write_parquet(path.removeprefix(f"{run.root.rstrip('/')}/"), pa.concat_tables([kept, mended]))
-    return int(placed.num_rows)
-
-
-def _scanned(run: RunFolder, name: str, columns: list[str], where: pc.Expression) -> pa.Table:
-    """The rows of a table that ``where`` keeps, its files read side by side; none where there is no such table."""
-    import pyarrow.dataset as pads
-
-    schema = PROMPTS if name.endswith("prompts") else COMPLETIONS
-    return pads.dataset(run.table_files(name), schema=schema, format="parquet", filesystem=run.fs).to_table(columns=columns, filter=where)

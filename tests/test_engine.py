@@ -17,12 +17,13 @@ from divray.engines.actor import EngineHealth
 from divray.engines.complete import complete
 from divray.engines.vllm import engine_arguments, engine_threads, sampling_parameters
 from divray.errors import EngineError, InputError
+from divray.layout import Round
 from divray.models import local_model
 from divray.prompts import request_rows, write_prompts
 from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
-from divray.sampling import parse_batch, policy_model, retry_failed
+from divray.sampling import forget_failed, parse_batch, policy_model
 from divray.sampling import run as sample
 from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
 
@@ -161,8 +162,8 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     lost = next(row for row in kept.values() if row["finish_reason"] == "stop" and row["completion"].strip())
     failed = {**lost, "completion": "", "generated_tokens": 0, "finish_reason": "", "error": "RuntimeError: a bad moment"}
     run.write_table("round-00/completions", pa.Table.from_pylist([*(kept | {lost["candidate_id"]: failed}).values()], COMPLETIONS))
-    counts = retry_failed(config, run, 0)
-    assert (counts["retried"], counts["mended"]) == (1, 1)
+    assert forget_failed(run, Round.of(0)) == 1
+    assert "engine_error" not in sample(config, run, 0)["failed"]
     mended = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
     assert [name for name in kept if mended[name] != kept[name]] == [lost["candidate_id"]]
     assert mended[lost["candidate_id"]]["error"] == "" and mended[lost["candidate_id"]]["generated_tokens"] > 0
