@@ -70,7 +70,6 @@ class Round:
     prompts = Entry("prompts", "prompt", PROMPTS)
     completions = Entry("completions", "sample", COMPLETIONS)
     samples = Entry("samples", "sample", SAMPLES)
-    failed = Entry("failed", "sample")
     waves = Entry("waves", "sample")
     quota = Entry("quota.json", "sample", Quota)
     embedded = Entry("embedded", "score")

@@ -32,7 +32,7 @@ from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
 from divray.run_folder import RunFolder
-from divray.sampling import ENGINE_ERROR, forget_completions, forget_failed
+from divray.sampling import engine_failures, forget_completions, forget_failed
 from divray.stages import STAGES, Stage, record_name, schedule
 
 _PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
@@ -211,11 +211,11 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
     if not done:
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
     for number in done:
-        name = record_name(stage, number)
+        name, own = record_name(stage, number), Round.of(number)
         run.forget(name)  # its completions stay
-        failed = forget_failed(run, Round.of(number))
-        counts = run_stage(config, run, stage, number)
-        mended = failed - counts["failed"].get(ENGINE_ERROR, 0)
+        failed = forget_failed(run, own)
+        run_stage(config, run, stage, number)
+        mended = failed - len(engine_failures(run, own))
         console.log(f"{name}: {failed} requests tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
         if mended and (older := [other for other in later if run.record(other)]):

@@ -1,10 +1,8 @@
-"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections, the ledger of failed requests."""
+"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections."""
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -28,14 +26,12 @@ from divray.prompts.waves import Tally, next_counts, quota_account, split_by_str
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.scan import ASKED, tally
-from divray.schemas import FAILED, NAIVE, SAMPLES
+from divray.schemas import NAIVE, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
 from divray.texts import SPANS
 
 ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
-LEDGER_PART = 10_000
-"""Rows of a file of the ledger."""
 _REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError")
 _LENGTH = ("longer than the context", "maximum model length", "maximum context length", "max_model_len", "is too long")
 
@@ -57,7 +53,7 @@ def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
 def run(
     config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
 ) -> dict[str, Any]:
-    """Complete ``round-XX/prompts`` into ``completions``, parse those into ``samples``, and list the ``failed``.
+    """Complete ``round-XX/prompts`` into ``completions``, and parse those into ``samples``.
 
     With waves the accepted samples so far decide on further prompts, which are completed in turn (:mod:`divray.prompts.waves`).
     A call that was killed goes on where it was.  The samples are a pure function of the completions, sorted by ``candidate_id``.
@@ -66,8 +62,7 @@ def run(
         answer: A function in the engine's place; see :func:`~divray.engines.complete.complete`.
 
     Returns:
-        Counts: ``candidates``, ``valid``, ``rejections`` (reason -> count), ``failed`` (reason -> requests),
-        and with a quota ``missing`` (samples).
+        Counts: ``candidates``, ``valid``, ``rejections`` (reason -> count), and with a quota ``missing`` (samples).
 
     Raises:
         EngineError: The engine died at every try.
@@ -117,7 +112,7 @@ def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Ta
 
 
 def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
-    """Write ``samples`` and ``failed`` of a round from its completions; returns the counts of :func:`run`."""
+    """Write ``samples`` of a round from its completions; returns the counts of :func:`run`."""
     run.forget(own.record("sample"))
     run.delete(own.samples)
     relations, seeds = read_relations(run), read_seeds(run)
@@ -128,11 +123,10 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(own.samples), filesystem=run.fs)
-    failed = write_ledger(run, own)
     rejections = run.read_table(own.samples, ["rejection"])["rejection"].value_counts().to_pylist()
     reasons = {entry["values"]: entry["counts"] for entry in rejections}
     valid = reasons.pop("", 0)
-    return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items())), "failed": failed}
+    return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items()))}
 
 
 def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form, max_tokens: int) -> pa.Table:
@@ -186,22 +180,15 @@ def failure_reason(error: str) -> str:
     return REJECTED if error.partition(":")[0].strip() in _REFUSALS else ENGINE_ERROR
 
 
-def write_ledger(run: RunFolder, own: Round) -> dict[str, int]:
-    """Write a round's ``failed`` (``schemas.FAILED``) from its ``completions``; returns reason -> rows."""
-    blank = pc.equal(pc.utf8_trim_whitespace(pc.field("completion")), "")
-    failed = (pc.field("error") != "") | blank | (pc.field("finish_reason") == "length")
-    rows = sorted(scan.rows(run, own.completions, [*FAILED.names[:3], "error", "finish_reason"], failed), key=itemgetter("candidate_id"))
-    for row in rows:
-        row["reason"] = failure_reason(row["error"]) if row["error"] else "truncated" if row["finish_reason"] == "length" else "empty"
-    run.write_table(own.failed, pa.Table.from_pylist(rows, FAILED), LEDGER_PART)
-    return dict(sorted(Counter(row["reason"] for row in rows).items()))
+def engine_failures(run: RunFolder, own: Round) -> pa.Array:
+    """The ids of a round's requests whose failure was the engine's own."""
+    failed = scan.rows(run, own.completions, ["candidate_id", "error"], pc.field("error") != "")
+    return pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
 
 
 def forget_failed(run: RunFolder, own: Round) -> int:
-    """Take the requests whose failure was the engine's own out of a round's completions, so that the next pass asks for them again;
-    returns how many."""
-    failed = scan.rows(run, own.completions, ["candidate_id", "error"], pc.field("error") != "")
-    again = pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
+    """Take :func:`engine_failures` out of a round's completions, so that the next pass asks for them again; returns how many."""
+    again = engine_failures(run, own)
     gone = pc.field("candidate_id").isin(again)
     for file in run.files(own.completions, ".parquet") if len(again) else ():
         path = run.path(file)

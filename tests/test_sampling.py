@@ -31,7 +31,7 @@ from divray.quickstart import folder
 from divray.run_folder import RunFolder
 from divray.sampling import failure_reason, parse_batch, parsed_records
 from divray.sampling import run as sample
-from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
+from divray.schemas import COMPLETIONS, PROMPTS, SCORES
 
 SMALL = [
     *FASTER,
@@ -100,14 +100,8 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
 
     counts = sample(config, run, 0, answer=playing(errors))
     assert counts["candidates"] == len(asked)
-    assert counts["failed"] == {"engine_error": 1, "prompt_too_long": 1, "rejected_request": 1}
-    ledger = run.read_table("round-00/failed")
-    assert ledger.schema.equals(FAILED)
-    assert {row["candidate_id"]: row["reason"] for row in ledger.to_pylist()} == {
-        names[0]: "prompt_too_long",
-        flaky: "engine_error",
-        refused: "rejected_request",
-    }
+    rejected = {row["candidate_id"]: row["rejection"] for row in run.read_table("round-00/samples").to_pylist() if row["rejection"]}
+    assert rejected == {names[0]: "prompt_too_long", flaky: "engine_error", refused: "rejected_request"}
     before = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
 
     run.finish("round-00.sample", 1.0, counts)
@@ -129,7 +123,7 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     retry(config, run, None)
     assert "0 requests tried again, 0 mended" in capsys.readouterr().err
     counts = (run.record("round-00.sample") or {})["counts"]
-    assert counts["failed"] == {"prompt_too_long": 1, "rejected_request": 1}
+    assert counts["rejections"] == {"prompt_too_long": 1, "rejected_request": 1}
     after = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
     assert after.keys() == before.keys()
     assert [name for name in names if after[name] != before[name]] == [flaky]
