@@ -17,12 +17,11 @@ from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.engines.pool import make_room
 from divray.layout import Round
-from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
-from divray.prompts.pairs import read_pool
+from divray.prompts import write_wave
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.record import read_records
 from divray.prompts.rows import accepted_samples, candidate_ids
-from divray.prompts.waves import Tally, next_counts, quota_account, split_by_strategy, wave_count
+from divray.prompts.waves import Tally, Wave, next_counts, quota_account, split_by_strategy, wave_count
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.scan import ASKED, tally
@@ -69,7 +68,7 @@ def run(
     """
     own, quota = Round.of(round), config.sampling.quota
     model, adapter = policy_model(config, run, round)
-    relations, seeds = stated(config, read_relations(run)), read_seeds(run)
+    names = [relation.name for relation in stated(config, read_relations(run))]
     wave = len(run.files(own.waves))
     for file in run.files(own.prompts):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
@@ -81,7 +80,7 @@ def run(
             return counts
         make_room(config, "score")
         scoring.run(config, run, round)
-        tallies = tallies_of(run, own, [relation.name for relation in relations])
+        tallies = tallies_of(run, own, names)
         wanted, ended_by = next_counts(config, tallies, wave + 1)
         if not wanted:
             break
@@ -90,8 +89,7 @@ def run(
         for (relation, strategy), (_, count) in tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED).items():
             asked.setdefault(relation, {})[strategy] = int(count)
         plan = Wave(wave, split_by_strategy(config, wanted), asked, accepted_samples(run, range(round + 1)))
-        rows = request_rows(config, relations, seeds, round, chat_renderer(config), plan, read_pool(run))
-        write_prompts(run, own.prompts, rows, f"wave-{wave:02d}")
+        write_wave(config, run, round, plan)
         run.write_json(f"{own.waves}/{wave:02d}.json", wanted)
         console.log(f"{own.name} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
     if quota is None:

@@ -27,7 +27,8 @@ from divray.engines.complete import complete
 from divray.engines.vllm import engine_arguments
 from divray.layout import LLM_COMPLETIONS, LLM_PROMPTS, TEST
 from divray.models import context_length
-from divray.prompts import chat_renderer, rows_per_file
+from divray.prompts import chat_renderer
+from divray.prompts.rows import rows_per_file
 from divray.relations import Example, Relation, render_marked
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
