@@ -105,7 +105,7 @@ def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
         prepare_cluster(config, run, ["sample"])
         try:
             prepare(config, run)
-            prompt(config, run, 0)
+            prompt(config, run, 0, answer=answer)
             complete(config, run, "round-00/prompts", "completions", config.models.llm, answer=answer)
         finally:
             release_cluster(config)

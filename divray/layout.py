@@ -50,6 +50,7 @@ SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
 )
 # What is made once, and not again where it is there; only `prepare` drops it.
 ENTITY_PAIRS, SEED_HEARD, TEST_EMBEDDINGS = Entry("data/entity_pairs"), Entry("data/seed_heard"), Entry("data/test_embeddings")
+PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
 SEED_EMBEDDINGS = Entry("data/seed_embeddings", "score")
 ACCEPTED, SELECTED = Entry("dataset/data", "select", DATASET), Entry("comparison/selected", "select", DATASET)
 EVALUATION = Entry("evaluation.json", "evaluate", dict[str, SetRecord])

@@ -129,7 +129,7 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
     Raises:
         ResourceError: The engine is spread over GPUs and runs on none.
     """
-    cluster, engine, work = config.cluster, config.engine, STAGES[stage].asks
+    cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
     if work == "engine":
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": READING}

@@ -20,6 +20,9 @@ NAIVE = "naive"
 SENTENCES = 4
 """Candidates that one completion of the strategy ``all_at_once`` writes."""
 
+PAIRS_STRATEGY, PAIRS_A_COMPLETION = "pairs", 12
+"""Of the requests for entity pairs, not for samples: their strategy, and the pairs that each asks for."""
+
 
 def _fields(kind: pa.DataType, *names: str) -> list[pa.Field]:
     return [pa.field(name, kind) for name in names]

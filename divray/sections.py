@@ -109,6 +109,9 @@ class PromptsConfig(Section):
     strategies: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {"independent": 1.0}, min_length=1, description="Strategy -> share of the candidates."
     )
+    pairs: Literal["with", "first"] = Field(
+        "with", description="The LLM writes head and tail `with` the sentence, or a pool of pairs `first` and then a sentence for each."
+    )
     pairs_file: Name | None = Field(None, description="Your own pairs, relative to this file: .jsonl with relation, head, tail.")
     demonstrations: int = Field(5, ge=1, description="Seed examples shown in a prompt.")
     attributes: bool = Field(

@@ -27,7 +27,7 @@ class Stage:
 
     Attributes:
         module: Module whose ``run`` is the stage.
-        asks: What it asks of the cluster.
+        asks: What it asks of the cluster, unless the settings say otherwise; see :meth:`work`.
         rounds: Whether it runs once a round (record ``round-XX.name``) or once.
         unit: What its progress counts; empty: it tells of none.
     """
@@ -44,6 +44,12 @@ class Stage:
         """The stage's function; loads its module."""
         function: Callable[..., dict[str, Any]] = importlib.import_module(self.module).run
         return function
+
+    def work(self, config: Config) -> Work:
+        """What it asks of the cluster under these settings."""
+        if self.name == "prompt" and config.prompts.pairs == "first" and not config.prompts.pairs_file:
+            return "engine"  # which writes the pool of pairs
+        return self.asks
 
 
 _ALL = (

@@ -226,6 +226,7 @@ def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], tmp_
     [
         (["prompts.style=completion"], "a prompt of 6[0-9]{2} tokens and its answer of 96 exceed the 700 of"),
         (["prompts.style=chat"], "a prompt of 6[0-9]{2} tokens and its answer of 96 exceed the 700 of"),
+        (["prompts.pairs=first", "sampling.max_tokens=8"], "a prompt of [56][0-9]{2} tokens and its answer of 192 exceed the 700 of"),
         (["prompts.strategies={all_at_once: 1}", "sampling.max_tokens=30"], "and its answer of 120 exceed the 700 of"),
         (["engine.vllm.max_model_len=640", "sampling.max_tokens=8"], "and its answer of 8 exceed the 640 of"),
         (["sampling.max_tokens=8"], ""),

@@ -91,7 +91,7 @@ def _job() -> tuple[str, str]:
 
 def make_room(config: Config, stage: str) -> None:
     """Stop the engines where the cluster has no room for what a stage asks for beside them; on a CPU it has no memory for DPO."""
-    work = STAGES[stage].asks
+    work = STAGES[stage].work(config)
     if _pool is None or work in ("", "engine"):
         return
     import ray

@@ -18,7 +18,7 @@ from divray.engines import Engine, EngineDied, Request, Row
 from divray.errors import InputError
 from divray.models import context_length, local_model
 from divray.resources import cpu_precision, gpus_of
-from divray.schemas import TUNED
+from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY, TUNED
 from divray.sections import VllmArguments
 
 CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
@@ -79,9 +79,10 @@ def cpu_dtype(reference: str) -> str:
 def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> dict[str, Any]:
     """vLLM's sampling parameters of one request row."""
     sampling, sentences = config.sampling, row.get("sentences") or 1
-    parameters: dict[str, Any] = {"max_tokens": sampling.max_tokens * sentences}
+    most = PAIRS_A_COMPLETION * 16 if row["strategy"] == PAIRS_STRATEGY else sampling.max_tokens * sentences
+    parameters: dict[str, Any] = {"max_tokens": most}
     if config.prompts.style == "completion" and not row["pattern"] and sentences == 1:
-        # A chat's answer and a list of records end by themselves; a record of three lines ends with an empty one.
+        # A chat's answer and a list of records end by themselves; a list of pairs and a record of three lines with an empty one.
         parameters["stop"] = ["\n"] if row["head"] else ["\n\n"]
     if greedy:
         parameters["temperature"] = 0.0

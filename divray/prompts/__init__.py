@@ -12,11 +12,13 @@ from typing import Any
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.dedup.storage import first_line
+from divray.engines import Answer
+from divray.engines.complete import complete
 from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, engine_arguments, sampling_parameters
 from divray.errors import InputError
-from divray.layout import Round
+from divray.layout import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round
 from divray.models import facts_of, local_model, small_files
-from divray.prompts.pairs import read_pairs, read_pool, write_pool
+from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.rows import Renderer, accepted_samples, request_rows, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
@@ -31,15 +33,27 @@ from divray.stages import Progress
 __all__ = ["STRATEGIES", "Draft", "chat_renderer", "request_rows", "run", "strategy", "write_prompts", "write_wave"]
 
 
-def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave, and once ``data/entity_pairs``, the user's pairs.
+def run(
+    config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
+) -> dict[str, Any]:
+    """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave, and once ``data/entity_pairs``, the user's
+    or the LLM's, where prompts are to give pairs.
+
+    Args:
+        answer: A function in the engine's place, which writes the pool of pairs; see :func:`divray.engines.complete.complete`.
 
     Returns:
         Counts: ``requests``, and ``pairs`` where prompts give them.
     """
+    seeds = read_seeds(run)
     relations = stated(config, read_relations(run))
+    form = form_of(seeds, relations)
     if round == 0 and config.prompts.pairs_file:
-        write_pool(run, read_pairs(config.prompts.pairs_file, relations, form_of(read_seeds(run), relations)))
+        write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
+    elif round == 0 and config.prompts.pairs == "first" and not run.files(ENTITY_PAIRS, ".parquet"):
+        write_prompts(run, PAIR_PROMPTS, pair_rows(config, relations, seeds, chat_renderer(config)))
+        complete(config, run, PAIR_PROMPTS, PAIR_COMPLETIONS, config.models.llm, on_progress=on_progress, answer=answer)
+        write_pool(run, pool_of(run.read_table(PAIR_COMPLETIONS).to_pylist(), form, pairs_wanted(config)))
     accepted = accepted_samples(run, range(round)) if GROWING & config.prompts.strategies.keys() else {}
     run.delete(Round.of(round).waves)
     counts = {"requests": write_wave(config, run, round, first_wave(config, relations, round, accepted))}
@@ -62,6 +76,8 @@ def check_lengths(config: Config, relations: list[Relation], seeds: list[Example
     rows = {
         row["prompt_id"]: row for row in request_rows(config, relations, seeds, 0, chat, Wave(0, {one.name: counts for one in relations}))
     }
+    if config.prompts.pairs == "first" and not config.prompts.pairs_file:
+        rows |= {f"pairs of {row['relation']}": row for row in pair_rows(config, relations, seeds, chat)}
     # A token has at least one byte.
     least = min(facts.context or MOST, config.engine.vllm.get("max_model_len", CPU_ENGINE_ARGUMENTS["max_model_len"]))
     asked = {name: int(sampling_parameters(config, row, False)["max_tokens"]) for name, row in rows.items()}

@@ -1,23 +1,106 @@
-"""The user's entity pairs, for which sentences are written."""
+"""The pool of entity pairs that sentences are written for: from the user's file, or written by the LLM first.
+
+Of the LLM's pairs each stands once, none is a seed's, and no entity is in more than :data:`MOST_REPEATS` pairs of a relation.  The user's
+are checked, and stay as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from divray import scan
+from divray.config import Config
 from divray.datasets.own import Source
 from divray.layout import ENTITY_PAIRS
-from divray.prompts.parsing import Form, pair_problem
-from divray.prompts.record import Pair
-from divray.relations import Relation
+from divray.prompts.parsing import Form, bare_name, pair_problem
+from divray.prompts.record import Pair, labels
+from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, slugs_of
+from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
+from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.textfiles import json_lines, read_bytes
 
 COLUMNS = ("relation", "head", "tail")
 """In the order in which prompts take them."""
+
+MOST_REPEATS = 2
+
+
+def pairs_wanted(config: Config) -> int:
+    """Pairs of a relation that all rounds have a prompt for."""
+    return config.rounds * prompts_a_round(config)
+
+
+def pair_rows(config: Config, relations: Sequence[Relation], seeds: Sequence[Example], chat: Renderer | None) -> Iterator[dict[str, Any]]:
+    """Request rows (``schemas.PROMPTS``) for lists of pairs, twice as many as are wanted."""
+    slugs = slugs_of(relations)
+    for relation in relations:
+        own = [example for example in seeds if example.relation == relation.name]
+        for number in range(ceil(2 * pairs_wanted(config) / PAIRS_A_COMPLETION)):
+            candidate_id = numbered(f"{PAIRS_STRATEGY}-{slugs[relation.name]}", number)
+            seed = number_of(config.seed, candidate_id)
+            yield {
+                "candidate_id": candidate_id,
+                "relation": relation.name,
+                "round": 0,
+                "strategy": PAIRS_STRATEGY,
+                "prompt_id": candidate_id,
+                "prompt": _prompt(relation, random.Random(seed).sample(own, len(own)), chat),
+                "head": "",
+                "tail": "",
+                "pattern": "",
+                "seed": seed % 2**31,
+                "demonstrations": [example.example_id for example in own],
+                "policy": BASE,
+            }
+
+
+def _prompt(relation: Relation, shown: Sequence[Example], chat: Renderer | None) -> str:
+    head, tail, _ = (label.rstrip(":") for label in labels(relation))
+    lines = [
+        "A list of heads and tails between which one and the same relation holds. No name stands in it twice.",
+        "",
+        f"Relation: {relation.name}",
+        f"Meaning: {relation.description}",
+        "",
+        f"{head} | {tail}",
+        *(f"{example.head_text} | {example.tail_text}" for example in shown),
+    ]
+    if chat is None:
+        return "\n".join(lines) + "\n"
+    lines += ["", f"Write {PAIRS_A_COMPLETION} new lines of this list, and nothing else."]
+    return chat([{"role": "user", "content": "\n".join(lines)}])
+
+
+def pool_of(completions: Iterable[Mapping[str, Any]], form: Form, wanted: int) -> dict[str, list[Pair]]:
+    """Relation -> its pairs, at most ``wanted``, from the completions of :func:`pair_rows` in order of their ids."""
+    lines: dict[str, list[Pair]] = {}
+    for row in sorted(completions, key=lambda row: str(row["candidate_id"])):
+        written = row["completion"].split("\n")
+        for line in written[:-1] if row["finish_reason"] == "length" else written:
+            head, bar, tail = line.strip("| ").partition("|")
+            if bar and "|" not in tail:
+                lines.setdefault(row["relation"], []).append((bare_name(" ".join(head.split())), bare_name(" ".join(tail.split()))))
+    return {relation: _spread(pairs, form, wanted) for relation, pairs in lines.items()}
+
+
+def _spread(pairs: Iterable[Pair], form: Form, wanted: int) -> list[Pair]:
+    uses: Counter[str] = Counter()
+    kept: dict[tuple[str, ...], Pair] = {}
+    for pair in pairs:
+        folded = tuple(entity.casefold() for entity in pair)
+        if folded in kept or pair_problem(pair, form) or max(uses[entity] for entity in folded) >= MOST_REPEATS:
+            continue
+        uses.update(folded)
+        kept[folded] = pair
+    return list(kept.values())[:wanted]
 
 
 def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str, list[Pair]]:
