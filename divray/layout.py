@@ -63,16 +63,14 @@ VERSIONS = Entry("versions.json", "", dict[str, str])
 
 @dataclass(frozen=True)
 class Round:
-    """The names of what one round writes; ``name`` is its folder, or that of its requests which are asked again."""
+    """The names of what one round writes; ``name`` is its folder."""
 
     name: str
 
     prompts = Entry("prompts", "prompt", PROMPTS)
     completions = Entry("completions", "sample", COMPLETIONS)
     samples = Entry("samples", "sample", SAMPLES)
-    failed = Entry("failed", "sample")
     waves = Entry("waves", "sample")
-    retry = Entry("retry", "sample")
     quota = Entry("quota.json", "sample", Quota)
     embedded = Entry("embedded", "score")
     scores = Entry("scores", "score", SCORES)

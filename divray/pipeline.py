@@ -6,7 +6,6 @@ that was killed goes on with the first stage that has no record.
 
 from __future__ import annotations
 
-import importlib
 import platform
 import re
 import time
@@ -33,7 +32,7 @@ from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
 from divray.run_folder import RunFolder
-from divray.sampling import forget_completions
+from divray.sampling import engine_failures, forget_completions, forget_failed
 from divray.stages import STAGES, Stage, record_name, schedule
 
 _PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
@@ -174,33 +173,26 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
         return summary
 
 
-@contextmanager
-def _at_work(config: Config, run: RunFolder, stage: Stage, name: str) -> Iterator[Any]:
-    """Around a stage's work: machines for it, its progress on the terminal, and its logs in the run folder."""
+def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
+    """Run one stage with its progress on the terminal and put it on record; what was done of it before goes once it can begin."""
+    name = record_name(stage, round_)
+    if not run.exists(VERSIONS):
+        run.write_json(VERSIONS, versions())
     prepare_cluster(config, run, [stage.name])
     make_room(config, stage.name)
     try:
         with console.stage_progress(name, unit=stage.unit) as update:
-            yield update
+            undo(config, run, stage, round_)
+            started = time.monotonic()
+            if not stage.unit:
+                console.log(f"{name} …")
+            counts = stage.run(config, run, round_, update)
     except Exception:
         run.write_text(f"logs/{name}.traceback", traceback.format_exc())
         raise
     finally:
         release_cluster(config)
         save_logs(run)
-
-
-def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
-    """Run one stage with its progress on the terminal and put it on record; what was done of it before goes once it can begin."""
-    name = record_name(stage, round_)
-    if not run.exists(VERSIONS):
-        run.write_json(VERSIONS, versions())
-    with _at_work(config, run, stage, name) as update:
-        undo(config, run, stage, round_)
-        started = time.monotonic()
-        if not stage.unit:
-            console.log(f"{name} …")
-        counts = stage.run(config, run, round_, update)
     seconds = time.monotonic() - started
     run.finish(name, seconds, counts)
     brief = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
@@ -215,21 +207,18 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         InputError: No such round has been sampled.
     """
     stage, order = STAGES["sample"], schedule(config)
-    retry_failed = importlib.import_module(stage.module).retry_failed
     done = [r for other, r in order if other is stage and round_ in (None, r) and run.record(record_name(stage, r)) is not None]
     if not done:
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
     for number in done:
-        name = record_name(stage, number)
-        before: Any = run.record(name)
-        started = time.monotonic()
-        with _at_work(config, run, stage, f"{name} again") as update:
-            counts = retry_failed(config, run, number, on_progress=update)
-        console.log(f"{name}: {counts['retried']} requests tried again, {counts['mended']} mended")
-        if run.record(name) is None:  # the samples were written anew
-            run.finish(name, before["seconds"] + time.monotonic() - started, {**before["counts"], **counts})
+        name, own = record_name(stage, number), Round.of(number)
+        run.forget(name)  # its completions stay
+        failed = forget_failed(run, own)
+        run_stage(config, run, stage, number)
+        mended = failed - len(engine_failures(run, own))
+        console.log(f"{name}: {failed} requests tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
-        if counts["mended"] and (older := [other for other in later if run.record(other)]):
+        if mended and (older := [other for other in later if run.record(other)]):
             console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")
 
 

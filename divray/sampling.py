@@ -1,10 +1,7 @@
-"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections, the ledger of failed requests,
-and the second try of those whose failure was the engine's own."""
+"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections."""
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -12,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from divray import console
+from divray import console, scan
 from divray.alignment import base_model
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
@@ -20,45 +17,27 @@ from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.engines.pool import make_room
 from divray.layout import Round
-from divray.prompts import Wave, chat_renderer, request_rows, write_prompts
-from divray.prompts.pairs import read_pool
+from divray.prompts import write_wave
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.record import read_records
 from divray.prompts.rows import accepted_samples, candidate_ids
-from divray.prompts.waves import Tally, next_counts, quota_account, split_by_strategy, wave_count
-from divray.resources import uses_gpu
+from divray.prompts.waves import Tally, Wave, next_counts, quota_account, split_by_strategy, wave_count
 from divray.run_folder import RunFolder
 from divray.scan import ASKED, tally
-from divray.schemas import COMPLETIONS, FAILED, NAIVE, PROMPTS, SAMPLES
+from divray.schemas import NAIVE, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
 from divray.texts import SPANS
 
 ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
-LEDGER_PART = 10_000
-"""Rows of a file of the ledger."""
 _REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError")
 _LENGTH = ("longer than the context", "maximum model length", "maximum context length", "max_model_len", "is too long")
-
-
-def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
-    """The model that samples ``round`` and the LoRA adapter that joins it, ``""`` for none.
-
-    That is ``models.llm`` until a policy was trained, then the round's own policy, or, where engines live on beside DPO (GPUs)
-    or the model before tuning takes its share, the model that it was tuned from with the policy's adapter.
-    """
-    name = Round.of(round).policy
-    if not run.exists(f"{name}/config.json"):
-        return config.models.llm, ""
-    if (uses_gpu(config) or config.sampling.base_share) and run.exists(f"{name}/adapter/adapter_config.json"):
-        return base_model(config, run, round), run.full_uri(f"{name}/adapter")
-    return run.full_uri(name), ""
 
 
 def run(
     config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
 ) -> dict[str, Any]:
-    """Complete ``round-XX/prompts`` into ``completions``, parse those into ``samples``, and list the ``failed``.
+    """Complete ``round-XX/prompts`` into ``completions``, and parse those into ``samples``.
 
     With waves the accepted samples so far decide on further prompts, which are completed in turn (:mod:`divray.prompts.waves`).
     A call that was killed goes on where it was.  The samples are a pure function of the completions, sorted by ``candidate_id``.
@@ -67,26 +46,26 @@ def run(
         answer: A function in the engine's place; see :func:`~divray.engines.complete.complete`.
 
     Returns:
-        Counts: ``candidates``, ``valid``, ``rejections`` (reason -> count), ``failed`` (reason -> requests),
-        and with a quota ``missing`` (samples).
+        Counts: ``candidates``, ``valid``, ``rejections`` (reason -> count), and with a quota ``missing`` (samples).
 
     Raises:
         EngineError: The engine died at every try.
     """
     own, quota = Round.of(round), config.sampling.quota
-    relations, seeds = stated(config, read_relations(run)), read_seeds(run)
+    model = base_model(config, run, round + 1)
+    names = [relation.name for relation in stated(config, read_relations(run))]
     wave = len(run.files(own.waves))
     for file in run.files(own.prompts):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
-        _ask(config, run, round, own, on_progress, answer)
+        complete(config, run, own.prompts, own.completions, model, on_progress=on_progress, answer=answer)
         counts = parse_round(config, run, own)
         if quota is None and wave + 1 == wave_count(config):
             return counts
         make_room(config, "score")
         scoring.run(config, run, round)
-        tallies = tallies_of(run, own, [relation.name for relation in relations])
+        tallies = tallies_of(run, own, names)
         wanted, ended_by = next_counts(config, tallies, wave + 1)
         if not wanted:
             break
@@ -95,8 +74,7 @@ def run(
         for (relation, strategy), (_, count) in tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED).items():
             asked.setdefault(relation, {})[strategy] = int(count)
         plan = Wave(wave, split_by_strategy(config, wanted), asked, accepted_samples(run, range(round + 1)))
-        rows = request_rows(config, relations, seeds, round, chat_renderer(config), plan, read_pool(run))
-        write_prompts(run, own.prompts, rows, f"wave-{wave:02d}")
+        write_wave(config, run, round, plan)
         run.write_json(f"{own.waves}/{wave:02d}.json", wanted)
         console.log(f"{own.name} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
     if quota is None:
@@ -104,12 +82,6 @@ def run(
     account = quota_account(config, tallies, ended_by, wave + 1)
     run.write_json(own.quota, account)
     return {**counts, "waves": wave + 1, "missing": account["missing"]}
-
-
-def _ask(config: Config, run: RunFolder, round: int, tables: Round, on_progress: Progress | None, answer: Answer | None) -> None:
-    """Have the round's model complete the prompts of ``tables``."""
-    model, adapter = policy_model(config, run, round)
-    complete(config, run, tables.prompts, tables.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
 
 
 def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Tally]:
@@ -122,35 +94,8 @@ def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Ta
     return {name: Tally(*numbers) for name, numbers in found.items()}
 
 
-def retry_failed(
-    config: Config, run: RunFolder, round: int, on_progress: Progress | None = None, answer: Answer | None = None
-) -> dict[str, Any]:
-    """Ask again for the requests of a round whose failure was the engine's own; what succeeds now takes the failed row's place.
-
-    Returns:
-        Counts as of :func:`run`, and ``retried`` and ``mended`` (requests).
-    """
-    own = Round.of(round)
-    retry = Round(own.retry)
-    killed = bool(run.files(retry.name))
-    mended = put_in_place(run, retry.completions, own.completions) if killed else 0
-    again = retry_rows(run, own)
-    if not again.num_rows and not killed:
-        return {"retried": 0, "mended": 0}
-    if again.num_rows:
-        run.delete(retry.name)
-        write_prompts(run, retry.prompts, iter(again.to_pylist()))
-        _ask(config, run, round, retry, on_progress, answer)
-        mended += put_in_place(run, retry.completions, own.completions)
-        for record in run.files(f"{retry.completions}.engines"):
-            run.write_bytes(record.replace("/retry/", "/"), run.read_bytes(record))
-    counts = parse_round(config, run, own)
-    run.delete(retry.name)
-    return {"retried": again.num_rows, "mended": mended, **counts}
-
-
 def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
-    """Write ``samples`` and ``failed`` of a round from its completions; returns the counts of :func:`run`."""
+    """Write ``samples`` of a round from its completions; returns the counts of :func:`run`."""
     run.forget(own.record("sample"))
     run.delete(own.samples)
     relations, seeds = read_relations(run), read_seeds(run)
@@ -161,11 +106,10 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(own.samples), filesystem=run.fs)
-    failed = write_ledger(run, own)
     rejections = run.read_table(own.samples, ["rejection"])["rejection"].value_counts().to_pylist()
     reasons = {entry["values"]: entry["counts"] for entry in rejections}
     valid = reasons.pop("", 0)
-    return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items())), "failed": failed}
+    return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items()))}
 
 
 def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form, max_tokens: int) -> pa.Table:
@@ -219,62 +163,27 @@ def failure_reason(error: str) -> str:
     return REJECTED if error.partition(":")[0].strip() in _REFUSALS else ENGINE_ERROR
 
 
-def write_ledger(run: RunFolder, own: Round) -> dict[str, int]:
-    """Write a round's ``failed`` (``schemas.FAILED``) from its ``completions``; returns reason -> rows."""
-    blank = pc.equal(pc.utf8_trim_whitespace(pc.field("completion")), "")
-    failed = (pc.field("error") != "") | blank | (pc.field("finish_reason") == "length")
-    rows = _scanned(run, own.completions, [*FAILED.names[:3], "error", "finish_reason"], failed).sort_by("candidate_id").to_pylist()
-    for row in rows:
-        row["reason"] = failure_reason(row["error"]) if row["error"] else "truncated" if row["finish_reason"] == "length" else "empty"
-    run.write_table(own.failed, pa.Table.from_pylist(rows, FAILED), LEDGER_PART)
-    return dict(sorted(Counter(row["reason"] for row in rows).items()))
+def engine_failures(run: RunFolder, own: Round) -> pa.Array:
+    """The ids of a round's requests whose failure was the engine's own."""
+    failed = scan.rows(run, own.completions, ["candidate_id", "error"], pc.field("error") != "")
+    return pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
 
 
-def retry_rows(run: RunFolder, own: Round) -> pa.Table:
-    """The request rows (``schemas.PROMPTS``) of a round whose failure was the engine's own."""
-    failed = _scanned(run, own.completions, ["candidate_id", "error"], pc.field("error") != "").to_pylist()
-    again = pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
-    return _scanned(run, own.prompts, PROMPTS.names, pc.field("candidate_id").isin(again)).sort_by("candidate_id")
+def forget_failed(run: RunFolder, own: Round) -> int:
+    """Take :func:`engine_failures` out of a round's completions, so that the next pass asks for them again; returns how many."""
+    again = engine_failures(run, own)
+    gone = pc.field("candidate_id").isin(again)
+    for file in run.files(own.completions, ".parquet") if len(again) else ():
+        path = run.path(file)
+        if pq.read_table(path, columns=["candidate_id"], filters=gone, filesystem=run.fs).num_rows:
+            run.write_parquet(file, pq.read_table(path, filters=~gone, filesystem=run.fs))
+    return len(again)
 
 
 def forget_completions(run: RunFolder, own: Round) -> None:
     """Remove what the engine wrote for a round, and the prompts that followed from it (waves after the first)."""
-    # The checkpoint first: what it names is not asked for again.
-    for name in (f"{own.completions}.checkpoint", own.completions, f"{own.completions}.engines", own.retry, own.waves, own.quota):
+    for name in (own.completions, f"{own.completions}.engines", own.waves, own.quota):
         run.delete(name)
     for file in run.files(own.prompts):
         if file.rpartition("/")[2].startswith("wave-"):
             run.delete(file)
-
-
-def put_in_place(run: RunFolder, answers: str, completions: str) -> int:
-    """Let the successful rows of table ``answers`` take the places of their failed ones; returns how many.
-
-    Only files with failed rows are read, and each is written whole under its own name: a call that was ended half-way
-    is made good by another.
-    """
-    found: list[pa.Table] = []
-    for file in run.files(answers, ".parquet"):
-        with contextlib.suppress(pa.ArrowInvalid):  # one that a kill cut short
-            table = pq.read_table(run.path(file), columns=COMPLETIONS.names, filesystem=run.fs)
-            found.append(table.filter(pc.equal(table["error"], "")))
-    if not found:
-        return 0
-    new = pa.concat_tables(found).cast(COMPLETIONS)
-    wanted = pc.field("candidate_id").isin(new["candidate_id"].combine_chunks()) & (pc.field("error") != "")
-    placed = _scanned(run, completions, ["candidate_id", "__filename"], wanted)
-    for path in placed["__filename"].unique().to_pylist():
-        table = pq.read_table(path, columns=COMPLETIONS.names, filesystem=run.fs).cast(COMPLETIONS)
-        own = placed.filter(pc.equal(placed["__filename"], path))["candidate_id"]
-        kept = table.filter(pc.invert(pc.is_in(table["candidate_id"], own.combine_chunks())))
-        mended = new.filter(pc.is_in(new["candidate_id"], own.combine_chunks()))
-        run.write_parquet(path.removeprefix(f"{run.root.rstrip('/')}/"), pa.concat_tables([kept, mended]))
-    return int(placed.num_rows)
-
-
-def _scanned(run: RunFolder, name: str, columns: list[str], where: pc.Expression) -> pa.Table:
-    """The rows of a table that ``where`` keeps, its files read side by side; none where there is no such table."""
-    import pyarrow.dataset as pads
-
-    schema = PROMPTS if name.endswith("prompts") else COMPLETIONS
-    return pads.dataset(run.table_files(name), schema=schema, format="parquet", filesystem=run.fs).to_table(columns=columns, filter=where)

@@ -67,10 +67,6 @@ COMPLETIONS = pa.schema(
 figure); ``finish_reason`` is ``length`` where a limit cut the completion. Times are Unix seconds, of the time inside the engine;
 ``error`` is ``""`` for a success."""
 
-FAILED = pa.schema(_fields(pa.string(), "candidate_id", "relation", "strategy", "reason", "error"))
-"""The ledger of requests that gave no whole completion, each file sorted by ``candidate_id``; ``reason`` is one of
-``engine_error``, ``rejected_request``, ``prompt_too_long``, ``truncated`` and ``empty``."""
-
 SAMPLES = pa.schema(
     [
         *_fields(pa.string(), "candidate_id", "relation"),

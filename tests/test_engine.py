@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -16,13 +15,13 @@ from divray.datasets.stage import run as prepare
 from divray.engines.actor import EngineHealth
 from divray.engines.complete import complete
 from divray.engines.vllm import engine_arguments, engine_threads, sampling_parameters
-from divray.errors import EngineError, InputError
-from divray.models import local_model
+from divray.errors import EngineError
+from divray.layout import Round
 from divray.prompts import request_rows, write_prompts
 from divray.prompts.parsing import form_of
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
-from divray.sampling import parse_batch, policy_model, retry_failed
+from divray.sampling import forget_failed, parse_batch
 from divray.sampling import run as sample
 from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
 
@@ -140,12 +139,9 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     assert counts["rejections"]["prompt_too_long"] == 1
     assert all(row["cached_tokens"] < row["prompt_tokens"] for row in by_id.values())
     assert any(row["cached_tokens"] > 0 for row in by_id.values())
-    ledger = {row["candidate_id"]: row for row in run.read_table("round-00/failed").to_pylist()}
-    assert ledger[rows[3]["candidate_id"]]["reason"] == "prompt_too_long"
-    assert {name: ledger[name]["reason"] for name in spoilt} == spoilt
     rejected = {row["candidate_id"]: row["rejection"] for row in samples.to_pylist()}
+    spoilt[rows[3]["candidate_id"]] = "prompt_too_long"
     assert {name: rejected[name] for name in spoilt} == spoilt
-    assert Counter(row["reason"] for row in ledger.values()) == counts["failed"]
     passes = [run.read_json(name) for name in run.files("round-00/completions.engines")]
     assert len(passes) == 2
     assert len({name for record in passes for name in record["engines"]}) == 1  # which outlived the first
@@ -161,8 +157,8 @@ def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(
     lost = next(row for row in kept.values() if row["finish_reason"] == "stop" and row["completion"].strip())
     failed = {**lost, "completion": "", "generated_tokens": 0, "finish_reason": "", "error": "RuntimeError: a bad moment"}
     run.write_table("round-00/completions", pa.Table.from_pylist([*(kept | {lost["candidate_id"]: failed}).values()], COMPLETIONS))
-    counts = retry_failed(config, run, 0)
-    assert (counts["retried"], counts["mended"]) == (1, 1)
+    assert forget_failed(run, Round.of(0)) == 1
+    assert "engine_error" not in sample(config, run, 0)["rejections"]
     mended = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
     assert [name for name in kept if mended[name] != kept[name]] == [lost["candidate_id"]]
     assert mended[lost["candidate_id"]]["error"] == "" and mended[lost["candidate_id"]]["generated_tokens"] > 0
@@ -205,39 +201,3 @@ def test_parsing_is_row_by_row() -> None:
         assert row["text"][row["tail_start"] : row["tail_end"]] == "flood"
     assert parsed[0]["head_type"] == "event"
     assert examples_table([]).num_rows == 0
-
-
-@pytest.mark.slow
-def test_the_base_model_and_its_tuned_policy_answer_in_one_pass(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    config = settings("sampling.base_share=0.5", "sampling.max_tokens=12")
-    run = RunFolder(uri)
-    prepare(config, run)
-    base = AutoModelForCausalLM.from_pretrained(local_model(config.models.llm), dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    lora = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    run.upload(tmp_path / "adapter", "round-01/policy/adapter")
-    run.write_json("round-01/policy/config.json", {})
-    assert policy_model(config, run, 1) == (config.models.llm, run.full_uri("round-01/policy/adapter"))
-
-    task = load_task(config)
-    rows = list(islice(request_rows(config, task.relations, task.seeds, 1), 8))
-    assert [row["policy"] for row in rows] == ["tuned", "base"] * 4
-    write_prompts(run, "round-01/prompts", iter({**row, "prompt": rows[0]["prompt"]} for row in rows))
-    model, adapter = policy_model(config, run, 1)
-    complete(config, run, "round-01/prompts", "round-01/completions", model, adapter=adapter, greedy=True)
-    texts: dict[str, set[str]] = {}
-    for row in run.read_table("round-01/completions").to_pylist():
-        assert not row["error"]
-        texts.setdefault(row["policy"], set()).add(row["completion"])
-    assert len(texts["base"]) == len(texts["tuned"]) == 1
-    assert texts["base"] != texts["tuned"]
-
-
-def test_a_share_for_the_base_model_needs_an_adapter() -> None:
-    with pytest.raises(InputError, match=r"base_share"):
-        settings("sampling.base_share=0.5", "alignment.method=full")

@@ -9,9 +9,10 @@ import pytest
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
-from divray.prompts import STRATEGIES, Wave, request_rows, strategy, write_prompts
+from divray.prompts import STRATEGIES, request_rows, strategy, write_prompts
 from divray.prompts.record import as_json, as_lines, labels
 from divray.prompts.rows import Renderer, gives_pair, render_prompt
+from divray.prompts.waves import Wave
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, PROMPTS

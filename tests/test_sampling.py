@@ -19,7 +19,7 @@ from conftest import FASTER
 from divray.config import Config, load_config
 from divray.datasets import load_task
 from divray.engines import Answer
-from divray.engines.complete import complete, whole_rows
+from divray.engines.complete import answered, complete
 from divray.engines.vllm import sampling_parameters
 from divray.errors import InputError
 from divray.pipeline import STAGES, retry, undo
@@ -29,9 +29,9 @@ from divray.prompts.record import labels
 from divray.prompts.waves import Tally, next_counts, opening_counts, quota_account
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
-from divray.sampling import failure_reason, parse_batch, parsed_records, retry_failed
+from divray.sampling import failure_reason, parse_batch, parsed_records
 from divray.sampling import run as sample
-from divray.schemas import COMPLETIONS, FAILED, PROMPTS, SCORES
+from divray.schemas import COMPLETIONS, PROMPTS, SCORES
 
 SMALL = [
     *FASTER,
@@ -100,23 +100,30 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
 
     counts = sample(config, run, 0, answer=playing(errors))
     assert counts["candidates"] == len(asked)
-    assert counts["failed"] == {"engine_error": 1, "prompt_too_long": 1, "rejected_request": 1}
-    ledger = run.read_table("round-00/failed")
-    assert ledger.schema.equals(FAILED)
-    assert {row["candidate_id"]: row["reason"] for row in ledger.to_pylist()} == {
-        names[0]: "prompt_too_long",
-        flaky: "engine_error",
-        refused: "rejected_request",
-    }
+    rejected = {row["candidate_id"]: row["rejection"] for row in run.read_table("round-00/samples").to_pylist() if row["rejection"]}
+    assert rejected == {names[0]: "prompt_too_long", flaky: "engine_error", refused: "rejected_request"}
     before = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
 
     run.finish("round-00.sample", 1.0, counts)
-    again = playing(lambda name: "" if name == flaky else "RuntimeError: asked twice")
-    monkeypatch.setattr("divray.sampling.retry_failed", partial(retry_failed, answer=again))
+    still = playing(lambda name: "RuntimeError: again" if name == flaky else "RuntimeError: asked twice")
+    monkeypatch.setattr("divray.sampling.run", partial(sample, answer=still))
     retry(config, run, None)
-    assert "1 requests tried again, 1 mended" in capsys.readouterr().err
+    assert "1 requests tried again, 0 mended" in capsys.readouterr().err
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    again = playing(lambda name: "" if name == flaky else "RuntimeError: asked twice")
+    monkeypatch.setattr("divray.sampling.run", partial(sample, answer=again))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("divray.sampling.parse_round", killed)
+        retry(config, run, None)
+    assert run.record("round-00.sample") is None
+    run.finish("round-00.sample", 1.0, sample(config, run, 0, answer=playing(lambda name: "RuntimeError: asked twice")))
+    retry(config, run, None)
+    assert "0 requests tried again, 0 mended" in capsys.readouterr().err
     counts = (run.record("round-00.sample") or {})["counts"]
-    assert counts["failed"] == {"prompt_too_long": 1, "rejected_request": 1}
+    assert counts["rejections"] == {"prompt_too_long": 1, "rejected_request": 1}
     after = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
     assert after.keys() == before.keys()
     assert [name for name in names if after[name] != before[name]] == [flaky]
@@ -126,30 +133,6 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     samples = run.read_table("round-00/samples")
     assert samples["candidate_id"].to_pylist() == sorted(names)
     assert Counter(samples["rejection"].to_pylist())[""] == len(names) - 2
-    assert retry_failed(config, run, 0)["retried"] == 0  # and no engine is started
-
-
-def test_a_retry_that_was_killed_goes_on_where_it_was(ray_two_cpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings()
-    run = begun(config, uri)
-    names = run.read_table("round-00/prompts")["candidate_id"].to_pylist()
-    flaky = set(names[1:4])
-    sample(config, run, 0, answer=playing(lambda name: "RuntimeError: a bad moment" if name in flaky else ""))
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("divray.sampling.parse_round", killed)
-        still = playing(lambda name: "RuntimeError: again" if name == names[1] else "")
-        with pytest.raises(KeyboardInterrupt):
-            retry_failed(config, run, 0, answer=still)
-    assert Counter(run.read_table("round-00/samples")["rejection"].to_pylist())["engine_error"] == 3
-    counts = retry_failed(config, run, 0, answer=playing(lambda name: "" if name == names[1] else "RuntimeError: asked twice"))
-    assert (counts["retried"], counts["mended"]) == (1, 1)
-    assert Counter(run.read_table("round-00/samples")["rejection"].to_pylist())["engine_error"] == 0
-    assert len(run.files("round-00/completions.engines")) == 3
-    assert not run.files("round-00/retry")
 
 
 def test_what_is_done_again_takes_what_came_after_off_the_record(ray_two_cpus: None, uri: str) -> None:
@@ -165,22 +148,24 @@ def test_what_is_done_again_takes_what_came_after_off_the_record(ray_two_cpus: N
     assert run.files("round-00/completions")
     undo(config, run, STAGES["prompt"], 0)
     assert run.record("round-00.sample") is None
-    assert not run.files("round-00/completions") and not run.files("round-00/completions.checkpoint")
+    assert not run.files("round-00/completions")
 
     other = playing(lambda name: "RuntimeError: this time")
     assert sample(config, run, 0, answer=other)["valid"] == 0  # every candidate was asked for again
 
 
-def test_lost_completions_that_the_checkpoint_names_are_no_short_table(ray_two_cpus: None, uri: str) -> None:
+def test_lost_completions_are_asked_for_again(ray_two_cpus: None, uri: str) -> None:
     config = settings()
     run = begun(config, uri)
-    sample(config, run, 0, answer=playing())
-    run.delete(run.files("round-00/completions", ".parquet")[0])
-    with pytest.raises(InputError, match=r"completions; its checkpoint names lost ones.*round-00/completions\.checkpoint"):
-        sample(config, run, 0, answer=playing())
-    for name in ("round-00/completions", "round-00/completions.checkpoint"):
-        run.delete(name)
-    assert sample(config, run, 0, answer=playing())["candidates"] == run.read_table("round-00/prompts").num_rows
+    run.write_table("round-00/prompts", run.read_table("round-00/prompts"), rows_per_file=16)
+    counts = sample(config, run, 0, answer=playing())
+    samples = run.read_table("round-00/samples")
+    lost, cut, *_ = run.files("round-00/completions", ".parquet")
+    run.delete(lost)
+    run.write_bytes(cut, run.read_bytes(cut)[:-100])
+    assert sample(config, run, 0, answer=playing()) == counts
+    assert run.read_table("round-00/samples") == samples
+    assert run.read_table("round-00/completions").num_rows == run.read_table("round-00/prompts").num_rows
 
 
 def test_a_pool_of_engines_starts_as_one(ray_two_cpus: None, uri: str) -> None:
@@ -230,7 +215,7 @@ def test_a_full_disk_leaves_nothing_half_written_that_counts(ray_two_cpus: None,
     total = prompts.num_rows
     with pytest.raises(Exception, match="No space left"):
         complete(config, run, "round-00/prompts", "round-00/completions", config.models.llm, answer=playing())
-    assert whole_rows(run, "round-00/completions") < total
+    assert len(answered(run, "round-00/completions")) < total
     small_disk("10m")
     counts = sample(config, run, 0, answer=playing())
     names = run.read_table("round-00/completions")["candidate_id"].to_pylist()

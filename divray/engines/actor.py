@@ -1,4 +1,4 @@
-"""The Ray actor that holds one engine, and the one to which all engines of a pool report."""
+"""The Ray actor that holds one engine, and the one that all engines of a pool tell how they are."""
 
 from __future__ import annotations
 
@@ -53,20 +53,22 @@ class EngineHealth:
         return {"ready": ready, "rows": self.rows, "cause": self.cause, "given_up": self.given_up, "engines": self.engines}
 
 
-class Reporter:
-    """One engine's voice: to the :class:`EngineHealth` of a name, and to Prometheus by Ray's metrics.
+class EngineActor:
+    """The engine that ``make`` makes, in a process that ends when it does, so that Ray starts another (a Ray actor).
+
+    It tells ``health``, the :class:`EngineHealth` of its pool, and by Ray's metrics Prometheus.
 
     Raises:
-        RuntimeError: Too many engines have died before this one.
+        RuntimeError: The engine is given up.
     """
 
-    def __init__(self, health: str) -> None:
+    def __init__(self, make: Callable[[], Engine], health: Any) -> None:
         import ray
         from ray.util import metrics
 
-        self.health: Any = ray.get_actor(health)
-        self.engine: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
-        if not ray.get(self.health.started.remote(self.engine)):
+        self.health = health
+        self.name: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+        if not ray.get(health.started.remote(self.name)):
             raise RuntimeError("the engine died at every try")
         self.inside: int = 0
         self.since: float = time.monotonic()
@@ -76,54 +78,14 @@ class Reporter:
         self.answered: Any = metrics.Counter("divray_requests", "Requests that came back.", (*tags, "outcome"))
         self.tokens: Any = metrics.Counter("divray_tokens", kinds, (*tags, "kind"))
         for metric in (self.in_flight, self.seconds, self.answered, self.tokens):
-            metric.set_default_tags({"engine": self.engine})
-
-    def spent(self, state: str) -> None:
-        """The engine has been in ``state`` (``start_up``, ``busy`` or ``idle``) until now."""
-        now = time.monotonic()
-        if now > self.since:
-            self.seconds.inc(now - self.since, {"state": state})
-        self.since = now
-
-    def enter(self, change: int) -> None:
-        """``change`` candidates more (or, negative, fewer) are inside the engine."""
-        self.spent("busy" if self.inside else "idle")
-        self.inside += change
-        self.in_flight.set(self.inside)
-
-    def batch(self, rows: list[tuple[str, Row]]) -> None:
-        """A batch has come back: relation and completion of each candidate."""
-        self.health.finished.remote(len(rows))
-        counts: Counter[tuple[str, str]] = Counter()
-        tokens: Counter[tuple[str, str]] = Counter()
-        for relation, row in rows:
-            counts[relation, "error" if row.get("error") else "ok"] += 1
-            for kind in ("prompt", "cached", "generated"):
-                tokens[relation, kind] += row.get(f"{kind}_tokens") or 0
-        for (relation, outcome), count in counts.items():
-            self.answered.inc(count, {"relation": metric_tag(relation), "outcome": outcome})
-        for (relation, kind), count in (+tokens).items():
-            self.tokens.inc(count, {"relation": metric_tag(relation), "kind": kind})
-
-
-class EngineActor:
-    """The engine that ``make`` makes, in a process that ends when it does, so that Ray starts another (a Ray actor).
-
-    Raises:
-        RuntimeError: The engine is given up.
-    """
-
-    def __init__(self, make: Callable[[], Engine], health: str) -> None:
-        import ray
-
-        self.reporter = Reporter(health)
+            metric.set_default_tags({"engine": self.name})
         try:
             self.engine = make()
         except Exception as error:
-            ray.get(self.reporter.health.failed.remote(str(error) or type(error).__name__))
+            ray.get(health.failed.remote(str(error) or type(error).__name__))
             os._exit(1)
-        self.reporter.spent("start_up")
-        self.reporter.health.is_ready.remote(self.reporter.engine)
+        self._spent("start_up")
+        health.is_ready.remote(self.name)
 
     async def slots(self) -> int:
         """Candidates that the engine takes at a time; comes back once it is ready."""
@@ -136,13 +98,22 @@ class EngineActor:
             Exception: No other request will fare better.
         """
         asked = [row["relation"] for request in requests for row in request.rows]
-        self.reporter.enter(len(asked))
+        self._enter(len(asked))
         try:
             answers = await asyncio.gather(*map(self._complete, requests))
         finally:
-            self.reporter.enter(-len(asked))
+            self._enter(-len(asked))
         rows = [row for answer in answers for row in answer]
-        self.reporter.batch(list(zip(asked, rows, strict=True)))
+        self.health.finished.remote(len(rows))
+        outcomes, tokens = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for relation, row in zip(asked, rows, strict=True):
+            outcomes[relation, "error" if row.get("error") else "ok"] += 1
+            for kind in ("prompt", "cached", "generated"):
+                tokens[relation, kind] += row.get(f"{kind}_tokens") or 0
+        for (relation, outcome), count in outcomes.items():
+            self.answered.inc(count, {"relation": metric_tag(relation), "outcome": outcome})
+        for (relation, kind), count in (+tokens).items():
+            self.tokens.inc(count, {"relation": metric_tag(relation), "kind": kind})
         return rows
 
     async def _complete(self, request: Request) -> list[Row]:
@@ -151,12 +122,25 @@ class EngineActor:
             answer = await self.engine.complete(request)
         except Exception as error:
             died = isinstance(error, EngineDied)
-            await self.reporter.health.failed.remote(str(error) if died else f"{type(error).__name__}: {error}")
+            await self.health.failed.remote(str(error) if died else f"{type(error).__name__}: {error}")
             if died:
                 os._exit(1)
             raise
-        times = {"started_at": started_at, "finished_at": time.time(), "engine": self.reporter.engine}
+        times = {"started_at": started_at, "finished_at": time.time(), "engine": self.name}
         return [{**times, **row} for row in answer]
+
+    def _spent(self, state: str) -> None:
+        """The engine has been in ``state`` (``start_up``, ``busy`` or ``idle``) until now."""
+        now = time.monotonic()
+        if now > self.since:
+            self.seconds.inc(now - self.since, {"state": state})
+        self.since = now
+
+    def _enter(self, change: int) -> None:
+        """``change`` candidates more (or, negative, fewer) are inside the engine."""
+        self._spent("busy" if self.inside else "idle")
+        self.inside += change
+        self.in_flight.set(self.inside)
 
     async def close(self) -> None:
         self.engine.close()

@@ -1,8 +1,8 @@
 """The pass of request rows through the engines, streamed by Ray Data.
 
-Ray's job checkpoint makes it resumable: a row whose completion lies in the target is never asked again.  An engine that dies
-costs the requests that it had, which are asked again; one that dies at every start or on every batch is given up with its own
-cause.  When the engines were there stands in ``<target>.engines/``, one JSON file a pass.
+A row whose completion lies in a whole file of the target is never asked again.  An engine that dies costs the requests that it
+had, which are asked again; one that dies at every start or on every batch is given up with its own cause.  When the engines were
+there stands in ``<target>.engines/``, one JSON file a pass.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from divray.config import Config
 from divray.engines import Answer, Request, Row
-from divray.engines.pool import Pool, engines_for, stop
+from divray.engines.pool import engines_for, stop
 from divray.engines.vllm import sampling_parameters
-from divray.errors import EngineError, InputError
+from divray.errors import EngineError
 from divray.run_folder import RunFolder
-from divray.schemas import COMPLETIONS, PROMPTS, TUNED
+from divray.schemas import COMPLETIONS, PROMPTS
 from divray.stages import Progress
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 BLOCKS_IN_FLIGHT = 64
 """Files of request rows that are being answered at a time, at most."""
 
-ALIKE = ("prompt", "pattern", "head", "strategy", "sentences", "policy")
+ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
 """Columns that the candidates of one request share."""
 
 READERS = 32
@@ -50,7 +51,6 @@ def complete(
     target: str,
     model: str,
     *,
-    adapter: str = "",
     greedy: bool = False,
     on_progress: Progress | None = None,
     answer: Answer | None = None,
@@ -61,7 +61,6 @@ def complete(
         source: Table of ``schemas.PROMPTS``; each of its files is a block.
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
         model: Reference that each engine resolves, or ``endpoint``: the server that ``engine.endpoint`` names.
-        adapter: Folder or URI of a LoRA adapter of ``model`` through which rows go whose ``policy`` is ``tuned``.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
         on_progress: Told about progress about once a second; rows that were there before don't count.
         answer: A function in the engine's place: recorded completions, or a measurement of everything but the engine.
@@ -71,18 +70,27 @@ def complete(
 
     Raises:
         EngineError: The engine died at every try; the message is its own cause.
-        InputError: Files of ``target`` are gone or damaged, whose rows its checkpoint takes for done.
     """
     import ray
+    import ray.data
 
-    total, there = whole_rows(run, source), whole_rows(run, target)
-    if there == total:
+    total, done, most = run.read_table(source, ["candidate_id"]).num_rows, answered(run, target), BLOCKS_IN_FLIGHT
+    if len(done) == total:
         return total  # and no engine is started
-    pool = engines_for(config, model, bool(adapter), answer)
+    pool = engines_for(config, model, answer)
+    requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
+    completions: ray.data.Dataset = requests.map_batches(
+        Ask,
+        fn_constructor_args=(config, pool.engines, greedy, done),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=most, max_concurrent_calls_per_actor=most),
+        num_cpus=0.1,
+    )
     try:
-        with _watched(pool.health, total - there, on_progress, run, f"{target}.engines/{time.time():.3f}.json") as record:
-            written = _stream(config, run, source, target, pool, adapter, greedy)
-            record["backpressure_seconds"] = backpressure_seconds(written)
+        with _watched(pool.health, total - len(done), on_progress, run, f"{target}.engines/{time.time():.3f}.json") as record:
+            completions.write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
+            record["backpressure_seconds"] = backpressure_seconds(completions)
     except Exception as error:
         state: dict[str, Any] = ray.get(pool.health.state.remote())
         stop()
@@ -90,64 +98,39 @@ def complete(
             words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
             raise EngineError(f"the LLM engine failed at every try; {words}") from error
         raise
-    if (held := whole_rows(run, target)) < total:
-        fix = f"Delete it and {target}.checkpoint; the same command then asks again."
-        raise InputError(run.full_uri(target), "", f"holds {held} of {total} completions; its checkpoint names lost ones", fix)
     return total
 
 
-def whole_rows(run: RunFolder, table: str) -> int:
-    """Rows in the whole files of a table; one that a kill or a full disk cut short counts for nothing."""
+def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
+    """The ids in a table of completions; a file that a kill or a full disk cut short goes, and its rows are asked for again."""
 
-    def rows(file: str) -> int:
+    def drop_if_cut(file: str) -> None:
         try:
-            return int(pq.read_metadata(run.path(file), filesystem=run.fs).num_rows)
+            pq.read_metadata(run.path(file), filesystem=run.fs)
         except pa.ArrowInvalid:
-            return 0
+            run.delete(file)
 
     with ThreadPoolExecutor(READERS) as readers:
-        return sum(readers.map(rows, run.files(table, ".parquet")))
+        list(readers.map(drop_if_cut, run.files(target, ".parquet")))
+    return pa.chunked_array([batch["candidate_id"] for batch in run.scan(target, ["candidate_id"])], pa.string())
 
 
-def _stream(config: Config, run: RunFolder, source: str, target: str, pool: Pool, adapter: str, greedy: bool) -> ray.data.Dataset:
-    import ray.data
-    from ray.data.checkpoint import CheckpointConfig
-
-    context, most = ray.data.DataContext.get_current(), BLOCKS_IN_FLIGHT
-    before, checkpoint = context.checkpoint_config, run.path(f"{target}.checkpoint")
-    context.checkpoint_config = CheckpointConfig("candidate_id", checkpoint, delete_checkpoint_on_success=False, override_filesystem=run.fs)
-    try:
-        requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
-        completions: ray.data.Dataset = requests.map_batches(
-            Ask,
-            fn_constructor_args=(config, pool.engines, adapter, greedy),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=most, max_concurrent_calls_per_actor=most),
-            num_cpus=0.1,
-        )
-        completions.write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
-        return completions
-    finally:
-        context.checkpoint_config = before
-
-
-def requests_of(config: Config, rows: list[Row], adapter: str, greedy: bool) -> list[Request]:
+def requests_of(config: Config, rows: list[Row], greedy: bool) -> list[Request]:
     """Rows of one prompt that stand together are one request; greedy ones, of which vLLM takes one at a time, are their own."""
 
     def alike(row: Row) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in (*ALIKE, *(["candidate_id"] if greedy else [])))
 
     groups = [list(group) for _, group in groupby(rows, alike)]
-    return [Request(own, sampling_parameters(config, own[0], greedy), adapter if own[0].get("policy") == TUNED else "") for own in groups]
+    return [Request(own, sampling_parameters(config, own[0], greedy)) for own in groups]
 
 
 class Ask:
     """Request rows in batches to that of the ready engines (handles of :class:`~divray.engines.actor.EngineActor`) which has the most
-    room (a function of Ray Data, in an actor)."""
+    room (a function of Ray Data, in an actor); rows whose ids are ``done`` are left out."""
 
-    def __init__(self, config: Config, engines: list[Any], adapter: str, greedy: bool) -> None:
-        self.config, self.engines, self.adapter, self.greedy = config, engines, adapter, greedy
+    def __init__(self, config: Config, engines: list[Any], greedy: bool, done: pa.ChunkedArray) -> None:
+        self.config, self.engines, self.greedy, self.done = config, engines, greedy, done
         self.slots: dict[int, int] = {}
         self.taken = [0] * len(engines)
         self.lost: dict[int, Exception] = {}
@@ -156,6 +139,7 @@ class Ask:
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Completions (``schemas.COMPLETIONS``) of request rows (``schemas.PROMPTS``)."""
+        block = block.filter(pc.invert(pc.is_in(block["candidate_id"], self.done)))
         asked, number = block.to_pylist(), await self._free()
         size = self.config.engine.batch_size or max(LEAST_BATCH, self.slots[number] // BATCHES)
         answers = await asyncio.gather(*(self._batch(asked[start : start + size]) for start in range(0, len(asked), size)))
@@ -168,7 +152,7 @@ class Ask:
     async def _batch(self, rows: list[Row]) -> list[Row]:
         from ray.exceptions import RayActorError
 
-        requests = requests_of(self.config, rows, self.adapter, self.greedy)
+        requests = requests_of(self.config, rows, self.greedy)
         while True:
             number = await self._free()
             self.taken[number] += len(rows)

@@ -7,7 +7,6 @@ is busy, as its ``Retry-After`` says.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from typing import Any
 
@@ -16,7 +15,6 @@ from pydantic import SecretStr
 from divray.engines import Engine, Request, Row
 from divray.sections import EndpointConfig
 
-_NUMBER = re.compile(r"^\s*\d+[.)](?=\s)")
 _OPENAI = ("temperature", "top_p", "max_tokens", "stop", "seed")
 
 
@@ -85,14 +83,14 @@ def payload(row: Row, parameters: dict[str, Any], vllm: bool, chat: bool) -> dic
 
 
 def answered(response: Any) -> Row:
-    """Columns of one completion from the server's answer; a list number that a chat model repeats goes.
+    """Columns of one completion from the server's answer.
 
     Raises:
         UnexpectedAnswer: It is no completion.
     """
     try:
         choice, usage = response.choices[0], response.usage
-        text = choice.text if hasattr(choice, "text") else _NUMBER.sub("", choice.message.content or "")
+        text = choice.text if hasattr(choice, "text") else choice.message.content or ""
     except (AttributeError, IndexError, TypeError) as error:
         raise UnexpectedAnswer(f"not a completion: {str(response)[:200]}") from error
     details = getattr(usage, "prompt_tokens_details", None)

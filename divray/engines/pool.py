@@ -2,14 +2,13 @@
 
 They belong to the driver's job: Ray restarts one that dies, on another machine where need be, and ends all with the driver.
 (A Ray Serve deployment would live on when the driver is killed, and keep its GPUs.)  All passes that ask for the same model
-share one start, unless scoring between waves needs their room; adapters join while the engines run.
+share one start, unless scoring between waves needs their room.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,73 +19,65 @@ from divray.config import Config
 from divray.engines import ENDPOINT, Answer, FunctionEngine
 from divray.engines.actor import EngineActor, EngineHealth
 from divray.engines.openai import OpenAIEngine
-from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads, lora_arguments
-from divray.resources import READING, Bundle, gpus_of, machines_there, needs, uses_gpu
+from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads
+from divray.resources import gpus_of, needs, uses_gpu
 from divray.stages import STAGES
 
 CLOSING_SECONDS = 30
-GPU_ENGINE_CPUS = 4.0
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Engines that are there or on their way: what they were started with, whether they take LoRA adapters, the handles of
-    :class:`EngineActor` and :class:`EngineHealth`, the placement groups of engines that are spread over several machines, and what each
-    engine holds."""
+    """Engines that are there or on their way."""
 
-    key: Any
-    adapters: bool
-    engines: list[Any]
-    health: Any
-    groups: list[Any]
-    held: list[Bundle]
+    key: Any  # what they were started with
+    engines: list[Any]  # handles of EngineActor
+    health: Any  # handle of EngineHealth
+    groups: list[Any]  # placement groups of engines that are spread over several machines
+    cpus: float  # that they hold
 
 
 _pool: Pool | None = None
 
 
-def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None = None) -> Pool:
+def engines_for(config: Config, model: str, answer: Answer | None = None) -> Pool:
     """The engines of ``model``, or of ``endpoint``, or ``answer`` in their place: the live ones, or new ones in the place of those of
-    another model; ``adapter``: whether the pass has one."""
+    another model."""
     global _pool
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.util import placement_group
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
     gpu = uses_gpu(config)
     arguments = engine_arguments(config, gpu)
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
     secret = SecretStr(os.environ.get(endpoint.key_variable) or "none" if endpoint else "")
     key = (_job(), answer or (model, endpoint or arguments, secret), config.prompts.style, config.engine.pool)
-    if _pool is not None and _pool.key == key and (_pool.adapters or not adapter):
+    if _pool is not None and _pool.key == key:
         return _pool
     stop()
-    # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
-    adapters = adapter or (gpu and config.rounds > 1 and config.alignment.method == "lora")
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that can't be lost
-    count, groups = 1 if endpoint else config.engine.pool[1], []
-    options: list[dict[str, Any]] = [{"num_cpus": 0.1}] * count
-    if endpoint:
-        make: Any = partial(OpenAIEngine, endpoint, secret, config.prompts.style == "chat")
-    else:
-        if adapters:
-            arguments = {**lora_arguments(config, gpu), **arguments}
-        make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, config))
-        if not gpu:
-            options = [{"num_cpus": config.engine.cpus, "runtime_env": {"env_vars": cpu_environment()}}] * count
-        elif arguments.get("distributed_executor_backend") == "ray":
-            options = [_spread(config) for _ in range(count)]
-            groups = [one["scheduling_strategy"].placement_group for one in options]
-        else:
-            options = [{"num_gpus": gpus_of(config), "num_cpus": gpu_engine_cpus(config)}] * count
+    count, size, groups = 1 if endpoint else config.engine.pool[1], gpus_of(config), []
     if answer is not None:
-        make = partial(FunctionEngine, answer)
-    name = f"divray-engine-health-{uuid.uuid4().hex[:8]}"
-    made: Any = ray.remote(num_cpus=0)(EngineHealth).options(name=name, scheduling_strategy=here)
-    health = made.remote(count)
-    each: Bundle = {"CPU": options[0]["num_cpus"], "GPU": options[0].get("num_gpus", 0)}
-    held = [bundle for group in groups for bundle in group.bundle_specs] or [each] * count
+        make: Any = partial(FunctionEngine, answer)
+    elif endpoint:
+        make = partial(OpenAIEngine, endpoint, secret, config.prompts.style == "chat")
+    else:
+        make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, config))
+    places: list[Any] = ["DEFAULT"] * count
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": size}
+    if endpoint:
+        options = {"num_cpus": 0.1}
+    elif not gpu:
+        options = {"num_cpus": config.engine.cpus, "runtime_env": {"env_vars": cpu_environment()}}
+    elif arguments.get("distributed_executor_backend") == "ray":  # an engine is larger than a machine
+        options = {"num_cpus": 0}
+        groups = [placement_group([{"GPU": 1}] * size) for _ in range(count)]
+        places = [PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True) for group in groups]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that can't be lost
+    health: Any = ray.remote(num_cpus=0)(EngineHealth).options(scheduling_strategy=here).remote(count)
     actor: Any = ray.remote(EngineActor)
-    _pool = Pool(key, adapters, [actor.options(max_restarts=-1, **own).remote(make, name) for own in options], health, groups, held)
+    engines = [actor.options(max_restarts=-1, scheduling_strategy=place, **options).remote(make, health) for place in places]
+    _pool = Pool(key, engines, health, groups, count * options["num_cpus"])
     return _pool
 
 
@@ -98,23 +89,6 @@ def _job() -> tuple[str, str]:
     return context.get_session_name(), context.get_job_id()
 
 
-def _spread(config: Config) -> dict[str, Any]:
-    """Actor options of an engine that is larger than a machine, with a placement group of its own."""
-    from ray.util import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    group = placement_group([{"GPU": 1, "CPU": 1}] * gpus_of(config), strategy="PACK")
-    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    return {"num_gpus": 0, "num_cpus": 1, "scheduling_strategy": strategy}
-
-
-def gpu_engine_cpus(config: Config) -> float:
-    """CPUs of a GPU engine: :data:`GPU_ENGINE_CPUS`, or its GPUs' share of the smallest machine's, less :data:`READING`."""
-    shares = [machine.get("CPU", 0) / machine["GPU"] for machine in machines_there() if machine.get("GPU")]
-    rest = sum(bundle["CPU"] for bundle in READING)
-    return max(0.0, min(GPU_ENGINE_CPUS, min(shares, default=GPU_ENGINE_CPUS + rest) * gpus_of(config) - rest))
-
-
 def make_room(config: Config, stage: str) -> None:
     """Stop the engines where the cluster has no room for what a stage asks for beside them; on a CPU it has no memory for DPO."""
     work = STAGES[stage].work(config)
@@ -123,9 +97,9 @@ def make_room(config: Config, stage: str) -> None:
     import ray
 
     asked = [bundle for bundles in needs(config, stage).values() for bundle in bundles]
-    cpus, gpus = (sum(one.get(kind, 0) for one in bundles) for kind, bundles in (("CPU", [*_pool.held, *asked]), ("GPU", asked)))
+    cpus, gpus = (sum(bundle.get(kind, 0) for bundle in asked) for kind in ("CPU", "GPU"))
     # Others' GPUs count; CPUs are said to be free too late for that.
-    short = cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
+    short = _pool.cpus + cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
     if short or (work == "training" and not uses_gpu(config)):
         stop()
 

@@ -52,8 +52,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     asked = _asked(config, run)
     table = request_table(config, read_relations(run), read_seeds(run), asked, chat_renderer(config))
     if not (run.exists(LLM_PROMPTS) and run.read_table(LLM_PROMPTS).equals(table)):
-        for stale in (LLM_COMPLETIONS, f"{LLM_COMPLETIONS}.checkpoint"):
-            run.delete(stale)
+        run.delete(LLM_COMPLETIONS)
         run.write_table(LLM_PROMPTS, table, rows_per_file(table.num_rows))
     complete(config, run, source=LLM_PROMPTS, target=LLM_COMPLETIONS, model=config.models.llm, greedy=True, on_progress=on_progress)
     return {"sentences": len(asked), "answered": sum(label is not None for label in llm_answers(config, run)[1])}

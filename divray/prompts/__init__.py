@@ -20,7 +20,7 @@ from divray.layout import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round
 from divray.models import facts_of, local_model, small_files
 from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
-from divray.prompts.rows import Renderer, accepted_samples, request_rows, rows_per_file, write_prompts
+from divray.prompts.rows import Renderer, accepted_samples, request_rows, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
 from divray.prompts.waves import Wave, first_wave
 from divray.relations import Example, Relation
@@ -30,7 +30,7 @@ from divray.schemas import NAIVE, SENTENCES
 from divray.sections import MOST
 from divray.stages import Progress
 
-__all__ = ["STRATEGIES", "Draft", "Wave", "chat_renderer", "request_rows", "rows_per_file", "run", "strategy", "write_prompts"]
+__all__ = ["STRATEGIES", "Draft", "chat_renderer", "request_rows", "run", "strategy", "write_prompts", "write_wave"]
 
 
 def run(
@@ -47,19 +47,24 @@ def run(
     """
     seeds = read_seeds(run)
     relations = stated(config, read_relations(run))
-    form, chat = form_of(seeds, relations), chat_renderer(config)
+    form = form_of(seeds, relations)
     if round == 0 and config.prompts.pairs_file:
         write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
     elif round == 0 and config.prompts.pairs == "first" and not run.files(ENTITY_PAIRS, ".parquet"):
-        write_prompts(run, PAIR_PROMPTS, pair_rows(config, relations, seeds, chat))
+        write_prompts(run, PAIR_PROMPTS, pair_rows(config, relations, seeds, chat_renderer(config)))
         complete(config, run, PAIR_PROMPTS, PAIR_COMPLETIONS, config.models.llm, on_progress=on_progress, answer=answer)
         write_pool(run, pool_of(run.read_table(PAIR_COMPLETIONS).to_pylist(), form, pairs_wanted(config)))
-    pool = read_pool(run)
     accepted = accepted_samples(run, range(round)) if GROWING & config.prompts.strategies.keys() else {}
     run.delete(Round.of(round).waves)
-    rows = request_rows(config, relations, seeds, round, chat, first_wave(config, relations, round, accepted), pool)
-    counts = {"requests": write_prompts(run, Round.of(round).prompts, rows)}
-    return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
+    counts = {"requests": write_wave(config, run, round, first_wave(config, relations, round, accepted))}
+    return {**counts, "pairs": sum(map(len, pool.values()))} if (pool := read_pool(run)) else counts
+
+
+def write_wave(config: Config, run: RunFolder, round: int, wave: Wave) -> int:
+    """Write the prompts of one wave of a round; returns how many."""
+    relations = stated(config, read_relations(run))
+    rows = request_rows(config, relations, read_seeds(run), round, chat_renderer(config), wave, read_pool(run))
+    return write_prompts(run, Round.of(round).prompts, rows, f"wave-{wave.number:02d}" if wave.number else "part")
 
 
 def check_lengths(config: Config, relations: list[Relation], seeds: list[Example], chat: Renderer | None) -> None:
