@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from divray import console, review
 from divray.cluster import check_machine, prepare_cluster, release_cluster
@@ -26,7 +26,6 @@ from divray.locks import locked
 from divray.pipeline import check, describe, due_round, held, retry, run_all, run_stage
 from divray.prompts import run as prompt
 from divray.prompts.parsing import form_of
-from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
 from divray.report.stage import run as report
 from divray.run_folder import RunFolder
@@ -36,12 +35,6 @@ from divray.selection import write_card
 from divray.stages import STAGES
 from divray.texts import visible
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
-
-STYLES = {"head": "bold blue", "tail": "bold yellow", "differs": "red"}
-OUTCOMES = {**dict.fromkeys(("selected", "accepted", "seed"), "bold green"), **dict.fromkeys(("more than K", "pending"), "bold yellow")}
 LONGEST_PROMPT = 1200
 """Characters of a prompt, from its end, that an explanation shows."""
 
@@ -86,7 +79,7 @@ def stage(arguments: Namespace) -> None:
 
 def preview_samples(arguments: Namespace) -> None:
     for block in preview(load_config(arguments.config, arguments.overrides), arguments.n):
-        print(block)
+        print(visible(block))
 
 
 def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
@@ -129,65 +122,49 @@ def explain_sample(arguments: Namespace) -> None:
     found = explain(arguments.run, arguments.sample_id, arguments.neighbours)
     if arguments.json:
         console.show_json(found)
-    else:
-        console.show(explanation(found))
+        return
+    for line in explanation(found):
+        print(visible(line))
 
 
-def explanation(found: Row) -> Iterator[RenderableType]:
+def explanation(found: Row) -> Iterator[str]:
     """What ``divray explain`` prints, in order."""
-    from rich.text import Text
-
-    def titled(title: str) -> Text:
-        return Text(f"\n{title}", "bold underline")
-
-    def compared(other: Row) -> Text:
-        """The other sentence, with the words that both have marked."""
-        return _styled(side_by_side(found["sentence"], other)[1], "green")
-
-    head = Text.assemble((visible(found["id"]), "bold"), f"  {visible(found['relation'])}  ")
-    yield head + Text(found["outcome"], OUTCOMES.get(found["outcome"], "bold red"))
-    yield Text(visible(found["why"]))
+    yield f"{found['id']}  {found['relation']}  {found['outcome']}"
+    yield found["why"]
     if found["sentence"]:
-        yield titled("sentence")
-        yield _styled(pieces(found["sentence"]))
+        yield f"\nsentence\n{review.marked(found['sentence'])}"
     elif found.get("completion") is not None:
-        yield titled("completion")
-        yield Text(visible(found["completion"].strip()) or "(nothing)")
+        yield f"\ncompletion\n{found['completion'].strip() or '(nothing)'}"
     if scores := found["scores"]:
-        yield titled("scores")
-        gate = f"judge {scores['correctness']:.3f} ({'passes' if scores['correct'] else 'fails'} the gate, {found['gate']})"
-        yield Text(f"{gate} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}")
-    yield titled("where it came from")
+        passes = "passes" if scores["correct"] else "fails"
+        yield f"\nscores\njudge {scores['correctness']:.3f} ({passes} the gate, {found['gate']})"
+        yield f"novelty {scores['novelty']:.3f} · {scores['reason']}"
+    yield "\nwhere it came from"
     yield from _source(found["origin"])
     for key, title in (("conflict", "the same sentence under another label"), ("near_test", "test sentence that it comes near")):
         if other := found[key]:
-            yield titled(title)
-            yield Text(f"{visible(other['id'])}  {visible(other['relation'])}", "dim")
-            yield compared(other)
+            yield f"\n{title}\n{other['id']}  {other['relation']}  {review.marked(other)}"
     if found["neighbours"]:
-        yield titled(f"nearest neighbours (near-duplicates from {found['threshold']:g}; shared words in green)")
-        for row in found["neighbours"]:
-            yield Text(f"{row['similarity']:.2f}  {'kept' if row['kept'] else 'dropped'}  {visible(row['id'])}", "dim")
-            yield compared(row)
+        yield f"\nnearest neighbours (near-duplicates from {found['threshold']:g})"
+    for row in found["neighbours"]:
+        yield f"{row['similarity']:.2f}  {'kept' if row['kept'] else 'dropped'}  {row['id']}  {review.marked(row)}"
     if (cluster := found["cluster"]) and cluster["size"] > 1:
-        yield titled(f"cluster {visible(cluster['id'])}: {cluster['size']:,} samples, {cluster['kept']:,} kept")
+        yield f"\ncluster {cluster['id']}: {cluster['size']:,} samples, {cluster['kept']:,} kept"
         for row in cluster["members"]:
             mark = "→" if row["id"] == found["id"] else " "
-            yield Text(f"{mark} {'kept   ' if row['kept'] else 'dropped'}  {visible(row['id'])}  ", "dim") + _styled(pieces(row))
+            yield f"{mark} {'kept   ' if row['kept'] else 'dropped'}  {row['id']}  {review.marked(row)}"
         if more := cluster["size"] - len(cluster["members"]):
-            yield Text(f"  and {more:,} more", "dim")
+            yield f"  and {more:,} more"
     if found["pairs"]:
-        yield titled("preference pairs")
-        for row in found["pairs"]:
-            side, other = ("chosen", row["rejected_id"]) if row["chosen_id"] == found["id"] else ("rejected", row["chosen_id"])
-            yield Text(f"{row['round']}  {side}, against {visible(other)} ({visible(row['kind'])})")
+        yield "\npreference pairs"
+    for row in found["pairs"]:
+        side, other = ("chosen", row["rejected_id"]) if row["chosen_id"] == found["id"] else ("rejected", row["chosen_id"])
+        yield f"{row['round']}  {side}, against {other} ({row['kind']})"
 
 
-def _source(origin: Row) -> Iterator[Text]:
-    from rich.text import Text
-
+def _source(origin: Row) -> Iterator[str]:
     if origin["round"] is None:
-        yield Text(f"{origin['strategy']}; shown as a demonstration in {origin['prompts']:,} prompts")
+        yield f"{origin['strategy']}; shown as a demonstration in {origin['prompts']:,} prompts"
         return
     names = ("round", "strategy", "prompt_id", "model", "engine", "seed")
     facts = [f"{name.removesuffix('_id')} {origin[name]}" for name in names if name in origin]
@@ -195,20 +172,13 @@ def _source(origin: Row) -> Iterator[Text]:
         facts.append(f"{origin['prompt_tokens']:,} + {origin['generated_tokens']:,} tokens")
     if "seconds" in origin:
         facts.append(f"{origin['seconds']:.1f} s")
-    yield Text(visible(" · ".join(facts)))
+    yield " · ".join(facts)
     if origin.get("error"):
-        yield Text(visible(origin["error"]), "red")
+        yield f"error: {origin['error']}"
     for row in origin["demonstrations"]:
-        yield Text(f"  shown: {visible(row['id'])}  ", "dim") + (_styled(pieces(row)) if row.get("text") else Text())
-    prompt = visible(origin["prompt"].strip())
-    yield Text(prompt if len(prompt) <= LONGEST_PROMPT else "… " + prompt[-LONGEST_PROMPT:], "dim")
-
-
-def _styled(parts: list[Piece], other: str = "") -> Text:
-    """A sentence, with ``other`` as the style of what is neither entity nor different."""
-    from rich.text import Text
-
-    return Text.assemble(*((part.text, next((STYLES[name] for name in STYLES if name in part.classes.split()), other)) for part in parts))
+        yield f"  shown: {row['id']}  {review.marked(row) if row.get('text') else ''}"
+    prompt = origin["prompt"].strip()
+    yield prompt if len(prompt) <= LONGEST_PROMPT else "… " + prompt[-LONGEST_PROMPT:]
 
 
 def review_samples(arguments: Namespace) -> None:
