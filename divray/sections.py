@@ -138,15 +138,6 @@ class SamplingConfig(Section):
     )
     waves: int | None = Field(None, ge=1, description="Passes of a round, each with what the ones before gave; default: 1, with `quota` 6.")
     quota: int | None = Field(None, ge=1, description="Accepted samples a relation and round from which on no more is asked for it.")
-    max_candidates: int | None = Field(
-        None, ge=1, description="With `quota`: candidates a round, at most; default: `candidates_per_relation` for each relation."
-    )
-
-    @model_validator(mode="after")
-    def _cap_needs_quota(self) -> SamplingConfig:
-        if self.max_candidates is not None and self.quota is None:
-            raise ValueError("max_candidates goes with quota: set both, or neither")
-        return self
 
 
 class DiversityConfig(Section):

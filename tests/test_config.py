@@ -42,7 +42,6 @@ def test_a_resolved_config_reads_back_the_same() -> None:
         ("sampling.temperature=.inf", "sampling.temperature", "finite number"),
         ("sampling.temperature=[", "sampling.temperature", "no valid YAML"),
         ("prompts.strategies={independent: 1, independent: 2}", "prompts.strategies", "stands there twice"),
-        ("sampling.max_candidates=5", "sampling", "It is now"),
     ],
 )
 def test_a_bad_key_names_field_and_mend(override: str, field: str, mend: str) -> None:
