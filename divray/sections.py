@@ -128,9 +128,6 @@ class SamplingConfig(Section):
     candidates_per_relation: int = Field(64, ge=1, description="Candidates a relation and round.")
     naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
     temperature: float = Field(0.9, gt=0)
-    tuned_temperature_factor: float = Field(
-        1.0, gt=0, description="Times `temperature`, for the policy after DPO: more variety where DPO made it say the same, and more slips."
-    )
     min_p: float = Field(0.1, ge=0, le=1)
     max_tokens: int = Field(96, ge=8, description="Of one record.")
     base_share: float = Field(
