@@ -81,9 +81,6 @@ class RunFolder:
         # Absolute, since a worker's current folder may be another.
         self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
 
-    def __repr__(self) -> str:
-        return f"RunFolder({self.uri!r})"
-
     def path(self, name: str = "") -> str:
         """Path of ``name`` inside ``self.fs``."""
         return posixpath.join(self.root, name) if name else self.root
