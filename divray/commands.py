@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from textwrap import indent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from divray import console, review
 from divray.cluster import check_machine, prepare_cluster, release_cluster
@@ -26,6 +26,7 @@ from divray.locks import locked
 from divray.pipeline import check, describe, due_round, held, retry, run_all, run_stage
 from divray.prompts import run as prompt
 from divray.prompts.parsing import form_of
+from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
 from divray.report.stage import run as report
 from divray.run_folder import RunFolder
@@ -35,6 +36,12 @@ from divray.selection import write_card
 from divray.stages import STAGES
 from divray.texts import visible
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+STYLES = {"head": "bold blue", "tail": "bold yellow", "differs": "red"}
+OUTCOMES = {**dict.fromkeys(("selected", "accepted", "seed"), "bold green"), **dict.fromkeys(("more than K", "pending"), "bold yellow")}
 LONGEST_PROMPT = 1200
 """Characters of a prompt, from its end, that an explanation shows."""
 
@@ -79,7 +86,7 @@ def stage(arguments: Namespace) -> None:
 
 def preview_samples(arguments: Namespace) -> None:
     for block in preview(load_config(arguments.config, arguments.overrides), arguments.n):
-        print(visible(block))
+        print(block)
 
 
 def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
@@ -122,49 +129,65 @@ def explain_sample(arguments: Namespace) -> None:
     found = explain(arguments.run, arguments.sample_id, arguments.neighbours)
     if arguments.json:
         console.show_json(found)
-        return
-    for line in explanation(found):
-        print(visible(line))
+    else:
+        console.show(explanation(found))
 
 
-def explanation(found: Row) -> Iterator[str]:
+def explanation(found: Row) -> Iterator[RenderableType]:
     """What ``divray explain`` prints, in order."""
-    yield f"{found['id']}  {found['relation']}  {found['outcome']}"
-    yield found["why"]
+    from rich.text import Text
+
+    def titled(title: str) -> Text:
+        return Text(f"\n{title}", "bold underline")
+
+    def compared(other: Row) -> Text:
+        """The other sentence, with the words that both have marked."""
+        return _styled(side_by_side(found["sentence"], other)[1], "green")
+
+    head = Text.assemble((visible(found["id"]), "bold"), f"  {visible(found['relation'])}  ")
+    yield head + Text(found["outcome"], OUTCOMES.get(found["outcome"], "bold red"))
+    yield Text(visible(found["why"]))
     if found["sentence"]:
-        yield f"\nsentence\n{review.marked(found['sentence'])}"
+        yield titled("sentence")
+        yield _styled(pieces(found["sentence"]))
     elif found.get("completion") is not None:
-        yield f"\ncompletion\n{found['completion'].strip() or '(nothing)'}"
+        yield titled("completion")
+        yield Text(visible(found["completion"].strip()) or "(nothing)")
     if scores := found["scores"]:
-        passes = "passes" if scores["correct"] else "fails"
-        yield f"\nscores\njudge {scores['correctness']:.3f} ({passes} the gate, {found['gate']})"
-        yield f"novelty {scores['novelty']:.3f} · {scores['reason']}"
-    yield "\nwhere it came from"
+        yield titled("scores")
+        gate = f"judge {scores['correctness']:.3f} ({'passes' if scores['correct'] else 'fails'} the gate, {found['gate']})"
+        yield Text(f"{gate} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}")
+    yield titled("where it came from")
     yield from _source(found["origin"])
     for key, title in (("conflict", "the same sentence under another label"), ("near_test", "test sentence that it comes near")):
         if other := found[key]:
-            yield f"\n{title}\n{other['id']}  {other['relation']}  {review.marked(other)}"
+            yield titled(title)
+            yield Text(f"{visible(other['id'])}  {visible(other['relation'])}", "dim")
+            yield compared(other)
     if found["neighbours"]:
-        yield f"\nnearest neighbours (near-duplicates from {found['threshold']:g})"
-    for row in found["neighbours"]:
-        yield f"{row['similarity']:.2f}  {'kept' if row['kept'] else 'dropped'}  {row['id']}  {review.marked(row)}"
+        yield titled(f"nearest neighbours (near-duplicates from {found['threshold']:g}; shared words in green)")
+        for row in found["neighbours"]:
+            yield Text(f"{row['similarity']:.2f}  {'kept' if row['kept'] else 'dropped'}  {visible(row['id'])}", "dim")
+            yield compared(row)
     if (cluster := found["cluster"]) and cluster["size"] > 1:
-        yield f"\ncluster {cluster['id']}: {cluster['size']:,} samples, {cluster['kept']:,} kept"
+        yield titled(f"cluster {visible(cluster['id'])}: {cluster['size']:,} samples, {cluster['kept']:,} kept")
         for row in cluster["members"]:
             mark = "→" if row["id"] == found["id"] else " "
-            yield f"{mark} {'kept   ' if row['kept'] else 'dropped'}  {row['id']}  {review.marked(row)}"
+            yield Text(f"{mark} {'kept   ' if row['kept'] else 'dropped'}  {visible(row['id'])}  ", "dim") + _styled(pieces(row))
         if more := cluster["size"] - len(cluster["members"]):
-            yield f"  and {more:,} more"
+            yield Text(f"  and {more:,} more", "dim")
     if found["pairs"]:
-        yield "\npreference pairs"
-    for row in found["pairs"]:
-        side, other = ("chosen", row["rejected_id"]) if row["chosen_id"] == found["id"] else ("rejected", row["chosen_id"])
-        yield f"{row['round']}  {side}, against {other} ({row['kind']})"
+        yield titled("preference pairs")
+        for row in found["pairs"]:
+            side, other = ("chosen", row["rejected_id"]) if row["chosen_id"] == found["id"] else ("rejected", row["chosen_id"])
+            yield Text(f"{row['round']}  {side}, against {visible(other)} ({visible(row['kind'])})")
 
 
-def _source(origin: Row) -> Iterator[str]:
+def _source(origin: Row) -> Iterator[Text]:
+    from rich.text import Text
+
     if origin["round"] is None:
-        yield f"{origin['strategy']}; shown as a demonstration in {origin['prompts']:,} prompts"
+        yield Text(f"{origin['strategy']}; shown as a demonstration in {origin['prompts']:,} prompts")
         return
     names = ("round", "strategy", "prompt_id", "model", "engine", "seed")
     facts = [f"{name.removesuffix('_id')} {origin[name]}" for name in names if name in origin]
@@ -172,13 +195,20 @@ def _source(origin: Row) -> Iterator[str]:
         facts.append(f"{origin['prompt_tokens']:,} + {origin['generated_tokens']:,} tokens")
     if "seconds" in origin:
         facts.append(f"{origin['seconds']:.1f} s")
-    yield " · ".join(facts)
+    yield Text(visible(" · ".join(facts)))
     if origin.get("error"):
-        yield f"error: {origin['error']}"
+        yield Text(visible(origin["error"]), "red")
     for row in origin["demonstrations"]:
-        yield f"  shown: {row['id']}  {review.marked(row) if row.get('text') else ''}"
-    prompt = origin["prompt"].strip()
-    yield prompt if len(prompt) <= LONGEST_PROMPT else "… " + prompt[-LONGEST_PROMPT:]
+        yield Text(f"  shown: {visible(row['id'])}  ", "dim") + (_styled(pieces(row)) if row.get("text") else Text())
+    prompt = visible(origin["prompt"].strip())
+    yield Text(prompt if len(prompt) <= LONGEST_PROMPT else "… " + prompt[-LONGEST_PROMPT:], "dim")
+
+
+def _styled(parts: list[Piece], other: str = "") -> Text:
+    """A sentence, with ``other`` as the style of what is neither entity nor different."""
+    from rich.text import Text
+
+    return Text.assemble(*((part.text, next((STYLES[name] for name in STYLES if name in part.classes.split()), other)) for part in parts))
 
 
 def review_samples(arguments: Namespace) -> None:

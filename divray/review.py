@@ -54,12 +54,11 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     descriptions = {relation["name"]: relation["description"] for relation in run.read_json(RELATIONS)}
     drawn = []
     for row in rows(run, tables, [name, "relation", *SENTENCE], pc.field(name).isin(chosen)):
-        drawn.append({"sample_id": row[name], "description": visible(descriptions[row["relation"]]), "sentence": marked(row)})
+        drawn.append({"sample_id": row[name], "description": visible(descriptions[row["relation"]]), "sentence": _shown(row)})
     return sorted(drawn, key=lambda one: places[one["sample_id"]])
 
 
-def marked(row: dict[str, Any]) -> str:
-    """A table row's sentence with its entities marked, for a terminal or a page."""
+def _shown(row: dict[str, Any]) -> str:
     head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
     return visible(render_marked(Example(row["text"], head, tail, "")))
 
@@ -70,7 +69,7 @@ def _sentences(run: RunFolder, names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     scores = takewhile(run.table_files, (Round.of(number).scores for number in count()))
     for tables, column in (([SELECTED], "sample_id"), (list(scores), "candidate_id")):
-        found |= {row[column]: marked(row) for row in rows(run, tables, [column, *SENTENCE], pc.field(column).isin(wanted))}
+        found |= {row[column]: _shown(row) for row in rows(run, tables, [column, *SENTENCE], pc.field(column).isin(wanted))}
     return found
 
 
