@@ -10,36 +10,22 @@ Settings and pipeline are found by name: every process imports this package, and
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from divray.errors import DivrayError, EngineError, InputError, ResourceError
 
 if TYPE_CHECKING:
     from divray.config import Config, load_config
+    from divray.pipeline import describe as plan
+    from divray.pipeline import run_all as run
 
 __all__ = ["Config", "DivrayError", "EngineError", "InputError", "ResourceError", "load_config", "plan", "run"]
 
+_PLACES = {"Config": "config:Config", "load_config": "config:load_config", "plan": "pipeline:describe", "run": "pipeline:run_all"}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Config", "load_config"):
+    if name not in _PLACES:
         raise AttributeError(f"module 'divray' has no attribute {name!r}")
-    return getattr(importlib.import_module("divray.config"), name)
-
-
-def plan(config: Config) -> str:
-    """What :func:`run` would do, with every setting; loads no model.
-
-    Raises:
-        InputError: Settings, data or models are wrong.
-    """
-    return str(importlib.import_module("divray.pipeline").describe(config))
-
-
-def run(config: Config, uri: str) -> dict[str, Any]:
-    """Run every stage that is not done yet in the run folder ``uri``; returns the summary.
-
-    Raises:
-        DivrayError: Bad input, too few resources, an engine that gave up, or a stage that failed.
-    """
-    return dict(importlib.import_module("divray.pipeline").run_all(config, uri))
+    return pkgutil.resolve_name(f"divray.{_PLACES[name]}")

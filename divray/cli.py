@@ -6,8 +6,8 @@ A subcommand's function is found by name, so that only its own libraries load.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -155,8 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for argument in sys.argv[1:] if arguments is None else arguments:
             if argument != argument.encode(errors="replace").decode():
                 raise InputError("command line", ascii(argument), "no UTF-8", "Rename the file, or write the word as UTF-8.")
-        module, _, name = parsed.function.partition(":")
-        getattr(importlib.import_module(module), name)(parsed)
+        pkgutil.resolve_name(parsed.function)(parsed)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0

@@ -23,7 +23,7 @@ from divray.export import export
 from divray.extraction.answers import take_in
 from divray.layout import REPORT
 from divray.locks import locked
-from divray.pipeline import check, describe, due_rounds, held, retry, run_all, run_stage
+from divray.pipeline import check, describe, due_round, held, retry, run_all, run_stage
 from divray.prompts import run as prompt
 from divray.prompts.parsing import form_of
 from divray.report.excerpts import Piece, pieces, side_by_side
@@ -79,7 +79,8 @@ def stage(arguments: Namespace) -> None:
         for file in files:
             missing = take_in(run, file)
             console.log(f"{file}: {missing} test sentences have no answer" if missing else f"{file}: every test sentence has an answer")
-        for round_ in due_rounds(config, run, stage, getattr(arguments, "round", None), arguments.force):
+        round_ = due_round(config, run, stage, getattr(arguments, "round", None), arguments.force)
+        if round_ is not None:
             run_stage(config, run, stage, round_)
 
 

@@ -1,8 +1,6 @@
-"""The settings of a run: what is made (``task`` … ``evaluation``) apart from how (``engine``, ``cluster``).
+"""The settings of a run, read from one YAML file.
 
-One YAML file holds them all.  ``section.key=value`` arguments stand over the file, the file over the
-defaults.  Unknown keys are errors.  The sections that say *what* identify a run; those that say
-*how* may change between two calls on the same run folder.
+``section.key=value`` arguments stand over the file, the file over the defaults.  Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -12,63 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from divray.errors import InputError
-from divray.relations import as_name
 from divray.run_folder import RunFolder
-from divray.sections import (
-    AlignmentConfig,
-    ClusterConfig,
-    CorrectnessConfig,
-    DiversityConfig,
-    EngineConfig,
-    EvaluationConfig,
-    ExtractionConfig,
-    ModelsConfig,
-    PreferencesConfig,
-    PromptsConfig,
-    SamplingConfig,
-    Section,
-    SelectionConfig,
-    TaskConfig,
-)
+from divray.sections import HOW_SECTIONS, Config
 from divray.textfiles import dump_yaml, parse_yaml, read_yaml
-
-HOW_SECTIONS = ("engine", "cluster")
 
 CONFIG = "config.yaml"
 """Of a run folder: the settings that it was begun with."""
-
-
-class Config(Section):
-    """Everything that a run needs to know."""
-
-    task: TaskConfig
-    seed: int = Field(13, ge=0, lt=2**31, description="Of every random choice.")
-    rounds: int = Field(2, ge=1, le=99, description="Sampling rounds; a DPO pass stands between two rounds.")
-    models: ModelsConfig = ModelsConfig()
-    prompts: PromptsConfig = PromptsConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    diversity: DiversityConfig = DiversityConfig()
-    correctness: CorrectnessConfig = CorrectnessConfig()
-    preferences: PreferencesConfig = PreferencesConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
-    selection: SelectionConfig = SelectionConfig()
-    extraction: ExtractionConfig = ExtractionConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    engine: EngineConfig = EngineConfig()
-    cluster: ClusterConfig = ClusterConfig()
-
-    @field_validator("task")
-    @classmethod
-    def _label(cls, task: TaskConfig) -> TaskConfig:
-        """With ``none_label`` as labels are compared."""
-        return task if task.none_label is None else task.model_copy(update={"none_label": as_name(task.none_label)})
-
-    def what(self) -> dict[str, Any]:
-        """The settings that identify a run, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(HOW_SECTIONS))
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -6,57 +6,39 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Self
 
-from divray.schemas import (
-    COMPLETIONS,
-    DATASET,
-    EXAMPLES,
-    PAIRS,
-    PROMPTS,
-    SAMPLES,
-    SCORES,
-    Alignment,
-    Engines,
-    Holder,
-    Quota,
-    RelationRecord,
-    ReviewAnswer,
-    Search,
-    SetRecord,
-    StageRecord,
-)
+from divray import schemas
 
 
 class Entry(str):
     """A name in a run folder, the stage that writes it, and what a JSON record or a table there must hold.
 
-    As an attribute of :class:`Round` it is the name inside of the round's folder, and comes back with that before it.
+    A round's is a pattern, and as an attribute of :class:`Round` it comes back with that round's folder in it.
     """
 
-    stage: str
-    holds: Any
-
     def __new__(cls, name: str, stage: str = "", holds: Any = Any) -> Self:
-        self = super().__new__(cls, name)
-        self.stage, self.holds = stage, holds
-        return self
+        _WRITERS[name] = (stage, holds)
+        return super().__new__(cls, name)
 
     def __get__(self, round: Round, owner: type) -> str:
-        return f"{round.name}/{self}"
+        return self.replace("round-*", round.name)
 
 
-RELATIONS = Entry("data/relations.json", "prepare", list[RelationRecord])
+_WRITERS: dict[str, tuple[str, Any]] = {}
+"""Patterns of names -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits counts."""
+
+RELATIONS = Entry("data/relations.json", "prepare", list[schemas.RelationRecord])
 SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
-    Entry(f"data/{name}", "prepare", EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
+    Entry(f"data/{name}", "prepare", schemas.EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
 )
 # What is made once, and not again where it is there; only `prepare` drops it.
 ENTITY_PAIRS, SEED_HEARD, TEST_EMBEDDINGS = Entry("data/entity_pairs"), Entry("data/seed_heard"), Entry("data/test_embeddings")
 PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
 SEED_EMBEDDINGS = Entry("data/seed_embeddings", "score")
-ACCEPTED, SELECTED = Entry("dataset/data", "select", DATASET), Entry("comparison/selected", "select", DATASET)
-EVALUATION = Entry("evaluation.json", "evaluate", dict[str, SetRecord])
-LLM_PROMPTS = Entry("evaluation/llm/prompts", "classify", PROMPTS)
-LLM_COMPLETIONS = Entry("evaluation/llm/completions", "classify", COMPLETIONS)
-ANSWERS = Entry("review/answers.json", "", list[ReviewAnswer])
+ACCEPTED, SELECTED = Entry("dataset/data", "select", schemas.DATASET), Entry("comparison/selected", "select", schemas.DATASET)
+EVALUATION = Entry("evaluation.json", "evaluate", dict[str, schemas.SetRecord])
+LLM_PROMPTS = Entry("evaluation/llm/prompts", "classify", schemas.PROMPTS)
+LLM_COMPLETIONS = Entry("evaluation/llm/completions", "classify", schemas.COMPLETIONS)
+ANSWERS = Entry("review/answers.json", "", list[schemas.ReviewAnswer])
 SUMMARY, REPORT = Entry("summary.json", "report", dict[str, Any]), Entry("report.html", "report")
 VERSIONS = Entry("versions.json", "", dict[str, str])
 
@@ -67,17 +49,17 @@ class Round:
 
     name: str
 
-    prompts = Entry("prompts", "prompt", PROMPTS)
-    completions = Entry("completions", "sample", COMPLETIONS)
-    samples = Entry("samples", "sample", SAMPLES)
-    waves = Entry("waves", "sample")
-    quota = Entry("quota.json", "sample", Quota)
-    embedded = Entry("embedded", "score")
-    scores = Entry("scores", "score", SCORES)
-    pairs = Entry("pairs", "mine", PAIRS)
-    train = Entry("train", "align")
-    policy = Entry("policy", "align")
-    alignment = Entry("alignment.json", "align", Alignment)
+    prompts = Entry("round-*/prompts", "prompt", schemas.PROMPTS)
+    completions = Entry("round-*/completions", "sample", schemas.COMPLETIONS)
+    samples = Entry("round-*/samples", "sample", schemas.SAMPLES)
+    waves = Entry("round-*/waves", "sample")
+    quota = Entry("round-*/quota.json", "sample", schemas.Quota)
+    embedded = Entry("round-*/embedded", "score")
+    scores = Entry("round-*/scores", "score", schemas.SCORES)
+    pairs = Entry("round-*/pairs", "mine", schemas.PAIRS)
+    train = Entry("round-*/train", "align")
+    policy = Entry("round-*/policy", "align")
+    alignment = Entry("round-*/alignment.json", "align", schemas.Alignment)
 
     @classmethod
     def of(cls, number: int) -> Round:
@@ -93,29 +75,22 @@ def score_tables(rounds: int) -> list[str]:
     return [Round.of(number).scores for number in range(rounds)]
 
 
-_RECORDS = (
-    Entry("stages/*", "", StageRecord),
-    Entry(".lock*", "", Holder),
-    Entry("*completions.engines/*", "sample", Engines),
-    Entry("search.json", "tune", Search),
-    Entry("comparison/*", "select", DATASET),
-    Entry("round-*/waves/*", "sample", dict[str, int]),
-)
-_FOLDERS = {"data/*": "prepare", "evaluation/llm/*": "classify", "evaluation/*": "evaluate", "dataset*": "select", "model/*": "train"}
-_OF_A_RUN = [entry for entry in list(globals().values()) if isinstance(entry, Entry)]
-_OF_A_ROUND = [entry for entry in vars(Round).values() if isinstance(entry, Entry)]
-_LAYOUT: dict[str, tuple[str, Any]] = {
-    **{entry: (entry.stage, entry.holds) for entry in (*_OF_A_RUN, *_RECORDS)},
-    **{f"round-*/{entry}": (entry.stage, entry.holds) for entry in _OF_A_ROUND},
-    **{f"round-*/{entry}*": (entry.stage, Any) for entry in _OF_A_ROUND},
-    **{pattern: (stage, Any) for pattern, stage in _FOLDERS.items()},
+_WRITERS |= {
+    "stages/*": ("", schemas.StageRecord),
+    ".lock*": ("", schemas.Holder),
+    "*completions.engines/*": ("sample", schemas.Engines),
+    "search.json": ("tune", schemas.Search),
+    "comparison/*": ("select", schemas.DATASET),
+    "round-*/waves/*": ("sample", dict[str, int]),
 }
-"""Patterns of names -> the stage that writes them, and what a JSON record or a table there must hold; the first that fits counts."""
+_WRITERS |= {f"{name}*": (stage, Any) for name, (stage, _) in _WRITERS.items() if name.startswith("round-")}
+_FOLDERS = {"data/*": "prepare", "evaluation/llm/*": "classify", "evaluation/*": "evaluate", "dataset*": "select", "model/*": "train"}
+_WRITERS |= {folder: (stage, Any) for folder, stage in _FOLDERS.items()}
 
 
 def writer(name: str) -> tuple[str, Any]:
     """The stage that writes ``name``, ``""`` for none, and what a JSON record or a table there must hold."""
-    return next((found for pattern, found in _LAYOUT.items() if fnmatchcase(name, pattern)), ("", Any))
+    return next((found for pattern, found in _WRITERS.items() if fnmatchcase(name, pattern)), ("", Any))
 
 
 def anew(name: str) -> str:

@@ -1,8 +1,8 @@
 """One process at a time at work in a folder.
 
-On this machine's disks the operating system keeps the lock (``filelock``) and drops it with the process.  In a store, where what is
-written is listed at once (S3, GCS, Azure), each process writes a claim of its own and goes on only if it sees no other; of two at the
-same time neither may go on.
+On this machine's disks the operating system keeps the lock and drops it with the process.  In a store, where what is written is
+listed at once (S3, GCS, Azure), each process writes a claim of its own and goes on only if it sees no other; of two at the same time
+neither may go on.
 
 A claim is written anew every :data:`BEAT` seconds; one whose process on this host has ended, or that is older than :data:`LEASE` by the
 store's own clock, is taken over.
@@ -11,6 +11,7 @@ store's own clock, is taken over.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -30,8 +31,6 @@ LOCK = ".lock"
 """What names of locks begin with."""
 BEAT, LEASE = 20.0, 120.0
 
-Holder = dict[str, Any]
-
 
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
@@ -40,106 +39,81 @@ def locked(folder: RunFolder) -> Iterator[None]:
     Raises:
         InputError: Another process is; the message has its host, its number and since when.
     """
-    holder = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-    if isinstance(folder.fs, pafs.LocalFileSystem):
-        with _on_disk(folder, holder):
-            yield
-        return
-    claim = _Claim(folder, holder)
-    ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(claim, ended), daemon=True)
+    own = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    with _on_disk(folder, own) if isinstance(folder.fs, pafs.LocalFileSystem) else _in_store(folder, own):
+        yield
+
+
+@contextlib.contextmanager
+def _on_disk(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
+    make_folder(folder.fs, folder.root)
+    with open(folder.path(LOCK), "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _refusal(folder, _holder(folder, LOCK)) from None
+        lock.truncate(0)
+        json.dump(own, lock)
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _in_store(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
+    claim, ended = f"{LOCK}.{uuid.uuid4().hex}", threading.Event()
+    beating = threading.Thread(target=_beat, args=(folder, claim, own, ended), daemon=True)
+    folder.write_json(claim, own)
     try:
-        if (other := claim.take()) is not None:
-            raise _refusal(folder, other)
+        _outlast(folder, claim)
         beating.start()
         yield
     finally:
         ended.set()
-        if beating.is_alive():
+        if beating.ident is not None:
             beating.join()
-        claim.release()
+        folder.delete(claim)
 
 
-def _refusal(folder: RunFolder, holder: Holder) -> InputError:
+def _outlast(folder: RunFolder, claim: str) -> None:
+    """Delete the claims of processes that are gone; :class:`InputError` where another is still there."""
+    written = {i.base_name: i.mtime for i in folder.fs.get_file_info(pafs.FileSelector(folder.root)) if i.base_name.startswith(f"{LOCK}.")}
+    now = written.pop(claim)
+    for other, at in written.items():
+        holder = _holder(folder, other)
+        if (now - at).total_seconds() <= LEASE and not _has_ended(holder):
+            raise _refusal(folder, holder)
+        folder.delete(other)
+
+
+def _beat(folder: RunFolder, claim: str, own: dict[str, Any], ended: threading.Event) -> None:
+    """Say again and again that this process is still there."""
+    while not ended.wait(BEAT):
+        with contextlib.suppress(Exception):  # the store is out of reach; the next beat may find it
+            if not folder.exists(claim):
+                problem = f"another run took this folder over, since this one said nothing for {LEASE:.0f} seconds"
+                console.print_error(InputError(folder.root, "", problem, "Wait for its end; the same command then goes on."))
+                os._exit(InputError.exit_code)  # what ends in good order would write to the other's folder
+            folder.write_json(claim, own)
+
+
+def _holder(folder: RunFolder, name: str) -> dict[str, Any]:
+    """Who wrote a lock; empty while it is being written."""
+    try:
+        return dict(folder.read_json(name))
+    except InputError:
+        return {}
+
+
+def _refusal(folder: RunFolder, holder: dict[str, Any]) -> InputError:
     who = "process {process} on {host} since {since}".format(**holder) if holder else "a process that has not named itself yet"
     return InputError(folder.root, "", f"another run is at work here: {who}", "Wait for its end, or end it.")
 
 
-@contextlib.contextmanager
-def _on_disk(folder: RunFolder, holder: Holder) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    make_folder(folder.fs, folder.root)
-    named, other = f"{LOCK}.json", {}
-    lock = FileLock(folder.path(LOCK), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        with contextlib.suppress(InputError):
-            other = folder.read_json(named)
-        raise _refusal(folder, other) from None
-    try:
-        folder.write_json(named, holder)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.delete(named)
-        lock.release()
-
-
-def _beat(claim: _Claim, ended: threading.Event) -> None:
-    while not ended.wait(BEAT):
-        with contextlib.suppress(Exception):  # the store is out of reach; the next beat may find it
-            if not claim.renew():
-                problem = f"another run took this folder over, since this one said nothing for {LEASE:.0f} seconds"
-                console.print_error(InputError(claim.folder.root, "", problem, "Wait for its end; the same command then goes on."))
-                os._exit(InputError.exit_code)  # what ends in good order would write to the other's folder
-
-
-def _has_ended(holder: Holder) -> bool:
+def _has_ended(holder: dict[str, Any]) -> bool:
     """Whether the holder is known to be gone: a process of this host that is no more."""
     if holder.get("host") == socket.gethostname():
         try:
-            os.kill(int(holder["process"]), 0)
+            os.kill(holder["process"], 0)
         except OSError as error:  # a PermissionError: another user's
             return isinstance(error, ProcessLookupError)
     return False
-
-
-class _Claim:
-    """A file of a process that wants the folder."""
-
-    def __init__(self, folder: RunFolder, holder: Holder) -> None:
-        self.folder, self.holder, self.name = folder, holder, f"{LOCK}.{uuid.uuid4().hex}"
-
-    def take(self) -> Holder | None:
-        """Take the folder; where that fails, who holds it."""
-        self.folder.write_json(self.name, self.holder)
-        infos = {i.base_name: i for i in self.folder.fs.get_file_info(pafs.FileSelector(self.folder.root))}
-        own = infos.pop(self.name)
-        for name, info in infos.items():
-            if not name.startswith(f"{LOCK}."):
-                continue
-            other: Holder = {}
-            try:
-                with self.folder.fs.open_input_stream(info.path) as stream:
-                    other = json.loads(bytes(stream.read()))
-            except ValueError:
-                pass  # its process is still writing it
-            except OSError:
-                if self.folder.exists(name):
-                    raise
-                continue  # released just now
-            if not _has_ended(other) and (own.mtime - info.mtime).total_seconds() <= LEASE:
-                return other
-            self.folder.delete(name)
-        return None
-
-    def renew(self) -> bool:
-        """Say that this process is still there; false where another took the folder over meanwhile."""
-        if there := self.folder.exists(self.name):
-            self.folder.write_json(self.name, self.holder)
-        return there
-
-    def release(self) -> None:
-        self.folder.delete(self.name)

@@ -107,8 +107,8 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
         yield run
 
 
-def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None, force: bool) -> list[int]:
-    """The rounds in which ``stage`` is to run now: the wanted one, else the first in which it is not done.
+def due_round(config: Config, run: RunFolder, stage: Stage, wanted: int | None, force: bool) -> int | None:
+    """The round in which ``stage`` is to run now: the wanted one, else the first in which it is not done; ``None``: there is none.
 
     Raises:
         InputError: The wanted round does not exist, or a stage before it is not done.
@@ -117,19 +117,21 @@ def due_rounds(config: Config, run: RunFolder, stage: Stage, wanted: int | None,
     rounds = [round_ for other, round_ in order if other is stage]
     if wanted is not None and wanted not in rounds:
         raise InputError("command line", "--round", f"{stage.name} has no round {wanted}", f"It runs in {rounds}.")
-    todo = [r for r in rounds if force or stage.name == "report" or run.record(record_name(stage, r)) is None]
-    if wanted is None:
-        undone = [r for r in todo if run.record(record_name(stage, r)) is None]
-        chosen = undone[:1] or todo[-1:]
-    else:
-        chosen = [wanted] if wanted in todo else []
-    if not chosen:
-        console.log(f"{stage.name} {'is done; --force does it again' if rounds else 'is no part of a run with these settings'}")
-    for round_ in chosen if stage.name != "report" else ():
-        for other, earlier in order[: order.index((stage, round_))]:
-            if run.record(record_name(other, earlier)) is None:
-                place, fix = record_name(other, earlier), f"Run `divray {other.name}`."
-                raise InputError(run.uri, place, "this stage comes first and is not done", fix)
+    if not rounds:
+        console.log(f"{stage.name} is no part of a run with these settings")
+        return None
+    if stage.name == "report":
+        return rounds[0]
+    undone = [round_ for round_ in rounds if run.record(record_name(stage, round_)) is None]
+    chosen = wanted
+    if chosen is None:
+        chosen = undone[0] if undone else rounds[-1]
+    if chosen not in undone and not force:
+        console.log(f"{stage.name} is done; --force does it again")
+        return None
+    for other, earlier in order[: order.index((stage, chosen))]:
+        if run.record(name := record_name(other, earlier)) is None:
+            raise InputError(run.uri, name, "this stage comes first and is not done", f"Run `divray {other.name}`.")
     return chosen
 
 
@@ -156,10 +158,10 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, st
 
 
 def run_all(config: Config, uri: str) -> dict[str, Any]:
-    """Run or resume every stage; returns ``summary.json``'s content.
+    """Run every stage that is not done yet in the run folder ``uri``; returns the summary.
 
     Raises:
-        DivrayError: Of any kind; what was finished stays finished.
+        DivrayError: Bad input, too few resources, an engine that gave up, or a stage that failed; what was finished stays finished.
     """
     with held(config, uri) as run:
         order = schedule(config)
@@ -238,7 +240,11 @@ def _reasons(counts: Mapping[str, int]) -> str:
 
 
 def describe(config: Config) -> str:
-    """What ``run_all`` would do, with all settings, as text; loads no model."""
+    """What ``run_all`` would do, with all settings, as text; loads no model.
+
+    Raises:
+        InputError: Settings, data or models are wrong.
+    """
     task, sampling = check(config), config.sampling
     refused = refused_seeds(task.seeds, form_of(task.seeds, task.relations))
     relations, written = len(task.relations), len(stated(config, task.relations))

@@ -12,7 +12,6 @@ import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -81,9 +80,6 @@ class RunFolder:
                 raise InputError(uri, "", first_line(error), "Give another folder.") from None
         # Absolute, since a worker's current folder may be another.
         self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
-
-    def __repr__(self) -> str:
-        return f"RunFolder({self.uri!r})"
 
     def path(self, name: str = "") -> str:
         """Path of ``name`` inside ``self.fs``."""
@@ -214,22 +210,19 @@ class RunFolder:
         # The second generation of readers packs small files into one block, which makes progress coarse,
         # and costs a start of 32 actors a table.
         ray.data.DataContext.get_current().use_datasource_v2 = False
-        paths = {name: own for name in names if (own := self.table_files(name))} or {names[0]: self._whole_table(names[0])}
-        for name, own in paths.items():
+        paths: list[str] = []
+        for name in [own for own in names if self.table_files(own)] or names[:1]:
+            own = self._whole_table(name)
             with self._reading(name, own, columns):
-                pass
+                paths += own
         # Ray would look for the extension before a question mark, and for columns in folders like k=16 above the run.
         options = {"file_extensions": None, "partitioning": None, **kwargs}
-        return ray.data.read_parquet([*chain(*paths.values())], filesystem=self.fs, columns=columns, **options)
+        return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, **options)
 
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local folder to ``name``, replacing what is there."""
         self.delete(name)
-        for file in sorted(Path(local).rglob("*")):
-            if file.is_file():
-                target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
-                make_folder(self.fs, posixpath.dirname(target))
-                pafs.copy_files(str(file), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
+        pafs.copy_files(str(local), self.path(name), source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """What the finished stage left on record, or ``None`` if it has not finished."""

@@ -1,4 +1,4 @@
-"""The sections of the settings file, each key with its default, its bounds and its meaning."""
+"""Every setting, with its default, its bounds and its meaning."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
+
+from divray.relations import as_name
 
 MOST = 2**31 - 1
 """The largest whole number of a setting: every library takes it."""
@@ -89,7 +91,7 @@ class TaskConfig(Section):
     test_per_relation: int | None = Field(None, ge=1)
     seeds_per_relation: int = Field(5, ge=1, description="K seed examples a relation.")
     fewer_seeds: bool = Field(False, description="A relation with fewer than K examples gives those it has; otherwise that is an error.")
-    none_label: Name | None = Field(None, description="The label that means: none of the relations.")
+    none_label: Annotated[Name, AfterValidator(as_name)] | None = Field(None, description="The label that means: none of the relations.")
     metric: Literal["micro", "macro", "semeval"] = Field(
         "micro", description="F1 that leaves `none_label` out; `semeval`: the official directed macro-F1."
     )
@@ -126,22 +128,10 @@ class SamplingConfig(Section):
     candidates_per_relation: int = Field(64, ge=1, description="Candidates a relation and round.")
     naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
     temperature: float = Field(0.9, gt=0)
-    tuned_temperature_factor: float = Field(
-        1.0, gt=0, description="Times `temperature`, for the policy after DPO: more variety where DPO made it say the same, and more slips."
-    )
     min_p: float = Field(0.1, ge=0, le=1)
     max_tokens: int = Field(96, ge=8, description="Of one record.")
     waves: int | None = Field(None, ge=1, description="Passes of a round, each with what the ones before gave; default: 1, with `quota` 6.")
     quota: int | None = Field(None, ge=1, description="Accepted samples a relation and round from which on no more is asked for it.")
-    max_candidates: int | None = Field(
-        None, ge=1, description="With `quota`: candidates a round, at most; default: `candidates_per_relation` for each relation."
-    )
-
-    @model_validator(mode="after")
-    def _cap_needs_quota(self) -> SamplingConfig:
-        if self.max_candidates is not None and self.quota is None:
-            raise ValueError("max_candidates goes with quota: set both, or neither")
-        return self
 
 
 class DiversityConfig(Section):
@@ -296,3 +286,31 @@ class ClusterConfig(Section):
         description="Further variables of the driver that workers get; they stand in the clear in the job's runtime env, on the dashboard.",
     )
     show_logs: bool = Field(False, description="Let Ray's and vLLM's log lines through to the terminal.")
+
+
+HOW_SECTIONS = ("engine", "cluster")
+"""They may change between two calls on a run folder; all others say *what* is made, and identify the run."""
+
+
+class Config(Section):
+    """Everything that a run needs to know."""
+
+    task: TaskConfig
+    seed: int = Field(13, ge=0, lt=2**31, description="Of every random choice.")
+    rounds: int = Field(2, ge=1, le=99, description="Sampling rounds; a DPO pass stands between two rounds.")
+    models: ModelsConfig = ModelsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    diversity: DiversityConfig = DiversityConfig()
+    correctness: CorrectnessConfig = CorrectnessConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    selection: SelectionConfig = SelectionConfig()
+    extraction: ExtractionConfig = ExtractionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def what(self) -> dict[str, Any]:
+        """The settings that identify a run, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=set(HOW_SECTIONS))

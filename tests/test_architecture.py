@@ -14,8 +14,8 @@ import divray
 FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
-    ("errors", "ray_messages", "relations", "schemas", "sections", "quickstart"),
-    ("console", "dedup", "layout", "spans", "textfiles"),
+    ("errors", "ray_messages", "relations", "schemas", "quickstart"),
+    ("console", "dedup", "layout", "sections", "spans", "textfiles"),
     ("run_folder",),
     ("config", "locks", "scan", "texts"),
     ("stages", "models", "measures", "review"),

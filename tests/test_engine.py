@@ -23,7 +23,7 @@ from divray.quickstart import folder
 from divray.run_folder import RunFolder
 from divray.sampling import forget_failed, parse_batch
 from divray.sampling import run as sample
-from divray.schemas import BASE, COMPLETIONS, SAMPLES, TUNED
+from divray.schemas import COMPLETIONS, SAMPLES
 
 SMALL = [
     *FASTER,
@@ -82,13 +82,6 @@ def test_sampling_parameters_of_a_row() -> None:
     greedy = sampling_parameters(settings(), ROW, greedy=True)
     assert greedy["temperature"] == 0.0
     assert "structured_outputs" not in greedy and "min_p" not in greedy
-
-
-def test_the_tuned_policy_has_a_temperature_of_its_own() -> None:
-    config = settings("sampling.temperature=0.8", "sampling.tuned_temperature_factor=1.5")
-    for policy, expected in ((BASE, 0.8), (TUNED, 1.2)):
-        assert sampling_parameters(config, {**ROW, "policy": policy}, greedy=False)["temperature"] == pytest.approx(expected)
-    assert sampling_parameters(config, {**ROW, "policy": TUNED}, greedy=True)["temperature"] == 0.0
 
 
 def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from begun_runs import begin
 from divray.cli import build_parser, main, parse
 from divray.config import Config, dump_config, load_config
 from divray.errors import InputError, ResourceError
-from divray.pipeline import STAGES, due_rounds, open_run, record_name, schedule
+from divray.pipeline import STAGES, due_round, open_run, record_name, schedule
 from divray.quickstart import folder
 from divray.resources import check_resources
 from divray.run_folder import RunFolder
@@ -36,7 +36,7 @@ def test_the_llm_classifies_only_where_it_is_asked_to(uri: str, capsys: pytest.C
     config = load_config(QUICKSTART, ["evaluation.llm=false", "rounds=1"])
     names = [record_name(stage, round_) for stage, round_ in schedule(config)]
     assert names[:4] == ["prepare", "round-00.prompt", "round-00.sample", "round-00.score"] and names[4] == "select"
-    assert due_rounds(config, begin(config, uri), STAGES["classify"], None, True) == []
+    assert due_round(config, begin(config, uri), STAGES["classify"], None, True) is None
     assert "classify is no part of a run with these settings" in "".join(capsys.readouterr())
 
 
@@ -56,16 +56,16 @@ def test_a_folder_with_something_else_is_refused(quickstart: Config, uri: str) -
 def test_a_stage_waits_for_those_before_it(quickstart: Config, uri: str) -> None:
     run = begin(quickstart, uri)
     with pytest.raises(InputError, match="prepare: this stage comes first"):
-        due_rounds(quickstart, run, STAGES["prompt"], None, False)
+        due_round(quickstart, run, STAGES["prompt"], None, False)
     run.finish("prepare", 1.0, {})
-    assert due_rounds(quickstart, run, STAGES["prompt"], None, False) == [0]
+    assert due_round(quickstart, run, STAGES["prompt"], None, False) == 0
     run.finish("round-00.prompt", 1.0, {})
     with pytest.raises(InputError):
-        due_rounds(quickstart, run, STAGES["prompt"], None, False)
-    assert due_rounds(quickstart, run, STAGES["prompt"], 0, False) == []
-    assert due_rounds(quickstart, run, STAGES["prompt"], 0, True) == [0]
+        due_round(quickstart, run, STAGES["prompt"], None, False)
+    assert due_round(quickstart, run, STAGES["prompt"], 0, False) is None
+    assert due_round(quickstart, run, STAGES["prompt"], 0, True) == 0
     with pytest.raises(InputError, match="no round 5"):
-        due_rounds(quickstart, run, STAGES["prompt"], 5, False)
+        due_round(quickstart, run, STAGES["prompt"], 5, False)
 
 
 def test_what_cannot_begin_again_stays_done(
@@ -118,7 +118,6 @@ BAD_INPUT = [
     ({"prompts": {"strategies": {"clever": 1}}}, "unknown strategy"),
     ({"engine": {"concurrency": [4, 2]}}, "engine.concurrency: the least, 4, is more than the most, 2"),
     ({"engine": {"concurrency": [1, True]}}, "engine.concurrency"),
-    ({"engine": {"concurrency": [3, 2]}}, "engine.concurrency: the least, 3, is more than the most, 2"),
     ({"engine": {"concurrency": [0, 1]}}, "engine.concurrency: Input should be"),
     ({"sampling": {"min_p": float("nan")}}, "sampling.min_p"),
     ({"alignment": {"learning_rate": float("inf")}}, "alignment.learning_rate"),

@@ -217,14 +217,10 @@ def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
         RunFolder(uri)
 
 
-def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a file lies there"):
         RunFolder(str(tmp_path / "file"))
-
-
-def test_a_place_below_a_file_is_no_place(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="the folder can't be made"):
         RunFolder(str(tmp_path)).write_text("file/x.json", "{}")
 

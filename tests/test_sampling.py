@@ -342,14 +342,8 @@ def test_the_budget_goes_to_the_relations_that_are_short() -> None:
     assert next_counts(config, tallies, 6) == ({}, "waves")
 
 
-def test_the_first_wave_keeps_to_the_cap_on_candidates() -> None:
-    config = settings("sampling.quota=10", "sampling.max_candidates=50", "sampling.candidates_per_relation=40")
-    counts = opening_counts(config, ["a", "b", "c", "d", "e", "f"])
-    assert sorted(counts.values()) == [8, 8, 8, 8, 9, 9]
-
-
-def test_a_cap_on_candidates_ends_the_round() -> None:
-    config = settings("sampling.quota=10", "sampling.max_candidates=60", "sampling.candidates_per_relation=1000")
+def test_the_candidates_of_a_round_end_it() -> None:
+    config = settings("sampling.quota=10", "sampling.candidates_per_relation=20")
     tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
     assert next_counts(config, tallies, 1) == ({}, "candidates")
 
@@ -360,11 +354,6 @@ def test_the_account_of_a_quota_says_what_is_missing() -> None:
     assert account["relations"]["poor"] == {"asked": 60, "accepted": 4, "missing": 6}
     assert account["missing"] == 6
     assert account["generated_tokens"] == 1000
-
-
-def test_a_cap_without_a_quota_is_an_error() -> None:
-    with pytest.raises(InputError, match="max_candidates goes with quota"):
-        settings("sampling.max_candidates=5")
 
 
 def score_by_id(config: Config, run: RunFolder, round: int = 0, on_progress: Any = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from divray.engines import Engine, EngineDied, Request, Row
 from divray.errors import InputError
 from divray.models import context_length, local_model
 from divray.resources import cpu_precision, gpus_of
-from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY, TUNED
+from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.sections import VllmArguments
 
 CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
@@ -87,8 +87,7 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
     if greedy:
         parameters["temperature"] = 0.0
     else:
-        factor = sampling.tuned_temperature_factor if row.get("policy") == TUNED else 1.0
-        parameters |= {"temperature": sampling.temperature * factor, "min_p": sampling.min_p}
+        parameters |= {"temperature": sampling.temperature, "min_p": sampling.min_p}
     if row["pattern"]:
         parameters["structured_outputs"] = {"json" if row["pattern"].startswith("{") else "regex": row["pattern"]}
     return parameters

@@ -64,10 +64,7 @@ def opening_counts(config: Config, relations: Sequence[str]) -> dict[str, int]:
         count = sampling.candidates_per_relation // wave_count(config) or sampling.candidates_per_relation
     else:
         count = min(_wanted(Tally(0, 0, 0), sampling.quota), sampling.candidates_per_relation)
-    counts = dict.fromkeys(relations, count)
-    if sampling.max_candidates is None or sum(counts.values()) <= sampling.max_candidates:
-        return counts
-    return apportion({name: 1 / len(counts) for name in counts}, sampling.max_candidates)
+    return dict.fromkeys(relations, count)
 
 
 def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> tuple[dict[str, int], str]:
@@ -84,7 +81,7 @@ def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> tupl
         return {name: count for name, count in counts.items() if count > 0}, "candidates"
     wanted = {name: min(_wanted(tally, sampling.quota), 2 * max(tally.asked, sampling.quota)) for name, tally in short.items()}
     asked = sum(tally.asked for tally in tallies.values())
-    room = (sampling.max_candidates or sampling.candidates_per_relation * len(tallies)) - asked
+    room = sampling.candidates_per_relation * len(tallies) - asked
     if room <= 0:
         return {}, "candidates"
     if (total := sum(wanted.values())) > room:
