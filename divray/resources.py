@@ -1,6 +1,6 @@
 """What each stage asks of the cluster, whether its machines can give it, and waiting for those that the autoscaler starts.
 
-Also which number format a CPU multiplies matrices in fastest: no flag of it tells, so it is measured.
+Also which number format a CPU multiplies matrices in.
 """
 
 from __future__ import annotations
@@ -11,18 +11,13 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from timeit import Timer
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from divray import console
 from divray.config import Config
 from divray.errors import ResourceError
 from divray.stages import STAGES
-
-if TYPE_CHECKING:
-    import torch
 
 Bundle = dict[str, float]
 """Resource name -> amount that one machine must give."""
@@ -32,9 +27,6 @@ WAIT_MINUTES = 30.0
 
 QUIET_SECONDS = 20.0
 """So long without a machine on its way, the cluster is as large as it gets."""
-
-LEAST_GAIN = 1.2
-"""How many times as fast as bf16 fp32 must be for twice the memory."""
 
 READING: list[Bundle] = [{"CPU": 1}, {"CPU": 0.5}]
 """Beside the engines: Ray Data's filter of what is done already holds one CPU, and readers, writers and ours some tenths each."""
@@ -79,22 +71,11 @@ def train_gpus(config: Config) -> float:
     return (1.0 if uses_gpu(config) else 0.0) if given is None else given
 
 
-@cache
 def cpu_precision() -> Literal["bf16", "fp32"]:
-    """``fp32`` where its products are at least :data:`LEAST_GAIN` times as fast (CPUs without AMX or AMD's AVX-512 BF16), else ``bf16``,
-    which takes half the memory; measured once a process (0.1 s)."""
+    """``bf16``, which takes half the memory, where this CPU has instructions to multiply in it, else ``fp32``, which is faster."""
     import torch
 
-    return "fp32" if _seconds(torch.bfloat16) >= LEAST_GAIN * _seconds(torch.float32) else "bf16"
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    """The shortest of some products of ``[256, 1024]`` and ``[1024, 1024]``."""
-    import torch
-
-    product = partial(torch.nn.functional.linear, torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype))
-    with torch.inference_mode():
-        return min(Timer(product).repeat(8, number=1)[1:])
+    return "bf16" if any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16")) else "fp32"
 
 
 def worker(config: Config, gpus: bool = False) -> Any:

@@ -281,7 +281,7 @@ def with_a_word_too_many(folder):
     ("spoil", "problem"),
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no whole JSON file"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no whole relation extractor"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: line 1: no valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: no JSON object"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json: line 1: invalid UTF-8"),

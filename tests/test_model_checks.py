@@ -29,6 +29,7 @@ from divray.engines.vllm import check_arguments, engine_arguments
 from divray.errors import InputError
 from divray.models import check_models, context_length, facts_of, local_model
 from divray.pipeline import check
+from divray.prompts import chat_renderer
 from divray.quickstart import folder
 
 LLM = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 1500}
@@ -82,7 +83,8 @@ def test_a_chat_template_may_lie_in_either_place(where: str, tmp_path: Path) -> 
     reference = model(tmp_path / "m", LLM, {"chat_template": template} if where == "tokenizer_config.json" else {})
     if where != "tokenizer_config.json":
         Path(reference, where).write_text(template)
-    check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", "prompts.style=chat"]))
+    renderer = chat_renderer(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", "prompts.style=chat"]))
+    assert renderer is not None and renderer([{"role": "user", "content": "a b"}]) == "a b"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_a_chat_template_may_lie_in_either_place(where: str, tmp_path: Path) -> 
 def test_a_model_that_cannot_do_it_is_refused(config: Any, tokenizer: Any, overrides: list[str], key: str, tmp_path: Path) -> None:
     reference = model(tmp_path / "m", config, tokenizer)
     with pytest.raises(InputError, match=key) as caught:
-        check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", *overrides]))
+        check(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", *overrides]))
     assert reference in str(caught.value)
 
 

@@ -9,17 +9,17 @@ from divray import resources
 from divray.engines import vllm
 
 
-@pytest.mark.parametrize(("bf16", "fp32", "chosen"), [(2.0, 1.0, "fp32"), (1.1, 1.0, "bf16"), (1.0, 1.0, "bf16"), (0.5, 1.0, "bf16")])
-def test_fp32_must_be_faster_for_twice_the_memory(monkeypatch: pytest.MonkeyPatch, bf16: float, fp32: float, chosen: str) -> None:
-    monkeypatch.setattr(resources, "_seconds", lambda dtype: {torch.bfloat16: bf16, torch.float32: fp32}[dtype])
-    resources.cpu_precision.cache_clear()
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"sve_bf16": True}, "bf16"),
+    ],
+)
+def test_a_cpu_that_multiplies_in_bf16_does(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], chosen: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert resources.cpu_precision() == chosen
-    resources.cpu_precision.cache_clear()
-
-
-def test_it_is_measured_here() -> None:
-    assert resources._seconds(torch.float32) > 0
-    assert resources.cpu_precision() in ("bf16", "fp32")
 
 
 def test_only_a_small_model_takes_twice_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import statistics
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +44,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     which is gone at the end.
 
     Args:
-        on_progress: Called about twice a second from a thread of this process when there is news.
+        on_progress: Called after each step from a thread of this process.
 
     Raises:
         InputError: There is no usable pair, ``round`` has no round before it, or the workers can't share a step.
@@ -69,27 +68,23 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     name = f"dpo-{digest.hexdigest()[:16]}"
     storage = Round.of(round).train
     _keep_only(run, storage, name)
-    with _followed(on_progress) as progress, _own_interrupts():
+    with _followed(on_progress) as progress:
         report = _fit(config, run, storage, name, {**job, "name": name, "progress": progress})
     run.delete(storage)
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]
-    if doubt := _doubt(tail):
+    ends = {name: statistics.fmean(row[name] for row in tail) for name in ("loss", "accuracy", "margin", "chosen")}
+    if doubt := _doubt(ends["margin"], ends["chosen"]):
         console.log(f"{Round.of(round).record('align')}: {doubt}")
     return {
-        "pairs": report["pairs"],
-        "too_long": report["too_long"],
-        "steps": report["steps"],
-        "loss": round_mean(row["loss"] for row in tail),
-        "accuracy": round_mean(row["accuracy"] for row in tail),
-        "margin": round_mean(row["margin"] for row in tail),
-        "seconds_per_step": round_mean([statistics.median(row["seconds"] for row in curve)]),
+        **{name: report[name] for name in ("pairs", "too_long", "steps")},
+        **{name: float(f"{ends[name]:.4f}") for name in ("loss", "accuracy", "margin")},
+        "seconds_per_step": float(f"{statistics.median(row['seconds'] for row in curve):.4f}"),
     }
 
 
-def _doubt(tail: list[dict[str, float]]) -> str:
-    """What the end of the curve says against the policy, if anything."""
-    margin, chosen = (statistics.fmean(row[name] for row in tail) for name in ("margin", "chosen"))
+def _doubt(margin: float, chosen: float) -> str:
+    """What the mean rewards at the end of the curve say against the policy, if anything."""
     if margin > LARGE_MARGIN:
         return f"a margin of {margin:.1f} says that the policy is far from the model it came from. Lower alignment.learning_rate."
     if chosen < -1:
@@ -97,15 +92,7 @@ def _doubt(tail: list[dict[str, float]]) -> str:
     return ""
 
 
-def round_mean(values: Any) -> float:
-    """Mean to four decimals."""
-    return float(f"{statistics.fmean(values):.4f}")
-
-
 def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str, Any]) -> dict[str, Any]:
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -113,25 +100,29 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
     gpu = job["device"] == "gpu"
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": train_gpus(config)} if gpu else {})}
     environment = {} if gpu else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(cluster.cpus_per_worker)))}
-    options: dict[str, Any] = {
-        "failure_config": FailureConfig(max_failures=MAX_FAILURES),
-        "checkpoint_config": CheckpointConfig(num_to_keep=1),
-        "worker_runtime_env": {"env_vars": environment},
-        "logging_config": LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
-    }
-    loop: Callable[[dict[str, Any]], Any] = train
     trainer = TorchTrainer(
-        loop,
+        train,
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=cluster.train_workers, use_gpu=gpu, resources_per_worker=resources),
-        run_config=RunConfig(name=name, storage_path=run.path(storage), storage_filesystem=run.fs, **options),
+        run_config=RunConfig(
+            name=name,
+            storage_path=run.path(storage),
+            storage_filesystem=run.fs,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            worker_runtime_env={"env_vars": environment},
+            logging_config=LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
+        ),
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
-        result: Any = trainer.fit()
-        report = result.return_value
+        report: Any = trainer.fit().return_value
     except TrainingFailedError as error:
         raise DivrayError(f"DPO training of round {job['round']} failed {MAX_FAILURES + 1} times: {_cause(error)}") from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not interrupt:  # Ray Train leaves its own handler behind
+            signal.signal(signal.SIGINT, interrupt)
     if not report:
         raise DivrayError(f"DPO training of round {job['round']} was stopped. Run it again to go on from its last checkpoint.")
     if "error" in report:
@@ -146,73 +137,37 @@ def _cause(error: Exception) -> str:
 
 
 def _keep_only(run: RunFolder, storage: str, name: str) -> None:
-    """Remove checkpoints of other settings, and a record of checkpoints that a kill cut short."""
-    for other in {file.removeprefix(f"{storage}/").partition("/")[0] for file in run.files(storage)} - {name}:
-        run.delete(f"{storage}/{other}")
-    for file in run.files(f"{storage}/{name}", ".json"):
-        if file.count("/") == f"{storage}/{name}/".count("/") and not _is_whole(run.read_text(file)):
-            run.delete(f"{storage}/{name}")
-            return
-
-
-def _is_whole(record: str) -> bool:
+    """Remove checkpoints of other settings, and those whose record a kill cut short."""
+    for file in run.files(storage):
+        if not file.startswith(f"{storage}/{name}/"):
+            run.delete(file)
+    record = f"{storage}/{name}/checkpoint_manager_snapshot.json"
     try:
-        json.loads(record)
-    except ValueError:
-        return False
-    return True
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Give Ctrl-C back as it was: Ray Train puts its own handler in and leaves it there."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
-
-
-class _Latest:
-    """Actor that holds the newest ``(step, steps, loss)``."""
-
-    def __init__(self) -> None:
-        self.value: tuple[int, int, float] | None = None
-
-    def set(self, step: int, steps: int, loss: float) -> None:
-        self.value = (step, steps, loss)
-
-    def get(self) -> tuple[int, int, float] | None:
-        return self.value
+        if run.exists(record):
+            run.read_json(record)
+    except InputError:
+        run.delete(f"{storage}/{name}")
 
 
 @contextmanager
 def _followed(on_progress: Progress | None) -> Iterator[Any]:
-    """A handle for rank 0 to report to, with a thread that passes the news on."""
+    """A queue for rank 0 to put its news into, with a thread that passes them on."""
     if on_progress is None:
         yield None
         return
-    import ray
+    from ray.util.queue import Queue
 
-    actor: Any = ray.remote(num_cpus=0)(_Latest).remote()
-    done = threading.Event()
+    queue = Queue(actor_options={"num_cpus": 0})
 
     def follow() -> None:
-        seen = None
-        while not done.wait(0.5):
-            latest = ray.get(actor.get.remote())
-            if latest is not None and latest != seen:
-                seen = latest
-                step, steps, loss = latest
-                on_progress(step, steps, f"loss {loss:.3f}")
+        while news := queue.get():
+            on_progress(*news)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield actor
+        yield queue
     finally:
-        done.set()
+        queue.actor.put_nowait.remote(None)
         thread.join(timeout=5)
-        ray.kill(actor)
+        queue.shutdown(force=True)

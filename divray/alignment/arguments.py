@@ -54,18 +54,8 @@ def batches(settings: dict[str, Any], workers: int) -> tuple[int, int]:
 def dpo_arguments(
     settings: dict[str, Any], *, workers: int, gpu: bool, bf16: bool, parameters: int, pairs: int, seed: int, output_dir: str
 ) -> dict[str, Any]:
-    """The arguments of ``trl.DPOConfig``.
-
-    Args:
-        settings: The ``alignment`` section.
-        workers: Of the training group.
-        gpu: Whether they train on GPUs.
-        bf16: Whether the device multiplies in bf16.
-        parameters: Of the model.
-        pairs: That are trained on.
-        seed: Of the order of the pairs.
-        output_dir: Folder of the checkpoints.
-    """
+    """The arguments of ``trl.DPOConfig`` for a model of so many ``parameters`` that is trained on so many ``pairs``; ``settings`` is the
+    ``alignment`` section, ``seed`` that of the order of the pairs."""
     at_once, times = batches(settings, workers)
     steps = math.ceil(settings["epochs"] * math.ceil(pairs / settings["pairs_per_step"]))
     checkpointing = settings["gradient_checkpointing"]
@@ -89,10 +79,7 @@ def dpo_arguments(
         "save_steps": max(1, math.ceil(steps / CHECKPOINTS[settings["method"]])),
         "save_total_limit": 1,
         "logging_steps": 1,
-        "dataloader_pin_memory": gpu,
         "disable_tqdm": True,
-        "report_to": [],
-        "log_level": "error",
     }
 
 
@@ -107,8 +94,6 @@ def zero_settings(stage: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1_000_000_000,
     }
 
 

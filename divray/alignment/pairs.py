@@ -17,51 +17,32 @@ if TYPE_CHECKING:
 COLUMNS = ["pair_id", "prompt", "chosen", "rejected"]
 
 
-def pair_tables(run: RunFolder, round: int) -> list[str]:
-    """Names of the pair tables of all rounds before ``round`` that there are."""
-    names = (Round.of(earlier).pairs for earlier in range(round))
-    return [name for name in names if run.files(name, ".parquet")]
-
-
 def read_pairs(run: RunFolder, round: int) -> pa.Table:
-    """The pairs that train the policy of ``round``: columns :data:`COLUMNS`, sorted by ``pair_id``.
-
-    The order doesn't depend on how the tables were partitioned.
+    """The pairs that train the policy of ``round``, of all rounds before it: columns :data:`COLUMNS`, sorted by ``pair_id``.
 
     Raises:
-        InputError: There is no pair, a column is missing, a text is empty, or both sides are equal.
+        InputError: There is no pair, a table is damaged, a text is empty, or both sides are equal.
     """
     tables = []
-    for name in pair_tables(run, round):
-        where = run.full_uri(name)
-        try:
-            table = run.read_table(name, COLUMNS)
-        except (pa.ArrowInvalid, KeyError) as error:
-            raise InputError(where, "", f"not a table of pairs ({str(error).splitlines()[0]})", f"It needs {', '.join(COLUMNS)}.") from None
-        missing = [column for column in COLUMNS if column not in table.column_names]
-        if missing:
-            raise InputError(where, missing[0], "column is missing", f"A table of pairs has {', '.join(COLUMNS)}.")
+    for name in (Round.of(earlier).pairs for earlier in range(round)):
+        if not run.files(name, ".parquet"):
+            continue
+        table = run.read_table(name, COLUMNS)
         for column in COLUMNS[1:]:
-            empty = pc.fill_null(pc.equal(pc.utf8_length(table[column]), 0), True)
-            if pc.any(empty).as_py():
-                raise InputError(where, f"{_first(table, empty)}, {column}", "the text is empty", "Remove the pair or fill it in.")
-        equal = pc.equal(table["chosen"], table["rejected"])
-        if pc.any(equal).as_py():
-            raise InputError(where, _first(table, equal), "chosen and rejected are the same text", "Remove the pair.")
+            _refuse(run, name, table, pc.equal(pc.utf8_length(table[column]), 0), f"{column} is empty")
+        _refuse(run, name, table, pc.equal(table["chosen"], table["rejected"]), "chosen and rejected are the same text")
         tables.append(table)
-    pairs = pa.concat_tables(tables) if tables else pa.table({column: pa.array([], pa.string()) for column in COLUMNS})
-    if not pairs.num_rows:
-        raise InputError(
-            run.full_uri(Round.of(round - 1).pairs),
-            "",
-            f"there is no preference pair to train round {round} on",
-            "Sample more candidates, or lower `correctness.threshold`.",
-        )
-    return pairs.sort_by([(column, "ascending") for column in COLUMNS])
+    if not sum(table.num_rows for table in tables):
+        problem = f"there is no preference pair to train round {round} on"
+        fix = "Sample more candidates, or lower `correctness.threshold`."
+        raise InputError(run.full_uri(Round.of(round - 1).pairs), "", problem, fix)
+    return pa.concat_tables(tables).sort_by([(column, "ascending") for column in COLUMNS])
 
 
-def _first(table: pa.Table, wrong: pa.ChunkedArray) -> str:
-    return f"pair {table.filter(wrong)['pair_id'][0].as_py()}"
+def _refuse(run: RunFolder, name: str, table: pa.Table, wrong: pa.ChunkedArray, problem: str) -> None:
+    bad = table.filter(pc.fill_null(wrong, True))
+    if bad.num_rows:
+        raise InputError(run.full_uri(name), f"pair {bad['pair_id'][0]}", problem, "Remove the pair or mend it.")
 
 
 def tokenize_pairs(

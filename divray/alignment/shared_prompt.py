@@ -24,18 +24,14 @@ BY_LAYER = ("gemma3_text",)
 
 
 def can_share(model: PreTrainedModel, longest: int) -> bool:
-    """Whether ``model`` is known to take an attention mask of any shape in each of its layers.
-
-    Args:
-        model: The LLM.
-        longest: Most tokens of a side; a sliding window must hold them.
-    """
+    """Whether ``model`` is known to take an attention mask of any shape in each of its layers, with sides of up to ``longest`` tokens,
+    which a sliding window must hold."""
     config = model.config
-    whole = longest <= (getattr(config, "sliding_window", None) or longest)
+    window = getattr(config, "sliding_window", None)
     if config.model_type in BY_LAYER:
-        return whole
+        return not window or longest <= window
     layers = getattr(config, "layer_types", None) or ["full_attention"]
-    return config.model_type in FAMILIES and set(layers) == {"full_attention"} and not getattr(config, "sliding_window", None)
+    return config.model_type in FAMILIES and set(layers) == {"full_attention"} and not window
 
 
 def share_prompts(model: PreTrainedModel) -> None:

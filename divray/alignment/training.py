@@ -7,12 +7,12 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from divray.alignment.arguments import dpo_arguments, parameters_of
-from divray.alignment.distributed import every_worker, reporter, shared_folder
 from divray.alignment.pairs import read_pairs, tokenize_pairs
 from divray.alignment.policy import publish_policy
 from divray.alignment.private import build_no_extension, score_completions_alone, token_trainer
@@ -40,13 +40,12 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: ``name``, ``uri``, ``round``, ``reference`` (base model), ``alignment`` (the settings), ``seed``,
-            ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (an actor handle or ``None``).
+            ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (a queue or ``None``).
 
     Returns:
         The report; or ``{"error": text}`` where training again could only fail again.
     """
     started = time.perf_counter()
-    _quiet()
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions"))
     import deepspeed
     import ray.train
@@ -59,7 +58,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     settings, run = job["alignment"], RunFolder(job["uri"])
     context = ray.train.get_context()
     base = local_model(job["reference"])
-    folder = shared_folder(context, job["name"])
+    folder = _shared_folder(context, job["name"])
     try:
         trainer, left_out, shared = _trainer(job, run, base, folder)
         if trainer is None:
@@ -138,7 +137,9 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     if not len(dataset):
         return None, left_out, False
     fast = cpu_precision() == "bf16" if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = settings["precision"] == "bf16" and every_worker(fast)
+    all_fast: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(all_fast, fast)
+    bf16 = settings["precision"] == "bf16" and all(all_fast)
     arguments = dpo_arguments(
         settings,
         workers=dist.get_world_size(),
@@ -167,22 +168,52 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora if settings["method"] == "lora" else None,
-        callbacks=[reporter(job["progress"])],
+        callbacks=[_reporter(job["progress"])],
     )
     if shared and trainer.ref_model is not None:
         share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model))
     return trainer, left_out, shared
 
 
-def _quiet() -> None:
-    import logging
-    import warnings
+def _shared_folder(context: Any, name: str) -> Path:
+    """A new folder of all workers of one machine; what a killed try of ``name`` left there is removed."""
+    import torch.distributed as dist
 
-    import datasets
-    from transformers.utils import logging as transformers_logging
+    folder = Path(tempfile.gettempdir(), f"divray-{name}-{context.get_node_rank()}")
+    if context.get_local_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    dist.barrier()
+    return folder
 
-    warnings.filterwarnings("ignore")
-    datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+def _reporter(progress: Any) -> Any:
+    """Callback that times steps, tells the driver of them, and hands each checkpoint to Ray Train."""
+    import ray.train
+    import torch.distributed as dist
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):
+        begun = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+            if "loss" in logs:
+                state.log_history[-1]["seconds"] = time.perf_counter() - self.begun
+                if progress is not None and state.is_world_process_zero:
+                    progress.actor.put_nowait.remote((state.global_step, state.max_steps, f"loss {logs['loss']:.3f}"))
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Every rank writes its own shard and generator state into its machine's folder.
+            dist.barrier()
+            leads = ray.train.get_context().get_local_rank() == 0
+            at = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoint = ray.train.Checkpoint.from_directory(str(at)) if leads else None
+            ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
+            for older in Path(args.output_dir).glob("checkpoint-*") if leads else ():  # the trainer's own limit counts on one machine alone
+                if older != at:
+                    shutil.rmtree(older, ignore_errors=True)
+
+    return Reporter()

@@ -91,7 +91,8 @@ def check_lengths(config: Config, relations: list[Relation], seeds: list[Example
         if (tokens := len(tokenizer(rows[name]["prompt"], verbose=False).input_ids)) + asked[name] > most:
             where, place = str(config.task.train or config.task.relations), f"relation {rows[name]['relation']}"
             problem = f"a prompt of {tokens} tokens and its answer of {asked[name]} exceed the {most} of {config.models.llm}"
-            raise InputError(where, place, problem, "Shorten its description or examples, or lower prompts.demonstrations.")
+            mend = "Shorten its description or examples, or lower prompts.demonstrations or sampling.max_tokens."
+            raise InputError(where, place, problem, mend)
 
 
 def chat_renderer(config: Config) -> Renderer | None:
