@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
@@ -253,10 +251,9 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatch]:
-    mask: npt.NDArray[np.bool_] = verdicts.mask()
     start, plain = 0, _plain(files.schema)
     for batch in files.batches():
-        part = mask[start : start + batch.num_rows]
+        part = verdicts.kept[start : start + batch.num_rows]
         start += batch.num_rows
         yield batch.cast(plain).filter(pa.array(part)).cast(files.schema)
 
