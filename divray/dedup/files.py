@@ -6,6 +6,7 @@ The texts are read twice, each time by batch: once to be compared, once to copy 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import posixpath
 import re
@@ -28,6 +29,8 @@ KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
 
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+_HALF_WRITTEN = re.compile(rf"\.({re.escape(KEPT)}|{re.escape(CLUSTERS)})\.[0-9a-f]{{32}}\.tmp")
+"""What :func:`~divray.dedup.storage.placed` calls a result that is not yet whole."""
 
 
 def command(arguments: Namespace) -> None:
@@ -229,20 +232,37 @@ def _check_copied(files: ParquetSource) -> None:
 
 @contextlib.contextmanager
 def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
-    """The folder to write to, made before any work; gone again where the work fails and nothing lies in it."""
+    """The folder to write to, made before any work, without what a killed call left half-written there.
+
+    It is gone again where the work fails and nothing lies in it.
+    """
     fs, folder = open_uri(out)
-    try:
-        is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
-        fs.create_dir(folder, recursive=True)
-    except OSError as error:
-        problem = f"not a folder that can be written to ({first_line(error)})"
-        raise InputError(out, "", problem, "Give another folder.") from None
-    try:
-        yield fs, folder
-    except BaseException:
-        if is_new and not fs.get_file_info(pafs.FileSelector(folder)):
-            fs.delete_dir(folder)
-        raise
+    with contextlib.ExitStack() as opened:
+        try:
+            is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
+            fs.create_dir(folder, recursive=True)
+            if isinstance(fs, pafs.LocalFileSystem):
+                handle = os.open(folder, os.O_RDONLY)  # the lock ends with the handle
+                opened.callback(os.close, handle)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    mend = "Wait until it is done, or give another folder."
+                    raise InputError(out, "", "another call is writing there", mend) from None
+                except OSError:  # a file system without locks lets everybody in
+                    pass
+            for info in fs.get_file_info(pafs.FileSelector(folder)):
+                if _HALF_WRITTEN.fullmatch(info.base_name):
+                    fs.delete_file(info.path)
+        except OSError as error:
+            problem = f"not a folder that can be written to ({first_line(error)})"
+            raise InputError(out, "", problem, "Give another folder.") from None
+        try:
+            yield fs, folder
+        except BaseException:
+            if is_new and not fs.get_file_info(pafs.FileSelector(folder)):
+                fs.delete_dir(folder)
+            raise
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

@@ -73,7 +73,7 @@ def first_line(error: Exception) -> str:
     return reasons[-1] if reasons else (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def _beside(path: str) -> str:
+def beside(path: str) -> str:
     """A path in the same folder for what will be moved to ``path``; most readers pass over its name, which begins with a full stop."""
     folder, name = posixpath.split(path)
     short = name.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
@@ -105,7 +105,7 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
     """
     local = isinstance(fs, pafs.LocalFileSystem)
     target = os.path.realpath(target) if local else target
-    path = _beside(target)
+    path = beside(target)
     try:
         if local:
             _begin(path, target)
