@@ -80,8 +80,8 @@ def test_an_output_that_cannot_be_is_said_before_any_work(tmp_path: Path, monkey
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "taken" / "kept.parquet").mkdir(parents=True)
     monkeypatch.setattr(files, "judge", lambda *_: pytest.fail("compared"))
-    for out in ("file", "file/below", "taken"):
-        with pytest.raises(InputError, match="not a folder that can be written to"):
+    for out, said in (("file", "not a folder that can be written to"), ("file/below", "not a folder"), ("taken", "a folder lies there")):
+        with pytest.raises(InputError, match=said):
             deduplicate_files(source, str(tmp_path / out))
 
 

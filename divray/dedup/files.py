@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.dedup.storage import PARQUET, beside, first_line, open_uri, placed
+from divray.dedup.storage import PARQUET, first_line, open_uri, placed
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
 
@@ -32,7 +30,7 @@ BATCH_ROWS = 1 << 16
 
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _HALF_WRITTEN = re.compile(rf"\.({re.escape(KEPT)}|{re.escape(CLUSTERS)})\.[0-9a-f]{{32}}\.tmp")
-"""What :func:`~divray.dedup.storage.beside` calls a result that is not yet whole."""
+"""What :func:`~divray.dedup.storage.placed` calls a result that is not yet whole."""
 
 
 def command(arguments: Namespace) -> None:
@@ -74,23 +72,25 @@ def deduplicate_files(
             written then.
     """
     settings = settings or DedupSettings()
-    files = ParquetSource.open(source)
-    tests, known = (None if name is None else ParquetSource.open(name) for name in (against, earlier))
-    given = {"the input": files, "the test set of --near-test": tests, "the rows of --earlier": known}
-    inputs = {said: one for said, one in given.items() if one is not None}
+    given = {"the input": source, "the test set of --near-test": against, "the rows of --earlier": earlier}
+    inputs = {said: ParquetSource.open(name) for said, name in given.items() if name is not None}
     _check_apart(out, inputs)
+    files, tests, known = (inputs.get(said) for said in given)
+    assert files is not None
     for one in inputs.values():
         check_schema(one.schema, replace(settings, id_column=None) if one is tests else settings, one.name)
     _check_copied(files)
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
-    with _output_folder(out) as (fs, folder):
+    with (
+        _output_folder(out) as (fs, folder),
+        placed(fs, posixpath.join(folder, KEPT)) as kept,  # moved last: a call that is killed leaves an older one in place
+        placed(fs, posixpath.join(folder, CLUSTERS)) as clusters,
+    ):
         against_batches = () if tests is None else tests.batches(wanted[:1])
         earlier_batches = () if known is None else known.batches(wanted)
         verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, files.name)
-        # clusters.parquet is moved before kept.parquet, so that a call that is killed leaves an older kept.parquet in place.
-        with placed(fs, posixpath.join(folder, KEPT)) as kept, placed(fs, posixpath.join(folder, CLUSTERS)) as clusters:
-            _write(fs, clusters, verdicts.schema(), verdicts.batches())
-            _write(fs, kept, files.schema, _staying(files, verdicts))
+        _write(fs, clusters, verdicts.schema(), verdicts.batches())
+        _write(fs, kept, files.schema, _staying(files, verdicts))
     return verdicts.counts()
 
 
@@ -103,7 +103,6 @@ class ParquetSource:
         fs, paths: Where they lie.
         schema: Of all of them, the columns that ``key=value`` folders name (Hive) last.
         named: What the folders of each file name.
-        rows: int, how many they hold together.
         folder: The folder that ``name`` is; ``None`` for a file or a pattern.
     """
 
@@ -112,7 +111,6 @@ class ParquetSource:
     paths: list[str]
     schema: pa.Schema
     named: list[dict[str, Any]]
-    rows: int
     folder: str | None = None
 
     @classmethod
@@ -129,10 +127,9 @@ class ParquetSource:
         """
         fs, path = open_uri(name)
         base, paths = _matching(fs, path, name)
-        schema, rows = None, 0
+        schema = None
         for one in paths:
             with _opened(fs, one) as file:
-                rows += file.metadata.num_rows
                 if schema is not None and not file.schema_arrow.equals(schema):
                     raise InputError(one, "", f"its columns differ from those of {paths[0]}", "Give files of one schema.")
                 schema = file.schema_arrow if schema is None else schema
@@ -149,16 +146,15 @@ class ParquetSource:
             raise InputError(name, "", problem, "Rename these folders.") from None
         for key in hive.schema:
             schema = schema.append(key)
-        return cls(name, fs, paths, schema, named, rows, path if base == path else None)
+        return cls(name, fs, paths, schema, named, path if base == path else None)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, at most :data:`BATCH_ROWS` at a time; one empty batch where there are none.
+        """All rows, at most :data:`BATCH_ROWS` at a time, after one empty batch.
 
         No scan of ``pyarrow.dataset``: that one decodes a row group as a whole, which may be all of a file.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        if not self.rows:
-            yield pa.RecordBatch.from_pylist([], schema)
+        yield pa.RecordBatch.from_pylist([], schema)
         for path, named in zip(self.paths, self.named, strict=True):
             with _opened(self.fs, path) as file:
                 inside = [name for name in schema.names if name in file.schema_arrow.names]
@@ -171,30 +167,27 @@ class ParquetSource:
 
 
 def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]]:
-    """The folder that was searched, or the file itself; and the files."""
-    base = path
-    if fs.get_file_info(path).type == pafs.FileType.NotFound:
-        while any(mark in base for mark in "*?"):
-            base = posixpath.dirname(base)
-    kind = fs.get_file_info(base).type
-    if kind == pafs.FileType.File and base == path:
+    """The folder that was searched, or that of the file; and the files."""
+    kind, base = fs.get_file_info(path).type, path
+    if kind == pafs.FileType.File:
         return posixpath.dirname(path), [path]
-    if kind != pafs.FileType.Directory:
-        raise InputError(name, "", "no such file or folder", "Give a Parquet file, a folder of them or a pattern.")
+    while kind == pafs.FileType.NotFound and any(mark in base for mark in "*?"):
+        base = posixpath.dirname(base)
+    mend = "Give a Parquet file, a folder of them or a pattern."
     try:
         found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
     except OSError as error:
-        raise InputError(name, "", f"not readable ({first_line(error)})", "Give a folder that can be read.") from None
+        raise InputError(name, "", f"not readable ({first_line(error)})", mend) from None
     files = [one.path for one in found if one.type == pafs.FileType.File]
-    paths = sorted(one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/")))
-    if base == path:
-        paths = [one for one in paths if one.lower().endswith(PARQUET)]
-    else:  # as in a shell: a mark stands for no slash, `**` for any folders; of a folder that fits, all Parquet files
-        pattern = re.escape(path).replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-        fits = re.compile(rf"{pattern}(/.*\.(?i:{'|'.join(end[1:] for end in PARQUET)}))?", re.DOTALL)
-        paths = [one for one in paths if fits.fullmatch(one)]
+    shown = [one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/"))]
+    # As in a shell a mark stands for no slash, `**` for any folders; of a folder that fits, all Parquet files.
+    marks = re.escape(path.removeprefix(base))
+    marks = marks.replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    endings = "|".join(end[1:] for end in PARQUET)
+    fits = re.compile(rf"{re.escape(base)}{marks}(/.*\.(?i:{endings}))?", re.DOTALL)
+    paths = sorted(one for one in shown if fits.fullmatch(one))
     if not paths:
-        raise InputError(name, "", "no Parquet file there", "Give a Parquet file, a folder of them or a pattern.")
+        raise InputError(name, "", "no Parquet file there", mend)
     return base, paths
 
 
@@ -239,7 +232,7 @@ def _check_copied(files: ParquetSource) -> None:
 
 @contextlib.contextmanager
 def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
-    """The folder to write to, made and tried before any work, without what a killed call left half-written there.
+    """The folder to write to, made before any work, without what a killed call left half-written there.
 
     It is gone again where the work fails and nothing lies in it.
     """
@@ -261,11 +254,6 @@ def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
             for info in fs.get_file_info(pafs.FileSelector(folder)):
                 if _HALF_WRITTEN.fullmatch(info.base_name):
                     fs.delete_file(info.path)
-                if info.base_name in (KEPT, CLUSTERS) and info.type == pafs.FileType.Directory:
-                    raise IsADirectoryError(f"{info.base_name} is a folder there")
-            tried = beside(posixpath.join(folder, KEPT))
-            fs.open_output_stream(tried).close()
-            fs.delete_file(tried)
         except OSError as error:
             problem = f"not a folder that can be written to ({first_line(error)})"
             raise InputError(out, "", problem, "Give another folder.") from None
@@ -283,10 +271,9 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatch]:
-    mask: npt.NDArray[np.bool_] = verdicts.mask()
     start, plain = 0, _plain(files.schema)
     for batch in files.batches():
-        part = mask[start : start + batch.num_rows]
+        part = verdicts.kept[start : start + batch.num_rows]
         start += batch.num_rows
         yield batch.cast(plain).filter(pa.array(part)).cast(files.schema)
 

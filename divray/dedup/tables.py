@@ -93,21 +93,19 @@ def near_duplicate_clusters(
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What becomes of ``n`` rows; held for those only that are near something.
+    """What becomes of ``n`` rows, which are named by their numbers; -1 for none.
 
     Attributes:
         ids: Arrow array ``[n]``.
-        rows: int64 ``[k]``, ascending: the rows that the arrays below are about; the others are alone and stay.
-        cluster, copy_of, nearest: int64 ``[k]``, row numbers; -1 in the last two for none; ``copy_of`` of a row that is
-            near a reference is the reference's number.
-        copy_similarity, similarity: float64 ``[k]``.
-        kept: bool ``[k]``.
-        why: int8 ``[k]``, index into :data:`~divray.dedup.decide.REASONS`.
-        references: strings ``[m]``: ids of earlier rows, numbers of test texts.
+        references: strings ``[m]``: ids of earlier rows, then numbers of test texts.
+        cluster, copy_of, nearest: int64 ``[n]``; ``copy_of`` of a row that is near a reference is the reference's number.
+        copy_similarity, similarity: float64 ``[n]``, to ``copy_of`` and ``nearest``.
+        kept: bool ``[n]``.
+        why: int8 ``[n]``, index into :data:`~divray.dedup.decide.REASONS`.
     """
 
     ids: Any
-    rows: Numbers
+    references: Any
     cluster: Numbers
     kept: npt.NDArray[np.bool_]
     copy_of: Numbers
@@ -115,22 +113,11 @@ class Verdicts:
     nearest: Numbers
     similarity: npt.NDArray[np.float64]
     why: npt.NDArray[np.int8]
-    references: Any
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """bool ``[n]``, the rows that stay."""
-        stays = np.ones(len(self), bool)
-        stays[self.rows[~self.kept]] = False
-        return stays
 
     def counts(self) -> dict[str, int]:
         """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (else near an earlier row)."""
-        _, sizes = np.unique(self.cluster, return_counts=True)
-        near = {"leaked": int((self.why == LEAKED).sum()), "known": int((self.why == KNOWN).sum())}
-        return {"rows": len(self), "kept": int(self.mask().sum()), "clusters": int((sizes > 1).sum()), **near}
+        found = {"kept": self.kept, "clusters": np.bincount(self.cluster) > 1, "leaked": self.why == LEAKED, "known": self.why == KNOWN}
+        return {"rows": len(self.ids), **{name: int(some.sum()) for name, some in found.items()}}
 
     def schema(self) -> pa.Schema:
         named = [(name, self.ids.type) for name in ("id", "cluster", "nearest_id")]
@@ -138,27 +125,18 @@ class Verdicts:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The table of :func:`near_duplicate_clusters`, a slice of rows at a time."""
-        return (self._batch(start, min(start + _SLICE, len(self))) for start in range(0, len(self), _SLICE))
-
-    def _batch(self, start: int, stop: int) -> pa.RecordBatch:
-        part = slice(*np.searchsorted(self.rows, [start, stop]))
-        at = self.rows[part] - start
-
-        def whole(some: npt.NDArray[Any], alone: Any) -> npt.NDArray[Any]:
-            out = np.full(stop - start, alone, some.dtype)
-            out[at] = some[part]
-            return out
-
-        nearest, why = whole(self.nearest, -1), whole(self.why, ALONE)
-        columns = [
-            self.ids[start:stop],
-            self.ids.take(pa.array(whole(self.cluster, np.arange(start, stop)))),
-            self.ids.take(pa.array(nearest, mask=nearest < 0)),
-            pa.array(whole(self.similarity, 0), mask=nearest < 0),
-            pa.array(whole(self.kept, True)),
-            in_words(why, whole(self.copy_of, -1), whole(self.copy_similarity, 0), self.ids, self.references),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema())
+        for start in range(0, len(self.ids), _SLICE):
+            part = slice(start, start + _SLICE)
+            alone = self.nearest[part] < 0
+            columns = [
+                self.ids[part],
+                self.ids.take(pa.array(self.cluster[part])),
+                self.ids.take(pa.array(self.nearest[part], mask=alone)),
+                pa.array(self.similarity[part], mask=alone),
+                pa.array(self.kept[part]),
+                in_words(self.why[part], self.copy_of[part], self.copy_similarity[part], self.ids, self.references),
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=self.schema())
 
 
 def judge(
@@ -174,72 +152,55 @@ def judge(
     _check_ids(ids, where, settings.id_column or "row")
     known_ids = _taken_in(earlier, parts, settings, "earlier rows")
     numbers = _taken_in(against, parts, replace(settings, id_column=None), "test")
+    references = pa.concat_arrays([known_ids.cast(pa.string()), numbers.cast(pa.string())])
     rows = joined(parts)
     parts.clear()  # from here on the sets are held once
     sets, _, groups = fold(rows)
     del rows
     group, known, tests = np.split(groups, [len(ids), len(ids) + len(known_ids)])
+    blank = np.diff(sets.offsets) == 0  # the group of those without text
     pairs = near_duplicates(sets, settings.threshold, settings.method, own=int(group.max(initial=-1)) + 1)
-    names = pa.concat_arrays([known_ids.cast(pa.string()), numbers.cast(pa.string())])
-    return _decided(ids, group, pairs, np.diff(sets.offsets) == 0, settings.rule, known, tests, names)
 
-
-def _decided(
-    ids: Any,
-    group: Numbers,
-    pairs: Pairs,
-    blank: npt.NDArray[np.bool_],
-    rule: Rule,
-    known: Numbers,
-    tests: Numbers,
-    names: pa.StringArray,
-) -> Verdicts:
-    """What stays of rows that are given as groups of equal sets and near pairs of groups; groups that are ``blank`` have no text.
-
-    No row stays that is near one of ``known`` or ``tests``, which are given by their groups and ``names``; pairs among them may lack.
-    """
-    groups = len(blank)
-    reference, reference_similarity = np.full(groups, -1), np.zeros(groups)
+    # What is near a reference goes first, and links nothing.  A test text stands before an earlier row.
+    reference, reference_similarity = np.full(len(sets), -1), np.zeros(len(sets))
     for start, others in ((len(known), tests), (0, known)):
-        place, similarity = nearest_given(others, groups, pairs)
+        place, similarity = nearest_given(others, len(sets), pairs)
         named = (reference < 0) & (place >= 0) & ~blank
         reference[named], reference_similarity[named] = start + place[named], similarity[named]
     gone = (reference >= 0) | blank
     if gone.any():
         pairs = pairs.take(~(gone[pairs.left] | gone[pairs.right]))
-    met = np.bincount(group, minlength=groups) > 1
+    copy_of = reference[group]
+    why = np.select([blank[group], copy_of >= len(known), copy_of >= 0], [NO_TEXT, LEAKED, KNOWN], ALONE).astype(np.int8)
+    made = Verdicts(
+        ids,
+        references,
+        cluster=np.arange(len(ids)),
+        kept=copy_of < 0,
+        copy_of=copy_of,
+        copy_similarity=reference_similarity[group],
+        nearest=np.full(len(ids), -1),
+        similarity=np.zeros(len(ids)),
+        why=why,
+    )
+
+    # The others are decided on where they have a twin or a near pair.
+    met = np.bincount(group, minlength=len(sets)) > 1
     met[np.append(pairs.left, pairs.right)] = True
     met &= ~gone
-    rows = np.flatnonzero((met | gone)[group])
-    home = group[rows]
-    inside = met[home]
+    near = np.flatnonzero(met[group])
     number = np.cumsum(met) - 1
-    near, own = rows[inside], number[home[inside]]
+    home = number[group[near]]
     pairs = Pairs(number[pairs.left], number[pairs.right], pairs.similarity)
     by_id = ranks(ids.take(pa.array(near)))
-    made = decide(by_id, pairs, group=own, rule=rule)
-    preference = by_id + np.where(made.kept, 0, len(by_id))
-    nearest, similarity = nearest_items(own, preference, lambda order: best_of(len(order), *pairs, order))
-    near = np.append(near, -1)  # what -1, none, finds
-
-    def spread(found: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What was decided of the rows inside, and ``others`` for the rest."""
-        others[inside] = found
-        return others
-
-    outside = np.where(blank[home], NO_TEXT, np.where(reference[home] < len(known), KNOWN, LEAKED)).astype(np.int8)
-    return Verdicts(
-        ids,
-        rows,
-        cluster=spread(near[made.cluster], rows.copy()),
-        kept=spread(made.kept, blank[home]),
-        copy_of=spread(near[made.copy_of], reference[home]),
-        copy_similarity=spread(made.copy_similarity, reference_similarity[home]),
-        nearest=spread(near[nearest], np.full(len(rows), -1)),
-        similarity=spread(similarity, np.zeros(len(rows))),
-        why=spread(made.why, outside),
-        references=names,
-    )
+    decided = decide(by_id, pairs, group=home, rule=settings.rule)
+    preference = by_id + np.where(decided.kept, 0, len(near))
+    nearest, similarity = nearest_items(home, preference, lambda order: best_of(len(order), *pairs, order))
+    row = np.append(near, -1)  # what -1, none, finds
+    made.cluster[near], made.kept[near], made.why[near] = row[decided.cluster], decided.kept, decided.why
+    made.copy_of[near], made.copy_similarity[near] = row[decided.copy_of], decided.copy_similarity
+    made.nearest[near], made.similarity[near] = row[nearest], similarity
+    return made
 
 
 def _batches(source: Batches | None) -> Iterable[pa.RecordBatch]:
