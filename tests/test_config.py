@@ -52,7 +52,7 @@ TWICE = "selection: {k: 8}\ntask: {name: x}\nselection:\n  diversity_weight: 0.1
     ("text", "problem"),
     [
         ("[1, 2]", "not a YAML mapping"),
-        ("task: [", "no valid YAML"),
+        ("task: [", "line 1: no valid YAML"),
         ("", "the file is empty"),
         ("task: {name: x}", "task.relations: missing"),
         (TWICE, "line 3: no valid YAML .key 'selection' stands there twice"),
