@@ -24,20 +24,18 @@ class EngineHealth:
         self.starts_in_vain = 0
         self.rows = 0
         self.cause = ""
-        self.given_up = False
         self.engines: dict[str, dict[str, float | None]] = {}
 
     def started(self, engine: str) -> bool:
         """An engine is about to start; ``False`` means: don't."""
-        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
         self.starts_in_vain += 1
         self.engines[engine] = {"created_at": time.time(), "ready_at": None}
-        return not self.given_up
+        return not self.given_up()
 
     def is_ready(self, engine: str) -> None:
         """An engine has started, so whatever ended one before it is overcome."""
         self.engines[engine]["ready_at"] = time.time()
-        if not self.given_up:
+        if not self.given_up():
             self.cause = ""
 
     def finished(self, rows: int) -> None:
@@ -46,11 +44,13 @@ class EngineHealth:
 
     def failed(self, cause: str) -> None:
         self.cause = cause
-        self.given_up = self.given_up or self.starts_in_vain >= self.max_starts
+
+    def given_up(self) -> bool:
+        return self.starts_in_vain > self.max_starts
 
     def state(self) -> dict[str, Any]:
         ready = sum(engine["ready_at"] is not None for engine in self.engines.values())
-        return {"ready": ready, "rows": self.rows, "cause": self.cause, "given_up": self.given_up, "engines": self.engines}
+        return {"ready": ready, "rows": self.rows, "cause": self.cause, "given_up": self.given_up(), "engines": self.engines}
 
 
 class EngineActor:

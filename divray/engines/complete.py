@@ -38,8 +38,6 @@ BLOCKS_IN_FLIGHT = 64
 ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
 """Columns that the candidates of one request share."""
 
-READERS = 32
-
 LEAST_BATCH, BATCHES = 16, 16
 """Candidates of a batch, and batches of what an engine takes at a time: a batch comes back as a whole."""
 
@@ -110,7 +108,7 @@ def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
         except pa.ArrowInvalid:
             run.delete(file)
 
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor() as readers:
         list(readers.map(drop_if_cut, run.files(target, ".parquet")))
     return pa.chunked_array([batch["candidate_id"] for batch in run.scan(target, ["candidate_id"])], pa.string())
 
@@ -214,23 +212,22 @@ def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFold
     before: int = ray.get(health.state.remote())["rows"]
     done = threading.Event()
 
-    def tell() -> None:
-        with contextlib.suppress(ray.exceptions.RayError, OSError):
-            state = ray.get(health.state.remote(), timeout=10)
-            if on_progress is not None:
-                on_progress(state["rows"] - before, total, "" if state["ready"] else "engine starting")
-            # One that was there before counts from when the pass began.
-            engines = {
-                engine: {moment: seconds and max(seconds, record["began_at"]) for moment, seconds in times.items()}
-                for engine, times in state["engines"].items()
-            }
-            if engines != record["engines"] or done.is_set():
-                record.update(engines=engines, ended_at=time.time() if done.is_set() else None)
-                run.write_json(name, record)
-
     def follow() -> None:
-        while not done.wait(1.0):
-            tell()
+        over = False
+        while not over:
+            over = done.wait(1.0)
+            with contextlib.suppress(ray.exceptions.RayError, OSError):
+                state = ray.get(health.state.remote(), timeout=10)
+                if on_progress is not None:
+                    on_progress(state["rows"] - before, total, "" if state["ready"] else "engine starting")
+                # One that was there before counts from when the pass began.
+                engines = {
+                    engine: {moment: seconds and max(seconds, record["began_at"]) for moment, seconds in times.items()}
+                    for engine, times in state["engines"].items()
+                }
+                if engines != record["engines"] or over:
+                    record.update(engines=engines, ended_at=time.time() if over else None)
+                    run.write_json(name, record)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -238,5 +235,4 @@ def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFold
         yield record
     finally:
         done.set()
-        thread.join(timeout=10)
-        tell()
+        thread.join(timeout=20)

@@ -60,7 +60,10 @@ def _values(example: Example) -> tuple[str, str, str]:
 
 
 def list_pattern(relation: Relation, count: int) -> str:
-    """The regular expression of ``count`` records as lines, whose first label stands in the prompt already."""
+    """The regular expression of ``count`` records as lines, whose first label stands in the prompt already; ``""`` for one record, whose
+    form the demonstrations show."""
+    if count == 1:
+        return ""
     head, tail, sentence = (re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", label) for label in labels(relation))
     line = r" [^\n]+\n"
     rest = f"{line}{tail}{line}{sentence}{line}"

@@ -90,13 +90,14 @@ def request_rows(
         pool: Relation -> the pairs to write sentences for; a relation without any writes its own.
     """
     slugs, block = slugs_of(relations), config.prompts.candidates_per_prompt
+    prompts_a_round = ceil(config.sampling.candidates_per_relation / block)
     wave = wave or first_wave(config, relations, round_)
     for relation in relations:
         own = [seed for seed in seeds if seed.relation == relation.name]
         grown = [*own, *wave.accepted.get(relation.name, [])]
         pairs, first = (pool or {}).get(relation.name, ()), wave.first.get(relation.name, {})
         # Prompts take the pairs in turn, over all strategies that are given one.
-        turn = round_ * prompts_a_round(config) + sum(ceil(first[name] / block) for name in first if name not in ALONE)
+        turn = round_ * prompts_a_round + sum(ceil(first[name] / block) for name in first if name not in ALONE)
         for name, count in wave.count.get(relation.name, {}).items():
             before = first.get(name, 0)
             prefix = f"r{round_:02d}-{slugs[relation.name]}-{name}"
@@ -109,7 +110,7 @@ def request_rows(
                 end = min(start + block, count)
                 for number in range(start, end, draft.sentences):
                     asked = replace(draft, sentences=min(draft.sentences, end - number))
-                    candidate_id = numbered(prefix, before + number)
+                    candidate_id = f"{prefix}-{before + number:06d}"
                     yield {
                         "candidate_id": candidate_id,
                         "relation": relation.name,
@@ -119,7 +120,7 @@ def request_rows(
                         "prompt": render_prompt(relation, asked, given, chat),
                         "head": given[0] if given else "",
                         "tail": given[1] if given else "",
-                        "pattern": _pattern(relation, given, asked.sentences, chat is not None),
+                        "pattern": json_schema(given is not None, asked.sentences) if chat else list_pattern(relation, asked.sentences),
                         "seed": number_of(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,
@@ -127,27 +128,10 @@ def request_rows(
                     }
 
 
-def _pattern(relation: Relation, given: Pair | None, sentences: int, chat: bool) -> str:
-    """What the engine decodes under; one record as lines needs nothing, since the demonstrations show its form."""
-    if chat:
-        return json_schema(given is not None, sentences)
-    return list_pattern(relation, sentences) if sentences > 1 else ""
-
-
-def prompts_a_round(config: Config) -> int:
-    """Prompts of a relation in one round."""
-    return ceil(config.sampling.candidates_per_relation / config.prompts.candidates_per_prompt)
-
-
-def numbered(prefix: str, number: int) -> str:
-    """The id of candidate ``number`` of one relation and strategy."""
-    return f"{prefix}-{number:06d}"
-
-
 def candidate_ids(request_id: str, sentences: int) -> list[str]:
     """The ids of the candidates of one request, whose first has the request's own."""
     prefix, _, number = request_id.rpartition("-")
-    return [request_id, *(numbered(prefix, int(number) + further) for further in range(1, sentences))]
+    return [request_id, *(f"{prefix}-{int(number) + further:06d}" for further in range(1, sentences))]
 
 
 def slugs_of(relations: Iterable[Relation]) -> dict[str, str]:
