@@ -195,15 +195,15 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     connect(config)
     with Memory() as memory:
         began = time.time()
-        done = complete(config, run, "prompts", "completions", "", answer=lambda row: {"completion": " A [b] c {d}."})
+        complete(config, run, "prompts", "completions", "", answer=lambda row: {"completion": " A [b] c {d}."})
         seconds = time.time() - began
     (record,) = (run.read_json(name) for name in run.files("completions.engines"))
     ready = min(engine["ready_at"] for engine in record["engines"].values())
     ray.shutdown()
     return {
-        "rows": done,
+        "rows": count,
         "files": len(run.files("")),
-        "rows_per_second": round(done / (began + seconds - ready), 1),
+        "rows_per_second": round(count / (began + seconds - ready), 1),
         "seconds": round(seconds, 2),
         "driver_mib": {
             "before": mib(memory.driver[0]),

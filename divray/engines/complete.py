@@ -1,8 +1,7 @@
 """The pass of request rows through the engines, streamed by Ray Data.
 
-A row whose completion lies in a whole file of the target is never asked again.  An engine that dies costs the requests that it
-had, which are asked again; one that dies at every start or on every batch is given up with its own cause.  When the engines were
-there stands in ``<target>.engines/``, one JSON file a pass.
+A row whose completion lies in a whole file of the target is never asked again.  The requests of an engine that dies are asked again;
+one that dies at every start is given up with its own cause.  ``<target>.engines/`` says when the engines were there, a file a pass.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def complete(
     greedy: bool = False,
     on_progress: Progress | None = None,
     answer: Answer | None = None,
-) -> int:
+) -> None:
     """Have the LLM complete every request row of table ``source`` into table ``target``.
 
     Args:
@@ -63,9 +62,6 @@ def complete(
         on_progress: Told about progress about once a second; rows that were there before don't count.
         answer: A function in the engine's place: recorded completions, or a measurement of everything but the engine.
 
-    Returns:
-        How many rows ``target`` holds.
-
     Raises:
         EngineError: The engine died at every try; the message is its own cause.
     """
@@ -74,7 +70,7 @@ def complete(
 
     total, done, most = run.read_table(source, ["candidate_id"]).num_rows, answered(run, target), BLOCKS_IN_FLIGHT
     if len(done) == total:
-        return total  # and no engine is started
+        return  # and no engine is started
     pool = engines_for(config, model, answer)
     requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
     completions: ray.data.Dataset = requests.map_batches(
@@ -96,7 +92,6 @@ def complete(
             words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
             raise EngineError(f"the LLM engine failed at every try; {words}") from error
         raise
-    return total
 
 
 def answered(run: RunFolder, target: str) -> pa.ChunkedArray:

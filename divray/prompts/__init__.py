@@ -57,7 +57,8 @@ def run(
     accepted = accepted_samples(run, range(round)) if GROWING & config.prompts.strategies.keys() else {}
     run.delete(Round.of(round).waves)
     counts = {"requests": write_wave(config, run, round, first_wave(config, relations, round, accepted))}
-    return {**counts, "pairs": sum(map(len, pool.values()))} if (pool := read_pool(run)) else counts
+    pool = read_pool(run)
+    return {**counts, "pairs": sum(map(len, pool.values()))} if pool else counts
 
 
 def write_wave(config: Config, run: RunFolder, round: int, wave: Wave) -> int:
@@ -115,11 +116,10 @@ def chat_renderer(config: Config) -> Renderer | None:
         return text.removeprefix(bos)
 
     try:
-        written = render([{"role": "user", "content": "Hello"}])
+        written, fault = render([{"role": "user", "content": "Hello"}]), "leaves the message out"
     except Exception as error:  # whatever the template does
-        problem = f"the chat template of {config.models.llm} fails ({first_line(error)})"
-        raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or mend the template.") from None
+        written, fault = "", f"fails ({first_line(error)})"
     if "Hello" not in written:
-        problem = f"the chat template of {config.models.llm} leaves the message out"
+        problem = f"the chat template of {config.models.llm} {fault}"
         raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or mend the template.")
     return render
