@@ -7,7 +7,7 @@ import json
 import signal
 import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,8 +100,13 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
     gpu = job["device"] == "gpu"
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": train_gpus(config)} if gpu else {})}
     environment = {} if gpu else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(cluster.cpus_per_worker)))}
+    options: dict[str, Any] = {  # the typed classes are those of Ray Train's first version
+        "worker_runtime_env": {"env_vars": environment},
+        "logging_config": LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
+    }
+    loop: Callable[[dict[str, Any]], Any] = train
     trainer = TorchTrainer(
-        train,
+        loop,
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=cluster.train_workers, use_gpu=gpu, resources_per_worker=resources),
@@ -111,13 +116,13 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
             storage_filesystem=run.fs,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            worker_runtime_env={"env_vars": environment},
-            logging_config=LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
+            **options,
         ),
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        report: Any = trainer.fit().return_value
+        result: Any = trainer.fit()
+        report = result.return_value
     except TrainingFailedError as error:
         raise DivrayError(f"DPO training of round {job['round']} failed {MAX_FAILURES + 1} times: {_cause(error)}") from error
     finally:
@@ -157,7 +162,7 @@ def _followed(on_progress: Progress | None) -> Iterator[Any]:
         return
     from ray.util.queue import Queue
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue: Any = Queue(actor_options={"num_cpus": 0})
 
     def follow() -> None:
         while news := queue.get():

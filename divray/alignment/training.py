@@ -199,8 +199,8 @@ def _reporter(progress: Any) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.begun = time.perf_counter()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-            if "loss" in logs:
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
                 state.log_history[-1]["seconds"] = time.perf_counter() - self.begun
                 if progress is not None and state.is_world_process_zero:
                     progress.actor.put_nowait.remote((state.global_step, state.max_steps, f"loss {logs['loss']:.3f}"))

@@ -186,7 +186,8 @@ def read_fewrel(source: Source) -> Iterator[Example]:
                 source.left_out[label]["discontinuous_entity"] += 1
                 continue
             apart = (pair for pair in pairs if all(start < end for start, end in pair) and not overlap(*pair))
-            yield from source.usable(Example(text, *next(apart, pairs[0]), label, example_id=f"{name}/{number}"))
+            head, tail = next(apart, pairs[0])
+            yield from source.usable(Example(text, head, tail, label, example_id=f"{name}/{number}"))
 
 
 def _mentions(source: Source, place: str, spans: list[Span], value: Any) -> list[Span]:

@@ -21,7 +21,7 @@ from divray.datasets.own import Source
 from divray.layout import ENTITY_PAIRS
 from divray.prompts.parsing import Form, bare_name, pair_problem
 from divray.prompts.record import Pair, labels
-from divray.prompts.rows import Renderer, number_of, numbered, prompts_a_round, slugs_of
+from divray.prompts.rows import Renderer, number_of, slugs_of
 from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
@@ -35,7 +35,7 @@ MOST_REPEATS = 2
 
 def pairs_wanted(config: Config) -> int:
     """Pairs of a relation that all rounds have a prompt for."""
-    return config.rounds * prompts_a_round(config)
+    return config.rounds * ceil(config.sampling.candidates_per_relation / config.prompts.candidates_per_prompt)
 
 
 def pair_rows(config: Config, relations: Sequence[Relation], seeds: Sequence[Example], chat: Renderer | None) -> Iterator[dict[str, Any]]:
@@ -44,7 +44,7 @@ def pair_rows(config: Config, relations: Sequence[Relation], seeds: Sequence[Exa
     for relation in relations:
         own = [example for example in seeds if example.relation == relation.name]
         for number in range(ceil(2 * pairs_wanted(config) / PAIRS_A_COMPLETION)):
-            candidate_id = numbered(f"{PAIRS_STRATEGY}-{slugs[relation.name]}", number)
+            candidate_id = f"{PAIRS_STRATEGY}-{slugs[relation.name]}-{number:06d}"
             seed = number_of(config.seed, candidate_id)
             yield {
                 "candidate_id": candidate_id,
