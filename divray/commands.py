@@ -86,7 +86,7 @@ def stage(arguments: Namespace) -> None:
 
 def preview_samples(arguments: Namespace) -> None:
     for block in preview(load_config(arguments.config, arguments.overrides), arguments.n):
-        print(block)
+        print(visible(block))  # an LLM's text must not steer the terminal
 
 
 def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:

@@ -88,11 +88,13 @@ def worker(config: Config, gpus: bool = False) -> Any:
 
 
 def most_workers(config: Config, gpus: bool = False) -> int:
-    """Actors of :func:`worker`'s size that the cluster has room for now, less the CPU that Ray's other tasks need; at least one."""
+    """Actors of :func:`worker`'s size, a thread or more each, that the cluster has room for now, less the CPU that Ray's other tasks
+    need; at least one."""
     import ray
 
-    total, held = ray.cluster_resources(), task_gpus(config) if gpus else 0
-    room = total.get("GPU", 0) / held if held else (total.get("CPU", 1) - 1) / max(1, config.cluster.worker_cpus)
+    total, held, cpus = ray.cluster_resources(), task_gpus(config) if gpus else 0, config.cluster.worker_cpus
+    all_cpus = total.get("CPU", 1)
+    room = total.get("GPU", 0) / held if held else min(all_cpus / max(1, cpus), (all_cpus - 1) / cpus)
     return max(1, int(room))
 
 

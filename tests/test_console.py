@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from divray import console
+from divray import commands, console
 from divray.cli import main
 from divray.errors import InputError
 from divray.quickstart import folder
@@ -222,3 +222,9 @@ def test_a_count_begins_at_one(arguments: list[str], capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "no whole number from 1 on" in capsys.readouterr().err
+
+
+def test_what_an_llm_wrote_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(commands, "preview", lambda config, count: iter(["\x1b[2Jborn in Rome"]))
+    main(["preview", str(folder() / "quickstart.yaml")])
+    assert capsys.readouterr().out == "\N{REPLACEMENT CHARACTER}[2Jborn in Rome\n"
