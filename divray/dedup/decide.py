@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,6 @@ import pyarrow.compute as pc
 from numba import njit
 
 from divray.dedup.verify import Pairs
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 Nearest: TypeAlias = "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]"
@@ -216,7 +213,8 @@ def components(n: int, left: Numbers, right: Numbers) -> npt.NDArray[np.int32]:
     return labels
 
 
-def _graph(n: int, left: Numbers, right: Numbers) -> csr_array:
+def _graph(n: int, left: Numbers, right: Numbers) -> Any:
+    """The pairs as a sparse array of SciPy, ``[n, n]``."""
     from scipy.sparse import csr_array
 
     return csr_array((np.ones(len(left)), (left, right)), shape=(n, n))

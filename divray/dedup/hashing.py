@@ -129,36 +129,36 @@ def hash_shingles(offsets, characters, size, words):  # type: ignore[no-untyped-
 
 @njit(cache=True)
 def set_keys(offsets, values):  # type: ignore[no-untyped-def]
-    """uint64 ``[n, 2]``: 128 bits a set, from two independent chains over its ordered elements."""
+    """uint64 ``[n]`` twice: 128 bits a set, from two independent chains over its ordered elements."""
     n = len(offsets) - 1
-    keys = np.empty((n, 2), np.uint64)
+    keys, others = np.empty(n, np.uint64), np.empty(n, np.uint64)
     for i in range(n):
         one, two = _STEP, _START
         for j in range(offsets[i], offsets[i + 1]):
             one = (one ^ values[j]) * _STEP
             one ^= one >> np.uint64(32)
             two = two * _PRIME + values[j]
-        keys[i, 0], keys[i, 1] = mix(one), mix(two)
-    return keys
+        keys[i], others[i] = mix(one), mix(two)
+    return keys, others
 
 
 @njit(cache=True)
-def number_keys(keys, table):  # type: ignore[no-untyped-def]
-    """The number of each key ``[n, 2]`` among the distinct ones, in order of their first rows; and these rows.
-
-    ``table`` holds -1 only; its length is a power of two above ``n``.
-    """
-    group, first, count = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64), 0
-    mask = np.uint64(len(table) - 1)
-    for i in range(len(keys)):
-        slot = keys[i, 0] & mask
-        while table[slot] >= 0 and (keys[table[slot], 0] != keys[i, 0] or keys[table[slot], 1] != keys[i, 1]):
+def numbered(one, two):  # type: ignore[no-untyped-def]
+    """The number of each key (``one[i]``, ``two[i]``) among the distinct ones, in order of their first places; and these places."""
+    room = 16
+    while room < 1.5 * len(one):
+        room *= 2
+    table, mask = np.full(room, -1, np.int32), np.uint64(room - 1)
+    number, first, count = np.empty(len(one), np.int64), np.empty(len(one), np.int64), 0
+    for i in range(len(one)):
+        slot = one[i] & mask
+        while table[slot] >= 0 and (one[table[slot]] != one[i] or two[table[slot]] != two[i]):
             slot = (slot + np.uint64(1)) & mask
         if table[slot] < 0:
-            table[slot], group[i], first[count] = i, count, i
+            table[slot], number[i], first[count] = i, count, i
             count += 1
-        group[i] = group[table[slot]]
-    return group, first[:count].copy()
+        number[i] = number[table[slot]]
+    return number, first[:count].copy()
 
 
 @njit(cache=True)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.dedup.hashing import in_order, mix
+from divray.dedup.hashing import in_order, mix, numbered
 from divray.dedup.shingle import Shingles
 
 COUNTED_BITS = 30
@@ -41,13 +41,13 @@ class Keys(NamedTuple):
     Attributes:
         offsets: int64 ``[n + 1]``, where each set's keys are.
         skipped: int32 ``[n]``, how many elements stand before them that no other set has.
-        tokens: uint32 ``[m]``, the number of each among the distinct keys.
+        tokens: int64 ``[m]``, the number of each among the distinct keys.
         starts: int64 ``[distinct + 1]``, room for the sets that hold each distinct key.
     """
 
     offsets: npt.NDArray[np.int64]
     skipped: npt.NDArray[np.int32]
-    tokens: npt.NDArray[np.uint32]
+    tokens: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
 
     def visits(self) -> int:
@@ -67,7 +67,8 @@ def prefix_keys(shingles: Shingles, threshold: float) -> Keys:
     counts.fill(0)
     _count(shingles.values, shift, counts)
     offsets, keys, skipped = _prefixes(*shingles, counts, shift, threshold)
-    return Keys(offsets, skipped, *_numbered(keys, 1 << max(4, int(len(keys) * 1.5).bit_length())))
+    tokens = numbered(keys, keys)[0]
+    return Keys(offsets, skipped, tokens, np.append(0, np.cumsum(np.bincount(tokens))))
 
 
 def choose_bands(threshold: float) -> tuple[int, int]:
@@ -150,27 +151,6 @@ def _prefixes(offsets, values, counts, shift, threshold):  # type: ignore[no-unt
             skipped[i] = own
         out_offsets[i + 1] = cursor
     return out_offsets, keys[:cursor].copy(), skipped
-
-
-@njit(cache=True)
-def _numbered(keys, slots):  # type: ignore[no-untyped-def]
-    """The number of each key among the distinct ones, and where each distinct one's room starts."""
-    mask = np.uint64(slots - 1)
-    held, number = np.zeros(slots, np.uint64), np.empty(slots, np.uint32)
-    tokens, counts = np.empty(len(keys), np.uint32), np.zeros(len(keys) + 1, np.int64)
-    distinct = 0
-    for j in range(len(keys)):
-        slot = keys[j] & mask
-        while held[slot] != 0 and held[slot] != keys[j]:
-            slot = (slot + np.uint64(1)) & mask
-        if held[slot] == 0:
-            held[slot], number[slot] = keys[j], distinct
-            distinct += 1
-        tokens[j] = number[slot]
-        counts[number[slot] + 1] += 1
-    for t in range(distinct):
-        counts[t + 1] += counts[t]
-    return tokens, counts[: distinct + 1].copy()
 
 
 @njit(cache=True)

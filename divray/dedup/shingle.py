@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.hashing import hash_shingles, number_keys, set_keys, take_sets
+from divray.dedup.hashing import hash_shingles, numbered, set_keys, take_sets
 from divray.errors import InputError
 
 Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
@@ -111,8 +111,7 @@ def fold(shingles: Shingles) -> tuple[Shingles, npt.NDArray[np.int64], npt.NDArr
 
     Two sets count as equal when 128 bits made of all their elements are.  Memory: about 40 bytes a set.
     """
-    table = np.full(1 << (2 * len(shingles)).bit_length(), -1, np.int32)
-    group, first = number_keys(set_keys(*shingles), table)
+    group, first = numbered(*set_keys(*shingles))
     sets = shingles if len(first) == len(group) else Shingles(*take_sets(*shingles, first))
     return sets, first, group
 

@@ -58,9 +58,6 @@ class DedupSettings:
         if self.kind not in ("word", "char") or not 1 <= self.size < 1 << 31:
             raise InputError("dedup", "shingles", f"{self.kind}:{self.size} is no kind of shingle", "Give e.g. word:3 or char:5.")
 
-    def shingle(self, texts: Any) -> Shingles:
-        return shingle(texts, self.kind, self.size, self.lower, self.strip_punctuation)
-
 
 def near_duplicate_clusters(
     source: Batches,
@@ -220,7 +217,7 @@ def _taken_in(batches: Iterable[pa.RecordBatch], parts: list[Shingles], settings
     for batch in batches:
         check_schema(batch.schema, settings, where)
         texts = _plain(batch.column(settings.text_column))
-        sets = settings.shingle(texts.drop_null())
+        sets = shingle(texts.drop_null(), settings.kind, settings.size, settings.lower, settings.strip_punctuation)
         sizes = np.zeros(len(texts), np.int64)
         sizes[texts.is_valid().to_numpy(zero_copy_only=False)] = np.diff(sets.offsets)
         parts.append(Shingles(np.append(0, np.cumsum(sizes)), sets.values))
