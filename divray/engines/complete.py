@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +27,9 @@ from divray.errors import EngineError
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS
 from divray.stages import Progress
+
+if TYPE_CHECKING:
+    import ray.data
 
 BLOCKS_IN_FLIGHT = 64
 """Files of request rows that are being answered at a time, at most."""
@@ -70,7 +73,7 @@ def complete(
         return  # and no engine is started
     pool = engines_for(config, model, answer)
     requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
-    completions = requests.map_batches(
+    completions: ray.data.Dataset = requests.map_batches(
         Ask,
         fn_constructor_args=(config, pool.engines, greedy, done),
         batch_size=None,
