@@ -16,7 +16,7 @@ class Entry(str):
     """
 
     def __new__(cls, name: str, stage: str = "", holds: Any = Any) -> Self:
-        _WRITERS[name] = (stage, holds)
+        _WRITERS.setdefault(name, (stage, holds))
         return super().__new__(cls, name)
 
     def __get__(self, round: Round, owner: type) -> str:

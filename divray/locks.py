@@ -11,6 +11,7 @@ store's own clock, is taken over.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -50,12 +51,18 @@ def _on_disk(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
     with open(folder.path(LOCK), "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _refusal(folder, _holder(folder, LOCK)) from None
-        lock.truncate(0)
-        json.dump(own, lock)
-        lock.flush()
-        yield
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise _refusal(folder, _holder(folder, LOCK)) from None
+            problem = f"its file system has no locks ({error.strerror})"
+            raise InputError(folder.root, "", problem, "Put the run on another one, or mount it with flock.") from error
+        try:
+            lock.truncate(0)
+            json.dump(own, lock)
+            lock.flush()
+            yield
+        finally:
+            lock.truncate(0)
 
 
 @contextlib.contextmanager
@@ -80,7 +87,7 @@ def _outlast(folder: RunFolder, claim: str) -> None:
     now = written.pop(claim)
     for other, at in written.items():
         holder = _holder(folder, other)
-        if (now - at).total_seconds() <= LEASE and not _has_ended(holder):
+        if (now - at).total_seconds() <= LEASE and not _has_ended(holder) and folder.exists(other):  # not released just now
             raise _refusal(folder, holder)
         folder.delete(other)
 

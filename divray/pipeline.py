@@ -214,10 +214,14 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         raise InputError(run.uri, record_name(stage, round_ or 0), "nothing has been sampled here yet", "Run `divray sample` first.")
     for number in done:
         name, own = record_name(stage, number), Round.of(number)
-        run.forget(name)  # its completions stay
-        failed = forget_failed(run, own)
-        run_stage(config, run, stage, number)
-        mended = failed - len(engine_failures(run, own))
+        before: Any = run.record(name)
+        mended = 0
+        if failed := len(engine_failures(run, own)):
+            run.forget(name)  # its completions stay
+            forget_failed(run, own)
+            counts = run_stage(config, run, stage, number)
+            run.finish(name, before["seconds"] + run.record(name)["seconds"], counts)
+            mended = failed - len(engine_failures(run, own))
         console.log(f"{name}: {failed} requests tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
         if mended and (older := [other for other in later if run.record(other)]):

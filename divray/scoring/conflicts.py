@@ -63,7 +63,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
     item_of = np.unique(keys, axis=0, return_inverse=True)[1]
     smallest = np.argsort(by_id)
     items = smallest[np.unique(item_of[smallest], return_index=True)[1]]
-    sets = configured_shingles(rows["text"].take(pa.array(items)), config)
+    sets = configured_shingles(rows["text"].cast(pa.large_string()).take(pa.array(items)), config)
     left, right, similarity = near_duplicates(sets, config.threshold, own=int(np.count_nonzero(new[items])))
     crossing = labels[items[left]] != labels[items[right]]
     left, right, similarity = left[crossing], right[crossing], similarity[crossing]
@@ -85,7 +85,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
 
 def _codes(values: pa.ChunkedArray) -> Codes:
     """Equal integers for equal strings."""
-    return np.asarray(values.combine_chunks().dictionary_encode().indices, np.int64)
+    return np.asarray(values.cast(pa.large_string()).combine_chunks().dictionary_encode().indices, np.int64)
 
 
 def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:

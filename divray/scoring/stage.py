@@ -57,7 +57,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     for name in (embedded, written.scores):
         run.delete(name)
     actors = encoders(config)
-    judge = worker(config, gpus=True)(_fit).remote(config, run.uri)  # while the encoders start
+    judge = worker(config, gpus=True)(_fit).options(num_cpus=0).remote(config, run.uri)  # while the encoders start, who wait for it
+    if task_gpus(config):
+        ray.wait([judge])  # the encoders may hold every GPU
     valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
     rows_at_once = ENCODED_ROWS_GPU if task_gpus(config) else ENCODED_ROWS
     by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri, judge)}
