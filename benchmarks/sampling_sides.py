@@ -64,7 +64,7 @@ def plain(config: Config, folder: str) -> dict[str, float]:
 
     gpu = config.engine.device == "gpu"
     os.environ.update(WORKER_ENVIRONMENT | ({} if gpu else cpu_environment()))
-    requests = requests_of(config, RunFolder(folder).read_table("prompts").to_pylist(), greedy=False)
+    requests = requests_of(config, RunFolder(folder).read_table("prompts").to_pylist(), "", greedy=False)
 
     async def run() -> dict[str, float]:
         began = time.time()

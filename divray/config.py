@@ -77,6 +77,9 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         if first["type"] == "missing":
             key, problem, fix = f"{key}.{first['loc'][-1]}".lstrip("."), "missing", "Add the key."
         raise InputError(where, key, problem, fix) from None
+    if config.sampling.base_share and config.alignment.method != "lora":
+        problem, fix = "one engine holds both models only as LoRA", "Set alignment.method: lora, or drop it."
+        raise InputError(where, "sampling.base_share", problem, fix)
     return config
 
 

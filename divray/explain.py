@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.alignment import base_model
 from divray.config import Config, read_config
 from divray.dedup.shingle import Shingles
 from divray.errors import InputError
@@ -25,8 +24,9 @@ from divray.prompts.rows import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
 from divray.run_folder import RunFolder
+from divray.sampling import policy_model
 from divray.scan import SENTENCE, Row, rows, tally
-from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES
+from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES, TUNED
 from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
 CLUSTER_MEMBERS = 8
@@ -96,7 +96,8 @@ def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Ro
 
 def _origin(run: _Run, request: Row, completion: Row) -> Row:
     found: Row = {key: request[key] for key in ("round", "strategy", "prompt_id", "prompt", "pattern", "seed")}
-    found["model"] = base_model(run.config, run.folder, request["round"] + 1)
+    model, adapter = policy_model(run.config, run.folder, request["round"])
+    found["model"] = adapter if adapter and request["policy"] == TUNED else model
     told = {key: completion.get(key) for key in ("engine", "prompt_tokens", "generated_tokens", "error")}
     found |= {key: value for key, value in told.items() if value not in (None, "")}
     if completion.get("started_at") and completion.get("finished_at"):

@@ -22,6 +22,7 @@ from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.record import read_records
 from divray.prompts.rows import accepted_samples, candidate_ids
 from divray.prompts.waves import Tally, Wave, next_counts, quota_account, split_by_strategy, wave_count
+from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.scan import ASKED, tally
 from divray.schemas import NAIVE, SAMPLES
@@ -32,6 +33,20 @@ from divray.texts import SPANS
 ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
 _REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError")
 _LENGTH = ("longer than the context", "maximum model length", "maximum context length", "max_model_len", "is too long")
+
+
+def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
+    """The model that samples ``round`` and the LoRA adapter that joins it, ``""`` for none.
+
+    That is ``models.llm`` until a policy was trained, then the round's own policy, or, where engines live on beside DPO (GPUs)
+    or the model before tuning takes its share, the model that it was tuned from with the policy's adapter.
+    """
+    name = Round.of(round).policy
+    if not run.exists(f"{name}/config.json"):
+        return config.models.llm, ""
+    if (uses_gpu(config) or config.sampling.base_share) and run.exists(f"{name}/adapter/adapter_config.json"):
+        return base_model(config, run, round), run.full_uri(f"{name}/adapter")
+    return run.full_uri(name), ""
 
 
 def run(
@@ -52,14 +67,14 @@ def run(
         EngineError: The engine died at every try.
     """
     own, quota = Round.of(round), config.sampling.quota
-    model = base_model(config, run, round + 1)
+    model, adapter = policy_model(config, run, round)
     names = [relation.name for relation in stated(config, read_relations(run))]
     wave = len(run.files(own.waves))
     for file in run.files(own.prompts):  # of a wave that a kill kept off the record
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
-        complete(config, run, own.prompts, own.completions, model, on_progress=on_progress, answer=answer)
+        complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
         counts = parse_round(config, run, own)
         if quota is None and wave + 1 == wave_count(config):
             return counts

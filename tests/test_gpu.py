@@ -26,7 +26,7 @@ SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidat
 
 
 H100 = ("NVIDIA H100", 80, ())
-L4 = ("NVIDIA L4", 24, ("engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}",))
+L4 = ("NVIDIA L4", 24, ("engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=20"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def configured() -> dict[str, dict[str, Any]]:
         (H100[0], {"max_num_seqs": 1024, "max_num_batched_tokens": 16384, "backend": "uni", "max_model_len": 8192}),
         (
             L4[0],
-            {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "backend": "mp", "world_size": 3, "max_model_len": 1024},
+            {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "backend": "mp", "world_size": 3, "max_model_len": 1024, "lora_rank": 32},
         ),
     ],
 )

@@ -26,6 +26,7 @@ class Request:
 
     rows: list[Row]  # of schemas.PROMPTS, alike in all that the engine is told, but for the seed
     parameters: dict[str, Any]  # for sampling, under vLLM's names
+    adapter: str = ""  # folder or URI of the LoRA adapter that answers, or the model alone
 
 
 class EngineDied(Exception):

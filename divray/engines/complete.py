@@ -25,7 +25,7 @@ from divray.engines.pool import engines_for, stop
 from divray.engines.vllm import sampling_parameters
 from divray.errors import EngineError
 from divray.run_folder import RunFolder
-from divray.schemas import COMPLETIONS, PROMPTS
+from divray.schemas import COMPLETIONS, PROMPTS, TUNED
 from divray.stages import Progress
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BLOCKS_IN_FLIGHT = 64
 """Files of request rows that are being answered at a time, at most."""
 
-ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
+ALIKE = ("prompt", "pattern", "head", "strategy", "sentences", "policy")
 """Columns that the candidates of one request share."""
 
 LEAST_BATCH, BATCHES = 16, 16
@@ -48,6 +48,7 @@ def complete(
     target: str,
     model: str,
     *,
+    adapter: str = "",
     greedy: bool = False,
     on_progress: Progress | None = None,
     answer: Answer | None = None,
@@ -58,6 +59,7 @@ def complete(
         source: Table of ``schemas.PROMPTS``; each of its files is a block.
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
         model: Reference that each engine resolves, or ``endpoint``: the server that ``engine.endpoint`` names.
+        adapter: Folder or URI of a LoRA adapter of ``model`` through which rows go whose ``policy`` is ``tuned``.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
         on_progress: Told about progress about once a second; rows that were there before don't count.
         answer: A function in the engine's place: recorded completions, or a measurement of everything but the engine.
@@ -71,11 +73,11 @@ def complete(
     total, done, most = run.read_table(source, ["candidate_id"]).num_rows, answered(run, target), BLOCKS_IN_FLIGHT
     if len(done) == total:
         return  # and no engine is started
-    pool = engines_for(config, model, answer)
+    pool = engines_for(config, model, bool(adapter), answer)
     requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
     completions: ray.data.Dataset = requests.map_batches(
         Ask,
-        fn_constructor_args=(config, pool.engines, greedy, done),
+        fn_constructor_args=(config, pool.engines, adapter, greedy, done),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=most, max_concurrent_calls_per_actor=most),
@@ -108,22 +110,22 @@ def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
     return pa.chunked_array([batch["candidate_id"] for batch in run.scan(target, ["candidate_id"])], pa.string())
 
 
-def requests_of(config: Config, rows: list[Row], greedy: bool) -> list[Request]:
+def requests_of(config: Config, rows: list[Row], adapter: str, greedy: bool) -> list[Request]:
     """Rows of one prompt that stand together are one request; greedy ones, of which vLLM takes one at a time, are their own."""
 
     def alike(row: Row) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in (*ALIKE, *(["candidate_id"] if greedy else [])))
 
     groups = [list(group) for _, group in groupby(rows, alike)]
-    return [Request(own, sampling_parameters(config, own[0], greedy)) for own in groups]
+    return [Request(own, sampling_parameters(config, own[0], greedy), adapter if own[0].get("policy") == TUNED else "") for own in groups]
 
 
 class Ask:
     """Request rows in batches to that of the ready engines (handles of :class:`~divray.engines.actor.EngineActor`) which has the most
     room (a function of Ray Data, in an actor); rows whose ids are ``done`` are left out."""
 
-    def __init__(self, config: Config, engines: list[Any], greedy: bool, done: pa.ChunkedArray) -> None:
-        self.config, self.engines, self.greedy, self.done = config, engines, greedy, done
+    def __init__(self, config: Config, engines: list[Any], adapter: str, greedy: bool, done: pa.ChunkedArray) -> None:
+        self.config, self.engines, self.adapter, self.greedy, self.done = config, engines, adapter, greedy, done
         self.slots: dict[int, int] = {}
         self.taken = [0] * len(engines)
         self.lost: dict[int, Exception] = {}
@@ -145,7 +147,7 @@ class Ask:
     async def _batch(self, rows: list[Row]) -> list[Row]:
         from ray.exceptions import RayActorError
 
-        requests = requests_of(self.config, rows, self.greedy)
+        requests = requests_of(self.config, rows, self.adapter, self.greedy)
         while True:
             number = await self._free()
             self.taken[number] += len(rows)

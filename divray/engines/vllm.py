@@ -1,13 +1,16 @@
-"""vLLM as the engine: what it is told for a device and a request, and its ``AsyncLLM``."""
+"""vLLM as the engine: what it is told for a device and a request, and its ``AsyncLLM``, into which adapters load while it runs."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import importlib.util
 import io
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -41,6 +44,9 @@ COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disab
 MOST_DOUBLED = 2 << 30
 """Bytes of weights that may take twice the memory."""
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for ``max_lora_rank``."""
+
 
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments: the defaults for the device, the user's own over them.  Processes share a model for several GPUs of a
@@ -67,6 +73,12 @@ def check_arguments(config: Config) -> None:
         close = difflib.get_close_matches(name, known, n=1)
         mend = f"Did you mean `{close[0]}`?" if close else "See `vllm serve --help=all`."
         raise InputError("config", f"engine.vllm.{name}", "no argument of vLLM's engine, or one that divray sets", mend)
+
+
+def lora_arguments(config: Config, gpu: bool) -> dict[str, Any]:
+    """Of an engine that takes adapters; on a CPU the model alone is one, too."""
+    rank = next(rank for rank in LORA_RANKS if rank >= config.alignment.lora_rank)
+    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1 if gpu else 2}
 
 
 def cpu_dtype(reference: str) -> str:
@@ -124,7 +136,10 @@ class VllmEngine(Engine):
             raise EngineDied(cause_of(error)) from error
         # A batch of requests comes back as a whole, so that some of those taken in are done before others.
         self.slots: int = 2 * self.llm.vllm_config.scheduler_config.max_num_seqs
+        self.on_cpu = threads is not None
         self.numbers = itertools.count(1)
+        self.loading = asyncio.Lock()
+        self.adapters: dict[str, Any] = {}
 
     async def complete(self, request: Request) -> list[Row]:
         from vllm import SamplingParams
@@ -133,11 +148,15 @@ class VllmEngine(Engine):
 
         first, parameters = request.rows[0], dict(request.parameters)
         try:
+            adapter = await self._adapter(request.adapter)
+        except EngineDeadError as error:
+            raise EngineDied(cause_of(error)) from error
+        try:
             if form := parameters.get("structured_outputs"):
                 parameters["structured_outputs"] = StructuredOutputsParams(**form)
             settings = SamplingParams(**parameters, n=len(request.rows), output_kind=RequestOutputKind.FINAL_ONLY)
             name = f"{first['candidate_id']}-{next(self.numbers)}"
-            async for output in self.llm.generate(first["prompt"], settings, name):
+            async for output in self.llm.generate(first["prompt"], settings, name, lora_request=adapter):
                 answered = output
         except EngineDeadError as error:
             raise EngineDied(cause_of(error)) from error
@@ -150,8 +169,38 @@ class VllmEngine(Engine):
             for one in answered.outputs
         ]
 
+    async def _adapter(self, adapter: str) -> Any:
+        """vLLM's name of ``adapter``, which joins the live engine at its first request; ``None``: the model alone."""
+        async with self.loading:
+            if adapter and adapter not in self.adapters:
+                folder = await asyncio.to_thread(local_model, adapter)
+                if self.on_cpu:
+                    # vLLM's CPU kernels (to 0.32) put the last adapter into every row that has none.
+                    self.adapters[""] = await self._load(await asyncio.to_thread(without_effect, folder))
+                self.adapters[adapter] = await self._load(folder)
+        return self.adapters.get(adapter)
+
+    async def _load(self, folder: str) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        number = next(self.numbers)
+        loaded = LoRARequest(f"adapter-{number}", number, folder)
+        await self.llm.add_lora(loaded)
+        return loaded
+
     def close(self) -> None:
         self.llm.shutdown()
+
+
+def without_effect(folder: str) -> str:
+    """A copy of an adapter's folder whose product is zero."""
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(tempfile.mkdtemp(prefix="divray-adapter-"))
+    shutil.copy(Path(folder, "adapter_config.json"), copy)
+    weights = load_file(Path(folder, "adapter_model.safetensors"))
+    save_file({name: weight * 0 if "lora_B" in name else weight for name, weight in weights.items()}, copy / "adapter_model.safetensors")
+    return str(copy)
 
 
 def cause_of(error: BaseException) -> str:
