@@ -104,6 +104,7 @@ def _join(address: str, more: Sequence[str], shown: bool) -> None:
         os.environ.setdefault(name, value)
     level = logging.INFO if shown else logging.ERROR
     options: dict[str, Any] = {"log_to_driver": shown, "logging_level": level, "configure_logging": shown}
+    logging.getLogger("ray").setLevel(level)
     with starting_ray():
         if address == LOCAL:
             ray.init(address=address, **options)

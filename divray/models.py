@@ -73,6 +73,7 @@ def check_model(reference: str, where: str, field: str) -> None:
         _check_weights(reference, where, field, names)
         for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
             try:
+                file.open("rb").close()  # safetensors calls a file missing that may not be read
                 with safe_open(file, "np"):
                     pass
             except (SafetensorError, OSError) as error:

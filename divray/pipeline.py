@@ -220,11 +220,12 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
             run.forget(name)  # its completions stay
             forget_failed(run, own)
             counts = run_stage(config, run, stage, number)
-            run.finish(name, before["seconds"] + run.record(name)["seconds"], counts)
+            again: Any = run.record(name)
+            run.finish(name, before["seconds"] + again["seconds"], counts)
             mended = failed - len(engine_failures(run, own))
         console.log(f"{name}: {failed} requests tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
-        if mended and (older := [other for other in later if run.record(other)]):
+        if failed and (older := [other for other in later if run.record(other)]):
             console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")
 
 

@@ -29,7 +29,7 @@ QUIET_SECONDS = 20.0
 """So long without a machine on its way, the cluster is as large as it gets."""
 
 READING: list[Bundle] = [{"CPU": 1}, {"CPU": 0.5}]
-"""Beside the engines: Ray Data's filter of what is done already holds one CPU, and readers, writers and ours some tenths each."""
+"""Beside the engines: a reader holds one CPU, and writers and our own tasks some tenths each."""
 
 _KINDS = ("GPU", "CPU")
 

@@ -222,6 +222,7 @@ class RunFolder:
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local folder to ``name``, replacing what is there."""
         self.delete(name)
+        make_folder(self.fs, self.path(name))
         pafs.copy_files(str(local), self.path(name), source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
 
     def record(self, stage: str) -> dict[str, Any] | None:

@@ -63,10 +63,12 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # ValueError: also of `_unique`, and of a number of thousands of digits
-        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        problem = "JSON nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, json.JSONDecodeError):
+            problem = f"no valid JSON ({error.msg})"
         number = line or getattr(error, "lineno", 0)
         mend = "Mend the file; it may be cut short: fetch it again."
-        raise InputError(where, f"line {number}" if number else "", f"no valid JSON ({problem})", mend) from None
+        raise InputError(where, f"line {number}" if number else "", problem, mend) from None
     if "\\ud" in text.casefold():
         try:
             from_json(text)  # which refuses such halves

@@ -116,7 +116,7 @@ def test_types_of_any_form_stand_in_the_labels(kind: str) -> None:
     completion = f"{records[0]}{labels(relation)[0]}{records[1]}"
     assert read_records(completion) == [ADAS, ADAS]
     assert re.fullmatch(list_pattern(relation, 2), completion.removesuffix("\n"))
-    assert not re.fullmatch(list_pattern(relation, 1), completion.removesuffix("\n"))
+    assert not re.fullmatch(list_pattern(relation, 3), completion.removesuffix("\n"))
 
 
 @pytest.mark.parametrize(("given", "count", "fields"), [(False, 1, 3), (True, 1, 1), (False, 3, 3)])

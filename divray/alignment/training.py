@@ -179,12 +179,14 @@ def _shared_folder(context: Any, name: str) -> Path:
     """A new folder of all workers of one machine; what a killed try of ``name`` left there is removed."""
     import torch.distributed as dist
 
-    folder = Path(tempfile.gettempdir(), f"divray-{name}-{context.get_node_rank()}")
+    machine, mine = context.get_node_rank(), None
     if context.get_local_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-    dist.barrier()
-    return folder
+        for left in Path(tempfile.gettempdir()).glob(f"divray-{name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        mine = tempfile.mkdtemp(prefix=f"divray-{name}-")
+    offers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(offers, (machine, mine))
+    return Path(next(path for node, path in offers if node == machine and path))
 
 
 def _reporter(progress: Any) -> Any:

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from divray.dedup.storage import PARQUET, first_line, open_uri, placed
-from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
+from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge, no_rows
 from divray.errors import InputError
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
@@ -154,7 +154,7 @@ class ParquetSource:
         No scan of ``pyarrow.dataset``: that one decodes a row group as a whole, which may be all of a file.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        yield pa.RecordBatch.from_pylist([], schema)
+        yield no_rows(schema)
         for path, named in zip(self.paths, self.named, strict=True):
             with _opened(self.fs, path) as file:
                 inside = [name for name in schema.names if name in file.schema_arrow.names]

@@ -200,11 +200,15 @@ def judge(
     return made
 
 
+def no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.record_batch([pa.nulls(0, field.type) for field in schema], schema)
+
+
 def _batches(source: Batches | None) -> Iterable[pa.RecordBatch]:
     """Its batches; an empty one first where it has a schema, so that the ids have a type even if no row comes."""
     if isinstance(source, pa.Table):
         source = source.to_reader(max_chunksize=_SLICE)
-    empty = [pa.RecordBatch.from_pylist([], source.schema)] if isinstance(source, pa.RecordBatchReader) else []
+    empty = [no_rows(source.schema)] if isinstance(source, pa.RecordBatchReader) else []
     return itertools.chain(empty, () if source is None else source)
 
 

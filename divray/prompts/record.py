@@ -18,7 +18,7 @@ Pair = tuple[str, str]
 """A head and a tail, as they stand in the sentence."""
 
 _FIELDS = ("head", "tail", "sentence")
-_LABEL = re.compile(r"^ *(Head|Tail|Sentence)(?: *\(.*?\))?:", re.MULTILINE)
+_LABEL = re.compile(r"^ *(?:\d+[.)] +)?(Head|Tail|Sentence)(?: *\(.*?\))?:", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
