@@ -8,7 +8,8 @@ Importing this module imports torch and transformers; everything else does so in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
@@ -193,11 +194,11 @@ class RelationExtractor(PreTrainedModel):
     def load(cls, reference: str) -> RelationExtractor:
         """Read a saved model from a local folder or a URI; :class:`InputError` where it is not whole or of another release."""
         folder = local_model(reference)
-        quiet()
         try:
-            loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-            model: RelationExtractor = loaded[0]
-            model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            with quietly():
+                loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+                model: RelationExtractor = loaded[0]
+                model.tokenizer = AutoTokenizer.from_pretrained(folder)
             if other := sorted(name for name, *_ in loaded[1]["mismatched_keys"]):
                 raise ValueError(f"{other[0]} has another shape than config.json says")
             if missing := sorted(loaded[1]["missing_keys"]):
@@ -215,10 +216,18 @@ def precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
-def quiet() -> None:
+@contextmanager
+def quietly() -> Iterator[None]:
     """Keep transformers' bars and remarks on loading off the terminal."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _ngrams(one: Encoded) -> list[str]:
