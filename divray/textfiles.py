@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic_core import from_json
 
 from divray.errors import InputError
 
@@ -24,6 +23,7 @@ MOST_REPEATS = 100
 
 _TWICE = "key {!r} stands there twice"
 _HALF = "half a surrogate pair"
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -69,12 +69,8 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
         number = line or getattr(error, "lineno", 0)
         mend = "Mend the file; it may be cut short: fetch it again."
         raise InputError(where, f"line {number}" if number else "", problem, mend) from None
-    if "\\ud" in text.casefold():
-        try:
-            from_json(text)  # which refuses such halves
-        except ValueError as error:
-            place = str(error).rpartition(" at ")[2].replace("line 1 ", f"line {line or 1} ")
-            raise InputError(where, place, _HALF, "Mend the \\u escape.") from None
+    if "\\ud" in text.casefold() and (path := _path_to_half(value)) is not None:
+        raise InputError(where, ", ".join([*([f"line {line}"] if line else []), *path[:3]]), _HALF, "Mend the \\u escape.")
     return value
 
 
@@ -104,6 +100,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(_TWICE.format(next(name for name in names if names.count(name) > 1)))
     return made
+
+
+def _path_to_half(value: Any) -> list[str] | None:
+    """The keys and rows that lead to half a surrogate pair; ``None`` where there is none."""
+    if isinstance(value, str):
+        return [] if _HALVES.search(value) else None
+    if isinstance(value, list):
+        value = {f"row {number}": one for number, one in enumerate(value, start=1)}
+    for name, one in value.items() if isinstance(value, dict) else ():
+        if _HALVES.search(name):
+            return [ascii(name)]
+        if (path := _path_to_half(one)) is not None:
+            return [name, *path]
+    return None
 
 
 class _Loader(yaml.SafeLoader):
@@ -143,7 +153,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
     text = loader.construct_scalar(node)
-    if re.search("[\ud800-\udfff]", text):
+    if _HALVES.search(text):
         raise yaml.constructor.ConstructorError(None, None, _HALF, node.start_mark)
     return text
 

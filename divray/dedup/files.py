@@ -10,6 +10,7 @@ import fcntl
 import os
 import posixpath
 import re
+import uuid
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -174,6 +175,8 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
     while kind == pafs.FileType.NotFound and any(mark in base for mark in "*?"):
         base = posixpath.dirname(base)
     mend = "Give a Parquet file, a folder of them or a pattern."
+    if kind == pafs.FileType.NotFound and base == path:
+        raise InputError(name, "", "no such file or folder", mend)
     try:
         found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
     except OSError as error:
@@ -254,6 +257,9 @@ def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
             for info in fs.get_file_info(pafs.FileSelector(folder)):
                 if _HALF_WRITTEN.fullmatch(info.base_name):
                     fs.delete_file(info.path)
+            tried = posixpath.join(folder, f".{KEPT}.{uuid.uuid4().hex}.tmp")
+            fs.open_output_stream(tried).close()
+            fs.delete_file(tried)
         except OSError as error:
             problem = f"not a folder that can be written to ({first_line(error)})"
             raise InputError(out, "", problem, "Give another folder.") from None

@@ -151,7 +151,7 @@ def judge(
     numbers = _taken_in(against, parts, replace(settings, id_column=None), "test")
     references = pa.concat_arrays([known_ids.cast(pa.string()), numbers.cast(pa.string())])
     rows = joined(parts)
-    parts.clear()  # from here on the sets are held once
+    parts.clear()
     sets, _, groups = fold(rows)
     del rows
     group, known, tests = np.split(groups, [len(ids), len(ids) + len(known_ids)])

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -52,11 +52,16 @@ def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
 
 def conflicts(run: RunFolder, rounds: list[Round]) -> list[Row]:
     """Some labelling conflicts, each with the ``other`` sample's row; the pairs of labels take turns."""
-    once: dict[frozenset[str], Row] = {}  # where both are of the loop, the one that comes first stands for both
-    for row in rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP):
-        row["labels"] = tuple(sorted((row["relation"], row["conflict_relation"])))
-        once.setdefault(frozenset((row["candidate_id"], row["conflict"])), row)
-    groups = first_of_each(once.values(), "labels", lambda row: row["candidate_id"], CONFLICTS)
+    seen: set[frozenset[str]] = set()
+
+    def once() -> Iterator[Row]:
+        """Where both are of the loop, the one that comes first stands for both."""
+        for row in rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP):
+            if (both := frozenset((row["candidate_id"], row["conflict"]))) not in seen:
+                seen.add(both)
+                yield {**row, "labels": tuple(sorted((row["relation"], row["conflict_relation"])))}
+
+    groups = first_of_each(once(), "labels", lambda row: row["candidate_id"], CONFLICTS)
     return _with_other(run, rounds, groups, "conflict")[:CONFLICTS]
 
 
