@@ -1,6 +1,6 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-One task makes the judge from the seeds; the samples stream through actors that encode and judge them; one task looks across
+One task reads the seeds, once a run; the samples stream through actors that encode and judge them; one task looks across
 all relations (:mod:`divray.scoring.conflicts`); one a relation deduplicates against the seeds and the rounds before, and measures
 novelty.
 
@@ -27,7 +27,7 @@ from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, dropped, marked
-from divray.scoring.judge import Judge, Judging
+from divray.scoring.judge import Judging
 from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
@@ -56,20 +56,18 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     embedded = written.embedded
     for name in (embedded, written.scores):
         run.delete(name)
+    if not run.files(SEED_HEARD, ".parquet"):  # else an earlier round has asked
+        ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
     actors = encoders(config)
-    judge = worker(config, gpus=True)(_fit).options(num_cpus=0).remote(config, run.uri)  # while the encoders start, who wait for it
-    if task_gpus(config):
-        ray.wait([judge])  # the encoders may hold every GPU
     valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
     rows_at_once = ENCODED_ROWS_GPU if task_gpus(config) else ENCODED_ROWS
-    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri, judge)}
+    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri)}
     valid.map_batches(_Features, **by_actor, **actors).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
     only_cpus(True)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
-        ray.get(judge)
         run.write_table(written.scores, SCORES.empty_table())
         return _counts(config, run, written)
     marks = worker(config)(across_relations).remote(config, run.uri, embedded, round)
@@ -93,19 +91,18 @@ def encoders(config: Config) -> dict[str, Any]:
 
 
 class _Features:
-    """Actor: adds the embedding of the masked sentence, what the judge thinks of it, and the pool; ``judge`` is a reference."""
+    """Actor: adds the embedding of the masked sentence, what the judge thinks of it, and the pool."""
 
-    def __init__(self, config: Config, uri: str, judge: Any) -> None:
+    def __init__(self, config: Config, uri: str) -> None:
         run = RunFolder(uri)
-        self.judging, self.judge = Judging(config, read_relations(run), read_seeds(run)), judge
+        self.judging = Judging(config, read_relations(run), read_seeds(run))
+        self.judge = self.judging.judge(embedding_matrix(run.read_table(SEED_HEARD)["heard"])[0])
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        import ray
-
         naive = pc.binary_join_element_wise(batch["relation"], NAIVE, "\n")
         pools = pc.if_else(pc.equal(batch["strategy"], NAIVE), naive, batch["relation"])
         embeddings = self.judging.encoder.encode(compared_texts(batch, mask=True))
-        correctness = self.judging.correctness(ray.get(self.judge), table_examples(batch, "candidate_id"))
+        correctness = self.judging.correctness(self.judge, table_examples(batch, "candidate_id"))
         made = {"embedding": embedding_column(embeddings), "correctness": correctness, "pool": pools}
         return with_columns(batch, made, EMBEDDED)
 
@@ -126,16 +123,13 @@ def gate(config: Config, run: RunFolder) -> float:
     return reviewed_threshold([row["correctness"] for row in scored], [answers[row["candidate_id"]] for row in scored])
 
 
-def _fit(config: Config, uri: str) -> Judge:
-    """The judge, from the seeds; also embeds the seeds."""
+def _hear_seeds(config: Config, uri: str) -> None:
+    """Embed the seeds, and note what LLMs say of them."""
     run = RunFolder(uri)
-    judging = Judging(config, read_relations(run), read_seeds(run))
-    seeds = run.read_table(SEEDS)
+    judging, seeds = Judging(config, read_relations(run), read_seeds(run)), run.read_table(SEEDS)
     embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
     run.write_table(SEED_EMBEDDINGS, pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
-    if not run.files(SEED_HEARD, ".parquet"):  # an earlier round has asked
-        run.write_table(SEED_HEARD, pa.table({"heard": embedding_column(judging.hear_seeds()[None])}))
-    return judging.judge(embedding_matrix(run.read_table(SEED_HEARD)["heard"])[0])
+    run.write_table(SEED_HEARD, pa.table({"heard": embedding_column(judging.hear_seeds()[None])}))
 
 
 def _scored_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: Any, seeds: Any, threshold: float) -> pa.Table:
