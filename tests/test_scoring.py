@@ -153,11 +153,11 @@ def test_the_audit_believes_human_sentences_more_than_broken_ones(ray_two_cpus: 
 @pytest.mark.parametrize(
     ("resources", "device", "most", "gpus"),
     [
-        ({"CPU": 2.0}, "auto", 1, 0),
+        ({"CPU": 2.0}, "auto", 2, 0),
         ({"CPU": 1.0}, "auto", 1, 0),
-        ({"CPU": 16.0}, "auto", 15, 0),
-        ({"CPU": 16.0, "GPU": 4.0}, "auto", 15, 0),  # with the CPU's build of vLLM
-        ({"CPU": 16.0, "GPU": 4.0}, "cpu", 15, 0),
+        ({"CPU": 16.0}, "auto", 16, 0),
+        ({"CPU": 16.0, "GPU": 4.0}, "auto", 16, 0),  # with the CPU's build of vLLM
+        ({"CPU": 16.0, "GPU": 4.0}, "cpu", 16, 0),
         ({"CPU": 16.0, "GPU": 4.0}, "gpu", 16, 0.25),
     ],
 )
