@@ -21,10 +21,6 @@ has tens to hundreds."""
 LD_ALPHA = 0.0
 """Weight of the tokens by which one text of a pair is longer (LD-DPO, arXiv 2409.06411); 1 would be plain DPO."""
 
-DIVERGENCE = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5}
-"""What holds the policy near the model that it came from (f-DPO, arXiv 2309.16240), halfway between the reverse KL of plain DPO (1) and the
-forward KL (0): a chosen text that gets less likely costs more, and samples stay more varied."""
-
 FULL = 0.01
 """Of LoRA's rate for full training: at 7 B the 5e-7 of Zephyr (arXiv 2310.16944)."""
 
@@ -67,7 +63,6 @@ def dpo_arguments(
         "output_dir": output_dir,
         "beta": settings["beta"],
         "ld_alpha": LD_ALPHA,
-        **DIVERGENCE,
         "loss_type": ["sigmoid", "sft"] if settings["sft_weight"] else ["sigmoid"],
         "loss_weights": [1.0, settings["sft_weight"]] if settings["sft_weight"] else None,
         "learning_rate": learning_rate(settings, parameters),
