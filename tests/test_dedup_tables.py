@@ -207,7 +207,7 @@ def test_bad_files(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.parquet").write_bytes(b"")
-    for name, message in (("missing", "No such file"), ("empty", "no Parquet file there"), ("no.parquet", "not readable as Parquet")):
+    for name, message in (("missing", "no such file"), ("empty", "no Parquet file there"), ("no.parquet", "not readable as Parquet")):
         with pytest.raises(InputError, match=message):
             deduplicate_files(str(tmp_path / name), out)
     folder = tmp_path / "mixed"
