@@ -1,8 +1,8 @@
 """One process at a time at work in a folder.
 
-On this machine's disks the operating system keeps the lock and drops it with the process.  In a store, where what is written is
-listed at once (S3, GCS, Azure), each process writes a claim of its own and goes on only if it sees no other; of two at the same time
-neither may go on.
+On this machine's disks the operating system keeps the lock (``filelock``) and drops it with the process.  In a store, where what is
+written is listed at once (S3, GCS, Azure), each process writes a claim of its own and goes on only if it sees no other; of two at the
+same time neither may go on.
 
 A claim is written anew every :data:`BEAT` seconds; one whose process on this host has ended, or that is older than :data:`LEASE` by the
 store's own clock, is taken over.
@@ -11,9 +11,6 @@ store's own clock, is taken over.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
 import socket
 import threading
@@ -28,8 +25,8 @@ from divray import console
 from divray.errors import InputError
 from divray.run_folder import RunFolder, make_folder
 
-LOCK = ".lock"
-"""What names of locks begin with."""
+LOCK, NAMED = ".lock", ".lock.json"
+"""What names of locks begin with, and who holds the one on a disk."""
 BEAT, LEASE = 20.0, 120.0
 
 
@@ -47,22 +44,20 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_disk(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
     make_folder(folder.fs, folder.root)
-    with open(folder.path(LOCK), "a", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise _refusal(folder, _holder(folder, LOCK)) from None
-            problem = f"its file system has no locks ({error.strerror})"
-            raise InputError(folder.root, "", problem, "Put the run on another one, or mount it with flock.") from error
-        try:
-            lock.truncate(0)
-            json.dump(own, lock)
-            lock.flush()
-            yield
-        finally:
-            lock.truncate(0)
+    lock = FileLock(folder.path(LOCK), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _refusal(folder, _holder(folder, NAMED)) from None
+    try:
+        folder.write_json(NAMED, own)
+        yield
+    finally:
+        folder.delete(NAMED)
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_a_second_process_is_refused_with_the_first_ones_name(quickstart: Config
         process.send_signal(signal.SIGKILL)
         process.wait()
     begin(quickstart, uri)  # taken over
-    assert not Path(uri, ".lock").read_bytes()
+    assert not Path(uri, ".lock.json").exists()
 
 
 def test_two_readers_do_not_write_at_once(quickstart: Config, uri: str, capsys: pytest.CaptureFixture[str]) -> None:

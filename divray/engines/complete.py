@@ -37,6 +37,9 @@ BLOCKS_IN_FLIGHT = 64
 ALIKE = ("prompt", "pattern", "head", "strategy", "sentences", "policy")
 """Columns that the candidates of one request share."""
 
+READERS = 32
+"""Files that are looked at side by side, since a store answers late."""
+
 LEAST_BATCH, BATCHES = 16, 16
 """Candidates of a batch, and batches of what an engine takes at a time: a batch comes back as a whole."""
 
@@ -105,7 +108,7 @@ def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
         except pa.ArrowInvalid:
             run.delete(file)
 
-    with ThreadPoolExecutor() as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         list(readers.map(drop_if_cut, run.files(target, ".parquet")))
     return pa.chunked_array([batch["candidate_id"] for batch in run.scan(target, ["candidate_id"])], pa.string())
 
