@@ -2,9 +2,9 @@
 
     python benchmarks/dpo.py [--pairs 24] [--model embedded:smollm2] [--settings workers:precision:zero ...] [--out FILE]
 
-Pairs are random words: prompts of about 150 tokens, completions of about 30.  A step is four pairs in all, whatever the number of
-workers.  ``plain`` is ``trl.DPOTrainer`` with the same arguments in one process without Ray and DeepSpeed, on the threads that a worker
-has.  ``ratio`` is to plain of the same precision, ``loss`` the largest difference of a step's loss.
+Pairs are random words: prompts of about 150 tokens, two pairs each, and completions of about 30.  A step is four pairs in all, whatever
+the number of workers.  ``plain`` is ``trl.DPOTrainer`` with the same arguments in one process without Ray and DeepSpeed, on the threads
+that a worker has.  ``ratio`` is to plain of the same precision, ``loss`` the largest difference of a step's loss.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from machine import machine
 
 from divray.alignment import run as align
 from divray.alignment.arguments import dpo_arguments, parameters_of
+from divray.alignment.pairs import prompts_together
 from divray.cluster import connect
 from divray.config import Config, parse_config
 from divray.models import local_model
@@ -36,15 +37,14 @@ WORDS = ["company", "city", "river", "member", "born", "music", "school", "autho
 
 
 def make_pairs(count: int) -> pa.Table:
-    """Random preference pairs; every one has its own prompt."""
+    """Random preference pairs, two a prompt: a run has more."""
     generator = random.Random(0)
 
     def words(number: int) -> str:
         return " ".join(generator.choices(WORDS, k=number))
 
-    texts = [
-        ("\n".join([*(f"{j}. {words(18)}." for j in range(1, 8)), "8:"]), f" {words(28)}.\n", f" {words(28)}.\n") for _ in range(count)
-    ]
+    prompts = ["\n".join([*(f"{j}. {words(18)}." for j in range(1, 8)), "8:"]) for _ in range(0, count, 2)]
+    texts = [(prompts[place // 2], f" {words(28)}.\n", f" {words(28)}.\n") for place in range(count)]
     names = dict.fromkeys(("relation", "kind", "chosen_id", "rejected_id"), "")
     rows = [{**names, "pair_id": f"{i:05d}", "prompt": p, "chosen": c, "rejected": r} for i, (p, c, r) in enumerate(texts)]
     return pa.Table.from_pylist(rows, PAIRS)
@@ -138,8 +138,9 @@ def main() -> None:
     parser.add_argument("--plain", metavar="PRECISION", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     pairs = make_pairs(arguments.pairs)
+    ordered = pairs.take(prompts_together(pairs["prompt"].to_pylist(), settings(arguments.model, 1, "fp32", 0).seed))
     if arguments.plain:
-        print(json.dumps(plain(settings(arguments.model, 1, arguments.plain, 0), pairs)))
+        print(json.dumps(plain(settings(arguments.model, 1, arguments.plain, 0), ordered)))
         return
     sides: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []

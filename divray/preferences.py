@@ -1,7 +1,8 @@
 """The ``mine`` stage: preference pairs for DPO, from the samples of a round or after the paper.
 
-``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique and
-lies far from the others (DivPO, arXiv 2501.18101).  The rejected one is
+``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique,
+lies far from the others (DivPO, arXiv 2501.18101) and, where there are enough such, names nobody that a seed names: else the policy
+learns to write of the seeds' entities.  The rejected one is
 
 ``invalid``
     a completion that is no valid record;
@@ -155,13 +156,15 @@ def mined_pairs(
     candidates: list[Row] = sorted(rows.to_pylist(), key=lambda row: row["candidate_id"])
     relation = relations[candidates[0]["relation"]]
     valid = [row for row in candidates if row["valid"]]
-    good = sorted((row for row in valid if row["correct"] and row["unique"]), key=lambda row: (-row["novelty"], -row["correctness"]))
+    own_seeds = [example for example in seeds if example.relation == relation.name]
+    known = {name.casefold() for example in own_seeds for name in (example.head_text, example.tail_text)}
+    good = [row for row in valid if row["correct"] and row["unique"]]
+    good.sort(key=lambda row: (not known.isdisjoint(names_of(row)), -row["novelty"], -row["correctness"]))
     bad = sorted((row for row in valid if not row["correct"] and row["correctness"] < LIKELY), key=lambda row: row["correctness"])
     invalid = [row for row in candidates if not row["valid"]]
     most = settings.max_pairs_per_relation
     count = min(-(-most // WAYS_EACH), max(1, 2 * len(good) // 3), len(good))
     left = {"doubtful": bad, "invalid": invalid, "alike": good[count:][::-1]}
-    own_seeds = [example for example in seeds if example.relation == relation.name]
     foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
 
     def rejected(way: str, row: Row, rng: random.Random) -> tuple[str, str] | None:
@@ -195,6 +198,12 @@ def mined_pairs(
                     pairs[name, way] = _pair(row, name, way, (name, text), made)
                     break
     return _pair_table(pairs.values())
+
+
+def names_of(row: Row) -> tuple[str, str]:
+    """Head and tail of a row with the columns of a sample, folded."""
+    head, tail = (row["text"][row[f"{side}_start"] : row[f"{side}_end"]].casefold() for side in ("head", "tail"))
+    return head, tail
 
 
 def _ended(row: Row, chat: bool) -> str:

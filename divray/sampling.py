@@ -166,7 +166,7 @@ def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Par
     reason = row.get("finish_reason")
     cut = reason == "length" if reason else row["generated_tokens"] >= max_tokens * asked
     records = read_records(row["completion"], (row["head"], row["tail"]) if row["head"] else None, cut)
-    parsed = [parse_record(record, form) for record in records[:asked]]
+    parsed = [parse_record(record, form, row["relation"]) for record in records[:asked]]
     missing = "truncated" if cut else "no_record" if asked == 1 else "not_written"
     return parsed + [Parsed(rejection=missing)] * (asked - len(parsed))
 

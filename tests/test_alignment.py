@@ -230,7 +230,7 @@ def test_shared_prompt_changes_no_state_and_no_gradient(family: str) -> None:
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    from divray.alignment.shared_prompt import can_share, share_prompts
+    from divray.alignment.shared_prompt import can_share, pack, share_prompts
 
     kind, settings_kind = {
         "llama": (LlamaForCausalLM, LlamaConfig),
@@ -242,9 +242,9 @@ def test_shared_prompt_changes_no_state_and_no_gradient(family: str) -> None:
     windows = {"head_dim": 8, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3" else {}
     model = kind(settings_kind(vocab_size=50, **sizes, **windows)).double()
     ids = torch.randint(3, 50, (6, 12))
-    lengths = torch.tensor([12, 7, 9, 10, 12, 5])
-    for pair, shared in enumerate((6, 7, 0)):  # the second chosen side is a beginning of its rejected one
-        ids[3 + pair, :shared] = ids[pair, :shared]
+    lengths = torch.tensor([12, 12, 7, 10, 12, 5])
+    for row, first, shared in ((1, 0, 12), (3, 0, 6), (4, 2, 7)):  # one is whole within another, one a beginning of one behind it
+        ids[row, :shared] = ids[first, :shared]
     mask = (torch.arange(12) < lengths.unsqueeze(1)).long()
     ids = ids * mask
     weights = torch.randn(6, 12, 32, dtype=torch.double) * mask.unsqueeze(-1)
@@ -256,11 +256,23 @@ def test_shared_prompt_changes_no_state_and_no_gradient(family: str) -> None:
         return hidden.detach() * mask.unsqueeze(-1), model.base_model.layers[0].mlp.up_proj.weight.grad.clone()
 
     assert can_share(model, 12) and can_share(model, 13) == (family != "gemma3")
+    assert pack(ids, mask, torch.float64)[0].shape == ((3, 16))
     plain = states()
     share_prompts(model)
     shared_once = states()
     torch.testing.assert_close(shared_once[0], plain[0], rtol=0, atol=1e-10)
     torch.testing.assert_close(shared_once[1], plain[1], rtol=1e-5, atol=1e-5)  # the norms compute in fp32
+
+
+def test_two_pairs_of_a_prompt_stand_side_by_side() -> None:
+    from divray.alignment.pairs import prompts_together
+
+    prompts = [*"aaaaabbbbccd"]
+    order = prompts_together(prompts, 1)
+    assert sorted(order) == list(range(12)) and order == prompts_together(prompts, 1) != prompts_together(prompts, 2)
+    twos = [{prompts[one], prompts[other]} for one, other in zip(order[::2], order[1::2], strict=True)]
+    assert sorted(map(len, twos)) == [1, 1, 1, 1, 1, 2]
+    assert prompts_together([*"abcab"], 3)[-1] == 2
 
 
 # training ---------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ WORDING = {"born_in": "{h} was born in {t}.", "works_in": "{h} has an office job
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas"]
 PLACES = ["Alden", "Selby", "Claro", "Kestrel", "Rome", "Akoma", "Oslo", "Lima"]
 LABELS = list(WORDING)
+SETS = ["seeds", "twice the seeds", "naive", "round-00", "round-01", "generated", "selected", "seeds+selected", "seeds+generated"]
 
 
 def sentence(relation: str, number: int) -> Example:
@@ -72,11 +73,8 @@ def run(tmp_path):
     run.write_table("data/test", examples_table([sentence(r, n) for r in LABELS for n in (6, 7)]))
     generated = [sentence(r, n) for r in LABELS for n in range(2, 6)]
     run.write_table("comparison/selected", selected(generated, 1))
-    run.write_table("comparison/round-00", selected([e for e in generated if e.relation != "lives_in"], 0))
-    run.write_table("comparison/round-01", selected(generated, 1))
-    run.write_table("comparison/naive", selected([], 0))
-    for number in (0, 1):
-        rows = [row | {"candidate_id": f"{number}-{row['sample_id']}", "unique": True} for row in selected(generated, number).to_pylist()]
+    for number, own in enumerate(([e for e in generated if e.relation != "lives_in"], generated)):
+        rows = [row | {"candidate_id": f"{number}-{row['sample_id']}", "unique": True} for row in selected(own, number).to_pylist()]
         rows += [
             {**rows[0], "candidate_id": f"{number}-copy", "unique": False},
             {**rows[1], "candidate_id": f"{number}-n", "strategy": "naive"},
@@ -89,30 +87,31 @@ def run(tmp_path):
 def test_evaluation_compares_and_resumes(ray_two_cpus, config, run):
     told = []
     counts = evaluation.run(config, run, 0, lambda done, total, note: told.append((done, total)))
-    # `generated` and `round-01` hold the same samples, in every draw, and are trained once; an empty set is left out.
-    assert counts == {"sets": 7, "trainings": 9, "kept": 0, "test": 6}  # twice the seeds: the same examples in both draws
-    assert told[0] == (0, 9) and told[-1] == (9, 9)
+    # `selected` and `round-01` hold the same samples, in every draw, and are trained once.
+    assert counts == {"sets": 9, "trainings": 11, "kept": 0, "test": 6}  # twice the seeds: the same examples in both draws
+    assert told[0] == (0, 11) and told[-1] == (11, 11)
     results = run.read_json("evaluation.json")
-    assert list(results) == ["seeds", "twice the seeds", "round-00", "round-01", "generated", "seeds+selected", "seeds+generated"]
+    assert list(results) == SETS
     assert results["twice the seeds"]["examples"] == 12
     assert results["seeds"]["examples"] == 6 and results["seeds"]["k"] == 2 and results["seeds+selected"]["k"] == 6
-    assert results["seeds+generated"]["examples"] == 6 + 2 * 12
+    assert results["seeds+generated"]["examples"] == 6 + 8 + 12
+    assert results["generated"]["examples"] == 20 and results["naive"]["examples"] == 2
     assert results["round-00"]["examples_per_relation"]["lives_in"] == 0
     assert results["round-00"]["f1_per_relation"]["lives_in"] == 0 and results["seeds"]["test"] == run.read_table("data/test").num_rows
-    assert results["round-01"]["per_draw"] == results["generated"]["per_draw"] and len(results["generated"]["per_draw"]) == 1
+    assert results["round-01"]["per_draw"] == results["selected"]["per_draw"] and len(results["selected"]["per_draw"]) == 1
     assert results["seeds+generated"]["mean"] > 0.5 and results["seeds"]["metric"] == "macro" and results["seeds"]["draws"] == [0, 1]
     found = results["seeds+generated"]["differences"]
     assert results["seeds+generated"]["own_differences"].keys() == found.keys() and "own_differences" not in results["twice the seeds"]
-    assert list(found) == ["seeds", "round-00"] and found["seeds"]["low"] <= found["seeds"]["mean"] <= found["seeds"]["high"]
+    assert list(found) == ["seeds", "naive", "round-00"] and found["seeds"]["low"] <= found["seeds"]["mean"] <= found["seeds"]["high"]
     assert found["seeds"]["mean"] == pytest.approx(results["seeds+generated"]["mean"] - results["seeds"]["mean"], abs=1e-5)
     table = run.read_table("evaluation/predictions")
-    assert table.schema == evaluation.PREDICTIONS and table.num_rows == (3 * 2 + 4) * 6
+    assert table.schema == evaluation.PREDICTIONS and table.num_rows == (3 * 2 + 6) * 6
 
     parts = run.files("evaluation/parts")
     run.delete(parts[0])
     before, written = run.read_bytes("evaluation.json"), run.read_table("evaluation/predictions")
     counts = evaluation.run(config, run, 0)
-    assert (counts["trainings"], counts["kept"]) == (1, 8)
+    assert (counts["trainings"], counts["kept"]) == (1, 10)
     assert run.files("evaluation/parts") == parts
     assert run.read_bytes("evaluation.json") == before and run.read_table("evaluation/predictions").equals(written)
 
@@ -135,7 +134,7 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
     assert not run.exists("tune")
 
     counts = stage.run(config, run)
-    assert counts["examples"] == 30 and counts["labels"] == 3
+    assert counts["examples"] == 26 and counts["labels"] == 3
     names = run.files("")
     assert "model/model.safetensors" in names and "model/tokenizer.json" in names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin", ".pickle"))]
@@ -153,13 +152,13 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
 
 def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, config, monkeypatch):
     examples, weights = set_of(run, ["data/seeds", "weighed"], {"data/seeds": []}, usual(config))
-    assert len(examples) == 24 and weights == pytest.approx([0.5] * 24) and not {e.example_id for e in examples} & {"0-copy", "0-n"}
+    assert len(examples) == 20 and weights == pytest.approx([0.5] * 20) and not {e.example_id for e in examples} & {"0-copy", "0-n"}
     table = run.read_table("round-01/scores").to_pylist()
     rows = [{**row, "correctness": 0.1 * (1 + number)} for number, row in enumerate(table[:4])]
     run.write_table("round-01/scores", pa.Table.from_pylist(rows, SCORES))
     monkeypatch.setattr(stage, "MOST_WEIGHED", 5)
     examples, weights = stage.weighed(run)
-    assert len(examples) == 13 and weights == pytest.approx([1.0] * 4 + [(0.4 / 0.9) ** 4] + [1.0] * 8)
+    assert len(examples) == 9 and weights == pytest.approx([1.0] * 4 + [(0.4 / 0.9) ** 4] + [1.0] * 4)
     run.delete("round-00")
     assert stage.weighed(run) == ([], [])
 
@@ -179,10 +178,12 @@ def test_a_training_is_named_by_how_much_each_example_counts():
     assert name == evaluation._part([two, one], [0.5, 1.0]) != evaluation._part([one, two], [0.5, 1.0])
 
 
-def test_sets_are_named_by_what_was_selected(run):
-    run.write_table("comparison/round-10", selected([], 10))
-    names = ["seeds", "twice the seeds", "naive", "round-00", "round-01", "round-10", "generated", "seeds+selected", "seeds+generated"]
-    assert list(evaluation.training_sets(run)) == names
+def test_a_round_and_the_naive_samples_are_sets_of_their_own(run):
+    sets = evaluation.training_sets(run)
+    ids = {name: [one.example_id for one in stage.weighed(run, sets[name][0])[0]] for name in ("naive", "round-00")}
+    assert ids["naive"] == ["0-n", "1-n"] and len(ids["round-00"]) == 8 and {name[:2] for name in ids["round-00"]} == {"0-"}
+    run.delete("comparison/selected")
+    assert list(evaluation.training_sets(run)) == SETS[:5]
 
 
 @pytest.mark.parametrize(

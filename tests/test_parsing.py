@@ -24,7 +24,7 @@ def form(*seeds: str, relation: Relation = RELATION) -> Form:
 
 
 def parsed(head: str, tail: str, sentence: str, *seeds: str) -> Parsed:
-    return parse_record(Record(head, tail, sentence), form(*(seeds or SEEDS)))
+    return parse_record(Record(head, tail, sentence), form(*(seeds or SEEDS)), "r")
 
 
 def test_a_good_record_becomes_a_sample() -> None:
@@ -64,6 +64,8 @@ def test_a_good_record_becomes_a_sample() -> None:
         ("Ada Varn", "Hask", "there Ada Varn works at Hask.", "small_start"),
         ("Ada Varn", "Hask", "Ada Varn works at Hask now", "no_end"),
         ("Ada Varn", "Hask", "Ada Varn works at Hask now,", "no_end"),
+        ("Ada Varn", "Hask", "Who is Ada Varn's boss at Hask?", "question"),
+        ("Ada Varn and Tom", "Hask", "Ada Varn and Tom work at Hask.", "several_persons"),
         ("Ada Varn", "Hask", "Ada Varn works there. She likes Hask.", "several_sentences"),
         ("Ada Varn", "Hask", "Is Ada Varn there? So says Hask.", "several_sentences"),
         ("Ada Varn", "Hask", "Ada Varn and the sea and the sea and the sea and the sea at Hask.", "repetition"),
@@ -71,6 +73,18 @@ def test_a_good_record_becomes_a_sample() -> None:
 )
 def test_every_rejection_has_its_reason(head: str, tail: str, sentence: str, reason: str) -> None:
     assert parsed(head, tail, sentence) == Parsed(rejection=reason)
+
+
+def test_a_person_is_one_and_a_sample_no_question_unless_the_seeds_are() -> None:
+    assert parsed("Ada Varn", "Hask and Sons", "Ada Varn works at Hask and Sons.").rejection == ""
+    couple = replace(marked("[Mia and Tom] work at {Nordhaven}."), relation="r")
+    record = Record("Ada and Tom", "Hask", "Ada and Tom work at Hask.")
+    assert parse_record(record, form_of([couple], [RELATION]), "r").rejection == ""
+    asked = ("Does [Mia] work at {Nordhaven}?", *SEEDS)
+    assert parsed("Ada Varn", "Hask", "Is Ada Varn at Hask?", *asked).rejection == "question"
+    assert parsed("Ada Varn", "Hask", "Is Ada Varn at Hask?", *asked[:2]).rejection == "question"
+    assert parsed("Ada Varn", "Hask", "Is Ada Varn at Hask?", *asked[:1]).rejection == ""
+    assert refused_seeds([marked(seed) for seed in asked], form(*asked)) == {}
 
 
 def test_letters_without_blanks_between_repeat_themselves_too() -> None:

@@ -79,6 +79,13 @@ def test_the_most_different_right_ones_are_chosen() -> None:
     assert [pair["chosen_id"] for pair in mined(rows, max_pairs_per_relation=1)] == ["r-002"]
 
 
+def test_those_that_name_what_a_seed_names_are_chosen_last() -> None:
+    rows = [candidate(number, novelty=0.5 - number / 10) for number in range(3)]
+    known = {**candidate(9, novelty=0.9), "text": "rHead1 made the tail 9.", "head_end": 6, "tail_start": 16, "tail_end": 22}
+    assert {pair["chosen_id"] for pair in mined([*rows, known])} == {"r-000", "r-001"}
+    assert {pair["rejected_id"] for pair in mined([*rows, known]) if pair["kind"] == "alike"} <= {"r-009", "r-002"}
+
+
 @pytest.mark.parametrize("wrong", [{"correctness": 0.3}, {"unique": False}])
 def test_one_outside_the_gate_or_a_copy_is_never_chosen(wrong: dict[str, Any]) -> None:
     rows = [candidate(number, novelty=0.9, **wrong) for number in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,7 @@ def test_scores_do_not_depend_on_order_or_partition(
     prepare(quickstart, run)
 
     def scored(part_rows: int) -> tuple[dict[str, int], pa.Table]:
-        monkeypatch.setattr(scoring, "ENCODED_ROWS", min(part_rows, 256))
+        monkeypatch.setattr(scoring, "ENCODED_ROWS", (16, part_rows))
         monkeypatch.setattr(scoring, "PART_ROWS", part_rows)
         return score(quickstart, run, 0), run.read_table("round-00/scores")
 
@@ -169,5 +170,8 @@ def test_encoders_grow_with_the_cluster(
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     config = quickstart.model_copy(update={"engine": quickstart.engine.model_copy(update={"device": device})})
-    made = scoring.encoders(config)
-    assert (made["compute"].min_size, made["compute"].max_size, made["num_gpus"]) == (1, most, gpus)
+    data = SimpleNamespace(repartition=lambda **given: SimpleNamespace(map_batches=lambda actor, **made: {**given, **made}))
+    for rows, each, first in ((10, 32, 1), (48, 32, min(2, most)), (10**6, min(4096, 10**6 // (4 * most)), most)):
+        made = scoring.encoded(config, SimpleNamespace(uri="run"), data, rows, None)
+        assert (made["target_num_rows_per_block"], made["num_gpus"]) == (each, gpus)
+        assert (made["compute"].min_size, made["compute"].initial_size, made["compute"].max_size) == (1, first, most)

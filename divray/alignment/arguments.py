@@ -73,6 +73,7 @@ def dpo_arguments(
         "max_length": settings["max_length"],
         "gradient_checkpointing": parameters > CHECKPOINTED if checkpointing is None else checkpointing,
         "seed": seed,
+        "train_sampling_strategy": "sequential",  # the pairs come in an order of their own
         "bf16": bf16,
         "use_cpu": not gpu,
         "deepspeed": zero_settings(settings["zero_stage"]),

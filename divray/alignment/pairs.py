@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -37,6 +40,19 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
         fix = "Sample more candidates, or lower `correctness.threshold`."
         raise InputError(run.full_uri(Round.of(round - 1).pairs), "", problem, fix)
     return pa.concat_tables(tables).sort_by([(column, "ascending") for column in COLUMNS])
+
+
+def prompts_together(prompts: Sequence[str], seed: int) -> list[int]:
+    """An order of the pairs that ``seed`` draws, in which two of one prompt stand side by side: a worker computes their prompt once."""
+    rng = random.Random(seed)
+    own: dict[str, list[int]] = defaultdict(list)
+    for place in rng.sample(range(len(prompts)), len(prompts)):
+        own[prompts[place]].append(place)
+    twos = [places[at : at + 2] for places in own.values() for at in range(0, len(places) - 1, 2)]
+    alone = [places[-1] for places in own.values() if len(places) % 2]
+    twos += [alone[at : at + 2] for at in range(0, len(alone) - 1, 2)]
+    rng.shuffle(twos)
+    return [place for two in twos for place in two] + alone[len(alone) // 2 * 2 :]
 
 
 def _refuse(run: RunFolder, name: str, table: pa.Table, wrong: pa.ChunkedArray, problem: str) -> None:

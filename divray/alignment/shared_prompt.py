@@ -1,15 +1,16 @@
-"""One pass over the prompt for both sides of a preference pair.
+"""One pass over a prompt for all the texts of a batch that follow it.
 
-DPO scores ``prompt + chosen`` and ``prompt + rejected``.  A causal model gives equal tokens in an
-equal context equal hidden states, so the common beginning needs to be computed once: a pair becomes
-the row ``beginning, rest of chosen, rest of rejected`` with an attention mask that hides the rest
-of one side from the other, and positions that count from the beginning for both.  The states come
-back in their usual places, so that the loss doesn't notice.  With a prompt of P and completions of
-C tokens this computes P + 2C positions instead of 2P + 2C.
+DPO scores ``prompt + chosen`` and ``prompt + rejected``.  A causal model gives equal tokens in an equal context equal hidden states, so a
+common beginning needs to be computed once: rows that begin alike become one row, the first of them whole and the rest of each other one
+behind it, with an attention mask that hides these from one another, and positions that count from the beginning.  The states come back in
+their usual places, so that the loss doesn't notice.  Two pairs of one prompt of P tokens with texts of C compute P + 4C positions in place
+of 4P + 4C.
 """
 
 from __future__ import annotations
 
+from itertools import takewhile
+from operator import eq
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,24 +38,20 @@ def can_share(model: PreTrainedModel, longest: int) -> bool:
 def share_prompts(model: PreTrainedModel) -> None:
     """Make the model's backbone compute common beginnings once, by hooks around its forward pass.
 
-    From then on its batches must be those of a preference trainer: ``input_ids`` and
-    ``attention_mask`` of shape ``[2B, L]``, padded on the right, row ``i`` and row ``B + i`` the two
-    sides of one pair.
+    From then on its batches must be those of a preference trainer: ``input_ids`` and ``attention_mask`` of shape ``[N, L]``, padded on the
+    right.
     """
-    import torch
-
     places: list[torch.Tensor] = []
     by_layer = set(model.config.layer_types) if model.config.model_type in BY_LAYER else None
 
     def lay_together(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        ids, positions, mask, places[:] = pack(kwargs["input_ids"], kwargs["attention_mask"].bool(), next(backbone.parameters()).dtype)
+        ids, positions, mask, places[:] = pack(kwargs["input_ids"], kwargs["attention_mask"], next(backbone.parameters()).dtype)
         masks = mask if by_layer is None else dict.fromkeys(by_layer, mask)
         return args, {**kwargs, "input_ids": ids, "position_ids": positions, "attention_mask": masks}
 
     def take_apart(backbone: Any, args: tuple[Any, ...], outputs: Any) -> Any:
-        hidden = outputs.last_hidden_state
-        sides = [hidden.gather(1, place.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])) for place in places]
-        outputs.last_hidden_state = torch.cat(sides)
+        laid, place = places
+        outputs.last_hidden_state = outputs.last_hidden_state[laid.unsqueeze(1), place]
         return outputs
 
     model.base_model.register_forward_pre_hook(lay_together, with_kwargs=True)
@@ -64,37 +61,42 @@ def share_prompts(model: PreTrainedModel) -> None:
 def pack(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Lay the two sides of each pair into one row.
+    """Lay rows of which half and more is the beginning of one before them behind that one.
 
     Args:
-        input_ids: ``[2B, L]``, chosen sides first, padded on the right.
-        attention_mask: ``[2B, L]`` booleans.
+        input_ids: ``[N, L]``, padded on the right.
+        attention_mask: ``[N, L]``, 1 for a token.
         dtype: Type of the additive mask.
 
     Returns:
-        Token ids ``[B, W]``, positions ``[B, W]``, additive attention mask ``[B, 1, W, W]``, and for
-        each side the place in ``W`` of each of its ``L`` tokens, ``[B, L]``.
+        Token ids ``[M, W]``, positions ``[M, W]``, additive attention mask ``[M, 1, W, W]``; and for each row in which of the M it lies,
+        ``[N]``, and the place in ``W`` of each of its tokens, ``[N, L]``.
     """
     import torch
 
-    (chosen, rejected), (real, real_rejected) = input_ids.chunk(2), attention_mask.chunk(2)
-    shared = ((chosen == rejected) & real & real_rejected).long().cumprod(1).sum(1, keepdim=True)
-    length, rest = real.sum(1, keepdim=True), real_rejected.sum(1, keepdim=True) - shared
-    width, columns = int((length + rest).max()), input_ids.shape[1]
-
-    place = torch.arange(width, device=input_ids.device).unsqueeze(0)
-    first = place < length
-    second = ~first & (place < length + rest)
-    positions = torch.where(first, place, torch.where(second, place - length + shared, 0))
-    source = positions.clamp(max=columns - 1)
-    ids = torch.where(first, chosen.gather(1, source), rejected.gather(1, source))
-
-    row, column = place.unsqueeze(2), place.unsqueeze(1)
-    other = second.unsqueeze(2) & first.unsqueeze(1) & (column >= shared.unsqueeze(2))
-    seen = (column <= row) & (first | second).unsqueeze(1) & ~other
-    seen |= row == column  # a padding row that sees nothing would give NaN
+    rows = [row[:length] for row, length in zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)]
+    place = torch.zeros_like(input_ids)
+    firsts: list[list[int]] = []
+    together: list[list[tuple[int, int, int, int]]] = []  # tokens: id, position, number of the row, how many of the first it sees
+    laid: list[int] = []
+    for number, row in enumerate(rows):
+        common = [sum(takewhile(bool, map(eq, first, row))) for first in firsts]
+        at = next((at for at, shared in enumerate(common) if 2 * shared >= len(row)), len(firsts))
+        if at == len(firsts):
+            firsts.append(row)
+            together.append([])
+            common.append(0)
+        shared, behind = common[at], len(together[at])
+        together[at] += [(token, position, number, shared) for position, token in enumerate(row)][shared:]
+        place[number, :shared] = torch.arange(shared)
+        place[number, shared : len(row)] = torch.arange(behind, behind + len(row) - shared)
+        laid.append(at)
+    width = max(map(len, together))
+    # Padding sees itself: a row that sees nothing would give NaN.
+    packed = torch.tensor([row + [(0, 0, -1, 0)] * (width - len(row)) for row in together], device=input_ids.device)
+    ids, positions, owner, visible = packed.unbind(-1)
+    column = torch.arange(width, device=input_ids.device)
+    seen = (owner.unsqueeze(2) == owner.unsqueeze(1)) | (column < visible.unsqueeze(2))
+    seen &= column <= column.unsqueeze(1)
     mask = torch.zeros(seen.shape, dtype=dtype, device=input_ids.device).masked_fill_(~seen, torch.finfo(dtype).min)
-
-    token = torch.arange(columns, device=input_ids.device).unsqueeze(0).expand(chosen.shape[0], -1)
-    moved = torch.where(token < shared, token, token - shared + length)
-    return ids, positions, mask.unsqueeze(1), [token.clamp(max=width - 1), moved.clamp(max=width - 1)]
+    return ids, positions, mask.unsqueeze(1), [torch.tensor(laid, device=input_ids.device), place]

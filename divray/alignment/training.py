@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from divray.alignment.arguments import dpo_arguments, parameters_of
-from divray.alignment.pairs import read_pairs, tokenize_pairs
+from divray.alignment.pairs import prompts_together, read_pairs, tokenize_pairs
 from divray.alignment.policy import publish_policy
 from divray.alignment.private import build_no_extension, score_completions_alone, token_trainer
 from divray.alignment.shared_prompt import can_share, share_prompts
@@ -132,7 +132,9 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     settings, cpu = job["alignment"], job["device"] == "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
     end = tokenizer.eos_token if job["chat"] else ""
-    rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"], end)
+    pairs = read_pairs(run, job["round"])
+    pairs = pairs.take(prompts_together(pairs["prompt"].to_pylist(), job["seed"]))
+    rows, left_out = tokenize_pairs(pairs, tokenizer, settings["max_length"], end)
     dataset = Dataset.from_dict(rows)
     if not len(dataset):
         return None, left_out, False

@@ -27,16 +27,17 @@ from divray.embeddings import Encoder, embedding_column
 from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
-from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, set_of, tuned
+from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, scored_rounds, set_of, tuned
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
 from divray.relations import Example
 from divray.resources import most_workers, only_cpus, task_gpus, worker
 from divray.run_folder import RunFolder
+from divray.schemas import NAIVE
 from divray.stages import Progress
 from divray.texts import compared_texts
 
-COMPARED = ("seeds", "naive", "round-00")
+COMPARED = ("seeds", NAIVE, "round-00")
 """The sets that each set after them is compared with."""
 
 Answers = Sequence[Sequence[str | None]]
@@ -135,14 +136,12 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 def training_sets(run: RunFolder) -> dict[str, list[str]]:
     """Name of each training set -> the tables that make it up, in the order of the comparison."""
-    compared = sorted({file.split("/")[1] for file in run.files("comparison", ".parquet")}, key=lambda name: (name != "naive", name))
-    compared = [name for name in compared if f"comparison/{name}" != SELECTED]
     sets: dict[str, list[str]] = {"seeds": [SEEDS]}
     if draws_of(run)[0][MORE]:
         sets["twice the seeds"] = [SEEDS, MORE]
-    sets |= {name: [f"comparison/{name}"] for name in compared}
+    sets |= {name: [f"{WEIGHED}/{name}"] for name in (NAIVE, *(own.name for own in scored_rounds(run)))}
     if run.files(SELECTED, ".parquet"):
-        sets |= {"generated": [SELECTED], "seeds+selected": [SEEDS, SELECTED], "seeds+generated": [SEEDS, WEIGHED]}
+        sets |= {"generated": [WEIGHED], "selected": [SELECTED], "seeds+selected": [SEEDS, SELECTED], "seeds+generated": [SEEDS, WEIGHED]}
     if run.files(UNLABELLED, ".parquet"):
         sets |= {f"{name}+unlabelled": [*sets[name], UNLABELLED] for name in ("seeds", "seeds+generated") if name in sets}
     return sets

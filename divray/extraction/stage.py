@@ -33,7 +33,8 @@ from divray.stages import Progress
 
 SEARCH, MORE = "search.json", "more"
 WEIGHED = "weighed"
-"""Of a training set: the unique samples of the rounds, each by how right the gate finds it beside the others (:func:`weighed`)."""
+"""Of a training set: the unique samples of all rounds, or after a ``/`` of one, or the naive ones, each by how right the gate finds it
+beside the others (:func:`weighed`)."""
 MOST_WEIGHED = 256
 """Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
 THRESHOLDS = (0.0, 0.5, 0.7)
@@ -96,16 +97,23 @@ def draws_of(run: RunFolder) -> list[dict[str, list[Example]]]:
     return draws
 
 
-def weighed(run: RunFolder) -> tuple[list[Example], list[float]]:
-    """The samples of :data:`WEIGHED` and their weights: the fourth power of the gate's probability over that of the best tenth, at most 1.
+def scored_rounds(run: RunFolder) -> list[Round]:
+    """The rounds that have scores."""
+    return list(itertools.takewhile(lambda own: run.table_files(own.scores), map(Round.of, itertools.count())))
+
+
+def weighed(run: RunFolder, name: str = WEIGHED) -> tuple[list[Example], list[float]]:
+    """The samples that ``name`` stands for (:data:`WEIGHED`), and how much each counts: the fourth power of the gate's probability over
+    that of the best tenth, at most 1.
 
     A doubtful sample is worth little, but not nothing: with what the gate passes alone the RE model gains less, and on a task that the
     gate doubts as a whole nothing.
     """
-    rounds = itertools.takewhile(lambda name: run.table_files(name), (Round.of(number).scores for number in itertools.count()))
-    own = pc.field("unique") & (pc.field("strategy") != NAIVE)
+    part = name.partition("/")[2]
+    tables = [own.scores for own in scored_rounds(run) if part in ("", NAIVE, own.name)]
+    own = pc.field("unique") & ((pc.field("strategy") == NAIVE) == (part == NAIVE))
     columns = ["candidate_id", *EXAMPLES.names[1:], "correctness"]
-    if (found := table_of(run, rounds, columns, own)) is None:
+    if (found := table_of(run, tables, columns, own)) is None:
         return [], []
     table = found.sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
     _, starts, counts = np.unique(table["relation"].to_numpy(), return_index=True, return_counts=True)
@@ -123,7 +131,7 @@ def set_of(
     examples: list[Example] = []
     weights: list[float] = []
     for table in tables:
-        part, own = weighed(run) if table == WEIGHED else (draw[table] if table in draw else examples_of(run, table), None)
+        part, own = weighed(run, table) if table.startswith(WEIGHED) else (draw[table] if table in draw else examples_of(run, table), None)
         factor = settings.generated_weight if SEEDS in tables and table not in draw else 1.0
         examples += part
         weights += [factor * weight for weight in own or [1.0] * len(part)]

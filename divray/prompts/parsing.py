@@ -23,6 +23,8 @@ _NUMBER = re.compile(r"^(?:\d{1,2}[.)]|[-*•]) +")
 _QUOTES = '"“”„«»'
 _WORD = re.compile(r"\w+")
 _LABELS = frozenset({"head", "tail", "entity", "head entity", "tail entity", "sentence", "relation", "none", "n/a"})
+_PERSON = frozenset({"person", "people", "human", "individual"})
+_SEVERAL = re.compile(r" (?:and|&) ")
 _ARTICLES = re.compile(r"^(?:the|a|an) ", re.IGNORECASE)
 
 MIN_WORDS, MAX_ENTITY_WORDS, MAX_ENTITY_CHARACTERS = 4, 8, 60
@@ -45,12 +47,14 @@ class Form:
     """What the seeds of a task have in common, and so its samples must."""
 
     ended: bool  # every seed ends with a sign that ends sentences
+    asserted: bool  # at most half of the seeds are questions
     capital: bool  # every seed that begins with a cased letter begins with a capital
     single: bool  # no seed is several sentences
     bare: bool  # no seed stands after a list's number or in quotes as a whole, so that an LLM's are taken off
     varied: bool  # no seed repeats itself
     whole_names: bool  # an entity that is one half of a longer name is rare among the seeds
     least_words: int  # of the shortest seed, at most MIN_WORDS
+    persons: frozenset[tuple[str, int]]  # relations, and 0 where their head, 1 where their tail is a person; none where a seed's is several
     placeholders: frozenset[str]  # folded words that stand for an entity and are none
     pairs: frozenset[tuple[str, str]]  # folded (head, tail) of every seed; no sample repeats one
     texts: frozenset[str]  # folded seed sentences; no sample repeats one
@@ -61,15 +65,26 @@ def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
     texts = [" ".join(seed.text.split()) for seed in seeds]
     entities = {_folded(entity) for seed in seeds for entity in (seed.head_text, seed.tail_text)}
     types = {kind.casefold() for relation in relations for kind in (relation.head_type, relation.tail_type) if kind}
+    persons = {
+        (relation.name, side)
+        for relation in relations
+        for side, kind in enumerate((relation.head_type, relation.tail_type))
+        if kind.casefold() in _PERSON
+    }
+    several = any(
+        _SEVERAL.search((seed.head_text, seed.tail_text)[side]) for seed in seeds for name, side in persons if name == seed.relation
+    )
     halves = sum(part_of_name(seed.text, seed.head) or part_of_name(seed.text, seed.tail) for seed in seeds)
     return Form(
         ended=all(_is_ended(text) for text in texts),
+        asserted=2 * sum(_is_asked(text) for text in texts) <= len(texts),
         capital=all(not _begins_small(text) for text in texts),
         single=not any(_is_several(text) for text in texts),
         bare=all(_bared(text) == text for text in texts),
         varied=not any(_repeats(text) for text in texts),
         whole_names=halves <= MOST_HALVES * len(seeds),
         least_words=min([MIN_WORDS, *(len(_words(text)) for text in texts)]),
+        persons=frozenset() if several else frozenset(persons),
         placeholders=(_LABELS | types) - entities,
         pairs=frozenset((_folded(seed.head_text), _folded(seed.tail_text)) for seed in seeds),
         texts=frozenset(text.casefold() for text in texts),
@@ -78,24 +93,26 @@ def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
 
 def refused_seeds(seeds: Iterable[Example], form: Form) -> Counter[str]:
     """Reasons for which seeds would be rejected if they were samples, with the numbers of seeds."""
-    fresh = replace(form, pairs=frozenset(), texts=frozenset())
+    fresh = replace(form, asserted=False, pairs=frozenset(), texts=frozenset())
     reasons = (parse_record(Record(seed.head_text, seed.tail_text, seed.text), fresh).rejection for seed in seeds)
     return Counter(reason for reason in reasons if reason)
 
 
-def parse_record(record: Record, form: Form) -> Parsed:
-    """Find the two entities in the sentence and judge its form; whether it is *true* to its relation is not asked here.
+def parse_record(record: Record, form: Form, relation: str = "") -> Parsed:
+    """Find the two entities in the sentence of a ``relation`` and judge its form; whether it is *true* is not asked here.
 
     Returns:
-        A sample, or one of the rejections ``placeholder_entity``, ``long_entity``, ``same_entities``, ``seed_pair``,
+        A sample, or one of the rejections ``placeholder_entity``, ``long_entity``, ``same_entities``, ``seed_pair``, ``several_persons``,
         ``seed_sentence``, ``missing_head``, ``missing_tail``, ``doubled_head``, ``doubled_tail``, ``overlap``, ``part_of_name``,
-        ``too_short``, ``label_in_sentence``, ``small_start``, ``no_end``, ``several_sentences``, ``repetition``.
+        ``too_short``, ``label_in_sentence``, ``small_start``, ``no_end``, ``question``, ``several_sentences``, ``repetition``.
     """
     text = " ".join(record.sentence.split())
     text = _bared(text) if form.bare else text
     entities = " ".join(record.head.split()), " ".join(record.tail.split())
     if problem := pair_problem(entities, form):
         return Parsed(rejection=problem)
+    if any((relation, side) in form.persons and _SEVERAL.search(entity) for side, entity in enumerate(entities)):
+        return Parsed(rejection="several_persons")
     if text.casefold() in form.texts:
         return Parsed(rejection="seed_sentence")
     spans = [mentions(text, entity) or mentions(text, bare_name(entity)) for entity in entities]
@@ -167,6 +184,8 @@ def _sentence_problem(text: str, spans: tuple[Span, Span], form: Form) -> str:
         return "small_start"
     if form.ended and not _is_ended(text):
         return "no_end"
+    if form.asserted and _is_asked(text):
+        return "question"
     if form.single and _is_several(text):
         return "several_sentences"
     return "repetition" if form.varied and _repeats(text) else ""
@@ -190,6 +209,10 @@ def _is_several(text: str) -> bool:
 
 def _begins_small(text: str) -> bool:
     return next((character for character in text if character.isalpha()), "").islower()
+
+
+def _is_asked(text: str) -> bool:
+    return text.rstrip(_CLOSING + " ")[-1:] in tuple("?？؟")
 
 
 def _is_ended(text: str) -> bool:

@@ -22,12 +22,11 @@ from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 from divray.scoring.answers import Likelihood, readings, some_of
 from divray.scoring.judge import AUDIT, weights
-from divray.scoring.stage import encoders
+from divray.scoring.stage import encoded
 
 SIGNALS = ("sentence", "stumble", "passed")
 PASSED = 0.8
 """As the weights were fitted (``benchmarks/reading/fit.py``)."""
-_BATCH = 32
 
 
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
@@ -39,13 +38,12 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
 
     if not rows.num_rows:
         return {}
-    actors, known = encoders(config), some_of(seeds_of(config, run)[1])
+    known = some_of(seeds_of(config, run)[1])
     seeds = examples_table(known).rename_columns(["sample_id", *EXAMPLES.names[1:]])
     # A relation's sentences stand together, since they share what is read before them.
     read = pa.concat_tables([rows.select(seeds.column_names).cast(seeds.schema), seeds])
     data = ray.data.from_arrow(read.sort_by([("relation", "ascending"), ("sample_id", "ascending")]))
-    parts = data.map_batches(_Reader, batch_format="pyarrow", batch_size=_BATCH, fn_constructor_args=(config, run.uri), **actors)
-    found = {row["sample_id"]: row["read"] for row in parts.iter_rows()}
+    found = {row["sample_id"]: row["read"] for row in encoded(config, run, data, read.num_rows, _Reader).iter_rows()}
     origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)
     names = rows["sample_id"].to_pylist()
     signals = np.column_stack([np.array([found[name] for name in names]) - origin, rows["correctness"].to_numpy() >= PASSED])

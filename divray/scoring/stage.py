@@ -36,8 +36,9 @@ EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correct
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
-ENCODED_ROWS, ENCODED_ROWS_GPU = 32, 4096
-"""Rows that an encoder takes at a time: few, so that several share a small round; many, so that a GPU is full."""
+ENCODED_ROWS, TURNS = (32, 4096), 4
+"""Rows that an encoder takes at a time: few, so that several share a small round; many, so that a GPU is full; between them so many that
+each encoder takes some as often as :data:`TURNS`."""
 
 PART_ROWS = 4096
 """Rows of a file, at least where there are as many."""
@@ -58,11 +59,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         run.delete(name)
     if not run.files(SEED_HEARD, ".parquet"):  # else an earlier round has asked
         ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
-    actors = encoders(config)
     valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    rows_at_once = ENCODED_ROWS_GPU if task_gpus(config) else ENCODED_ROWS
-    by_actor: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": rows_at_once, "fn_constructor_args": (config, run.uri)}
-    valid.map_batches(_Features, **by_actor, **actors).write_parquet(
+    rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"]).values())
+    encoded(config, run, valid, rows, _Features).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
@@ -81,13 +80,24 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     return _counts(config, run, written)
 
 
-def encoders(config: Config) -> dict[str, Any]:
-    """The pool of encoder actors for the pass that is begun next: as many as there is room for (an encoder is one thread on a CPU)."""
+def encoded(config: Config, run: RunFolder, data: Any, rows: int, actor: Any) -> Any:
+    """A dataset of about so many ``rows`` through a pool of an encoder ``actor``, which is made of settings and the run's URI: as many as
+    there is room for and work (an encoder is one thread on a CPU)."""
     import ray
 
     only_cpus(not task_gpus(config))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most_workers(config, gpus=True))
-    return {"compute": pool, "num_cpus": config.cluster.worker_cpus, "num_gpus": task_gpus(config)}
+    most, (least, largest) = most_workers(config, gpus=True), ENCODED_ROWS
+    each = min(max(rows // (TURNS * most), least), largest)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, max(1, -(-rows // each))))
+    return data.repartition(target_num_rows_per_block=each).map_batches(
+        actor,
+        batch_format="pyarrow",
+        batch_size=None,
+        fn_constructor_args=(config, run.uri),
+        compute=pool,
+        num_cpus=config.cluster.worker_cpus,
+        num_gpus=task_gpus(config),
+    )
 
 
 class _Features:
