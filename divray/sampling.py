@@ -78,7 +78,7 @@ def run(
         counts = parse_round(config, run, own)
         if quota is None and wave + 1 == wave_count(config):
             return counts
-        make_room(config, "score")
+        make_room(config, "score", back_soon=True)
         scoring.run(config, run, round)
         tallies = tallies_of(run, own, names)
         wanted, ended_by = next_counts(config, tallies, wave + 1)

@@ -21,13 +21,13 @@ from divray.schemas import COMPLETIONS
 
 SMALL = [
     *FASTER,
-    "sampling.candidates_per_relation=10",
+    "sampling.candidates_per_relation=5",
     "sampling.naive_candidates_per_relation=0",
     "sampling.max_tokens=64",
     "engine.batch_size=8",
     "engine.vllm={max_num_seqs: 8}",
 ]
-TOTAL = 6 * 10
+TOTAL = 6 * 5
 PLAYED = ["completion", "generated_tokens", "prompt_tokens", "cached_tokens", "finish_reason", "error"]
 
 

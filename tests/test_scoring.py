@@ -170,8 +170,11 @@ def test_encoders_grow_with_the_cluster(
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     config = quickstart.model_copy(update={"engine": quickstart.engine.model_copy(update={"device": device})})
-    data = SimpleNamespace(repartition=lambda **given: SimpleNamespace(map_batches=lambda actor, **made: {**given, **made}))
-    for rows, each, first in ((10, 32, 1), (48, 32, min(2, most)), (10**6, min(4096, 10**6 // (4 * most)), most)):
-        made = scoring.encoded(config, SimpleNamespace(uri="run"), data, rows, None)
-        assert (made["target_num_rows_per_block"], made["num_gpus"]) == (each, gpus)
-        assert (made["compute"].min_size, made["compute"].initial_size, made["compute"].max_size) == (1, first, most)
+    data = SimpleNamespace(map_batches=lambda actor, **made: made)
+    for rows, blocks in ((0, 1), (10, 1), (48, 2), (10**6, -(-(10**6) // 4096))):
+        assert scoring.blocks_of(config, rows) == blocks
+        made = scoring.encoded(config, SimpleNamespace(uri="run"), data, blocks, None)
+        assert made["num_gpus"] == gpus
+        assert (made["compute"].min_size, made["compute"].initial_size, made["compute"].max_size) == (1, min(most, blocks), most)
+    monkeypatch.setattr(scoring, "held_cpus", lambda: resources["CPU"])
+    assert scoring.encoded(config, SimpleNamespace(uri="run"), data, 2, None)["compute"].max_size == (most if gpus else 1)

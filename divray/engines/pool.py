@@ -93,8 +93,14 @@ def _job() -> tuple[str, str]:
     return context.get_session_name(), context.get_job_id()
 
 
-def make_room(config: Config, stage: str) -> None:
-    """Stop the engines where the cluster has no room for what a stage asks for beside them; on a CPU it has no memory for DPO."""
+def held_cpus() -> float:
+    """CPUs that live engines hold."""
+    return _pool.cpus if _pool else 0.0
+
+
+def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
+    """Stop the engines where the cluster has no room for what a stage asks for beside them, and on CPUs, where they hold cores and memory,
+    before every stage without one, unless they are to go on at once (``back_soon``)."""
     work = STAGES[stage].work(config)
     if _pool is None or work in ("", "engine"):
         return
@@ -104,7 +110,7 @@ def make_room(config: Config, stage: str) -> None:
     cpus, gpus = (sum(bundle.get(kind, 0) for bundle in asked) for kind in ("CPU", "GPU"))
     # Others' GPUs count; CPUs are said to be free too late for that.
     short = _pool.cpus + cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
-    if short or (work == "training" and not uses_gpu(config)):
+    if short or not (back_soon or uses_gpu(config)):
         stop()
 
 

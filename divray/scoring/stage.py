@@ -20,6 +20,7 @@ from divray import scan
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.embeddings import embedding_column, embedding_matrix
+from divray.engines.pool import held_cpus
 from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, score_tables
 from divray.relations import metric_tag
 from divray.resources import most_workers, only_cpus, task_gpus, worker
@@ -59,9 +60,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         run.delete(name)
     if not run.files(SEED_HEARD, ".parquet"):  # else an earlier round has asked
         ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
-    valid = run.dataset(written.samples).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"]).values())
-    encoded(config, run, valid, rows, _Features).write_parquet(
+    blocks = blocks_of(config, sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"]).values()))
+    read = run.dataset(written.samples, override_num_blocks=blocks, num_cpus=0.1)
+    valid = read.map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
+    encoded(config, run, valid, blocks, _Features).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
@@ -80,16 +82,22 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     return _counts(config, run, written)
 
 
-def encoded(config: Config, run: RunFolder, data: Any, rows: int, actor: Any) -> Any:
-    """A dataset of about so many ``rows`` through a pool of an encoder ``actor``, which is made of settings and the run's URI: as many as
-    there is room for and work (an encoder is one thread on a CPU)."""
+def blocks_of(config: Config, rows: int) -> int:
+    """In how many blocks encoders share so many rows (:data:`ENCODED_ROWS`)."""
+    least, largest = ENCODED_ROWS
+    each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest)
+    return max(1, -(-rows // each))
+
+
+def encoded(config: Config, run: RunFolder, data: Any, blocks: int, actor: Any) -> Any:
+    """A dataset of so many ``blocks`` through a pool of an encoder ``actor``, which is made of settings and the run's URI: as many as there
+    is room for and work (an encoder is one thread on a CPU)."""
     import ray
 
     only_cpus(not task_gpus(config))
-    most, (least, largest) = most_workers(config, gpus=True), ENCODED_ROWS
-    each = min(max(rows // (TURNS * most), least), largest)
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, max(1, -(-rows // each))))
-    return data.repartition(target_num_rows_per_block=each).map_batches(
+    most = most_workers(config, gpus=True, beside=held_cpus())
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, blocks))
+    return data.map_batches(
         actor,
         batch_format="pyarrow",
         batch_size=None,
