@@ -96,37 +96,6 @@ def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_the_base_model_and_its_tuned_policy_answer_in_one_pass(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    config = settings("sampling.base_share=0.5", "sampling.max_tokens=12")
-    run = RunFolder(uri)
-    prepare(config, run)
-    base = AutoModelForCausalLM.from_pretrained(local_model(config.models.llm), dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    lora = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    run.upload(tmp_path / "adapter", "round-01/policy/adapter")
-    run.write_json("round-01/policy/config.json", {})
-    assert policy_model(config, run, 1) == (config.models.llm, run.full_uri("round-01/policy/adapter"))
-
-    task = load_task(config)
-    rows = list(islice(request_rows(config, task.relations, task.seeds, 1), 8))
-    assert [row["policy"] for row in rows] == ["tuned", "base"] * 4
-    write_prompts(run, "round-01/prompts", iter({**row, "prompt": rows[0]["prompt"]} for row in rows))
-    model, adapter = policy_model(config, run, 1)
-    complete(config, run, "round-01/prompts", "round-01/completions", model, adapter=adapter, greedy=True)
-    texts: dict[str, set[str]] = {}
-    for row in run.read_table("round-01/completions").to_pylist():
-        assert not row["error"]
-        texts.setdefault(row["policy"], set()).add(row["completion"])
-    assert len(texts["base"]) == len(texts["tuned"]) == 1
-    assert texts["base"] != texts["tuned"]
-
-
-@pytest.mark.slow
 def test_every_request_comes_back_once_and_a_second_call_asks_only_for_the_rest(ray_two_cpus: None, uri: str) -> None:
     config, run = settings(), RunFolder(uri)
     prepare(config, run)
@@ -226,6 +195,37 @@ def test_parsing_is_row_by_row() -> None:
         assert row["text"][row["tail_start"] : row["tail_end"]] == "flood"
     assert parsed[0]["head_type"] == "event"
     assert examples_table([]).num_rows == 0
+
+
+@pytest.mark.slow
+def test_the_base_model_and_its_tuned_policy_answer_in_one_pass(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = settings("sampling.base_share=0.5", "sampling.max_tokens=12")
+    run = RunFolder(uri)
+    prepare(config, run)
+    base = AutoModelForCausalLM.from_pretrained(local_model(config.models.llm), dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    run.upload(tmp_path / "adapter", "round-01/policy/adapter")
+    run.write_json("round-01/policy/config.json", {})
+    assert policy_model(config, run, 1) == (config.models.llm, run.full_uri("round-01/policy/adapter"))
+
+    task = load_task(config)
+    rows = list(islice(request_rows(config, task.relations, task.seeds, 1), 8))
+    assert [row["policy"] for row in rows] == ["tuned", "base"] * 4
+    write_prompts(run, "round-01/prompts", iter({**row, "prompt": rows[0]["prompt"]} for row in rows))
+    model, adapter = policy_model(config, run, 1)
+    complete(config, run, "round-01/prompts", "round-01/completions", model, adapter=adapter, greedy=True)
+    texts: dict[str, set[str]] = {}
+    for row in run.read_table("round-01/completions").to_pylist():
+        assert not row["error"]
+        texts.setdefault(row["policy"], set()).add(row["completion"])
+    assert len(texts["base"]) == len(texts["tuned"]) == 1
+    assert texts["base"] != texts["tuned"]
 
 
 def test_a_share_for_the_base_model_needs_an_adapter() -> None:

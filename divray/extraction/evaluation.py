@@ -187,6 +187,7 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
         return
     trainer: Any = _Trainer
     only_cpus(not task_gpus(config))
+    most = min(max(AT_ONCE, most_workers(config, gpus=True)), len(jobs))
     yield from (
         ray.data.from_items(jobs, override_num_blocks=len(jobs))
         .map(
@@ -194,7 +195,7 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
             fn_constructor_args=(config, run.uri),
             num_cpus=config.cluster.worker_cpus,
             num_gpus=task_gpus(config),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(max(AT_ONCE, most_workers(config, gpus=True)), len(jobs))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, most_workers(config, gpus=True))),
         )
         .iter_rows()
     )
