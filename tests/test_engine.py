@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -64,6 +65,26 @@ def test_health_gives_up_after_starts_in_vain() -> None:
     state = health.state()
     assert (state["ready"], state["rows"], state["cause"], state["given_up"]) == (1, 8, "the cause", True)
     assert state["engines"]["a"]["ready_at"] >= state["engines"]["a"]["created_at"]
+
+
+def test_an_engine_on_a_cpu_stays_only_for_what_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from divray.engines import pool
+
+    stopped: list[str] = []
+    for name in ("cluster_resources", "available_resources"):
+        monkeypatch.setattr(ray, name, lambda: {"CPU": 8.0, "GPU": 4.0})
+    monkeypatch.setattr(pool, "_pool", SimpleNamespace(cpus=1.0))
+    monkeypatch.setattr(pool, "stop", lambda: stopped.append("engine"))
+    for stage, stays in (("classify", True), ("report", True), ("score", False), ("mine", False), ("align", False)):
+        stopped.clear()
+        pool.make_room(settings(), stage)
+        assert bool(stopped) != stays, stage
+    stopped.clear()
+    pool.make_room(settings(), "score", back_soon=True)
+    pool.make_room(settings("engine.device=gpu"), "score")
+    assert not stopped and pool.held_cpus() == 1.0
 
 
 def test_the_users_engine_arguments_win() -> None:

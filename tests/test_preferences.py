@@ -83,7 +83,7 @@ def test_those_that_name_what_a_seed_names_are_chosen_last() -> None:
     rows = [candidate(number, novelty=0.5 - number / 10) for number in range(3)]
     known = {**candidate(9, novelty=0.9), "text": "rHead1 made the tail 9.", "head_end": 6, "tail_start": 16, "tail_end": 22}
     assert {pair["chosen_id"] for pair in mined([*rows, known])} == {"r-000", "r-001"}
-    assert {pair["rejected_id"] for pair in mined([*rows, known]) if pair["kind"] == "alike"} <= {"r-009", "r-002"}
+    assert [pair["rejected_id"] for pair in mined([*rows, known]) if pair["kind"] == "alike"][:1] == ["r-009"]
 
 
 @pytest.mark.parametrize("wrong", [{"correctness": 0.3}, {"unique": False}])

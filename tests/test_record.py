@@ -149,8 +149,8 @@ def examples(draw: st.DrawFn) -> Example:
 
 
 ANY_FORM = Form(
-    ended=False, capital=False, single=False, bare=False, varied=False, whole_names=False, least_words=0,
-    placeholders=frozenset(), pairs=frozenset(), texts=frozenset(),
+    ended=False, asserted=False, capital=False, single=False, bare=False, varied=False, whole_names=False, least_words=0,
+    persons=frozenset(), placeholders=frozenset(), pairs=frozenset(), texts=frozenset(),
 )  # fmt: skip
 """Takes what can be found."""
 

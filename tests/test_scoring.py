@@ -160,6 +160,7 @@ def test_the_audit_believes_human_sentences_more_than_broken_ones(ray_two_cpus: 
         ({"CPU": 16.0, "GPU": 4.0}, "auto", 16, 0),  # with the CPU's build of vLLM
         ({"CPU": 16.0, "GPU": 4.0}, "cpu", 16, 0),
         ({"CPU": 16.0, "GPU": 4.0}, "gpu", 16, 0.25),
+        ({"CPU": 2.0, "GPU": 1.0}, "gpu", 2, 0.25),  # and one CPU for who reads
     ],
 )
 def test_encoders_grow_with_the_cluster(
@@ -169,12 +170,15 @@ def test_encoders_grow_with_the_cluster(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "available_resources", lambda: resources)
     config = quickstart.model_copy(update={"engine": quickstart.engine.model_copy(update={"device": device})})
     data = SimpleNamespace(map_batches=lambda actor, **made: made)
-    for rows, blocks in ((0, 1), (10, 1), (48, 2), (10**6, -(-(10**6) // 4096))):
+    for rows, blocks in ((0, 1), (10, 1), (48, 2), (10**6, -(-(10**6) // (4096 if gpus else 512)))):
         assert scoring.blocks_of(config, rows) == blocks
         made = scoring.encoded(config, SimpleNamespace(uri="run"), data, blocks, None)
         assert made["num_gpus"] == gpus
         assert (made["compute"].min_size, made["compute"].initial_size, made["compute"].max_size) == (1, min(most, blocks), most)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 4.0})  # others hold the rest
+    assert scoring.encoded(config, SimpleNamespace(uri="run"), data, 2, None)["compute"].initial_size == 1
     monkeypatch.setattr(scoring, "held_cpus", lambda: resources["CPU"])
-    assert scoring.encoded(config, SimpleNamespace(uri="run"), data, 2, None)["compute"].max_size == (most if gpus else 1)
+    assert scoring.encoded(config, SimpleNamespace(uri="run"), data, 2, None)["compute"].max_size == 1

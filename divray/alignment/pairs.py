@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -42,10 +42,11 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
     return pa.concat_tables(tables).sort_by([(column, "ascending") for column in COLUMNS])
 
 
-def prompts_together(prompts: Sequence[str], seed: int) -> list[int]:
-    """An order of the pairs that ``seed`` draws, in which two of one prompt stand side by side: a worker computes their prompt once."""
+def prompts_together(prompts: Sequence[Hashable], seed: int) -> list[int]:
+    """An order of the pairs that ``seed`` draws, in which two of one prompt stand side by side: a worker that computes two at a time
+    computes their prompt once."""
     rng = random.Random(seed)
-    own: dict[str, list[int]] = defaultdict(list)
+    own: dict[Hashable, list[int]] = defaultdict(list)
     for place in rng.sample(range(len(prompts)), len(prompts)):
         own[prompts[place]].append(place)
     twos = [places[at : at + 2] for places in own.values() for at in range(0, len(places) - 1, 2)]

@@ -81,8 +81,9 @@ def pack(
     laid: list[int] = []
     for number, row in enumerate(rows):
         common = [sum(takewhile(bool, map(eq, first, row))) for first in firsts]
-        at = next((at for at, shared in enumerate(common) if 2 * shared >= len(row)), len(firsts))
-        if at == len(firsts):
+        at = max(range(len(firsts)), key=common.__getitem__, default=0)
+        if not firsts or 2 * common[at] < len(row):
+            at = len(firsts)
             firsts.append(row)
             together.append([])
             common.append(0)

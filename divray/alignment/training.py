@@ -132,10 +132,8 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     settings, cpu = job["alignment"], job["device"] == "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
     end = tokenizer.eos_token if job["chat"] else ""
-    pairs = read_pairs(run, job["round"])
-    pairs = pairs.take(prompts_together(pairs["prompt"].to_pylist(), job["seed"]))
-    rows, left_out = tokenize_pairs(pairs, tokenizer, settings["max_length"], end)
-    dataset = Dataset.from_dict(rows)
+    rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"], end)
+    dataset = Dataset.from_dict(rows).select(prompts_together([*map(tuple, rows["prompt_ids"])], job["seed"]))
     if not len(dataset):
         return None, left_out, False
     fast = cpu_precision() == "bf16" if cpu else torch.cuda.is_bf16_supported(including_emulation=False)

@@ -2,7 +2,7 @@
 
 They belong to the driver's job: Ray restarts one that dies, on another machine where need be, and ends all with the driver.
 (A Ray Serve deployment would live on when the driver is killed, and keep its GPUs.)  All passes that ask for the same model
-share one start, unless scoring between waves needs their room; adapters join while the engines run.
+share one start, unless what is between them needs their room, as on CPUs every stage does; adapters join while the engines run.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from divray.embeddings import Encoder, embedding_column
 from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
-from divray.extraction.stage import MORE, WEIGHED, draws_of, examples_of, scored_rounds, set_of, tuned
+from divray.extraction.stage import MORE, WEIGHED, Weighed, draws_of, examples_of, scored_rounds, set_of, tuned
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
 from divray.relations import Example
@@ -44,6 +44,8 @@ Answers = Sequence[Sequence[str | None]]
 """Predicted labels, ``None`` where there is none, of each draw."""
 
 RESAMPLES = 1000
+MOST_KEPT = 20_000
+"""Sentences whose features a trainer keeps between sets, 20 kB each with a small encoder."""
 AT_ONCE = 2
 """RE models that are trained at the same time, at least."""
 TEST_SENTENCES = 32
@@ -76,10 +78,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     first: dict[str, list[Example]] = {}
     keys: dict[str, list[str]] = defaultdict(list)
     jobs: dict[str, dict[str, Any]] = {}
-    sets = training_sets(run)
+    sets, read = training_sets(run), dict[str, Weighed]()
     for name, tables in sets.items():
         for number, draw in enumerate(draws):
-            examples, weights = set_of(run, tables, draw, settings)
+            examples, weights = set_of(run, tables, draw, settings, read)
             if examples:
                 key = _part(examples, weights, *depends, config.models.encoder, asdict(settings))
                 first.setdefault(name, examples)
@@ -195,7 +197,9 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
             fn_constructor_args=(config, run.uri),
             num_cpus=config.cluster.worker_cpus,
             num_gpus=task_gpus(config),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, most_workers(config, gpus=True))),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=most, initial_size=min(most, most_workers(config, gpus=True, free=True))
+            ),
         )
         .iter_rows()
     )
@@ -210,9 +214,12 @@ class _Trainer:
         self.test, self.draws = [*examples_of(self.run, TEST), *examples_of(self.run, NEGATIVES)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
         self.features: dict[Any, np.ndarray] = {}
+        self.read: dict[str, Weighed] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings)
+        examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings, self.read)
+        if len(self.features) > MOST_KEPT:
+            self.features.clear()
         model = self.model
         if self.settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,8 @@ beside the others (:func:`weighed`)."""
 MOST_WEIGHED = 256
 """Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
 THRESHOLDS = (0.0, 0.5, 0.7)
+Weighed: TypeAlias = tuple[list[Example], list[float]]
+"""Examples, and how much each counts."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def scored_rounds(run: RunFolder) -> list[Round]:
     return list(itertools.takewhile(lambda own: run.table_files(own.scores), map(Round.of, itertools.count())))
 
 
-def weighed(run: RunFolder, name: str = WEIGHED) -> tuple[list[Example], list[float]]:
+def weighed(run: RunFolder, name: str = WEIGHED) -> Weighed:
     """The samples that ``name`` stands for (:data:`WEIGHED`), and how much each counts: the fourth power of the gate's probability over
     that of the best tenth, at most 1.
 
@@ -120,21 +122,32 @@ def weighed(run: RunFolder, name: str = WEIGHED) -> tuple[list[Example], list[fl
     table = table.filter(pa.array(np.arange(len(table)) - np.repeat(starts, counts) < MOST_WEIGHED))
     sure = table["correctness"].to_numpy()
     best = max(float(np.quantile(sure, 0.9)), 1e-6)
-    return table_examples(table, "candidate_id"), (np.minimum(1.0, sure / best) ** 4).tolist()
+    return table_examples(table, "candidate_id"), (np.clip(sure / best, 0.01, 1.0) ** 4).tolist()
 
 
 def set_of(
-    run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: Hyperparameters
+    run: RunFolder,
+    tables: Sequence[str],
+    draw: dict[str, list[Example]],
+    settings: Hyperparameters,
+    read: dict[str, Weighed] | None = None,
 ) -> tuple[list[Example], list[float]]:
     """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``, times
-    their own weight where they are :func:`weighed`."""
+    their own weight where they are :func:`weighed`.  What is no draw's is kept in ``read``."""
     examples: list[Example] = []
     weights: list[float] = []
     for table in tables:
-        part, own = weighed(run, table) if table.startswith(WEIGHED) else (draw[table] if table in draw else examples_of(run, table), None)
         factor = settings.generated_weight if SEEDS in tables and table not in draw else 1.0
+        if table in draw:
+            part, own = draw[table], [1.0] * len(draw[table])
+        else:
+            read = {} if read is None else read
+            if table not in read:
+                found = [] if table.startswith(WEIGHED) else examples_of(run, table)
+                read[table] = weighed(run, table) if table.startswith(WEIGHED) else (found, [1.0] * len(found))
+            part, own = read[table]
         examples += part
-        weights += [factor * weight for weight in own or [1.0] * len(part)]
+        weights += [factor * weight for weight in own]
     return examples, weights
 
 

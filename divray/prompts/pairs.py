@@ -88,15 +88,15 @@ def pool_of(completions: Iterable[Mapping[str, Any]], form: Form, wanted: int) -
             head, bar, tail = line.strip("| ").partition("|")
             if bar and "|" not in tail:
                 lines.setdefault(row["relation"], []).append((bare_name(" ".join(head.split())), bare_name(" ".join(tail.split()))))
-    return {relation: _spread(pairs, form, wanted) for relation, pairs in lines.items()}
+    return {relation: _spread(relation, pairs, form, wanted) for relation, pairs in lines.items()}
 
 
-def _spread(pairs: Iterable[Pair], form: Form, wanted: int) -> list[Pair]:
+def _spread(relation: str, pairs: Iterable[Pair], form: Form, wanted: int) -> list[Pair]:
     uses: Counter[str] = Counter()
     kept: dict[tuple[str, ...], Pair] = {}
     for pair in pairs:
         folded = tuple(entity.casefold() for entity in pair)
-        if folded in kept or pair_problem(pair, form) or max(uses[entity] for entity in folded) >= MOST_REPEATS:
+        if folded in kept or pair_problem(pair, form, relation) or max(uses[entity] for entity in folded) >= MOST_REPEATS:
             continue
         uses.update(folded)
         kept[folded] = pair
@@ -117,7 +117,7 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
         place = f"line {number}"
         relation = source.label(place, row.get("relation"))
         head, tail = (" ".join(source.string(place, name, row.get(name)).split()) for name in ("head", "tail"))
-        if problem := pair_problem((head, tail), form):
+        if problem := pair_problem((head, tail), form, relation):
             raise source.error(place, f"{(head, tail)} can't be used: {problem}", "Correct or drop the row.")
         found.setdefault(relation, []).append((head, tail))
     if not found:

@@ -109,10 +109,8 @@ def parse_record(record: Record, form: Form, relation: str = "") -> Parsed:
     text = " ".join(record.sentence.split())
     text = _bared(text) if form.bare else text
     entities = " ".join(record.head.split()), " ".join(record.tail.split())
-    if problem := pair_problem(entities, form):
+    if problem := pair_problem(entities, form, relation):
         return Parsed(rejection=problem)
-    if any((relation, side) in form.persons and _SEVERAL.search(entity) for side, entity in enumerate(entities)):
-        return Parsed(rejection="several_persons")
     if text.casefold() in form.texts:
         return Parsed(rejection="seed_sentence")
     spans = [mentions(text, entity) or mentions(text, bare_name(entity)) for entity in entities]
@@ -130,7 +128,7 @@ def parse_record(record: Record, form: Form, relation: str = "") -> Parsed:
     return Parsed(rejection=problem) if problem else Parsed(text, head, tail)
 
 
-def pair_problem(entities: tuple[str, str], form: Form) -> str:
+def pair_problem(entities: tuple[str, str], form: Form, relation: str = "") -> str:
     folded = (_folded(entities[0]), _folded(entities[1]))
     for entity in folded:
         if not _WORD.search(entity) or _ARTICLES.sub("", entity).partition(" (")[0] in form.placeholders:
@@ -139,6 +137,8 @@ def pair_problem(entities: tuple[str, str], form: Form) -> str:
             return "long_entity"
     if folded[0] == folded[1]:
         return "same_entities"
+    if any((relation, side) in form.persons and _SEVERAL.search(entity) for side, entity in enumerate(folded)):
+        return "several_persons"
     return "seed_pair" if folded in form.pairs else ""
 
 

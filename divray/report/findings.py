@@ -71,9 +71,11 @@ def reading(summary: Summary) -> Iterator[str]:
 def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
     rounds = _rounds(evaluation)
     if NAIVE in evaluation and rounds:
-        yield _against(evaluation, rounds[-1], NAIVE, "Generated alone", "from the naive prompt", f" ({round_name(rounds[-1])})")
+        note = f" ({round_name(rounds[-1])}{_samples(evaluation[rounds[-1]])})"
+        yield _against(evaluation, rounds[-1], NAIVE, "Generated alone", f"from the naive prompt{_samples(evaluation[NAIVE])}", note)
     if len(rounds) > 1:
-        yield _against(evaluation, rounds[-1], rounds[0], "After preference tuning", "before it", " in this run")
+        last, first = (_samples(evaluation[name]) for name in (rounds[-1], rounds[0]))
+        yield _against(evaluation, rounds[-1], rounds[0], "After preference tuning", f"before it{first}", f" in this run{last}")
     if LLM in evaluation and (other := BOTH if BOTH in evaluation else rounds[-1] if rounds else ""):
         asked, all_ = (evaluation[name].get("test") for name in (LLM, other))
         on = "" if asked == all_ else f" on {asked} of the {all_} test sentences"
@@ -165,6 +167,10 @@ def _against(evaluation: Evaluation, new: str, old: str, what: str, how: str, no
         own = f"; on the examples that the LLM saw {shown[1]};" if shown[1] else ","
         verdict = f"{shown[0]}{own} {'better' if better else 'worse' if worse else 'not established'}"
     return f"{what}: {_score(evaluation[new])}{note} against {score(evaluation[old]['mean'])} {how} ({verdict})."
+
+
+def _samples(entry: dict[str, Any]) -> str:
+    return f", {entry['examples']:,} samples" if entry.get("examples") else ""
 
 
 def _score(entry: dict[str, Any]) -> str:

@@ -37,9 +37,9 @@ EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correct
 AUTO = 0.5
 """The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
 
-ENCODED_ROWS, TURNS = (32, 4096), 4
-"""Rows that an encoder takes at a time: few, so that several share a small round; many, so that a GPU is full; between them so many that
-each encoder takes some as often as :data:`TURNS`."""
+ENCODED_ROWS, GPU_TIMES, TURNS = (32, 512), 8, 4
+"""Rows that an encoder takes at a time, at least and at most, on a GPU so many times more: few, so that several share a small round; many,
+so that a GPU is full; between them so many that each encoder takes some as often as :data:`TURNS`."""
 
 PART_ROWS = 4096
 """Rows of a file, at least where there are as many."""
@@ -85,7 +85,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def blocks_of(config: Config, rows: int) -> int:
     """In how many blocks encoders share so many rows (:data:`ENCODED_ROWS`)."""
     least, largest = ENCODED_ROWS
-    each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest)
+    each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
     return max(1, -(-rows // each))
 
 
@@ -96,7 +96,8 @@ def encoded(config: Config, run: RunFolder, data: Any, blocks: int, actor: Any) 
 
     only_cpus(not task_gpus(config))
     most = most_workers(config, gpus=True, beside=held_cpus())
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, blocks))
+    first = min(most, blocks, most_workers(config, gpus=True, free=True))  # those after them Ray starts once there is room
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=first)
     return data.map_batches(
         actor,
         batch_format="pyarrow",

@@ -2,7 +2,8 @@
 
 Accepted are the samples of all rounds that passed the gate and stayed unique, without the naive baseline's.  A text that stands in
 several rounds counts once, where it came first, and a sample whose head or tail others have already stands behind those with names of
-their own.  The same rule on one round alone, and the naive baseline without any rule, give the training sets of the comparison.
+their own.  The same rule on one round alone, and the naive baseline without any rule, give the sets whose correctness and likeness to human
+sentences the report compares.
 
 The rule: for a set ``S`` of ``k`` samples with correctness ``c`` and unit embeddings whose cosines form ``C_S``, maximise ::
 
@@ -61,7 +62,7 @@ USES = 2
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``dataset/``, every accepted sample by rank, with its card, and the training sets ``comparison/selected``, ``…/round-XX``
+    """Write ``dataset/``, every accepted sample by rank, with its card, and ``comparison/selected``, ``…/round-XX``
     and ``…/naive``, all as ``schemas.DATASET``; of the scores of all rounds up to ``round``.
 
     Returns:
