@@ -254,7 +254,15 @@ def test_several_records_in_one_completion_are_candidates_of_their_own(monkeypat
 
 
 def rejections(completion: str, asked: int = 1, given: tuple[str, str] = ("", ""), **other: Any) -> list[str]:
-    row = {"completion": completion, "sentences": asked, "head": given[0], "tail": given[1], "generated_tokens": 9, "error": ""}
+    row = {
+        "relation": "r",
+        "completion": completion,
+        "sentences": asked,
+        "head": given[0],
+        "tail": given[1],
+        "generated_tokens": 9,
+        "error": "",
+    }
     return [parsed.rejection for parsed in parsed_records({**row, "finish_reason": "stop", **other}, FORM, 48)]
 
 
