@@ -27,7 +27,7 @@ from divray.embeddings import Encoder, embedding_column
 from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Resampled, false_positives, main_score, score
-from divray.extraction.stage import MORE, WEIGHED, Weighed, draws_of, examples_of, scored_rounds, set_of, tuned
+from divray.extraction.stage import MORE, WEIGHED, WeighedExamples, draws_of, examples_of, scored_rounds, set_of, tuned
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
 from divray.relations import Example
@@ -78,7 +78,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     first: dict[str, list[Example]] = {}
     keys: dict[str, list[str]] = defaultdict(list)
     jobs: dict[str, dict[str, Any]] = {}
-    sets, read = training_sets(run), dict[str, Weighed]()
+    sets, read = training_sets(run), dict[str, WeighedExamples]()
     for name, tables in sets.items():
         for number, draw in enumerate(draws):
             examples, weights = set_of(run, tables, draw, settings, read)
@@ -214,7 +214,7 @@ class _Trainer:
         self.test, self.draws = [*examples_of(self.run, TEST), *examples_of(self.run, NEGATIVES)], draws_of(self.run)
         self.model = untrained(self.relations, config.models.encoder, self.settings)
         self.features: dict[Any, np.ndarray] = {}
-        self.read: dict[str, Weighed] = {}
+        self.read: dict[str, WeighedExamples] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings, self.read)

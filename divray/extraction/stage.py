@@ -38,7 +38,7 @@ beside the others (:func:`weighed`)."""
 MOST_WEIGHED = 256
 """Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
 THRESHOLDS = (0.0, 0.5, 0.7)
-Weighed: TypeAlias = tuple[list[Example], list[float]]
+WeighedExamples: TypeAlias = tuple[list[Example], list[float]]
 """Examples, and how much each counts."""
 
 
@@ -104,7 +104,7 @@ def scored_rounds(run: RunFolder) -> list[Round]:
     return list(itertools.takewhile(lambda own: run.table_files(own.scores), map(Round.of, itertools.count())))
 
 
-def weighed(run: RunFolder, name: str = WEIGHED) -> Weighed:
+def weighed(run: RunFolder, name: str = WEIGHED) -> WeighedExamples:
     """The samples that ``name`` stands for (:data:`WEIGHED`), and how much each counts: the fourth power of the gate's probability over
     that of the best tenth, at most 1.
 
@@ -130,7 +130,7 @@ def set_of(
     tables: Sequence[str],
     draw: dict[str, list[Example]],
     settings: Hyperparameters,
-    read: dict[str, Weighed] | None = None,
+    read: dict[str, WeighedExamples] | None = None,
 ) -> tuple[list[Example], list[float]]:
     """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``, times
     their own weight where they are :func:`weighed`.  What is no draw's is kept in ``read``."""
@@ -142,9 +142,11 @@ def set_of(
             part, own = draw[table], [1.0] * len(draw[table])
         else:
             read = {} if read is None else read
-            if table not in read:
-                found = [] if table.startswith(WEIGHED) else examples_of(run, table)
-                read[table] = weighed(run, table) if table.startswith(WEIGHED) else (found, [1.0] * len(found))
+            if table not in read and table.startswith(WEIGHED):
+                read[table] = weighed(run, table)
+            elif table not in read:
+                found = examples_of(run, table)
+                read[table] = found, [1.0] * len(found)
             part, own = read[table]
         examples += part
         weights += [factor * weight for weight in own]

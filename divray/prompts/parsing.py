@@ -212,8 +212,8 @@ def _begins_small(text: str) -> bool:
 
 
 def _is_asked(text: str) -> bool:
-    return text.rstrip(_CLOSING + " ")[-1:] in tuple("?？؟")
+    return _is_ended(text, "?？؟")
 
 
-def _is_ended(text: str) -> bool:
-    return text.rstrip(_CLOSING + " ")[-1:] in tuple(_ENDS)
+def _is_ended(text: str, signs: str = _ENDS) -> bool:
+    return text.rstrip(_CLOSING + " ")[-1:] in tuple(signs)
