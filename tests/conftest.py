@@ -71,19 +71,19 @@ def uri(tmp_path: Path) -> str:
     return str(tmp_path / "run")
 
 
-def exported(*words: str) -> list[str]:
-    """Divray's lines on Ray's Prometheus endpoint, once one of them holds all ``words``; Ray exports every now and then."""
+def missing_metrics(told: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Those of ``told`` whose words no line of Ray's Prometheus endpoint holds together; Ray exports every now and then."""
     import ray
 
     (node,) = ray.nodes()
-    lines: list[str] = []
-    for _ in range(160):
-        with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_divray_")]
-        if any(all(word in line for word in words) for line in lines):
-            break
+    end = time.monotonic() + 240
+    while True:
+        with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        missing = [words for words in told if not any(all(word in line for word in words) for line in lines)]
+        if not missing or time.monotonic() > end:
+            return missing
         time.sleep(0.5)
-    return lines
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:

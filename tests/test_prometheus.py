@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from begun_runs import begun
-from conftest import FASTER, exported
+from conftest import FASTER, missing_metrics
 
 from divray.config import load_config
 from divray.quickstart import folder
@@ -32,9 +32,7 @@ def test_engines_tell_prometheus_by_relation_and_state(ray_two_cpus: None, uri: 
         """The last request waits, so that the engine is there to be asked."""
         Path(uri, f"engine-{os.getpid()}").touch()
         last = row["candidate_id"].endswith("contained-in-naive-000001")
-        for _ in range(900 if last else 0):
-            if seen.exists():
-                break
+        while last and not seen.exists():
             time.sleep(0.1)
         record = " Ada Varn\nTail (thing): Hask\nSentence: Once Ada Varn met Hask."
         return {"completion": record, "generated_tokens": 7, "prompt_tokens": 40, "finish_reason": "stop"}
@@ -44,13 +42,16 @@ def test_engines_tell_prometheus_by_relation_and_state(ray_two_cpus: None, uri: 
     while not (there := list(Path(uri).glob("engine-*"))):
         time.sleep(0.1)
     own = f':{there[0].name.partition("-")[2]}"'  # other tests' engines have told, too
-    told = (
-        ("ray_divray_tokens", 'relation="born_in"', 'kind="generated"'),
-        ("ray_divray_requests", 'outcome="ok"'),
-        ("ray_divray_engine_seconds", 'state="start_up"'),
-        ("ray_divray_requests_in_flight",),
-    )
-    missing = [words for words in told if not any(all(word in line for word in (own, *words)) for line in exported(own, *words))]
-    seen.touch()
-    passing.join()
+    try:
+        missing = missing_metrics(
+            [
+                (own, "ray_divray_tokens", 'relation="born_in"', 'kind="generated"'),
+                (own, "ray_divray_requests", 'outcome="ok"'),
+                (own, "ray_divray_engine_seconds", 'state="start_up"'),
+                (own, "ray_divray_requests_in_flight"),
+            ]
+        )
+    finally:
+        seen.touch()
+        passing.join()
     assert missing == []
