@@ -87,14 +87,24 @@ def worker(config: Config, gpus: bool = False) -> Any:
     return ray.remote(num_cpus=config.cluster.worker_cpus, num_gpus=held, max_retries=2, max_calls=1 if held else 0)
 
 
-def most_workers(config: Config, gpus: bool = False, beside: float = 0.0, free: bool = False) -> int:
-    """Actors of :func:`worker`'s size, a thread or more each, that the cluster has room for, or with ``free`` what nobody holds now, less
-    the CPU that Ray's other tasks need and those that are held ``beside``; at least one."""
+def most_workers(config: Config, gpus: bool = False, beside: float = 0.0) -> int:
+    """Actors of :func:`worker`'s size, a thread or more each, that the cluster has room for, less the CPU that Ray's other tasks need and
+    those that are held ``beside``; at least one."""
     import ray
 
-    total, held = ray.available_resources() if free else ray.cluster_resources(), task_gpus(config) if gpus else 0
+    total, held = ray.cluster_resources(), task_gpus(config) if gpus else 0
     cpus, all_cpus = config.cluster.worker_cpus, total.get("CPU", 0) - beside
     return max(1, int(min(total.get("GPU", 0) / held if held else all_cpus / max(1, cpus), (all_cpus - 1) / cpus)))
+
+
+def free_workers(config: Config) -> int:
+    """Actors of :func:`worker`'s size, on GPUs where there are any, for which nobody holds the room now, less some of a CPU for Ray's other
+    tasks; at least one."""
+    import ray
+
+    free, held = ray.available_resources(), task_gpus(config)
+    cpus = (free.get("CPU", 0) - 0.5) / config.cluster.worker_cpus
+    return max(1, int(min(cpus, free.get("GPU", 0) / held) if held else cpus))
 
 
 def only_cpus(yes: bool) -> None:

@@ -1,4 +1,4 @@
-"""The sampling pass on the real vLLM while its engine's process, its actor and its node are killed."""
+"""The sampling pass while an engine's actor and its node are killed; for vLLM's own process see ``test_engine.py``."""
 
 from __future__ import annotations
 
@@ -90,15 +90,6 @@ def check(config: Config, run: RunFolder, counts: dict[str, Any], uri: str) -> N
     assert counts["candidates"] == TOTAL
     assert not counts["rejections"].keys() & {"engine_error", "rejected_request", "prompt_too_long", "empty"}
     assert undisturbed(config, run, uri) == run.read_table("round-00/samples")
-
-
-@pytest.mark.slow
-def test_engine_killed(ray_two_cpus: None, uri: str) -> None:
-    config = settings()
-    run = begun(config, uri)
-    counts = sample(config, run, 0, on_progress=Strike(run, engine_process))
-    check(config, run, counts, f"{uri}-undisturbed")
-    assert engine_starts(run) == 2
 
 
 def test_actor_killed(ray_two_cpus: None, uri: str) -> None:

@@ -25,7 +25,6 @@ from divray.quickstart import folder
 from divray.relations import Example, render_marked
 from divray.run_folder import RunFolder
 from divray.sampling import run as sample
-from divray.stages import STAGES
 
 NONE = "no_relation"
 NAMED = ("born_in", "founder_of")
@@ -82,8 +81,14 @@ def test_no_sample_is_written_for_the_none_label_and_it_stays_a_label(
         text = completion_of(relation, example, bool(row["head"]), False).rstrip("\n")
         return {"completion": text, "generated_tokens": 9, "prompt_tokens": 40, "cached_tokens": 0, "finish_reason": "stop"}
 
+    test = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    file = tmp_path / "rules.jsonl"
+    said = [{"id": row["id"], "relation": None if row["relation"] == NONE else row["relation"], "score": 1} for row in test[1:]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in said))
     for stage, round_ in pipeline.schedule(config):
-        if stage.name == "sample":
+        if stage.name == "evaluate":
+            stage_command(parse(["evaluate", uri, "--predictions", str(file)]))
+        elif stage.name == "sample":
             run.finish(pipeline.record_name(stage, round_), 1.0, sample(config, run, round_, answer=answer))
         else:
             pipeline.run_stage(config, run, stage, round_)
@@ -98,16 +103,10 @@ def test_no_sample_is_written_for_the_none_label_and_it_stays_a_label(
     assert results["seeds+unlabelled"]["examples"] == 12 and "seeds" in results["seeds+generated+unlabelled"]["differences"]
     assert results["seeds"]["examples_per_relation"][NONE] == results["seeds+generated"]["examples_per_relation"][NONE] == 4
 
-    test = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
-    file = tmp_path / "rules.jsonl"
-    said = [{"id": row["id"], "relation": None if row["relation"] == NONE else row["relation"], "score": 1} for row in test[1:]]
-    file.write_text("".join(json.dumps(row) + "\n" for row in said))
-    stage_command(parse(["evaluate", uri, "--force", "--predictions", str(file)]))
     assert "1 test sentences have no answer" in capsys.readouterr().err
-    found = run.read_json("evaluation.json")["rules.jsonl"]
+    found = results["rules.jsonl"]
     assert found["scores"][0]["micro"]["precision"] == 1 and found["scores"][0]["micro"]["recall"] == pytest.approx(23 / 24)
     assert found["differences"]["seeds"]["mean"] == pytest.approx(found["mean"] - results["seeds"]["mean"], abs=1e-5)
-    pipeline.run_stage(config, run, STAGES["report"], 0)
     assert "rules.jsonl" in run.read_text("report.html")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -45,16 +45,6 @@ def samples_of(config: Config, more: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
-def test_a_round_without_a_valid_sample_has_an_empty_table_of_scores(ray_two_cpus: None, quickstart: Config, uri: str) -> None:
-    run, samples = RunFolder(uri), samples_of(quickstart)
-    prepare(quickstart, run)
-    rejected = [{**row, "rejection": "truncated"} for row in samples.to_pylist()]
-    run.write_table("round-00/samples", pa.Table.from_pylist(rejected, SAMPLES))
-    assert set(score(quickstart, run, 0).values()) == {0}
-    assert run.read_table("round-00/scores").equals(SCORES.empty_table())
-    assert run.files("data/seed_embeddings")
-
-
 @pytest.mark.slow
 def test_scores_do_not_depend_on_order_or_partition(
     ray_two_cpus: None, quickstart: Config, uri: str, monkeypatch: pytest.MonkeyPatch
@@ -67,6 +57,11 @@ def test_scores_do_not_depend_on_order_or_partition(
         monkeypatch.setattr(scoring, "ENCODED_ROWS", (16, part_rows))
         monkeypatch.setattr(scoring, "PART_ROWS", part_rows)
         return score(quickstart, run, 0), run.read_table("round-00/scores")
+
+    rejected = [{**row, "rejection": "truncated"} for row in samples.to_pylist()]
+    run.write_table("round-00/samples", pa.Table.from_pylist(rejected, SAMPLES))
+    counts, empty = scored(10_000)
+    assert set(counts.values()) == {0} and empty.equals(SCORES.empty_table()) and run.files("data/seed_embeddings")
 
     run.write_table("round-00/samples", samples)
     counts, first = scored(10_000)
@@ -164,7 +159,7 @@ def test_the_audit_believes_human_sentences_more_than_broken_ones(ray_two_cpus: 
     ],
 )
 def test_encoders_grow_with_the_cluster(
-    monkeypatch: pytest.MonkeyPatch, quickstart: Config, resources: dict[str, float], device: str, most: int, gpus: float
+    monkeypatch: pytest.MonkeyPatch, quickstart: Config, tmp_path: Path, resources: dict[str, float], device: str, most: int, gpus: float
 ) -> None:
     import ray
 
@@ -172,13 +167,12 @@ def test_encoders_grow_with_the_cluster(
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr(ray, "available_resources", lambda: resources)
     config = quickstart.model_copy(update={"engine": quickstart.engine.model_copy(update={"device": device})})
-    data = SimpleNamespace(map_batches=lambda actor, **made: made)
+    run = RunFolder(str(tmp_path))
     for rows, blocks in ((0, 1), (10, 1), (48, 2), (10**6, -(-(10**6) // (4096 if gpus else 512)))):
-        assert scoring.blocks_of(config, rows) == blocks
-        made = scoring.encoded(config, SimpleNamespace(uri="run"), data, blocks, None)
-        assert made["num_gpus"] == gpus
+        number, made = scoring.encoder_pool(config, run, rows)
+        assert (number, made["num_gpus"]) == (blocks, gpus)
         assert (made["compute"].min_size, made["compute"].initial_size, made["compute"].max_size) == (1, min(most, blocks), most)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 4.0})  # others hold the rest
-    assert scoring.encoded(config, SimpleNamespace(uri="run"), data, 2, None)["compute"].initial_size == 1
+    assert scoring.encoder_pool(config, run, 48)[1]["compute"].initial_size == 1
     monkeypatch.setattr(scoring, "held_cpus", lambda: resources["CPU"])
-    assert scoring.encoded(config, SimpleNamespace(uri="run"), data, 2, None)["compute"].max_size == 1
+    assert scoring.encoder_pool(config, run, 48)[1]["compute"].max_size == 1

@@ -31,7 +31,7 @@ from divray.extraction.stage import MORE, WEIGHED, WeighedExamples, draws_of, ex
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
 from divray.relations import Example
-from divray.resources import most_workers, only_cpus, task_gpus, worker
+from divray.resources import free_workers, most_workers, only_cpus, task_gpus, worker
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE
 from divray.stages import Progress
@@ -197,9 +197,7 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
             fn_constructor_args=(config, run.uri),
             num_cpus=config.cluster.worker_cpus,
             num_gpus=task_gpus(config),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=most, initial_size=min(most, most_workers(config, gpus=True, free=True))
-            ),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, free_workers(config))),
         )
         .iter_rows()
     )

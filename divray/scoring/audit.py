@@ -22,7 +22,7 @@ from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 from divray.scoring.answers import Likelihood, readings, some_of
 from divray.scoring.judge import AUDIT, weights
-from divray.scoring.stage import blocks_of, encoded
+from divray.scoring.stage import encoder_pool
 
 SIGNALS = ("sentence", "stumble", "passed")
 PASSED = 0.8
@@ -42,9 +42,12 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     seeds = examples_table(known).rename_columns(["sample_id", *EXAMPLES.names[1:]])
     # A relation's sentences stand together, since they share what is read before them.
     read = pa.concat_tables([rows.select(seeds.column_names).cast(seeds.schema), seeds])
-    read, blocks = read.sort_by([("relation", "ascending"), ("sample_id", "ascending")]), blocks_of(config, read.num_rows)
-    data = ray.data.from_arrow(read, override_num_blocks=blocks)
-    found = {row["sample_id"]: row["read"] for row in encoded(config, run, data, blocks, _Reader).iter_rows()}
+    read, (blocks, readers) = (
+        read.sort_by([("relation", "ascending"), ("sample_id", "ascending")]),
+        encoder_pool(config, run, read.num_rows),
+    )
+    data = ray.data.from_arrow(read, override_num_blocks=blocks).map_batches(_Reader, **readers)
+    found = {row["sample_id"]: row["read"] for row in data.iter_rows()}
     origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)
     names = rows["sample_id"].to_pylist()
     signals = np.column_stack([np.array([found[name] for name in names]) - origin, rows["correctness"].to_numpy() >= PASSED])

@@ -23,7 +23,7 @@ from divray.embeddings import embedding_column, embedding_matrix
 from divray.engines.pool import held_cpus
 from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, score_tables
 from divray.relations import metric_tag
-from divray.resources import most_workers, only_cpus, task_gpus, worker
+from divray.resources import free_workers, most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
@@ -60,10 +60,11 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         run.delete(name)
     if not run.files(SEED_HEARD, ".parquet"):  # else an earlier round has asked
         ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
-    blocks = blocks_of(config, sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"]).values()))
+    rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"]).values())
+    blocks, encoders = encoder_pool(config, run, rows)
     read = run.dataset(written.samples, override_num_blocks=blocks, num_cpus=0.1)
     valid = read.map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    encoded(config, run, valid, blocks, _Features).write_parquet(
+    valid.map_batches(_Features, **encoders).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
 
@@ -82,31 +83,28 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     return _counts(config, run, written)
 
 
-def blocks_of(config: Config, rows: int) -> int:
-    """In how many blocks encoders share so many rows (:data:`ENCODED_ROWS`)."""
-    least, largest = ENCODED_ROWS
-    each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
-    return max(1, -(-rows // each))
+def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[str, Any]]:
+    """In how many blocks (:data:`ENCODED_ROWS`) so many rows go through encoders, and Ray Data's arguments of their pool: as many as there
+    is room for and work (an encoder is one thread on a CPU). To be asked before the reading begins, since that holds CPUs, too.
 
-
-def encoded(config: Config, run: RunFolder, data: Any, blocks: int, actor: Any) -> Any:
-    """A dataset of so many ``blocks`` through a pool of an encoder ``actor``, which is made of settings and the run's URI: as many as there
-    is room for and work (an encoder is one thread on a CPU)."""
-    import ray
+    An encoder is an actor that is made of the settings and the run's URI.
+    """
+    from ray.data import ActorPoolStrategy
 
     only_cpus(not task_gpus(config))
+    least, largest = ENCODED_ROWS
+    each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
+    blocks = max(1, -(-rows // each))
     most = most_workers(config, gpus=True, beside=held_cpus())
-    first = min(most, blocks, most_workers(config, gpus=True, free=True))  # those after them Ray starts once there is room
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=first)
-    return data.map_batches(
-        actor,
-        batch_format="pyarrow",
-        batch_size=None,
-        fn_constructor_args=(config, run.uri),
-        compute=pool,
-        num_cpus=config.cluster.worker_cpus,
-        num_gpus=task_gpus(config),
-    )
+    first = min(most, blocks, free_workers(config))  # those after them Ray starts once there is room
+    return blocks, {
+        "batch_format": "pyarrow",
+        "batch_size": None,
+        "fn_constructor_args": (config, run.uri),
+        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
+        "num_cpus": config.cluster.worker_cpus,
+        "num_gpus": task_gpus(config),
+    }
 
 
 class _Features:
