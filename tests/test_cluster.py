@@ -137,6 +137,7 @@ def test_a_growing_cluster_is_waited_for_and_a_full_one_refused(
 ) -> None:
     import ray
 
+    monkeypatch.setattr(resources, "QUIET_SECONDS", 90.0)  # a cluster on a busy machine may take long to begin to grow
     two_cpus, one_gpu = {"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}
     with growing(tmp_path, cpu={"resources": two_cpus, "max_workers": 2}, gpu={"resources": one_gpu, "max_workers": 2}) as head:
         console.configure()
@@ -146,7 +147,7 @@ def test_a_growing_cluster_is_waited_for_and_a_full_one_refused(
         assert "sample waits for the cluster to grow: engine.cpus needs" in capsys.readouterr().err
         assert sorted(machine.get("CPU", 0) for machine in resources.machines_there()) == [0, 2]
         with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"engine\.concurrency needs 8 GPU, the cluster has 2 CPU"):
-            patch.setattr(resources, "QUIET_SECONDS", 8.0)  # a cluster on a busy machine may take longer to begin to grow
+            patch.setattr(resources, "QUIET_SECONDS", 8.0)
             cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.vllm={tensor_parallel_size: 8}"), run, ["sample"])
         cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.concurrency=2"), run, ["sample"])
         assert sum(machine.get("GPU", 0) for machine in resources.machines_there()) == 2
