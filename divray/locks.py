@@ -99,10 +99,10 @@ def _beat(folder: RunFolder, claim: str, own: dict[str, Any], ended: threading.E
 
 
 def _holder(folder: RunFolder, name: str) -> dict[str, Any]:
-    """Who wrote a lock; empty while it is being written."""
+    """Who wrote a lock; empty while it is being written or goes."""
     try:
         return dict(folder.read_json(name))
-    except InputError:
+    except (InputError, OSError):
         return {}
 
 

@@ -53,7 +53,7 @@ from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, PAIRS, SCORES
 from divray.sections import PreferencesConfig
 from divray.stages import Progress
-from divray.texts import SPANS
+from divray.texts import SPANS, names_of
 
 Row = dict[str, Any]
 
@@ -198,12 +198,6 @@ def mined_pairs(
                     pairs[name, way] = _pair(row, name, way, (name, text), made)
                     break
     return _pair_table(pairs.values())
-
-
-def names_of(row: Row) -> tuple[str, str]:
-    """Head and tail of a row with the columns of a sample, folded."""
-    head, tail = (row["text"][row[f"{side}_start"] : row[f"{side}_end"]].casefold() for side in ("head", "tail"))
-    return head, tail
 
 
 def _ended(row: Row, chat: bool) -> str:

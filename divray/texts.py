@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,6 +84,12 @@ def compared_texts(table: pa.Table, mask: bool) -> list[str]:
         return texts
     spans = (table[name].to_pylist() for name in SPANS)
     return [mask_entities(text, (a, b), (c, d)) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+
+
+def names_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Head and tail of a row with the columns of a sample, folded."""
+    head, tail = (row["text"][row[f"{side}_start"] : row[f"{side}_end"]].casefold() for side in ("head", "tail"))
+    return head, tail
 
 
 def configured_shingles(texts: Texts, config: DiversityConfig) -> Shingles:

@@ -226,7 +226,7 @@ def test_the_base_model_and_its_tuned_policy_answer_in_one_pass(ray_two_cpus: No
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = settings("sampling.base_share=0.5", "sampling.max_tokens=12")
+    config = settings("sampling.base_share=0.5", "sampling.max_tokens=12", "sampling.candidates_per_relation=8")
     run = RunFolder(uri)
     prepare(config, run)
     base = AutoModelForCausalLM.from_pretrained(local_model(config.models.llm), dtype=torch.bfloat16)

@@ -309,6 +309,16 @@ def test_summary_diversity_of_seeds_with_embeddings(tmp_path: Path, simple_score
     assert summarise(_config(), run)["diversity_reference"]["seeds"]["vendi_embedding"] == 3.0
 
 
+def test_summary_says_how_many_sentences_name_what_a_seed_names(tmp_path: Path, simple_scores: None) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    _fill(run)
+    seeds = [{"example_id": f"{name}/{n}", **_sentence(name, 4 + 40 * n)} for name in ("causes", "part_of") for n in range(3)]
+    run.write_table("data/seeds", _table([{**seed, "text": seed["text"].upper()} for seed in seeds], schemas.EXAMPLES))
+    found = summarise(_config(), run)
+    assert found["diversity"]["round-00"]["seed_names"] == round(1 / 7, 4)
+    assert found["diversity_reference"]["seeds"]["seed_names"] == 1.0 and found["diversity_reference"]["selected"]["seed_names"] == 0.5
+
+
 def test_same_folder_same_output_however_it_was_partitioned(tmp_path: Path, simple_scores: None) -> None:
     texts = []
     for name, files in (("a", 1000), ("b", 5)):

@@ -22,7 +22,13 @@ SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
 SHORT = 3
 """Relations that lack samples and are told of in full; the data set's card has them all."""
 
-DIVERSITY = {"vendi_ngram": "vendi n-gram", "vendi_embedding": "vendi embed.", "distinct_2": "distinct-2", "mean_cosine": "cosine"}
+DIVERSITY = {
+    "vendi_ngram": "vendi n-gram",
+    "vendi_embedding": "vendi embed.",
+    "distinct_2": "distinct-2",
+    "mean_cosine": "cosine",
+    "seed_names": "seeds' names",
+}
 """Score -> what its column on the terminal is called."""
 
 
@@ -229,6 +235,7 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
         rows = [(str(name), [fixed(value) for value in cells], "") for name, *cells in values]
         caption = (
             "Means over relations. Vendi scores grow with the number of sentences; the report compares at equal size. "
+            "Seeds' names: the share of sentences that name an entity of the seeds. "
             "Correctness is by a second judge that nothing in the loop depends on."
         )
         yield _table("Diversity of masked sentences", ["", *DIVERSITY.values(), "correctness"], rows, caption)

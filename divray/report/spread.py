@@ -24,9 +24,11 @@ from divray.report.account import rounds_of
 from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, table_of
 from divray.schemas import NAIVE, SCORES
-from divray.texts import compared_texts
+from divray.texts import compared_texts, names_of
 
-NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
+NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine", "seed_names")
+"""The last is the share of the sentences that name an entity of their relation's seeds, which masking hides."""
+
 _PARTS, _LEAST = 8, 3
 """Disjoint parts of a set at equal size, at most; sentences of a part, at least."""
 _FOLDS = 5
@@ -60,15 +62,16 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
         sets = {own.name: scored.filter(loop & (pc.field("round") == int(own.name[6:]))) for own in rounds}
         sets |= {name: table.filter(pc.field("relation") == relation) for name, table in examples.items() if table}
         size = min(table.num_rows for name, table in sets.items() if name != "test")
+        known = {name for row in sets.get("seeds", _SCORED.empty_table()).to_pylist() for name in names_of(row)}
         sets["naive"] = scored.filter(~loop)
         if selected:
             sets["selected"] = scored.filter(pc.is_in(scored["candidate_id"], selected["sample_id"].combine_chunks()))
         for name, table in sets.items():
             if table.num_rows > 1:
-                whole[name][relation] = _score(table)
+                whole[name][relation] = _score(table, known)
         if size >= _LEAST:
             sizes[relation] = size
-            _score_at(level, relation, sets, size)
+            _score_at(level, relation, sets, size, known)
     means = {name: _mean(scores) for name, scores in whole.items()}
     found: dict[str, Any] = {
         "diversity": {own.name: means[own.name] for own in rounds if own.name in means},
@@ -118,23 +121,24 @@ def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
     return found.append_column("embedding", known["embedding"].take(places))
 
 
-def _score(table: pa.Table) -> Scores:
-    """The scores of some sentences; those that need embeddings are ``None`` unless each has one."""
+def _score(table: pa.Table, known: set[str]) -> Scores:
+    """The scores of some sentences beside seeds with the ``known`` names; those that need embeddings are ``None`` unless each has one."""
     vectors = None
     if "embedding" in table.column_names:
         lengths = set(pc.list_value_length(table["embedding"]).to_pylist())
         vectors = embedding_matrix(table["embedding"]) if len(lengths) == 1 and lengths.pop() else None
     found = diversity_of(compared_texts(table, mask=True), vectors)
+    found["seed_names"] = float(np.mean([not known.isdisjoint(names_of(row)) for row in table.select(SENTENCE).to_pylist()]))
     return {name: round(float(value), 4) if (value := found.get(name)) is not None and math.isfinite(value) else None for name in NAMES}
 
 
-def _score_at(found: dict[str, dict[str, Scores]], relation: str, sets: dict[str, pa.Table], size: int) -> None:
+def _score_at(found: dict[str, dict[str, Scores]], relation: str, sets: dict[str, pa.Table], size: int, known: set[str]) -> None:
     """Put into ``found`` the mean scores of up to eight disjoint parts of ``size`` of each set, dealt by a hash of the ids."""
     for name, table in sets.items():
         order = np.argsort([hashlib.sha256(one.encode()).hexdigest() for one in table[0].to_pylist()])
         starts = range(0, table.num_rows - size + 1, size)[:_PARTS]
         if starts:
-            found[name][relation] = _mean({str(start): _score(table.take(order[start : start + size])) for start in starts})
+            found[name][relation] = _mean({str(start): _score(table.take(order[start : start + size]), known) for start in starts})
 
 
 def _mean(scores: dict[str, Scores]) -> Scores:

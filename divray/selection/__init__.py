@@ -41,7 +41,7 @@ from divray.scoring.near_copies import with_columns
 from divray.sections import SelectionConfig
 from divray.selection.card import dataset_card
 from divray.stages import Progress
-from divray.texts import SPANS
+from divray.texts import SPANS, names_of
 
 ALL, SELECTED = "dataset", "selected"
 _OWN = [name for name in DATASET.names if name not in ("sample_id", "rank", "audit")]
@@ -187,8 +187,7 @@ def _fresh(rows: pa.Table) -> np.ndarray:
 
     The LLM likes the names of its examples, and an RE model that meets one name again and again learns the name.
     """
-    texts, *spans = (rows[name].to_pylist() for name in ("text", *SPANS))
-    names = [(("head", text[a:b].casefold()), ("tail", text[c:d].casefold())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+    names = [[*zip(("head", "tail"), names_of(row), strict=True)] for row in rows.select(["text", *SPANS]).to_pylist()]
     uses: Counter[tuple[str, str]] = Counter()
     fresh = np.zeros(rows.num_rows, bool)
     for row in np.argsort(-rows["correctness"].to_numpy(), kind="stable").tolist():
