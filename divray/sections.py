@@ -184,9 +184,7 @@ class AlignmentConfig(Section):
 
     method: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(16, ge=1, le=512)
-    learning_rate: float | None = Field(
-        None, gt=0, description="Default: 2e-4 for LoRA up to 2 B parameters, else 5e-5; for `full` a hundredth."
-    )
+    learning_rate: float | None = Field(None, gt=0, description="Default: 5e-5 for `lora`, a hundredth of it for `full`.")
     beta: float = Field(0.3, gt=0, description="How near the policy stays to the LLM; at 0.1 what it writes gets alike.")
     sft_weight: float = Field(
         0.2, ge=0, description="Weight of the chosen texts' likelihood beside DPO's loss, which alone may lower it (arXiv 2404.19733)."

@@ -66,6 +66,23 @@ def ray_two_cpus(quickstart: Config) -> Iterator[None]:
     stop()
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLM of two layers, with a real tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from divray.models import local_model
+
+    target = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(local_model("embedded:smollm2"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes)).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return str(tmp_path / "run")

@@ -25,22 +25,6 @@ from divray.schemas import PAIRS
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from divray.models import local_model
-
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(local_model("embedded:smollm2"))
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def settings(model: Path, workers: int = 1, **alignment: Any) -> Config:
     values = {"learning_rate": 5e-3, "sft_weight": 0, "precision": "fp32", "pairs_per_step": 4, "max_length": 64, **alignment}
     return parse_config(
@@ -151,15 +135,12 @@ def test_token_ids_split_at_the_prompt(tiny_model: Path) -> None:
 BILLION = 1_000_000_000
 
 
-@pytest.mark.parametrize(
-    ("method", "parameters", "rate"), [("lora", 135_000_000, 2e-4), ("lora", 7 * BILLION, 5e-5), ("full", 7 * BILLION, 5e-7)]
-)
-def test_the_learning_rate_follows_method_and_size(method: str, parameters: int, rate: float) -> None:
-    from divray.alignment.arguments import dpo_arguments, learning_rate
+@pytest.mark.parametrize(("method", "given", "rate"), [("lora", None, 5e-5), ("full", None, 5e-7), ("full", 3e-6, 3e-6)])
+@pytest.mark.parametrize("parameters", [135_000_000, 7 * BILLION])
+def test_rate_and_memory_follow_method_and_size(method: str, given: float | None, rate: float, parameters: int) -> None:
+    from divray.alignment.arguments import dpo_arguments
 
-    assert learning_rate({"learning_rate": None, "method": method}, parameters) == pytest.approx(rate)
-    assert learning_rate({"learning_rate": 3e-6, "method": method}, parameters) == 3e-6
-    settings_of = settings(Path("model"), learning_rate=None, method=method, sft_weight=0.5).alignment.model_dump()
+    settings_of = settings(Path("model"), learning_rate=given, method=method, sft_weight=0.5).alignment.model_dump()
     made = dpo_arguments(settings_of, workers=1, gpu=True, bf16=True, parameters=parameters, pairs=9, seed=1, output_dir="out")
     assert (made["loss_type"], made["loss_weights"]) == (["sigmoid", "sft"], [1.0, 0.5])
     assert made["learning_rate"] == pytest.approx(rate) and made["gradient_checkpointing"] is (parameters > BILLION)

@@ -31,7 +31,7 @@ NAMED = ("born_in", "founder_of")
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, tiny_model: Path) -> Config:
     """Two relations of the quick start, and its negatives as examples of none."""
     whole = yaml.safe_load((folder() / "relations.yaml").read_text())
     relations = [{**one, "inverse": ""} for one in whole if one["name"] in NAMED]
@@ -58,7 +58,7 @@ def config(tmp_path: Path) -> Config:
         },
         "rounds": 1,
         "sampling": {"candidates_per_relation": 8, "naive_candidates_per_relation": 2},
-        "correctness": {"threshold": 0.0, "fluency": None, "reader": "embedded:smollm2"},
+        "correctness": {"threshold": 0.0, "fluency": None, "reader": str(tiny_model)},
         "selection": {"k": 3},
         "extraction": {"search": {"trials": 0}},
         "evaluation": {"draws": 2, "llm": False},

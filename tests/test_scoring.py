@@ -53,18 +53,19 @@ def test_scores_do_not_depend_on_order_or_partition(
     largest = samples["relation"][0].as_py()
     prepare(quickstart, run)
 
-    def scored(part_rows: int) -> tuple[dict[str, int], pa.Table]:
+    def scored(part_rows: int, encoders: int) -> tuple[dict[str, int], pa.Table]:
+        monkeypatch.setattr(scoring, "free_workers", lambda config: encoders)
         monkeypatch.setattr(scoring, "ENCODED_ROWS", (16, part_rows))
         monkeypatch.setattr(scoring, "PART_ROWS", part_rows)
         return score(quickstart, run, 0), run.read_table("round-00/scores")
 
     rejected = [{**row, "rejection": "truncated"} for row in samples.to_pylist()]
     run.write_table("round-00/samples", pa.Table.from_pylist(rejected, SAMPLES))
-    counts, empty = scored(10_000)
+    counts, empty = scored(10_000, 1)
     assert set(counts.values()) == {0} and empty.equals(SCORES.empty_table()) and run.files("data/seed_embeddings")
 
     run.write_table("round-00/samples", samples)
-    counts, first = scored(10_000)
+    counts, first = scored(10_000, 1)
     assert first.schema.names == SCORES.names
     assert first["candidate_id"].to_pylist() == sorted(name for name in samples["candidate_id"].to_pylist() if name != "r00-x")
     rows = {row["candidate_id"]: row for row in first.to_pylist()}
@@ -100,7 +101,7 @@ def test_scores_do_not_depend_on_order_or_partition(
     shuffled = list(range(samples.num_rows))
     random.Random(3).shuffle(shuffled)
     run.write_table("round-00/samples", samples.take(shuffled), rows_per_file=7)
-    again, second = scored(16)
+    again, second = scored(16, 2)
     assert second == first and again == counts
     assert not run.files("round-00/embedded")
 
