@@ -99,10 +99,14 @@ def _beat(folder: RunFolder, claim: str, own: dict[str, Any], ended: threading.E
 
 
 def _holder(folder: RunFolder, name: str) -> dict[str, Any]:
-    """Who wrote a lock; empty while it is being written or goes."""
+    """Who wrote a lock; empty while it is being written, or once it is gone."""
     try:
         return dict(folder.read_json(name))
-    except (InputError, OSError):
+    except InputError:
+        return {}
+    except OSError:  # released while it was read?
+        if folder.exists(name):
+            raise
         return {}
 
 

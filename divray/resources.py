@@ -98,13 +98,13 @@ def most_workers(config: Config, gpus: bool = False, beside: float = 0.0) -> int
 
 
 def free_workers(config: Config) -> int:
-    """Actors of :func:`worker`'s size, on GPUs where there are any, for which nobody holds the room now, less some of a CPU for Ray's other
-    tasks; at least one."""
+    """Actors of :func:`worker`'s size, on GPUs where there are any, for which nobody holds the room now, a thread or more each; half a
+    CPU is left for Ray's other tasks; at least one."""
     import ray
 
-    free, held = ray.available_resources(), task_gpus(config)
-    cpus = (free.get("CPU", 0) - 0.5) / config.cluster.worker_cpus
-    return max(1, int(min(cpus, free.get("GPU", 0) / held) if held else cpus))
+    free, held, each = ray.available_resources(), task_gpus(config), config.cluster.worker_cpus
+    cpus = free.get("CPU", 0)
+    return max(1, int(min(free.get("GPU", 0) / held if held else -(-cpus // max(1, each)), (cpus - 0.5) / each)))
 
 
 def only_cpus(yes: bool) -> None:

@@ -93,9 +93,14 @@ def missing_metrics(told: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     import ray
 
     (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     end = time.monotonic() + 240
     while True:
-        with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30) as answer:
+        lines: list[str] = []
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(address, timeout=30) as answer,
+        ):
             lines = answer.read().decode().splitlines()
         missing = [words for words in told if not any(all(word in line for word in words) for line in lines)]
         if not missing or time.monotonic() > end:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+from begun_runs import Strike, engine_process
 from conftest import FASTER
-from test_faults import Strike, engine_process
 
 from divray.config import Config, load_config
 from divray.datasets import examples_table, load_task
@@ -119,7 +119,7 @@ def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_every_request_comes_back_once_though_vllm_is_killed_and_a_second_call_asks_only_for_the_rest(ray_two_cpus: None, uri: str) -> None:
-    config, run = settings("engine.vllm={max_num_seqs: 12}"), RunFolder(uri)
+    config, run = settings("engine.vllm={max_num_seqs: 6}"), RunFolder(uri)
     prepare(config, run)
     task = load_task(config)
     rows = list(request_rows(config, task.relations, task.seeds, 0))
@@ -182,7 +182,7 @@ def test_every_request_comes_back_once_though_vllm_is_killed_and_a_second_call_a
 
 
 @pytest.mark.slow
-def test_an_engine_that_dies_at_every_start_is_given_up_with_its_cause(
+def test_an_engine_that_dies_at_its_start_is_given_up_with_its_cause(
     ray_two_cpus: None, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Impatient(EngineHealth):

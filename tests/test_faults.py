@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pytest
-from begun_runs import begun
+from begun_runs import Strike, begun, engine_actor
 from conftest import FASTER
 
 from divray.config import Config, load_config
@@ -33,36 +32,6 @@ PLAYED = ["completion", "generated_tokens", "prompt_tokens", "cached_tokens", "f
 
 def settings(*overrides: str) -> Config:
     return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
-
-
-def ready_engines(run: RunFolder) -> list[str]:
-    """Those of the pass that have started so far, the last one last."""
-    record = run.read_json(run.files("round-00/completions.engines")[-1])
-    engines = {name: engine["created_at"] for name, engine in record["engines"].items() if engine["ready_at"]}
-    return sorted(engines, key=engines.__getitem__)
-
-
-def engine_actor(run: RunFolder) -> psutil.Process:
-    """The process of the engine actor that became ready last."""
-    return psutil.Process(int(ready_engines(run)[-1].rpartition(":")[2]))
-
-
-def engine_process(run: RunFolder) -> psutil.Process:
-    """vLLM's own process under that actor."""
-    (core,) = [child for child in engine_actor(run).children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
-    return core
-
-
-class Strike:
-    """Kills the ``victim`` of a pass once, as soon as something is answered."""
-
-    def __init__(self, run: RunFolder, victim: Callable[[RunFolder], psutil.Process]) -> None:
-        self.run, self.victim, self.struck = run, victim, False
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        if not self.struck and done >= 8 and ready_engines(self.run):
-            self.struck = True
-            self.victim(self.run).kill()
 
 
 def engine_starts(run: RunFolder) -> int:

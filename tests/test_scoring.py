@@ -46,7 +46,7 @@ def samples_of(config: Config, more: int = 0) -> pa.Table:
 
 
 @pytest.mark.slow
-def test_scores_do_not_depend_on_order_or_partition(
+def test_scores_do_not_depend_on_order_or_partition_and_no_valid_sample_has_none(
     ray_two_cpus: None, quickstart: Config, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, samples = RunFolder(uri), samples_of(quickstart, more=40)
@@ -175,5 +175,7 @@ def test_encoders_grow_with_the_cluster(
         assert (made["compute"].min_size, made["compute"].initial_size, made["compute"].max_size) == (1, min(most, blocks), most)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 4.0})  # others hold the rest
     assert scoring.encoder_pool(config, run, 48)[1]["compute"].initial_size == 1
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
+    assert scoring.encoder_pool(config, run, 10**6)[1]["compute"].initial_size == min(most, 15 if gpus else 8)
     monkeypatch.setattr(scoring, "held_cpus", lambda: resources["CPU"])
     assert scoring.encoder_pool(config, run, 48)[1]["compute"].max_size == 1

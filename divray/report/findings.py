@@ -234,11 +234,11 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
         values = [[row["name"], *map(row["scores"].get, DIVERSITY), row["correctness"]] for row in diversity_rows(summary)]
         rows = [(str(name), [fixed(value) for value in cells], "") for name, *cells in values]
         caption = (
-            "Means over relations. Vendi scores grow with the number of sentences; the report compares at equal size. "
+            "Of masked sentences, means over relations. Vendi scores grow with the number of sentences; the report compares at equal size. "
             "Seeds' names: the share of sentences that name an entity of the seeds. "
             "Correctness is by a second judge that nothing in the loop depends on."
         )
-        yield _table("Diversity of masked sentences", ["", *DIVERSITY.values(), "correctness"], rows, caption)
+        yield _table("Diversity", ["", *DIVERSITY.values(), "correctness"], rows, caption)
     if "generated_tokens" in summary:
         fields = {"generated_tokens": 0, "engine_seconds": 1, "tokens_per_accepted": 0, "engine_seconds_per_accepted": 2}
         rows = [(name, [fixed(view.get(field), digits) for field, digits in fields.items()], "") for name, view in cost_rows(summary)]

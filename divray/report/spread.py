@@ -1,6 +1,6 @@
 """Diversity of a run's sentences, round by round and against the seeds, and how far they can be told from human ones.
 
-The scores are those of :mod:`divray.measures`, on entity-masked sentences, a relation at a
+The scores are those of :mod:`divray.measures`, on entity-masked sentences, and the share that name what the seeds name, a relation at a
 time and then averaged over relations.  A Vendi score grows with the number of sentences, so sets of
 different size are compared a second time at equal size.
 """
@@ -62,7 +62,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
         sets = {own.name: scored.filter(loop & (pc.field("round") == int(own.name[6:]))) for own in rounds}
         sets |= {name: table.filter(pc.field("relation") == relation) for name, table in examples.items() if table}
         size = min(table.num_rows for name, table in sets.items() if name != "test")
-        known = {name for row in sets.get("seeds", _SCORED.empty_table()).to_pylist() for name in names_of(row)}
+        known = {name for row in sets.get("seeds", _SCORED.empty_table()).select(SENTENCE).to_pylist() for name in names_of(row)}
         sets["naive"] = scored.filter(~loop)
         if selected:
             sets["selected"] = scored.filter(pc.is_in(scored["candidate_id"], selected["sample_id"].combine_chunks()))
@@ -122,13 +122,14 @@ def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
 
 
 def _score(table: pa.Table, known: set[str]) -> Scores:
-    """The scores of some sentences beside seeds with the ``known`` names; those that need embeddings are ``None`` unless each has one."""
+    """The scores of some sentences; those that need embeddings are ``None`` unless each has one. ``known``: the seeds' names, folded."""
     vectors = None
     if "embedding" in table.column_names:
         lengths = set(pc.list_value_length(table["embedding"]).to_pylist())
         vectors = embedding_matrix(table["embedding"]) if len(lengths) == 1 and lengths.pop() else None
     found = diversity_of(compared_texts(table, mask=True), vectors)
-    found["seed_names"] = float(np.mean([not known.isdisjoint(names_of(row)) for row in table.select(SENTENCE).to_pylist()]))
+    named = [not known.isdisjoint(names_of(row)) for row in table.select(SENTENCE).to_pylist()]
+    found["seed_names"] = float(np.mean(named)) if known else None
     return {name: round(float(value), 4) if (value := found.get(name)) is not None and math.isfinite(value) else None for name in NAMES}
 
 

@@ -42,10 +42,8 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     seeds = examples_table(known).rename_columns(["sample_id", *EXAMPLES.names[1:]])
     # A relation's sentences stand together, since they share what is read before them.
     read = pa.concat_tables([rows.select(seeds.column_names).cast(seeds.schema), seeds])
-    read, (blocks, readers) = (
-        read.sort_by([("relation", "ascending"), ("sample_id", "ascending")]),
-        encoder_pool(config, run, read.num_rows),
-    )
+    read = read.sort_by([("relation", "ascending"), ("sample_id", "ascending")])
+    blocks, readers = encoder_pool(config, run, read.num_rows)
     data = ray.data.from_arrow(read, override_num_blocks=blocks).map_batches(_Reader, **readers)
     found = {row["sample_id"]: row["read"] for row in data.iter_rows()}
     origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)

@@ -84,10 +84,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[str, Any]]:
-    """In how many blocks (:data:`ENCODED_ROWS`) so many rows go through encoders, and Ray Data's arguments of their pool: as many as there
-    is room for and work (an encoder is one thread on a CPU). To be asked before the reading begins, since that holds CPUs, too.
+    """In how many blocks (:data:`ENCODED_ROWS`) so many rows go through encoders, and Ray Data's arguments of the encoders' pool.
 
-    An encoder is an actor that is made of the settings and the run's URI.
+    There are as many encoders as there is room for and work; each is an actor made of the settings and the run's URI, one thread on a CPU.
+    Ask before the dataset is made, since reading holds CPUs, too.
     """
     from ray.data import ActorPoolStrategy
 
