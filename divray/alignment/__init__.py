@@ -13,17 +13,21 @@ from typing import Any
 
 from divray import console
 from divray.alignment.arguments import batches
-from divray.alignment.pairs import read_pairs
+from divray.alignment.pairs import read_pairs, tokenize_pairs
 from divray.alignment.training import train
 from divray.config import Config
 from divray.errors import DivrayError, InputError
 from divray.layout import Round
+from divray.models import local_model, small_files
 from divray.resources import train_gpus
 from divray.run_folder import RunFolder
 from divray.stages import Progress
 
 MAX_FAILURES = 2
 """Times that a broken group of workers is started again from its last checkpoint."""
+
+TRIED = 256
+"""Pairs whose length is looked at together, until one fits."""
 
 LARGE_MARGIN = 10.0
 """Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
@@ -47,21 +51,31 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         on_progress: Called after each step from a thread of this process.
 
     Raises:
-        InputError: There is no usable pair, ``round`` has no round before it, or the workers can't share a step.
+        InputError: There is no usable pair, or none that fits in ``alignment.max_length``; ``round`` has no round before it; or the
+            workers can't share a step.
         DivrayError: Training failed at every try; the message carries its cause.
     """
     if round < 1:
         raise InputError("align", "round", f"round {round} has no earlier pairs", "The first policy is that of round 1.")
+    from transformers import AutoTokenizer
+
     batches(config.alignment.model_dump(), config.cluster.train_workers)
-    pairs = read_pairs(run, round)
+    pairs, reference, chat = read_pairs(run, round), base_model(config, run, round), config.prompts.style == "chat"
+    tokenizer, most = (
+        AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference)),
+        config.alignment.max_length,
+    )
+    parts = (pairs.slice(start, TRIED) for start in range(0, pairs.num_rows, TRIED))
+    if all(tokenize_pairs(part, tokenizer, most, chat)[1] == part.num_rows for part in parts):  # no worker starts for nothing
+        raise InputError("config", "alignment.max_length", f"no pair fits in {most} tokens", "Raise it.")
     gpu = train_gpus(config) > 0
     job = {
         "uri": run.uri,
         "round": round,
-        "reference": base_model(config, run, round),
+        "reference": reference,
         "alignment": config.alignment.model_dump(mode="json"),
         "seed": config.seed,
-        "chat": config.prompts.style == "chat",
+        "chat": chat,
         "device": "gpu" if gpu else "cpu",
     }
     digest = hashlib.sha256(json.dumps([job, config.cluster.train_workers, pairs.to_pylist()], sort_keys=True).encode())

@@ -63,15 +63,16 @@ def _refuse(run: RunFolder, name: str, table: pa.Table, wrong: pa.ChunkedArray, 
 
 
 def tokenize_pairs(
-    pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int, end: str = ""
+    pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int, chat: bool = False
 ) -> tuple[dict[str, list[list[int]]], int]:
     """``({"prompt_ids", "chosen_ids", "rejected_ids"}, pairs left out)``, one list of token ids a pair.
 
-    Lines need no end-of-text token: the pairs have the newlines at which sampling stops.  JSON does: ``end``.  Where
+    Lines need no end-of-text token: the pairs have the newlines at which sampling stops.  JSON does, with ``chat``.  Where
     tokens merge across the end of the prompt, the completion starts at the first token that differs.
     A pair of which a side is longer than ``max_length`` tokens with its prompt is left out, since a
     cut sentence would teach to end in the middle.
     """
+    end = tokenizer.eos_token if chat else ""
     rows: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     left_out = 0
     for prompt, chosen, rejected in zip(*(pairs[column].to_pylist() for column in COLUMNS[1:]), strict=True):

@@ -40,7 +40,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: ``name``, ``uri``, ``round``, ``reference`` (base model), ``alignment`` (the settings), ``seed``,
-            ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (a queue or ``None``).
+            ``chat`` (whether texts are JSON), ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (a queue or ``None``).
 
     Returns:
         The report; or ``{"error": text}`` where training again could only fail again.
@@ -61,8 +61,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     folder = _shared_folder(context, job["name"])
     try:
         trainer, left_out, shared = _trainer(job, run, base, folder)
-        if trainer is None:
-            return {"error": f"no pair fits in alignment.max_length={settings['max_length']} tokens. Raise it."}
         ready = time.perf_counter()
         checkpoint, resumed_from = ray.train.get_checkpoint(), 0
         if checkpoint is None:
@@ -121,7 +119,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tuple[Any, int, bool]:
-    """``(trainer or None, pairs left out, whether prompts are computed once)``."""
+    """``(trainer, pairs left out, whether prompts are computed once)``."""
     import torch
     import torch.distributed as dist
     from datasets import Dataset
@@ -131,11 +129,8 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
 
     settings, cpu = job["alignment"], job["device"] == "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
-    end = tokenizer.eos_token if job["chat"] else ""
-    rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"], end)
+    rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"], job["chat"])
     dataset = Dataset.from_dict(rows).select(prompts_together([*map(tuple, rows["prompt_ids"])], job["seed"]))
-    if not len(dataset):
-        return None, left_out, False
     fast = cpu_precision() == "bf16" if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
     all_fast: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(all_fast, fast)
