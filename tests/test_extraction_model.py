@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from divray.errors import InputError
 from divray.extraction.predict import predict
-from divray.extraction.training import Hyperparameters, fit, train, training_rows, untrained
+from divray.extraction.training import SELF_TRAINED, Hyperparameters, fit, train, training_rows, untrained
 from divray.relations import Example, Relation
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
@@ -120,7 +120,7 @@ def test_unlabelled_sentences_are_taken_in_where_the_model_is_surest(monkeypatch
     own = untrained(RELATIONS, "embedded:minilm", CLOSED)
     rows, _ = fit(own, [*unlabelled, *few], [1.0] * 7 + [1.0] * 3, RELATIONS, CLOSED, own.features)
     examples = rows.examples
-    assert examples[:3] == few and rows.weights.tolist() == [1.0] * 3 + [CLOSED.generated_weight] * 3
+    assert examples[:3] == few and rows.weights.tolist() == [1.0] * 3 + [SELF_TRAINED] * 3
     assert Counter(example.relation for example in examples[3:]) == {"born_in": 2, "works_in": 1}
     assert {replace(example, relation="") for example in examples[3:]} <= set(unlabelled)
     repeated = [replace(example, relation="") for example in few]

@@ -151,8 +151,12 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
 
 
 def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, config, monkeypatch):
-    examples, weights = set_of(run, ["data/seeds", "weighed"], {"data/seeds": []}, usual(config))
-    assert len(examples) == 20 and weights == pytest.approx([0.5] * 20) and not {e.example_id for e in examples} & {"0-copy", "0-n"}
+    human = stage.draws_of(run)[0]["data/seeds"]
+    for more, each in ((1, len(human) / 8 / 20), (20, 0.5)):  # an eighth of the human examples together, but at most a half of one each
+        draw = {"data/seeds": human * more}
+        examples, weights = set_of(run, ["data/seeds", "weighed"], draw, usual(config))
+        made, counted = examples[len(human) * more :], weights[len(human) * more :]
+        assert len(made) == 20 and counted == pytest.approx([each] * 20) and not {e.example_id for e in made} & {"0-copy", "0-n"}
     table = run.read_table("round-01/scores").to_pylist()
     rows = [{**row, "correctness": 0.1 * (1 + number)} for number, row in enumerate(table[:4])]
     run.write_table("round-01/scores", pa.Table.from_pylist(rows, SCORES))

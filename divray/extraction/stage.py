@@ -37,6 +37,8 @@ WEIGHED = "weighed"
 beside the others (:func:`weighed`)."""
 MOST_WEIGHED = 256
 """Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
+MOST_EACH = 0.5
+"""Weight of a generated sample beside a human example's 1, at most, however few there are."""
 THRESHOLDS = (0.0, 0.5, 0.7)
 WeighedExamples: TypeAlias = tuple[list[Example], list[float]]
 """Examples, and how much each counts."""
@@ -132,12 +134,12 @@ def set_of(
     settings: Hyperparameters,
     read: dict[str, WeighedExamples] | None = None,
 ) -> tuple[list[Example], list[float]]:
-    """The examples of ``tables`` in one draw, and how much each counts: beside human ones generated ones ``generated_weight``, times
-    their own weight where they are :func:`weighed`.  What is no draw's is kept in ``read``."""
+    """The examples of ``tables`` in one draw, and how much each counts.  Beside human examples the generated ones of a table together count
+    ``generated_weight`` times as much, one of them at most :data:`MOST_EACH`, by their own weights where they are :func:`weighed`.  What
+    is no draw's is kept in ``read``."""
     examples: list[Example] = []
     weights: list[float] = []
     for table in tables:
-        factor = settings.generated_weight if SEEDS in tables and table not in draw else 1.0
         if table in draw:
             part, own = draw[table], [1.0] * len(draw[table])
         else:
@@ -148,6 +150,9 @@ def set_of(
                 found = examples_of(run, table)
                 read[table] = found, [1.0] * len(found)
             part, own = read[table]
+        factor = 1.0
+        if SEEDS in tables and own and table not in (*draw, UNLABELLED):
+            factor = min(MOST_EACH, settings.generated_weight * len(draw[SEEDS]) / sum(own))
         examples += part
         weights += [factor * weight for weight in own]
     return examples, weights

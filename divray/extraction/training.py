@@ -38,8 +38,8 @@ REPLACED = 0.5
 CONTRASTIVE, TEMPERATURE = 0.3, 0.1
 """Weight and temperature of the supervised contrastive loss (arXiv 2004.11362)."""
 
-SUREST = 8
-"""Unlabelled sentences a relation that self-training takes in, for each example of it."""
+SUREST, SELF_TRAINED = 8, 0.5
+"""Unlabelled sentences a relation that self-training takes in, for each example of it, and how much each counts."""
 
 FOLDS, SCALES, UNFITTED_SCALE = 4, 2.0 ** np.arange(-8, 2.5, 0.5), 0.25
 """Factors of the discriminant's scores, of which the likeliest out of fold is taken; the one where no relation has two rows."""
@@ -57,7 +57,7 @@ class Hyperparameters:
         shrinkage: Of the covariance towards a multiple of the identity.
     """
 
-    generated_weight: float = 0.5
+    generated_weight: float = 0.125
     epochs: int = 0
     learning_rate: float = 2e-4
     depth: float = 0.5
@@ -133,7 +133,7 @@ def fit(
 ) -> tuple[Rows, np.ndarray]:
     """Fit the classifier to the labelled examples, whose features ``encoded`` gives; where there are unlabelled ones (relation ``""``),
     it then labels those (self-training), and is fitted again with the ones of which it is surest: :data:`SUREST` for each example of
-    full weight, as human ones are.  They get ``generated_weight``.  Returns the last rows and their features."""
+    full weight, as human ones are.  Each counts :data:`SELF_TRAINED`.  Returns the last rows and their features."""
     labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
     kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
     rows, described = training_rows(kept, relations, counts), model.described(relations)
@@ -150,7 +150,7 @@ def fit(
         if room.get(label := found.labels[place], 0):
             room[label] -= 1
             kept.append(replace(unlabelled[place], relation=label))
-            counts.append(config.generated_weight)
+            counts.append(SELF_TRAINED)
     rows = training_rows(kept, relations, counts)
     features = encoded(rows.examples)
     fit_head(model, features, rows, described, config, given=len(labelled))
