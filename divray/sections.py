@@ -158,9 +158,9 @@ class CorrectnessConfig(Section):
     )
     fluency: Name | None = Field(
         "embedded:smollm2",
-        description="Small LLM on this machine, whose likelihood of a sentence counts for the gate; null: the encoder alone.",
+        description="Small LLM on this machine that reads each sentence for the gate, the default one best; null: the encoder alone.",
     )
-    reader: Name = Field("embedded:gemma3-270m", description="Another one, by whose likelihoods the report says how many are right.")
+    reader: Name = Field("embedded:gemma3-270m", description="Another one, by whose reading the report says how many are right.")
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         0.8, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
     )
@@ -217,7 +217,7 @@ class ExtractionConfig(Section):
     """The RE model: a linear discriminant on an encoder's spans, in closed form; with `epochs` a tuned network votes beside it."""
 
     generated_weight: float = Field(
-        0.5, ge=0, le=1, description="Of a generated sample that is surely right, beside a human example's 1; others count less."
+        0.125, ge=0, description="Of all generated samples together, beside all human examples' 1; one counts at most half of an example."
     )
     epochs: int = Field(0, ge=0, description="Of the tuned network; a minute for 300 rows on two cores. The search tries 0 and 12.")
     learning_rate: float = Field(2e-4, gt=0, description="Of a small encoder; large ones want about 3e-5.")

@@ -5,14 +5,28 @@ from __future__ import annotations
 import zlib
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from divray.relations import Example, Relation
-from divray.scoring.answers import ask, readings
+from divray.scoring import answers
+from divray.scoring.answers import Likelihood, Probe, ask, readings
+from divray.scoring.audit import AUDIT, AUDIT_PROBED
 from divray.scoring.audit import SIGNALS as READ
-from divray.scoring.judge import AUDIT, SIGNALS, SPREAD, Judge, described_seeds, fit_judge, gate_probability, weights
+from divray.scoring.judge import (
+    PROBED,
+    SIGNALS,
+    SPREAD,
+    Judge,
+    described_seeds,
+    fit_judge,
+    gate_probability,
+    probe_for,
+    weights,
+)
+from divray.sections import CorrectnessConfig
 from divray.spans import BLOCKS, exchanged
 
 NAMES = ["Ada", "Omar", "Clara", "Tom", "Rosa", "Priya", "Hana", "Lucas", "Ines", "Bruno"]
@@ -65,7 +79,7 @@ def judge_of(seeds: list[Example]) -> Judge:
 
 
 def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
-    return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros((len(examples), 2)))
+    return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros((len(examples), 3)))
 
 
 gate = partial(gate_probability, fluency=False, llm=False)
@@ -160,7 +174,7 @@ def test_a_lone_seed_of_one_relation_moves_the_signals_of_the_others_little() ->
 
 def test_no_samples_and_an_unknown_relation() -> None:
     judge = judge_of(SEEDS)
-    empty = judge.signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros((0, 2)))
+    empty = judge.signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros((0, 3)))
     assert empty.shape == (0, len(SIGNALS))
     with pytest.raises(ValueError, match="unheard_of"):
         signals(judge, [replace(RIGHT[0], relation="unheard_of")])
@@ -168,12 +182,37 @@ def test_no_samples_and_an_unknown_relation() -> None:
 
 def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_gates() -> None:
     parts = ("states", "states_fluency", "states_llm", "states_fluency_llm", "reads", "reads_fluency")
-    for judge, known in (*((weights(name), SIGNALS) for name in parts), (weights(AUDIT), READ)):
+    signals_of = {**dict.fromkeys((*parts, PROBED), SIGNALS), **dict.fromkeys((AUDIT, AUDIT_PROBED), READ)}
+    for judge, known in ((weights(name), known) for name, known in signals_of.items()):
         assert set(judge.signals) <= set(known) and (judge.low < judge.high).all()
         assert 0 < judge.probability(np.zeros((1, len(known))), known)[0] < 1
     for name in parts:
         assert ("fluency" in weights(name).signals, "answer" in weights(name).signals) == ("fluency" in name, "llm" in name)
     assert not set(READ) & set(SIGNALS)
+    for name, llm in ((PROBED, CorrectnessConfig().fluency), (AUDIT_PROBED, CorrectnessConfig().reader)):
+        assert probe_for(name, llm) is not None and probe_for(name, "another") is probe_for(name, None) is None
+    likely, doubtful = (gate_probability(np.array([[0.0] * 10 + [told]]), True, False, probed=True)[0] for told in (20.0, -20.0))
+    assert likely > 0.9 and doubtful < 0.1
+
+
+def test_what_a_model_holds_of_a_text_is_that_of_its_own_tokens(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    likelihood = Likelihood(str(tiny_model))
+    prefix, leads, texts = (
+        "Some lines.\n\n",
+        ["Head: Ann\nSentence:", "Head: Omar and Ada\nSentence:"],
+        [" Ann met Bob.", " They ran and ran and ran."],
+    )
+    monkeypatch.setitem(answers.BATCH_TOKENS, "cpu", 1000)  # both in one batch, the first with padding
+    for lead, text, (terms, states) in zip(leads, texts, likelihood.read(prefix, leads, texts, layer=1), strict=True):
+        ids = [likelihood.tokenizer(part, add_special_tokens=False).input_ids for part in (prefix, lead, text)]
+        own = len(ids[2])
+        with torch.inference_mode():
+            said = likelihood.model(torch.tensor([[*ids[0], *ids[1], *ids[2]]]), output_hidden_states=True)
+        held, scores = said.hidden_states[1][0, -own:].double(), said.logits[0, -own - 1 : -1].log_softmax(-1)
+        assert np.allclose(states, torch.cat([held.mean(0), held[-1]]), atol=1e-5)
+        assert np.allclose(terms, scores.gather(1, torch.tensor(ids[2])[:, None])[:, 0], atol=1e-5)
 
 
 NAMED = [Relation(name, f"The head {name} the tail.") for name in RELATIONS]
@@ -189,9 +228,9 @@ class Counting:
         self.prefixes.append(prefix)
         return [float(prefix.count("Answer: yes")) for _ in questions]
 
-    def log_probabilities(self, prefix: str, leads: list[str], texts: list[str]) -> list[np.ndarray]:
+    def read(self, prefix: str, leads: list[str], texts: list[str], layer: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
         self.prefixes.append(prefix)
-        return [-np.arange(1.0, 1 + len(text.split())) for text in texts]
+        return [(-np.arange(1.0, 1 + len(text.split())), np.array([float(layer or 0), 1.0])) for text in texts]
 
 
 def test_the_llm_is_asked_once_a_prefix_and_shown_right_and_wrong_seeds_but_not_the_one_asked_about() -> None:
@@ -207,7 +246,8 @@ def test_the_llm_is_asked_once_a_prefix_and_shown_right_and_wrong_seeds_but_not_
 def test_readings_are_means_of_a_sentences_own_tokens_under_the_records_of_its_relation() -> None:
     llm = Counting()
     example = sentence("founder", 7, 0)
-    assert readings(llm, NAMED, SEEDS, [example]).tolist() == [[-3.0, -4.0]]  # five words: -1 to -5
+    assert readings(llm, NAMED, SEEDS, [example]).tolist() == [[-3.0, -4.0, 0.0]]  # five words: -1 to -5
+    assert readings(llm, NAMED, SEEDS, [example], Probe(7, np.array([2.0, 0.5])))[0, 2] == 14.5
     assert llm.prefixes[0].count("Sentence:") == 6 and "works" not in llm.prefixes[0]
     readings(llm, NAMED, SEEDS, SEEDS[:1])
-    assert llm.prefixes[1].count("Sentence:") == 5 and SEEDS[0].text not in llm.prefixes[1]
+    assert llm.prefixes[-1].count("Sentence:") == 5 and SEEDS[0].text not in llm.prefixes[-1]

@@ -9,15 +9,19 @@ The first sentences of the quick start were written from its first five examples
 the five that its seed draws; each is judged beside its own.
 
 A sentence is right if it states its relation, its entities are whole mentions, and it reads as English: by two readings that
-agree, else by a third.  Each judge is a logistic regression on signals clipped to the middle 96 % of their range.
+agree, else by a third.  Each judge is a logistic regression on signals clipped to the middle 96 % of their range; the default gate's
+sees the hidden states of `correctness.fluency` besides, held more tightly.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +39,26 @@ PARTS: dict[str, tuple[str, ...]] = {
     "states_fluency_llm": (*GATE, "fluency", "answer"),
     "reads": ("length",),
     "reads_fluency": ("length", "fluency"),
+    "probed": (*GATE, "fluency", "probe"),
     "audit": ("sentence", "stumble", "passed"),
+    "audit_probed": ("sentence", "stumble", "passed", "states"),
 }
 """Of the judges. ``states…`` is fitted to whether readers say that the relation stands there between whole mentions, ``reads…`` to
-whether a sentence that states it is right, the audit to whether a sentence is right."""
-GATES = {"": ("states", "reads"), "_fluency": ("states_fluency", "reads_fluency"), "_fluency_llm": ("states_fluency_llm", "reads_fluency")}
-DEFAULT = "_fluency"
+whether a sentence that states it is right, ``probed`` and the audit to whether a sentence is right."""
+GATES: dict[str, tuple[str, ...]] = {
+    "": ("states", "reads"),
+    "_fluency": ("states_fluency", "reads_fluency"),
+    "_fluency_llm": ("states_fluency_llm", "reads_fluency"),
+    "_probed": ("probed",),
+}
+DEFAULT = "_probed"
 """The gate that decides the audit's ``passed``."""
 THRESHOLD = 0.8
 """The gate of the audit's ``passed``: `correctness.threshold`."""
-STRENGTH = 0.3
-"""Inverse regularisation C, for signals of unit variance."""
+STRENGTH, TIGHT = 0.3, 0.05
+"""Inverse regularisation C, for signals of unit variance; factor of the hidden states', which makes theirs ``TIGHT ** 2`` of that."""
+PROBES = {"probe": ("embedded:smollm2", 20), "states": ("embedded:gemma3-270m", 12)}
+"""Whose states a probe sees, and after which layer: two thirds of the way."""
 ASKED = 5
 """Of so many sentences of the quick start one is asked about, since a larger LLM takes a second or more for each on two cores."""
 FIRST = 5
@@ -95,11 +108,12 @@ def agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Path) -> dict[str, np.ndarray]:
-    """Signal -> its value for each row ``[n]``; computed where ``kept`` lacks it.  ``answer`` is there where an LLM is named."""
+    """Signal -> its value for each row ``[n]``, of a probe the states ``[n, 2 d]`` that it sees; computed where ``kept`` lacks it.
+    ``answer`` is there where an LLM is named."""
     from divray.config import load_config
     from divray.datasets import load_task
     from divray.relations import Example
-    from divray.scoring.answers import Likelihood, readings, some_of
+    from divray.scoring.answers import Likelihood, read_after_seeds, readings, some_of
     from divray.scoring.judge import Judging
 
     known: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -113,18 +127,24 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
         judging = Judging(config, task.relations, seeds)
 
         def heard(examples: list[Example], judging: Judging = judging) -> np.ndarray:
-            return signals_by(judging, examples)[:, :-1]
+            return signals_by(judging, examples)[:, : len(GATE) + 1]
+
+        def inside(name: str, examples: list[Example], judging: Judging = judging) -> np.ndarray:
+            llm, layer = PROBES[name]
+            states = read_after_seeds(Likelihood(llm), judging.relations, judging.seeds, examples, layer)
+            return np.array([found for _, _, found in sorted(states, key=lambda told: told[0])]).round(3)
 
         def read(examples: list[Example], judging: Judging = judging, reader: str = config.correctness.reader) -> np.ndarray:
             likelihood, known_to_it = Likelihood(reader), (judging.relations, judging.seeds)
             origin = readings(likelihood, *known_to_it, some_of(judging.seeds)).mean(axis=0)
-            return readings(likelihood, *known_to_it, examples) - origin
+            return (readings(likelihood, *known_to_it, examples) - origin)[:, :2]
 
         def answers(examples: list[Example], judging: Judging = judging) -> np.ndarray:
             judging.answerer = Likelihood(str(llm))
-            return signals_by(judging, examples)[:, -1:]
+            return signals_by(judging, examples)[:, len(GATE) + 1 : -1]
 
-        for kind, of in (("gate", heard), ("readings", read), ("answer", answers)):
+        kinds: dict[str, Callable[[list[Example]], np.ndarray]] = {"gate": heard, "readings": read, "answer": answers}
+        for kind, of in (kinds | {name: partial(inside, name) for name in PROBES}).items():
             wanted = own if kind != "answer" else own[::ASKED] if llm and task_name == "quick start" else []
             missing = [row for row in wanted if row["id"] not in known.setdefault(kind, {})]
             if not missing:
@@ -134,12 +154,13 @@ def signals_of(rows: list[dict[str, Any]], data: Path, llm: str | None, kept: Pa
             kept.write_text(json.dumps(known))
             print(task_name, kind, len(missing), flush=True)
     columns = {"gate": PARTS["states_fluency"], "readings": ("sentence", "stumble"), "answer": ("answer",)}
-    return {
+    found = {
         name: np.array([known[kind].get(row["id"], [np.nan] * len(names))[place] for row in rows])
         for kind, names in columns.items()
         if kind in known
         for place, name in enumerate(names)
     }
+    return found | {name: np.array([known[name][row["id"]] for row in rows]) for name in PROBES}
 
 
 def signals_by(judging: Any, examples: list[Any]) -> np.ndarray:
@@ -147,35 +168,54 @@ def signals_by(judging: Any, examples: list[Any]) -> np.ndarray:
     return np.asarray(judging.judge(judging.hear_seeds()).signals(relations, texts, judging.spans.encode(examples), judging.hear(examples)))
 
 
-def fit(own: np.ndarray, right: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    """Weights of one judge, as they stand in ``weights.json``; ``own`` are its signals ``[n, len(names)]``."""
+def fit(own: np.ndarray, right: np.ndarray, names: tuple[str, ...], inside: np.ndarray | None = None) -> dict[str, Any]:
+    """Weights of one judge, as they stand in ``weights.json``; ``own`` are its signals ``[n, len(names)]``.  With hidden states ``inside``
+    ``[n, 2 d]``, the last name is that of their probe."""
     from sklearn.linear_model import LogisticRegression
 
     low, high = np.percentile(own, [2, 98], axis=0)
-    clipped = np.clip(own, low, high)
-    scale, mean = clipped.std(axis=0) + 1e-9, clipped.mean(axis=0)
-    model = LogisticRegression(C=STRENGTH, max_iter=2000).fit((clipped - mean) / scale, right)
+    inputs = np.clip(own, low, high)
+    width = inputs.shape[1]
+    inputs = inputs if inside is None else np.concatenate([inputs, inside], axis=1)
+    scale, mean = inputs.std(axis=0) + 1e-9, inputs.mean(axis=0)
+    scale[width:] /= TIGHT
+    model = LogisticRegression(C=STRENGTH, max_iter=3000).fit((inputs - mean) / scale, right)
     weight = model.coef_[0] / scale
     bias = float(model.intercept_[0] - (weight * mean).sum())
     listed = [
         {"name": name, "weight": round(float(w), 5), "low": round(float(a), 4), "high": round(float(b), 4)}
-        for name, w, a, b in zip(names, weight, low, high, strict=True)
+        for name, w, a, b in zip(names[:width], weight[:width], low, high, strict=True)
     ]
-    return {"signals": listed, "bias": round(bias, 5)}
+    if inside is None:
+        return {"signals": listed, "bias": round(bias, 5)}
+    llm, layer = PROBES[names[-1]]
+    listed.append({"name": names[-1], "weight": 1.0, "low": -1e4, "high": 1e4})
+    return {"signals": listed, "bias": round(bias, 5), "probe": {"llm": llm, "layer": layer, "weights": weight[width:].round(7).tolist()}}
 
 
 def gate_of(
-    names: tuple[str, str], signals: dict[str, np.ndarray], states: np.ndarray, right: np.ndarray, rows: np.ndarray
+    names: tuple[str, ...], signals: dict[str, np.ndarray], states: np.ndarray, right: np.ndarray, rows: np.ndarray
 ) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
-    """The weights of a gate's two parts, fitted on some rows, and its probability for all ``[n]``."""
+    """The weights of a gate's one or two parts, fitted on some rows, and its probability for all ``[n]``."""
+    made, product = {}, np.ones(len(right))
+    labels = ((right, rows),) if len(names) == 1 else ((states, rows), (right, rows & states))
+    for name, (label, known) in zip(names, labels, strict=True):
+        made[name], probability = judge_from(name, signals, label, known)
+        product = product * probability
+    return made, product
+
+
+def judge_from(name: str, signals: dict[str, np.ndarray], label: np.ndarray, known: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """The weights of one judge, fitted on the rows ``known``, and its probability for all ``[n]``."""
     from divray.scoring.judge import judge_of
 
-    made, product = {}, np.ones(len(right))
-    for name, label, known in zip(names, (states, right), (rows, rows & states), strict=True):
-        values = np.column_stack([signals[one] for one in PARTS[name]])
-        made[name] = fit(values[known], label[known], PARTS[name])
-        product = product * judge_of(made[name]).probability(values, PARTS[name])
-    return made, product
+    names = PARTS[name]
+    probe = next((one for one in names if one in PROBES), None)
+    values = np.column_stack([signals[one] for one in names if one != probe])
+    made = fit(values[known], label[known], names, signals[probe][known] if probe else None)
+    if probe:
+        values = np.column_stack([values, signals[probe] @ np.array(made["probe"]["weights"])])
+    return made, judge_of(made).probability(values, names)
 
 
 def measure(probability: np.ndarray, right: np.ndarray, groups: list[str], gate: np.ndarray | None = None) -> dict[str, Any]:
@@ -204,8 +244,6 @@ def main() -> None:
     from machine import machine
     from sklearn.model_selection import GroupKFold
 
-    from divray.scoring import judge
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--llm")
@@ -221,7 +259,6 @@ def main() -> None:
     groups = [f"{row['llm']}, {row['strategy']}" for row in rows]
     relations = np.array([f"{row['task']} {row['relation']}" for row in rows])
     path = ROOT / "divray" / "scoring" / "weights.json"
-    made: dict[str, Any] = json.loads(path.read_text())
     found: dict[str, Any] = {"machine": machine(), "read": len(rows), "held_out": int(held.sum()), "read_twice": len(twice)}
     found["kappa"] = agreement(twice)
     states = np.array([row["states"] for row in rows])
@@ -231,15 +268,17 @@ def main() -> None:
             own = [group for group, kept in zip(groups, mask, strict=True) if kept]
             found.setdefault(name, {})[part] = measure(probability[mask], right[mask], own, gate[mask])
 
+    fresh: dict[str, Any] = {}
     passed = np.zeros(len(rows), bool)
     for name, parts in GATES.items():
-        if not {signal for part in parts for signal in PARTS[part]} <= set(signals):
+        wanted = {signal for part in parts for signal in PARTS[part]} - PROBES.keys()
+        if not wanted <= set(signals):
             continue
-        known = ~np.isnan(np.column_stack([signals[one] for one in PARTS[parts[0]]])).any(axis=1)  # not all are asked about
+        known = ~np.isnan(np.column_stack([signals[one] for one in wanted])).any(axis=1)  # not all are asked about
         if not known.any():
             continue
         fitted, probability = gate_of(parts, signals, states, right, ~held & known)
-        made |= fitted
+        fresh = fitted | fresh  # a part that two gates share was fitted on all
         if name == DEFAULT:  # out of fold, since a judge is too sure of what it was fitted on
             for own, left in GroupKFold(8).split(rows, groups=relations):
                 others = np.isin(np.arange(len(rows)), own) & ~held
@@ -248,13 +287,13 @@ def main() -> None:
         report(f"gate{name}", probability, known, passed if name == DEFAULT else probability >= THRESHOLD)
     if "answer" in signals:
         known = ~np.isnan(signals["answer"])
-        made |= gate_of(("states_llm", "reads"), signals, states, right, ~held & known)[0]
-    values = np.column_stack([signals["sentence"], signals["stumble"], passed])
-    known = ~np.isnan(values).any(axis=1)
-    made["audit"] = fit(values[known & ~held], right[known & ~held], PARTS["audit"])
-    report("audit", judge.judge_of(made["audit"]).probability(values, PARTS["audit"]), known, passed)
+        fresh = gate_of(("states_llm", "reads"), signals, states, right, ~held & known)[0] | fresh
+    for name in ("audit", "audit_probed"):
+        fresh[name], probability = judge_from(name, {**signals, "passed": passed.astype(float)}, right, ~held)
+        report(name, probability, np.ones(len(rows), bool), passed)
     if arguments.write:
-        path.write_text(json.dumps(made, indent=1) + "\n")
+        text = json.dumps(json.loads(path.read_text()) | fresh, indent=1)
+        path.write_text(re.sub(r"\[[-\d.e,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

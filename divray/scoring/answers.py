@@ -1,4 +1,4 @@
-"""What LLMs say of sentences: how likely one is, token by token, and whether it says its relation.
+"""What LLMs say of sentences: how likely one is, token by token, what their hidden states hold of it, and whether it says its relation.
 
 An answer is the odds of the first word, yes against no, never free text: from a model on this machine or from a server.
 """
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -65,22 +65,41 @@ def ask(answerer: Answerer, relations: Sequence[Relation], seeds: Sequence[Examp
     return found.round(3)
 
 
-def readings(likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
-    """``sentence`` and ``stumble`` of each example, not yet less the seeds', float64 ``[n, 2]``, three decimals.
+class Probe(NamedTuple):
+    """A linear classifier of an LLM's hidden states: ``weights`` ``[2 d]`` of those after ``layer``, of their mean over the sentence's
+    tokens and of the last of these (Alain and Bengio 2017, arXiv 1610.01644)."""
+
+    layer: int
+    weights: np.ndarray
+
+
+def readings(
+    likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example], probe: Probe | None = None
+) -> np.ndarray:
+    """``sentence`` and ``stumble`` of each example, not yet less the seeds', and what a probe of this LLM says (0: there is none);
+    float64 ``[n, 3]``, three decimals.
 
     The arguments are those of :func:`ask`.
     """
+    found = np.zeros((len(examples), 3))
+    for row, terms, states in read_after_seeds(likelihood, relations, seeds, examples, probe.layer if probe else None):
+        found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean(), states @ probe.weights if probe else 0.0
+    return found.round(3)
+
+
+def read_after_seeds(
+    likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example], layer: int | None = None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Row, and what :meth:`Likelihood.read` says, of each example's sentence after the records of seeds and its own entities."""
     named = {relation.name: relation for relation in relations}
-    found = np.zeros((len(examples), 2))
     for (name, shown), rows in _by_shown(seeds, examples).items():
         records = "".join(f"{as_lines(named[name], seed)}\n\n" for seed in shown)
         prefix = f"Relation: {name}\nMeaning: {named[name].description}\n\n{records}"
         head, tail, sentence = labels(named[name])
         own = [examples[row] for row in rows]
         leads = [f"{head} {one.head_text}\n{tail} {one.tail_text}\n{sentence}" for one in own]
-        for row, terms in zip(rows, likelihood.log_probabilities(prefix, leads, [f" {one.text}" for one in own]), strict=True):
-            found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean()
-    return found.round(3)
+        for row, told in zip(rows, likelihood.read(prefix, leads, [f" {one.text}" for one in own], layer), strict=True):
+            yield row, *told
 
 
 def some_of(seeds: Sequence[Example]) -> Sequence[Example]:
@@ -121,31 +140,41 @@ class Likelihood:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self.model: Any = model.to(device).eval()
 
-    def log_probabilities(self, prefix: str, leads: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:
-        """Log-probability of each token of every text after ``prefix`` and its lead, float64 ``[tokens]`` in nats.
+    def read(
+        self, prefix: str, leads: Sequence[str], texts: Sequence[str], layer: int | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of every text after ``prefix`` and its lead the log-probability of each token, float64 ``[tokens]`` in nats, and the mean and the
+        last of its tokens' hidden states after ``layer``, float64 ``[2 d]`` (empty without one).
 
         ``prefix`` ends where a token ends, such as after a newline, and ``texts`` begin where one does.
         """
+        import torch
+
         before = self._tokens(leads)
         encoded = [lead + text for lead, text in zip(before, self._tokens(texts), strict=True)]
-        found: list[np.ndarray] = [np.zeros(0)] * len(texts)
-        for row, scores in self._scores(prefix, encoded, [len(lead) for lead in before]):
+        found = [(np.zeros(0), np.zeros(0))] * len(texts)
+        for row, scores, states in self._scores(prefix, encoded, [len(lead) for lead in before], layer):
             wanted = scores.new_tensor(encoded[row][len(before[row]) :], dtype=int)
-            found[row] = scores[:-1].gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
+            terms = scores[:-1].gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
+            kept = scores.new_zeros(0) if states is None else torch.cat([states[1:].double().mean(0), states[-1].double()])
+            found[row] = terms, kept.cpu().numpy()
         return found
 
     def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
         """Log-odds of `` yes`` over `` no`` after ``prefix`` and each question, in nats."""
         (yes, *_), (no, *_) = self._tokens([" yes", " no"])
         encoded = self._tokens(questions)
-        found = {row: float(scores[-1, yes] - scores[-1, no]) for row, scores in self._scores(prefix, encoded, list(map(len, encoded)))}
+        found = {row: float(scores[-1, yes] - scores[-1, no]) for row, scores, _ in self._scores(prefix, encoded, list(map(len, encoded)))}
         return [found[row] for row in range(len(questions))]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
-    def _scores(self, prefix: str, encoded: Sequence[list[int]], starts: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        """Each row with the log-probabilities ``[n - start + 1, vocabulary]`` of what may stand at its places from ``start`` to ``n``."""
+    def _scores(
+        self, prefix: str, encoded: Sequence[list[int]], starts: Sequence[int], layer: int | None = None
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """Each row with the log-probabilities ``[n - start + 1, vocabulary]`` of what may stand at its places from ``start`` to ``n``, and
+        the hidden states ``[n - start + 1, d]`` after ``layer`` of the tokens before those places."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -163,9 +192,12 @@ class Likelihood:
                 past = copy.deepcopy(cache)
                 past.batch_repeat_interleave(len(rows))
                 first = min(starts[row] for row in rows)
-                logits = self.model(block, attention_mask=mask, past_key_values=past, logits_to_keep=block.shape[1] - first).logits
+                options = {"logits_to_keep": block.shape[1] - first, "output_hidden_states": layer is not None}
+                said = self.model(block, attention_mask=mask, past_key_values=past, **options)
                 for place, row in enumerate(rows):
-                    yield row, logits[place, starts[row] - first : len(texts[place]) - first].float().log_softmax(-1)
+                    start, end = starts[row], len(texts[place])
+                    states = None if layer is None else said.hidden_states[layer][place, start:end]
+                    yield row, said.logits[place, start - first : end - first].float().log_softmax(-1), states
 
 
 class ServerAnswers:

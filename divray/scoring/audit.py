@@ -7,6 +7,7 @@ records of its relation.  With ``l`` the log-probabilities of the sentence's tok
 ``sentence``  mean of l, less that of some of the task's seeds, each read without itself
 ``stumble``   mean of the three smallest of l, likewise
 ``passed``    1 from a gate's score of :data:`PASSED` on, whatever the threshold of the run
+``states``    what the hidden states of the LLM that the weights were fitted for add to the log-odds
 ============  =========================================================================================
 """
 
@@ -21,12 +22,14 @@ from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 from divray.scoring.answers import Likelihood, readings, some_of
-from divray.scoring.judge import AUDIT, weights
+from divray.scoring.judge import probe_for, weights
 from divray.scoring.stage import encoder_pool
 
-SIGNALS = ("sentence", "stumble", "passed")
+SIGNALS = ("sentence", "stumble", "passed", "states")
+AUDIT, AUDIT_PROBED = "audit", "audit_probed"
+"""Names in ``weights.json`` of the weights for any LLM, and for the one with a probe."""
 PASSED = 0.8
-"""As the weights were fitted (``benchmarks/reading/fit.py``)."""
+"""As the weights were fitted (``benchmarks/reading/fit.py``), with the default gate."""
 
 
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
@@ -48,8 +51,10 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     found = {row["sample_id"]: row["read"] for row in data.iter_rows()}
     origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)
     names = rows["sample_id"].to_pylist()
-    signals = np.column_stack([np.array([found[name] for name in names]) - origin, rows["correctness"].to_numpy() >= PASSED])
-    return dict(zip(names, weights(AUDIT).probability(signals, SIGNALS).tolist(), strict=True))
+    told = np.array([found[name] for name in names])
+    signals = np.column_stack([told[:, :2] - origin[:2], rows["correctness"].to_numpy() >= PASSED, told[:, 2]])
+    judge = weights(AUDIT_PROBED if probe_for(AUDIT_PROBED, config.correctness.reader) else AUDIT)
+    return dict(zip(names, judge.probability(signals, SIGNALS).tolist(), strict=True))
 
 
 def seeds_of(config: Config, run: RunFolder) -> tuple[list[Relation], list[Example]]:
@@ -66,7 +71,8 @@ class _Reader:
         import ray
 
         self.known = Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), *seeds_of(config, RunFolder(uri))
+        self.probe = probe_for(AUDIT_PROBED, config.correctness.reader)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        read = readings(*self.known, table_examples(batch, "sample_id"))
+        read = readings(*self.known, table_examples(batch, "sample_id"), self.probe)
         return batch.select(["sample_id"]).append_column("read", pa.array(read.tolist(), pa.list_(pa.float64())))

@@ -1,8 +1,9 @@
 """The gate's judge of a sample, on which pairs and selection depend.
 
-It is the product of two logistic regressions: does the sentence state its relation, and if so, does it read well?  The signals mean
-the same for every task: each is taken less its mean over the task's own seeds, every seed judged without itself.  The weights and their
-calibration come from sentences that language-model agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.
+It is a logistic regression: is the sentence right?  With an LLM of the user's own, or none, it is the product of two: does the sentence
+state its relation, and if so, does it read well?  The signals mean the same for every task: each but the probe is taken less its mean
+over the task's own seeds, every seed judged without itself.  The weights and their calibration come from sentences that language-model
+agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.
 
 The signals come from the features of the spans (:class:`divray.embeddings.SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -18,6 +19,8 @@ of seeds with head and tail exchanged:
 ``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
+``probe``     where ``correctness.fluency`` is the LLM that it was fitted for, and no other LLM is asked: what that one's hidden
+              states add to the log-odds (:class:`divray.scoring.answers.Probe`)
 ============  ===============================================================================
 """
 
@@ -37,12 +40,12 @@ from divray.config import Config
 from divray.datasets.stage import stated
 from divray.embeddings import Encoder, SpanEncoder
 from divray.relations import Example, Relation, replaced
-from divray.scoring.answers import Likelihood, answerer_of, ask, readings, some_of
+from divray.scoring.answers import Likelihood, Probe, answerer_of, ask, readings, some_of
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
-SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer")
-AUDIT = "audit"
-"""Name of the audit's weights in ``weights.json``; for those of the gate see :func:`gate_probability`."""
+SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer", "probe")
+PROBED = "probed"
+"""Name in ``weights.json`` of the gate's weights with a probe; for the others see :func:`gate_probability`."""
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0
@@ -67,20 +70,33 @@ class Weights(NamedTuple):
         return np.round(1.0 / (1.0 + np.exp(-(np.clip(own, self.low, self.high) @ self.weight + self.bias))), _DIGITS)
 
 
-def gate_probability(signals: np.ndarray, fluency: bool, llm: bool) -> np.ndarray:
-    """That the sentence of these :meth:`Judge.signals` states its relation, times that it then reads well, too; float64 ``[n]``.
+def gate_probability(signals: np.ndarray, fluency: bool, llm: bool, probed: bool = False) -> np.ndarray:
+    """That the sentence of these :meth:`Judge.signals` is right, float64 ``[n]``.
 
-    ``fluency`` and ``llm`` say whether ``correctness.fluency`` and ``correctness.llm`` are named.
+    ``fluency`` and ``llm`` say whether ``correctness.fluency`` and ``correctness.llm`` are named, ``probed`` whether the first has a probe.
     """
+    if probed:
+        return weights(PROBED).probability(signals)
     heard = fluency * "_fluency"
     states, reads = weights(f"states{heard}{llm * '_llm'}"), weights(f"reads{heard}")
     return np.round(states.probability(signals) * reads.probability(signals), _DIGITS)
 
 
 @cache
+def _shipped() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files("divray.scoring").joinpath("weights.json").read_text(encoding="utf-8"))
+    return found
+
+
 def weights(name: str) -> Weights:
     """A judge as shipped in ``weights.json``."""
-    return judge_of(json.loads(files("divray.scoring").joinpath("weights.json").read_text(encoding="utf-8"))[name])
+    return judge_of(_shipped()[name])
+
+
+def probe_for(name: str, llm: str | None) -> Probe | None:
+    """The probe of a judge in ``weights.json``, where it was fitted for this LLM."""
+    found = _shipped()[name]["probe"]
+    return Probe(found["layer"], np.array(found["weights"], np.float64)) if found["llm"] == llm else None
 
 
 def judge_of(found: dict[str, Any]) -> Weights:
@@ -100,7 +116,7 @@ class Judge:
     length: float  # mean log of the seeds' characters
     wording: Discriminant  # of spans: class r is relation r, class len(relations) + r its reversal
     entities: Discriminant  # of entities alone: class r is a head of relation r, class len(relations) + r a tail
-    origin: np.ndarray  # mean of each signal over the seeds [len(SIGNALS)]
+    origin: np.ndarray  # mean of each signal over the seeds, 0 for the probe [len(SIGNALS)]
 
     def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
@@ -146,7 +162,7 @@ def fit_judge(
     np.fill_diagonal(same, False)
     signals = _signals(judge, own, scores[: len(own)], np.split(of_names, 2), known[: len(own)], np.tile(same, 2))
     found = np.column_stack([signals, np.maximum(0.0, logs - judge.length)])[several if several.any() else slice(None)]
-    return replace(judge, origin=np.concatenate([found.mean(axis=0), heard]).round(_DIGITS))
+    return replace(judge, origin=np.concatenate([found.mean(axis=0), heard, [0.0]]).round(_DIGITS))
 
 
 def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
@@ -224,19 +240,20 @@ class Judging:
         self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
         self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
         self.answerer = answerer_of(config, self.encoder.device)
+        self.probe = None if self.answerer else probe_for(PROBED, config.correctness.fluency)
 
     def hear(self, examples: Sequence[Example]) -> np.ndarray:
-        """``fluency`` and ``answer``, float64 ``[n, 2]``; zeros where no LLM is named."""
-        known, found = (self.relations, self.seeds, examples), np.zeros((len(examples), 2))
+        """``fluency``, ``answer`` and ``probe``, float64 ``[n, 3]``; zeros for what nobody is asked."""
+        known, found = (self.relations, self.seeds, examples), np.zeros((len(examples), 3))
         if self.likelihood is not None:
-            found[:, 0] = readings(self.likelihood, *known)[:, 0]
+            found[:, [0, 2]] = readings(self.likelihood, *known, self.probe)[:, [0, 2]]
         if self.answerer is not None:
             found[:, 1] = ask(self.answerer, *known)
         return found
 
     def hear_seeds(self) -> np.ndarray:
-        """Mean of :meth:`hear` over some of the seeds, float64 ``[2]``."""
-        return self.hear(some_of(self.seeds)).mean(axis=0).round(3)
+        """Mean of ``fluency`` and ``answer`` over some of the seeds, float64 ``[2]``."""
+        return self.hear(some_of(self.seeds)).mean(axis=0).round(3)[:2]
 
     def judge(self, heard: np.ndarray) -> Judge:
         """The task's judge; ``heard`` is :meth:`hear_seeds`."""
@@ -248,4 +265,4 @@ class Judging:
         """The gate's probability that each example is right, float64 ``[n]``."""
         relations, texts = [example.relation for example in examples], [example.text for example in examples]
         signals = judge.signals(relations, texts, self.spans.encode(examples), self.hear(examples))
-        return gate_probability(signals, fluency=self.likelihood is not None, llm=self.answerer is not None)
+        return gate_probability(signals, self.likelihood is not None, self.answerer is not None, self.probe is not None)
