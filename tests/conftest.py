@@ -97,10 +97,7 @@ def missing_metrics(told: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     end = time.monotonic() + 240
     while True:
         lines: list[str] = []
-        with (
-            suppress(OSError),
-            urllib.request.urlopen(address, timeout=30) as answer,
-        ):
+        with suppress(OSError), urllib.request.urlopen(address, timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         missing = [words for words in told if not any(all(word in line for word in words) for line in lines)]
         if not missing or time.monotonic() > end:

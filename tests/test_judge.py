@@ -15,17 +15,7 @@ from divray.scoring import answers
 from divray.scoring.answers import Likelihood, Probe, ask, readings
 from divray.scoring.audit import AUDIT, AUDIT_PROBED
 from divray.scoring.audit import SIGNALS as READ
-from divray.scoring.judge import (
-    PROBED,
-    SIGNALS,
-    SPREAD,
-    Judge,
-    described_seeds,
-    fit_judge,
-    gate_probability,
-    probe_for,
-    weights,
-)
+from divray.scoring.judge import PROBED, SIGNALS, SPREAD, Judge, described_seeds, fit_judge, gate_probability, probe_for, weights
 from divray.sections import CorrectnessConfig
 from divray.spans import BLOCKS, exchanged
 
@@ -199,11 +189,8 @@ def test_what_a_model_holds_of_a_text_is_that_of_its_own_tokens(tiny_model: Path
     import torch
 
     likelihood = Likelihood(str(tiny_model))
-    prefix, leads, texts = (
-        "Some lines.\n\n",
-        ["Head: Ann\nSentence:", "Head: Omar and Ada\nSentence:"],
-        [" Ann met Bob.", " They ran and ran and ran."],
-    )
+    prefix, leads = "Some lines.\n\n", ["Head: Ann\nSentence:", "Head: Omar and Ada\nSentence:"]
+    texts = [" Ann met Bob.", " They ran and ran and ran."]
     monkeypatch.setitem(answers.BATCH_TOKENS, "cpu", 1000)  # both in one batch, the first with padding
     for lead, text, (terms, states) in zip(leads, texts, likelihood.read(prefix, leads, texts, layer=1), strict=True):
         ids = [likelihood.tokenizer(part, add_special_tokens=False).input_ids for part in (prefix, lead, text)]

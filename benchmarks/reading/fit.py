@@ -41,7 +41,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "reads_fluency": ("length", "fluency"),
     "probed": (*GATE, "fluency", "probe"),
     "audit": ("sentence", "stumble", "passed"),
-    "audit_probed": ("sentence", "stumble", "passed", "states"),
+    "audit_probed": ("sentence", "stumble", "passed", "inside"),
 }
 """Of the judges. ``states…`` is fitted to whether readers say that the relation stands there between whole mentions, ``reads…`` to
 whether a sentence that states it is right, ``probed`` and the audit to whether a sentence is right."""
@@ -57,7 +57,7 @@ THRESHOLD = 0.8
 """The gate of the audit's ``passed``: `correctness.threshold`."""
 STRENGTH, TIGHT = 0.3, 0.05
 """Inverse regularisation C, for signals of unit variance; factor of the hidden states', which makes theirs ``TIGHT ** 2`` of that."""
-PROBES = {"probe": ("embedded:smollm2", 20), "states": ("embedded:gemma3-270m", 12)}
+PROBES = {"probe": ("embedded:smollm2", 20), "inside": ("embedded:gemma3-270m", 12)}
 """Whose states a probe sees, and after which layer: two thirds of the way."""
 ASKED = 5
 """Of so many sentences of the quick start one is asked about, since a larger LLM takes a second or more for each on two cores."""

@@ -61,10 +61,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     batches(config.alignment.model_dump(), config.cluster.train_workers)
     pairs, reference, chat = read_pairs(run, round), base_model(config, run, round), config.prompts.style == "chat"
-    tokenizer, most = (
-        AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference)),
-        config.alignment.max_length,
-    )
+    tokenizer = AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference))
+    most = config.alignment.max_length
     parts = (pairs.slice(start, TRIED) for start in range(0, pairs.num_rows, TRIED))
     if all(tokenize_pairs(part, tokenizer, most, chat)[1] == part.num_rows for part in parts):  # no worker starts for nothing
         raise InputError("config", "alignment.max_length", f"no pair fits in {most} tokens", "Raise it.")

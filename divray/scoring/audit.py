@@ -7,7 +7,7 @@ records of its relation.  With ``l`` the log-probabilities of the sentence's tok
 ``sentence``  mean of l, less that of some of the task's seeds, each read without itself
 ``stumble``   mean of the three smallest of l, likewise
 ``passed``    1 from a gate's score of :data:`PASSED` on, whatever the threshold of the run
-``states``    what the hidden states of the LLM that the weights were fitted for add to the log-odds
+``inside``    what the hidden states of the LLM that the weights were fitted for add to the log-odds
 ============  =========================================================================================
 """
 
@@ -25,7 +25,7 @@ from divray.scoring.answers import Likelihood, readings, some_of
 from divray.scoring.judge import probe_for, weights
 from divray.scoring.stage import encoder_pool
 
-SIGNALS = ("sentence", "stumble", "passed", "states")
+SIGNALS = ("sentence", "stumble", "passed", "inside")
 AUDIT, AUDIT_PROBED = "audit", "audit_probed"
 """Names in ``weights.json`` of the weights for any LLM, and for the one with a probe."""
 PASSED = 0.8
