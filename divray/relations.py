@@ -94,8 +94,8 @@ def render_marked(example: Example) -> str:
 
 
 def mask_entities(text: str, head: Span, tail: Span) -> str:
-    """``text`` with the entities replaced by ``HEAD`` and ``TAIL``: its structure without its names."""
-    return replaced(text, head, "HEAD", tail, "TAIL")[0]
+    """``text`` with the entities replaced by ``HEAD`` and ``TAIL`` and each number by ``0``: its structure without its names."""
+    return re.sub(r"\d+", "0", replaced(text, head, "HEAD", tail, "TAIL")[0])
 
 
 def replaced(text: str, head: Span, head_by: str, tail: Span, tail_by: str) -> tuple[str, Span, Span]:

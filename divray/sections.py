@@ -146,7 +146,7 @@ class DiversityConfig(Section):
     """Jaccard similarity to a seed example from which a sample is a copy of it."""
 
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
-    mask_entities: bool = Field(True, description="Compare structure, not names.")
+    mask_entities: bool = Field(True, description="Compare structure, not names and numbers.")
     guard_test: bool = Field(False, description="Drop every sample that is a near-duplicate of a test sentence.")
 
 

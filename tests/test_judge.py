@@ -15,7 +15,19 @@ from divray.scoring import answers
 from divray.scoring.answers import Likelihood, Probe, ask, readings
 from divray.scoring.audit import AUDIT, AUDIT_PROBED
 from divray.scoring.audit import SIGNALS as READ
-from divray.scoring.judge import PROBED, SIGNALS, SPREAD, Judge, described_seeds, fit_judge, gate_probability, probe_for, weights
+from divray.scoring.judge import (
+    FLUENCY,
+    PLAIN,
+    PROBED,
+    SIGNALS,
+    SPREAD,
+    Judge,
+    described_seeds,
+    fit_judge,
+    gate_probability,
+    probe_for,
+    weights,
+)  # fmt: skip
 from divray.sections import CorrectnessConfig
 from divray.spans import BLOCKS, exchanged
 
@@ -72,7 +84,7 @@ def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
     return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros((len(examples), 3)))
 
 
-gate = partial(gate_probability, fluency=False, llm=False)
+gate = partial(gate_probability, name=PLAIN)
 SEEDS = [sentence(relation, number, number % 3) for relation in WORDING for number in range(6)]
 RIGHT = [sentence(relation, number, wording) for relation in WORDING for number in (7, 8) for wording in range(3)]
 OTHER = {"founder": "works_for", "works_for": "founder"}
@@ -171,18 +183,20 @@ def test_no_samples_and_an_unknown_relation() -> None:
 
 
 def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_gates() -> None:
-    parts = ("states", "states_fluency", "states_llm", "states_fluency_llm", "reads", "reads_fluency")
-    signals_of = {**dict.fromkeys((*parts, PROBED), SIGNALS), **dict.fromkeys((AUDIT, AUDIT_PROBED), READ)}
+    gates = {PLAIN: set(), FLUENCY: {"fluency"}, PROBED: {"fluency", "probe"}}
+    signals_of = {**dict.fromkeys(gates, SIGNALS), **dict.fromkeys((AUDIT, AUDIT_PROBED), READ)}
     for judge, known in ((weights(name), known) for name, known in signals_of.items()):
         assert set(judge.signals) <= set(known) and (judge.low < judge.high).all()
         assert 0 < judge.probability(np.zeros((1, len(known))), known)[0] < 1
-    for name in parts:
-        assert ("fluency" in weights(name).signals, "answer" in weights(name).signals) == ("fluency" in name, "llm" in name)
+    for name, heard in gates.items():
+        assert set(weights(name).signals) & {"fluency", "answer", "probe"} == heard
     assert not set(READ) & set(SIGNALS)
     for name, llm in ((PROBED, CorrectnessConfig().fluency), (AUDIT_PROBED, CorrectnessConfig().reader)):
         assert probe_for(name, llm) is not None and probe_for(name, "another") is probe_for(name, None) is None
-    likely, doubtful = (gate_probability(np.array([[0.0] * 10 + [told]]), True, False, probed=True)[0] for told in (20.0, -20.0))
+    likely, doubtful = (gate_probability(np.array([[0.0] * 10 + [told]]), PROBED)[0] for told in (20.0, -20.0))
     assert likely > 0.9 and doubtful < 0.1
+    yes, nothing, no = (gate_probability(np.array([[0.0] * 9 + [answer, 0.0]]), PROBED)[0] for answer in (3.0, 0.0, -30.0))
+    assert 0 < no < nothing < yes < 1  # one LLM alone never decides
 
 
 def test_what_a_model_holds_of_a_text_is_that_of_its_own_tokens(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

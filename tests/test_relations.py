@@ -45,6 +45,7 @@ def test_blanks_leave_the_entity() -> None:
 def test_masking_keeps_the_structure() -> None:
     assert mask_entities("Ada lives in Rome.", (0, 3), (13, 17)) == "HEAD lives in TAIL."
     assert mask_entities("Rome is home to Ada.", (16, 19), (0, 4)) == "TAIL is home to HEAD."
+    assert mask_entities("Ada was born in Rome in 1952, at 7 a.m.", (0, 3), (16, 20)) == "HEAD was born in TAIL in 0, at 0 a.m."
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def test_summary_diversity(tmp_path: Path, simple_scores: None) -> None:
     assert {name: value for name, value in found["diversity"]["round-00"].items() if name in SIMPLE} == {
         "vendi_ngram": 7.0,
         "vendi_embedding": 7.0,
-        "distinct_2": round(3 / 7, 4),
+        "distinct_2": round(1 / 7, 4),  # the sentences differ in their numbers alone, which are masked
         "mean_cosine": None,
     }
     assert found["diversity"]["round-01"]["vendi_ngram"] == 5.0

@@ -33,7 +33,8 @@ SEEDS_READ = 16
 
 BATCH_TOKENS = {"cpu": 1, "cuda": 1536}
 """Tokens in a batch without the prefix. On a CPU each text is read alone, so that its last bits do not depend on the others."""
-_HARDEST = 3
+HARDEST = 3
+"""Least likely tokens of a sentence whose mean is ``stumble``."""
 
 _TOP = 20
 """Alternatives of the first token that are asked for: what vLLM gives at most."""
@@ -83,7 +84,7 @@ def readings(
     """
     found = np.zeros((len(examples), 3))
     for row, terms, states in read_after_seeds(likelihood, relations, seeds, examples, probe.layer if probe else None):
-        found[row] = terms.mean(), np.sort(terms)[:_HARDEST].mean(), states @ probe.weights if probe else 0.0
+        found[row] = terms.mean(), np.sort(terms)[:HARDEST].mean(), states @ probe.weights if probe else 0.0
     return found.round(3)
 
 

@@ -1,9 +1,9 @@
 """The gate's judge of a sample, on which pairs and selection depend.
 
-It is a logistic regression: is the sentence right?  With an LLM of the user's own, or none, it is the product of two: does the sentence
-state its relation, and if so, does it read well?  The signals mean the same for every task: each but the probe is taken less its mean
+It is a logistic regression: is the sentence right?  The signals mean the same for every task: each but the probe is taken less its mean
 over the task's own seeds, every seed judged without itself.  The weights and their calibration come from sentences that language-model
-agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.
+agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.  The answer of ``correctness.llm`` is added as it is, since
+LLMs differ too much for one weight: one that tells right from wrong moves the score, one that can't hardly does.
 
 The signals come from the features of the spans (:class:`divray.embeddings.SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -18,9 +18,10 @@ of seeds with head and tail exchanged:
 ``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
 ``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
-``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
-``probe``     where ``correctness.fluency`` is the LLM that it was fitted for, and no other LLM is asked: what that one's hidden
-              states add to the log-odds (:class:`divray.scoring.answers.Probe`)
+``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes, at most :data:`LOUDEST` either way
+              (:mod:`divray.scoring.answers`)
+``probe``     where ``correctness.fluency`` is the LLM that it was fitted for: what that one's hidden states add to the log-odds
+              (:class:`divray.scoring.answers.Probe`)
 ============  ===============================================================================
 """
 
@@ -44,8 +45,9 @@ from divray.scoring.answers import Likelihood, Probe, answerer_of, ask, readings
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer", "probe")
-PROBED = "probed"
-"""Name in ``weights.json`` of the gate's weights with a probe; for the others see :func:`gate_probability`."""
+PLAIN, FLUENCY, PROBED = "plain", "fluency", "probed"
+"""Names in ``weights.json``: of the weights without an LLM, with the likelihood under any, and with that and a probe."""
+LOUDEST = 4.0
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0
@@ -56,7 +58,7 @@ _DIGITS = 4
 
 
 class Weights(NamedTuple):
-    """A judge: the probability is the logistic function of ``bias + sum(weight * clip(signal, low, high))``."""
+    """A judge: the log-odds are ``bias + sum(weight * clip(signal, low, high))``."""
 
     signals: tuple[str, ...]
     weight: np.ndarray
@@ -64,22 +66,19 @@ class Weights(NamedTuple):
     high: np.ndarray
     bias: float
 
-    def probability(self, values: np.ndarray, names: tuple[str, ...] = SIGNALS) -> np.ndarray:
+    def log_odds(self, values: np.ndarray, names: tuple[str, ...] = SIGNALS) -> np.ndarray:
         """Of rows of signals, float64 ``[n]``; ``names`` are those of the columns."""
         own = values[:, [names.index(name) for name in self.signals]]
-        return np.round(1.0 / (1.0 + np.exp(-(np.clip(own, self.low, self.high) @ self.weight + self.bias))), _DIGITS)
+        return np.asarray(np.clip(own, self.low, self.high) @ self.weight + self.bias)
+
+    def probability(self, values: np.ndarray, names: tuple[str, ...] = SIGNALS, added: np.ndarray | float = 0.0) -> np.ndarray:
+        """The same with log-odds ``added``, as a probability to four digits."""
+        return np.round(1.0 / (1.0 + np.exp(-self.log_odds(values, names) - added)), _DIGITS)
 
 
-def gate_probability(signals: np.ndarray, fluency: bool, llm: bool, probed: bool = False) -> np.ndarray:
-    """That the sentence of these :meth:`Judge.signals` is right, float64 ``[n]``.
-
-    ``fluency`` and ``llm`` say whether ``correctness.fluency`` and ``correctness.llm`` are named, ``probed`` whether the first has a probe.
-    """
-    if probed:
-        return weights(PROBED).probability(signals)
-    heard = fluency * "_fluency"
-    states, reads = weights(f"states{heard}{llm * '_llm'}"), weights(f"reads{heard}")
-    return np.round(states.probability(signals) * reads.probability(signals), _DIGITS)
+def gate_probability(signals: np.ndarray, name: str) -> np.ndarray:
+    """That the sentence of these :meth:`Judge.signals` is right, by the weights of this name, float64 ``[n]``."""
+    return weights(name).probability(signals, added=np.clip(signals[:, SIGNALS.index("answer")], -LOUDEST, LOUDEST))
 
 
 @cache
@@ -240,7 +239,8 @@ class Judging:
         self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
         self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
         self.answerer = answerer_of(config, self.encoder.device)
-        self.probe = None if self.answerer else probe_for(PROBED, config.correctness.fluency)
+        self.probe = probe_for(PROBED, config.correctness.fluency)
+        self.gate = PROBED if self.probe else FLUENCY if self.likelihood else PLAIN
 
     def hear(self, examples: Sequence[Example]) -> np.ndarray:
         """``fluency``, ``answer`` and ``probe``, float64 ``[n, 3]``; zeros for what nobody is asked."""
@@ -265,4 +265,4 @@ class Judging:
         """The gate's probability that each example is right, float64 ``[n]``."""
         relations, texts = [example.relation for example in examples], [example.text for example in examples]
         signals = judge.signals(relations, texts, self.spans.encode(examples), self.hear(examples))
-        return gate_probability(signals, self.likelihood is not None, self.answerer is not None, self.probe is not None)
+        return gate_probability(signals, self.gate)
