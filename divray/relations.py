@@ -94,7 +94,7 @@ def render_marked(example: Example) -> str:
 
 
 def mask_entities(text: str, head: Span, tail: Span) -> str:
-    """``text`` with the entities replaced by ``HEAD`` and ``TAIL`` and each number by ``0``: its structure without its names."""
+    """``text`` with the entities replaced by ``HEAD`` and ``TAIL`` and each number by ``0``: its structure without names and numbers."""
     return re.sub(r"\d+", "0", replaced(text, head, "HEAD", tail, "TAIL")[0])
 
 

@@ -154,7 +154,8 @@ class CorrectnessConfig(Section):
     """Does the sentence say its relation, in its direction?"""
 
     llm: Name | None = Field(
-        None, description="An LLM that the gate asks, too: its probability of yes. Hub id, folder, `embedded:…` or `endpoint`."
+        None,
+        description="An LLM whose log-odds of yes, less those for the examples, are added. Hub id, folder, `embedded:…` or `endpoint`.",
     )
     fluency: Name | None = Field(
         "embedded:smollm2",

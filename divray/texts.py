@@ -71,7 +71,7 @@ def _first_null(column: pa.Array | pa.ChunkedArray) -> int:
 
 
 def compared_texts(table: pa.Table, mask: bool) -> list[str]:
-    """The column ``text``, where ``mask`` by :func:`divray.relations.mask_entities`.
+    """The column ``text``, where ``mask`` masked by :func:`divray.relations.mask_entities`.
 
     Every text that is compared, embedded or scored for diversity goes through here.
 

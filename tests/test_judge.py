@@ -195,8 +195,8 @@ def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_g
         assert probe_for(name, llm) is not None and probe_for(name, "another") is probe_for(name, None) is None
     likely, doubtful = (gate_probability(np.array([[0.0] * 10 + [told]]), PROBED)[0] for told in (20.0, -20.0))
     assert likely > 0.9 and doubtful < 0.1
-    yes, nothing, no = (gate_probability(np.array([[0.0] * 9 + [answer, 0.0]]), PROBED)[0] for answer in (3.0, 0.0, -30.0))
-    assert 0 < no < nothing < yes < 1  # one LLM alone never decides
+    loud, yes, nothing, no = (gate_probability(np.array([[0.0] * 9 + [answer, 0.0]]), PROBED)[0] for answer in (30.0, 4.0, 0.0, -4.0))
+    assert 0 < no < nothing < yes == loud < 1
 
 
 def test_what_a_model_holds_of_a_text_is_that_of_its_own_tokens(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ the five that its seed draws; each is judged beside its own.
 
 A sentence is right if it states its relation, its entities are whole mentions, and it reads as English: by two readings that
 agree, else by a third.  Each judge is a logistic regression on signals clipped to the middle 96 % of their range; the default gate's
-sees the hidden states of `correctness.fluency` besides, held more tightly.  Figures of the held-out third are of a fit on the rest; the
-weights written are fitted on all, and those figures have each relation judged by a fit on others.
+sees the hidden states of `correctness.fluency` besides, held more tightly.  The figures `held_out` are of a fit on the rest. The
+weights written are fitted on all; the figures `each_by_the_others` judge each relation by a fit that has not seen it.
 """
 
 from __future__ import annotations
@@ -114,6 +114,14 @@ def agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {**found, "right": kappa([all(row["votes"][1]) for row in rows], [all(row["votes"][2]) for row in rows])}
 
 
+def families_of(rows: list[dict[str, Any]]) -> list[str]:
+    """What a fit on other relations leaves out with each row's: the other direction of SemEval's, the sibling of one of the forty."""
+    pairs: dict[str, str] = {}
+    for path in (HERE / "relations").glob("*.yaml"):
+        pairs |= {one.name: f"{path.stem} {place // 2}" for place, one in enumerate(read_relations_file(path))}
+    return [pairs.get(row["relation"], row["task"] + " " + row["relation"].partition("(")[0]) for row in rows]
+
+
 def signals_of(rows: list[dict[str, Any]], data: Path, kept: Path) -> dict[str, np.ndarray]:
     """Signal -> its value for each row ``[n]``, of a probe the states ``[n, 2 d]`` that it sees; computed where ``kept`` lacks it."""
     known: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
@@ -177,7 +185,7 @@ def fit(own: np.ndarray, right: np.ndarray, names: tuple[str, ...], inside: np.n
 
 
 def judge_from(
-    name: str, signals: dict[str, np.ndarray], right: np.ndarray, relations: np.ndarray, known: np.ndarray
+    name: str, signals: dict[str, np.ndarray], right: np.ndarray, families: np.ndarray, known: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The weights of a judge, fitted on the rows ``known``, and its log-odds for all ``[n]``, for known ones by fits on others"""
     names = PARTS[name]
@@ -190,7 +198,7 @@ def judge_from(
         return made, judge_of(made).log_odds(np.column_stack(told), names)
 
     made, odds = made_from(rows := np.flatnonzero(known))
-    for others, left in GroupKFold(8).split(rows, groups=relations[rows]):
+    for others, left in GroupKFold(8).split(rows, groups=families[rows]):
         odds[rows[left]] = made_from(rows[others])[1][rows[left]]
     return made, odds
 
@@ -216,13 +224,13 @@ def measure(probability: np.ndarray, right: np.ndarray, groups: list[str], tasks
 
 
 def judges(
-    signals: dict[str, np.ndarray], right: np.ndarray, relations: np.ndarray, known: np.ndarray
+    signals: dict[str, np.ndarray], right: np.ndarray, families: np.ndarray, known: np.ndarray
 ) -> dict[str, tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Name -> weights fitted on the rows ``known``, log-odds as of :func:`judge_from`, and what a gate lets through, bool ``[n]``."""
-    found = {name: judge_from(name, signals, right, relations, known) for name in ("plain", "fluency", "probed")}
+    found = {name: judge_from(name, signals, right, families, known) for name in ("plain", "fluency", "probed")}
     passed = expit(found["probed"][1]) >= THRESHOLD
     signals = {**signals, "passed": passed.astype(float)}
-    found |= {name: judge_from(name, signals, right, relations, known) for name in ("audit", "audit_probed")}
+    found |= {name: judge_from(name, signals, right, families, known) for name in ("audit", "audit_probed")}
     return {name: (made, odds, passed if "audit" in name else expit(odds) >= THRESHOLD) for name, (made, odds) in found.items()}
 
 
@@ -237,15 +245,16 @@ def main() -> None:
     rows = [row for row in twice if row["right"] is not None]
     signals = signals_of(rows, arguments.data, arguments.signals)
     right, held = (np.array([row[name] for row in rows]) for name in ("right", "held_out"))
-    relations = np.array([f"{row['task']} {row['relation']}" for row in rows])
+    families = np.array(families_of(rows))
     found: dict[str, Any] = {"machine": machine(), "read": len(rows), "held_out": int(held.sum()), "read_twice": len(twice)}
     found["kappa"] = agreement(twice)
     groups = [f"{row['llm']}, {row['strategy']}" for row in rows]
     tasks = [row["task"].partition(",")[0] for row in rows]
-    shipped = judges(signals, right, relations, held | True)
+    everything = np.ones(len(rows), bool)
+    shipped = judges(signals, right, families, everything)
     for fitted, parts in (
-        (judges(signals, right, relations, ~held), {"chosen_on": ~held, "held_out": held}),
-        (shipped, {"each_by_the_others": held | True}),
+        (judges(signals, right, families, ~held), {"chosen_on": ~held, "held_out": held}),
+        (shipped, {"each_by_the_others": everything}),
     ):
         for name, (_, odds, gate) in fitted.items():
             for part, mask in parts.items():

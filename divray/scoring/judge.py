@@ -2,8 +2,8 @@
 
 It is a logistic regression: is the sentence right?  The signals mean the same for every task: each but the probe is taken less its mean
 over the task's own seeds, every seed judged without itself.  The weights and their calibration come from sentences that language-model
-agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.  The answer of ``correctness.llm`` is added as it is, since
-LLMs differ too much for one weight: one that tells right from wrong moves the score, one that can't hardly does.
+agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.  The answer of ``correctness.llm`` is added to the log-odds:
+LLMs differ too much for a fitted weight.  So the score is not calibrated with one, and it should be one that you trust.
 
 The signals come from the features of the spans (:class:`divray.embeddings.SpanEncoder`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -18,8 +18,7 @@ of seeds with head and tail exchanged:
 ``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
 ``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
-``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes, at most :data:`LOUDEST` either way
-              (:mod:`divray.scoring.answers`)
+``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
 ``probe``     where ``correctness.fluency`` is the LLM that it was fitted for: what that one's hidden states add to the log-odds
               (:class:`divray.scoring.answers.Probe`)
 ============  ===============================================================================
@@ -46,8 +45,9 @@ from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discri
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer", "probe")
 PLAIN, FLUENCY, PROBED = "plain", "fluency", "probed"
-"""Names in ``weights.json``: of the weights without an LLM, with the likelihood under any, and with that and a probe."""
+"""Names in ``weights.json``: of the weights without an LLM, with the likelihood under any LLM, and with that and a probe."""
 LOUDEST = 4.0
+"""What ``answer`` adds to the log-odds, at most, either way."""
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0

@@ -99,7 +99,7 @@ _COLUMNS = {
     "policy": "who wrote it: `base`, the model before tuning, or `tuned`",
     "correctness": "the gate's probability that the sentence is right",
     "audit": "the same by a second judge",
-    "novelty": "1 - cosine to the most similar other unique sample of its relation and round, entities masked",
+    "novelty": "1 - cosine to the most similar other unique sample of its relation and round, entities and numbers masked",
 }
 
 
