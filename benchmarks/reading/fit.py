@@ -187,7 +187,7 @@ def fit(own: np.ndarray, right: np.ndarray, names: tuple[str, ...], inside: np.n
 def judge_from(
     name: str, signals: dict[str, np.ndarray], right: np.ndarray, families: np.ndarray, known: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """The weights of a judge, fitted on the rows ``known``, and its log-odds for all ``[n]``, for known ones by fits on others"""
+    """The weights of a judge, fitted on the rows ``known``, and its log-odds for all ``[n]``, for known ones by fits on others."""
     names = PARTS[name]
     probe = next((one for one in names if one in PROBES), None)
     values = np.column_stack([signals[one] for one in names if one != probe])
