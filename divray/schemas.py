@@ -98,7 +98,7 @@ smallest id of the connected component of near-duplicates; ``nearest_id`` and ``
 nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether this one stays, and ``reason`` says
 why. ``novelty`` is 1 - cosine to the nearest other unique sample of its relation. ``conflict`` and ``conflict_relation`` name a row (a
 sample of this or an earlier round, or a seed) that has the same sentence and entities under another relation, and ``near_test`` a
-test example that this one comes near; both ``""`` for none. ``embedding`` is the unit vector of the entity-masked sentence."""
+test example that this one comes near; both ``""`` for none. ``embedding`` is the unit vector of the masked sentence."""
 
 PAIRS = pa.schema(_fields(pa.string(), "pair_id", "relation", "prompt", "chosen", "rejected", "kind", "chosen_id", "rejected_id"))
 """TRL's preference format (``prompt``, ``chosen``, ``rejected``) plus where each side came from."""

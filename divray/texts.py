@@ -1,4 +1,4 @@
-"""What of a sample is compared: its sentence, with the entities masked or not, and its set of shingles."""
+"""What of a sample is compared: its sentence, masked or not, and its set of shingles."""
 
 from __future__ import annotations
 

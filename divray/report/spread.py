@@ -1,6 +1,6 @@
 """Diversity of a run's sentences, round by round and against the seeds, and how far they can be told from human ones.
 
-The scores are those of :mod:`divray.measures`, on entity-masked sentences, and the share that name what the seeds name, a relation at a
+The scores are those of :mod:`divray.measures`, on masked sentences, and the share that name what the seeds name, a relation at a
 time and then averaged over relations.  A Vendi score grows with the number of sentences, so sets of
 different size are compared a second time at equal size.
 """

@@ -2,7 +2,7 @@
 
 Two rows are in conflict where their labels differ and they say the same of the same entities:
 
-1. their texts are near-duplicates (Jaccard of shingles, as everywhere), and so are their texts with head and tail masked;
+1. their texts are near-duplicates (Jaccard of shingles, as everywhere), and so are their texts with head, tail and numbers masked;
 2. their entities agree in their roles: head shares a word with head and tail with tail, and more words are shared so than crosswise.
 
 The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one long sentence with the marks exchanged.
@@ -106,7 +106,7 @@ def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Code
 def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
     """The rows of ``table`` that are near-duplicates of a row of ``reference``, such as a test set, under whatever label.
 
-    Near are rows whose texts are, and, with ``config.mask_entities``, also those whose texts are once head and tail are masked.
+    Near are rows whose texts are, and, with ``config.mask_entities``, also those whose texts are once head, tail and numbers are masked.
 
     Returns:
         Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of
