@@ -80,8 +80,6 @@ def test_pairs_of_all_earlier_rounds_in_one_order(tmp_path: Path) -> None:
     ("table", "names"),
     [
         (pairs_table(0), "no preference pair"),
-        (pairs_table(2, chosen=" same.\n", rejected=" same.\n"), "pair p000"),
-        (pairs_table(2, rejected=""), "rejected"),
         (pairs_table(2).drop_columns(["chosen"]), "chosen"),
     ],
 )

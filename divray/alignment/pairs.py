@@ -1,4 +1,4 @@
-"""Preference pairs as DPO reads them: gathered over rounds, checked, and turned into token ids."""
+"""Preference pairs as DPO reads them: gathered over rounds and turned into token ids."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from divray.errors import InputError
 from divray.layout import Round
 from divray.run_folder import RunFolder
+from divray.scan import table_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,22 +24,14 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
     """The pairs that train the policy of ``round``, of all rounds before it: columns :data:`COLUMNS`, sorted by ``pair_id``.
 
     Raises:
-        InputError: There is no pair, a table is damaged, a text is empty, or both sides are equal.
+        InputError: There is no pair, or a table is damaged.
     """
-    tables = []
-    for name in (Round.of(earlier).pairs for earlier in range(round)):
-        if not run.files(name, ".parquet"):
-            continue
-        table = run.read_table(name, COLUMNS)
-        for column in COLUMNS[1:]:
-            _refuse(run, name, table, pc.equal(pc.utf8_length(table[column]), 0), f"{column} is empty")
-        _refuse(run, name, table, pc.equal(table["chosen"], table["rejected"]), "chosen and rejected are the same text")
-        tables.append(table)
-    if not sum(table.num_rows for table in tables):
+    pairs = table_of(run, [Round.of(earlier).pairs for earlier in range(round)], COLUMNS)
+    if pairs is None:
         problem = f"there is no preference pair to train round {round} on"
         fix = "Sample more candidates, or lower `correctness.threshold`."
         raise InputError(run.full_uri(Round.of(round - 1).pairs), "", problem, fix)
-    return pa.concat_tables(tables).sort_by([(column, "ascending") for column in COLUMNS])
+    return pairs.sort_by([(column, "ascending") for column in COLUMNS])
 
 
 def prompts_together(prompts: Sequence[Hashable], seed: int) -> list[int]:
@@ -54,12 +46,6 @@ def prompts_together(prompts: Sequence[Hashable], seed: int) -> list[int]:
     twos += [alone[at : at + 2] for at in range(0, len(alone) - 1, 2)]
     rng.shuffle(twos)
     return [place for two in twos for place in two] + alone[len(alone) // 2 * 2 :]
-
-
-def _refuse(run: RunFolder, name: str, table: pa.Table, wrong: pa.ChunkedArray, problem: str) -> None:
-    bad = table.filter(pc.fill_null(wrong, True))
-    if bad.num_rows:
-        raise InputError(run.full_uri(name), f"pair {bad['pair_id'][0]}", problem, "Remove the pair or mend it.")
 
 
 def tokenize_pairs(
