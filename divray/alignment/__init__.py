@@ -51,12 +51,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         on_progress: Called after each step from a thread of this process.
 
     Raises:
-        InputError: There is no usable pair, or none that fits in ``alignment.max_length``; ``round`` has no round before it; or the
-            workers can't share a step.
+        InputError: There is no usable pair, or none that fits in ``alignment.max_length``; or the workers can't share a step.
         DivrayError: Training failed at every try; the message carries its cause.
     """
-    if round < 1:
-        raise InputError("align", "round", f"round {round} has no earlier pairs", "The first policy is that of round 1.")
     from transformers import AutoTokenizer
 
     batches(config.alignment.model_dump(), config.cluster.train_workers)
