@@ -26,9 +26,6 @@ from divray.stages import Progress
 MAX_FAILURES = 2
 """Times that a broken group of workers is started again from its last checkpoint."""
 
-TRIED = 256
-"""Pairs whose length is looked at together, until one fits."""
-
 LARGE_MARGIN = 10.0
 """Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
 
@@ -60,8 +57,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     pairs, reference, chat = read_pairs(run, round), base_model(config, run, round), config.prompts.style == "chat"
     tokenizer = AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference))
     most = config.alignment.max_length
-    parts = (pairs.slice(start, TRIED) for start in range(0, pairs.num_rows, TRIED))
-    if all(tokenize_pairs(part, tokenizer, most, chat)[1] == part.num_rows for part in parts):  # no worker starts for nothing
+    if tokenize_pairs(pairs, tokenizer, most, chat)[1] == pairs.num_rows:  # no worker starts for nothing
         raise InputError("config", "alignment.max_length", f"no pair fits in {most} tokens", "Raise it.")
     gpu = train_gpus(config) > 0
     job = {
