@@ -405,14 +405,13 @@ def test_a_killed_driver_and_a_killed_worker_are_resumed_exactly(tmp_path: Path,
     assert not run.exists("round-01/train")
 
 
-def test_checkpoints_of_other_settings_are_not_used(tmp_path: Path) -> None:
-    from divray.alignment import _keep_only
+def test_checkpoints_whose_record_was_cut_short_are_not_used(tmp_path: Path) -> None:
+    from divray.alignment import _drop_torn
 
     run = RunFolder(str(tmp_path))
-    for name in ("dpo-old", "dpo-cut", "dpo-whole"):
-        run.write_text(f"train/{name}/checkpoint_manager_snapshot.json", '{"checkpoint_results": []}'[: 9 if name == "dpo-cut" else None])
-    _keep_only(run, "train", "dpo-whole")
+    for name, record in (("dpo-cut", '{"chec'), ("dpo-whole", '{"checkpoint_results": []}')):
+        run.write_text(f"train/{name}/checkpoint_manager_snapshot.json", record)
+        _drop_torn(run, f"train/{name}")
     assert run.files("train") == ["train/dpo-whole/checkpoint_manager_snapshot.json"]
-    run.write_text("train/dpo-cut/checkpoint_manager_snapshot.json", '{"chec')
-    _keep_only(run, "train", "dpo-cut")
-    assert run.files("train") == []
+    _drop_torn(run, "train/dpo-new")
+    assert run.files("train") == ["train/dpo-whole/checkpoint_manager_snapshot.json"]

@@ -72,7 +72,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     digest = hashlib.sha256(json.dumps([job, config.cluster.train_workers, pairs.to_pylist()], sort_keys=True).encode())
     name = f"dpo-{digest.hexdigest()[:16]}"
     storage = Round.of(round).train
-    _keep_only(run, storage, name)
+    _drop_torn(run, f"{storage}/{name}")
     with _followed(on_progress) as progress:
         report = _fit(config, run, storage, name, {**job, "name": name, "progress": progress})
     run.delete(storage)
@@ -146,17 +146,14 @@ def _cause(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _keep_only(run: RunFolder, storage: str, name: str) -> None:
-    """Remove checkpoints of other settings, and those whose record a kill cut short."""
-    for file in run.files(storage):
-        if not file.startswith(f"{storage}/{name}/"):
-            run.delete(file)
-    record = f"{storage}/{name}/checkpoint_manager_snapshot.json"
+def _drop_torn(run: RunFolder, folder: str) -> None:
+    """Remove checkpoints whose record a kill cut short."""
+    record = f"{folder}/checkpoint_manager_snapshot.json"
     try:
         if run.exists(record):
             run.read_json(record)
     except InputError:
-        run.delete(f"{storage}/{name}")
+        run.delete(folder)
 
 
 @contextmanager
