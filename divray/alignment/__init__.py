@@ -36,7 +36,7 @@ def base_model(config: Config, run: RunFolder, round: int) -> str:
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
 
-def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress = lambda *_: None) -> dict[str, Any]:
     """Train the policy of ``round`` on the pairs of all earlier rounds.
 
     Writes ``round-NN/policy`` (the merged model, for LoRA also ``adapter/``) and
@@ -157,11 +157,8 @@ def _drop_torn(run: RunFolder, folder: str) -> None:
 
 
 @contextmanager
-def _followed(on_progress: Progress | None) -> Iterator[Any]:
+def _followed(on_progress: Progress) -> Iterator[Any]:
     """A queue for rank 0 to put its news into, with a thread that passes them on."""
-    if on_progress is None:
-        yield None
-        return
     from ray.util.queue import Queue
 
     queue: Any = Queue(actor_options={"num_cpus": 0})

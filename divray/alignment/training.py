@@ -40,7 +40,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: ``name``, ``uri``, ``round``, ``reference`` (base model), ``alignment`` (the settings), ``seed``,
-            ``chat`` (whether texts are JSON), ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (a queue or ``None``).
+            ``chat`` (whether texts are JSON), ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (a queue).
 
     Returns:
         The report; or ``{"error": text}`` where training again could only fail again.
@@ -199,7 +199,7 @@ def _reporter(progress: Any) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
                 state.log_history[-1]["seconds"] = time.perf_counter() - self.begun
-                if progress is not None and state.is_world_process_zero:
+                if state.is_world_process_zero:
                     progress.actor.put_nowait.remote((state.global_step, state.max_steps, f"loss {logs['loss']:.3f}"))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
