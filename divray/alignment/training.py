@@ -28,7 +28,6 @@ CURVE = {
     "accuracy": "rewards/accuracies",
     "margin": "rewards/margins",
     "chosen": "rewards/chosen",
-    "rejected": "rewards/rejected",
     "learning_rate": "learning_rate",
     "seconds": "seconds",
 }
@@ -60,7 +59,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     base = local_model(job["reference"])
     folder = _shared_folder(context, job["name"])
     try:
-        trainer, left_out, shared = _trainer(job, run, base, folder)
+        trainer, left_out = _trainer(job, run, base, folder)
         ready = time.perf_counter()
         checkpoint, resumed_from = ray.train.get_checkpoint(), 0
         if checkpoint is None:
@@ -75,7 +74,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
         if not all(math.isfinite(entry["loss"]) for entry in steps):
             return {"error": "the loss became infinite. Lower alignment.learning_rate."}
-        state, used, pairs = trainer.state, trainer.args, len(trainer.train_dataset)
+        state, bf16, pairs = trainer.state, trainer.args.bf16, len(trainer.train_dataset)
         trainer.accelerator.free_memory()
         del trainer  # the merge below holds the model a second time
         gc.collect()
@@ -84,23 +83,12 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         written = Round.of(job["round"])
         publish_policy(run, written.policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
         report = {
-            "round": job["round"],
-            "base": public_name(job["reference"]),
             "pairs": pairs,
             "too_long": left_out,
             "steps": state.max_steps,
             "resumed_from": resumed_from,
             "workers": context.get_world_size(),
-            "device": job["device"],
-            "precision": "bf16" if used.bf16 else "fp32",
-            "prompt_computed_once": shared,
-            "settings": {
-                **settings,
-                "learning_rate": used.learning_rate,
-                "gradient_checkpointing": used.gradient_checkpointing,
-                "lora_alpha": 2 * settings["lora_rank"],
-                "seed": job["seed"],
-            },
+            "precision": "bf16" if bf16 else "fp32",
             "seconds": {
                 "startup": round(ready - started, 3),
                 "training": round(trained - ready, 3),
@@ -118,8 +106,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tuple[Any, int, bool]:
-    """``(trainer, pairs left out, whether prompts are computed once)``."""
+def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tuple[Any, int]:
+    """The trainer, and how many pairs are left out."""
     import torch
     import torch.distributed as dist
     from datasets import Dataset
@@ -167,7 +155,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     )
     if shared and trainer.ref_model is not None:
         share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model))
-    return trainer, left_out, shared
+    return trainer, left_out
 
 
 def _shared_folder(context: Any, name: str) -> Path:
