@@ -44,7 +44,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The report; or ``{"error": text}`` where training again could only fail again.
     """
-    started = time.perf_counter()
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions"))
     import deepspeed
     import ray.train
@@ -60,7 +59,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     folder = _shared_folder(context, job["name"])
     try:
         trainer, left_out = _trainer(job, run, base, folder)
-        ready = time.perf_counter()
         checkpoint, resumed_from = ray.train.get_checkpoint(), 0
         if checkpoint is None:
             trainer.train()
@@ -68,7 +66,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             with checkpoint.as_directory() as at:
                 resumed_from = json.loads(Path(at, "trainer_state.json").read_text())["global_step"]
                 trainer.train(resume_from_checkpoint=at)
-        trained = time.perf_counter()
         trainer.save_model(str(folder / "trained"))
         dist.barrier()
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -89,11 +86,6 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             "resumed_from": resumed_from,
             "workers": context.get_world_size(),
             "precision": "bf16" if bf16 else "fp32",
-            "seconds": {
-                "startup": round(ready - started, 3),
-                "training": round(trained - ready, 3),
-                "merging": round(time.perf_counter() - trained, 3),
-            },
             "curve": [
                 {"step": entry["step"], **{column: round(float(entry.get(key, 0.0)), 6) for column, key in CURVE.items()}}
                 for entry in steps
