@@ -9,9 +9,6 @@ from pathlib import Path
 
 from divray.run_folder import RunFolder
 
-SHARD = "2GB"
-"""Of the weights a file: several are written to and read from an object store at the same time."""
-
 
 def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained: Path, lora: bool) -> None:
     """Write the policy of one round to folder ``name`` of the run: safetensors, JSON and tokenizer.
@@ -39,7 +36,7 @@ def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained
 
             model = PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
             _copy_adapter(trained, folder / "adapter", reference)
-        model.save_pretrained(folder, max_shard_size=SHARD)
+        model.save_pretrained(folder, max_shard_size="2GB")  # several files go to and from an object store at the same time
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
         run.upload(folder, name)
 
