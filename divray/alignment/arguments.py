@@ -69,7 +69,6 @@ def dpo_arguments(
         "use_cpu": not gpu,
         "deepspeed": zero_settings(settings["zero_stage"]),
         "save_steps": max(1, math.ceil(steps / CHECKPOINTS[settings["method"]])),
-        "save_total_limit": 1,
         "logging_steps": 1,
         "disable_tqdm": True,
     }

@@ -45,7 +45,5 @@ def _copy_adapter(trained: Path, folder: Path, reference: str) -> None:
     folder.mkdir()
     shutil.copy(trained / "adapter_model.safetensors", folder)
     settings = json.loads((trained / "adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = reference
-    if isinstance(settings.get("target_modules"), list):
-        settings["target_modules"].sort()
+    settings |= {"base_model_name_or_path": reference, "target_modules": sorted(settings["target_modules"])}
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
