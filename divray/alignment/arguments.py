@@ -10,15 +10,9 @@ from divray.errors import InputError
 CHECKPOINTS = {"lora": 4, "full": 2}
 """Checkpoints a run; those of full training hold the whole optimizer state."""
 
-WARMUP = 0.1
-"""Share of the steps in which the learning rate rises."""
-
 LORA_RATE = 5e-5
 """Measured with 270 M and 66 pairs: of the valid sentences readers found 0.68 right before DPO, 0.66 after it at 5e-5, 0.48 at 2e-4.
 TRL's own example has 5e-6 for LoRA on 0.5 B with thousands of pairs, where a run of divray has tens to hundreds."""
-
-LD_ALPHA = 0.0
-"""Weight of the tokens by which one text of a pair is longer (LD-DPO, arXiv 2409.06411); 1 would be plain DPO."""
 
 FULL = 0.01
 """Of LoRA's rate for full training: at 7 B the 5e-7 of Zephyr (arXiv 2310.16944)."""
@@ -50,14 +44,17 @@ def dpo_arguments(
     at_once, times = batches(settings, workers)
     steps = math.ceil(settings["epochs"] * math.ceil(pairs / settings["pairs_per_step"]))
     checkpointing = settings["gradient_checkpointing"]
+    zero: dict[str, Any] = {"stage": settings["zero_stage"], "stage3_gather_16bit_weights_on_model_save": True}
+    if settings["zero_stage"] in (1, 2):
+        zero |= {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
     return {
         "output_dir": output_dir,
         "beta": settings["beta"],
-        "ld_alpha": LD_ALPHA,
+        "ld_alpha": 0.0,  # weight of the tokens by which one text is longer (LD-DPO, arXiv 2409.06411); 1 would be plain DPO
         "loss_type": ["sigmoid", "sft"] if settings["sft_weight"] else ["sigmoid"],
         "loss_weights": [1.0, settings["sft_weight"]] if settings["sft_weight"] else None,
         "learning_rate": settings["learning_rate"] or LORA_RATE * (1 if settings["method"] == "lora" else FULL),
-        "warmup_steps": WARMUP,
+        "warmup_steps": 0.1,  # share of the steps in which the rate rises
         "num_train_epochs": settings["epochs"],
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": times,
@@ -67,24 +64,17 @@ def dpo_arguments(
         "train_sampling_strategy": "sequential",  # the pairs come in an order of their own
         "bf16": bf16,
         "use_cpu": not gpu,
-        "deepspeed": zero_settings(settings["zero_stage"]),
+        "deepspeed": {  # "auto": as the arguments here say
+            "zero_optimization": zero,
+            "bf16": {"enabled": "auto"},
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+        },
         "save_steps": max(1, math.ceil(steps / CHECKPOINTS[settings["method"]])),
         "logging_steps": 1,
         "disable_tqdm": True,
-    }
-
-
-def zero_settings(stage: int) -> dict[str, Any]:
-    """DeepSpeed configuration of a ZeRO stage; what TRL's arguments say is left to them."""
-    buckets = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000} if stage in (1, 2) else {}
-    gather = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
-    return {
-        "zero_optimization": {"stage": stage, **buckets, **gather},
-        "bf16": {"enabled": "auto"},
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
     }
 
 
