@@ -7,7 +7,7 @@ import json
 import signal
 import statistics
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,23 +105,19 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
     gpu = job["device"] == "gpu"
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": train_gpus(config)} if gpu else {})}
     environment = {} if gpu else {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, int(cluster.cpus_per_worker)))}
-    options: dict[str, Any] = {  # the typed classes are those of Ray Train's first version
-        "worker_runtime_env": {"env_vars": environment},
-        "logging_config": LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
-    }
-    loop: Callable[[dict[str, Any]], Any] = train
     trainer = TorchTrainer(
-        loop,
+        train,  # type: ignore[arg-type]  # what it returns comes back with the result
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=cluster.train_workers, use_gpu=gpu, resources_per_worker=resources),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # the types are those of Ray Train's first version
             name=name,
             storage_path=run.path(storage),
             storage_filesystem=run.fs,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            **options,
+            worker_runtime_env={"env_vars": environment},
+            logging_config=LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
         ),
     )
     interrupt = signal.getsignal(signal.SIGINT)
