@@ -48,7 +48,7 @@ from divray.errors import InputError
 from divray.layout import Round
 from divray.prompts.record import completion_of
 from divray.prompts.rows import accepted_samples, gives_pair
-from divray.relations import Example, Relation
+from divray.relations import Example, Relation, replaced
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, PAIRS, SCORES
 from divray.sections import PreferencesConfig
@@ -254,20 +254,14 @@ def _paper_pairs_of(
 
 def near_copy(example: Example, donor: Example) -> Example:
     """``example`` with the entities of ``donor`` and, where one of :data:`EDITS` fits, one word of its context changed."""
-    first, second = sorted((example.head, example.tail))
-    context = [example.text[: first[0]], example.text[first[1] : second[0]], example.text[second[1] :]]
+    text, *_ = replaced(example.text, example.head, "\0", example.tail, "\1")  # so that no word of an entity is changed
     for word, substitute in EDITS:
-        pattern = re.compile(rf"(?<![\w'-]){word}(?![\w'-])")
-        hits = [number for number, part in enumerate(context) if pattern.search(part)]
-        if hits:
-            context[hits[0]] = pattern.sub(substitute, context[hits[0]], count=1)
+        text, edited = re.subn(rf"(?<![\w'-]){word}(?![\w'-])", substitute, text, count=1)
+        if edited:
             break
-    entities = {example.head: donor.head_text, example.tail: donor.tail_text}
-    text, spans = context[0], {}
-    for span, following in zip((first, second), context[1:], strict=True):
-        spans[span] = (len(text), len(text) + len(entities[span]))
-        text += entities[span] + following
-    return Example(text, spans[example.head], spans[example.tail], example.relation, example_id=example.example_id)
+    head, tail = text.index("\0"), text.index("\1")
+    sentence = replaced(text, (head, head + 1), donor.head_text, (tail, tail + 1), donor.tail_text)
+    return Example(*sentence, example.relation, example_id=example.example_id)
 
 
 def _random(seed: int, name: str) -> random.Random:
