@@ -57,10 +57,10 @@ from divray.texts import SPANS, names_of
 
 Row = dict[str, Any]
 
-_SCORED = ("candidate_id", "relation", "strategy", "prompt_id", "prompt", "completion", "text", *SPANS)
-_OWN = [SCORES.field(name) for name in (*_SCORED, "correctness", "correct", "unique", "novelty")]
-CANDIDATES = pa.schema([*_OWN, pa.field("given", pa.bool_()), pa.field("valid", pa.bool_())])
-"""Candidates for a pair: scored samples, and whole but invalid completions; ``given``: the prompt gave the pair."""
+_WRITTEN = ("candidate_id", "relation", "strategy", "prompt", "completion")
+_SCORED = ("text", *SPANS, "correctness", "correct", "unique", "novelty")
+CANDIDATES = pa.schema([SCORES.field(name) for name in (*_WRITTEN, *_SCORED)])
+"""Candidates for a pair: scored samples, and whole but invalid completions, which have no scores."""
 
 WAYS = ("doubtful", "mirrored", "invalid", "other_relation", "alike", "near_copy")
 RIGHT = ("alike", "near_copy")
@@ -122,21 +122,18 @@ def none_left_to_choose() -> InputError:
 
 def _candidates(run: RunFolder, own: Round) -> Any:
     """Dataset of the scored samples and the whole invalid completions, without the naive ones, under the same columns."""
-    samples = run.dataset(own.samples, columns=[*_SCORED[:6], "rejection"])
-    invalid = samples.map_batches(partial(_rows, valid=False), batch_format="pyarrow", num_cpus=0.1)
-    scored = run.dataset(own.scores, columns=CANDIDATES.names[:-2])
-    return scored.map_batches(partial(_rows, valid=True), batch_format="pyarrow", num_cpus=0.1).union(invalid)
+    scored, samples = run.dataset(own.scores, columns=CANDIDATES.names), run.dataset(own.samples, columns=[*_WRITTEN, "rejection"])
+    scored, invalid = (rows.map_batches(_rows, batch_format="pyarrow", num_cpus=0.1) for rows in (scored, samples))
+    return scored.union(invalid)
 
 
-def _rows(batch: pa.Table, valid: bool) -> pa.Table:
-    """Rows of :data:`CANDIDATES`: scored samples, or whole but invalid completions, which have no scores."""
+def _rows(batch: pa.Table) -> pa.Table:
+    """Rows of :data:`CANDIDATES`, from scores all, from samples the whole but invalid completions."""
     # A list of records is no text that a prompt for one would be continued with.
     out = pc.is_in(batch["strategy"], pa.array([NAIVE, "all_at_once"]))
-    if not valid:
+    if "rejection" in batch.column_names:
         out = pc.or_(out, pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE])))
-    table = batch.filter(pc.invert(out))
-    table = table.append_column("given", gives_pair(table["prompt"])).append_column("valid", pa.array([valid] * table.num_rows, pa.bool_()))
-    return pa.concat_tables([CANDIDATES.empty_table(), table], promote_options="default").select(CANDIDATES.names)
+    return pa.concat_tables([CANDIDATES.empty_table(), batch.filter(pc.invert(out))], promote_options="default").select(CANDIDATES.names)
 
 
 def mined_pairs(
@@ -153,15 +150,15 @@ def mined_pairs(
     ``seeds`` and ``relations`` are those of the run; ``others`` has right samples of each relation, from which ``other_relation``
     takes.  ``seed`` and the chosen one's id decide every draw; with ``chat`` records are JSON.
     """
-    candidates: list[Row] = sorted(rows.to_pylist(), key=lambda row: row["candidate_id"])
+    candidates: list[Row] = rows.append_column("given", gives_pair(rows["prompt"])).sort_by("candidate_id").to_pylist()
     relation = relations[candidates[0]["relation"]]
-    valid = [row for row in candidates if row["valid"]]
+    valid = [row for row in candidates if row["correctness"] is not None]
     own_seeds = [example for example in seeds if example.relation == relation.name]
     known = {name.casefold() for example in own_seeds for name in (example.head_text, example.tail_text)}
     good = [row for row in valid if row["correct"] and row["unique"]]
     good.sort(key=lambda row: (not known.isdisjoint(names_of(row)), -row["novelty"], -row["correctness"]))
     bad = sorted((row for row in valid if not row["correct"] and row["correctness"] < LIKELY), key=lambda row: row["correctness"])
-    invalid = [row for row in candidates if not row["valid"]]
+    invalid = [row for row in candidates if row["correctness"] is None]
     most = settings.max_pairs_per_relation
     count = min(-(-most // WAYS_EACH), max(1, 2 * len(good) // 3), len(good))
     left = {"doubtful": bad, "invalid": invalid, "alike": good[count:][::-1]}
