@@ -81,13 +81,10 @@ EDITS = (("the", "this"), ("a", "one"), ("an", "one"), ("was", "has been"), ("is
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``round-XX/pairs`` (``schemas.PAIRS``), sorted by ``pair_id``.
+    """Write ``round-XX/pairs`` (``schemas.PAIRS``), sorted by ``pair_id``, and count them.
 
     Reads ``round-XX/scores`` and the rejections in ``round-XX/samples`` (``mined``), or ``round-XX/prompts``
     and ``data/seeds`` (``paper``), one relation at a time.
-
-    Returns:
-        Counts: ``pairs``, ``kinds`` (kind -> pairs), ``relations`` (name -> pairs).
 
     Raises:
         InputError: ``paper``, and every prompt shows every seed, so that none is left to be chosen.
@@ -110,8 +107,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     if config.preferences.mode == "paper" and not pairs.num_rows:
         raise none_left_to_choose()
     run.write_table(own.pairs, pairs)
-    kinds, names = (dict(sorted(Counter(pairs[column].to_pylist()).items())) for column in ("kind", "relation"))
-    return {"pairs": pairs.num_rows, "kinds": kinds, "relations": names}
+    return {"pairs": pairs.num_rows}
 
 
 def none_left_to_choose() -> InputError:
