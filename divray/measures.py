@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,6 @@ from divray.texts import strings_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
-
-Vectors: TypeAlias = "npt.NDArray[Any] | csr_array"
 
 EXACT_PRODUCTS = 8192
 """Larger sets of float32 vectors are multiplied in float32: the score is then right to about five digits."""
@@ -49,21 +47,22 @@ def diversity_of(texts: Texts, embeddings: npt.NDArray[np.float32] | None = None
     if embeddings is not None and n:
         found: npt.NDArray[Any] = np.asarray(embeddings)[order].astype(np.float32 if n > EXACT_PRODUCTS else np.float64)
         found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-        by_embedding, cosine = vendi_score(found), mean_cosine(found)
+        by_embedding = vendi_score(found)
+        if n > 1:  # over all pairs of different rows: (|sum x|^2 - sum |x|^2) / (n (n - 1))
+            total = found.sum(axis=0, dtype=np.float64)
+            cosine = float((total @ total - np.square(found, dtype=np.float64).sum()) / (n * (n - 1)))
     distinct = len(set(pairs)) / max(len(pairs), 1)
     scores = {"vendi_ngram": by_ngrams, "vendi_embedding": by_embedding, "distinct_2": distinct, "mean_cosine": cosine}
     return {"n": n, **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
 
 
-def vendi_score(vectors: Vectors) -> float:
+def vendi_score(vectors: npt.NDArray[Any] | csr_array) -> float:
     """Vendi score with the cosine kernel: the effective number of different items (Friedman and Dieng 2023, arXiv 2210.02410).
 
     ``exp(-sum_i w_i ln w_i)`` over the eigenvalues ``w`` of ``X X^T / n``, which are also those of ``X^T X / n``.  ``vectors`` ``[n, d]``
-    are dense or sparse, rows of unit length.  From 1 (all equal) to ``n`` (all orthogonal); 0 for no rows.
+    are dense or sparse, rows of unit length.  From 1 (all equal) to ``n`` (all orthogonal).
     """
     n, d = vectors.shape
-    if n == 0:
-        return 0.0
     gram = vectors @ vectors.T if n <= d else vectors.T @ vectors
     dense = gram if isinstance(gram, np.ndarray) else gram.toarray()
     weights = np.linalg.eigvalsh(dense.astype(np.float64) / n)
@@ -87,12 +86,3 @@ def ngram_vectors(texts: Texts) -> csr_array:
 def _grams(text: str, size: int) -> list[str]:
     words = text.lower().split()
     return [" ".join(words[place : place + size]) for place in range(len(words) - size + 1)] or [" ".join(words)]
-
-
-def mean_cosine(vectors: npt.NDArray[Any]) -> float | None:
-    """Mean cosine over all pairs of different rows: ``(|sum x|^2 - sum |x|^2) / (n (n - 1))``; ``None`` for fewer than two."""
-    n = len(vectors)
-    if n < 2:
-        return None
-    total = vectors.sum(axis=0, dtype=np.float64)
-    return float((total @ total - np.square(vectors, dtype=np.float64).sum()) / (n * (n - 1)))
