@@ -21,7 +21,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from divray.selection import greedy_selection, objective
+from divray.selection import SHARPNESS, greedy_selection
 
 SIZES = (16, 100)
 WEIGHTS = (0.3, 0.5, 0.8)
@@ -35,6 +35,14 @@ def candidates(rows: int, seed: int, dimension: int = 384) -> tuple[np.ndarray, 
     vectors = centres[centre] + 0.8 * rng.standard_normal((rows, dimension), dtype=np.float32)
     correctness = np.clip(rng.beta(5, 2, size=rows) + 0.15 * (centre < 20), 0, 1)
     return correctness, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def objective(correctness: np.ndarray, embeddings: np.ndarray, weight: float) -> float:
+    """``F`` of a whole set, as ``divray.selection`` defines it; to six decimals."""
+    count = len(correctness)
+    vectors = embeddings.astype(np.float64)
+    _, determinant = np.linalg.slogdet(np.eye(count) + SHARPNESS * vectors @ vectors.T)
+    return round(float((1 - weight) * np.mean(correctness) + weight * determinant / (count * np.log1p(SHARPNESS))), 6)
 
 
 def main() -> None:

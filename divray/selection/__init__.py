@@ -46,8 +46,8 @@ from divray.texts import SPANS, names_of
 ALL, SELECTED = "dataset", "selected"
 _OWN = [name for name in DATASET.names if name not in ("sample_id", "rank", "audit")]
 CANDIDATES = pa.schema([SCORES.field("candidate_id"), *map(DATASET.field, _OWN), SCORES.field("embedding")])
-CHOSEN = pa.schema([pa.field("set", pa.string()), pa.field("objective", pa.float64()), *DATASET])
-"""A row of a training set: which one (``dataset``, ``round-00``, …, ``naive``) and the value of its relation in it."""
+CHOSEN = pa.schema([pa.field("set", pa.string()), *DATASET])
+"""A row of a training set, and which one it is: ``dataset``, ``round-00``, …, ``naive``."""
 
 SHARPNESS = 10.0
 """Weight of the cosines against the ridge: the gain of an exact copy is 0.27 of that of an orthogonal sample."""
@@ -67,7 +67,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     Returns:
         Counts: ``accepted``; ``selected``; ``relations`` (name -> samples); ``shortfall`` (name -> samples missing to K);
-        ``reasons`` (name -> why it fell short, and what would help); ``objective`` (name -> its value); ``comparison`` (set -> samples).
+        ``reasons`` (name -> why it fell short, and what would help); ``comparison`` (set -> samples).
     """
     relations, k = stated(config, read_relations(run)), config.selection.k
     rounds = [Round.of(number) for number in range(round + 1)]
@@ -89,7 +89,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     sets = {SELECTED: dataset.filter(pc.field("rank") <= k)}
     sets |= {name: chosen.filter(pc.field("set") == name) for name in (*(own.name for own in rounds), NAIVE)}
     found = Counter(sets[SELECTED]["relation"].to_pylist())
-    values = dict(zip(dataset["relation"].to_pylist(), dataset["objective"].to_pylist(), strict=True))
     short = [relation.name for relation in relations if found[relation.name] < k]
     counts = {
         "accepted": dataset.num_rows,
@@ -97,7 +96,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         "relations": {relation.name: found[relation.name] for relation in relations},
         "shortfall": {name: k - found[name] for name in short},
         "reasons": shortfalls(run, round, short),
-        "objective": {name: values[name] for name in sorted(values)},
         "comparison": {name: table.num_rows for name, table in sets.items()},
     }
     for name, table in sets.items():
@@ -164,7 +162,7 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
     """
     rows = rows.sort_by("candidate_id")
     naive, own = rows.filter(pc.field("strategy") == NAIVE), rows.filter(pc.field("strategy") != NAIVE)
-    parts = [_chosen(naive.slice(0, settings.k), NAIVE, None)]
+    parts = [_chosen(naive.slice(0, settings.k), NAIVE)]
     subsets = [(ALL, own)] + [(Round.of(n).name, own.filter(pc.field("round") == n)) for n in range(rounds)]
     for name, subset in subsets:
         distinct = _without_repeats(subset)
@@ -174,11 +172,10 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
             left = np.setdiff1d(some, taken)
             more = greedy_selection(correctness[left], embeddings[left], settings.k - len(taken), settings.diversity_weight)
             taken = np.append(taken, left[more])
-        value = objective(correctness[taken], embeddings[taken], settings.diversity_weight)
         if name == ALL:  # what was not chosen follows, the likeliest right first
             rest = np.setdiff1d(every, taken)
             taken = np.append(taken, rest[np.argsort(-correctness[rest], kind="stable")])
-        parts.append(_chosen(distinct.take(taken), name, value))
+        parts.append(_chosen(distinct.take(taken), name))
     return pa.concat_tables(parts)
 
 
@@ -205,9 +202,9 @@ def _without_repeats(own: pa.Table) -> pa.Table:
     return own.take(pa.array(first.values(), pa.int64())).sort_by("candidate_id")
 
 
-def _chosen(rows: pa.Table, name: str, value: float | None) -> pa.Table:
+def _chosen(rows: pa.Table, name: str) -> pa.Table:
     n = rows.num_rows
-    made = {"set": [name] * n, "objective": [value] * n, "rank": range(1, n + 1), "audit": [None] * n}
+    made = {"set": [name] * n, "rank": range(1, n + 1), "audit": [None] * n}
     return with_columns(rows, {**made, "sample_id": rows["candidate_id"]}, CHOSEN)
 
 
@@ -227,13 +224,3 @@ def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArr
         factor[:, step] = (SHARPNESS * (vectors @ vectors[best]) - shared) / np.sqrt(left[best])
         left = np.maximum(left - factor[:, step] ** 2, 1.0)  # less than the ridge is rounding
     return chosen
-
-
-def objective(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[np.floating[Any]], weight: float) -> float:
-    """``F`` of a whole set, as :func:`greedy_selection` takes it, to six decimals; 0 for none."""
-    count = len(correctness)
-    if not count:
-        return 0.0
-    vectors = np.asarray(embeddings, dtype=np.float64)
-    _, determinant = np.linalg.slogdet(np.eye(count) + SHARPNESS * vectors @ vectors.T)
-    return round(float((1 - weight) * np.mean(correctness) + weight * determinant / (count * np.log1p(SHARPNESS))), 6)

@@ -56,9 +56,9 @@ def dataset_card(
         "",
         "## Samples per relation",
         "",
-        "| relation | accepted | selected | wanted | correctness, mean | right of those read | novelty, mean | objective | meaning |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
-        *(_relation_line(relation, dataset, config.selection.k, counts, review or {"relations": {}}) for relation in relations),
+        "| relation | accepted | selected | wanted | correctness, mean | right of those read | novelty, mean | meaning |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+        *(_relation_line(relation, dataset, config.selection.k, review or {"relations": {}}) for relation in relations),
         "",
         "Means are over the selected samples. Correctness is the estimate (`audit`) of a second judge that nothing in the loop depends on.",
         "",
@@ -103,15 +103,14 @@ _COLUMNS = {
 }
 
 
-def _relation_line(relation: Relation, dataset: pa.Table, k: int, counts: dict[str, Any], review: dict[str, Any]) -> str:
+def _relation_line(relation: Relation, dataset: pa.Table, k: int, review: dict[str, Any]) -> str:
     accepted = dataset.filter(pc.equal(dataset["relation"], relation.name))
     rows = accepted.filter(pc.less_equal(accepted["rank"], k))
     audit, novelty = ("–" if (mean := pc.mean(rows[name]).as_py()) is None else f"{mean:.2f}" for name in ("audit", "novelty"))
     read = review["relations"].get(relation.name)
     right = f"{read['right']} of {read['number']}" if read else "–"
-    value = f"{counts['objective'][relation.name]:.3f}" if rows.num_rows else "–"
     counted = f"{accepted.num_rows} | {rows.num_rows} | {k}"
-    return f"| {_cell(relation.name)} | {counted} | {audit} | {right} | {novelty} | {value} | {_cell(relation.description)} |"
+    return f"| {_cell(relation.name)} | {counted} | {audit} | {right} | {novelty} | {_cell(relation.description)} |"
 
 
 def _shortfall_lines(counts: dict[str, Any], k: int) -> list[str]:
