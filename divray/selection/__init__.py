@@ -66,8 +66,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     and ``…/naive``, all as ``schemas.DATASET``; of the scores of all rounds up to ``round``.
 
     Returns:
-        Counts: ``accepted``; ``selected``; ``relations`` (name -> samples); ``shortfall`` (name -> samples missing to K);
-        ``reasons`` (name -> why it fell short, and what would help); ``comparison`` (set -> samples).
+        Counts: ``accepted``; ``selected``; ``reasons`` (relation that has fewer than K samples -> why, and what would help).
     """
     relations, k = stated(config, read_relations(run)), config.selection.k
     rounds = [Round.of(number) for number in range(round + 1)]
@@ -90,14 +89,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     sets |= {name: chosen.filter(pc.field("set") == name) for name in (*(own.name for own in rounds), NAIVE)}
     found = Counter(sets[SELECTED]["relation"].to_pylist())
     short = [relation.name for relation in relations if found[relation.name] < k]
-    counts = {
-        "accepted": dataset.num_rows,
-        "selected": sets[SELECTED].num_rows,
-        "relations": {relation.name: found[relation.name] for relation in relations},
-        "shortfall": {name: k - found[name] for name in short},
-        "reasons": shortfalls(run, round, short),
-        "comparison": {name: table.num_rows for name, table in sets.items()},
-    }
+    counts = {"accepted": dataset.num_rows, "selected": sets[SELECTED].num_rows, "reasons": shortfalls(run, round, short)}
     for name, table in sets.items():
         run.write_table(f"comparison/{name}", table.select(DATASET.names))
     run.delete(ALL)

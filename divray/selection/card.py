@@ -29,6 +29,7 @@ def dataset_card(
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     }
     rounds, strategies = (", ".join(map(str, sorted(set(dataset[name].to_pylist())))) or "none" for name in ("round", "strategy"))
+    short = [f"- {_cell(name)}: {_cell(reason)}" for name, reason in counts["reasons"].items()]
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
@@ -62,7 +63,7 @@ def dataset_card(
         "",
         "Means are over the selected samples. Correctness is the estimate (`audit`) of a second judge that nothing in the loop depends on.",
         "",
-        *_shortfall_lines(counts, config.selection.k),
+        *([f"Fewer than {config.selection.k} samples passed for:", "", *short, ""] if short else []),
         "## Columns",
         "",
         "| column | type | what |",
@@ -111,13 +112,6 @@ def _relation_line(relation: Relation, dataset: pa.Table, k: int, review: dict[s
     right = f"{read['right']} of {read['number']}" if read else "–"
     counted = f"{accepted.num_rows} | {rows.num_rows} | {k}"
     return f"| {_cell(relation.name)} | {counted} | {audit} | {right} | {novelty} | {_cell(relation.description)} |"
-
-
-def _shortfall_lines(counts: dict[str, Any], k: int) -> list[str]:
-    if not counts["shortfall"]:
-        return []
-    lines = [f"- {_cell(name)}: {missing} missing; {_cell(counts['reasons'][name])}" for name, missing in counts["shortfall"].items()]
-    return [f"Fewer than {k} samples passed for:", "", *lines, ""]
 
 
 def _cell(text: str) -> str:
