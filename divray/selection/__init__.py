@@ -54,9 +54,6 @@ SHARPNESS = 10.0
 
 _DIGITS = 9
 
-TOLD = 3
-"""Relations that fall short and are told of."""
-
 USES = 2
 """Selected samples of a relation that may share a head or a tail, while there are others."""
 
@@ -95,10 +92,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     run.delete(ALL)
     run.write_parquet(f"{ALL}/data/train-00000.parquet", dataset.select(DATASET.names))
     write_card(config, run, counts)
-    for name in short[:TOLD]:
-        console.log(f"{name}: {found[name]} of {k} samples; {counts['reasons'][name]}")
-    if len(short) > TOLD:
-        console.log(f"{len(short) - TOLD} more relations fall short; dataset/README.md says why")
+    if short:
+        console.log(f"{len(short)} of {len(relations)} relations have fewer than {k} samples; dataset/README.md says why")
     return counts
 
 
