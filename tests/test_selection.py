@@ -170,7 +170,7 @@ def test_stage_writes_data_set_card_and_comparison(ray_two_cpus: None, config: C
 
     card = finished.read_text("dataset/README.md")
     _, header, body = card.split("---\n", 2)
-    assert yaml.safe_load(header)["size_categories"] == ["n<1K"]
+    assert yaml.safe_load(header)["pretty_name"] == "Toy | task: generated relation extraction samples"
     assert (
         f"| a | {len(rows) - 4} | 4 | 4 | 0.30 | – |" in body
         and "No person has read them." in body

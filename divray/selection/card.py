@@ -24,7 +24,6 @@ def dataset_card(
         "pretty_name": f"{config.task.name}: generated relation extraction samples",
         "task_categories": ["text-classification", "token-classification"],
         "task_ids": ["relation-extraction"],
-        "size_categories": [_size(dataset.num_rows)],
         "tags": ["relation-extraction", "synthetic", "divray"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     }
@@ -116,8 +115,3 @@ def _relation_line(relation: Relation, dataset: pa.Table, k: int, review: dict[s
 
 def _cell(text: str) -> str:
     return " ".join(escape(text, quote=False).replace("|", "\\|").split())
-
-
-def _size(rows: int) -> str:
-    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for limit, name in sizes if rows < limit), "n>1M")
