@@ -25,7 +25,7 @@ from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
 from divray.run_folder import RunFolder
 from divray.sampling import policy_model
-from divray.scan import SENTENCE, Row, rows, tally
+from divray.scan import SENTENCE, Row, rows
 from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES, TUNED
 from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
@@ -131,10 +131,8 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
         return "selected", f"Selected: unique ({reason}) and correct ({correctness})."
     if found["selected"] is None:
         return "accepted", f"Unique ({reason}) and correct ({correctness}); nothing has been selected yet."
-    (taken,) = tally(run.folder, SELECTED, ["relation"]).get((found["relation"],), (0,))
-    if taken < (k := config.selection.k):
-        return "repeated", "Unique and correct, but the same text, but for case and blanks, stands in an earlier round."
-    return "more than K", f"In the data set, but not selected: there were more than K = {k}, and others make a better set together."
+    others = f"there were more than K = {config.selection.k}, and others make a better set together"
+    return "more than K", f"In the data set, but not selected: {others}."
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """The ``select`` stage: all accepted samples as a data set, in which the first K a relation are diverse and correct.
 
-Accepted are the samples of all rounds that passed the gate and stayed unique, without the naive baseline's.  A text that stands in
-several rounds counts once, where it came first, and a sample whose head or tail others have already stands behind those with names of
-their own.  The same rule on one round alone, and the naive baseline without any rule, give the sets whose correctness and likeness to human
-sentences the report compares.
+Accepted are the samples of all rounds that passed the gate and stayed unique, without the naive baseline's.  A sample whose head or tail
+others have already stands behind those with names of their own.  The same rule on one round alone, and the naive baseline without any
+rule, give the sets whose correctness and likeness to human sentences the report compares.
 
 The rule: for a set ``S`` of ``k`` samples with correctness ``c`` and unit embeddings whose cosines form ``C_S``, maximise ::
 
@@ -152,17 +151,16 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
     parts = [_chosen(naive.slice(0, settings.k), NAIVE)]
     subsets = [(ALL, own)] + [(Round.of(n).name, own.filter(pc.field("round") == n)) for n in range(rounds)]
     for name, subset in subsets:
-        distinct = _without_repeats(subset)
-        correctness, embeddings = distinct["correctness"].to_numpy(), embedding_matrix(distinct["embedding"])
-        every, taken = np.arange(distinct.num_rows), np.zeros(0, np.int64)
-        for some in (np.flatnonzero(_fresh(distinct)), every):
+        correctness, embeddings = subset["correctness"].to_numpy(), embedding_matrix(subset["embedding"])
+        every, taken = np.arange(subset.num_rows), np.zeros(0, np.int64)
+        for some in (np.flatnonzero(_fresh(subset)), every):
             left = np.setdiff1d(some, taken)
             more = greedy_selection(correctness[left], embeddings[left], settings.k - len(taken), settings.diversity_weight)
             taken = np.append(taken, left[more])
         if name == ALL:  # what was not chosen follows, the likeliest right first
             rest = np.setdiff1d(every, taken)
             taken = np.append(taken, rest[np.argsort(-correctness[rest], kind="stable")])
-        parts.append(_chosen(distinct.take(taken), name))
+        parts.append(_chosen(subset.take(taken), name))
     return pa.concat_tables(parts)
 
 
@@ -178,15 +176,6 @@ def _fresh(rows: pa.Table) -> np.ndarray:
         fresh[row] = all(uses[name] < USES for name in names[row])
         uses.update(names[row] if fresh[row] else ())
     return fresh
-
-
-def _without_repeats(own: pa.Table) -> pa.Table:
-    """Of the rows with the same text, whatever its case and blanks, the first by round and id; sorted by id."""
-    own = own.sort_by([("round", "ascending"), ("candidate_id", "ascending")])
-    first: dict[str, int] = {}
-    for row, text in enumerate(own["text"].to_pylist()):
-        first.setdefault(" ".join(text.casefold().split()), row)
-    return own.take(pa.array(first.values(), pa.int64())).sort_by("candidate_id")
 
 
 def _chosen(rows: pa.Table, name: str) -> pa.Table:
