@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from itertools import chain, count, takewhile, zip_longest
 from pathlib import Path
 from typing import Any
@@ -134,8 +133,7 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
 def _keep(run: RunFolder, reader: str, new: dict[str, bool | None], sentences: dict[str, str]) -> None:
     """A reader's new answers take the place of that reader's older ones."""
     kept = [one for one in _kept(run) if one["reader"] != reader or one["sample_id"] not in new]
-    about = {"reader": reader, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    given = [{"sample_id": name, **about, "right": right, "sentence": sentences[name]} for name, right in new.items()]
+    given = [{"sample_id": name, "reader": reader, "right": right, "sentence": sentences[name]} for name, right in new.items()]
     run.write_json(ANSWERS, kept + given)
 
 

@@ -360,7 +360,7 @@ def test_unfinished_run(tmp_path: Path, simple_scores: None, left: str) -> None:
 def test_correctness_is_the_second_judge_s_and_people_s(tmp_path: Path, simple_scores: None) -> None:
     run = RunFolder(str(tmp_path / "run"))
     _fill(run)
-    run.write_json("review/answers.json", [{"sample_id": "0-0-04", "reader": "ada", "right": True, "at": ""}])
+    run.write_json("review/answers.json", [{"sample_id": "0-0-04", "reader": "ada", "right": True}])
     reason = "of 9 candidates 5 were no valid record"
     run.write_json(
         "stages/select.json", {"stage": "select", "finished_at": "2026", "seconds": 1, "counts": {"reasons": {"causes": reason}}}

@@ -71,7 +71,7 @@ def test_answers_are_kept_as_they_come_and_a_review_goes_on_where_it_was(quickst
 
 def test_a_sample_counts_once_by_majority_and_a_tie_is_wrong(reviewed: RunFolder) -> None:
     said = [("a", "one", True), ("a", "two", False), ("b", "one", True), ("b", "two", True), ("c", "one", None)]
-    reviewed.write_json(review.ANSWERS, [{"sample_id": s, "reader": r, "right": right, "at": ""} for s, r, right in said])
+    reviewed.write_json(review.ANSWERS, [{"sample_id": s, "reader": r, "right": right} for s, r, right in said])
     assert review.review_answers(reviewed) == {"a": False, "b": True}
 
 
@@ -91,7 +91,7 @@ def test_an_answer_to_another_sentence_counts_no_more(quickstart: Config, review
 def test_figures_have_wilsons_interval(reviewed: RunFolder) -> None:
     assert review.review_figures(reviewed) is None
     names = [f"born_in-{n}" for n in range(4)]
-    reviewed.write_json(review.ANSWERS, [{"sample_id": s, "reader": "a", "right": s != names[0], "at": ""} for s in names])
+    reviewed.write_json(review.ANSWERS, [{"sample_id": s, "reader": "a", "right": s != names[0]} for s in names])
     figures = review.review_figures(reviewed)
     assert figures is not None and figures["number"] == 4 and figures["share"] == 0.75
     assert (figures["low"], figures["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)

@@ -221,7 +221,7 @@ def test_export_writes_the_selected_samples_or_all(ray_two_cpus: None, config: C
 def test_card_shows_what_people_said(ray_two_cpus: None, config: Config, finished: RunFolder) -> None:
     counts = run(config, finished, 1)
     ids = finished.read_table("comparison/selected").filter(pc.field("relation") == "a")["sample_id"].to_pylist()
-    answers = [{"sample_id": name, "reader": "ada", "right": name != ids[0], "at": ""} for name in [*ids, "r01-a-independent-000011"]]
+    answers = [{"sample_id": name, "reader": "ada", "right": name != ids[0]} for name in [*ids, "r01-a-independent-000011"]]
     finished.write_json("review/answers.json", answers)
     write_card(config, finished, counts)
     card = finished.read_text("dataset/README.md")
