@@ -9,7 +9,6 @@ both ends stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -121,19 +120,19 @@ def nearest_given(given: npt.NDArray[np.integer[Any]], groups: int, pairs: Pairs
     return np.where(has, first, np.where(other >= 0, first[other], -1)), np.where(has, 1.0, similarity)
 
 
-def nearest_items(group: npt.NDArray[np.integer[Any]], preference: Numbers, search: Callable[[Numbers], Nearest]) -> Nearest:
+def nearest_items(group: npt.NDArray[np.integer[Any]], preference: Numbers, pairs: Pairs) -> Nearest:
     """For every item the most similar other one, where items of a group are equal.
 
     Args:
         group: int ``[n]``, from 0 without gaps.
         preference: int64 ``[n]``, distinct, from 0 to below 2^32; among equally similar items the one with the lowest is named.
-        search: The nearest neighbours of the groups, given int64 ``[groups]``, the preference of each one's best item.
+        pairs: Of groups.
     """
     order = np.argsort(group.astype(np.int64) << 32 | preference)
     first = np.ones(len(order), bool)
     first[1:] = group[order[1:]] != group[order[:-1]]
     best = order[first]  # of each group the most preferred item
-    other, similarity = search(preference[best])
+    other, similarity = best_of(len(best), *pairs, preference[best])
     nearest, values = np.where(other[group] >= 0, best[other[group]], -1), similarity[group]
     # A twin is nearer than any: for the most preferred of a group the second, for the others that one.
     second = np.full(len(best), -1, np.int64)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Numbers, Rule, best_of, decide, in_words, nearest_given, nearest_items, ranks
+from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Numbers, Rule, decide, in_words, nearest_given, nearest_items, ranks
 from divray.dedup.shingle import Shingles, fold, joined, shingle
 from divray.dedup.verify import Method, Pairs, near_duplicates
 from divray.errors import InputError
@@ -192,7 +192,7 @@ def judge(
     by_id = ranks(ids.take(pa.array(near)))
     decided = decide(by_id, pairs, group=home, rule=settings.rule)
     preference = by_id + np.where(decided.kept, 0, len(near))
-    nearest, similarity = nearest_items(home, preference, lambda order: best_of(len(order), *pairs, order))
+    nearest, similarity = nearest_items(home, preference, pairs)
     row = np.append(near, -1)  # what -1, none, finds
     made.cluster[near], made.kept[near], made.why[near] = row[decided.cluster], decided.kept, decided.why
     made.copy_of[near], made.copy_similarity[near] = row[decided.copy_of], decided.copy_similarity

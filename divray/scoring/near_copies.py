@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import best_of, decide, in_words, nearest_items, ranks
+from divray.dedup.decide import decide, in_words, nearest_items, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import near_duplicates
 from divray.errors import InputError
@@ -90,7 +90,7 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     decisions = decide(by_id, pairs, correctness, np.arange(len(ids)) >= n, group)
 
     preference = by_id + np.where(decisions.kept, 0, len(ids))
-    nearest, similarity = nearest_items(group, preference, lambda order: best_of(len(sets), *near, order))
+    nearest, similarity = nearest_items(group, preference, near)
 
     names = ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0))
     reasons = in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids)
