@@ -41,7 +41,7 @@ def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[
     clock()
     file = pq.ParquetFile(corpus)
     made = judge(file.iter_batches(batch_size=1 << 16, columns=["id", "text"], use_threads=False), settings)
-    return {"kept": made.kept}
+    return {"kept": made.decided.kept}
 
 
 def divray_pairs(corpus: str, threshold: float, kind: str, size: int, clock: Callable[[], None]) -> Answer:
@@ -55,7 +55,7 @@ def divray_pairs(corpus: str, threshold: float, kind: str, size: int, clock: Cal
     pairs = near_duplicates(sets, threshold)
     settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
     made = judge(table.to_batches(), settings)
-    return {"group": group, "left": pairs.left, "right": pairs.right, "cluster": made.cluster}
+    return {"group": group, "left": pairs.left, "right": pairs.right, "cluster": made.decided.cluster}
 
 
 def rensa_deduplicator(bands: int | None) -> Callable[..., Answer]:

@@ -279,7 +279,7 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatch]:
     start, plain = 0, _plain(files.schema)
     for batch in files.batches():
-        part = verdicts.kept[start : start + batch.num_rows]
+        part = verdicts.decided.kept[start : start + batch.num_rows]
         start += batch.num_rows
         yield batch.cast(plain).filter(pa.array(part)).cast(files.schema)
 

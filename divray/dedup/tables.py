@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Numbers, Rule, decide, in_words, nearest_given, nearest_items, ranks
+from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Decisions, Rule, decide, in_words, nearest_given, nearest_items, ranks
 from divray.dedup.shingle import Shingles, fold, joined, shingle
 from divray.dedup.verify import Method, Pairs, near_duplicates
 from divray.errors import InputError
@@ -95,25 +95,21 @@ class Verdicts:
     Attributes:
         ids: Arrow array ``[n]``.
         references: strings ``[m]``: ids of earlier rows, then numbers of test texts.
-        cluster, copy_of, nearest: int64 ``[n]``; ``copy_of`` of a row that is near a reference is the reference's number.
-        copy_similarity, similarity: float64 ``[n]``, to ``copy_of`` and ``nearest``.
-        kept: bool ``[n]``.
-        why: int8 ``[n]``, index into :data:`~divray.dedup.decide.REASONS`.
+        decided: What stays and why; ``copy_of`` of a row that is near a reference is the reference's number.
+        nearest: int64 ``[n]``.
+        similarity: float64 ``[n]``, to ``nearest``.
     """
 
     ids: Any
     references: Any
-    cluster: Numbers
-    kept: npt.NDArray[np.bool_]
-    copy_of: Numbers
-    copy_similarity: npt.NDArray[np.float64]
-    nearest: Numbers
+    decided: Decisions
+    nearest: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float64]
-    why: npt.NDArray[np.int8]
 
     def counts(self) -> dict[str, int]:
         """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (else near an earlier row)."""
-        found = {"kept": self.kept, "clusters": np.bincount(self.cluster) > 1, "leaked": self.why == LEAKED, "known": self.why == KNOWN}
+        made = self.decided
+        found = {"kept": made.kept, "clusters": np.bincount(made.cluster) > 1, "leaked": made.why == LEAKED, "known": made.why == KNOWN}
         return {"rows": len(self.ids), **{name: int(some.sum()) for name, some in found.items()}}
 
     def schema(self) -> pa.Schema:
@@ -122,16 +118,17 @@ class Verdicts:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The table of :func:`near_duplicate_clusters`, a slice of rows at a time."""
+        made = self.decided
         for start in range(0, len(self.ids), _SLICE):
             part = slice(start, start + _SLICE)
             alone = self.nearest[part] < 0
             columns = [
                 self.ids[part],
-                self.ids.take(pa.array(self.cluster[part])),
+                self.ids.take(pa.array(made.cluster[part])),
                 self.ids.take(pa.array(self.nearest[part], mask=alone)),
                 pa.array(self.similarity[part], mask=alone),
-                pa.array(self.kept[part]),
-                in_words(self.why[part], self.copy_of[part], self.copy_similarity[part], self.ids, self.references),
+                pa.array(made.kept[part]),
+                in_words(made.why[part], made.copy_of[part], made.copy_similarity[part], self.ids, self.references),
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=self.schema())
 
@@ -161,25 +158,16 @@ def judge(
     # What is near a reference goes first, and links nothing.  A test text stands before an earlier row.
     reference, reference_similarity = np.full(len(sets), -1), np.zeros(len(sets))
     for start, others in ((len(known), tests), (0, known)):
-        place, similarity = nearest_given(others, len(sets), pairs)
+        place, nearness = nearest_given(others, len(sets), pairs)
         named = (reference < 0) & (place >= 0) & ~blank
-        reference[named], reference_similarity[named] = start + place[named], similarity[named]
+        reference[named], reference_similarity[named] = start + place[named], nearness[named]
     gone = (reference >= 0) | blank
     if gone.any():
         pairs = pairs.take(~(gone[pairs.left] | gone[pairs.right]))
     copy_of = reference[group]
     why = np.select([blank[group], copy_of >= len(known), copy_of >= 0], [NO_TEXT, LEAKED, KNOWN], ALONE).astype(np.int8)
-    made = Verdicts(
-        ids,
-        references,
-        cluster=np.arange(len(ids)),
-        kept=copy_of < 0,
-        copy_of=copy_of,
-        copy_similarity=reference_similarity[group],
-        nearest=np.full(len(ids), -1),
-        similarity=np.zeros(len(ids)),
-        why=why,
-    )
+    made = Decisions(np.arange(len(ids)), copy_of < 0, copy_of, reference_similarity[group], why)
+    nearest, similarity = np.full(len(ids), -1), np.zeros(len(ids))
 
     # The others are decided on where they have a twin or a near pair.
     met = np.bincount(group, minlength=len(sets)) > 1
@@ -192,12 +180,12 @@ def judge(
     by_id = ranks(ids.take(pa.array(near)))
     decided = decide(by_id, pairs, group=home, rule=settings.rule)
     preference = by_id + np.where(decided.kept, 0, len(near))
-    nearest, similarity = nearest_items(home, preference, pairs)
+    other, other_similarity = nearest_items(home, preference, pairs)
     row = np.append(near, -1)  # what -1, none, finds
     made.cluster[near], made.kept[near], made.why[near] = row[decided.cluster], decided.kept, decided.why
     made.copy_of[near], made.copy_similarity[near] = row[decided.copy_of], decided.copy_similarity
-    made.nearest[near], made.similarity[near] = row[nearest], similarity
-    return made
+    nearest[near], similarity[near] = row[other], other_similarity
+    return Verdicts(ids, references, made, nearest, similarity)
 
 
 def no_rows(schema: pa.Schema) -> pa.RecordBatch:
