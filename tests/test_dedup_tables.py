@@ -245,7 +245,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main([*command, "--threshold", "0.9"]) == 0
     assert "2 rows: 2 stay, 0 clusters" in capsys.readouterr().out
     assert cli.main([*command, "--shingles", "char:4", "--threshold", "0.6"]) == 0
-    assert cli.main([*command, "--strip-punctuation"]) == 0
     assert outcome(tmp_path / "out")[0]["name"].to_pylist() == ["p"]
     assert cli.main([*command, "--shingles", "wird:3"]) == 2
     assert "word:3" in capsys.readouterr().err
@@ -294,9 +293,8 @@ ROWS = {"id": [1, 2, 3, 4, 5], "text": ["a b c d e", "a b c d f", "a b c g f", "
         (["--rule", "independent"], [2, 5], "5 rows: 2 stay, 1 clusters ->"),
         (["--method", "exact"], [2], "1 stay"),
         (["--method", "minhash"], [2], "1 stay"),
-        (["--keep-case"], [2, 4], "2 stay, 1 clusters ->"),
         (["--near-test", "TEST"], [3], "1 stay, 1 clusters, 3 near test texts ->"),
-        (["--earlier", "EARLIER", "--keep-case"], [3, 4], "2 stay, 1 clusters, 2 near earlier rows ->"),
+        (["--earlier", "EARLIER"], [3], "1 stay, 1 clusters, 3 near earlier rows ->"),
         (["--near-test", "TEST", "--earlier", "EARLIER"], [3], "3 near test texts, 0 near earlier rows ->"),
     ],
 )

@@ -39,9 +39,9 @@ def command(arguments: Namespace) -> None:
     kind, _, size = arguments.shingles.partition(":")
     if kind not in ("word", "char") or not size.isdecimal() or len(size) > 9:
         raise InputError("command line", "--shingles", f"{arguments.shingles!r} is not word:N or char:N", "Give e.g. word:3.")
-    same = ("text_column", "id_column", "strip_punctuation", "threshold", "rule", "method")
+    same = ("text_column", "id_column", "threshold", "rule", "method")
     options = {name: getattr(arguments, name) for name in same}
-    settings = DedupSettings(kind=kind, size=int(size), lower=not arguments.keep_case, **options)
+    settings = DedupSettings(kind=kind, size=int(size), **options)
     counts = deduplicate_files(arguments.source, arguments.out, settings, arguments.near_test, arguments.earlier)
     near = f", {counts['leaked']} near test texts" if arguments.near_test else ""
     near += f", {counts['known']} near earlier rows" if arguments.earlier else ""

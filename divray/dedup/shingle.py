@@ -22,7 +22,6 @@ Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 """A letter of a script without blanks between words."""
-_SPACE = r"[\s\v\x{1c}-\x{1f}\x{85}\p{Z}]"
 
 
 class Shingles(NamedTuple):
@@ -40,21 +39,16 @@ class Shingles(NamedTuple):
         return len(self.offsets) - 1
 
 
-def shingle(
-    texts: Texts, kind: Literal["word", "char"] = "word", size: int = 3, lower: bool = True, strip_punctuation: bool = False
-) -> Shingles:
+def shingle(texts: Texts, kind: Literal["word", "char"] = "word", size: int = 3) -> Shingles:
     """Each text's set of n-grams.
 
     Words are what ``str.lower().split()`` gives; a letter of a script that puts no blanks between words (Chinese, Japanese, Thai, …) is a
-    word of its own.  Characters are code points of the lower-cased text
-    with every run of white space as one blank and none at the ends.  A text of fewer than ``size``
-    words (characters) is one shingle; so is an empty text, which thus equals every other empty text.
+    word of its own.  Characters are code points of the lower-cased text with every run of white space as one blank and none at the ends.
+    A text of fewer than ``size`` words (characters) is one shingle; so is an empty text, which thus equals every other empty text.
 
     Args:
         texts: Strings without nulls.
         kind, size: n-grams of words or of characters; n, at least 1.
-        lower: Lower-case first.
-        strip_punctuation: Take punctuation (Unicode category P) off both ends of each word; words of nothing else vanish.
 
     Raises:
         InputError: a text is null, or ``size`` is below 1.
@@ -65,31 +59,26 @@ def shingle(
     if array.null_count:
         row = pc.index(array.is_null(), True).as_py()
         raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
-    offsets, characters = _buffers(_normalised(array, lower, strip_punctuation, kind == "word"))
+    offsets, characters = _buffers(_normalised(array, kind == "word"))
     return Shingles(*hash_shingles(offsets, characters, size, kind == "word"))
 
 
-def _normalised(array: pa.Array, lower: bool, strip_punctuation: bool, words: bool) -> pa.Array:
+def _normalised(array: pa.Array, words: bool) -> pa.Array:
     """Lower-cased as ``str.lower`` does, with the blanks beyond ASCII as plain ones; ``large_string`` in and out.
 
     Bytes that are no UTF-8 (files hold them, Arrow does not look) count as U+FFFD, each faulty sequence as one.
     """
     if len(array) and (array.offset or np.frombuffer(array.buffers()[1], np.int64, 1)[0]):
         array = array.take(pa.array(np.arange(len(array))))  # ascii_lower misreads data that don't start at 0 (pyarrow 26.0)
-    plain = pc.string_is_ascii(array)
-    foreign = None if pc.all(plain, min_count=0).as_py() else pc.invert(plain)
-    strange = [] if foreign is None else decoded(array.filter(foreign))
-    if lower:
-        array, strange = pc.ascii_lower(array), [text.lower() for text in strange]
-    if foreign is not None:
-        array = pc.replace_with_mask(array, foreign, pa.array(strange, pa.large_string()))
-        array = pc.replace_substring_regex(array, r"[\x{85}\p{Z}]", " ")
+    plain, lowered = pc.string_is_ascii(array), pc.ascii_lower(array)
+    if not pc.all(plain, min_count=0).as_py():
+        foreign = pc.invert(plain)
+        strange = [text.lower() for text in decoded(array.filter(foreign))]
+        lowered = pc.replace_with_mask(lowered, foreign, pa.array(strange, pa.large_string()))
+        lowered = pc.replace_substring_regex(lowered, r"[\x{85}\p{Z}]", " ")
         if words:
-            array = pc.replace_substring_regex(array, _UNSPACED, r" \0 ")
-    if strip_punctuation:
-        array = pc.replace_substring_regex(array, rf"(^|{_SPACE})\p{{P}}+", r"\1")
-        array = pc.replace_substring_regex(array, rf"\p{{P}}+({_SPACE}|$)", r"\1")
-    return array
+            lowered = pc.replace_substring_regex(lowered, _UNSPACED, r" \0 ")
+    return lowered
 
 
 def spaced(texts: Sequence[str]) -> list[str]:

@@ -36,7 +36,7 @@ class DedupSettings:
     Attributes:
         text_column: Column of the texts, strings of any Arrow kind.
         id_column: Column of the ids, distinct strings or integers; ``None``: rows are named by their number, from 0.
-        kind, size, lower, strip_punctuation: Of :func:`~divray.dedup.shingle.shingle`.
+        kind, size: Of :func:`~divray.dedup.shingle.shingle`.
         threshold: Jaccard similarity from which two texts are near, in (0, 1].
         rule: Of :mod:`divray.dedup.decide`.
         method: Of :func:`~divray.dedup.verify.near_duplicates`.
@@ -46,8 +46,6 @@ class DedupSettings:
     id_column: str | None = None
     kind: Literal["word", "char"] = "word"
     size: int = 3
-    lower: bool = True
-    strip_punctuation: bool = False
     threshold: float = 0.7
     rule: Rule = "component"
     method: Method = "auto"
@@ -209,7 +207,7 @@ def _taken_in(batches: Iterable[pa.RecordBatch], parts: list[Shingles], settings
     for batch in batches:
         check_schema(batch.schema, settings, where)
         texts = _plain(batch.column(settings.text_column))
-        sets = shingle(texts.drop_null(), settings.kind, settings.size, settings.lower, settings.strip_punctuation)
+        sets = shingle(texts.drop_null(), settings.kind, settings.size)
         sizes = np.zeros(len(texts), np.int64)
         sizes[texts.is_valid().to_numpy(zero_copy_only=False)] = np.diff(sets.offsets)
         parts.append(Shingles(np.append(0, np.cumsum(sizes)), sets.values))
