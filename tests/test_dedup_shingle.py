@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray.dedup.shingle import Shingles, fold, shingle
-from divray.errors import InputError
 
 TEXTS = st.lists(st.text(alphabet="aAbB .,é\u00a0\u3000\t\nİΣß😀", max_size=30), max_size=20)
 
@@ -79,13 +78,6 @@ def test_hashes_are_fixed_and_the_same_in_every_process() -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "5"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == wanted
-
-
-def test_null_and_bad_size_are_input_errors() -> None:
-    with pytest.raises(InputError, match="row 1"):
-        shingle(pa.array(["a", None]))
-    with pytest.raises(InputError, match="size"):
-        shingle(["a"], "word", 0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -96,12 +96,6 @@ def test_sets_that_meet_too_often_are_compared_by_bands(monkeypatch: pytest.Monk
     assert listed(near_duplicates(shingles, 0.8, "exact")) == [(0, 1, 0.9)]
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.1, -1.0])
-def test_bad_thresholds(threshold: float) -> None:
-    with pytest.raises(InputError, match="threshold"):
-        near_duplicates(shingles_of([frozenset({1}), frozenset({2})]), threshold)
-
-
 @pytest.mark.parametrize("method", ["exact", "minhash"])
 def test_too_many_pairs_are_an_error(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
     shingles = shingles_of([frozenset({*range(20), 100 + i}) for i in range(8)])

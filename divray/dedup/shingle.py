@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.dedup.hashing import hash_shingles, numbered, set_keys, take_sets
-from divray.errors import InputError
 
 Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
@@ -49,17 +48,8 @@ def shingle(texts: Texts, kind: Literal["word", "char"] = "word", size: int = 3)
     Args:
         texts: Strings without nulls.
         kind, size: n-grams of words or of characters; n, at least 1.
-
-    Raises:
-        InputError: a text is null, or ``size`` is below 1.
     """
-    if size < 1:
-        raise InputError("shingles", "size", f"{size} is below 1", "Give 1 or more.")
-    array = _flat(texts)
-    if array.null_count:
-        row = pc.index(array.is_null(), True).as_py()
-        raise InputError("texts", f"row {row}", "null instead of a text", "Drop the row or put an empty text.")
-    offsets, characters = _buffers(_normalised(array, kind == "word"))
+    offsets, characters = _buffers(_normalised(_flat(texts), kind == "word"))
     return Shingles(*hash_shingles(offsets, characters, size, kind == "word"))
 
 

@@ -61,10 +61,8 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
         own: Sets from this number on are not compared with each other.
 
     Raises:
-        InputError: the threshold is out of range, or there are :data:`MOST_PAIRS` pairs.
+        InputError: there are :data:`MOST_PAIRS` pairs.
     """
-    if not 0 < threshold <= 1:
-        raise InputError("dedup", "threshold", f"{threshold} is not in (0, 1]", "Give e.g. 0.7.")
     n = len(sets)
     own = n if own is None else own
     if method != "minhash":

@@ -51,7 +51,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
         conflict only.
 
     Raises:
-        InputError: A column is missing or of a wrong kind, a text, label or id is null, or the threshold is out of range.
+        InputError: A column is missing or of a wrong kind, or a text, label or id is null.
     """
     given = ((table, "table"), (known, "known"))
     parts = [checked(part, where, "candidate_id", "relation", spans=True).select(_COMPARED) for part, where in given]
@@ -113,7 +113,7 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
         the two); sorted, near rows only.
 
     Raises:
-        InputError: A column is missing or of a wrong kind, a text or id is null, or the threshold is out of range.
+        InputError: A column is missing or of a wrong kind, or a text or id is null.
     """
     table = checked(table, "table", "candidate_id", spans=config.mask_entities)
     reference = checked(reference, "reference", "example_id", spans=config.mask_entities).sort_by("example_id")
