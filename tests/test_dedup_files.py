@@ -80,7 +80,11 @@ def test_an_output_that_cannot_be_is_said_before_any_work(tmp_path: Path, monkey
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "taken" / "kept.parquet").mkdir(parents=True)
     monkeypatch.setattr(files, "judge", lambda *_: pytest.fail("compared"))
-    for out, said in (("file", "not a folder that can be written to"), ("file/below", "not a folder"), ("taken", "a folder lies there")):
+    for out, said in (
+        ("file", "not a folder that can be written to"),
+        ("file/below", "not a folder"),
+        ("taken", "a folder, a device or a pipe lies there"),
+    ):
         with pytest.raises(InputError, match=said):
             deduplicate_files(source, str(tmp_path / out))
 
@@ -274,11 +278,10 @@ def test_a_link_stays_one_and_a_file_keeps_its_mode(tmp_path: Path) -> None:
     assert link.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("target", ["", "none/x.txt", "file/x.txt", "pipe", "loop", "n" * 256])
+@pytest.mark.parametrize("target", ["", "none/x.txt", "file/x.txt", "pipe", "n" * 256])
 def test_what_cannot_be_written_is_named(tmp_path: Path, target: str) -> None:
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(InputError) as caught, placed(pafs.LocalFileSystem(), str(tmp_path / target)):
         pytest.fail("written")
     assert str(tmp_path / target) in str(caught.value) and ".tmp" not in str(caught.value)

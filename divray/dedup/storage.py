@@ -6,7 +6,7 @@ import contextlib
 import os
 import posixpath
 import re
-import stat
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +18,6 @@ from divray.errors import InputError
 
 PARQUET = (".parquet", ".parq", ".pq")
 """Endings of Parquet files, in small letters."""
-
-_REPLACING = ("local", "s3", "gcs")
-"""File systems that move at once over an older file."""
 
 
 def is_uri(path: str) -> bool:
@@ -73,27 +70,6 @@ def first_line(error: Exception) -> str:
     return reasons[-1] if reasons else (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def beside(path: str) -> str:
-    """A path in the same folder for what will be moved to ``path``; most readers pass over its name, which begins with a full stop."""
-    folder, name = posixpath.split(path)
-    short = name.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
-    return posixpath.join(folder, f".{short}.{uuid.uuid4().hex}.tmp")
-
-
-def _begin(path: str, target: str) -> None:
-    """Make the empty file ``path``, with the mode of the file ``target`` where there is one."""
-    try:
-        Path(path).touch()
-        with contextlib.suppress(FileNotFoundError):
-            mode = os.stat(target).st_mode
-            if not stat.S_ISREG(mode):
-                what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-                raise InputError(target, "", f"{what} lies there", "Give the name of a file.")
-            Path(path).chmod(stat.S_IMODE(mode))
-    except OSError as error:
-        raise InputError(target, "", f"can't be written ({first_line(error)})", "Give a place that can be written to.") from None
-
-
 @contextlib.contextmanager
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
     """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails.
@@ -101,17 +77,22 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
     On this machine a link stays one and a file keeps its mode.
 
     Raises:
-        InputError: No file can be written there.
+        InputError: No file can be written there; the block has not begun then.
     """
     local = isinstance(fs, pafs.LocalFileSystem)
     target = os.path.realpath(target) if local else target
-    path = beside(target)
+    path = posixpath.join(posixpath.dirname(target), f".{uuid.uuid4().hex}.tmp")  # most readers pass over such a name
     try:
-        if local:
-            _begin(path, target)
+        try:
+            kind = fs.get_file_info(target).type
+            if kind not in (pafs.FileType.File, pafs.FileType.NotFound):
+                raise InputError(target, "", "a folder, a device or a pipe lies there", "Give the name of a file.")
+            fs.open_output_stream(path).close()
+            if local and kind == pafs.FileType.File:
+                shutil.copymode(target, path)
+        except OSError as error:
+            raise InputError(target, "", f"can't be written ({first_line(error)})", "Give a place that can be written to.") from None
         yield path
-        if fs.type_name not in _REPLACING and fs.get_file_info(target).type != pafs.FileType.NotFound:
-            fs.delete_file(target)
         fs.move(path, target)
     except BaseException:
         with contextlib.suppress(OSError):  # a full disk's leavings; nothing there
