@@ -22,8 +22,9 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from divray import console
+from divray.dedup.storage import make_folder
 from divray.errors import InputError
-from divray.run_folder import RunFolder, make_folder
+from divray.run_folder import RunFolder
 
 LOCK, NAMED = ".lock", ".lock.json"
 """What names of locks begin with, and who holds the one on a disk."""

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from divray.dedup.storage import first_line, open_uri, placed
+from divray.dedup.storage import first_line, make_folder, open_uri, placed
 from divray.errors import InputError
 from divray.layout import anew, writer
 from divray.textfiles import parse_json
@@ -44,13 +44,6 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue().to_pybytes())
-
-
-def make_folder(fs: pafs.FileSystem, folder: str) -> None:
-    try:
-        fs.create_dir(folder, recursive=True)
-    except OSError as error:
-        raise InputError(folder, "", f"the folder can't be made ({first_line(error)})", "Give a place that can be written to.") from None
 
 
 def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:

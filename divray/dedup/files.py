@@ -6,11 +6,9 @@ The texts are read twice, each time by batch: once to be compared, once to copy 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import posixpath
 import re
-import uuid
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from divray.dedup.storage import PARQUET, first_line, open_uri, placed
+from divray.dedup.storage import PARQUET, first_line, make_folder, open_uri, placed
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge, no_rows
 from divray.errors import InputError
 
@@ -30,8 +28,6 @@ KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
 
 _PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-_HALF_WRITTEN = re.compile(rf"\.({re.escape(KEPT)}|{re.escape(CLUSTERS)})\.[0-9a-f]{{32}}\.tmp")
-"""What :func:`~divray.dedup.storage.placed` calls a result that is not yet whole."""
 
 
 def command(arguments: Namespace) -> None:
@@ -69,7 +65,7 @@ def deduplicate_files(
         Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``, ``known``.
 
     Raises:
-        InputError: see :class:`ParquetSource` and :func:`~divray.dedup.tables.judge`, or ``out`` can't be written to; nothing is
+        InputError: see :class:`ParquetSource` and :func:`~divray.dedup.tables.judge`, or ``out`` can't be written to; no file is
             written then.
     """
     settings = settings or DedupSettings()
@@ -82,8 +78,9 @@ def deduplicate_files(
         check_schema(one.schema, replace(settings, id_column=None) if one is tests else settings, one.name)
     _check_copied(files)
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
+    fs, folder = open_uri(out)
+    make_folder(fs, folder)
     with (
-        _output_folder(out) as (fs, folder),
         placed(fs, posixpath.join(folder, KEPT)) as kept,  # moved last: a call that is killed leaves an older one in place
         placed(fs, posixpath.join(folder, CLUSTERS)) as clusters,
     ):
@@ -231,44 +228,6 @@ def _check_copied(files: ParquetSource) -> None:
         except pa.ArrowNotImplementedError:
             problem = f"a column of {field.type}, whose rows can't be copied one by one"
             raise InputError(files.name, field.name, problem, "Convert it, or leave it out.") from None
-
-
-@contextlib.contextmanager
-def _output_folder(out: str) -> Iterator[tuple[pafs.FileSystem, str]]:
-    """The folder to write to, made before any work, without what a killed call left half-written there.
-
-    It is gone again where the work fails and nothing lies in it.
-    """
-    fs, folder = open_uri(out)
-    with contextlib.ExitStack() as opened:
-        try:
-            is_new = fs.get_file_info(folder).type == pafs.FileType.NotFound
-            fs.create_dir(folder, recursive=True)
-            if isinstance(fs, pafs.LocalFileSystem):
-                handle = os.open(folder, os.O_RDONLY)  # the lock ends with the handle
-                opened.callback(os.close, handle)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    mend = "Wait until it is done, or give another folder."
-                    raise InputError(out, "", "another call is writing there", mend) from None
-                except OSError:  # a file system without locks lets everybody in
-                    pass
-            for info in fs.get_file_info(pafs.FileSelector(folder)):
-                if _HALF_WRITTEN.fullmatch(info.base_name):
-                    fs.delete_file(info.path)
-            tried = posixpath.join(folder, f".{KEPT}.{uuid.uuid4().hex}.tmp")
-            fs.open_output_stream(tried).close()
-            fs.delete_file(tried)
-        except OSError as error:
-            problem = f"not a folder that can be written to ({first_line(error)})"
-            raise InputError(out, "", problem, "Give another folder.") from None
-        try:
-            yield fs, folder
-        except BaseException:
-            if is_new and not fs.get_file_info(pafs.FileSelector(folder)):
-                fs.delete_dir(folder)
-            raise
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

@@ -70,6 +70,13 @@ def first_line(error: Exception) -> str:
     return reasons[-1] if reasons else (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
+def make_folder(fs: pafs.FileSystem, folder: str) -> None:
+    try:
+        fs.create_dir(folder, recursive=True)
+    except OSError as error:
+        raise InputError(folder, "", f"the folder can't be made ({first_line(error)})", "Give a place that can be written to.") from None
+
+
 @contextlib.contextmanager
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
     """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails.

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from divray.datasets.huggingface import plain_rows
 from divray.datasets.own import SENTENCE, Source, marked, span_of
-from divray.dedup.storage import first_line, open_uri, placed
+from divray.dedup.storage import first_line, make_folder, open_uri, placed
 from divray.errors import InputError
 from divray.models import check_model, facts_of
 from divray.relations import Example, span_problem, tightened
-from divray.run_folder import RunFolder, make_folder
+from divray.run_folder import RunFolder
 from divray.scan import Row
 from divray.textfiles import json_lines
 
