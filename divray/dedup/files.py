@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
@@ -25,8 +27,6 @@ from divray.errors import InputError
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
-
-_PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 def command(arguments: Namespace) -> None:
@@ -77,7 +77,6 @@ def deduplicate_files(
         if written & {_place(one.fs, path) for path in one.paths}:
             raise InputError(out, "", f"the output folder holds {said}", "Write to a folder of its own.")
         check_schema(one.schema, replace(settings, id_column=None) if one is tests else settings, one.name)
-    _check_copied(files)
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
     make_folder(fs, folder)
     with (
@@ -204,27 +203,20 @@ def _place(fs: pafs.FileSystem, path: str) -> str:
     return os.path.realpath(path) if isinstance(fs, pafs.LocalFileSystem) else path
 
 
-def _check_copied(files: ParquetSource) -> None:
-    """Raises InputError where Arrow can't filter a column, so that its rows can't be copied."""
-    for field in _plain(files.schema):
-        try:
-            pa.array([], field.type).filter(pa.array([], pa.bool_()))
-        except pa.ArrowNotImplementedError:
-            problem = f"a column of {field.type}, whose rows can't be copied one by one"
-            raise InputError(files.name, field.name, problem, "Convert it, or leave it out.") from None
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """The schema with kinds that Arrow can filter in place of views."""
-    return pa.schema([field.with_type(_PLAIN.get(field.type, field.type)) for field in schema])
-
-
 def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatch]:
-    start, plain = 0, _plain(files.schema)
+    start = 0
     for batch in files.batches():
-        part = verdicts.decided.kept[start : start + batch.num_rows]
+        yield _filtered(batch, verdicts.decided.kept[start : start + batch.num_rows])
         start += batch.num_rows
-        yield batch.cast(plain).filter(pa.array(part)).cast(files.schema)
+
+
+def _filtered(batch: pa.RecordBatch, kept: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+    """The rows that are kept; where there are views, which Arrow can't filter, they are cut out and put together."""
+    try:
+        return batch.filter(pa.array(kept))
+    except pa.ArrowNotImplementedError:
+        edges = np.flatnonzero(np.diff(kept, prepend=False, append=False)).reshape(-1, 2)
+        return pa.concat_batches([batch.slice(0, 0), *(batch.slice(start, end - start) for start, end in edges.tolist())])
 
 
 def _write(fs: pafs.FileSystem, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
