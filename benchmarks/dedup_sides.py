@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from dedup_peers import PERMUTATIONS, Answer, data_juicer, datatrove, text_dedup
 
@@ -37,10 +37,11 @@ def divray(corpus: str, threshold: float, kind: str, size: int, clock: Callable[
     from divray.dedup.tables import DedupSettings, judge
 
     settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
-    judge(_few(corpus), settings)
+    judge(pq.read_table(corpus).slice(0, 3000).to_reader(), settings)
     clock()
     file = pq.ParquetFile(corpus)
-    made = judge(file.iter_batches(batch_size=1 << 16, columns=["id", "text"], use_threads=False), settings)
+    batches = file.iter_batches(batch_size=1 << 16, columns=["id", "text"], use_threads=False)
+    made = judge(pa.RecordBatchReader.from_batches(file.schema_arrow, batches), settings)
     return {"kept": made.decided.kept}
 
 
@@ -54,7 +55,7 @@ def divray_pairs(corpus: str, threshold: float, kind: str, size: int, clock: Cal
     sets, _, group = fold(shingle(table["text"], kind, size))  # type: ignore[arg-type]
     pairs = near_duplicates(sets, threshold)
     settings = DedupSettings(id_column="id", kind=kind, size=size, threshold=threshold)  # type: ignore[arg-type]
-    made = judge(table.to_batches(), settings)
+    made = judge(table.to_reader(), settings)
     return {"group": group, "left": pairs.left, "right": pairs.right, "cluster": made.decided.cluster}
 
 
@@ -152,10 +153,6 @@ SIDES: dict[str, Callable[..., Answer]] = {
     "data-juicer": data_juicer,
     "datatrove": datatrove,
 }
-
-
-def _few(corpus: str) -> list[Any]:
-    return pq.read_table(corpus).slice(0, 3000).to_batches()
 
 
 def spent() -> list[float]:

@@ -57,10 +57,9 @@ def test_every_row_is_as_brute_force_says(
     against = pa.table({"text": pa.array(tests, pa.string())})
     chosen = DedupSettings(id_column="name", size=2, threshold=threshold, rule=rule, method=method)  # type: ignore[arg-type]
     earlier = pa.table({"name": pa.array([100 + i for i in range(len(before))], pa.int32()), "text": pa.array(before, pa.string())})
-    made = near_duplicate_clusters(iter(table.to_batches(max_chunksize=batch_rows)), chosen, against, earlier)
-    assert made.column_names == NAMES and made["id"].to_pylist() == ids and (made["cluster"].type == pa.int32() or not texts)
-    whole = near_duplicate_clusters(table, chosen, against, earlier)
-    assert made.equals(whole) or not texts
+    made = near_duplicate_clusters(table.to_reader(batch_rows), chosen, against, earlier)
+    assert made.column_names == NAMES and made["id"].to_pylist() == ids and made["cluster"].type == pa.int32()
+    assert made.equals(near_duplicate_clusters(table, chosen, against, earlier))
     if method == "minhash":  # may miss a pair, hence a looser check
         assert pc.all(pc.greater_equal(made["similarity"], threshold), min_count=0).as_py()
         return
@@ -277,9 +276,7 @@ def test_ids_of_no_rows_have_the_type_of_the_input() -> None:
         none = pa.schema([("id", kind), ("text", pa.string())]).empty_table()
         for source in (none, none.to_reader()):
             assert near_duplicate_clusters(source, id_column="id")["nearest_id"].type == wanted
-    made = near_duplicate_clusters(iter([]), id_column="id")
-    assert made.column_names == NAMES and made["id"].type == pa.null()
-    assert near_duplicate_clusters(iter([]))["id"].type == pa.int64()
+        assert near_duplicate_clusters(none)["id"].type == pa.int64()
 
 
 ROWS = {"id": [1, 2, 3, 4, 5], "text": ["a b c d e", "a b c d f", "a b c g f", "A B C D E", "a b h g f"]}

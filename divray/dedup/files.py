@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from divray.dedup.storage import PARQUET, first_line, make_folder, open_uri, placed
-from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge, no_rows
+from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
 
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
@@ -83,9 +83,9 @@ def deduplicate_files(
         placed(fs, posixpath.join(folder, KEPT)) as kept,  # moved last: a call that is killed leaves an older one in place
         placed(fs, posixpath.join(folder, CLUSTERS)) as clusters,
     ):
-        against_batches = () if tests is None else tests.batches(wanted[:1])
-        earlier_batches = () if known is None else known.batches(wanted)
-        verdicts = judge(files.batches(wanted), settings, against_batches, earlier_batches, files.name)
+        against_rows = None if tests is None else tests.batches(wanted[:1])
+        earlier_rows = None if known is None else known.batches(wanted)
+        verdicts = judge(files.batches(wanted), settings, against_rows, earlier_rows, files.name)
         _write(fs, clusters, verdicts.schema(), verdicts.batches())
         _write(fs, kept, files.schema, _staying(files, verdicts))
     return verdicts.counts()
@@ -143,13 +143,15 @@ class ParquetSource:
             schema = schema.append(key)
         return cls(name, fs, paths, schema, named)
 
-    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, at most :data:`BATCH_ROWS` at a time, after one empty batch.
+    def batches(self, columns: list[str] | None = None) -> pa.RecordBatchReader:
+        """All rows, at most :data:`BATCH_ROWS` at a time.
 
         No scan of ``pyarrow.dataset``: that one decodes a row group as a whole, which may be all of a file.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        yield no_rows(schema)
+        return pa.RecordBatchReader.from_batches(schema, self._batches(schema))
+
+    def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for path, named in zip(self.paths, self.named, strict=True):
             with _opened(self.fs, path) as file:
                 inside = [name for name in schema.names if name in file.schema_arrow.names]

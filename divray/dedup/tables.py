@@ -8,8 +8,7 @@ Rows whose text is null have nothing to be compared and stay.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +22,7 @@ from divray.dedup.shingle import Shingles, fold, joined, shingle
 from divray.dedup.verify import Method, Pairs, near_duplicates
 from divray.errors import InputError
 
-Batches: TypeAlias = "pa.Table | Iterable[pa.RecordBatch]"
+Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
 _SLICE = 1 << 18
 _KINDS = {"texts": "strings", "ids": "strings or integers", "spans": "integers"}
@@ -58,16 +57,16 @@ class DedupSettings:
 
 
 def near_duplicate_clusters(
-    source: Batches,
+    source: Rows,
     settings: DedupSettings | None = None,
-    against: Batches | None = None,
-    earlier: Batches | None = None,
+    against: Rows | None = None,
+    earlier: Rows | None = None,
     **options: Any,
 ) -> pa.Table:
     """Say of every row of a table of texts which near-duplicates it has and whether it stays.
 
     Args:
-        source: A table, or record batches that are taken one at a time.
+        source: A table, or a reader of record batches, which are taken one at a time.
         settings: How; or name them one by one: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
         against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
         earlier: Rows that an earlier call kept, with the same columns: rows near one of them are dropped as well.  They are
@@ -82,7 +81,8 @@ def near_duplicate_clusters(
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
     """
     settings = DedupSettings(**options) if settings is None else settings
-    verdicts = judge(_batches(source), settings, _batches(against), _batches(earlier))
+    source, against, earlier = (rows.to_reader(_SLICE) if isinstance(rows, pa.Table) else rows for rows in (source, against, earlier))
+    verdicts = judge(source, settings, against, earlier)
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
 
 
@@ -132,15 +132,15 @@ class Verdicts:
 
 
 def judge(
-    batches: Iterable[pa.RecordBatch],
+    source: pa.RecordBatchReader,
     settings: DedupSettings,
-    against: Iterable[pa.RecordBatch] = (),
-    earlier: Iterable[pa.RecordBatch] = (),
+    against: pa.RecordBatchReader | None = None,
+    earlier: pa.RecordBatchReader | None = None,
     where: str = "table",
 ) -> Verdicts:
     """:func:`near_duplicate_clusters` as arrays; ``where`` names the source in errors."""
     parts: list[Shingles] = []
-    ids = _taken_in(batches, parts, settings, where)
+    ids = _taken_in(source, parts, settings, where)
     _check_ids(ids, where, settings.id_column or "row")
     known_ids = _taken_in(earlier, parts, settings, "earlier rows")
     numbers = _taken_in(against, parts, replace(settings, id_column=None), "test")
@@ -186,36 +186,25 @@ def judge(
     return Verdicts(ids, references, made, nearest, similarity)
 
 
-def no_rows(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.record_batch([pa.nulls(0, field.type) for field in schema], schema)
-
-
-def _batches(source: Batches | None) -> Iterable[pa.RecordBatch]:
-    """Its batches; an empty one first where it has a schema, so that the ids have a type even if no row comes."""
-    if isinstance(source, pa.Table):
-        source = source.to_reader(max_chunksize=_SLICE)
-    empty = [no_rows(source.schema)] if isinstance(source, pa.RecordBatchReader) else []
-    return itertools.chain(empty, () if source is None else source)
-
-
-def _taken_in(batches: Iterable[pa.RecordBatch], parts: list[Shingles], settings: DedupSettings, where: str) -> Any:
+def _taken_in(reader: pa.RecordBatchReader | None, parts: list[Shingles], settings: DedupSettings, where: str) -> Any:
     """Adds the set of each row to ``parts``, an empty one for a null text, and returns its id, or its number without an id column.
 
-    Without batches the ids have type null.
+    Without a reader the ids have type null.
     """
-    start, names = len(parts), []
-    for batch in batches:
-        check_schema(batch.schema, settings, where)
+    if reader is None:
+        return pa.nulls(0)
+    check_schema(reader.schema, settings, where)
+    start, name = len(parts), settings.id_column
+    ids = [] if name is None else [_plain(pa.nulls(0, reader.schema.field(name).type))]
+    for batch in reader:
         texts = _plain(batch.column(settings.text_column))
         sets = shingle(texts.drop_null(), settings.kind, settings.size)
         sizes = np.zeros(len(texts), np.int64)
         sizes[texts.is_valid().to_numpy(zero_copy_only=False)] = np.diff(sets.offsets)
         parts.append(Shingles(np.append(0, np.cumsum(sizes)), sets.values))
-        if settings.id_column is not None:
-            names.append(_plain(batch.column(settings.id_column)))
-    if settings.id_column is None:
-        return pa.array(np.arange(sum(len(part) for part in parts[start:])))
-    return pa.concat_arrays([part.cast(names[0].type) for part in names]) if names else pa.nulls(0)
+        if name is not None:
+            ids.append(_plain(batch.column(name)))
+    return pa.concat_arrays(ids) if ids else pa.array(np.arange(sum(len(part) for part in parts[start:])))
 
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None:
