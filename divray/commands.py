@@ -126,7 +126,7 @@ def export_samples(arguments: Namespace) -> None:
 
 
 def explain_sample(arguments: Namespace) -> None:
-    found = explain(arguments.run, arguments.sample_id, arguments.neighbours)
+    found = explain(arguments.run, arguments.sample_id)
     if arguments.json:
         console.show_json(found)
     else:
@@ -164,11 +164,10 @@ def explanation(found: Row) -> Iterator[RenderableType]:
             yield titled(title)
             yield Text(f"{visible(other['id'])}  {visible(other['relation'])}", "dim")
             yield compared(other)
-    if found["neighbours"]:
-        yield titled(f"nearest neighbours (near-duplicates from {found['threshold']:g}; shared words in green)")
-        for row in found["neighbours"]:
-            yield Text(f"{row['similarity']:.2f}  {'kept' if row['kept'] else 'dropped'}  {visible(row['id'])}", "dim")
-            yield compared(row)
+    if nearest := found["nearest"]:
+        yield titled(f"nearest neighbour (near-duplicates from {found['threshold']:g}; shared words in green)")
+        yield Text(f"{nearest['similarity']:.2f}  {'kept' if nearest['kept'] else 'dropped'}  {visible(nearest['id'])}", "dim")
+        yield compared(nearest)
     if (cluster := found["cluster"]) and cluster["size"] > 1:
         yield titled(f"cluster {visible(cluster['id'])}: {cluster['size']:,} samples, {cluster['kept']:,} kept")
         for row in cluster["members"]:

@@ -1,7 +1,6 @@
 """Why one sample is what it is: where it came from, what stands near it, and what became of it.
 
-Everything is read from the run folder, a batch at a time; nothing is computed that the stages did not decide, but for
-the nearest neighbours, which are looked up anew among all sentences of the relation.
+Everything is read from the run folder, a batch at a time; nothing is computed that the stages did not decide.
 """
 
 from __future__ import annotations
@@ -9,17 +8,13 @@ from __future__ import annotations
 import difflib
 import heapq
 from dataclasses import dataclass
-from itertools import chain
 from os.path import commonprefix
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config, read_config
-from divray.dedup.shingle import Shingles
 from divray.errors import InputError
-from divray.layout import SEEDS, SELECTED, TEST, Round
+from divray.layout import SELECTED, TEST, Round
 from divray.prompts.rows import candidate_ids
 from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
@@ -27,24 +22,21 @@ from divray.run_folder import RunFolder
 from divray.sampling import policy_model
 from divray.scan import SENTENCE, Row, rows
 from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES, TUNED
-from divray.texts import SEED_PREFIX, compared_texts, configured_shingles
 
 CLUSTER_MEMBERS = 8
 _SENTENCE = ["relation", *SENTENCE]
 _SCORES = ["correctness", "correct", "unique", "novelty", "reason"]
-_NOT_SCORED: Row = {"scores": {}, "cluster": None, "neighbours": [], "conflict": None, "near_test": None, "selected": None}
+_NOT_SCORED: Row = {"scores": {}, "cluster": None, "nearest": None, "conflict": None, "near_test": None, "selected": None}
 
 
-def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
+def explain(uri: str, sample_id: str) -> Row:
     """What a run folder, finished or not, knows of one candidate, valid or not.
-
-    ``neighbours`` is how many of the nearest sentences of its relation are named.
 
     Returns:
         Plain values: ``id``, ``relation``, ``sentence`` (row with ``text`` and spans, or none), ``origin`` (prompt, strategy,
         round, demonstrations, engine, model …), ``rejection``, ``scores``, ``cluster`` (``id``, ``size``, ``kept``, ``members``),
-        ``neighbours`` (each a sentence row with ``id``, ``similarity`` and ``kept``), ``conflict``, ``near_test``, ``pairs``,
-        ``selected``, ``outcome`` (a word) and ``why`` (a sentence).
+        ``nearest`` (a sentence row with ``id``, ``kept`` and ``similarity``), ``conflict``, ``near_test``, ``pairs``, ``selected``,
+        ``outcome`` (a word) and ``why`` (a sentence).
 
     Raises:
         InputError: No run folder, or no such id; close ones are named.
@@ -57,16 +49,17 @@ def explain(uri: str, sample_id: str, neighbours: int = 5) -> Row:
         alike = pc.starts_with(pc.field("candidate_id"), sample_id.rpartition("-")[0] + "-")
         for request in rows(folder, own.prompts, PROMPTS.names, alike):
             if sample_id in candidate_ids(request["candidate_id"], request["sentences"] or 1):
-                return _candidate(run, own, sample_id, request, neighbours)
+                return _candidate(run, own, sample_id, request)
     close = run.close_ids(sample_id)
     mend = f"Did you mean {', '.join(close)}?" if close else "Ids stand in `dataset/` and in `round-XX/samples`."
     raise InputError(folder.uri, sample_id, "no candidate of this run has that id", mend)
 
 
-def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Row:
+def _candidate(run: _Run, own: Round, name: str, request: Row) -> Row:
     completion = run.row(own.completions, "candidate_id", request["candidate_id"], COMPLETIONS.names) or {}
     sample = run.row(own.samples, "candidate_id", name, SAMPLES.names) or {}
-    scored = run.row(own.scores, "candidate_id", name, ["relation", *_SCORES, "cluster", "conflict", "near_test"])
+    columns = ["relation", *_SCORES, "cluster", "nearest_id", "similarity", "conflict", "near_test"]
+    scored = run.row(own.scores, "candidate_id", name, columns)
     sentence = {key: sample[key] for key in _SENTENCE} if sample and not sample["rejection"] else None
     found: Row = {
         "id": name,
@@ -80,12 +73,12 @@ def _candidate(run: _Run, own: Round, name: str, request: Row, count: int) -> Ro
         "threshold": run.config.diversity.threshold,
         "pairs": run.pairs(name),
     }
-    if sentence:
-        found["neighbours"] = run.nearest(sentence, name, request["strategy"] == NAIVE, count)
     if scored:
         found["scores"] = {key: scored[key] for key in _SCORES}
         found["cluster"] = run.cluster(scored["relation"], scored["cluster"])
         found["conflict"] = run.sentence(scored["conflict"]) if scored["conflict"] else None
+        if scored["nearest_id"] not in ("", scored["conflict"]) and (nearest := run.sentence(scored["nearest_id"])):
+            found["nearest"] = {**nearest, "similarity": scored["similarity"]}
         if near_test := run.row(TEST, "example_id", scored["near_test"] or "", _SENTENCE):
             found["near_test"] = {**near_test, "id": scored["near_test"]}
     if run.folder.files(SELECTED, ".parquet"):
@@ -147,9 +140,9 @@ class _Run:
         return next(rows(self.folder, table, columns, pc.field(column) == value), None)
 
     def sentence(self, name: str) -> Row | None:
-        """The sentence of a seed example or of a scored sample."""
+        """The sentence of a seed example or of a scored sample, and whether it was ``kept``."""
         found = sentences_of(self.folder, self.rounds, [name]).get(name)
-        return {key: found[key] for key in _SENTENCE} | {"id": name} if found else None
+        return {key: found[key] for key in _SENTENCE} | {"id": name, "kept": found["unique"]} if found else None
 
     def pairs(self, name: str) -> list[Row]:
         where = (pc.field("chosen_id") == name) | (pc.field("rejected_id") == name)
@@ -164,37 +157,6 @@ class _Run:
         members.sort(key=lambda member: (not member["kept"], member["id"]))
         kept = sum(bool(member["kept"]) for member in members)
         return {"id": cluster, "size": len(members), "kept": kept, "members": members[:CLUSTER_MEMBERS]}
-
-    def nearest(self, sentence: Row, name: str, naive: bool, count: int) -> list[Row]:
-        """The ``count`` most similar sentences of the relation, seeds included, and the most similar one that was kept.
-
-        Of equally similar ones the kept ones come first, then the smallest id.  Similarities are exact.
-        """
-        settings = self.config.diversity
-
-        def sets(table: pa.Table) -> Shingles:
-            return configured_shingles(compared_texts(table, settings.mask_entities), settings)
-
-        own = sets(pa.Table.from_pylist([sentence])).values
-        of_relation = pc.field("relation") == sentence["relation"]
-        of_kind = (pc.field("strategy") == NAIVE) if naive else (pc.field("strategy") != NAIVE)
-        plain = {name: pc.field(name) for name in _SENTENCE}
-        scored = {**plain, "cluster": pc.field("cluster"), "id": pc.field("candidate_id"), "kept": pc.field("unique")}
-        seed_id = pc.binary_join_element_wise(pc.scalar(SEED_PREFIX), pc.field("example_id"), pc.scalar(""))
-        seeds = {**plain, "cluster": pc.scalar(""), "id": seed_id, "kept": pc.scalar(True)}
-        samples = self.folder.scan([own.scores for own in self.rounds], scored, of_relation & of_kind)
-        best: list[Row] = []
-        for batch in chain(samples, self.folder.scan(SEEDS, seeds, of_relation)):
-            table = pa.Table.from_batches([batch])
-            others = sets(table)
-            shared = np.add.reduceat(np.isin(others.values, own).astype(np.int64), others.offsets[:-1])
-            similarity = shared / (np.diff(others.offsets) + len(own) - shared)
-            table = table.append_column("similarity", pa.array(similarity.round(6)))
-            best += table.filter((pc.field("similarity") > 0) & (pc.field("id") != name)).to_pylist()
-            best.sort(key=lambda row: (-row["similarity"], not row["kept"], row["id"]))
-            kept = [place for place, row in enumerate(best) if row["kept"]]
-            best = best[:count] + [best[place] for place in kept[:1] if place >= count]
-        return best
 
     def close_ids(self, wanted: str) -> list[str]:
         """Up to three ids like ``wanted``: of those with the longest common beginning the most similar."""

@@ -215,9 +215,7 @@ def test_a_path_that_cannot_be_used_is_one_line(
     assert capsys.readouterr().err == f"error: {tmp_path}/in.jsonl: Permission denied. Check the path, and who may read and write there.\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["preview", "x.yaml", "-n", "0"], ["review", "run", "--number", "-1"], ["explain", "run", "x", "--neighbours", "0"]]
-)
+@pytest.mark.parametrize("arguments", [["preview", "x.yaml", "-n", "0"], ["review", "run", "--number", "-1"]])
 def test_a_count_begins_at_one(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)

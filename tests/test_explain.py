@@ -79,7 +79,11 @@ def run(uri: str) -> RunFolder:
     for number, row in enumerate(scored):
         row |= {"conflict": "", "conflict_relation": "", "near_test": "", **marks.get(number, {})}
     free = deduplicate(table(scored[:4] + scored[6:], schemas.SCORES), CONFIG.diversity, fixed_items(run.read_table("data/seeds")))
-    out = [{**scored[n], "unique": False, "reason": reasons[n], "cluster": scored[n]["candidate_id"], "similarity": 0.9} for n in (4, 5)]
+    barred = {"unique": False, "similarity": 0.9}
+    out = [
+        {**scored[n], **barred, "reason": reasons[n], "cluster": scored[n]["candidate_id"], "nearest_id": near}
+        for n, near in ((4, "r00-b-000"), (5, "test:t9"))
+    ]
     other = {**scored[4], "candidate_id": "r00-b-000", "relation": "place", "conflict": "r00-a-004", "unique": False}
     run.write_table("round-00/scores", pa.concat_tables([free, table([*out, other], schemas.SCORES)]))
     run.write_table("round-00/samples", table([*rows[:8], rows[9], {**other, "rejection": ""}], schemas.SAMPLES))
@@ -112,14 +116,16 @@ def test_what_became_of_a_candidate(run: RunFolder, number: int, outcome: str, w
     assert json.loads(json.dumps(found)) == found
 
 
-def test_neighbours_cluster_and_pairs(run: RunFolder) -> None:
-    found = explain(run.uri, "r00-a-001", neighbours=2)
-    first = found["neighbours"][0]
-    assert (first["id"], first["similarity"], first["kept"]) == ("r00-a-000", 1.0, True)
+def test_nearest_cluster_and_pairs(run: RunFolder) -> None:
+    found = explain(run.uri, "r00-a-001")
+    nearest = found["nearest"]
+    assert (nearest["id"], nearest["text"]) == ("r00-a-000", sentence(CASES["r00-a-000"])["text"])
+    assert (nearest["similarity"], nearest["kept"]) == (1.0, True)
+    assert explain(run.uri, "r00-a-000")["nearest"]["kept"] is False
+    assert [explain(run.uri, f"r00-a-{number:03d}")["nearest"] for number in (3, 4, 5, 7)] == [None] * 4
     assert found["cluster"]["size"] == 2 and found["cluster"]["kept"] == 1
     assert [member["id"] for member in found["cluster"]["members"]] == ["r00-a-000", "r00-a-001"]
     assert found["pairs"] == [] and explain(run.uri, "r00-a-002")["pairs"][0]["chosen_id"] == "r00-a-000"
-    assert "r00-a-009" not in [row["id"] for row in explain(run.uri, "r00-a-000", neighbours=50)["neighbours"]]
     assert explain(run.uri, "r00-a-004")["conflict"]["relation"] == "place"
     assert explain(run.uri, "r00-a-005")["near_test"]["id"] == "t9"
     assert explain(run.uri, "r00-a-001")["origin"]["seconds"] == 2.5
@@ -144,7 +150,7 @@ def test_an_unknown_id_names_close_ones(run: RunFolder, capsys: pytest.CaptureFi
 
 
 def test_on_the_terminal(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", run.uri, "r00-a-001", "--neighbours", "1"]) == 0
+    assert main(["explain", run.uri, "r00-a-001"]) == 0
     shown = capsys.readouterr().out
     for words in (
         "near copy",
@@ -161,9 +167,9 @@ def test_on_the_terminal(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_shared_words_are_marked(run: RunFolder) -> None:
-    found = explain(run.uri, "r00-a-003", neighbours=1)
-    found["neighbours"] = [{**found["sentence"], "id": "x", "kept": True, "similarity": 0.9, "cluster": ""}]
-    found["neighbours"][0]["text"] = found["sentence"]["text"].replace("months", "\x1b[31mweeks!")[: len(found["sentence"]["text"])]
+    found = explain(run.uri, "r00-a-003")
+    found["nearest"] = {**found["sentence"], "id": "x", "kept": True, "similarity": 0.9}
+    found["nearest"]["text"] = found["sentence"]["text"].replace("months", "\x1b[31mweeks!")[: len(found["sentence"]["text"])]
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
     for item in explanation(found):
         console.print(item)
