@@ -5,10 +5,7 @@ Everything is read from the run folder, a batch at a time; nothing is computed t
 
 from __future__ import annotations
 
-import difflib
-import heapq
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import pyarrow.compute as pc
 
@@ -39,7 +36,7 @@ def explain(uri: str, sample_id: str) -> Row:
         ``outcome`` (a word) and ``why`` (a sentence).
 
     Raises:
-        InputError: No run folder, or no such id; close ones are named.
+        InputError: No run folder, or no such id.
     """
     folder = RunFolder(uri)
     config = read_config(folder)
@@ -50,9 +47,7 @@ def explain(uri: str, sample_id: str) -> Row:
         for request in rows(folder, own.prompts, PROMPTS.names, alike):
             if sample_id in candidate_ids(request["candidate_id"], request["sentences"] or 1):
                 return _candidate(run, own, sample_id, request)
-    close = run.close_ids(sample_id)
-    mend = f"Did you mean {', '.join(close)}?" if close else "Ids stand in `dataset/` and in `round-XX/samples`."
-    raise InputError(folder.uri, sample_id, "no candidate of this run has that id", mend)
+    raise InputError(folder.uri, sample_id, "no candidate of this run has that id", "Ids stand in `dataset/` and in `round-XX/samples`.")
 
 
 def _candidate(run: _Run, own: Round, name: str, request: Row) -> Row:
@@ -157,11 +152,3 @@ class _Run:
         members.sort(key=lambda member: (not member["kept"], member["id"]))
         kept = sum(bool(member["kept"]) for member in members)
         return {"id": cluster, "size": len(members), "kept": kept, "members": members[:CLUSTER_MEMBERS]}
-
-    def close_ids(self, wanted: str) -> list[str]:
-        """Up to three ids like ``wanted``: of those with the longest common beginning the most similar."""
-        best: list[str] = []
-        for batch in self.folder.scan([own.prompts for own in self.rounds], ["candidate_id"]):
-            known = [*best, *batch["candidate_id"].to_pylist()]
-            best = heapq.nlargest(200, known, key=lambda name: len(commonprefix([name, wanted])))  # noqa: RUF071
-        return difflib.get_close_matches(wanted, best, n=3, cutoff=0.5)
