@@ -105,12 +105,8 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
         return "pending", "It is a valid sample that has not been scored yet."
     reason, correctness = scores["reason"], f"{scores['correctness']:.2f}"
     if not scores["unique"]:
-        if found["near_test"]:
-            return "near test", f"Dropped, since the test set is guarded: {reason}."
-        if found["conflict"] and reason.startswith("labelling conflict"):
-            return "conflict", f"Dropped: {reason}. One sentence can't teach two labels."
-        limit = config.diversity.seed_threshold if "seed" in reason else config.diversity.threshold
-        return "near copy", f"Dropped: {reason}; from {limit:g} on it counts as one."
+        outcome = "near test" if found["near_test"] else "conflict" if found["conflict"] else "near copy"
+        return outcome, f"Dropped: {reason}."
     if not scores["correct"]:
         return "below the gate", f"Dropped: its score {correctness} is below the gate ({config.correctness.threshold}) ({reason})."
     if found["origin"]["strategy"] == NAIVE:

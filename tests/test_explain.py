@@ -99,7 +99,7 @@ def run(uri: str) -> RunFolder:
         (0, "selected", "Selected: unique"),
         (1, "near copy", "near copy of r00-a-000 (1.00)"),
         (2, "below the gate", "0.70 is below the gate (auto)"),
-        (3, "more than K", "more than K = 1"),
+        (3, "more than K", "none of the K = 1 selected"),
         (4, "conflict", "under place"),
         (5, "near test", "near test example t9"),
         (6, "rejected", "no sentence end"),
