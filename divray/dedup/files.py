@@ -12,6 +12,7 @@ import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def deduplicate_files(
     Args:
         source: File, folder or pattern; a path or any URI that ``pyarrow.fs`` opens.
         out: Folder to write to: ``kept.parquet``, the rows that stay with all their columns, in input order, and
-            ``clusters.parquet``, the table of :func:`~divray.dedup.tables.near_duplicate_clusters`.  No input is written over.
+            ``clusters.parquet``, the table of :func:`~divray.dedup.tables.near_duplicate_clusters`.  It may lie in
+            no input folder and write over no input.
         settings: How.
         against, earlier: As :func:`~divray.dedup.tables.near_duplicate_clusters` takes them; file, folder or pattern.
 
@@ -69,15 +71,13 @@ def deduplicate_files(
     settings = settings or DedupSettings()
     given = {"the input": source, "the test set of --near-test": against, "the rows of --earlier": earlier}
     inputs = {said: ParquetSource.open(name) for said, name in given.items() if name is not None}
+    _check_apart(out, inputs)
     files, tests, known = (inputs.get(said) for said in given)
     assert files is not None
-    fs, folder = open_uri(out)
-    written = {_place(fs, posixpath.join(folder, name)) for name in (KEPT, CLUSTERS)}
-    for said, one in inputs.items():
-        if written & {_place(one.fs, path) for path in one.paths}:
-            raise InputError(out, "", f"the output folder holds {said}", "Write to a folder of its own.")
+    for one in inputs.values():
         check_schema(one.schema, replace(settings, id_column=None) if one is tests else settings, one.name)
     wanted = [settings.text_column, *([settings.id_column] if settings.id_column else [])]
+    fs, folder = open_uri(out)
     make_folder(fs, folder)
     with (
         placed(fs, posixpath.join(folder, KEPT)) as kept,  # moved last: a call that is killed leaves an older one in place
@@ -100,6 +100,7 @@ class ParquetSource:
         fs, paths: Where they lie.
         schema: Of all of them, the columns that ``key=value`` folders name (Hive) last.
         named: What the folders of each file name.
+        folder: The folder that ``name`` is; ``None`` for a file or a pattern.
     """
 
     name: str
@@ -107,6 +108,7 @@ class ParquetSource:
     paths: list[str]
     schema: pa.Schema
     named: list[dict[str, Any]]
+    folder: str | None = None
 
     @classmethod
     def open(cls, name: str) -> ParquetSource:
@@ -141,7 +143,7 @@ class ParquetSource:
             raise InputError(name, "", problem, "Rename these folders.") from None
         for key in hive.schema:
             schema = schema.append(key)
-        return cls(name, fs, paths, schema, named)
+        return cls(name, fs, paths, schema, named, path if base == path else None)
 
     def batches(self, columns: list[str] | None = None) -> pa.RecordBatchReader:
         """All rows, at most :data:`BATCH_ROWS` at a time.
@@ -198,6 +200,20 @@ def _opened(fs: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(path, "", f"not readable as Parquet ({first_line(error)})", "Give a Parquet file.") from None
+
+
+def _check_apart(out: str, inputs: dict[str, ParquetSource]) -> None:
+    """Raises InputError where a file that is read lies in the output folder, or that in a folder that is read."""
+    fs, path = open_uri(out)
+    folder = _place(fs, path)
+    for said, files in inputs.items():
+        places = [PurePosixPath(_place(files.fs, one)) for one in files.paths]
+        named = files.paths == [open_uri(files.name)[1]]  # a pattern would take the result for input the next time
+        if any(str(one.parent) == folder and (not named or one.name in (KEPT, CLUSTERS)) for one in places):
+            raise InputError(out, "", f"the output folder holds {said}", "Write to a folder of its own.")
+        within = None if files.folder is None else _place(files.fs, files.folder)
+        if within is not None and PurePosixPath(folder).is_relative_to(within):
+            raise InputError(out, "", f"the output folder lies in the folder of {said}", "Write to a folder beside it.")
 
 
 def _place(fs: pafs.FileSystem, path: str) -> str:
