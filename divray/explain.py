@@ -115,8 +115,7 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
         return "selected", f"Selected: unique ({reason}) and correct ({correctness})."
     if found["selected"] is None:
         return "accepted", f"Unique ({reason}) and correct ({correctness}); nothing has been selected yet."
-    others = f"there were more than K = {config.selection.k}, and others make a better set together"
-    return "more than K", f"In the data set, but not selected: {others}."
+    return "more than K", f"Unique and correct, but none of the K = {config.selection.k} selected: others make a better set together."
 
 
 @dataclass(frozen=True)
