@@ -33,7 +33,7 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
     """The main score of each draw."""
     from divray.config import load_config
     from divray.datasets import load_task
-    from divray.extraction.metrics import main_score, score
+    from divray.extraction.metrics import Scorer
     from divray.extraction.stage import usual
     from divray.extraction.training import fit_head, train, training_rows, untrained
 
@@ -46,7 +46,7 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
     config = load_config(HERE.parent / config_name, overrides)
     task, settings = load_task(config), usual(config)
     labels = [relation.name for relation in task.relations]
-    gold = [example.relation for example in task.test]
+    scorer = Scorer([example.relation for example in task.test], labels, config.task.none_label, config.task.metric)
     started = time.perf_counter()
     model = untrained(task.relations, config.models.encoder, settings)
     described = model.described(task.relations)
@@ -66,7 +66,7 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
         else:
             fit_head(model, encoded(rows.examples), rows, described, settings)
         answers = model.classify(encoded(task.test), model.tuned_scores(task.test)).labels
-        found.append(main_score(score(gold, answers, labels, config.task.none_label, config.task.metric), config.task.metric))
+        found.append(scorer(scorer.numbered(answers)))
         if number == 0:
             seconds = time.perf_counter() - started
     spread = statistics.stdev(found) if len(found) > 1 else None
@@ -74,7 +74,7 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
         "k": "all" if k == EVERY else k or config.task.seeds_per_relation,
         "tuned": bool(epochs),
         "rows": len(task.seeds),
-        "test": len(gold),
+        "test": len(task.test),
         "draws": len(found),
         "mean": round(100 * statistics.fmean(found), 2),
         "sd": None if spread is None else round(100 * spread, 2),

@@ -43,7 +43,7 @@ class Drawn(NamedTuple):
 def run(folder: Path, config: str, overrides: list[str]) -> Drawn:
     """Make the run, or what is left of it, and read its predictions."""
     from divray.config import read_config
-    from divray.extraction.metrics import Resampled
+    from divray.extraction.metrics import Scorer
     from divray.run_folder import RunFolder
 
     if not (folder / "summary.json").exists():
@@ -58,7 +58,7 @@ def run(folder: Path, config: str, overrides: list[str]) -> Drawn:
             answers[row["set"]].append(row["predicted"])
             gold[row["set"]].append(row["gold"])
     labels = [relation["name"] for relation in made.read_json("data/relations.json")]
-    scorer = Resampled(gold[BASE], labels, settings.task.none_label, settings.task.metric)
+    scorer = Scorer(gold[BASE], labels, settings.task.none_label, settings.task.metric)
     same = {name: scorer.numbered(found) for name, found in answers.items() if gold[name] == gold[BASE]}
     return Drawn(scorer, same, summary["correct"])
 

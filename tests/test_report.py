@@ -167,7 +167,7 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
     run.write_table("round-00/pairs", _table([pair], schemas.PAIRS))
     curve = [{"step": s, "loss": 0.7 - s / 10, "accuracy": 0.5, "margin": s / 5} for s in (1, 2, 3)]
     run.write_json("round-00/alignment.json", {"pairs": 1, "curve": curve})
-    shared = {"metric": "micro", "k": 2, "draws": [0, 1], "std": 0.01}
+    shared = {"metric": "micro", "k": 2, "std": 0.01}
     evaluation = {
         "seeds": {**shared, "mean": 0.5, "per_draw": [0.49, 0.51], "examples": 6},
         "seeds+generated": {**shared, "mean": 0.45, "per_draw": [0.44, 0.46], "examples": 14},

@@ -26,7 +26,7 @@ from divray.dedup.storage import first_line
 from divray.embeddings import Encoder, embedding_column
 from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
-from divray.extraction.metrics import Resampled, false_positives, main_score, score
+from divray.extraction.metrics import Scorer, false_positives
 from divray.extraction.stage import MORE, WEIGHED, WeighedExamples, draws_of, examples_of, scored_rounds, set_of, tuned
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
@@ -60,11 +60,10 @@ PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "proba
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``evaluation/predictions``, ``evaluation.json`` and ``data/test_embeddings``.
 
-    ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` and
-    ``draws`` (one where all are alike), ``test`` sentences, ``false_positives`` (null without negatives, or where a draw does not
-    reach the recall), ``examples`` in all, ``k`` (median a relation), ``examples_per_relation``, ``scores`` (all scores, one a draw),
-    ``f1_per_relation`` (mean of the draws; null without test sentences), ``differences`` to the sets of :data:`COMPARED`
-    (:func:`difference`) and ``settings`` (encoder, hyperparameters).  ``own_differences`` are those of the run's own draw alone, for
+    ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` (one where
+    all are alike), ``test`` sentences, ``false_positives`` (null without negatives, or where a draw does not reach the recall),
+    ``examples`` in all, ``k`` (median a relation), ``f1_per_relation`` (mean of the draws; null without test sentences), and
+    ``differences`` to the sets of :data:`COMPARED` (:func:`difference`).  ``own_differences`` are those of the run's own draw alone, for
     human and generated examples together: the LLM wrote from that draw's examples.  Behind them stand
     :mod:`divray.extraction.answers`, without draws.
 
@@ -98,39 +97,41 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     labels, gold = [relation.name for relation in relations], [example.relation for example in test]
     results: dict[str, dict[str, Any]] = {}
     predictions: list[pa.Table] = []
-    answers: dict[str, Answers] = {}
+    answers: dict[str, list[np.ndarray]] = {}
 
-    def add(name: str, asked: list[Example], said: Answers, sure: Sequence[Any], examples: list[Example], used: Any, **more: Any) -> None:
+    def scorer(truth: Sequence[str]) -> Scorer:
+        return Scorer(truth, labels, config.task.none_label, config.task.metric)
+
+    def add(
+        name: str, asked: list[Example], said: Answers, sure: Sequence[Any], examples: list[Example], alarm: float | None = None
+    ) -> None:
         ids, truth = [example.example_id for example in asked], [example.relation for example in asked]
         for draw, columns in enumerate(zip(said, sure, strict=True)):
             predictions.append(pa.table([[name] * len(ids), [draw] * len(ids), ids, truth, *columns], schema=PREDICTIONS))
-        counts = Counter(example.relation for example in examples)
-        each = {label: counts[label] for label in labels}
-        sizes = {"examples": sum(each.values()), "k": statistics.median_low(each.values()), "examples_per_relation": each}
-        results[name] = {**summarise(truth, said, labels, config), **more, "test": len(asked), **sizes, "settings": used}
+        own, counts = scorer(truth), Counter(example.relation for example in examples)
+        numbered, sizes = [own.numbered(one) for one in said], [counts[label] for label in labels]
+        answers[name] = numbered if len(said) > 1 else numbered * len(draws)
+        more = {"test": len(asked), "false_positives": alarm, "examples": sum(sizes), "k": statistics.median_low(sizes)}
+        results[name] = {**summarise(own, numbered), **more}
 
     for name, examples in first.items():
         parts = [_predicted(run, key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
         found = [(part["predicted"].to_pylist(), part["probability"].to_numpy()) for part in parts]
         said, sure = [names[: len(test)] for names, _ in found], [certain[: len(test)] for _, certain in found]
-        answers[name] = said if len(said) > 1 else said * len(draws)
         alarms = [false_positives(gold, *part, config.task.none_label) for part in found if negatives]
         reached = [alarm for alarm in alarms if alarm is not None]
-        alarm = statistics.fmean(reached) if reached and len(reached) == len(alarms) else None
-        used = {"encoder": config.models.encoder, **asdict(settings)}
-        add(name, test, said, sure, examples, used, draws=[*range(len(said))], false_positives=alarm)
+        add(name, test, said, sure, examples, statistics.fmean(reached) if reached and len(reached) == len(alarms) else None)
     for name, others in external_answers(run, test):
-        answers[name] = [others] * len(draws)
-        add(name, test, [others], [[None] * len(test)], [], {}, draws=[])
+        add(name, test, [others], [[None] * len(test)], [])
+    of_test = scorer(gold)
     for name, entry in results.items():
         compared = [other for other in COMPARED if other in answers and other != name]
-        entry["differences"] = {other: difference(gold, answers[name], answers[other], labels, config) for other in compared}
+        entry["differences"] = {other: difference(of_test, answers[name], answers[other]) for other in compared}
         if SEEDS in sets.get(name, ()) and not {SEEDS, MORE, UNLABELLED}.issuperset(sets[name]):
-            own = {other: difference(gold, answers[name][:1], answers[other][:1], labels, config) for other in compared}
-            entry["own_differences"] = own
+            entry["own_differences"] = {other: difference(of_test, answers[name][:1], answers[other][:1]) for other in compared}
     if config.evaluation.llm:
         asked, answered, shown = llm_answers(config, run)
-        add("llm", asked, [answered], [[None] * len(asked)], shown, {"model": config.models.llm}, draws=[])
+        add("llm", asked, [answered], [[None] * len(asked)], shown)
     run.write_table("evaluation/predictions", pa.concat_tables(predictions))
     run.write_json(EVALUATION, results)
     return {"sets": len(results), "trainings": len(due), "kept": kept, "test": len(test)}
@@ -149,35 +150,30 @@ def training_sets(run: RunFolder) -> dict[str, list[str]]:
     return sets
 
 
-def summarise(gold: Sequence[str], answers: Answers, labels: Sequence[str], config: Config) -> dict[str, Any]:
-    """The main score's mean and spread, and all scores, of one training set; ``labels`` are all of the task."""
-    metric = config.task.metric
-    scores = [score(gold, answer, labels, config.task.none_label, metric) for answer in answers]
-    mains = [main_score(values, metric) for values in scores]
-    each = {name: [values["per_relation"][name] for values in scores] for name in scores[0]["per_relation"]}
+def summarise(scorer: Scorer, answers: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The main score's mean and spread over the draws, and each relation's mean, of one training set."""
+    mains, each = [scorer(one) for one in answers], [scorer.per_relation(one) for one in answers]
     return {
-        "metric": metric,
+        "metric": scorer.metric,
         "mean": statistics.fmean(mains),
         "std": statistics.stdev(mains) if len(mains) > 1 else 0.0,
         "per_draw": mains,
-        "scores": [_without_relations(values) for values in scores],
-        "f1_per_relation": {name: statistics.fmean(one["f1"] for one in some) if some[0]["gold"] else None for name, some in each.items()},
+        "f1_per_relation": {name: statistics.fmean(one[name] for one in each) if name in each[0] else None for name in scorer.relations},
     }
 
 
-def difference(gold: Sequence[str], answers: Answers, others: Answers, labels: Sequence[str], config: Config) -> dict[str, float]:
+def difference(scorer: Scorer, answers: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> dict[str, float]:
     """Mean paired difference of the main score to ``others`` in the same draws, and its 95 % interval (``low``, ``high``) by a bootstrap
     over draws and test sentences."""
-    score_of = Resampled(gold, labels, config.task.none_label, config.task.metric)
-    pairs = [(score_of.numbered(one), score_of.numbered(other)) for one, other in zip(answers, others, strict=True)]
+    size = len(scorer.gold)
 
     def gain(draws: Iterable[int], rows: np.ndarray) -> float:
-        return float(np.mean([score_of(pairs[draw][0], rows) - score_of(pairs[draw][1], rows) for draw in draws]))
+        return float(np.mean([scorer(answers[draw], rows) - scorer(others[draw], rows) for draw in draws]))
 
     rng = np.random.default_rng(0)
-    made = [gain(rng.integers(0, len(pairs), len(pairs)), rng.integers(0, len(gold), len(gold))) for _ in range(RESAMPLES)]
+    made = [gain(rng.integers(0, len(answers), len(answers)), rng.integers(0, size, size)) for _ in range(RESAMPLES)]
     low, high = np.percentile(made, [2.5, 97.5])
-    found = {"mean": gain(range(len(pairs)), np.arange(len(gold))), "low": float(low), "high": float(high)}
+    found = {"mean": gain(range(len(answers)), np.arange(size)), "low": float(low), "high": float(high)}
     return {name: round(value, 6) for name, value in found.items()}
 
 
@@ -247,10 +243,6 @@ def _predicted(run: RunFolder, part: str) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         problem = f"no whole table ({first_line(error)})"
         raise InputError(run.full_uri(part), "", problem, "Delete it, and run `divray evaluate` again.") from None
-
-
-def _without_relations(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: _without_relations(value) if isinstance(value, dict) else value for key, value in values.items() if key != "per_relation"}
 
 
 def embed_test(config: Config, uri: str) -> None:

@@ -28,7 +28,7 @@ from ray.tune.search.optuna import OptunaSearch
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
 from divray.errors import DivrayError
-from divray.extraction.metrics import main_score, score
+from divray.extraction.metrics import Scorer
 from divray.extraction.stage import SEARCH, usual
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
@@ -144,6 +144,7 @@ def cross_validated(
     labels = [relation.name for relation in relations]
     rows, totals, hits = training_rows(examples, relations), [], np.zeros(len(examples))
     gold = rows.targets[: len(examples)]
+    scorer = Scorer([labels[number] for number in gold], labels, config.task.none_label, config.task.metric)
     if not settings.epochs:
         model = untrained(relations, config.models.encoder, settings)
         features, described = model.features(rows.examples), model.described(relations)
@@ -158,8 +159,7 @@ def cross_validated(
             told = ray.get([answer.remote(config, settings, examples, relations, out) for out in outs])
             for out, numbers in zip(outs, told, strict=True):
                 found[out] = numbers
-        truth, answers = ([labels[number] for number in numbers] for numbers in (gold, found))
-        totals.append(main_score(score(truth, answers, labels, config.task.none_label, config.task.metric), config.task.metric))
+        totals.append(scorer(scorer.numbered([labels[number] for number in found])))
         hits += found == gold
         yield float(np.mean(totals)), (hits / (repeat + 1)).round(4).tolist()
 
