@@ -81,6 +81,7 @@ _WRITERS |= {
     "*completions.engines/*": ("sample", schemas.Engines),
     "search.json": ("tune", schemas.Search),
     "comparison/*": ("select", schemas.DATASET),
+    "evaluation/parts/*": ("", Any),
     "round-*/waves/*": ("sample", dict[str, int]),
 }
 _WRITERS |= {f"{name}*": (stage, Any) for name, (stage, _) in _WRITERS.items() if name.startswith("round-")}

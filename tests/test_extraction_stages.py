@@ -117,7 +117,7 @@ def test_evaluation_compares_and_resumes(ray_two_cpus, config, run):
     assert run.read_bytes("evaluation.json") == before and run.read_table("evaluation/predictions").equals(written)
 
     run.write_bytes(parts[0], b"PAR1 cut")
-    with pytest.raises(InputError, match=r"parts/.*no whole table.*Delete it"):
+    with pytest.raises(InputError, match=r"parts/.*no whole table.*Put it back, or delete it"):
         evaluation.run(config, run, 0)
 
 

@@ -85,7 +85,7 @@ KILLS = (
     Kill("select", recorded("round-01.score")),
     Kill("tune", lambda out: any((out / "tune").glob("*")), 8),
     Kill("train", recorded("tune"), 3),
-    Kill("evaluate", lambda out: any((out / "evaluation" / "parts").glob("*.parquet"))),
+    Kill("evaluate", lambda out: any((out / "evaluation" / "parts").glob("*/*.parquet"))),
 )
 
 

@@ -18,13 +18,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from divray.config import Config
 from divray.datasets.stage import read_relations
-from divray.dedup.storage import first_line
 from divray.embeddings import Encoder, embedding_column
-from divray.errors import InputError
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Scorer, false_positives
 from divray.extraction.stage import MORE, WEIGHED, WeighedExamples, draws_of, examples_of, scored_rounds, set_of, tuned
@@ -86,7 +83,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
                 first.setdefault(name, examples)
                 keys[name].append(key)
                 jobs.setdefault(key, {"tables": tables, "draw": number, "target": key})
-    due = [job for key, job in jobs.items() if not run.exists(key)]
+    due = [job for key, job in jobs.items() if not run.table_files(key)]
     kept = len(jobs) - len(due)
     embedded = [] if run.files(TEST_EMBEDDINGS) else [worker(config, gpus=True)(embed_test).remote(config, run.uri)]
     for done, _ in enumerate(itertools.chain([None], _trained(config, run, due)), kept):
@@ -115,7 +112,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         results[name] = {**summarise(own, numbered), **more}
 
     for name, examples in first.items():
-        parts = [_predicted(run, key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
+        parts = [run.read_table(key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
         found = [(part["predicted"].to_pylist(), part["probability"].to_numpy()) for part in parts]
         said, sure = [names[: len(test)] for names, _ in found], [certain[: len(test)] for _, certain in found]
         alarms = [false_positives(gold, *part, config.task.none_label) for part in found if negatives]
@@ -220,7 +217,7 @@ class _Trainer:
         else:
             fit(model, examples, weights, self.relations, self.settings, self._encoded)
         found = model.classify(self._encoded(self.test), model.tuned_scores(self.test))
-        self.run.write_parquet(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
+        self.run.write_table(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
         return job
 
     def _encoded(self, examples: Sequence[Example]) -> np.ndarray:
@@ -232,17 +229,9 @@ class _Trainer:
 
 
 def _part(examples: Sequence[Example], weights: Sequence[float], *others: Any) -> str:
-    """The file of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
+    """The table of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
     what = [sorted((*astuple(example)[:-1], weight) for example, weight in zip(examples, weights, strict=True)), *others]
-    return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}.parquet"
-
-
-def _predicted(run: RunFolder, part: str) -> pa.Table:
-    try:
-        return pq.read_table(run.path(part), filesystem=run.fs)
-    except (pa.ArrowException, OSError) as error:
-        problem = f"no whole table ({first_line(error)})"
-        raise InputError(run.full_uri(part), "", problem, "Delete it, and run `divray evaluate` again.") from None
+    return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}"
 
 
 def embed_test(config: Config, uri: str) -> None:
