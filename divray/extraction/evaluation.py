@@ -21,18 +21,16 @@ import pyarrow as pa
 
 from divray.config import Config
 from divray.datasets.stage import read_relations
-from divray.embeddings import Encoder, embedding_column
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Scorer, false_positives
 from divray.extraction.stage import MORE, WEIGHED, WeighedExamples, draws_of, examples_of, scored_rounds, set_of, tuned
 from divray.extraction.training import fit, train, untrained
-from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS, UNLABELLED
+from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, UNLABELLED
 from divray.relations import Example
-from divray.resources import free_workers, most_workers, only_cpus, task_gpus, worker
+from divray.resources import free_workers, most_workers, only_cpus, task_gpus
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE
 from divray.stages import Progress
-from divray.texts import compared_texts
 
 COMPARED = ("seeds", NAIVE, "round-00")
 """The sets that each set after them is compared with."""
@@ -45,8 +43,6 @@ MOST_KEPT = 20_000
 """Sentences whose features a trainer keeps between sets, 20 kB each with a small encoder."""
 AT_ONCE = 2
 """RE models that are trained at the same time, at least."""
-TEST_SENTENCES = 32
-"""Test sentences a relation whose diversity is compared with that of the samples."""
 
 _TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
 PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "probability": pa.float64()})
@@ -55,7 +51,7 @@ PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "proba
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``evaluation/predictions``, ``evaluation.json`` and ``data/test_embeddings``.
+    """Write ``evaluation/predictions`` and ``evaluation.json``.
 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` (one where
     all are alike), ``test`` sentences, ``false_positives`` (null without negatives, or where a draw does not reach the recall),
@@ -66,8 +62,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
-    import ray
-
     relations, test, draws = read_relations(run), examples_of(run, TEST), draws_of(run)
     settings, negatives = tuned(config, run), examples_of(run, NEGATIVES)
     depends = [[astuple(one) for one in some] for some in (relations, [*test, *negatives])]
@@ -85,11 +79,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
                 jobs.setdefault(key, {"tables": tables, "draw": number, "target": key})
     due = [job for key, job in jobs.items() if not run.table_files(key)]
     kept = len(jobs) - len(due)
-    embedded = [] if run.files(TEST_EMBEDDINGS) else [worker(config, gpus=True)(embed_test).remote(config, run.uri)]
     for done, _ in enumerate(itertools.chain([None], _trained(config, run, due)), kept):
         if on_progress:
             on_progress(done, len(jobs), "")
-    ray.get(embedded)
 
     labels, gold = [relation.name for relation in relations], [example.relation for example in test]
     results: dict[str, dict[str, Any]] = {}
@@ -232,17 +224,3 @@ def _part(examples: Sequence[Example], weights: Sequence[float], *others: Any) -
     """The table of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
     what = [sorted((*astuple(example)[:-1], weight) for example, weight in zip(examples, weights, strict=True)), *others]
     return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}"
-
-
-def embed_test(config: Config, uri: str) -> None:
-    """Write ``data/test_embeddings``: ``example_id`` and ``embedding`` of the test sentences, by hash of their ids up to
-    :data:`TEST_SENTENCES` a relation."""
-    run = RunFolder(uri)
-    test = run.read_table(TEST)
-    names, relations = test["example_id"].to_pylist(), test["relation"].to_pylist()
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row in sorted(range(len(names)), key=lambda row: hashlib.sha256(names[row].encode()).digest()):
-        rows[relations[row]].append(row)
-    some = test.take(pa.array(sorted(row for own in rows.values() for row in own[:TEST_SENTENCES]), pa.int64()))
-    embeddings = embedding_column(Encoder.of(config).encode(compared_texts(some, mask=True)))
-    run.write_table(TEST_EMBEDDINGS, pa.table({"example_id": some["example_id"], "embedding": embeddings}))

@@ -10,6 +10,7 @@ Near-duplicates and novelty are those within a pool: the loop's rows of one rela
 from __future__ import annotations
 
 from functools import cache, partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.embeddings import embedding_column, embedding_matrix
 from divray.engines.pool import held_cpus
-from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, Round, score_tables
+from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, TEST, TEST_EMBEDDINGS, Round, score_tables
 from divray.relations import metric_tag
 from divray.resources import free_workers, most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
@@ -41,12 +42,15 @@ ENCODED_ROWS, GPU_TIMES, TURNS = (32, 512), 8, 4
 """Rows that an encoder takes at a time, at least and at most, on a GPU so many times more: few, so that several share a small round; many,
 so that a GPU is full; between them so many that each encoder takes some as often as :data:`TURNS`."""
 
+TEST_SENTENCES = 32
+"""Test sentences a relation whose diversity is compared with that of the samples."""
+
 PART_ROWS = 4096
 """Rows of a file, at least where there are as many."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``round-XX/scores`` (``schemas.SCORES``), ``data/seed_embeddings``.
+    """Write ``round-XX/scores`` (``schemas.SCORES``), ``data/seed_embeddings``, ``data/test_embeddings``.
 
     Returns:
         Counts: ``scored``, ``unique``, ``correct`` (unique and correct), ``conflicts``, and ``near_test`` where the test set
@@ -141,11 +145,15 @@ def gate(config: Config, run: RunFolder) -> float:
 
 
 def _hear_seeds(config: Config, uri: str) -> None:
-    """Embed the seeds, and note what LLMs say of them."""
+    """Embed the seeds and, for the report, some test sentences, and note what LLMs say of the seeds."""
     run = RunFolder(uri)
-    judging, seeds = Judging(config, read_relations(run), read_seeds(run)), run.read_table(SEEDS)
-    embeddings = judging.encoder.encode(compared_texts(seeds, mask=True))
-    run.write_table(SEED_EMBEDDINGS, pa.table({"example_id": seeds["example_id"], "embedding": embedding_column(embeddings)}))
+    judging = Judging(config, read_relations(run), read_seeds(run))
+    tests = scan.rows(run, TEST, ["example_id", "relation", *scan.SENTENCE])
+    some = scan.first_of_each(tests, "relation", lambda row: sha256(row["example_id"].encode()).digest(), TEST_SENTENCES)
+    shown = pa.Table.from_pylist([row for own in some.values() for row in own])
+    for name, table in ((SEED_EMBEDDINGS, run.read_table(SEEDS)), (TEST_EMBEDDINGS, shown)):
+        vectors = embedding_column(judging.encoder.encode(compared_texts(table, mask=True)))
+        run.write_table(name, pa.table({"example_id": table["example_id"], "embedding": vectors}))
     run.write_table(SEED_HEARD, pa.table({"heard": embedding_column(judging.hear_seeds()[None])}))
 
 
