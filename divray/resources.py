@@ -97,14 +97,19 @@ def most_workers(config: Config, gpus: bool = False, beside: float = 0.0) -> int
     return max(1, int(min(total.get("GPU", 0) / held if held else all_cpus / max(1, cpus), (all_cpus - 1) / cpus)))
 
 
-def free_workers(config: Config) -> int:
-    """Actors of :func:`worker`'s size, on GPUs where there are any, for which nobody holds the room now, a thread or more each; half a
-    CPU is left for Ray's other tasks; at least one."""
+def actor_pool(config: Config, most: int, work: int) -> dict[str, Any]:
+    """Ray Data's arguments of a pool of up to ``most`` actors of :func:`worker`'s size, on GPUs where there are any.  It begins with as
+    many as there is ``work`` for, and room that nobody holds now, a thread or more each, less half a CPU for Ray's other tasks; at least
+    one."""
     import ray
+    from ray.data import ActorPoolStrategy
 
     free, held, each = ray.available_resources(), task_gpus(config), config.cluster.worker_cpus
+    only_cpus(not held)
     cpus = free.get("CPU", 0)
-    return max(1, int(min(free.get("GPU", 0) / held if held else -(-cpus // max(1, each)), (cpus - 0.5) / each)))
+    room = max(1, int(min(free.get("GPU", 0) / held if held else -(-cpus // max(1, each)), (cpus - 0.5) / each)))
+    size = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, work, room))
+    return {"compute": size, "num_cpus": each, "num_gpus": held}
 
 
 def only_cpus(yes: bool) -> None:

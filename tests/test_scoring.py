@@ -17,6 +17,7 @@ from divray.datasets.stage import examples_table, read_relations, read_seeds, ta
 from divray.datasets.stage import run as prepare
 from divray.embeddings import embedding_matrix
 from divray.quickstart import folder
+from divray.resources import actor_pool
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SAMPLES, SCORES
 from divray.scoring import stage as scoring
@@ -54,7 +55,7 @@ def test_scores_do_not_depend_on_order_or_partition_and_no_valid_sample_has_none
     prepare(quickstart, run)
 
     def scored(part_rows: int, encoders: int) -> tuple[dict[str, int], pa.Table]:
-        monkeypatch.setattr(scoring, "free_workers", lambda config: encoders)
+        monkeypatch.setattr(scoring, "actor_pool", lambda config, most, work: actor_pool(config, encoders, work))
         monkeypatch.setattr(scoring, "ENCODED_ROWS", (16, part_rows))
         monkeypatch.setattr(scoring, "PART_ROWS", part_rows)
         return score(quickstart, run, 0), run.read_table("round-00/scores")

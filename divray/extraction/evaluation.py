@@ -27,7 +27,7 @@ from divray.extraction.stage import MORE, WEIGHED, WeighedExamples, draws_of, ex
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, UNLABELLED
 from divray.relations import Example
-from divray.resources import free_workers, most_workers, only_cpus, task_gpus
+from divray.resources import actor_pool, most_workers
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE
 from divray.stages import Progress
@@ -41,8 +41,6 @@ Answers = Sequence[Sequence[str | None]]
 RESAMPLES = 1000
 MOST_KEPT = 20_000
 """Sentences whose features a trainer keeps between sets, 20 kB each with a small encoder."""
-AT_ONCE = 2
-"""RE models that are trained at the same time, at least."""
 
 _TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
 PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "probability": pa.float64()})
@@ -173,19 +171,9 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
     if not jobs:
         return
     trainer: Any = _Trainer
-    only_cpus(not task_gpus(config))
-    most = min(max(AT_ONCE, most_workers(config, gpus=True)), len(jobs))
-    yield from (
-        ray.data.from_items(jobs, override_num_blocks=len(jobs))
-        .map(
-            trainer,
-            fn_constructor_args=(config, run.uri),
-            num_cpus=config.cluster.worker_cpus,
-            num_gpus=task_gpus(config),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, free_workers(config))),
-        )
-        .iter_rows()
-    )
+    pool = actor_pool(config, min(most_workers(config, gpus=True), len(jobs)), len(jobs))
+    data = ray.data.from_items(jobs, override_num_blocks=len(jobs))
+    yield from data.map(trainer, fn_constructor_args=(config, run.uri), **pool).iter_rows()
 
 
 class _Trainer:

@@ -24,7 +24,7 @@ from divray.embeddings import embedding_column, embedding_matrix
 from divray.engines.pool import held_cpus
 from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, TEST, TEST_EMBEDDINGS, Round, score_tables
 from divray.relations import metric_tag
-from divray.resources import free_workers, most_workers, only_cpus, task_gpus, worker
+from divray.resources import actor_pool, most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
@@ -93,22 +93,11 @@ def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[s
     There are as many encoders as there is room for and work; each is an actor made of the settings and the run's URI, one thread on a CPU.
     Ask before the dataset is made, since reading holds CPUs, too.
     """
-    from ray.data import ActorPoolStrategy
-
-    only_cpus(not task_gpus(config))
     least, largest = ENCODED_ROWS
     each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
     blocks = max(1, -(-rows // each))
-    most = most_workers(config, gpus=True, beside=held_cpus())
-    first = min(most, blocks, free_workers(config))  # those after them Ray starts once there is room
-    return blocks, {
-        "batch_format": "pyarrow",
-        "batch_size": None,
-        "fn_constructor_args": (config, run.uri),
-        "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
-        "num_cpus": config.cluster.worker_cpus,
-        "num_gpus": task_gpus(config),
-    }
+    pool = actor_pool(config, most_workers(config, gpus=True, beside=held_cpus()), blocks)
+    return blocks, {"batch_format": "pyarrow", "batch_size": None, "fn_constructor_args": (config, run.uri), **pool}
 
 
 class _Features:
