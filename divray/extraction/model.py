@@ -3,13 +3,12 @@
 The features are unit-length means of hidden states (:mod:`divray.spans`) and hashed n-grams of the tokens between the entities.
 The tuned network is a second copy of the encoder's lower layers with a classifier of its own; both classifiers' scores are added.
 
-Importing this module imports torch and transformers; everything else does so inside its functions.
+Importing this module imports torch and transformers, and keeps transformers' bars and remarks on loading off the terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +22,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from divray.dedup.storage import first_line
 from divray.errors import InputError
 from divray.models import local_model
 from divray.relations import Example, Relation
 from divray.spans import Batch, Encoded, by_order, collate, encode_spans, means
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
 
 BATCH_TOKENS, NGRAMS = 4096, 2048
 """Tokens of a batch, at most; columns of the hashed n-grams."""
@@ -134,8 +137,6 @@ class RelationExtractor(PreTrainedModel):
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
         """Classify examples (their own ``relation`` is not looked at)."""
-        if not examples:
-            return Predictions([], np.zeros((0, len(self.config.labels))))
         return self.classify(self.features(examples), self.tuned_scores(examples))
 
     @torch.inference_mode()
@@ -170,20 +171,6 @@ class RelationExtractor(PreTrainedModel):
             parts = [function(self.collate([encoded[row] for row in rows])).float().cpu().numpy() for rows in batches]
         return np.asarray(np.concatenate(parts)[np.argsort(order)])
 
-    def check(self) -> None:
-        """Raise an error of any kind where settings, weights and tokenizer do not fit together, by a sentence of the greatest length."""
-        assert self.tokenizer is not None
-        own, encoder, words = self.config, self.encoder.config, self.encoder.get_input_embeddings().num_embeddings
-        if not all(bool(weight.isfinite().all()) for weight in self.parameters()):
-            raise ValueError("weights that are no finite numbers")
-        if max(self.tokenizer.get_vocab().values()) >= words:
-            raise ValueError(f"a tokenizer of more words than the encoder's {words}")
-        if not (1 <= own.layer <= encoder.num_hidden_layers and 1 <= own.max_tokens <= getattr(encoder, "max_position_embeddings", 2**20)):
-            raise ValueError(f"layer {own.layer}, max_tokens {own.max_tokens}")
-        found = self.predict([Example("a b" + " c" * own.max_tokens, (0, 1), (2, 3), "")])
-        if not np.isfinite(found.probabilities).all():
-            raise ValueError("probabilities that are no finite numbers")
-
     def save(self, folder: str | Path) -> None:
         """Write safetensors, configuration with labels, and tokenizer, everything :meth:`load` needs."""
         assert self.tokenizer is not None
@@ -195,17 +182,16 @@ class RelationExtractor(PreTrainedModel):
         """Read a saved model from a local folder or a URI; :class:`InputError` where it is not whole or of another release."""
         folder = local_model(reference)
         try:
-            with quietly():
-                loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-                model: RelationExtractor = loaded[0]
-                model.tokenizer = AutoTokenizer.from_pretrained(folder)
-            if other := sorted(name for name, *_ in loaded[1]["mismatched_keys"]):
-                raise ValueError(f"{other[0]} has another shape than config.json says")
-            if missing := sorted(loaded[1]["missing_keys"]):
-                raise ValueError(f"no weights of {missing[0]}")
-            model.check()
+            read: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            model: RelationExtractor = read[0]
+            if wrong := sorted({*read[1]["missing_keys"], *(name for name, *_ in read[1]["mismatched_keys"])}):
+                raise ValueError(f"no weights of {wrong[0]} that fit config.json")
+            model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            found = model.predict([Example("a b" + " c" * model.config.max_tokens, (0, 1), (2, 3), "")])
+            if not np.isfinite(found.probabilities).all():
+                raise ValueError("probabilities that are no finite numbers")
         except Exception as error:  # of transformers, tokenizers and safetensors
-            problem = f"no whole relation extractor ({(str(error).splitlines() or [type(error).__name__])[0]})"
+            problem = f"no whole relation extractor ({first_line(error)})"
             raise InputError(reference, "", problem, "Give the whole `model` folder of a run of this release.") from error
         return model
 
@@ -214,20 +200,6 @@ def precision(device: torch.device) -> torch.autocast:
     """bf16 where the hardware multiplies in it, full precision elsewhere."""
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep transformers' bars and remarks on loading off the terminal."""
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _ngrams(one: Encoded) -> list[str]:
