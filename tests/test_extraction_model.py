@@ -150,13 +150,6 @@ def test_a_label_without_examples_stays_an_output(tmp_path):
     assert model.config.labels == [*LABELS, "lives_in"]
 
 
-def test_training_refuses_what_it_cannot_learn():
-    with pytest.raises(ValueError, match="works_in"):
-        train(TRAINING, RELATIONS[:1], "embedded:minilm", CLOSED, 0)
-    with pytest.raises(ValueError, match="no training examples"):
-        train([], RELATIONS, "embedded:minilm", CLOSED, 0)
-
-
 def test_saved_model_predicts_the_same_and_holds_no_pickles(model, saved):
     from divray.extraction.model import RelationExtractor
 

@@ -19,8 +19,6 @@ from scipy.special import softmax
 
 from divray.config import Config
 from divray.datasets.stage import read_relations, table_examples
-from divray.dedup.storage import first_line
-from divray.errors import InputError
 from divray.extraction.model import RelationExtractor
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, scale_of, train, training_rows
 from divray.layout import DRAWS, SEEDS, UNLABELLED, Round
@@ -58,7 +56,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def _train(config: Config, uri: str) -> dict[str, Any]:
     run = RunFolder(uri)
     human, relations, settings = draws_of(run)[0], read_relations(run), tuned(config, run)
-    examples, weights = set_of(run, [SEEDS, WEIGHED, UNLABELLED], human, settings)
+    examples, weights = set_of(run, [SEEDS, WEIGHED, UNLABELLED], human, settings, {})
     model = train(examples, relations, config.models.encoder, settings, config.seed, weights)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
@@ -77,10 +75,7 @@ def usual(config: Config) -> Hyperparameters:
 def tuned(config: Config, run: RunFolder) -> Hyperparameters:
     """The best values of the search, where one was made."""
     best: dict[str, Any] = run.read_json(SEARCH)["best"] if run.exists(SEARCH) else {}
-    try:
-        return replace(usual(config), **best)
-    except TypeError as error:
-        raise InputError(run.full_uri(SEARCH), "best", first_line(error), "Run `divray tune` again, with --force.") from None
+    return replace(usual(config), **best)
 
 
 def examples_of(run: RunFolder, name: str) -> list[Example]:
@@ -128,12 +123,8 @@ def weighed(run: RunFolder, name: str = WEIGHED) -> WeighedExamples:
 
 
 def set_of(
-    run: RunFolder,
-    tables: Sequence[str],
-    draw: dict[str, list[Example]],
-    settings: Hyperparameters,
-    read: dict[str, WeighedExamples] | None = None,
-) -> tuple[list[Example], list[float]]:
+    run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: Hyperparameters, read: dict[str, WeighedExamples]
+) -> WeighedExamples:
     """The examples of ``tables`` in one draw, and how much each counts.  Beside human examples the generated ones of a table together count
     ``generated_weight`` times as much, one of them at most :data:`MOST_EACH`, by their own weights where they are :func:`weighed`.  What
     is no draw's is kept in ``read``."""
@@ -143,7 +134,6 @@ def set_of(
         if table in draw:
             part, own = draw[table], [1.0] * len(draw[table])
         else:
-            read = {} if read is None else read
             if table not in read and table.startswith(WEIGHED):
                 read[table] = weighed(run, table)
             elif table not in read:

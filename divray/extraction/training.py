@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from divray.embeddings import one_thread
 from divray.extraction.model import RelationExtractor, RelationExtractorConfig, precision
 from divray.models import local_model
-from divray.relations import Example, Relation
+from divray.relations import Example, Relation, replaced
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
 
 NGRAM_WEIGHT, MAX_TOKENS = 0.5, 96
@@ -77,15 +77,8 @@ class Rows(NamedTuple):
 
 
 def training_rows(examples: Sequence[Example], relations: Sequence[Relation], weights: Sequence[float] | None = None) -> Rows:
-    """Examples and their mirrored forms as rows; ``weights`` are how much each example counts, by default 1.
-
-    :class:`ValueError`: there are no examples, or one with a relation that is no label.
-    """
+    """Examples and their mirrored forms as rows; ``weights`` are how much each example counts, by default 1."""
     number = {relation.name: place for place, relation in enumerate(relations)}
-    if unknown := {example.relation for example in examples} - number.keys():
-        raise ValueError(f"examples of no label: {sorted(unknown)}")
-    if not examples:
-        raise ValueError("no training examples")
     rows, origin = list(examples), list(range(len(examples)))
     for place, one in enumerate(examples):
         if inverse := relations[number[one.relation]].inverse:
@@ -108,8 +101,7 @@ def train(
     ``""`` are unlabelled (:func:`fit`).
 
     The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
-    :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.  For the errors
-    see :func:`training_rows`.
+    :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.
     """
     order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
     examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
@@ -301,12 +293,8 @@ def _replaced(examples: Sequence[Example], rng: random.Random) -> list[Example]:
     for one in examples:
         head = rng.choice(heads[one.relation]) if rng.random() < REPLACED else one.head_text
         tail = rng.choice(tails[one.relation]) if rng.random() < REPLACED else one.tail_text
-        text, end, spans = "", 0, {}
-        for span, words in sorted(((one.head, head), (one.tail, tail))):
-            text += one.text[end : span[0]]
-            spans[span] = (len(text), len(text) + len(words))
-            text, end = text + words, span[1]
-        found.append(replace(one, text=text + one.text[end:], head=spans[one.head], tail=spans[one.tail]))
+        text, head_span, tail_span = replaced(one.text, one.head, head, one.tail, tail)
+        found.append(replace(one, text=text, head=head_span, tail=tail_span))
     return found
 
 
