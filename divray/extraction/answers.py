@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -39,9 +38,6 @@ from divray.textfiles import json_lines, read_bytes
 EXTERNAL = "evaluation/external"
 PREFIX_CHARACTERS, SENTENCE_CHARACTERS = (2000, 8000), 600
 """Of the part that all prompts share, as many as the model takes tokens, but no fewer and no more than these; and of the sentence."""
-
-WORD = 40
-"""Characters of a long word: where a text has no blank for so long, it is cut anywhere."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -97,15 +93,11 @@ def shared(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -
     shown: list[Example] = []
     examples = ""
     for number, turn in enumerate(zip_longest(*own)):
-        left = room - len(_instructions(relations, room if number else 0)) - len(examples)
-        fitting = set()
-        for example in sorted((seed for seed in turn if seed), key=lambda seed: len(_answered(seed))):
-            left -= len(_answered(example))
-            if left >= 0:
-                fitting.add(example)
-        added = [seed for seed in turn if seed in fitting]
-        shown += added
-        examples += "".join(map(_answered, added))
+        left = room - len(_instructions(relations, room if number else 0))
+        for seed in filter(None, turn):
+            if len(examples) + len(_answered(seed)) <= left:
+                shown.append(seed)
+                examples += _answered(seed)
     return _instructions(relations, room - len(_instructions(relations, 0)) - len(examples)) + examples, shown
 
 
@@ -136,15 +128,11 @@ def _instructions(relations: Sequence[Relation], room: int) -> str:
     whole = sum(len(relation.description) + 2 for relation in relations) <= room
     width = room // len(relations) - 2
     for relation in relations:
-        words = relation.description if whole else _cut(relation.description, width) if width >= 20 else ""
+        words = relation.description
+        if not whole and (len(words) > width or width < 20):
+            words = f"{words[: width - 2]} …" if width >= 20 else ""
         lines.append(f"- {relation.name}: {words}" if words else f"- {relation.name}")
     return "\n".join(lines) + "\n\n"
-
-
-def _cut(text: str, width: int) -> str:
-    """At most ``width`` characters, of whole words where it has blanks."""
-    words = textwrap.shorten(text, width, placeholder=" …")
-    return words if words != "…" else f"{text[: width - 2]} …"
 
 
 def _answered(example: Example) -> str:
@@ -156,17 +144,14 @@ def _question(example: Example) -> str:
 
 
 def _shortened(example: Example) -> Example:
-    """The part of a long sentence around its entities, cut between words."""
-    text, (first, last) = example.text, (min(example.head[0], example.tail[0]), max(example.head[1], example.tail[1]))
-    if len(text) <= SENTENCE_CHARACTERS:
+    """The part of a long sentence around its entities."""
+    first, last = min(example.head[0], example.tail[0]), max(example.head[1], example.tail[1])
+    if len(example.text) <= SENTENCE_CHARACTERS:
         return example
     margin = max(0, SENTENCE_CHARACTERS - (last - first)) // 2
-    left, right = max(0, first - margin), last + margin
-    blank = text.rfind(" ", 0, left) + 1
-    left = blank if left - blank < WORD else left  # a script without blanks is cut anywhere
-    right = end if 0 <= (end := text.find(" ", right)) < right + WORD else right
+    left = max(0, first - margin)
     head, tail = ((start - left, end - left) for start, end in (example.head, example.tail))
-    return replace(example, text=text[left:right], head=head, tail=tail)
+    return replace(example, text=example.text[left : last + margin], head=head, tail=tail)
 
 
 def take_in(run: RunFolder, file: str) -> int:
