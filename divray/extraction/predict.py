@@ -12,13 +12,12 @@ import json
 import posixpath
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from divray.datasets.huggingface import plain_rows
@@ -71,12 +70,8 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     if facts and facts.kind != "divray-relation-extractor":
         kind = f"a {facts.kind} model" if facts.kind else "no model_type"
         raise InputError(model, "config.json", f"{kind}, not a relation extractor", "Give the `model` folder of a run.")
-    for path in (source, target):
-        open_uri(path)
-        if not path.endswith((".jsonl", ".parquet")):
-            raise InputError(path, "", "neither .jsonl nor .parquet", "Give a file with one of these endings.")
-    if posixpath.splitext(source)[1] != posixpath.splitext(target)[1]:
-        raise InputError(target, "", f"of another kind than {source}", "Give both files the same ending.")
+    if {posixpath.splitext(path)[1] for path in (source, target)} not in ({".jsonl"}, {".parquet"}):
+        raise InputError(target, "", f"it and {source} are neither both .jsonl nor both .parquet", "Give both files one of these endings.")
     schema = None
     for batch, _ in _read(source):  # which checks every row, before the model is loaded
         schema = batch.schema if isinstance(batch, pa.RecordBatch) else None
@@ -92,29 +87,16 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     return done
 
 
-def _check_numbers(rows: list[Row], source: str, before: int) -> None:
-    """Refuse NaN and infinity; Python reads a number that is too large as infinity."""
-    for number, row in enumerate(rows, before + 1):
-        try:
-            json.dumps(row, allow_nan=False)
-        except ValueError:
-            raise InputError(source, f"row {number}", "JSON has neither NaN nor infinity", "Give null, or a smaller number.") from None
-
-
 def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
     """Batches of the file and their examples, all checked."""
-    filesystem, path = open_uri(source)
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
-        raise InputError(source, "", "no such file", "Give the path of the sentences.")
     origin, names, before = Source(Path(source), name=source), set[str](), 0
-    for batch in _jsonl(filesystem, path, source) if source.endswith(".jsonl") else _parquet(filesystem, path, source):
+    for batch in _batches(source):
         if isinstance(batch, pa.RecordBatch):
             names.update(batch.schema.names)
             rows = plain_rows(batch.select([name for name in SENTENCE if name in names]), source, before)
         else:
             names.update(*batch)
             rows = batch
-            _check_numbers(rows, source, before)
         examples = [_example(origin, f"row {number}", row) for number, row in enumerate(rows, before + 1)]
         for name, given in GIVEN.items():
             if {name, given} <= names:
@@ -125,49 +107,38 @@ def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
         raise InputError(source, "", "no rows", "Give at least one sentence.")
 
 
-def _jsonl(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[list[Row]]:
-    with io.BufferedReader(filesystem.open_input_stream(path)) as lines:
-        rows = (row for _, row in json_lines(lines, source))
-        while batch := list(islice(rows, BATCH)):
-            yield batch
-
-
-def _parquet(filesystem: pafs.FileSystem, path: str, source: str) -> Iterator[pa.RecordBatch]:
+def _batches(source: str) -> Iterator[Batch]:
+    filesystem, path = open_uri(source)
     try:
-        with filesystem.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            names = file.schema_arrow.names
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise InputError(source, twice[0], "the column stands there twice", "Rename or drop one of them.")
-            for batch in file.iter_batches(BATCH):
-                yield batch.replace_schema_metadata(file.schema_arrow.metadata)
+        if source.endswith(".jsonl"):
+            with io.BufferedReader(filesystem.open_input_stream(path)) as lines:
+                rows = (row for _, row in json_lines(lines, source))
+                while batch := list(islice(rows, BATCH)):
+                    yield batch
+        else:
+            with filesystem.open_input_file(path) as stream:
+                file = pq.ParquetFile(stream)
+                for part in file.iter_batches(BATCH):
+                    yield part.replace_schema_metadata(file.schema_arrow.metadata)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(source, "", f"not readable ({first_line(error)})", "Give a whole Parquet file.") from None
+        raise InputError(source, "", f"not readable ({first_line(error)})", "Give a whole file of sentences.") from None
 
 
 def _example(source: Source, place: str, row: Row) -> Example:
     text = source.string(place, "text", row.get("text"))
-    types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
     if all(row.get(name) is None for name in ("head", "tail", "head_start", "tail_start")):
-        return Example(*marked(source, f"{place}, text", text), "", *types)
+        return Example(*marked(source, f"{place}, text", text), "")
     head, tail = (tightened(text, span) or span for span in (span_of(source, place, row, side, text) for side in ("head", "tail")))
     if problem := span_problem(text, head, tail):
         raise source.error(f"{place}, head, tail", problem, "Correct the spans, or mark head and tail in `text` as [head] and {tail}.")
-    return Example(text, head, tail, "", *types)
+    return Example(text, head, tail, "")
 
 
 def _answered(schema: pa.Schema) -> pa.Schema:
-    """The result's schema; what `datasets` and pandas say of a column goes along with its name."""
+    """The schema of the result."""
     metadata = dict(schema.metadata or {})
-    with suppress(AttributeError, KeyError, TypeError, ValueError):
-        found = json.loads(metadata[b"huggingface"])
-        found["info"]["features"] = {GIVEN.get(name, name): feature for name, feature in found["info"]["features"].items()}
-        metadata[b"huggingface"] = json.dumps(found)
-    with suppress(AttributeError, KeyError, TypeError, ValueError):
-        found = json.loads(metadata[b"pandas"])
-        found["columns"] = [{**one, **{key: GIVEN.get(one[key], one[key]) for key in ("name", "field_name")}} for one in found["columns"]]
-        found["index_columns"] = [GIVEN.get(str(one), one) for one in found["index_columns"]]
-        metadata[b"pandas"] = json.dumps(found)
+    if not GIVEN.keys().isdisjoint(schema.names):
+        metadata.pop(b"pandas", None)  # it calls columns by the names that they had
     given = [field.with_name(GIVEN.get(field.name, field.name)) for field in schema]
     return pa.schema([*given, pa.field("relation", pa.string()), pa.field("probability", pa.float64())], metadata)
 
