@@ -29,7 +29,6 @@ from divray.texts import visible
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_KEYS = re.compile(r"(?i)((?:secret|token(?!s\b)|password|api_?key|access_?key)[\w-]*\s*[:=]\s*)[^\s&]+")
-_LONGEST = 400
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -139,13 +138,8 @@ def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> st
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    named = (say.fixed, say.score, say.percent, say.signed_interval, say.round_name, pieces, side_by_side)
-    environment.filters |= {function.__name__: function for function in named} | {
-        "count": lambda value: f"{value:,.0f}",
-        "duration": clock,
-        "words": lambda text: str(text).replace("_", " "),
-        "clip": lambda text: text if len(text) <= _LONGEST else text[:_LONGEST] + "…",
-    }
+    filters = (say.fixed, say.score, say.percent, say.signed_interval, say.round_name, pieces, side_by_side, clock)
+    environment.filters |= {function.__name__: function for function in filters}
     evaluation: say.Evaluation = summary.get("evaluation", {})
     return environment.get_template("page.html.j2").render(
         s=summary,
