@@ -234,37 +234,18 @@ def test_losses_across_relations_have_their_own_names(tmp_path: Path, simple_sco
     dropped[0]["conflict"], dropped[1]["near_test"], dropped[2]["conflict"] = "1-1-00", "t7", "seed:part_of/1"
     run.write_table("round-00/scores", pa.Table.from_pylist(rows, schemas.SCORES))
     found = summarise(_config(), run)
-    assert found["conflicts"] == 2 and found["per_relation"]["causes"]["conflicts"] + found["per_relation"]["part_of"]["conflicts"] == 2
-    assert found["conflict_pairs"] == []
     lost = found["losses"]["unique"]
     assert (lost["labelling conflict"], lost["near a test sentence"], sum(lost.values())) == (2, 1, 8)
 
 
-def test_clusters_conflicts_and_similarities(tmp_path: Path, simple_scores: None) -> None:
+def test_similarities_of_those_that_have_a_neighbour(tmp_path: Path, simple_scores: None) -> None:
     run = RunFolder(str(tmp_path / "run"))
     _fill(run)
-    rows = run.read_table("round-00/scores").to_pylist()
-    by_id = {row["candidate_id"]: row for row in rows}
-    for one, other in (("0-0-05", "0-1-05"), ("0-1-05", "0-0-05"), ("0-1-06", "seed:causes/2")):
-        relation = by_id[other]["relation"] if other in by_id else "causes"
-        by_id[one] |= {"conflict": other, "conflict_relation": relation, "unique": False}
-    run.write_table("round-00/scores", pa.Table.from_pylist(rows, schemas.SCORES))
-    folders = [Round.of(0), Round.of(1)]
-    shown = excerpts.conflicts(run, folders)
-    assert [(row["candidate_id"], row["conflict"], row["other"]["relation"]) for row in shown] == [
-        ("0-0-05", "0-1-05", "part_of"),
-        ("0-1-06", "seed:causes/2", "causes"),
-    ]
-    assert excerpts.conflict_pairs(run, folders) == [
-        {"relation": "part_of", "other": "causes", "samples": 2},
-        {"relation": "causes", "other": "part_of", "samples": 1},
-    ]
-    found = excerpts.similarities(run, folders)
+    found = excerpts.similarities(run, [Round.of(0), Round.of(1)])
     # 12 of each round and relation's samples but the first; two of each have a nearest neighbour, at 0.8.
     assert found["dropped"][16] == 8 and sum(found["dropped"]) == 8 and sum(found["kept"]) == 0 and found["none"] == 16
     report(_config(), run, 0)
-    html = run.read_text("report.html")
-    assert html.count('<section id="conflicts">') == 1 and "Similarity to the nearest neighbour" in html
+    assert "Similarity to the nearest neighbour" in run.read_text("report.html")
 
 
 def test_summary_costs(tmp_path: Path, simple_scores: None) -> None:

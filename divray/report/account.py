@@ -74,7 +74,7 @@ class Account:
     def view(self, cells: Iterable[Cell]) -> dict[str, Any]:
         """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
         total = self._total(cells)
-        found: dict[str, Any] = {name: int(total[name]) for name in (*STEPS, *TOKENS, "conflicts") if name in self.fields}
+        found: dict[str, Any] = {name: int(total[name]) for name in (*STEPS, *TOKENS) if name in self.fields}
         if "engine_seconds" in self.fields:
             found["engine_seconds"] = round(float(total["engine_seconds"]), 3)
         if total["audited"]:  # the best K a relation of each round, by the second judge
@@ -110,10 +110,9 @@ def account(config: Config, run: RunFolder) -> Account:
         book.add(key, **dict(zip(TOKENS, amounts, strict=True)))
     for (*key, rejection), (count,) in tally(run, [own.samples for own in rounds], [*keys, "rejection"]).items():
         book.add(key, **{"valid": 0, f"rejected: {rejection}": count} if rejection else {"valid": count})
-    derived = {"conflict": _CONFLICT, "lost": _LOST}
-    scored = tally(run, [own.scores for own in rounds], [*keys, "unique", "correct", *derived], derived=derived)
-    for (*key, unique, correct, conflict, lost), (count,) in scored.items():
-        book.add(key, unique=count * bool(unique), correct=count * bool(unique and correct), conflicts=count * conflict)
+    scored = tally(run, [own.scores for own in rounds], [*keys, "unique", "correct", "lost"], derived={"lost": _LOST})
+    for (*key, unique, correct, lost), (count,) in scored.items():
+        book.add(key, unique=count * bool(unique), correct=count * bool(unique and correct))
         if not (unique and correct):
             book.add(key, **{f"lost: {GATE if unique else lost}": count})
     for key, (count, total) in tally(run, SELECTED, keys, ["audit"]).items():

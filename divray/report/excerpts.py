@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,8 +23,6 @@ from divray.texts import SEED_PREFIX, visible
 SAMPLES_PER_RELATION = 5
 REJECTIONS_PER_REASON = 2
 NEAR_DUPLICATES = 8
-CONFLICTS = 8
-LABEL_PAIRS = 12
 PAIRS = 3
 BINS = 20
 
@@ -35,7 +33,7 @@ _SENTENCE = ["candidate_id", "relation", *SENTENCE]
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
     """Rows and counts for the report by the names of the functions below that pick them."""
     rounds = rounds_of(config, run)
-    chosen = (near_duplicates, conflicts, similarities, rejections, pairs, correctness)
+    chosen = (near_duplicates, similarities, rejections, pairs, correctness)
     return {"samples": samples(run), **{pick.__name__: pick(run, rounds) for pick in chosen}}
 
 
@@ -47,30 +45,9 @@ def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
 
     where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "")
     found = rows(run, _scores(rounds), [*_SENTENCE, "nearest_id", "similarity", "reason"], where)
-    return _with_other(run, rounds, first_of_each(found, "relation", closeness, NEAR_DUPLICATES), "nearest_id")[:NEAR_DUPLICATES]
-
-
-def conflicts(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """Some labelling conflicts, each with the ``other`` sample's row; the pairs of labels take turns."""
-    seen: set[frozenset[str]] = set()
-
-    def once() -> Iterator[Row]:
-        """Where both are of the loop, the one that comes first stands for both."""
-        for row in rows(run, _scores(rounds), [*_SENTENCE, "conflict", "conflict_relation"], (pc.field("conflict") != "") & _LOOP):
-            if (both := frozenset((row["candidate_id"], row["conflict"]))) not in seen:
-                seen.add(both)
-                yield {**row, "labels": tuple(sorted((row["relation"], row["conflict_relation"])))}
-
-    groups = first_of_each(once(), "labels", lambda row: row["candidate_id"], CONFLICTS)
-    return _with_other(run, rounds, groups, "conflict")[:CONFLICTS]
-
-
-def conflict_pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """How many samples of one ``relation`` are in conflict with an ``other`` one, the most frequent first."""
-    where = (pc.field("conflict_relation") != "") & _LOOP
-    counts = tally(run, _scores(rounds), ["relation", "conflict_relation"], where=where)
-    ranked = sorted(counts.items(), key=lambda item: (-item[1][0], item[0]))
-    return [{"relation": relation, "other": other, "samples": int(count)} for (relation, other), (count,) in ranked[:LABEL_PAIRS]]
+    chosen = _turns(first_of_each(found, "relation", closeness, NEAR_DUPLICATES))[:NEAR_DUPLICATES]
+    known = sentences_of(run, rounds, {row["nearest_id"] for row in chosen})
+    return [{**row, "other": known[row["nearest_id"]]} for row in chosen if row["nearest_id"] in known]
 
 
 def samples(run: RunFolder) -> dict[str, list[Row]]:
@@ -127,13 +104,6 @@ def _one_of(column: str, values: Iterable[str]) -> pc.Expression:
 def _turns(groups: dict[Any, list[Row]]) -> list[Row]:
     """The rows of all groups, which take turns, so that no single one fills the page."""
     return [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
-
-
-def _with_other(run: RunFolder, rounds: list[Round], groups: dict[Any, list[Row]], key: str) -> list[Row]:
-    """Rows of the groups in turn, each with the ``other`` sentence that its column ``key`` names, where that is known."""
-    chosen = _turns(groups)
-    known = sentences_of(run, rounds, {row[key] for row in chosen})
-    return [{**row, "other": known[row[key]]} for row in chosen if row[key] in known]
 
 
 def _histogram(run: RunFolder, rounds: list[Round], value: str, flag: str, where: pc.Expression) -> dict[str, Any]:

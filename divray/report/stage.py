@@ -19,7 +19,7 @@ from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Roun
 from divray.report import findings as say
 from divray.report.account import GATE, STEPS, Account, account, engine_time, money, rounds_of
 from divray.report.charts import charts_of
-from divray.report.excerpts import conflict_pairs, excerpts, pieces, side_by_side
+from divray.report.excerpts import excerpts, pieces, side_by_side
 from divray.report.spread import diversity, likeness
 from divray.review import review_figures
 from divray.run_folder import RunFolder
@@ -65,8 +65,6 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     found["losses"] = _losses(book, found)
     found |= _breakdowns(book, relations)
     found |= diversity(config, run, relations)
-    if "unique" in book.fields:
-        found["conflict_pairs"] = conflict_pairs(run, rounds)
     if naive := book.of(naive=True):
         found["naive"] = {**book.view(naive), "rejections": book.reasons("rejected", naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
