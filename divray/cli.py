@@ -45,7 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quiet", action="store_true", help="only errors and the summary")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, function: str) -> argparse.ArgumentParser:
@@ -148,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments is None:  # as the command, not as a function in somebody's program
             divert_native_output()
             sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key that the terminal's encoding lacks is no answer
-        console.configure(parsed.quiet)
+        console.configure()
         for argument in sys.argv[1:] if arguments is None else arguments:
             if argument != argument.encode(errors="replace").decode():
                 raise InputError("command line", ascii(argument), "no UTF-8", "Rename the file, or write the word as UTF-8.")

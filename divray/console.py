@@ -12,59 +12,48 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from divray.errors import DivrayError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Update = Callable[..., None]
-"""``update(done, total=None, note="")``: how far a stage is; may be called from any thread."""
-
 SPARSE_SECONDS = 15.0
 """Least time between two progress lines where stderr is no terminal."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_STARTED = time.monotonic()
 
 
-_state = SimpleNamespace(quiet=False, started=time.monotonic())
-
-
-def configure(quiet: bool = False) -> None:
-    """Start the clock of :func:`log` anew, for a terminal of any encoding; ``quiet`` leaves only errors and the summary."""
-    _state.quiet, _state.started = quiet, time.monotonic()
+def configure() -> None:
+    """Get both streams ready for a terminal of any encoding."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to end
             stream.reconfigure(errors="backslashreplace")
 
 
 def log(line: str) -> None:
-    """One short line with the time since the start."""
-    if not _state.quiet:
-        from rich.text import Text
+    """One short line with the time since the program began."""
+    from rich.text import Text
 
-        _stderr().print(Text.assemble((f"{clock(time.monotonic() - _state.started):>8}  ", "dim"), printable(line)), soft_wrap=True)
+    _console(stderr=True).print(Text.assemble((f"{clock(time.monotonic() - _STARTED):>8}  ", "dim"), printable(line)), soft_wrap=True)
 
 
 @contextmanager
-def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> Iterator[Update]:
-    """Show how far a stage is while the block runs; blocks may be nested.
+def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[..., None]]:
+    """Show how far a stage is while the block runs.
 
     On a terminal a bar with rate and remaining time; elsewhere a plain line at most every 15 s.  A
     closing line says what was done in what time, unless the block raises or nothing was ever reported.
 
     Yields:
-        ``update(done, total=None, note="")``, with ``done`` counted from 0 in ``unit``.
+        ``update(done, total=None, note="")``, with ``done`` counted from 0 in ``unit``; may be called from any thread.
     """
-    if _state.quiet:
-        yield lambda done, total=None, note="": None
-        return
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console, started = _stderr(), time.monotonic()
+    console, started = _console(stderr=True), time.monotonic()
     said = started
     columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
     bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
@@ -101,13 +90,13 @@ def print_error(error: BaseException) -> None:
             file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
         kind = type(error).__name__
         message = f"{f'{kind}: {message}' if message else kind} (traceback: {file.name})"
-    _stderr().print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    _console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
 def show(items: Iterable[Any]) -> None:
     """The result of a command, as rich's tables and texts, on stdout."""
     for item in items:
-        _console(sys.stdout, 110).print(item)
+        _console().print(item)
 
 
 def show_json(value: Any) -> None:
@@ -117,7 +106,7 @@ def show_json(value: Any) -> None:
 
 def ask_key(text: str) -> str:
     """Show ``text`` on stdout and wait for a key; without a terminal for a line. ``q`` at the end of the input."""
-    console = _console(sys.stdout, 110)
+    console = _console()
     console.rule()
     console.print("\n".join(printable(line) for line in text.split("\n")), markup=False, end="")
     if not sys.stdin.isatty():
@@ -149,13 +138,9 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.splitlines()))
 
 
-def _stderr() -> Console:
-    return _console(getattr(sys.stderr, "rich_proxied_file", sys.stderr), 200)  # which stands in its place while there is a bar
-
-
-@functools.lru_cache(maxsize=2)
-def _console(stream: TextIO, width: int) -> Console:
-    """Rich's console of a stream; ``width`` counts where that is no terminal."""
+@functools.cache
+def _console(stderr: bool = False) -> Console:
+    """Rich's console of stdout or stderr, whatever stands in the stream's place when something is printed."""
     from rich.console import Console
 
-    return Console(file=stream, width=None if stream.isatty() else width, highlight=False)
+    return Console(stderr=stderr, width=None if stderr or sys.stdout.isatty() else 110, highlight=False)

@@ -25,9 +25,10 @@ from divray.report.findings import tables
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    console.configure()
+    """Consoles that know nothing of the streams of other tests."""
+    console._console.cache_clear()
     yield
-    console.configure()
+    console._console.cache_clear()
 
 
 class _Terminal(io.StringIO):
@@ -54,11 +55,7 @@ def test_log_goes_to_stderr_on_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert "sampling round [bold]0[/bold] \N{REPLACEMENT CHARACTER}[31mred" in err
 
 
-def test_quiet_keeps_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    console.configure(quiet=True)
-    console.log("hidden")
-    with console.stage_progress("sample", 10) as update:
-        update(10)
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_error(InputError("run.yaml", "selection.k", "is 0", "Give a positive number."))
     out, err = capsys.readouterr()
     assert out == ""
@@ -88,7 +85,6 @@ def test_a_terminal_of_any_encoding_gets_the_message(encoding: str, monkeypatch:
     for text in ("mieszka_w_mieście.yaml", "关系", "\udce9"):
         assert text.encode(encoding, "backslashreplace") in said["stderr"]
     assert json.loads(said["stdout"].decode(encoding)) == {"text": "Łódź 東京"}
-    console.configure()
 
 
 def test_paths_are_utf8_in_any_locale(tmp_path: Path) -> None:
@@ -135,7 +131,6 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(sys, "stderr", terminal)
-    console.configure()
     with console.stage_progress("outer", 4) as outer:
         outer(1, 8, note="[red]note")
         with console.stage_progress("inner", unit="pairs") as inner:
@@ -170,7 +165,6 @@ def _summary() -> dict[str, Any]:
 
 
 def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    console.configure(quiet=True)
     console.show(tables(_summary()))
     out, err = capsys.readouterr()
     assert err == ""
