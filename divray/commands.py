@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from divray import console, review
 from divray.cluster import check_machine, prepare_cluster, release_cluster
 from divray.config import Config, load_config, override_config, read_config
+from divray.console import visible
 from divray.datasets.stage import read_relations, read_seeds
 from divray.datasets.stage import run as prepare
 from divray.engines.complete import complete
@@ -34,7 +35,6 @@ from divray.sampling import parsed_records
 from divray.scan import Row
 from divray.selection import write_card
 from divray.stages import STAGES
-from divray.texts import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SPARSE_SECONDS = 15.0
 """Least time between two progress lines where stderr is no terminal."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 _STARTED = time.monotonic()
 
 
@@ -133,9 +133,14 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def visible(text: object) -> str:
+    """``text`` with control and direction characters replaced by ``\N{REPLACEMENT CHARACTER}``, so that it can't disguise itself."""
+    return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
+
+
 def printable(text: str) -> str:
-    """``text`` on one line and without control characters, so that generated text can't steer the terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.splitlines()))
+    """``text`` on one line, and :func:`visible`, so that generated text can't steer the terminal."""
+    return visible(" ".join(text.splitlines()))
 
 
 @functools.cache

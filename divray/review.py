@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
+from divray.console import visible
 from divray.errors import InputError
 from divray.layout import ANSWERS, RELATIONS, SELECTED, Round, score_tables
 from divray.relations import Example, render_marked
@@ -24,7 +25,6 @@ from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, Row, first_of_each, rows
 from divray.schemas import NAIVE
 from divray.textfiles import read_json
-from divray.texts import visible
 
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
 RIGHT = {"y": True, "n": False, "s": None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,13 +18,6 @@ SPANS = ("head_start", "head_end", "tail_start", "tail_end")
 
 SEED_PREFIX = "seed:"
 """Where samples and seed examples are named together, the ids of seeds begin so."""
-
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-
-
-def visible(text: object) -> str:
-    """``text`` with control and direction characters replaced by ``\N{REPLACEMENT CHARACTER}``, so that it can't disguise itself."""
-    return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def checked(table: pa.Table, where: str, identity: str | None = None, label: str | None = None, spans: bool = False) -> pa.Table:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from divray import schemas
 from divray.config import Config
+from divray.console import visible
 from divray.layout import Round
 from divray.report import charts, excerpts, spread
 from divray.report.account import account, busy_shares, engine_time, money
@@ -21,7 +22,6 @@ from divray.report.findings import findings, headline, shortfalls
 from divray.report.stage import run as report
 from divray.report.stage import summarise, without_credentials
 from divray.run_folder import RunFolder
-from divray.texts import visible
 
 EVIL = "<script>alert('x')</script>"
 

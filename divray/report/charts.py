@@ -17,10 +17,9 @@ import numpy as np
 from markupsafe import Markup
 
 from divray.config import Config
-from divray.console import clock
+from divray.console import clock, visible
 from divray.report.account import STEPS
 from divray.report.findings import SEEDS, percent, round_name
-from divray.texts import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
+from divray.console import visible
 from divray.layout import SEEDS, SELECTED, Round
 from divray.report.account import rounds_of
 from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, Row, first_of_each, rows, tally
 from divray.schemas import NAIVE
-from divray.texts import SEED_PREFIX, visible
+from divray.texts import SEED_PREFIX
 
 SAMPLES_PER_RELATION = 5
 REJECTIONS_PER_REASON = 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from divray.console import visible
 from divray.report.account import STEPS
 from divray.review import as_sentence
-from divray.texts import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

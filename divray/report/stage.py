@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import Any
 
 from divray.config import Config, dump_config
-from divray.console import clock
+from divray.console import clock, visible
 from divray.dedup.storage import public_name
 from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round
 from divray.report import findings as say
@@ -25,7 +25,6 @@ from divray.review import review_figures
 from divray.run_folder import RunFolder
 from divray.scan import tally
 from divray.stages import Progress
-from divray.texts import visible
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_KEYS = re.compile(r"(?i)((?:secret|token(?!s\b)|password|api_?key|access_?key)[\w-]*\s*[:=]\s*)[^\s&]+")
