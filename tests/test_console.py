@@ -148,6 +148,7 @@ def test_clock() -> None:
 
 
 def _summary() -> dict[str, Any]:
+    trained = {"metric": "macro", "mean": 0.58, "std": 0.011, "per_draw": [0.57, 0.59], "k": 5, "draws": [0, 1]}
     view = {"candidates": 1200, "valid": 900, "unique": 700, "correct": 420, "selected": 80, "generated_tokens": 36000}
     return {
         "headline": "Seeds + generated: 61.2 [b]micro-F1",
@@ -160,7 +161,7 @@ def _summary() -> dict[str, Any]:
         "per_strategy": {"independent": view},
         "naive": {"candidates": 64, "valid": 3, "tokens_per_accepted": 1434.0, "generated_tokens": 2000},
         "diversity": {"round-01": {"vendi_ngram": 6.3, "vendi_embedding": None, "distinct_2": 0.8, "mean_cosine": 0.2, "seed_names": 0.31}},
-        "evaluation": {"seeds\x1b[2J": {"metric": "macro", "mean": 0.58, "std": 0.011, "per_draw": [0.57, 0.59], "k": 5}},
+        "evaluation": {"seeds": trained, "seeds+generated": {**trained, "mean": 0.612}, "a tool's\x1b[2J": {**trained, "mean": 0.4}},
     }
 
 

@@ -221,7 +221,7 @@ def charts_of(config: Config, summary: dict[str, Any], excerpts: dict[str, Any])
         means = [100 * entry["mean"] for entry in evaluation.values()]
         draws = [[100 * value for value in entry.get("per_draw") or []] for entry in evaluation.values()]
         series = [Series("one draw of the human examples", BLUE, draws), Series("mean", BLUE, [[mean] for mean in means], "|")]
-        found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"] if SEEDS in evaluation else None)
+        found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"])
     for name in ("vendi_ngram", "vendi_embedding"):
         found[name] = _diversity_chart(summary.get("diversity_at_equal_size", {}), name)
     for name, kept, dropped, label, limit in (

@@ -19,6 +19,9 @@ Evaluation = dict[str, dict[str, Any]]
 SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
 """Training sets of the evaluation, and the LLM itself; the samples of one round alone are named like its folder."""
 
+METRICS = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-F1"}
+"""``task.metric`` -> what it is called."""
+
 SHORT = 3
 """Relations that lack samples and are told of in full; the data set's card has them all."""
 
@@ -37,12 +40,8 @@ DIVERSITY = {
 
 def headline(summary: Summary) -> str:
     """The run's main result in one sentence."""
-    evaluation = summary.get("evaluation", {})
-    if SEEDS in evaluation and BOTH in evaluation:
+    if evaluation := summary.get("evaluation"):
         return _against(evaluation, BOTH, SEEDS, "Seeds + generated", "with the seeds alone")
-    if evaluation:
-        best = main_set(evaluation)
-        return f"Best of {len(evaluation)} training sets: {best}, {_score(evaluation[best])}."
     if "correct" in summary:
         return f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing is evaluated yet."
     return f"{summary.get('candidates', 0):,} candidates asked for; nothing has been scored yet."
@@ -82,11 +81,11 @@ def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
     if len(rounds) > 1:
         last, first = (_samples(evaluation[name]) for name in (rounds[-1], rounds[0]))
         yield _against(evaluation, rounds[-1], rounds[0], "After preference tuning", f"before it{first}", f" in this run{last}")
-    if LLM in evaluation and (other := BOTH if BOTH in evaluation else rounds[-1] if rounds else ""):
-        asked, all_ = (evaluation[name].get("test") for name in (LLM, other))
+    if LLM in evaluation:
+        asked, all_ = (evaluation[name].get("test") for name in (LLM, BOTH))
         on = "" if asked == all_ else f" on {asked} of the {all_} test sentences"
         reached = f"The LLM doing the task itself reaches {_score(evaluation[LLM])}{on}"
-        yield f"{reached}; the small model trained on {other} {score(evaluation[other]['mean'])}{' on all' if on else ''}."
+        yield f"{reached}; the small model trained on {BOTH} {score(evaluation[BOTH]['mean'])}{' on all' if on else ''}."
 
 
 def _of_diversity(summary: Summary) -> Iterator[str]:
@@ -122,17 +121,6 @@ def _of_cost(summary: Summary) -> Iterator[str]:
         idle = ", ".join(f"{seconds:,.0f} s {cause.replace('_', ' ')}" for cause, seconds in time["idle_seconds"].items() if seconds >= 0.5)
         text = f"Engines were busy {100 * time['busy_share']:.0f} % of their time" + (f" (idle: {idle})" if idle else "")
         yield text + (f"; {summary['money']['total']:,.4g} spent at the given prices." if "money" in summary else ".")
-
-
-def main_set(evaluation: Evaluation) -> str:
-    """Seeds + generated where there is one, else the best training set."""
-    return BOTH if BOTH in evaluation else max(evaluation, key=lambda name: evaluation[name]["mean"])
-
-
-def metric_names(evaluation: Evaluation) -> str:
-    """The metrics of an evaluation in words: ``micro-F1`` for ``micro``, and so on."""
-    names = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-F1"}
-    return ", ".join(sorted({names.get(entry.get("metric", ""), "F1") for entry in evaluation.values()}))
 
 
 def round_name(name: str) -> str:
@@ -180,7 +168,7 @@ def _samples(entry: dict[str, Any]) -> str:
 
 
 def _score(entry: dict[str, Any]) -> str:
-    return f"{score(entry['mean'])} {metric_names({'': entry})}"
+    return f"{score(entry['mean'])} {METRICS[entry['metric']]}"
 
 
 def _rounds(names: Iterable[str]) -> list[str]:
@@ -260,16 +248,15 @@ def _funnel(summary: Summary) -> Table:
 def _scores(evaluation: Evaluation) -> Table:
     alarms = ["false positives"] if any(entry.get("false_positives") is not None for entry in evaluation.values()) else []
     own = ["in the LLM's draw"] if any("own_differences" in entry for entry in evaluation.values()) else []
-    best = max(evaluation, key=lambda name: evaluation[name]["mean"])
     rows = []
     for name, entry in evaluation.items():
         spread = score(entry["std"]) if len(entry.get("per_draw") or []) > 1 else ""
         cells = [fixed(entry.get("k"), 0), fixed(entry.get("examples"), 0), score(entry["mean"]), spread]
         cells += [signed_interval(evaluation, name, SEEDS), *(signed_interval(evaluation, name, SEEDS, "own_differences") for _ in own)]
         cells += [fixed(entry.get("false_positives")) for _ in alarms]
-        rows.append((name, cells, "bold" if name == best else ""))
+        rows.append((name, cells, "bold" if name == BOTH else ""))
     columns = ["trained on", "K", "examples", "mean", "±", "against seeds", *own, *alarms]
-    return _table(f"{metric_names(evaluation)} on the test set", columns, rows)
+    return _table(f"{METRICS[evaluation[BOTH]['metric']]} on the test set", columns, rows)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, list[str], str]], caption: str = "") -> Table:
