@@ -25,15 +25,6 @@ METRICS = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-
 SHORT = 3
 """Relations that lack samples and are told of in full; the data set's card has them all."""
 
-DIVERSITY = {
-    "vendi_ngram": "vendi n-gram",
-    "vendi_embedding": "vendi embed.",
-    "distinct_2": "distinct-2",
-    "mean_cosine": "cosine",
-    "seed_names": "seeds' names",
-}
-"""Score -> what its column on the terminal is called."""
-
 
 # sentences ----------------------------------------------------------------------------------------
 
@@ -50,7 +41,7 @@ def headline(summary: Summary) -> str:
 def findings(summary: Summary) -> list[str]:
     """Further results worth a line: training sets against each other, diversity, cost."""
     return [
-        *reading(summary),
+        *_of_correctness(summary),
         *shortfalls(summary.get("shortfall", {})),
         *_of_training_sets(summary.get("evaluation", {})),
         *_of_diversity(summary),
@@ -65,7 +56,7 @@ def shortfalls(reasons: Mapping[str, str]) -> list[str]:
     return told if len(told) <= SHORT + 1 else [*told[:SHORT], more]
 
 
-def reading(summary: Summary) -> Iterator[str]:
+def _of_correctness(summary: Summary) -> Iterator[str]:
     """What people and the second judge say of the selected samples."""
     if read := summary.get("review"):
         yield as_sentence(read)
@@ -175,7 +166,7 @@ def _rounds(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("round-"))
 
 
-# rows of tables, on the page and on the terminal --------------------------------------------------
+# rows of the page's tables ------------------------------------------------------------------------
 
 
 def diversity_rows(summary: Summary) -> list[dict[str, Any]]:
@@ -205,32 +196,17 @@ def cost_rows(summary: Summary) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "naive prompt, for comparison", summary["naive"]
 
 
-# tables on the terminal ---------------------------------------------------------------------------
+# on the terminal ----------------------------------------------------------------------------------
 
 
 def tables(summary: Summary) -> Iterator[RenderableType]:
-    """What ``divray run`` prints, in order; tables without data are left out."""
+    """What ``divray run`` prints, in order."""
     from rich.text import Text
 
     yield Text(f"\n{visible(summary['headline'])}", style="bold")
-    yield Text("".join(f"{visible(line)}\n" for line in reading(summary)))
-    if "candidates" in summary:
-        yield _funnel(summary)
-    if summary.get("evaluation"):
-        yield _scores(summary["evaluation"])
-    if summary.get("diversity"):
-        values = [[row["name"], *map(row["scores"].get, DIVERSITY), row["correctness"]] for row in diversity_rows(summary)]
-        rows = [(str(name), [fixed(value) for value in cells], "") for name, *cells in values]
-        caption = (
-            "Of masked sentences, means over relations. Vendi scores grow with the number of sentences; the report compares at equal size. "
-            "Seeds' names: the share of sentences that name an entity of the seeds. "
-            "Correctness is by a second judge that nothing in the loop depends on."
-        )
-        yield _table("Diversity", ["", *DIVERSITY.values(), "correctness"], rows, caption)
-    if "generated_tokens" in summary:
-        fields = {"generated_tokens": 0, "engine_seconds": 1, "tokens_per_accepted": 0, "engine_seconds_per_accepted": 2}
-        rows = [(name, [fixed(view.get(field), digits) for field, digits in fields.items()], "") for name, view in cost_rows(summary)]
-        yield _table("Cost", ["", "tokens", "engine-seconds", "tokens/accepted", "engine-s/accepted"], rows)
+    yield Text("".join(f"- {visible(line)}\n" for line in summary["findings"]))
+    yield _funnel(summary)
+    yield _scores(summary["evaluation"])
 
 
 def _funnel(summary: Summary) -> Table:
