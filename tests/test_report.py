@@ -268,7 +268,7 @@ def test_summary_diversity(tmp_path: Path, simple_scores: None) -> None:
     run = RunFolder(str(tmp_path / "run"))
     _fill(run)
     found = summarise(_config(), run)
-    assert set(found["diversity"]) == {"round-00", "round-01"}
+    assert set(found["diversity"]) == {"seeds", "round-00", "round-01", "selected"}
     assert {name: value for name, value in found["diversity"]["round-00"].items() if name in SIMPLE} == {
         "vendi_ngram": 7.0,
         "vendi_embedding": 7.0,
@@ -276,8 +276,8 @@ def test_summary_diversity(tmp_path: Path, simple_scores: None) -> None:
         "mean_cosine": None,
     }
     assert found["diversity"]["round-01"]["vendi_ngram"] == 5.0
-    assert found["diversity_reference"]["seeds"]["vendi_ngram"] == 3.0
-    assert found["diversity_reference"]["seeds"]["vendi_embedding"] is None
+    assert found["diversity"]["seeds"]["vendi_ngram"] == 3.0
+    assert found["diversity"]["seeds"]["vendi_embedding"] is None
     assert found["diversity_at_equal_size"]["size"] == {"causes": 3, "part_of": 3}
     assert {view["vendi_ngram"] for view in found["diversity_at_equal_size"]["mean"].values()} == {3.0}
 
@@ -287,7 +287,7 @@ def test_summary_diversity_of_seeds_with_embeddings(tmp_path: Path, simple_score
     _fill(run)
     names = run.read_table("data/seeds")["example_id"]
     run.write_table("data/seed_embeddings", pa.table({"example_id": names, "embedding": [[1.0, 0.0]] * len(names)}))
-    assert summarise(_config(), run)["diversity_reference"]["seeds"]["vendi_embedding"] == 3.0
+    assert summarise(_config(), run)["diversity"]["seeds"]["vendi_embedding"] == 3.0
 
 
 def test_summary_says_how_many_sentences_name_what_a_seed_names(tmp_path: Path, simple_scores: None) -> None:
@@ -297,7 +297,7 @@ def test_summary_says_how_many_sentences_name_what_a_seed_names(tmp_path: Path, 
     run.write_table("data/seeds", _table([{**seed, "text": seed["text"].upper()} for seed in seeds], schemas.EXAMPLES))
     found = summarise(_config(), run)
     assert found["diversity"]["round-00"]["seed_names"] == round(1 / 7, 4)
-    assert found["diversity_reference"]["seeds"]["seed_names"] == 1.0 and found["diversity_reference"]["selected"]["seed_names"] == 0.5
+    assert found["diversity"]["seeds"]["seed_names"] == 1.0 and found["diversity"]["selected"]["seed_names"] == 0.5
 
 
 def test_same_folder_same_output_however_it_was_partitioned(tmp_path: Path, simple_scores: None) -> None:

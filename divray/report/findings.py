@@ -171,17 +171,12 @@ def _rounds(names: Iterable[str]) -> list[str]:
 
 def diversity_rows(summary: Summary) -> list[dict[str, Any]]:
     """Name, scores, scores at equal size and mean correctness of every set that has been scored."""
-    whole = {**summary.get("diversity_reference", {}), **summary.get("diversity", {})}
-    level = summary.get("diversity_at_equal_size", {}).get("mean", {})
+    whole, level = summary.get("diversity", {}), summary.get("diversity_at_equal_size", {}).get("mean", {})
     views = {**summary["per_round"], "naive": summary.get("naive", {})}
     correctness = {name: view.get("mean_correctness") for name, view in views.items()}
     correctness["selected"] = summary.get("mean_correctness_selected")
-    rows = []
-    for name in ("seeds", "test", "naive", *sorted(summary.get("diversity", {})), "selected"):
-        if name in whole:
-            shown = "human test set" if name == "test" else round_name(name)
-            rows.append({"name": shown, "scores": whole[name], "level": level.get(name), "correctness": correctness.get(name)})
-    return rows
+    order = [name for name in ("seeds", "test", "naive", *summary["per_round"], "selected") if name in whole]
+    return [{"name": name, "scores": whole[name], "level": level.get(name), "correctness": correctness.get(name)} for name in order]
 
 
 def cost_rows(summary: Summary) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -40,9 +40,8 @@ Scores = dict[str, float | None]
 def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str, Any]:
     """All diversity figures of the summary; empty where nothing has been scored yet.
 
-    Returns ``diversity`` (round -> scores), ``diversity_per_relation`` (set -> relation -> scores), ``diversity_reference`` (seeds,
-    test, naive, selected -> scores) and ``diversity_at_equal_size`` (``size`` per relation, ``mean`` and ``per_relation`` of
-    each set).
+    Returns ``diversity`` (set -> scores), ``diversity_per_relation`` (set -> relation -> scores) and ``diversity_at_equal_size``
+    (``size`` per relation, ``mean`` and ``per_relation`` of each set); sets are the rounds, ``seeds``, ``test``, ``naive``, ``selected``.
     """
     rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
     if not rounds:
@@ -72,12 +71,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
         if size >= _LEAST:
             sizes[relation] = size
             _score_at(level, relation, sets, size, known)
-    means = {name: _mean(scores) for name, scores in whole.items()}
-    found: dict[str, Any] = {
-        "diversity": {own.name: means[own.name] for own in rounds if own.name in means},
-        "diversity_reference": {name: means[name] for name in ("seeds", "test", "naive", "selected") if name in means},
-        "diversity_per_relation": whole,
-    }
+    found: dict[str, Any] = {"diversity": {name: _mean(scores) for name, scores in whole.items()}, "diversity_per_relation": whole}
     if sizes:
         equal = {name: _mean(scores) for name, scores in level.items() if scores.keys() == sizes.keys()}
         found["diversity_at_equal_size"] = {"size": sizes, "mean": equal, "per_relation": level}
@@ -123,10 +117,8 @@ def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
 
 def _score(table: pa.Table, known: set[str]) -> Scores:
     """The scores of some sentences; those that need embeddings are ``None`` unless each has one. ``known``: the seeds' names, folded."""
-    vectors = None
-    if "embedding" in table.column_names:
-        lengths = set(pc.list_value_length(table["embedding"]).to_pylist())
-        vectors = embedding_matrix(table["embedding"]) if len(lengths) == 1 and lengths.pop() else None
+    complete = "embedding" in table.column_names and not table["embedding"].null_count
+    vectors = embedding_matrix(table["embedding"]) if complete else None
     found = diversity_of(compared_texts(table, mask=True), vectors)
     named = [not known.isdisjoint(names_of(row)) for row in table.select(SENTENCE).to_pylist()]
     found["seed_names"] = float(np.mean(named)) if known else None
