@@ -85,7 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
     explain = add("explain", text, "commands:explain_sample")
     explain.add_argument("run", help="run folder")
     explain.add_argument("sample_id", help="id of a candidate")
-    explain.add_argument("--json", action="store_true", help="print everything as JSON")
     text = "Read some of the samples blind and say which are right; report and card then show the share."
     review = add("review", text, "commands:review_samples")
     review.add_argument("run", help="run folder")

@@ -126,11 +126,7 @@ def export_samples(arguments: Namespace) -> None:
 
 
 def explain_sample(arguments: Namespace) -> None:
-    found = explain(arguments.run, arguments.sample_id)
-    if arguments.json:
-        console.show_json(found)
-    else:
-        console.show(explanation(found))
+    console.show(explanation(explain(arguments.run, arguments.sample_id)))
 
 
 def explanation(found: Row) -> Iterator[RenderableType]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import re
 import sys
 import tempfile
@@ -97,11 +96,6 @@ def show(items: Iterable[Any]) -> None:
     """The result of a command, as rich's tables and texts, on stdout."""
     for item in items:
         _console().print(item)
-
-
-def show_json(value: Any) -> None:
-    """The result of a command as JSON, on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii="utf" not in sys.stdout.encoding.lower()))
 
 
 def ask_key(text: str) -> str:
