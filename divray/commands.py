@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 STYLES = {"head": "bold blue", "tail": "bold yellow", "differs": "red"}
 OUTCOMES = {**dict.fromkeys(("selected", "accepted"), "bold green"), **dict.fromkeys(("more than K", "pending"), "bold yellow")}
-LONGEST_PROMPT = 1200
-"""Characters of a prompt, from its end, that an explanation shows."""
 
 
 def run(arguments: Namespace) -> None:
@@ -192,8 +190,7 @@ def _source(origin: Row) -> Iterator[Text]:
         yield Text(visible(origin["error"]), "red")
     for row in origin["demonstrations"]:
         yield Text(f"  shown: {visible(row['id'])}  ", "dim") + (_styled(pieces(row)) if row.get("text") else Text())
-    prompt = visible(origin["prompt"].strip())
-    yield Text(prompt if len(prompt) <= LONGEST_PROMPT else "… " + prompt[-LONGEST_PROMPT:], "dim")
+    yield Text(visible(origin["prompt"].strip()), "dim")
 
 
 def _styled(parts: list[Piece], other: str = "") -> Text:
