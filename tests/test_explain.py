@@ -131,6 +131,15 @@ def test_nearest_cluster_and_pairs(run: RunFolder) -> None:
     assert explain(run.uri, "r00-a-001")["origin"]["seconds"] == 2.5
 
 
+def test_a_seed_of_a_relations_file_is_shown_with_its_sentence(run: RunFolder) -> None:
+    """Its id begins with ``seed:`` itself, and prompts name it so."""
+    run.write_table("data/seeds", table([{"example_id": "seed:cause/0", "relation": "cause", **sentence(SEED)}], schemas.EXAMPLES))
+    prompts = [{**row, "demonstrations": ["seed:cause/0", "s/1"]} for row in run.read_table("round-00/prompts").to_pylist()]
+    run.write_table("round-00/prompts", table(prompts, schemas.PROMPTS))
+    found = explain(run.uri, "r00-a-000")["origin"]["demonstrations"]
+    assert found[0]["text"] == sentence(SEED)["text"] and found[1].get("text") is None
+
+
 def test_a_candidate_that_shares_its_request_is_found(run: RunFolder) -> None:
     prompts = run.read_table("round-00/prompts").to_pylist()
     prompts.append({**prompts[0], "candidate_id": "r00-a-000010", "prompt_id": "p1", "sentences": 4})

@@ -83,11 +83,11 @@ def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
 
 
 def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
-    """Sentence of each scored sample and seed example (``seed:<example_id>``); ``unique`` says whether it was kept."""
+    """Sentence of each scored sample and seed example, by ``example_id`` or ``seed:<example_id>``; ``unique`` says whether it was kept."""
     wanted = set(ids)
     columns = [*_SENTENCE, "unique"]
     found = {row.pop("candidate_id"): row for row in rows(run, _scores(rounds), columns, _one_of("candidate_id", wanted))}
-    seeds = _one_of("example_id", {name.removeprefix(SEED_PREFIX) for name in wanted})
+    seeds = _one_of("example_id", wanted | {name.removeprefix(SEED_PREFIX) for name in wanted})
     for row in rows(run, SEEDS, ["example_id", "relation", *SENTENCE], seeds):
         name = row.pop("example_id")
         found |= {key: {**row, "unique": True} for key in wanted & {name, SEED_PREFIX + name}}
