@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
             stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
         if name == "evaluate":
             text = "another tool's answers as a row of the comparison, JSONL with id (of a test sentence) and relation; kept in the run"
-            stage.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help=text)
+            stage.add_argument("--predictions", metavar="FILE", help=text)
         stage.add_argument("--force", action="store_true", help="do it again although it is done; what came after it counts as not done")
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "commands:export_samples")
     export.add_argument("run", help="run folder")
@@ -91,8 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     review.add_argument("--number", type=_count, default=50, metavar="N", help="samples to read (default 50)")
     review.add_argument("--of", choices=("selected", "scored"), default="selected", help="selected samples, or all that were scored")
     review.add_argument("--reader", default="reader", metavar="NAME", help="who reads; each reader's answers are kept apart")
-    review.add_argument("--html", nargs="?", const="", metavar="FILE", help="write a page to read on instead (default RUN/review.html)")
-    review.add_argument("--answers", metavar="FILE", help="take in the answers that such a page saved")
+    page = review.add_mutually_exclusive_group()
+    page.add_argument("--html", metavar="FILE", help="write a page to read on instead")
+    page.add_argument("--answers", metavar="FILE", help="take in the answers that such a page saved")
     predict = add("predict", "Label sentences with the run's RE model.", "extraction.predict:command")
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from textwrap import indent
@@ -17,8 +15,8 @@ from divray.config import Config, load_config, override_config, read_config
 from divray.console import visible
 from divray.datasets.stage import read_relations, read_seeds
 from divray.datasets.stage import run as prepare
+from divray.dedup.storage import open_uri
 from divray.engines.complete import complete
-from divray.errors import InputError
 from divray.explain import explain
 from divray.export import export
 from divray.extraction.answers import take_in
@@ -30,7 +28,7 @@ from divray.prompts.parsing import form_of
 from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
 from divray.report.stage import run as report
-from divray.run_folder import RunFolder
+from divray.run_folder import RunFolder, write_bytes
 from divray.sampling import parsed_records
 from divray.scan import Row
 from divray.selection import write_card
@@ -71,12 +69,8 @@ def stage(arguments: Namespace) -> None:
         if getattr(arguments, "retry_failed", False):
             retry(config, run, arguments.round)
             return
-        files = getattr(arguments, "predictions", ())
-        if twice := [name for name, number in Counter(map(os.path.basename, files)).items() if number > 1]:
-            raise InputError("command line", "--predictions", f"two files are called {twice[0]}", "Rename one.")
-        for file in files:
-            missing = take_in(run, file)
-            console.log(f"{file}: {missing} test sentences have no answer" if missing else f"{file}: every test sentence has an answer")
+        if file := getattr(arguments, "predictions", None):
+            console.log(f"{file}: {take_in(run, file)} test sentences have no answer")
         round_ = due_round(config, run, stage, getattr(arguments, "round", None), arguments.force)
         if round_ is not None:
             run_stage(config, run, stage, round_)
@@ -204,13 +198,10 @@ def review_samples(arguments: Namespace) -> None:
     """Let a person read samples; report and card then show what was said."""
     run = RunFolder(arguments.run)
     config = read_config(run)
-    if arguments.html is not None and not arguments.answers:
-        if arguments.html.endswith("/"):
-            raise InputError("command line", "--html", f"{arguments.html!r} is a folder", "Give the name of a file.")
+    if arguments.html:
         drawn = review.draw(config, run, arguments.number, arguments.of)
-        folder, name = os.path.split(arguments.html) if arguments.html else (arguments.run, "review.html")
-        RunFolder(folder or ".").write_text(name, review.page(drawn))
-        print(f"{len(drawn)} samples -> {arguments.html or run.path(name)}; then: divray review {arguments.run} --answers answers.json")
+        write_bytes(*open_uri(arguments.html), review.page(drawn).encode())
+        print(f"{len(drawn)} samples -> {arguments.html}; then: divray review {arguments.run} --answers answers.json")
         return
     with locked(run):
         if arguments.answers:

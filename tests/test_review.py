@@ -137,7 +137,7 @@ def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed
 
 
 def test_the_command_reads_lines_of_a_pipe_and_refreshes_the_report(
-    quickstart: Config, reviewed: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quickstart: Config, reviewed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reviewed.write_text("config.yaml", dump_config(quickstart))
     reviewed.write_text("report.html", "old")
@@ -148,9 +148,9 @@ def test_the_command_reads_lines_of_a_pipe_and_refreshes_the_report(
     assert "A person read 2 of the selected samples" in reviewed.read_text("report.html")
     assert reviewed.read_json("summary.json")["review"]["number"] == 2
 
-    assert main(["review", reviewed.uri, "--html"]) == 0
+    assert main(["review", reviewed.uri, "--html", f"{reviewed.uri}/review.html"]) == 0
     assert "50" not in reviewed.read_text("review.html").split("<script>")[1] and reviewed.read_text("review.html").count("<section ") > 5
-    assert main(["review", reviewed.uri, "--html", "folder/"]) == 2
+    assert main(["review", reviewed.uri, "--html", str(tmp_path)]) == 2
     assert main(["review", reviewed.uri, "--of", "scored"]) == 2
     assert main(["review", reviewed.uri, "--answers", "nothing.json"]) == 2
 
