@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from typing import Any
 
 from divray.config import Config, dump_config
@@ -107,16 +106,13 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
-    """Views by relation, round, strategy, and policy (in rounds that were sampled from two models)."""
+    """Views by relation, round, strategy, and round and model."""
     of_relation, none = book.views(lambda cell: cell.relation), book.view([])
-    policies: dict[str, dict[str, Any]] = defaultdict(dict)
-    for (name, policy), view in book.views(lambda cell: (Round.of(cell.round).name, cell.policy)).items():
-        policies[name][policy] = view
     return {
         "per_relation": {name: of_relation.get(name, none) for name in relations},
         "per_round": book.views(lambda cell: Round.of(cell.round).name),
         "per_strategy": book.views(lambda cell: cell.strategy),
-        "per_policy": {name: views for name, views in policies.items() if len(views) > 1},
+        "per_policy": book.views(lambda cell: f"round {cell.round}, {cell.policy} model"),
     }
 
 
