@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.layout import SELECTED, Round
 from divray.run_folder import RunFolder
-from divray.scan import ASKED, tally
+from divray.scan import ASKED, table_of, tally
 from divray.schemas import COMPLETIONS, NAIVE
 from divray.texts import SEED_PREFIX
 
@@ -81,10 +81,9 @@ class Account:
             found["mean_correctness"] = round(total["correctness"] / total["audited"], 4)
         if total["selected"]:
             found["mean_correctness_selected"] = round(total["selected_correctness"] / total["selected"], 4)
-        for step, name in (("correct", "accepted"), ("selected", "selected")):
-            for cost, short in (("generated_tokens", "tokens"), ("engine_seconds", "engine_seconds")):
-                if cost in self.fields and total[step]:
-                    found[f"{short}_per_{name}"] = round(total[cost] / total[step], 3)
+        for cost, short in (("generated_tokens", "tokens"), ("engine_seconds", "engine_seconds")):
+            if cost in self.fields and total["correct"]:
+                found[f"{short}_per_accepted"] = round(total[cost] / total["correct"], 3)
         return found
 
     def views(self, key: Callable[[Cell], Any]) -> dict[Any, dict[str, Any]]:
@@ -134,26 +133,23 @@ _REQUEST = pa.schema([COMPLETIONS.field(name) for name in (*Cell._fields, "engin
 
 
 def _requests(run: RunFolder, own: Round) -> pa.Table:
-    """When the requests of a round began and ended, Unix seconds; ``engine`` is ``""`` for none."""
-    wanted = {name: pc.field(name) for name in _REQUEST.names} | {"engine": pc.coalesce(pc.field("engine"), "")}
-    return pa.Table.from_batches([batch.cast(_REQUEST) for batch in run.scan(own.completions, wanted)], _REQUEST)
+    """When the requests of a round began and ended, Unix seconds."""
+    return table_of(run, own.completions, _REQUEST.names) or _REQUEST.empty_table()
 
 
 def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Share out the busy time of one engine among its requests ``[starts[i], ends[i]]``, in their own unit.
 
     At each instant the requests in flight share the time equally, so that the shares sum to the length of the intervals'
-    union.  All arrays are float64 of shape ``(n,)``; the share is 0 for an interval that is not finite or ends before it starts.
+    union.  All arrays are float64 of shape ``(n,)``; the share is 0 for an interval that ends before it starts.
     """
-    sound = np.isfinite(starts) & np.isfinite(ends) & (ends >= starts)
-    times, position = np.unique(np.concatenate((starts[sound], ends[sound])), return_inverse=True)
+    times, position = np.unique(np.concatenate((starts, np.maximum(starts, ends))), return_inverse=True)
     opened, closed = np.split(position, 2)
     active = np.cumsum(np.bincount(opened, minlength=times.size) - np.bincount(closed, minlength=times.size))[:-1]
     slices = np.where(active > 0, np.diff(times) / np.maximum(active, 1), 0.0)
     elapsed = np.concatenate(([0.0], np.cumsum(slices)))
-    total = np.zeros(len(starts))
-    total[sound] = elapsed[closed] - elapsed[opened]
-    return total
+    shares: np.ndarray = elapsed[closed] - elapsed[opened]
+    return shares
 
 
 def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
