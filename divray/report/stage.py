@@ -8,10 +8,9 @@ generated character on it is escaped.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
-from divray.config import Config, dump_config
+from divray.config import Config
 from divray.console import clock, visible
 from divray.dedup.storage import public_name
 from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round
@@ -24,9 +23,6 @@ from divray.review import review_figures
 from divray.run_folder import RunFolder
 from divray.scan import tally
 from divray.stages import Progress
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET_KEYS = re.compile(r"(?i)((?:secret|token(?!s\b)|password|api_?key|access_?key)[\w-]*\s*[:=]\s*)[^\s&]+")
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -120,7 +116,7 @@ def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
 
 
 def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> str:
-    """The report as HTML text; a section without data is left out, and credentials in the settings are taken out."""
+    """The report as HTML text; a section without data is left out."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -144,10 +140,4 @@ def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> st
         costs=list(say.cost_rows(summary)),
         excerpts=excerpts,
         charts=charts_of(config, summary, excerpts),
-        config=without_credentials(dump_config(config)),
     )
-
-
-def without_credentials(text: str) -> str:
-    """``text`` with the user part of URIs, and what follows a key such as ``secret=``, taken out."""
-    return _SECRET_KEYS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
