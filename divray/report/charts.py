@@ -10,8 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -24,8 +23,6 @@ from divray.report.findings import SEEDS, percent, round_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-P = ParamSpec("P")
 
 ROUNDS = ("#56a8dc", "#0b5d99", "#00855f", "#c4760a", "#c0531a")
 BLUE, GREY, TRACK, RULE, INK, SOFT, PANEL = "#0b5d99", "#8b919b", "#e6e4dc", "#dfddd5", "#1c222b", "#5d6672", "#ffffff"
@@ -69,11 +66,10 @@ class Series(NamedTuple):
     marker: str = "o"
 
 
-def _as_svg(draw: Callable[P, Figure]) -> Callable[P, Markup]:
+def _as_svg(draw: Callable[..., Figure]) -> Callable[..., Markup]:
     """The figure that ``draw`` makes, as an SVG element."""
 
-    @wraps(draw)
-    def chart(*args: P.args, **kwargs: P.kwargs) -> Markup:
+    def chart(*args: Any, **kwargs: Any) -> Markup:
         import matplotlib
 
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
