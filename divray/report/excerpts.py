@@ -76,10 +76,8 @@ def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
 
 
 def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
-    """Valid samples by similarity to their nearest neighbour, in 20 bins of [0, 1]: ``kept``, ``dropped``, and how many have ``none``."""
-    named = pc.coalesce(pc.field("nearest_id"), "") != ""
-    ((none,),) = tally(run, _scores(rounds), [], where=_LOOP & ~named).values() or [(0,)]
-    return {**_histogram(run, rounds, "similarity", "unique", _LOOP & named), "none": int(none)}
+    """Valid samples that have a nearest neighbour, by their similarity to it: as :func:`correctness`, ``kept`` those that stay."""
+    return _histogram(run, rounds, "similarity", "unique", _LOOP & (pc.field("nearest_id") != ""))
 
 
 def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
