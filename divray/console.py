@@ -40,11 +40,8 @@ def log(line: str) -> None:
 
 
 @contextmanager
-def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[..., None]]:
-    """Show how far a stage is while the block runs.
-
-    On a terminal a bar with rate and remaining time; elsewhere a plain line at most every 15 s.  A
-    closing line says what was done in what time, unless the block raises or nothing was ever reported.
+def stage_progress(label: str, unit: str = "rows") -> Iterator[Callable[..., None]]:
+    """Show how far a stage is while the block runs: on a terminal a bar, elsewhere a plain line at most every 15 s.
 
     Yields:
         ``update(done, total=None, note="")``, with ``done`` counted from 0 in ``unit``; may be called from any thread.
@@ -56,27 +53,22 @@ def stage_progress(label: str, total: int | None = None, unit: str = "rows") -> 
     said = started
     columns = TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}", style="cyan")
     bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
-    bar.add_task(escape(label), total=total, text="", note="")
-    task = bar.tasks[0]
-
-    def facts(left: str = "") -> str:
-        each = task.completed / max(time.monotonic() - started, 1e-9)
-        return ", ".join(fact for fact in (f"{each:,.0f}/s" if each >= 10 else f"{each:.1f}/s", left, task.fields["note"]) if fact)
+    task = bar.add_task(escape(label), total=None, text="")
 
     def update(done: int, total: int | None = None, note: str = "") -> None:
         nonlocal said
-        bar.update(task.id, completed=done, total=total, note=printable(note))
-        left = f"{clock((task.total - done) * (time.monotonic() - started) / done)} left" if task.total and done else ""
-        text = f"{done:,}{f' of {task.total:,}' if task.total else ''} {unit} ({facts(left)})"
-        bar.update(task.id, text=escape(text))
-        if bar.disable and time.monotonic() - said >= SPARSE_SECONDS:
-            said = time.monotonic()
+        now = time.monotonic()
+        facts = [f"{done / max(now - started, 1e-9):,.1f}/s", printable(note)]
+        if total and done:
+            facts.insert(1, f"{clock((total - done) * (now - started) / done)} left")
+        text = f"{done:,}{f' of {total:,}' if total else ''} {unit} ({', '.join(filter(None, facts))})"
+        bar.update(task, completed=done, total=total, text=escape(text))
+        if bar.disable and now - said >= SPARSE_SECONDS:
+            said = now
             log(f"{label}: {text}")
 
     with bar:
         yield update
-    if task.completed:
-        log(f"{label}: {task.completed:,} {unit} in {clock(time.monotonic() - started)} ({facts()})")
 
 
 def print_error(error: BaseException) -> None:
