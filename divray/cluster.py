@@ -19,9 +19,8 @@ from typing import IO, Any
 from divray.config import Config
 from divray.errors import DivrayError, InputError, ResourceError
 from divray.ray_messages import divert_messages
-from divray.resources import check_resources, provide, release, this_machine
+from divray.resources import provide, release
 from divray.run_folder import RunFolder
-from divray.stages import schedule
 
 LOG_BYTES = 1 << 20
 LEAST_LOG_BYTES = 200
@@ -141,18 +140,6 @@ def passed_on(more: Sequence[str] = ()) -> dict[str, str]:
     there = (job.get("runtime_env") or {}).get("env_vars") or {}
     own = {name for name in os.environ if (name in WORKER_ENVIRONMENT or name.startswith(PASSED_ON)) and not NEVER_UNASKED.search(name)}
     return {name: value for name, value in os.environ.items() if name in own.union(more) and name not in there}
-
-
-def check_machine(config: Config) -> None:
-    """Without connecting: what a cluster of this machine's own could never give to the stages of a run, say so now.
-
-    Raises:
-        ResourceError: See :func:`divray.resources.check_resources`; only where the run would start Ray on this machine.
-    """
-    import ray
-
-    if not ray.is_initialized() and _address(config) == LOCAL:
-        check_resources(config, this_machine(), dict.fromkeys(stage.name for stage, _ in schedule(config)))
 
 
 def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from divray import console, review
-from divray.cluster import check_machine, prepare_cluster, release_cluster
+from divray.cluster import prepare_cluster, release_cluster
 from divray.config import Config, load_config, override_config, read_config
 from divray.console import visible
 from divray.datasets.stage import read_relations, read_seeds
@@ -49,10 +49,7 @@ def run(arguments: Namespace) -> None:
 
 
 def plan(arguments: Namespace) -> None:
-    config = load_config(arguments.config, arguments.overrides)
-    text = describe(config)
-    check_machine(config)
-    print(text)
+    print(describe(load_config(arguments.config, arguments.overrides)))
 
 
 def stage(arguments: Namespace) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from divray import console
 from divray.alignment.arguments import batches
-from divray.cluster import check_machine, prepare_cluster, release_cluster, save_logs
+from divray.cluster import prepare_cluster, release_cluster, save_logs
 from divray.config import CONFIG, Config, dump_config, read_config
 from divray.datasets.stage import Task, load_task, stated
 from divray.engines.pool import make_room
@@ -98,7 +98,6 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
     run = open_run(config, uri)
     if run.record("prepare") is None:
         check(config)
-        check_machine(config)
     else:
         check_arguments(config)  # which may change from call to call
     with locked(run):

@@ -5,9 +5,6 @@ Also which number format a CPU multiplies matrices in.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -194,17 +191,6 @@ def machines_there() -> list[Bundle]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def this_machine() -> list[Bundle]:
-    """What Ray would find if it started on this machine; GPUs as ``nvidia-smi`` lists them."""
-    gpus = 0
-    if shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        gpus = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-        if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-            gpus = min(gpus, sum(bool(name.strip()) for name in visible.split(",")))
-    return [{"CPU": os.cpu_count() or 1, "GPU": gpus}]
 
 
 def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
