@@ -32,6 +32,7 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # A task that holds no GPU sees none: CUDA_VISIBLE_DEVICES is empty in it.
@@ -70,19 +71,16 @@ def connect(config: Config) -> None:
 
     if ray.is_initialized():
         return
-    shown = config.cluster.show_logs
-    defaults = {**WORKER_ENVIRONMENT, **({} if shown else {"VLLM_LOGGING_LEVEL": "ERROR"})}
-    own = config.correctness
+    defaults, own = dict(WORKER_ENVIRONMENT), config.correctness
     models = (config.models.llm, config.models.encoder, own.reader, own.fluency, own.llm)
     if all(reference is None or reference.startswith(("embedded:", "endpoint")) for reference in models):
         defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    _join(_address(config), config.cluster.environment, shown)
-    quiet_ray_data(shown)
-    if not shown:
-        divert_messages(_to_native_output)
+    _join(_address(config), config.cluster.environment)
+    quiet_ray_data()
+    divert_messages(_to_native_output)
 
 
 def _address(config: Config) -> str:
@@ -90,7 +88,7 @@ def _address(config: Config) -> str:
     return config.cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def _join(address: str, more: Sequence[str], shown: bool) -> None:
+def _join(address: str, more: Sequence[str]) -> None:
     """Connect to Ray at ``address``, which may be ``local`` or ``auto``; ``more`` names further variables that workers get."""
     import ray
 
@@ -101,9 +99,8 @@ def _join(address: str, more: Sequence[str], shown: bool) -> None:
         _answers(address)
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    level = logging.INFO if shown else logging.ERROR
-    options: dict[str, Any] = {"log_to_driver": shown, "logging_level": level, "configure_logging": shown}
-    logging.getLogger("ray").setLevel(level)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with starting_ray():
         if address == LOCAL:
             ray.init(address=address, **options)
@@ -192,20 +189,19 @@ def require_shared(run: RunFolder) -> None:
         run.delete(marker)
 
 
-def quiet_ray_data(shown: bool) -> None:
-    """Keep Ray Data's bars and lines off the terminal unless asked for, and a worker's error as it is."""
+def quiet_ray_data() -> None:
+    """Keep Ray Data's bars and lines off the terminal, and a worker's error as it is."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = shown
-    context.print_on_execution_start = shown
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else a worker's error comes as "UDF failed"
-    if not shown:
-        for name in ("ray", "ray.data", "ray.tune", "ray.train", "vllm", "deepspeed"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        for handler in logging.getLogger("ray.data").handlers:  # an error comes as an exception, too; its log file has all of it
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(logging.CRITICAL + 1)
+    for name in ("ray", "ray.data", "ray.tune", "ray.train", "vllm", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:  # an error comes as an exception, too; its log file has all of it
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL + 1)
 
 
 def divert_native_output() -> None:

@@ -287,7 +287,6 @@ class ClusterConfig(Section):
         [],
         description="Further variables of the driver that workers get; they stand in the clear in the job's runtime env, on the dashboard.",
     )
-    show_logs: bool = Field(False, description="Let Ray's and vLLM's log lines through to the terminal.")
 
 
 HOW_SECTIONS = ("engine", "cluster")

@@ -61,7 +61,7 @@ def four_gpus() -> Iterator[None]:
 
     ray.shutdown()
     ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    quiet_ray_data(False)
+    quiet_ray_data()
     yield
     ray.shutdown()
 
