@@ -11,14 +11,12 @@ import sys
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from divray.config import Config
-from divray.errors import DivrayError, InputError, ResourceError
-from divray.ray_messages import divert_messages
+from divray.errors import InputError, ResourceError
 from divray.resources import provide, release
 from divray.run_folder import RunFolder
 
@@ -46,8 +44,10 @@ RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # After Ray's own second the workers would be gone by when the engine has started, and start again beside the model.
     "RAY_idle_worker_killing_time_threshold_ms": "120000",
+    # Whatever `log_to_driver` says, Ray prints to stdout what the raylet tells every driver (retries, dead workers): all but these lines.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
 }
-"""Set before Ray starts on this machine unless the user's own environment says otherwise."""
+"""Set before Ray is imported and starts on this machine, unless the user's own environment says otherwise."""
 
 PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR")
 """Prefixes of the driver's variables that the workers of a cluster get too; those of this machine have all of them anyway."""
@@ -65,8 +65,10 @@ def connect(config: Config) -> None:
 
     Raises:
         InputError: The address is none that a driver can join.
-        ResourceError: There is no cluster at the address.
+        ResourceError: There is no cluster at the address, or Ray does not start on this machine.
     """
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -78,39 +80,32 @@ def connect(config: Config) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    _join(_address(config), config.cluster.environment)
-    quiet_ray_data()
-    divert_messages(_to_native_output)
-
-
-def _address(config: Config) -> str:
-    """Never a cluster that merely happens to be, or to have been, on this machine."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
-
-
-def _join(address: str, more: Sequence[str]) -> None:
-    """Connect to Ray at ``address``, which may be ``local`` or ``auto``; ``more`` names further variables that workers get."""
-    import ray
-
+    address = _address(config)
     if "://" in address:
         fix = "Submit it: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
         raise InputError("cluster.address", address, "a driver joins its cluster by HOST:PORT, from one of its machines", fix)
     if address not in (LOCAL, "auto"):
         _answers(address)
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with starting_ray():
-        if address == LOCAL:
-            ray.init(address=address, **options)
-            return
-        try:
-            ray.init(address=address, runtime_env={"env_vars": passed_on(more)}, **options)
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if address != LOCAL:
+        options["runtime_env"] = {"env_vars": passed_on(config.cluster.environment)}
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:  # Ray's word that it took too long has no type of its own
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address != LOCAL:
             hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
             raise ResourceError(f"no Ray cluster that can be joined at cluster.address {address} ({why}). {hint}") from None
+        places = "Set HOME and RAY_TMPDIR to folders that can be written, RAY_TMPDIR to a short path."
+        hint = places if isinstance(error, OSError) else "The same command tries again."
+        raise ResourceError(f"Ray did not start ({why}); its logs lie in {ray_temp_folder()}/session_latest/logs. {hint}") from error
+    quiet_ray_data()
+
+
+def _address(config: Config) -> str:
+    """Never a cluster that merely happens to be, or to have been, on this machine."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def _answers(address: str) -> None:
@@ -216,11 +211,6 @@ def divert_native_output() -> None:
     os.dup2(_native_output.fileno(), 2)
 
 
-def _to_native_output(text: str) -> None:
-    if _native_output is not None:
-        os.write(2, text.encode())
-
-
 def save_logs(run: RunFolder) -> None:
     """Copy what Ray's and vLLM's processes on this machine said into ``logs/`` of the run folder."""
     import ray
@@ -230,7 +220,8 @@ def save_logs(run: RunFolder) -> None:
     if _native_output is not None and (said := Path(_native_output.name).read_bytes()):
         run.write_bytes("logs/driver.err", said[-LOG_BYTES:])
     folder = Path(ray_temp_folder()) / ray.get_runtime_context().get_session_name() / "logs"
-    for file in sorted([*folder.glob("worker-*.err"), *folder.glob("worker-*.out"), *folder.glob("ray-data/*.log")]):
+    names = ("worker-*", "raylet.*", "python-core-driver-*", "ray-data/*.log")
+    for file in sorted(file for name in names for file in folder.glob(name)):
         try:
             data = file.read_bytes()[-LOG_BYTES:]
         except OSError:
@@ -242,26 +233,3 @@ def save_logs(run: RunFolder) -> None:
 def ray_temp_folder() -> str:
     """Where Ray keeps its sessions on this machine."""
     return os.environ.get("RAY_TMPDIR", "/tmp") + "/ray"
-
-
-@contextmanager
-def starting_ray() -> Iterator[None]:
-    """Around ``ray.init``.
-
-    Raises:
-        ResourceError: Ray did not start; where it can't write, the message names ``HOME`` or ``RAY_TMPDIR``.
-    """
-    try:
-        yield
-    except OSError as error:
-        place = str(error.filename or "")
-        if "AF_UNIX" in str(error):
-            problem = f"RAY_TMPDIR is too long a path for Ray's sockets: {ray_temp_folder().removesuffix('/ray')}"
-            raise ResourceError(f"{problem}. Set it to a short one.") from error
-        name = "HOME" if place and Path(place).is_relative_to(Path("~").expanduser()) else "RAY_TMPDIR"
-        raise ResourceError(f"{name}: {place or 'Ray'}: {error.strerror or error}. Set it to a folder that can be written.") from error
-    except DivrayError:
-        raise
-    except Exception as error:  # Ray's word that it took too long has no type of its own
-        problem = f"Ray did not start ({(str(error).splitlines() or [type(error).__name__])[0]})"
-        raise ResourceError(f"{problem}. Its logs lie in {ray_temp_folder()}/session_latest/logs; the same command tries again.") from error

@@ -14,7 +14,7 @@ import divray
 FOLDER = Path(divray.__file__).parent
 
 LEVELS = (
-    ("errors", "ray_messages", "relations", "schemas", "quickstart"),
+    ("errors", "relations", "schemas", "quickstart"),
     ("console", "dedup", "layout", "sections", "spans", "textfiles"),
     ("run_folder",),
     ("config", "locks", "scan", "texts"),
@@ -30,10 +30,7 @@ LEVELS = (
 )
 """Modules and packages, the lowest level first; the longest name counts.  A module imports of lower levels and of its own package."""
 
-PRIVATE = {
-    "alignment.private": "what TRL and DeepSpeed have no public name for",
-    "ray_messages": "Ray prints the raylet's messages without asking",
-}
+PRIVATE = {"alignment.private": "what TRL and DeepSpeed have no public name for"}
 """Modules that may use other packages' private names, and why."""
 
 NAMED_TUPLE = {"_fields", "_replace", "_asdict", "_make"}
@@ -110,11 +107,8 @@ def test_other_packages_are_used_by_their_public_names(trees: dict[str, ast.Modu
 
 
 def test_the_exceptions_are_still_needed() -> None:
-    from ray._private import worker
     from trl import DPOTrainer
     from trl.kernels import chunked_logprob
 
-    assert "log_to_driver" not in inspect.getsource(worker.listen_error_messages)
-    assert "print_worker_logs(" in inspect.getsource(worker.print_to_stdstream)
     assert "prompt_ids" not in inspect.getsource(DPOTrainer._prepare_dataset).partition("Tokenize the dataset")[0]
     assert '("cuda", "xpu")' in inspect.getsource(chunked_logprob._use_triton)

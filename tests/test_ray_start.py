@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import inspect
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +12,50 @@ import pytest
 
 from divray import cluster
 from divray.cli import main
-from divray.cluster import starting_ray
+from divray.config import load_config
 from divray.errors import DivrayError, InputError, ResourceError, own_error
 from divray.models import local_model
 from divray.quickstart import folder
 
+PLACES, AGAIN = "Set HOME and RAY_TMPDIR to folders", "The same command tries again."
+
 
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("error", "why", "hint"),
     [
-        (NotADirectoryError(20, "Not a directory", "/nowhere/.ray"), "HOME: /nowhere/.ray: Not a directory"),
-        (PermissionError(13, "Permission denied", "/nowhere/a/b"), "HOME: /nowhere/a/b: Permission denied"),
-        (OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x"), "RAY_TMPDIR is too long a path"),
-        (PermissionError(13, "Permission denied", "/sealed/ray"), "RAY_TMPDIR: /sealed/ray: Permission denied"),
-        (OSError(28, "No space left on device"), "RAY_TMPDIR: Ray: No space left on device"),
+        (NotADirectoryError(20, "Not a directory", "/nowhere/.ray"), "[Errno 20] Not a directory: '/nowhere/.ray'", PLACES),
+        (PermissionError(13, "Permission denied", "/sealed/ray"), "[Errno 13] Permission denied: '/sealed/ray'", PLACES),
+        (Exception("The node timed out.\nIts raylet …"), "The node timed out.", AGAIN),
+        (Exception(), "Exception", AGAIN),
     ],
 )
-def test_the_variable_at_fault_is_named(error: OSError, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/nowhere")
-    with pytest.raises(ResourceError, match=line) as caught, starting_ray():
+def test_where_ray_does_not_start_one_line_says_why_and_what_to_do(
+    error: Exception, why: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**options: Any) -> None:
         raise error
-    assert "Set it to" in str(caught.value) and caught.value.exit_code == 3
+
+    import ray
+
+    ray.shutdown()
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    line = rf"^Ray did not start \({re.escape(why)}\); its logs lie in \S+ {hint}"
+    with pytest.raises(ResourceError, match=line) as caught:
+        cluster.connect(load_config(folder() / "quickstart.yaml"))
+    assert caught.value.exit_code == 3
 
 
-def test_ray_s_own_words_are_one_line() -> None:
-    with pytest.raises(ResourceError, match=r"^Ray did not start .The node timed out.*logs.*again.$"), starting_ray():
-        raise Exception("The node timed out.\nIts raylet …")
-    with pytest.raises(InputError), starting_ray():
-        raise InputError("cluster.address", "x", "is none", "Give another.")
+@pytest.mark.parametrize(("environment", "printed"), [(cluster.RAY_ENVIRONMENT, ""), ({}, "A worker died")])
+def test_what_the_raylet_tells_a_driver_is_not_printed(environment: dict[str, str], printed: str) -> None:
+    from ray._private import worker
+
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    told = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    code = f"from ray._private import worker; worker.print_to_stdstream({told}, ignore_prefix=False)"
+    own = {name: value for name, value in os.environ.items() if name not in cluster.RAY_ENVIRONMENT}
+    done = subprocess.run([sys.executable, "-c", code], env=own | environment, capture_output=True, text=True, timeout=60, check=True)
+    assert printed in done.stdout and bool(done.stdout) == bool(printed)
 
 
 @pytest.mark.parametrize("error", [InputError("a.jsonl", "line 2", "is wrong", "Mend it."), ResourceError("HOME is sealed.")])
@@ -65,7 +85,7 @@ def test_a_home_that_is_no_folder_is_one_line(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 110)))
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", "local")
     assert main(["preview", str(folder() / "quickstart.yaml")]) == 3
-    assert capsys.readouterr().err.startswith("error: RAY_TMPDIR is too long a path")
+    assert capsys.readouterr().err.startswith("error: Ray did not start (validate_socket_filename failed: AF_UNIX path length")
     assert not ray.is_initialized() and cluster.ray_temp_folder().startswith(str(tmp_path))
 
 
