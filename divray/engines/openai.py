@@ -31,7 +31,7 @@ class OpenAIEngine(Engine):
         self.settings, self.chat, self.any_answer = settings, chat, False
         sender = DefaultAsyncHttpxClient(event_hooks={"request": [self._turn_again]}, timeout=settings.timeout)
         self.client = AsyncOpenAI(
-            base_url=settings.url,
+            base_url=str(settings.url),
             api_key=key.get_secret_value(),
             max_retries=settings.max_retries,
             timeout=settings.timeout,

@@ -17,7 +17,7 @@ from divray.engines.complete import complete
 from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, engine_arguments, sampling_parameters
 from divray.errors import InputError
 from divray.layout import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round
-from divray.models import facts_of, local_model, small_files
+from divray.models import MOST, facts_of, local_model, small_files
 from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.rows import Renderer, accepted_samples, request_rows, write_prompts
@@ -27,7 +27,6 @@ from divray.relations import Example, Relation
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SENTENCES
-from divray.sections import MOST
 from divray.stages import Progress
 
 __all__ = ["STRATEGIES", "Draft", "chat_renderer", "request_rows", "run", "strategy", "write_prompts", "write_wave"]

@@ -209,7 +209,7 @@ class ServerAnswers:
 
         key = os.environ.get(settings.key_variable) or "none"
         self.settings = settings
-        self.client = OpenAI(base_url=settings.url, api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
+        self.client = OpenAI(base_url=str(settings.url), api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
 
     def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
         """Log-odds of yes over no after ``prefix`` and each question, in nats.
