@@ -12,6 +12,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -173,13 +174,10 @@ def require_shared(run: RunFolder) -> None:
         task = ray.remote(num_cpus=0, max_retries=0)(os.path.exists)
         for node, address in others.items():
             on = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-            try:
-                seen = ray.get(task.options(scheduling_strategy=on).remote(run.path(marker)), timeout=MARKER_SECONDS)
-            except (ray.exceptions.RayError, TimeoutError):
-                continue  # it has left, or is too busy to say
-            if not seen:
-                fix = "Give a URI (s3://…, gs://…), or a path on a shared disk."
-                raise InputError(run.uri, "", f"the machine {address} of the cluster does not see this folder", fix)
+            with suppress(ray.exceptions.RayError):  # it has left, or is too busy to say
+                if not ray.get(task.options(scheduling_strategy=on).remote(run.path(marker)), timeout=MARKER_SECONDS):
+                    fix = "Give a URI (s3://…, gs://…), or a path on a shared disk."
+                    raise InputError(run.uri, "", f"the machine {address} of the cluster does not see this folder", fix)
     finally:
         run.delete(marker)
 
