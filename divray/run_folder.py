@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from divray.dedup.storage import first_line, make_folder, open_uri, placed
 from divray.errors import InputError
 from divray.layout import anew, writer
-from divray.textfiles import parse_json
+from divray.textfiles import decoded, parse_json
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -99,11 +99,6 @@ class RunFolder:
         """Paths inside ``self.fs`` of the Parquet files of a table."""
         return [self.path(file) for file in self.files(name, ".parquet")]
 
-    def _whole_table(self, name: str) -> list[str]:
-        if paths := self.table_files(name):
-            return paths
-        raise InputError(self.full_uri(name), "", "no such table", anew(name))
-
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; no error where there is none."""
         info = self.fs.get_file_info(self.path(name))
@@ -125,10 +120,7 @@ class RunFolder:
         self.write_bytes(name, text.encode())
 
     def read_text(self, name: str) -> str:
-        try:
-            return self.read_bytes(name).decode()
-        except UnicodeDecodeError:
-            raise InputError(self.full_uri(name), "", "no UTF-8", anew(name)) from None
+        return decoded(self.read_bytes(name), self.full_uri(name), 1)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -159,7 +151,7 @@ class RunFolder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a table that fits in memory, its files side by side; rows in order of their names."""
-        with self._reading(name, self._whole_table(name), columns) as dataset:
+        with self._reading(name, self.table_files(name), columns) as dataset:
             return _valid(dataset.to_table(columns=columns))
 
     def scan(
@@ -183,6 +175,8 @@ class RunFolder:
         import pyarrow.dataset as pads  # it brings pandas, where that is installed
 
         where, wanted = self.full_uri(name), writer(name)[1]
+        if not paths:
+            raise InputError(where, "", "no such table", anew(name))
         schema = wanted if isinstance(wanted, pa.Schema) else pa.schema([])
         try:
             dataset = pads.dataset(paths, format="parquet", filesystem=self.fs)
@@ -205,9 +199,8 @@ class RunFolder:
         ray.data.DataContext.get_current().use_datasource_v2 = False
         paths: list[str] = []
         for name in [own for own in names if self.table_files(own)] or names[:1]:
-            own = self._whole_table(name)
-            with self._reading(name, own, columns):
-                paths += own
+            with self._reading(name, self.table_files(name), columns) as dataset:
+                paths += dataset.files
         # Ray would look for the extension before a question mark, and for columns in folders like k=16 above the run.
         options = {"file_extensions": None, "partitioning": None, **kwargs}
         return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, **options)

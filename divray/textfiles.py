@@ -41,10 +41,10 @@ def read_bytes(path: Path) -> bytes:
 
 def read_text(path: Path) -> str:
     """The whole file as text, without a byte order mark; :class:`InputError` as of :func:`read_bytes`, or where it is not UTF-8."""
-    return _decoded(read_bytes(path), str(path), 1)
+    return decoded(read_bytes(path), str(path), 1)
 
 
-def _decoded(data: bytes, where: str, line: int) -> str:
+def decoded(data: bytes, where: str, line: int) -> str:
     try:
         if (null := data.find(b"\0")) >= 0:
             raise UnicodeDecodeError("utf-8", data, null, null + 1, "null character")  # as in UTF-16 of plain letters
@@ -87,7 +87,7 @@ def json_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[s
         InputError: A line is no JSON object; see :func:`parse_json`.
     """
     for number, line in enumerate(lines, start=1):
-        if text := _decoded(line, where, number).strip():
+        if text := decoded(line, where, number).strip():
             row = parse_json(text, where, number)
             if not isinstance(row, dict):
                 raise InputError(where, f"line {number}", "no JSON object", "JSONL has one object {...} a line.")
