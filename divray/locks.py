@@ -66,14 +66,13 @@ def _in_store(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
     claim, ended = f"{LOCK}.{uuid.uuid4().hex}", threading.Event()
     beating = threading.Thread(target=_beat, args=(folder, claim, own, ended), daemon=True)
     folder.write_json(claim, own)
+    beating.start()
     try:
         _outlast(folder, claim)
-        beating.start()
         yield
     finally:
         ended.set()
-        if beating.ident is not None:
-            beating.join()
+        beating.join()
         folder.delete(claim)
 
 
@@ -103,11 +102,7 @@ def _holder(folder: RunFolder, name: str) -> dict[str, Any]:
     """Who wrote a lock; empty while it is being written, or once it is gone."""
     try:
         return dict(folder.read_json(name))
-    except InputError:
-        return {}
-    except OSError:  # released while it was read?
-        if folder.exists(name):
-            raise
+    except (InputError, OSError):  # an OSError also of a store that is out of reach, which says so at the next call
         return {}
 
 

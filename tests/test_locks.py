@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +166,9 @@ def test_a_folder_of_something_else_gets_no_lock(quickstart: Config, uri: str) -
     assert RunFolder(uri).files("") == ["notes.txt"]
 
 
-@pytest.mark.parametrize("gone", [True, False])
-def test_a_claim_that_goes_while_it_is_read_names_nobody(gone: bool) -> None:
+def test_a_claim_that_goes_while_it_is_read_names_nobody() -> None:
     class Store(RunFolder):
         def read_json(self, name: str) -> Any:
             raise OSError("AWS Error INTERNAL_FAILURE during GetObject operation")
 
-        def exists(self, name: str) -> bool:
-            return not gone
-
-    with nullcontext() if gone else pytest.raises(OSError, match="INTERNAL_FAILURE"):
-        assert locks._holder(Store("nowhere"), ".lock.x") == {}
+    assert locks._holder(Store("nowhere"), ".lock.x") == {}
