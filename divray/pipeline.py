@@ -10,7 +10,7 @@ import platform
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,7 +19,7 @@ from divray import console
 from divray.alignment.arguments import batches
 from divray.cluster import prepare_cluster, release_cluster, save_logs
 from divray.config import CONFIG, Config, dump_config, read_config
-from divray.datasets.stage import Task, load_task, stated
+from divray.datasets.stage import Task, load_task, stated, words_of
 from divray.engines.pool import make_room
 from divray.engines.vllm import check_arguments
 from divray.errors import InputError
@@ -65,7 +65,7 @@ def check(config: Config) -> Task:
     refused = refused_seeds(task.seeds, form)
     if refused.total() == len(task.seeds):
         where = str(config.task.train or config.task.relations)
-        raise InputError(where, "", f"no seed would pass as a sample: {_reasons(refused)}", "Give shorter or clearer examples.")
+        raise InputError(where, "", f"no seed would pass as a sample: {words_of(refused)}", "Give shorter or clearer examples.")
     if config.prompts.pairs_file:
         read_pairs(config.prompts.pairs_file, stated(config, task.relations), form)
     return task
@@ -170,8 +170,7 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
         prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
         for stage, round_ in todo:
             run_stage(config, run, stage, round_)
-        summary: dict[str, Any] = run.read_json(SUMMARY)
-        return summary
+        return dict(run.read_json(SUMMARY))
 
 
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
@@ -239,10 +238,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _reasons(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(counts.items()))
-
-
 def describe(config: Config) -> str:
     """What ``run_all`` would do, with all settings, as text; loads no model.
 
@@ -263,6 +258,6 @@ def describe(config: Config) -> str:
         dump_config(config),
     ]
     if refused:
-        lines.append(f"seeds that would not pass as samples: {_reasons(refused)}")
+        lines.append(f"seeds that would not pass as samples: {words_of(refused)}")
     lines += [f"skipped while reading: {reason}: {count}" for reason, count in task.skipped.items()]
     return "\n".join(lines)

@@ -199,7 +199,7 @@ def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped
     examples = [_named(part, example) for example in found]
     skipped |= {f"{part}/{reason}": number for reason, number in source.skipped.items()}
     if not examples:
-        raise source.error("", "holds no usable example", f"Left out: {_words(source.skipped) or 'none'}. Give another file.")
+        raise source.error("", "holds no usable example", f"Left out: {words_of(source.skipped) or 'none'}. Give another file.")
     return examples
 
 
@@ -207,14 +207,14 @@ def _named(part: str, example: Example) -> Example:
     return replace(example, example_id=f"{part}:{example.example_id}")
 
 
-def _words(reasons: Counter[str]) -> str:
+def words_of(reasons: Counter[str]) -> str:
     """Why examples were left out, with their numbers."""
     return ", ".join(f"{number} {_OF_SEEDS.get(reason, reason.replace('_', ' '))}" for reason, number in sorted(reasons.items()) if number)
 
 
 def _refused(source: Source, name: str, problem: str, mend: str) -> InputError:
     """A relation has too few examples, and why."""
-    words = _words(source.left_out[name])
+    words = words_of(source.left_out[name])
     return source.error(f"relation {name}", f"{problem}; left out: {words}" if words else problem, mend)
 
 
