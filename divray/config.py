@@ -61,7 +61,7 @@ def override_config(config: Config, overrides: list[str] | tuple[str, ...]) -> C
     return parse_config(values, "command line")
 
 
-def parse_config(values: dict[str, Any], where: str) -> Config:
+def parse_config(values: Any, where: str) -> Config:
     """Check plain values against the settings; ``where`` names their source in an error."""
     try:
         config = Config.model_validate(values)
@@ -92,10 +92,7 @@ def read_config(run: RunFolder) -> Config:
     if not run.exists(CONFIG):
         raise InputError(run.uri, CONFIG, "no such file, so this is no run folder", "Begin one with `divray run CONFIG --out RUN`.")
     where = f"{run.uri}/{CONFIG}"
-    values = parse_yaml(run.read_text(CONFIG), where)
-    if not isinstance(values, dict):
-        raise InputError(where, "", "not a YAML mapping", "Begin the run anew, or put its file back.")
-    return parse_config(values, where)
+    return parse_config(parse_yaml(run.read_text(CONFIG), where), where)
 
 
 def _keys(values: Any, place: tuple[int | str, ...]) -> Iterator[str]:

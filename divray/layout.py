@@ -31,8 +31,8 @@ SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
     Entry(f"data/{name}", "prepare", schemas.EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
 )
 # What is made once, and not again where it is there; only `prepare` drops it.
-ENTITY_PAIRS, SEED_HEARD = Entry("data/entity_pairs"), Entry("data/seed_heard")
-SEED_EMBEDDINGS, TEST_EMBEDDINGS = Entry("data/seed_embeddings"), Entry("data/test_embeddings")
+ENTITY_PAIRS, SEED_HEARD = Entry("data/entity_pairs", "prepare"), Entry("data/seed_heard", "prepare")
+SEED_EMBEDDINGS, TEST_EMBEDDINGS = Entry("data/seed_embeddings", "prepare"), Entry("data/test_embeddings", "prepare")
 PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
 ACCEPTED, SELECTED = Entry("dataset/data", "select", schemas.DATASET), Entry("comparison/selected", "select", schemas.DATASET)
 EVALUATION = Entry("evaluation.json", "evaluate", dict[str, schemas.SetRecord])
@@ -82,11 +82,7 @@ _WRITERS |= {
     "search.json": ("tune", schemas.Search),
     "comparison/*": ("select", schemas.DATASET),
     "evaluation/parts/*": ("", Any),
-    "round-*/waves/*": ("sample", dict[str, int]),
 }
-_WRITERS |= {f"{name}*": (stage, Any) for name, (stage, _) in _WRITERS.items() if name.startswith("round-")}
-_FOLDERS = {"data/*": "prepare", "evaluation/llm/*": "classify", "evaluation/*": "evaluate", "dataset*": "select", "model/*": "train"}
-_WRITERS |= {folder: (stage, Any) for folder, stage in _FOLDERS.items()}
 
 
 def writer(name: str) -> tuple[str, Any]:

@@ -117,7 +117,7 @@ def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             worker_runtime_env={"env_vars": environment},
-            logging_config=LoggingConfig(log_level="INFO" if cluster.show_logs else "ERROR"),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     interrupt = signal.getsignal(signal.SIGINT)
