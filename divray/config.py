@@ -64,7 +64,7 @@ def override_config(config: Config, overrides: list[str] | tuple[str, ...]) -> C
 def parse_config(values: Any, where: str) -> Config:
     """Check plain values against the settings; ``where`` names their source in an error."""
     try:
-        config = Config.model_validate(values)
+        return Config.model_validate(values)
     except ValidationError as error:
         # Of a value that may be of several kinds, what came closest.
         all_ = error.errors()
@@ -77,10 +77,6 @@ def parse_config(values: Any, where: str) -> Config:
         if first["type"] == "missing":
             key, problem, fix = f"{key}.{first['loc'][-1]}".lstrip("."), "missing", "Add the key."
         raise InputError(where, key, problem, fix) from None
-    if config.sampling.base_share and config.alignment.method != "lora":
-        problem, fix = "one engine holds both models only as LoRA", "Set alignment.method: lora, or drop it."
-        raise InputError(where, "sampling.base_share", problem, fix)
-    return config
 
 
 def read_config(run: RunFolder) -> Config:

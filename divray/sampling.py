@@ -38,13 +38,13 @@ _LENGTH = ("longer than the context", "maximum model length", "maximum context l
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
     """The model that samples ``round`` and the LoRA adapter that joins it, ``""`` for none.
 
-    That is ``models.llm`` until a policy was trained, then the round's own policy, or, where engines live on beside DPO (GPUs)
-    or the model before tuning takes its share, the model that it was tuned from with the policy's adapter.
+    That is ``models.llm`` until a policy was trained, then the round's own policy, or, where engines live on beside DPO (GPUs), the
+    model that it was tuned from with the policy's adapter.
     """
     name = Round.of(round).policy
     if not run.exists(f"{name}/config.json"):
         return config.models.llm, ""
-    if (uses_gpu(config) or config.sampling.base_share) and run.exists(f"{name}/adapter/adapter_config.json"):
+    if uses_gpu(config) and run.exists(f"{name}/adapter/adapter_config.json"):
         return base_model(config, run, round), run.full_uri(f"{name}/adapter")
     return run.full_uri(name), ""
 

@@ -112,9 +112,6 @@ class SamplingConfig(Section):
     temperature: float = Field(0.9, gt=0)
     min_p: float = Field(0.1, ge=0, le=1)
     max_tokens: int = Field(96, ge=8, description="Of one record.")
-    base_share: float = Field(
-        0, ge=0, lt=1, description="From round 1 on: share of the candidates that the model before tuning gives, in the same pass (LoRA)."
-    )
     waves: int | None = Field(None, ge=1, description="Passes of a round, each with what the ones before gave; default: 1, with `quota` 6.")
     quota: int | None = Field(None, ge=1, description="Accepted samples a relation and round from which on no more is asked for it.")
 

@@ -45,7 +45,7 @@ def main() -> None:
     for name, memory, overrides in json.loads(sys.argv[1]):
         FakedGpu.faked = (name, memory)
         config = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", *overrides])
-        arguments = {**lora_arguments(config, gpu=True), **engine_arguments(config, gpu=True)}
+        arguments = {**lora_arguments(config), **engine_arguments(config, gpu=True)}
         made = AsyncEngineArgs(model=local_model(config.models.llm), **arguments).create_engine_config(UsageContext.LLM_CLASS)
         found = {
             "device": made.device_config.device_type,

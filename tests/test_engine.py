@@ -17,7 +17,7 @@ from divray.datasets.stage import run as prepare
 from divray.engines.actor import EngineHealth
 from divray.engines.complete import complete
 from divray.engines.vllm import engine_arguments, engine_threads, sampling_parameters
-from divray.errors import EngineError, InputError
+from divray.errors import EngineError
 from divray.layout import Round
 from divray.models import local_model
 from divray.prompts import request_rows, write_prompts
@@ -221,12 +221,14 @@ def test_parsing_is_row_by_row() -> None:
 
 
 @pytest.mark.slow
-def test_the_base_model_and_its_tuned_policy_answer_in_one_pass(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
+def test_an_adapter_joins_the_live_engine(ray_two_cpus: None, uri: str, tmp_path: Path) -> None:
+    """As on a GPU: on a CPU an engine takes adapters only where vLLM's own arguments say so."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = settings("sampling.base_share=0.5", "sampling.max_tokens=12", "sampling.candidates_per_relation=8")
+    taking = "engine.vllm={enable_lora: true, max_lora_rank: 8, max_loras: 1}"
+    config = settings(taking, "sampling.max_tokens=12", "sampling.candidates_per_relation=8")
     run = RunFolder(uri)
     prepare(config, run)
     base = AutoModelForCausalLM.from_pretrained(local_model(config.models.llm), dtype=torch.bfloat16)
@@ -235,22 +237,20 @@ def test_the_base_model_and_its_tuned_policy_answer_in_one_pass(ray_two_cpus: No
     get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
     run.upload(tmp_path / "adapter", "round-01/policy/adapter")
     run.write_json("round-01/policy/config.json", {})
-    assert policy_model(config, run, 1) == (config.models.llm, run.full_uri("round-01/policy/adapter"))
+    assert policy_model(config, run, 1) == (run.full_uri("round-01/policy"), "")
+    model, adapter = policy_model(settings("engine.device=gpu"), run, 1)
+    assert (model, adapter) == (config.models.llm, run.full_uri("round-01/policy/adapter"))
 
-    task = load_task(config)
-    rows = list(islice(request_rows(config, task.relations, task.seeds, 1), 8))
-    assert [row["policy"] for row in rows] == ["tuned", "base"] * 4
-    write_prompts(run, "round-01/prompts", iter({**row, "prompt": rows[0]["prompt"]} for row in rows))
-    model, adapter = policy_model(config, run, 1)
-    complete(config, run, "round-01/prompts", "round-01/completions", model, adapter=adapter, greedy=True)
-    texts: dict[str, set[str]] = {}
-    for row in run.read_table("round-01/completions").to_pylist():
-        assert not row["error"]
-        texts.setdefault(row["policy"], set()).add(row["completion"])
-    assert len(texts["base"]) == len(texts["tuned"]) == 1
-    assert texts["base"] != texts["tuned"]
-
-
-def test_a_share_for_the_base_model_needs_an_adapter() -> None:
-    with pytest.raises(InputError, match=r"base_share"):
-        settings("sampling.base_share=0.5", "alignment.method=full")
+    task, engines, texts = load_task(config), [], []
+    prompt = next(iter(request_rows(config, task.relations, task.seeds, 0)))["prompt"]
+    for round_, policy in enumerate(("base", "tuned")):
+        own, rows = Round.of(round_), list(islice(request_rows(config, task.relations, task.seeds, round_), 4))
+        assert {row["policy"] for row in rows} == {policy}
+        write_prompts(run, own.prompts, iter({**row, "prompt": prompt} for row in rows))
+        complete(config, run, own.prompts, own.completions, model, adapter=adapter, greedy=True)
+        answered = run.read_table(own.completions).to_pylist()
+        assert not any(row["error"] for row in answered)
+        engines.append({row["engine"] for row in answered})
+        texts.append({row["completion"] for row in answered})
+    assert engines[0] == engines[1] and len(engines[0]) == 1
+    assert len(texts[0]) == len(texts[1]) == 1 and texts[0] != texts[1]

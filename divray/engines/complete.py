@@ -76,7 +76,7 @@ def complete(
     total, done, most = run.read_table(source, ["candidate_id"]).num_rows, answered(run, target), BLOCKS_IN_FLIGHT
     if len(done) == total:
         return  # and no engine is started
-    pool = engines_for(config, model, bool(adapter), answer)
+    pool = engines_for(config, model, answer)
     requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
     completions: ray.data.Dataset = requests.map_batches(
         Ask,

@@ -31,7 +31,6 @@ class Pool:
     """Engines that are there or on their way."""
 
     key: Any  # what they were started with
-    adapters: bool  # whether they take LoRA adapters
     engines: list[Any]  # handles of EngineActor
     health: Any  # handle of EngineHealth
     groups: list[Any]  # placement groups of engines that are spread over several machines
@@ -41,9 +40,9 @@ class Pool:
 _pool: Pool | None = None
 
 
-def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None = None) -> Pool:
+def engines_for(config: Config, model: str, answer: Answer | None = None) -> Pool:
     """The engines of ``model``, or of ``endpoint``, or ``answer`` in their place: the live ones, or new ones in the place of those of
-    another model; ``adapter``: whether the pass has one."""
+    another model."""
     global _pool
     import ray
     from ray.util import placement_group
@@ -51,22 +50,22 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
 
     gpu = uses_gpu(config)
     arguments = engine_arguments(config, gpu)
+    if gpu and config.rounds > 1 and config.alignment.method == "lora":
+        # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
+        arguments = {**lora_arguments(config), **arguments}
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
     secret = SecretStr(os.environ.get(endpoint.key_variable) or "none" if endpoint else "")
     key = (_job(), answer or (model, endpoint or arguments, secret), config.prompts.style, config.engine.pool)
-    if _pool is not None and _pool.key == key and (_pool.adapters or not adapter):
+    if _pool is not None and _pool.key == key:
         return _pool
     stop()
-    # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
-    adapters = adapter or (gpu and config.rounds > 1 and config.alignment.method == "lora")
     count, size, groups = 1 if endpoint else config.engine.pool[1], gpus_of(config), []
     if answer is not None:
         make: Any = partial(FunctionEngine, answer)
     elif endpoint:
         make = partial(OpenAIEngine, endpoint, secret, config.prompts.style == "chat")
     else:
-        told = {**lora_arguments(config, gpu), **arguments} if adapters else arguments
-        make = partial(VllmEngine, model, told, None if gpu else partial(engine_threads, config))
+        make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, config))
     places: list[Any] = ["DEFAULT"] * count
     options: dict[str, Any] = {"num_cpus": 0, "num_gpus": size}
     if endpoint:
@@ -81,7 +80,7 @@ def engines_for(config: Config, model: str, adapter: bool, answer: Answer | None
     health: Any = ray.remote(num_cpus=0)(EngineHealth).options(scheduling_strategy=here).remote(count)
     actor: Any = ray.remote(EngineActor)
     engines = [actor.options(max_restarts=-1, scheduling_strategy=place, **options).remote(make, health) for place in places]
-    _pool = Pool(key, adapters, engines, health, groups, count * options["num_cpus"])
+    _pool = Pool(key, engines, health, groups, count * options["num_cpus"])
     return _pool
 
 

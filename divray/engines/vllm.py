@@ -9,8 +9,6 @@ import importlib.util
 import io
 import itertools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -75,10 +73,10 @@ def check_arguments(config: Config) -> None:
         raise InputError("config", f"engine.vllm.{name}", "no argument of vLLM's engine, or one that divray sets", mend)
 
 
-def lora_arguments(config: Config, gpu: bool) -> dict[str, Any]:
-    """Of an engine that takes adapters; on a CPU the model alone is one, too."""
+def lora_arguments(config: Config) -> dict[str, Any]:
+    """Of an engine that takes adapters."""
     rank = next(rank for rank in LORA_RANKS if rank >= config.alignment.lora_rank)
-    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1 if gpu else 2}
+    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
 
 
 def cpu_dtype(reference: str) -> str:
@@ -136,7 +134,6 @@ class VllmEngine(Engine):
             raise EngineDied(cause_of(error)) from error
         # A batch of requests comes back as a whole, so that some of those taken in are done before others.
         self.slots: int = 2 * self.llm.vllm_config.scheduler_config.max_num_seqs
-        self.on_cpu = threads is not None
         self.numbers = itertools.count(1)
         self.loading = asyncio.Lock()
         self.adapters: dict[str, Any] = {}
@@ -173,34 +170,16 @@ class VllmEngine(Engine):
         """vLLM's name of ``adapter``, which joins the live engine at its first request; ``None``: the model alone."""
         async with self.loading:
             if adapter and adapter not in self.adapters:
-                folder = await asyncio.to_thread(local_model, adapter)
-                if self.on_cpu:
-                    # vLLM's CPU kernels (to 0.32) put the last adapter into every row that has none.
-                    self.adapters[""] = await self._load(await asyncio.to_thread(without_effect, folder))
-                self.adapters[adapter] = await self._load(folder)
+                from vllm.lora.request import LoRARequest
+
+                number = next(self.numbers)
+                loaded = LoRARequest(f"adapter-{number}", number, await asyncio.to_thread(local_model, adapter))
+                await self.llm.add_lora(loaded)
+                self.adapters[adapter] = loaded
         return self.adapters.get(adapter)
-
-    async def _load(self, folder: str) -> Any:
-        from vllm.lora.request import LoRARequest
-
-        number = next(self.numbers)
-        loaded = LoRARequest(f"adapter-{number}", number, folder)
-        await self.llm.add_lora(loaded)
-        return loaded
 
     def close(self) -> None:
         self.llm.shutdown()
-
-
-def without_effect(folder: str) -> str:
-    """A copy of an adapter's folder whose product is zero."""
-    from safetensors.torch import load_file, save_file
-
-    copy = Path(tempfile.mkdtemp(prefix="divray-adapter-"))
-    shutil.copy(Path(folder, "adapter_config.json"), copy)
-    weights = load_file(Path(folder, "adapter_model.safetensors"))
-    save_file({name: weight * 0 if "lora_B" in name else weight for name, weight in weights.items()}, copy / "adapter_model.safetensors")
-    return str(copy)
 
 
 def cause_of(error: BaseException) -> str:

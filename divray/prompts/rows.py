@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from math import ceil, floor
+from math import ceil
 from operator import itemgetter
 from typing import Any
 
@@ -124,14 +124,8 @@ def request_rows(
                         "seed": number_of(config.seed, candidate_id) % 2**31,
                         "demonstrations": [example.example_id for example in draft.demonstrations],
                         "sentences": asked.sentences,
-                        "policy": _policy(config, round_, (before + number) // draft.sentences),
+                        "policy": TUNED if round_ else BASE,
                     }
-
-
-def _policy(config: Config, round_: int, request: int) -> str:
-    """Every ``1 / sampling.base_share``-th request, evenly spread, goes to the model before DPO, and so do all of round 0."""
-    share = config.sampling.base_share
-    return BASE if round_ == 0 or floor((request + 1) * share) > floor(request * share) else TUNED
 
 
 def candidate_ids(request_id: str, sentences: int) -> list[str]:

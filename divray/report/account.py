@@ -40,11 +40,10 @@ class Cell(NamedTuple):
     round: int
     relation: str
     strategy: str
-    policy: str
 
 
 class Account:
-    """Counts of a run by round, relation, strategy and policy; times in seconds.
+    """Counts of a run by round, relation and strategy; times in seconds.
 
     ``fields`` are those that the run has got to; the others are left out of every view.  ``rejected: `` and ``lost: `` begin those
     that count, by reason, the completions that gave no valid sample, and the valid samples that were dropped.

@@ -181,8 +181,6 @@ def cost_rows(summary: Summary) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from ((f"strategy: {name.replace('_', ' ')}", view) for name, view in summary["per_strategy"].items())
     if len(summary["per_round"]) > 1:
         yield from ((round_name(name), view) for name, view in summary["per_round"].items())
-    if len(summary["per_policy"]) > len(summary["per_round"]):  # some round was sampled from two models
-        yield from summary["per_policy"].items()
     yield "the loop as a whole", summary
     if "naive" in summary:
         yield "naive prompt, for comparison", summary["naive"]

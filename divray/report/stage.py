@@ -102,13 +102,12 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
-    """Views by relation, round, strategy, and round and model."""
+    """Views by relation, round and strategy."""
     of_relation, none = book.views(lambda cell: cell.relation), book.view([])
     return {
         "per_relation": {name: of_relation.get(name, none) for name in relations},
         "per_round": book.views(lambda cell: Round.of(cell.round).name),
         "per_strategy": book.views(lambda cell: cell.strategy),
-        "per_policy": book.views(lambda cell: f"round {cell.round}, {cell.policy} model"),
     }
 
 
