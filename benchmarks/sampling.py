@@ -1,6 +1,6 @@
 """The sampling path's figures, one after the other in one run: what Ray Data costs, what the prompts save.
 
-    python benchmarks/sampling.py CONFIG [section.key=value ...] --figures plain,naive,prefix,plumbing,start \\
+    python benchmarks/sampling.py CONFIG [section.key=value ...] --figures plain,naive,plumbing \\
         --requests 256 --runs 5 --rows 1000000 --out benchmarks/results/sampling.json
 
 plain     generated tokens a second, Ray Data -> vLLM actors over a plain `AsyncLLM`: the same requests, engine
@@ -9,13 +9,8 @@ plain     generated tokens a second, Ray Data -> vLLM actors over a plain `Async
           plain side by timing the requests alone.
 naive     accepted samples (valid, unique, correct by the loop's own score) an engine-second over the naive
           prompt's: fixed demonstrations, free decoding, parse and drop; drawn by divray's sampler and by vLLM's own.
-prefix    prefix-cache hit rate and tokens a second, requests in the order the project emits them and shuffled.
-http      generated tokens a second over those of datatrove's inference runner, which drives `vllm serve` over HTTP, by
-          the rows' own times on both sides; alternating, each run with an engine of its own.  Wants --peer, a Python
-          with datatrove.
 plumbing  rows a second through the whole path with a function in the engine's place that answers at once; the
           driver's memory meanwhile.
-start     seconds from command to first answer, split by cause; cold: the model is made ready for the first time.
 """
 
 from __future__ import annotations
@@ -30,18 +25,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 from machine import machine
-from sampling_sides import over_http, plain, ray_data, write_requests
+from sampling_sides import plain, ray_data, write_requests
 
 from divray.config import Config, load_config
 from divray.pipeline import versions
 
-FIGURES = ("plain", "http", "naive", "prefix", "plumbing", "start")
+FIGURES = ("plain", "naive", "plumbing")
 
 
 def main() -> None:
@@ -52,31 +46,24 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the plumbing")
-    parser.add_argument("--peer", help="of `http`: a Python in whose environment datatrove is installed")
     parser.add_argument("--out")
-    for step in ("plain", "first"):  # in a process of its own
-        parser.add_argument(f"--{step}-step", help=argparse.SUPPRESS)
+    parser.add_argument("--plain-step", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.plain_step:
         print(json.dumps(plain(config, arguments.plain_step)))
         return
-    if arguments.first_step:
-        print(json.dumps(first_answer(config, arguments.first_step)))
-        return
     figures = arguments.figures.split(",")
     if unknown := set(figures) - set(FIGURES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
-    if "http" in figures and not arguments.peer:
-        parser.error("http wants --peer")
 
     from divray.engines.vllm import cpu_environment, engine_arguments
 
     own = {} if config.engine.device == "gpu" else cpu_environment()  # the C library reads it as the process starts
 
-    def again(step: str, folder: str, **environment: str) -> dict[str, Any]:
-        command = [sys.executable, __file__, arguments.config, *arguments.overrides, f"--{step}-step", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own, **environment})
+    def without_ray(folder: str) -> dict[str, Any]:
+        command = [sys.executable, __file__, arguments.config, *arguments.overrides, "--plain-step", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own})
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     result: dict[str, Any] = {
@@ -90,33 +77,25 @@ def main() -> None:
     for figure in figures:
         with tempfile.TemporaryDirectory() as folder:
             if figure == "plain":
-                found = beside(config, folder, arguments.requests, arguments.runs, "plain", partial(again, "plain", folder))
-            elif figure == "http":
-                other = partial(over_http, config, folder, arguments.peer)
-                found = {"peer": "datatrove", **beside(config, folder, arguments.requests, arguments.runs, "http", other)}
+                found = against_plain(config, folder, arguments.requests, arguments.runs, without_ray)
             elif figure == "naive":
                 found = against_naive(config, folder, arguments.runs)
-            elif figure == "prefix":
-                found = prefix_order(config, folder, arguments.requests)
-            elif figure == "plumbing":
-                found = plumbing(config, folder, arguments.rows)
             else:
-                cold = again("first", f"{folder}/cold", DIVRAY_CACHE=f"{folder}/cache")
-                found = {"cold": cold, "warm": again("first", f"{folder}/warm", DIVRAY_CACHE=f"{folder}/cache")}
+                found = plumbing(config, folder, arguments.rows)
         result[figure] = found
         print(json.dumps({figure: found}, indent=2), flush=True)
         if arguments.out:
             Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
 
 
-def beside(config: Config, folder: str, requests: int, count: int, name: str, other: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The pass through Ray and another way, in turn; the ratios of their tokens a second."""
+def against_plain(config: Config, folder: str, requests: int, count: int, without_ray: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """The pass through Ray and the same requests without it, in turn; the ratios of their tokens a second."""
     write_requests(config, folder, requests)
     runs: list[dict[str, Any]] = []
     for number in range(count):
-        runs.append({"ray_data": ray_data(config, folder, "prompts", f"completions-{number}"), name: other()})
+        runs.append({"ray_data": ray_data(config, folder, "prompts", f"completions-{number}"), "plain": without_ray(folder)})
         print(json.dumps(runs[-1]), flush=True)
-    ratios = [run["ray_data"]["tokens_per_second"] / run[name]["tokens_per_second"] for run in runs]
+    ratios = [run["ray_data"]["tokens_per_second"] / run["plain"]["tokens_per_second"] for run in runs]
     return {"median_ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios], "runs": runs}
 
 
@@ -163,21 +142,6 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     book = account(config, run)
     view = book.view(book.cells)
     return {"accepted_per_engine_second": view["correct"] / view["engine_seconds"], **view}
-
-
-def prefix_order(config: Config, folder: str, requests: int) -> dict[str, Any]:
-    import random
-
-    from divray.prompts import write_prompts
-    from divray.run_folder import RunFolder
-
-    write_requests(config, folder, requests)
-    run = RunFolder(folder)
-    rows = run.read_table("prompts").to_pylist()
-    random.Random(config.seed).shuffle(rows)
-    write_prompts(run, "shuffled", iter(rows))
-    found = {name: ray_data(config, folder, name, f"completions-{name}") for name in ("prompts", "shuffled")}
-    return {"emitted": found["prompts"], "shuffled": found["shuffled"]}
 
 
 def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
@@ -239,36 +203,6 @@ def own_memory() -> int:
 
 def mib(size: int) -> int:
     return round(size / 2**20)
-
-
-def first_answer(config: Config, folder: str) -> dict[str, float]:
-    """Where the time from the command to the first answer goes; in a process of its own, from its very start."""
-    began = psutil.Process().create_time()
-    from divray.cluster import connect
-    from divray.engines.complete import complete
-    from divray.run_folder import RunFolder
-
-    imported = time.time()
-    connect(config)
-    connected = time.time()
-    write_requests(config, folder, 16)
-    prompted = time.time()
-    run = RunFolder(folder)
-    complete(config, run, "prompts", "completions", config.models.llm)
-    (record,) = (run.read_json(name) for name in run.files("completions.engines"))
-    created = min(engine["created_at"] for engine in record["engines"].values())
-    ready = min(engine["ready_at"] for engine in record["engines"].values())
-    first = min(run.read_table("completions", ["finished_at"])["finished_at"].to_pylist())
-    marks = {
-        "imports": imported,
-        "ray": connected,
-        "prompts": prompted,
-        "engine_process": created,
-        "engine_start": ready,
-        "first_answer": first,
-    }
-    times = [began, *marks.values()]
-    return {**{name: round(times[n + 1] - times[n], 2) for n, name in enumerate(marks)}, "total": round(first - began, 2)}
 
 
 if __name__ == "__main__":
