@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 import psutil
 
-from divray.config import Config
+from divray.config import Config, load_config
 from divray.datasets.stage import run as prepare
 from divray.pipeline import held
 from divray.prompts import run as prompt
+from divray.quickstart import folder
 from divray.run_folder import RunFolder
+
+
+def quickstart_with(*overrides: str) -> Config:
+    return load_config(folder() / "quickstart.yaml", overrides)
 
 
 def begin(config: Config, uri: str) -> RunFolder:

@@ -66,6 +66,24 @@ def ray_two_cpus(quickstart: Config) -> Iterator[None]:
     stop()
 
 
+@pytest.fixture
+def four_gpus() -> Iterator[None]:
+    """A Ray that takes this machine to have them."""
+    import ray
+
+    from divray.cluster import WORKER_ENVIRONMENT, quiet_ray_data
+
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in WORKER_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        quiet_ray_data()
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLM of two layers, with a real tokenizer."""
@@ -86,6 +104,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return str(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """URI of an empty bucket on an S3 server on loopback, which child processes reach, too."""
+    server_module = pytest.importorskip("moto.server")
+    import boto3
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_DEFAULT_REGION", "us-east-1")):
+            patch.setenv(name, value)
+        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        server.start()
+        host, port = server.get_host_and_port()
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="divray")
+        yield f"s3://divray/runs/1?endpoint_override={host}:{port}&scheme=http"
+        server.stop()
 
 
 def missing_metrics(told: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -13,20 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from begun_runs import quickstart_with as settings
 from conftest import RAY, free_port, growing, ray_head
 
 from divray import cluster, console, resources
 from divray.cli import main
-from divray.config import Config, load_config
+from divray.config import Config
 from divray.errors import InputError, ResourceError
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
 QUICKSTART = str(folder() / "quickstart.yaml")
-
-
-def settings(*overrides: str) -> Config:
-    return load_config(QUICKSTART, overrides)
 
 
 @pytest.fixture
@@ -201,21 +198,6 @@ def look(config: Config | None = None) -> Seen:
     import ray
 
     return Seen(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid())
-
-
-@pytest.fixture(scope="module")
-def four_gpus() -> Iterator[None]:
-    """A Ray that takes this machine to have them."""
-    import ray
-
-    ray.shutdown()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.WORKER_ENVIRONMENT.items():
-            patch.setenv(name, value)
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        yield
-        ray.shutdown()
 
 
 @pytest.mark.slow

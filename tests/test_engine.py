@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from begun_runs import Strike, engine_process
+from begun_runs import Strike, engine_process, quickstart_with
 from conftest import FASTER
 
-from divray.config import Config, load_config
 from divray.datasets import examples_table, load_task
 from divray.datasets.stage import run as prepare
 from divray.engines.actor import EngineHealth
@@ -22,7 +22,6 @@ from divray.layout import Round
 from divray.models import local_model
 from divray.prompts import request_rows, write_prompts
 from divray.prompts.parsing import form_of
-from divray.quickstart import folder
 from divray.run_folder import RunFolder
 from divray.sampling import forget_failed, parse_batch, policy_model
 from divray.sampling import run as sample
@@ -35,10 +34,7 @@ SMALL = [
     "sampling.max_tokens=48",
     "engine.batch_size=8",
 ]
-
-
-def settings(*overrides: str) -> Config:
-    return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
+settings = partial(quickstart_with, *SMALL)
 
 
 def test_a_pool_may_start_all_at_once_and_an_overcome_cause_is_forgotten() -> None:

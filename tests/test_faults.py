@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from begun_runs import Strike, begun, engine_actor
+from begun_runs import Strike, begun, engine_actor, quickstart_with
 from conftest import FASTER
 
-from divray.config import Config, load_config
-from divray.quickstart import folder
+from divray.config import Config
 from divray.run_folder import RunFolder
 from divray.sampling import run as sample
 from divray.schemas import COMPLETIONS
@@ -28,10 +28,7 @@ SMALL = [
 ]
 TOTAL = 6 * 5
 PLAYED = ["completion", "generated_tokens", "prompt_tokens", "cached_tokens", "finish_reason", "error"]
-
-
-def settings(*overrides: str) -> Config:
-    return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
+settings = partial(quickstart_with, *SMALL)
 
 
 def engine_starts(run: RunFolder) -> int:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from begun_runs import begun
 from conftest import FASTER
 
-from divray.cluster import quiet_ray_data
 from divray.config import Config, load_config
 from divray.engines.complete import complete
 from divray.engines.pool import make_room
@@ -53,17 +51,6 @@ def configured() -> dict[str, dict[str, Any]]:
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
 def test_vllm_takes_the_arguments_and_sizes_the_batch(configured: dict[str, dict[str, Any]], name: str, expected: dict[str, Any]) -> None:
     assert configured[name] == {**configured[name], **expected, "device": "cuda", "trust": False}
-
-
-@pytest.fixture
-def four_gpus() -> Iterator[None]:
-    import ray
-
-    ray.shutdown()
-    ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    quiet_ray_data()
-    yield
-    ray.shutdown()
 
 
 def free_gpus(wanted: float) -> float:

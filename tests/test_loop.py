@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from begun_runs import begin
-from conftest import FASTER, Submit, free_port, kill_tree
+from conftest import FASTER, Submit, kill_tree
 
 from divray import pipeline
 from divray.cli import main
@@ -240,30 +240,6 @@ def test_an_engine_that_dies_on_every_batch_is_given_up_with_its_own_words(tmp_p
     assert "CPU Generator does not use offset" in done.stderr.splitlines()[-1]
     assert "raylet" not in done.stdout + done.stderr
     assert not recorded("round-00.sample")(tmp_path / "run")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URI of an empty bucket on a loopback S3 server in a process of its own."""
-    pytest.importorskip("moto.server")
-    import boto3
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-    for _ in range(60):
-        try:
-            client.create_bucket(Bucket="divray")
-            break
-        except Exception:  # not up yet
-            time.sleep(1)
-    yield f"s3://divray/runs/1?endpoint_override=127.0.0.1:{port}&scheme=http"
-    server.kill()
 
 
 def test_the_whole_loop_on_an_object_store(bucket: str) -> None:

@@ -10,12 +10,21 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared_sentences import SHARED
 
 from divray import measures
 from divray.errors import InputError
 from divray.measures import diversity_of, ngram_vectors, vendi_score
 
+SHARED = [
+    "the cat sat on the mat and the dog sat on the mat",
+    "the cat sat on the red mat",
+    "a dog ran over the mat and the cat",
+    "rain fell",
+    "the cat",
+    "completely different words stand here today",
+    "the the the the the the the",
+]
+"""Sentences on which the scores were compared with the reference packages."""
 SENTENCES = st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(" ".join), min_size=1, max_size=12)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from begun_runs import quickstart_with
 from conftest import FASTER
 from made_examples import marked
 
@@ -38,10 +40,7 @@ SMALL = [
     "sampling.naive_candidates_per_relation=2",
     "prompts.candidates_per_prompt=4",
 ]
-
-
-def settings(*overrides: str) -> Config:
-    return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
+settings = partial(quickstart_with, *SMALL)
 
 
 def answers(*completions: str, finish_reason: str = "stop") -> list[dict[str, str]]:

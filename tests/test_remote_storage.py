@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
-from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,28 +17,6 @@ from divray.errors import InputError
 from divray.locks import locked
 from divray.models import local_model
 from divray.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """URI of an empty bucket."""
-    server_module = pytest.importorskip("moto.server")
-    import boto3
-
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    before = {name: os.environ.get(name) for name in keys}
-    os.environ.update(keys)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="divray")
-    yield f"s3://divray/runs/1?endpoint_override={host}:{port}&scheme=http"
-    server.stop()
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
 
 
 def test_tables_records_and_models_live_there(bucket: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -77,27 +53,6 @@ def test_one_process_at_a_time_there(bucket: str, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(locks, "LEASE", lease)
         with locked(run):
             assert run.files("") != [".lock.older"] and len(run.files("")) == 1
-
-
-def test_of_many_at_the_same_time_at_most_one_goes_on_there(bucket: str) -> None:
-    run = RunFolder(bucket.replace("runs/1", "many/1"))
-    turn, ended, got = threading.Barrier(6, timeout=60), threading.Barrier(6, timeout=60), []
-
-    def work() -> None:
-        turn.wait()
-        try:
-            with locked(RunFolder(run.uri)):
-                got.append(True)
-                ended.wait()
-        except InputError:
-            ended.wait()
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(got) <= 1
 
 
 def test_near_duplicates_of_a_table_there(bucket: str) -> None:

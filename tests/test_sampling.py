@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from begun_runs import begun
+from begun_runs import begun, quickstart_with
 from conftest import FASTER
 
-from divray.config import Config, load_config
+from divray.config import Config
 from divray.datasets import load_task
 from divray.engines import Answer
 from divray.engines.complete import answered, complete
@@ -27,7 +27,6 @@ from divray.prompts import request_rows
 from divray.prompts.parsing import form_of
 from divray.prompts.record import labels
 from divray.prompts.waves import Tally, next_counts, opening_counts, quota_account
-from divray.quickstart import folder
 from divray.run_folder import RunFolder
 from divray.sampling import failure_reason, parse_batch, parsed_records
 from divray.sampling import run as sample
@@ -39,10 +38,7 @@ SMALL = [
     "sampling.naive_candidates_per_relation=2",
     "engine.batch_size=8",
 ]
-
-
-def settings(*overrides: str) -> Config:
-    return load_config(folder() / "quickstart.yaml", [*SMALL, *overrides])
+settings = partial(quickstart_with, *SMALL)
 
 
 def playing(broken: Callable[[str], str] = lambda name: "") -> Answer:
