@@ -231,17 +231,6 @@ def test_a_finished_run_is_left_as_it_is_and_serves(finished: tuple[Path, dict[s
     assert main(["run", CONFIG, "--out", str(out)]) == 2  # other settings
 
 
-def test_an_engine_that_dies_on_every_batch_is_given_up_with_its_own_words(tmp_path: Path) -> None:
-    """vLLM's CPU engine dies of a seeded request whose prefill is split."""
-    fatal = "engine.vllm={enable_chunked_prefill: true, max_num_batched_tokens: 128, max_num_seqs: 8}"
-    given_up = [*command(str(tmp_path / "run")), fatal]
-    done = subprocess.run(given_up, env=environment(), capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 4
-    assert "CPU Generator does not use offset" in done.stderr.splitlines()[-1]
-    assert "raylet" not in done.stdout + done.stderr
-    assert not recorded("round-00.sample")(tmp_path / "run")
-
-
 def test_the_whole_loop_on_an_object_store(bucket: str) -> None:
     done = subprocess.run(command(bucket), env=environment(), capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
