@@ -5,6 +5,7 @@ Scores grow or shrink with the size of a set: compare sets of one size.  None de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from divray.dedup.shingle import Texts, spaced
-from divray.texts import strings_of
+from divray.dedup.shingle import spaced
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -25,18 +25,14 @@ SAMPLED_ROWS = 1024
 """From larger sets the n-gram Vendi score, which needs all pairs, takes this many rows, drawn by a fixed seed."""
 
 
-def diversity_of(texts: Texts, embeddings: npt.NDArray[np.float32] | None = None) -> dict[str, float | int | None]:
-    """All scores of ``n`` sentences, a sequence or an Arrow column, and of their embeddings ``[n, d]``; to six decimals.
+def diversity_of(texts: Sequence[str], embeddings: npt.NDArray[np.float32] | None = None) -> dict[str, float | int | None]:
+    """All scores of ``n`` sentences, and of their embeddings ``[n, d]``; to six decimals.
 
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_2`` (different pairs of words ÷ all, Li et al. 2016,
         arXiv 1510.03055; 0 where there are none); ``mean_cosine`` of the embeddings.  ``None`` where a score is undefined: too few
         rows, no embeddings.
-
-    Raises:
-        InputError: A text is null.
     """
-    texts = strings_of(texts)
     n, ties = len(texts), [b""] * len(texts) if embeddings is None else embeddings
     order = sorted(range(n), key=lambda row: (texts[row], bytes(ties[row])))
     texts = spaced([texts[row] for row in order])
@@ -70,7 +66,7 @@ def vendi_score(vectors: npt.NDArray[Any] | csr_array) -> float:
     return float(np.exp(-(weights * np.log(weights)).sum()))
 
 
-def ngram_vectors(texts: Texts) -> csr_array:
+def ngram_vectors(texts: Sequence[str]) -> csr_array:
     """Vectors whose inner products are the n-gram kernel: the mean cosine of the counts of words and of pairs of words.
 
     A text without a pair has the text itself as its one pair.  Float64 ``[n, d]``, sparse, rows of unit length; at least one row.
@@ -80,7 +76,7 @@ def ngram_vectors(texts: Texts) -> csr_array:
     from sklearn.preprocessing import normalize
 
     counts = [CountVectorizer(analyzer=partial(_grams, size=size), dtype=np.float64) for size in (1, 2)]
-    return hstack([normalize(count.fit_transform(spaced(strings_of(texts)))) / np.sqrt(2) for count in counts], format="csr")
+    return hstack([normalize(count.fit_transform(spaced(texts))) / np.sqrt(2) for count in counts], format="csr")
 
 
 def _grams(text: str, size: int) -> list[str]:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray.dedup.verify import Pairs, near_duplicates
-from divray.errors import InputError
 from divray.relations import mask_entities, parse_marked
 from divray.scoring import conflicts, near_copies
 from divray.scoring.conflicts import label_conflicts, near_reference
@@ -221,73 +220,13 @@ def test_earlier_samples_near_each_other_give_no_pair(monkeypatch: pytest.Monkey
     assert (spy.calls, spy.both_old) == (1, 0)
 
 
-BAD = "The [caf\u00e9] caused the {flood} in the valley last year ."
-
-
-def bytes_of(rows: list[Row], broken: bool = True) -> pa.Table:
-    """As :func:`table`, with a byte in each text that is no UTF-8."""
-    made = table(rows)
-    texts = [r["text"].encode("latin-1" if broken else "utf-8") for r in rows]
-    column = pa.array(texts, pa.binary())
-    return made.set_column(made.schema.get_field_index("text"), "text", pa.StringArray.from_buffers(len(texts), *column.buffers()[1:]))
-
-
-def test_bytes_that_are_no_utf8_are_compared() -> None:
-    rows = bytes_of([row("a", "cause", BAD), row("b", "origin", BAD), row("c", "cause", BAD)])
-    assert label_conflicts(rows, CONFIG, NONE)["candidate_id"].to_pylist() == ["a", "b", "c"]
-    reference = rows.slice(1).rename_columns(["example_id", *rows.column_names[1:]])
-    for mask in (False, True):
-        config = DiversityConfig(mask_entities=mask)
-        assert near_reference(rows, reference, config)["near"].to_pylist() == ["b"] * 3
-        assert deduplicate(rows, config)["unique"].to_pylist() == [True, False, False]
-
-
-@pytest.mark.parametrize("kind", [pa.int64(), pa.uint8(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_ids_of_other_kinds(kind: pa.DataType) -> None:
-    rows = table([row(str(n), "cause" if n % 2 else "origin", BAD) for n in (10, 9)])
-    rows = rows.set_column(0, "candidate_id", rows["candidate_id"].cast(kind))
-    names = rows["candidate_id"].to_pylist()
+def test_ids_that_are_large_strings() -> None:
+    sentence = "The [café] caused the {flood} in the valley last year ."
+    rows = table([row(str(n), "cause" if n % 2 else "origin", sentence) for n in (10, 9)])
+    rows = rows.set_column(0, "candidate_id", rows["candidate_id"].cast(pa.large_string()))
     made = label_conflicts(rows, CONFIG, rows.slice(0, 0))
-    assert dict(zip(made["candidate_id"].to_pylist(), made["conflict"].to_pylist(), strict=True)) == {
-        names[0]: names[1],
-        names[1]: names[0],
-    }
+    assert dict(zip(made["candidate_id"].to_pylist(), made["conflict"].to_pylist(), strict=True)) == {"10": "9", "9": "10"}
     reference = rows.rename_columns(["example_id", *rows.column_names[1:]])
     near = near_reference(rows, reference, CONFIG)
-    assert near.schema.field("near").type == getattr(kind, "value_type", kind) and near["near"].to_pylist() == [min(names)] * 2
-    assert deduplicate(rows, CONFIG, fixed_items(reference))["nearest_id"].to_pylist() == [f"seed:{min(map(str, names))}"] * 2
-
-
-def without(name: str) -> pa.Table:
-    return table([row("a", "r", BAD)]).drop_columns([name])
-
-
-def with_null(name: str) -> pa.Table:
-    return table([row("a", "r", BAD), {**row("b", "r", BAD), name: None}])
-
-
-@pytest.mark.parametrize("function", ["label_conflicts", "near_reference", "deduplicate"])
-@pytest.mark.parametrize("name", ["candidate_id", "text", "relation", "head_end"])
-def test_missing_columns_and_nulls_are_told(function: str, name: str) -> None:
-    good = table([row("a", "s", BAD)])
-    reference = good.rename_columns(["example_id", *good.column_names[1:]])
-    calls = {
-        "label_conflicts": lambda bad: label_conflicts(bad, CONFIG, NONE),
-        "near_reference": lambda bad: near_reference(bad, reference, CONFIG),
-        "deduplicate": lambda bad: deduplicate(bad, CONFIG),
-    }
-    if name == "relation" and function != "label_conflicts":
-        assert calls[function](without(name)).num_rows == calls[function](with_null(name)).num_rows - 1 == 1
-        return
-    with pytest.raises(InputError, match=f"{name}: null in row 1"):
-        calls[function](with_null(name))
-    with pytest.raises(InputError, match=f"{name}: no such column. The columns are: "):
-        calls[function](without(name))
-
-
-def test_columns_of_a_wrong_kind_are_told() -> None:
-    good = table([row("a", "s", BAD)])
-    with pytest.raises(InputError, match="texts must be strings"):
-        label_conflicts(good.set_column(2, "text", pa.array([1])), CONFIG, good)
-    with pytest.raises(InputError, match="spans must be integers"):
-        deduplicate(good.set_column(3, "head_start", pa.array(["1"])), CONFIG)
+    assert near.schema.field("near").type == pa.large_string() and near["near"].to_pylist() == ["10"] * 2
+    assert deduplicate(rows, CONFIG, fixed_items(reference))["nearest_id"].to_pylist() == ["seed:10"] * 2

@@ -2,17 +2,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray import measures
-from divray.errors import InputError
 from divray.measures import diversity_of, ngram_vectors, vendi_score
 
 SHARED = [
@@ -111,35 +107,6 @@ def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "SAMPLED_ROWS", 8)
     made = diversity_of([f"word{i} other{i} third{i}" for i in range(50)])
     assert made["vendi_ngram"] == pytest.approx(8)
-
-
-SCORES_OF_TEXTS: list[Callable[[Any], Any]] = [
-    diversity_of,
-    lambda texts: ngram_vectors(texts).toarray().tolist() if len(texts) else [],
-]
-
-
-@pytest.mark.parametrize("score", SCORES_OF_TEXTS)
-def test_scores_take_arrow_columns(score: Callable[[Any], Any]) -> None:
-    expected = score(SHARED)
-    for column in (
-        pa.array(SHARED),
-        pa.array(SHARED, pa.large_string()),
-        pa.array(SHARED).dictionary_encode(),
-        pa.chunked_array([SHARED[:2], SHARED[2:]]),
-        pa.array(["", *SHARED])[1:],
-    ):
-        assert score(column) == expected
-    score(pa.chunked_array([], pa.string()))
-    broken = pa.array([b"caf\xe9", b"two words"], pa.binary())
-    score(pa.StringArray.from_buffers(2, *broken.buffers()[1:]))
-
-
-@pytest.mark.parametrize("score", SCORES_OF_TEXTS)
-@pytest.mark.parametrize("texts", [["a", None], pa.array(["a", None]), pa.chunked_array([["a"], [None]])])
-def test_scores_of_a_null_are_an_error(score: Callable[[Any], Any], texts: Any) -> None:
-    with pytest.raises(InputError, match="row 1: null instead of a text"):
-        score(texts)
 
 
 def test_scripts_without_blanks_have_words() -> None:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divray.errors import InputError
 from divray.schemas import EXAMPLES, SCORES
 from divray.scoring import near_copies
 from divray.scoring.near_copies import deduplicate, distances, fixed_items
@@ -140,12 +139,6 @@ def test_empty_table_and_identical_rows() -> None:
     made = by_id(deduplicate(samples({f"s{i:05d}": "" for i in range(20_000)}), PLAIN))
     assert [name for name, row in made.items() if row["unique"]] == ["s00000"]
     assert made["s19999"]["reason"] == "near copy of s00000 (1.00)"
-
-
-def test_ids_must_be_distinct() -> None:
-    table = samples({"a": "x", "b": "y"})
-    with pytest.raises(InputError, match="'a' occurs twice"):
-        deduplicate(pa.concat_tables([table, table.slice(0, 1)]), PLAIN)
 
 
 def novelty(vectors: np.ndarray, unique: np.ndarray) -> np.ndarray:

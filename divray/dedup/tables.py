@@ -25,7 +25,7 @@ from divray.errors import InputError
 Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
 _SLICE = 1 << 18
-_KINDS = {"texts": "strings", "ids": "strings or integers", "spans": "integers"}
+_KINDS = {"texts": "strings", "ids": "strings or integers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None
 
 
 def check_column(schema: pa.Schema, name: str, where: str, what: str) -> None:
-    """Raises InputError where a column is missing, or of a kind that ``what`` (``texts``, ``ids`` or ``spans``) are not."""
+    """Raises InputError where a column is missing, or of a kind that ``what`` (``texts`` or ``ids``) are not."""
     places = schema.get_all_field_indices(name)
     if len(places) != 1:
         problem = "no such column" if not places else "two columns of this name"

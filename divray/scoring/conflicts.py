@@ -28,7 +28,7 @@ from divray.scan import table_of
 from divray.schemas import NAIVE
 from divray.scoring.near_copies import DECISION, named_seeds, with_columns
 from divray.sections import DiversityConfig
-from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles, strings_of
+from divray.texts import SEED_PREFIX, SPANS, compared_texts, configured_shingles
 
 Codes = npt.NDArray[np.int64]
 
@@ -49,13 +49,8 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
         Columns ``candidate_id``, ``conflict`` (id of the most similar row under another label; of equally similar ones first one of
         ``known``, then the smallest), ``conflict_relation`` and ``conflict_similarity`` (Jaccard of the texts); sorted, rows in
         conflict only.
-
-    Raises:
-        InputError: A column is missing or of a wrong kind, or a text, label or id is null.
     """
-    given = ((table, "table"), (known, "known"))
-    parts = [checked(part, where, "candidate_id", "relation", spans=True).select(_COMPARED) for part, where in given]
-    rows = pa.concat_tables(parts, promote_options="permissive")
+    rows = pa.concat_tables([part.select(_COMPARED) for part in (table, known)], promote_options="permissive")
     new = np.arange(rows.num_rows) < table.num_rows
     labels, by_id = _codes(rows["relation"]), ranks(rows["candidate_id"])
     # Rows that differ in nothing that matters here are one item, named by the smallest id; those of the table come first.
@@ -92,7 +87,7 @@ def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Code
     """Whether the entities of each pair of rows agree in their roles, and the masked texts are near-duplicates."""
     masked = configured_shingles(compared_texts(rows, mask=True), config)
     shingles = [set(own.tolist()) for own in np.split(masked.values, masked.offsets[1:-1])]
-    texts, spans = strings_of(rows["text"]), (rows[name].to_pylist() for name in SPANS)
+    texts, spans = rows["text"].to_pylist(), (rows[name].to_pylist() for name in SPANS)
     words = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
     same = np.zeros(len(left), bool)
     for pair, (a, b) in enumerate(zip(left, right, strict=True)):
@@ -111,12 +106,8 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
     Returns:
         Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of
         the two); sorted, near rows only.
-
-    Raises:
-        InputError: A column is missing or of a wrong kind, or a text or id is null.
     """
-    table = checked(table, "table", "candidate_id", spans=config.mask_entities)
-    reference = checked(reference, "reference", "example_id", spans=config.mask_entities).sort_by("example_id")
+    reference = reference.sort_by("example_id")
     m = reference.num_rows
     nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
     for mask in (False, True) if config.mask_entities else (False,):

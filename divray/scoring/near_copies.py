@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 from divray.dedup.decide import decide, in_words, nearest_items, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import near_duplicates
-from divray.errors import InputError
 from divray.schemas import SAMPLES, SCORES
 from divray.sections import DiversityConfig
-from divray.texts import SEED_PREFIX, SPANS, checked, compared_texts, configured_shingles
+from divray.texts import SEED_PREFIX, SPANS, compared_texts, configured_shingles
 
 NEIGHBOUR_FLOOR = 0.3
 """Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
@@ -63,19 +62,11 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     Returns:
         ``table`` sorted by ``candidate_id``, with the columns :data:`DECISION` put in or replaced. ``nearest_id`` is the most similar
         other item from Jaccard :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then the smallest id), else ``""``.
-
-    Raises:
-        InputError: a column is missing or of a wrong kind, an id occurs twice, or a text or an id is null.
     """
-    table = checked(table, "samples", "candidate_id", spans=config.mask_entities).sort_by("candidate_id")
-    kept = checked(fixed_items() if kept is None else kept, "kept", "candidate_id", spans=config.mask_entities)
+    table, kept = table.sort_by("candidate_id"), fixed_items() if kept is None else kept
     texts = compared_texts(table, config.mask_entities) + compared_texts(kept, config.mask_entities)
     ids = pa.concat_arrays([part["candidate_id"].cast(pa.large_string()).combine_chunks() for part in (table, kept)])
     n, by_id = table.num_rows, ranks(ids)
-    ordered = ids.take(pa.array(np.argsort(by_id)))
-    if (repeated := pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()) >= 0:
-        twice = ordered[repeated].as_py()
-        raise InputError("samples", "candidate_id", f"{twice!r} occurs twice", "Give every row, and every kept item, its own id.")
     correctness = np.full(len(ids), np.nan)
     if "correctness" in table.column_names:
         correctness[:n] = table["correctness"].cast(pa.float64()).to_numpy()
