@@ -105,7 +105,7 @@ def test_semeval() -> None:
     ]
     assert examples[0].text == "The storm caused heavy flooding in the valley."
     assert examples[2].text.endswith('said "Old Tom".')
-    assert source.skipped == {"overlapping_entities": 1, "discontinuous_entity": 1}
+    assert source.left_out == {"overlapping_entities": 1, "discontinuous_entity": 1}
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_tacred() -> None:
     assert examples[0].text == '(Mira Olsen), the firm\'s treasurer, said "no".'
     assert (examples[0].head_type, examples[0].tail_type) == ("PERSON", "TITLE")
     assert examples[1].text == "They didn't meet Ann Lee in Oslo."
-    assert source.skipped == {"overlapping_entities": 1}
+    assert source.left_out == {"overlapping_entities": 1}
 
 
 def test_retacred_relabels_and_drops() -> None:
     source = Source(DATA / "tacred.json")
     examples = list(read_tacred(source, Patches([DATA / "retacred_patch.json"])))
     assert [(e.example_id, e.relation) for e in examples] == [("a1", "per:title"), ("a2", "per:city_of_residence")]
-    assert source.skipped == {"overlapping_entities": 1, "not_in_patch": 1}
+    assert source.left_out == {"overlapping_entities": 1, "not_in_patch": 1}
 
 
 def test_tacrev_corrects_and_keeps() -> None:
@@ -201,7 +201,7 @@ def test_fewrel() -> None:
         ("P2/1", "P2", "Rosa Vale", "Inga Vale"),
     ]
     assert examples[0].text == "The well-known Arden Bridge (1902) spans the River Lowe."
-    assert source.skipped == {"discontinuous_entity": 1, "overlapping_entities": 1}
+    assert source.left_out == {"discontinuous_entity": 1, "overlapping_entities": 1}
 
 
 @pytest.mark.parametrize(
@@ -323,13 +323,13 @@ def test_an_example_with_a_blank_entity_is_left_out_in_every_format(tmp_path: Pa
     source = Source(path, {"cause"})
     (example,) = reader(source)
     assert not span_problem(example.text, example.head, example.tail)
-    assert source.skipped == {"blank_entity": 2} and source.left_out == {"cause": {"blank_entity": 2}}
+    assert source.left_out == {"blank_entity": 2}
 
 
 def test_jsonl_overlaps_are_left_out_and_blanks_at_the_ends_go(tmp_path: Path) -> None:
     source = Source(jsonl(tmp_path / "a.jsonl", [ROW | {"head": [4, 18]}, ROW | {"head": [3, 10]}]))
     (example,) = read_jsonl(source)
-    assert example.head_text == "storm" and source.skipped == {"overlapping_entities": 1}
+    assert example.head_text == "storm" and source.left_out == {"overlapping_entities": 1}
 
 
 def test_a_key_that_stands_twice_is_refused_in_every_format(tmp_path: Path) -> None:
@@ -583,10 +583,7 @@ def test_official_test_is_untouched_and_kept_from_the_seeds(tmp_path: Path) -> N
     task = load_task(task_config(tmp_path, format="jsonl", train="train.jsonl", test="test.jsonl", seeds_per_relation=7))
     assert [e.text for e in task.test] == [row["text"] for row in test]
     assert {e.text for e in task.seeds} == {row["text"] for n, row in enumerate(data) if n not in (3, 9)}
-    assert task.skipped == {"seeds/same_text": 1, "seeds/text_in_test": 2, "seeds/mark_or_line_break_in_text": 1}
-    jsonl(tmp_path / "test.jsonl", [data[3]])
-    task = load_task(task_config(tmp_path, format="jsonl", train="train.jsonl", test="test.jsonl", seeds_per_relation=7))
-    assert task.skipped["seeds/mark_or_line_break_in_text"] == 1
+    assert task.skipped == {}
 
 
 def test_seeds_from_the_relations_file(tmp_path: Path) -> None:
@@ -603,7 +600,8 @@ def test_patches_and_skips_reach_the_task(tmp_path: Path) -> None:
     settings = {"format": "tacred", "train": "tacred.json", "test": "tacred.json", "patches": ["retacred_patch.json"]}
     config = task_config(tmp_path, text, **settings, none_label="no_relation", seeds_per_relation=1)
     config = config.model_copy(update={"task": config.task.model_copy(update={"data": str(DATA)})})
-    refused(lambda: load_task(config), "tacred.json", "relation per:title", "0 usable examples")
+    why = ("0 of 1 different examples can be seeds", "1 in the test set", "1 not in patch in the whole file")
+    refused(lambda: load_task(config), "tacred.json", "relation per:title", *why)
     plain = config.model_copy(update={"task": config.task.model_copy(update={"format": "jsonl"})})
     refused(lambda: load_task(plain), "patches", "format jsonl has no patches")
 
@@ -642,27 +640,27 @@ def test_the_error_says_why_examples_could_not_be_used(tmp_path: Path) -> None:
     jsonl(tmp_path / "train.jsonl", [*bad, *(ROW | {"relation": "other", "text": f"{ROW['text']} {n}"} for n in range(3))])
     jsonl(tmp_path / "test.jsonl", [ROW])
     settings = {"format": "jsonl", "train": "train.jsonl", "seeds_per_relation": 1}
-    why = ("train.jsonl", "relation cause", "1 blank entity", "1 with a text of the test set", "2 with a mark ([ ] { }) or a line break")
+    why = ("train.jsonl", "relation cause", "0 of 3", "1 in the test set, 2 with a mark ([ ] { })", "1 blank entity")
     refused(lambda: load_task(task_config(tmp_path, **settings, test="test.jsonl")), *why)
-    refused(lambda: load_task(task_config(tmp_path, **settings, test_per_relation=3)), "3 different examples", "1 with the text of another")
+    refused(lambda: load_task(task_config(tmp_path, **settings, test_per_relation=3)), "0 of 3 different examples")
     relations = RELATIONS + "- {name: rare, description: x}\n"
     none = task_config(tmp_path, relations, **settings, test_per_relation=1)
-    told = str(refused(lambda: load_task(none), "relation rare", "0 different examples", "Add examples of the relation"))
+    told = str(refused(lambda: load_task(none), "relation rare", "0 of 0 different examples", "Add examples of the relation"))
     assert "-1" not in told.removeprefix(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"seeds_per_relation": 9}, ("train.jsonl", "relation cause", "8 usable examples", "at most 8")),
-        ({"test": None}, ("task.test", "missing", "test_per_relation")),
-        ({"test_per_relation": 2}, ("test_per_relation", "there is a test file, too")),
-        ({"test": None, "test_per_relation": 8}, ("relation cause", "8 different examples, 8 are to be held out", "at most 7")),
-        ({"test": None, "test_per_relation": 6}, ("relation cause", "2 usable examples", "at most 2")),
+        ({"seeds_per_relation": 9}, ("train.jsonl", "relation cause", "8 of 8 different examples", "at most 8")),
+        ({"test": None}, ("task: test, test_per_relation", "one of the two")),
+        ({"test_per_relation": 2}, ("task: test, test_per_relation", "one of the two is needed, and one only")),
+        ({"test": None, "test_per_relation": 8}, ("relation cause", "0 of 8 different examples", "8 in the test set", "Add examples")),
+        ({"test": None, "test_per_relation": 6}, ("relation cause", "2 of 8 different examples", "6 in the test set", "at most 2")),
         ({"none_label": "nothing"}, ("relations.yaml", "task.none_label", "'nothing' is not among the relations")),
         ({"test": "wrong.jsonl"}, ("wrong.jsonl", "line 1, relation", "'because' is not among the relations")),
         ({"test": "missing.jsonl"}, ("missing.jsonl", "no such file", "task.data")),
-        ({"train": None, "seeds_per_relation": 2}, ("relations.yaml", "relation other", "1 usable examples")),
+        ({"train": None, "seeds_per_relation": 2}, ("relations.yaml", "relation other", "1 of 1 different examples")),
         ({"relations": "/none/relations.yaml"}, ("/none/relations.yaml", "no such file")),
     ],
 )
@@ -677,7 +675,7 @@ def test_load_task_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[
 def test_a_relation_needs_examples_or_training_data(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", [ROW])
     config = task_config(tmp_path, "- {name: cause, description: x}", test="test.jsonl")
-    refused(lambda: load_task(config), "relation cause, examples", "missing", "task.train")
+    refused(lambda: load_task(config), "relation cause", "0 of 0 different examples", "Add examples of the relation")
 
 
 def test_fewer_seeds(tmp_path: Path) -> None:
@@ -685,7 +683,7 @@ def test_fewer_seeds(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", [ROW])
     relations = RELATIONS + "- {name: rare, description: x}\n"
     settings = {"format": "jsonl", "train": "train.jsonl", "test": "test.jsonl", "seeds_per_relation": 4}
-    refused(lambda: load_task(task_config(tmp_path, relations, **settings)), "relation rare", "1 usable examples", "task.fewer_seeds=true")
+    refused(lambda: load_task(task_config(tmp_path, relations, **settings)), "relation rare", "1 of 1 different", "task.fewer_seeds=true")
     task = load_task(task_config(tmp_path, relations, **settings, fewer_seeds=True))
     assert [e.relation for e in task.seeds] == ["cause"] * 4 + ["other"] * 4 + ["rare"]
 
@@ -757,7 +755,7 @@ def test_real_semeval() -> None:
     for name, count in (("TRAIN_FILE.TXT", 8000), ("TEST_FILE_FULL.TXT", 2717)):
         source = Source(folder / name)
         examples = list(read_semeval(source))
-        assert (len(examples), source.skipped) == (count, {})
+        assert (len(examples), source.left_out) == (count, {})
         assert not any(span_problem(e.text, e.head, e.tail) or "<e" in e.text for e in examples)
     task = load_task(load_config(EXAMPLE_FILES / "semeval2010_task8.yaml", [f"task.data={folder}"]))
     assert (len(task.relations), len(task.seeds), len(task.test)) == (19, 18 * 8 + 1, 2717)
@@ -767,7 +765,7 @@ def test_real_semeval() -> None:
 def test_real_fewrel() -> None:
     source = Source(SHARED / "fewrel/val_wiki.json")
     examples = list(read_fewrel(source))
-    assert (len(examples), source.skipped) == (11200, {})
+    assert (len(examples), source.left_out) == (11200, {})
     raw = json.loads((SHARED / "fewrel/val_wiki.json").read_text())
     instances = [row for group in raw.values() for row in group]
     for example, row in zip(examples, instances, strict=True):

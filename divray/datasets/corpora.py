@@ -69,7 +69,7 @@ def read_semeval(source: Source) -> Iterator[Example]:
         if missing := [tag for tag in _TAGS if tag not in tags]:
             raise source.error(f"{row}, sentence", f"{missing[0]} is missing", "Mark both entities; the file may be cut short.")
         if tags not in (_TAGS, _TAGS[2:] + _TAGS[:2]):
-            source.left_out[label]["discontinuous_entity" if len(tags) > len(_TAGS) else "overlapping_entities"] += 1
+            source.left_out["discontinuous_entity" if len(tags) > len(_TAGS) else "overlapping_entities"] += 1
             continue
         pieces = _TAG.split(marked)
         place = {tag: len("".join(pieces[: number + 1])) for number, tag in enumerate(tags)}
@@ -144,7 +144,7 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
         identity = source.identity(place, row.get("id"), str(number))
         label = patches.label(source, place, identity, row.get("relation"))
         if label is None:
-            source.left_out[str(row.get("relation"))]["not_in_patch"] += 1
+            source.left_out["not_in_patch"] += 1
             continue
         kept += 1
         text, spans = detokenize(_tokens(source, place, "token", row))
@@ -183,7 +183,7 @@ def read_fewrel(source: Source) -> Iterator[Example]:
             text, spans = detokenize(_tokens(source, place, "tokens", row), join_infixes=True)
             pairs = list(product(*(_mentions(source, f"{place}, {key}", spans, row.get(key)) for key in ("h", "t"))))
             if not pairs:
-                source.left_out[label]["discontinuous_entity"] += 1
+                source.left_out["discontinuous_entity"] += 1
                 continue
             apart = (pair for pair in pairs if all(start < end for start, end in pair) and not overlap(*pair))
             head, tail = next(apart, pairs[0])

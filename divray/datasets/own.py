@@ -24,7 +24,7 @@ the columns of divray's own data set (``head_start``, ``head_end``, …, ``sampl
 from __future__ import annotations
 
 import difflib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,20 +60,15 @@ class Source:
         labels: Names that a label may have; ``None`` lets any through.
         unlabelled: Labels are not looked at; every sentence has the label ``""``.
         name: What it is called in an error; default: its path.
-        left_out: Label -> reason -> number of examples left out so far.
+        left_out: Reason -> number of examples left out so far.
     """
 
     path: Path
     labels: Collection[str] | None = None
     unlabelled: bool = False
     name: str = ""
-    left_out: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    left_out: Counter[str] = field(default_factory=Counter)
     _ids: set[str] = field(default_factory=set, repr=False)
-
-    @property
-    def skipped(self) -> Counter[str]:
-        """Reason -> number of examples left out so far, of all labels."""
-        return sum(self.left_out.values(), Counter())
 
     def error(self, row: str, problem: str, mend: str) -> InputError:
         return InputError(self.name or str(self.path), row, problem, mend)
@@ -111,9 +106,9 @@ class Source:
         """``example`` with tight spans; nothing where an entity is blank or the two overlap, which is counted."""
         head, tail = tightened(example.text, example.head), tightened(example.text, example.tail)
         if head is None or tail is None:
-            self.left_out[example.relation]["blank_entity"] += 1
+            self.left_out["blank_entity"] += 1
         elif overlap(head, tail):
-            self.left_out[example.relation]["overlapping_entities"] += 1
+            self.left_out["overlapping_entities"] += 1
         else:
             yield replace(example, head=head, tail=tail)
 

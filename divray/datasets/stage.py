@@ -9,8 +9,7 @@ seeds counts: the seeds for K are the first of those for K + 1, and a held-out t
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,6 @@ NEGATIVE = "none"
 
 UNLABELLED_A_SEED = 24
 """Unlabelled sentences that are kept for each seed.  Self-training uses the surest third; of many more, those would repeat the seeds."""
-
-_OF_SEEDS = {
-    "same_text": "with the text of another",
-    "text_in_test": "with a text of the test set",
-    "mark_or_line_break_in_text": "with a mark ([ ] { }) or a line break in the text",
-}
-"""Why an example becomes no seed, as it is counted and as it is said."""
 
 
 @dataclass(frozen=True)
@@ -137,39 +129,29 @@ def load_task(config: Config) -> Task:
     names = [relation.name for relation in relations]
     if task.none_label is not None and task.none_label not in names:
         raise InputError(str(path), "task.none_label", f"{task.none_label!r} is not among the relations", "Add it, with a description.")
-    for relation in relations:
-        if task.train is None and not relation.examples:
-            raise InputError(str(path), f"relation {relation.name}, examples", "missing", "Add some, or give task.train.")
-    if task.test is None and task.test_per_relation is None:
+    if (task.test is None) == (task.test_per_relation is None):
         fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
-        raise InputError(str(path), "task.test", "missing", fix)
-    if task.test is not None and task.test_per_relation is not None:
-        raise InputError("task", "test_per_relation", "there is a test file, too", "Give one of the two.")
+        raise InputError("task", "test, test_per_relation", "one of the two is needed, and one only", fix)
     if task.patches and task.format != "tacred":
         raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
     patches = Patches([_path(task, patch) for patch in task.patches])
     labels = {"train": names, "test": names, "negatives": [NEGATIVE], "unlabelled": []}
     files = {part: getattr(task, part) for part in labels if getattr(task, part) is not None}
     sources = {part: Source(_path(task, file), frozenset(labels[part]), part == "unlabelled") for part, file in files.items()}
-    skipped: dict[str, int] = {}
-    found = {part: _read(task, part, source, patches, skipped) for part, source in sources.items()}
+    found = {part: _read(task, part, source, patches) for part, source in sources.items()}
     patches.check_used()
-    origin = sources.get("train", Source(path))
     pool = found.get("train", [_named("seed", example) for relation in relations for example in relation.examples])
     test, negatives, unlabelled = (found.get(part, []) for part in ("test", "negatives", "unlabelled"))
 
     ranked = _ranked(pool, names, config.seed)
-    for name, number in Counter(example.relation for example in pool).items():
-        origin.left_out[name]["same_text"] = number - len(ranked[name])
-    if task.test is None:
-        test = _hold_out(task, ranked, origin)
+    if task.test_per_relation:
+        test = [example for examples in ranked.values() for example in examples[-task.test_per_relation :]]
     tested = {example.text for example in test}
     unlabelled = sorted((one for one in unlabelled if one.text not in tested), key=lambda one: _rank(config.seed, one))
-    usable = _usable(ranked, tested)
-    _check_seeds(task, ranked, usable, origin)
-    skipped |= {f"seeds/{reason}": origin.skipped[reason] for reason in _OF_SEEDS if origin.skipped[reason]}
-
-    k = task.seeds_per_relation
+    usable, k = _usable(ranked, tested), task.seeds_per_relation
+    for name, examples in usable.items():
+        if len(examples) < (1 if task.fewer_seeds else k):
+            raise _too_few(sources.get("train", Source(path)), name, k, ranked[name], len(examples))
     draws: list[list[Example]] = []
     more: list[list[Example]] = []
     for number in range(config.evaluation.draws):
@@ -181,14 +163,15 @@ def load_task(config: Config) -> Task:
         draws.append(draw)
         more.append([example for examples in usable.values() for example in examples[k : 2 * k]])
     unlabelled = unlabelled[: UNLABELLED_A_SEED * len(draws[0])]
-    return Task(relations, draws[0], test, draws, more, negatives, unlabelled, dict(sorted(skipped.items())))
+    skipped = {f"{part}/{reason}": number for part, source in sources.items() for reason, number in sorted(source.left_out.items())}
+    return Task(relations, draws[0], test, draws, more, negatives, unlabelled, skipped)
 
 
 def _path(task: TaskConfig, name: str) -> Path:
     return Path(task.data or ".").expanduser() / Path(name).expanduser()
 
 
-def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped: dict[str, int]) -> list[Example]:
+def _read(task: TaskConfig, part: str, source: Source, patches: Patches) -> list[Example]:
     readers = {"semeval": read_semeval, "fewrel": read_fewrel, "huggingface": read_huggingface}
     if task.format == "tacred":
         found = read_tacred(source, patches if part in ("train", "test") else None)
@@ -197,9 +180,8 @@ def _read(task: TaskConfig, part: str, source: Source, patches: Patches, skipped
     else:
         found = readers.get(task.format, read_jsonl)(source)
     examples = [_named(part, example) for example in found]
-    skipped |= {f"{part}/{reason}": number for reason, number in source.skipped.items()}
     if not examples:
-        raise source.error("", "holds no usable example", f"Left out: {words_of(source.skipped) or 'none'}. Give another file.")
+        raise source.error("", f"holds no usable example; left out: {words_of(source.left_out)}", "Give another file.")
     return examples
 
 
@@ -207,15 +189,9 @@ def _named(part: str, example: Example) -> Example:
     return replace(example, example_id=f"{part}:{example.example_id}")
 
 
-def words_of(reasons: Counter[str]) -> str:
+def words_of(reasons: Mapping[str, int]) -> str:
     """Why examples were left out, with their numbers."""
-    return ", ".join(f"{number} {_OF_SEEDS.get(reason, reason.replace('_', ' '))}" for reason, number in sorted(reasons.items()) if number)
-
-
-def _refused(source: Source, name: str, problem: str, mend: str) -> InputError:
-    """A relation has too few examples, and why."""
-    words = words_of(source.left_out[name])
-    return source.error(f"relation {name}", f"{problem}; left out: {words}" if words else problem, mend)
+    return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(reasons.items()) if number) or "none"
 
 
 def _rank(seed: int, example: Example) -> tuple[bytes, str]:
@@ -231,17 +207,6 @@ def _ranked(pool: list[Example], names: list[str], seed: int) -> dict[str, list[
     return {name: list(examples.values()) for name, examples in ranked.items()}
 
 
-def _hold_out(task: TaskConfig, ranked: dict[str, list[Example]], origin: Source) -> list[Example]:
-    """The last ``test_per_relation`` by rank of each relation."""
-    size = task.test_per_relation or 0
-    for name, examples in ranked.items():
-        if len(examples) <= size:
-            problem = f"{len(examples)} different examples, {size} are to be held out"
-            mend = f"Set task.test_per_relation to at most {len(examples) - 1}" if len(examples) > 1 else "Add examples of the relation"
-            raise _refused(origin, name, problem, f"{mend}, or give task.test.")
-    return [example for examples in ranked.values() for example in examples[-size:]]
-
-
 def _usable(ranked: dict[str, list[Example]], tested: set[str]) -> dict[str, list[Example]]:
     """Those that a prompt can show and that the test set does not hold."""
     return {name: [one for one in examples if _can_be_shown(one) and one.text not in tested] for name, examples in ranked.items()}
@@ -251,14 +216,11 @@ def _can_be_shown(example: Example) -> bool:
     return set(f"{MARKERS}\r\n").isdisjoint(example.text)
 
 
-def _check_seeds(task: TaskConfig, ranked: dict[str, list[Example]], usable: dict[str, list[Example]], origin: Source) -> None:
-    """Count why examples become no seeds; :class:`InputError` for a relation that has too few left."""
-    wanted = task.seeds_per_relation
-    for name, examples in usable.items():
-        shown, reasons = sum(map(_can_be_shown, ranked[name])), origin.left_out[name]
-        reasons["mark_or_line_break_in_text"] = len(ranked[name]) - shown
-        reasons["held_out" if task.test is None else "text_in_test"] = shown - len(examples)
-        if len(examples) < (1 if task.fewer_seeds else wanted):
-            problem = f"{len(examples)} usable examples, fewer than task.seeds_per_relation = {wanted}"
-            mend = f"Set it to at most {len(examples)}, or task.fewer_seeds=true." if examples else "Add examples of the relation."
-            raise _refused(origin, name, problem, mend)
+def _too_few(source: Source, name: str, wanted: int, examples: list[Example], usable: int) -> InputError:
+    """A relation has fewer ``usable`` examples than are ``wanted``, and why."""
+    shown = sum(map(_can_be_shown, examples))
+    reasons = {"in the test set": shown - usable, "with a mark ([ ] { }) or a line break in the text": len(examples) - shown}
+    reasons |= {f"{reason} in the whole file": number for reason, number in source.left_out.items()}
+    problem = f"{usable} of {len(examples)} different examples can be seeds, fewer than task.seeds_per_relation = {wanted}"
+    fix = f"Set it to at most {usable}, or task.fewer_seeds=true." if usable else "Add examples of the relation."
+    return source.error(f"relation {name}", f"{problem}; left out: {words_of(reasons)}", fix)
