@@ -5,7 +5,7 @@ A row keeps its ``candidate_id`` from its prompt to the data set.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
+from typing import Any, NotRequired
 
 import pyarrow as pa
 from pydantic import ConfigDict
@@ -144,16 +144,9 @@ class RelationRecord(TypedDict):
     inverse: NotRequired[str]
 
 
-class _Trial(TypedDict):
-    score: float | None
-
-
 class Search(TypedDict):
     best: dict[str, float]
-    trials: list[_Trial]
-
-
-Differences = dict[str, dict[Literal["mean", "low", "high"], float]]
+    trials: list[dict[str, Any]]
 
 
 class SetRecord(TypedDict):
@@ -161,38 +154,20 @@ class SetRecord(TypedDict):
     mean: float
     std: float
     per_draw: list[float]
-    f1_per_relation: NotRequired[dict[str, float | None]]
-    false_positives: NotRequired[float | None]
-    examples: NotRequired[int]
-    k: NotRequired[float | None]
-    test: NotRequired[int]
-    differences: NotRequired[Differences]
-    own_differences: NotRequired[Differences]
 
 
 class Alignment(TypedDict):
     curve: list[dict[str, float | None]]
 
 
-class _Asked(TypedDict):
-    asked: int
-    accepted: int
-    missing: int
-
-
 class Quota(TypedDict):
-    relations: dict[str, _Asked]
-
-
-class _Times(TypedDict):
-    created_at: float
-    ready_at: float | None
+    relations: dict[str, dict[str, int]]
 
 
 class Engines(TypedDict):
     ended_at: float | None
     backpressure_seconds: float
-    engines: dict[str, _Times]
+    engines: dict[str, dict[str, float | None]]
 
 
 class ReviewAnswer(TypedDict):
