@@ -22,8 +22,6 @@ MOST_REPEATS = 100
 """Of YAML's values by aliases, on average."""
 
 _TWICE = "key {!r} stands there twice"
-_HALF = "half a surrogate pair"
-_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -62,16 +60,14 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # ValueError: also of `_unique`, and of a number of thousands of digits
+        return _whole(value) if "\\ud" in text.casefold() else value
+    except (ValueError, RecursionError) as error:  # ValueError: also of a key or a text below, and of a number of thousands of digits
         problem = "JSON nested too deeply" if isinstance(error, RecursionError) else str(error)
         if isinstance(error, json.JSONDecodeError):
             problem = f"no valid JSON ({error.msg})"
         number = line or getattr(error, "lineno", 0)
         mend = "Mend the file; it may be cut short: fetch it again."
         raise InputError(where, f"line {number}" if number else "", problem, mend) from None
-    if "\\ud" in text.casefold() and (path := _path_to_half(value)) is not None:
-        raise InputError(where, ", ".join([*([f"line {line}"] if line else []), *path[:3]]), _HALF, "Mend the \\u escape.")
-    return value
 
 
 def read_json(path: Path) -> Any:
@@ -102,23 +98,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _path_to_half(value: Any) -> list[str] | None:
-    """The keys and rows that lead to half a surrogate pair; ``None`` where there is none."""
-    if isinstance(value, str):
-        return [] if _HALVES.search(value) else None
-    if isinstance(value, list):
-        value = {f"row {number}": one for number, one in enumerate(value, start=1)}
-    for name, one in value.items() if isinstance(value, dict) else ():
-        if _HALVES.search(name):
-            return [ascii(name)]
-        if (path := _path_to_half(one)) is not None:
-            return [name, *path]
-    return None
+def _whole(value: Any) -> Any:
+    """``value``; :class:`ValueError` where one of its texts holds half a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair after {error.object[: error.start][-60:]!r}") from None
+    return value
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader with the plain values of YAML 1.2's core schema (``020`` is 20, ``1:30`` and ``no`` are texts), which refuses a key
-    given twice and half a surrogate pair."""
+    given twice."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -151,20 +142,12 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
-def _string(loader: _Loader, node: yaml.ScalarNode) -> str:
-    text = loader.construct_scalar(node)
-    if _HALVES.search(text):
-        raise yaml.constructor.ConstructorError(None, None, _HALF, node.start_mark)
-    return text
-
-
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     return int(text, 0 if text[:2] in ("0o", "0x") else 10)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _string)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
@@ -189,7 +172,7 @@ def parse_yaml(text: str, where: str, field: str = "") -> Any:
             return None
         if _values(node, counts) > MOST_REPEATS * len(counts):
             raise InputError(where, field, "aliases that multiply its values, or one inside of itself", "Write the values out.")
-        return loader.construct_document(node)
+        return _whole(loader.construct_document(node))
     except RecursionError:
         raise InputError(where, field, "YAML nested too deeply", "Give a plain list or mapping.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no day of the calendar, a number of thousands of digits
