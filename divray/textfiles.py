@@ -62,12 +62,9 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
         value = json.loads(text, object_pairs_hook=_unique)
         return _whole(value) if "\\ud" in text.casefold() else value
     except (ValueError, RecursionError) as error:  # ValueError: also of a key or a text below, and of a number of thousands of digits
-        problem = "JSON nested too deeply" if isinstance(error, RecursionError) else str(error)
-        if isinstance(error, json.JSONDecodeError):
-            problem = f"no valid JSON ({error.msg})"
-        number = line or getattr(error, "lineno", 0)
+        problem, number = getattr(error, "msg", str(error)), line or getattr(error, "lineno", 0)
         mend = "Mend the file; it may be cut short: fetch it again."
-        raise InputError(where, f"line {number}" if number else "", problem, mend) from None
+        raise InputError(where, f"line {number}" if number else "", f"no valid JSON ({problem})", mend) from None
 
 
 def read_json(path: Path) -> Any:
@@ -173,9 +170,7 @@ def parse_yaml(text: str, where: str, field: str = "") -> Any:
         if _values(node, counts) > MOST_REPEATS * len(counts):
             raise InputError(where, field, "aliases that multiply its values, or one inside of itself", "Write the values out.")
         return _whole(loader.construct_document(node))
-    except RecursionError:
-        raise InputError(where, field, "YAML nested too deeply", "Give a plain list or mapping.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no day of the calendar, a number of thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no day of the calendar, a number of thousands of digits
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         place = field or (f"line {mark.line + 1}" if mark else "")
