@@ -108,21 +108,16 @@ def replaced(text: str, head: Span, head_by: str, tail: Span, tail_by: str) -> t
     return f"{begun}{tail_by}{text[tail[1] :]}", *spans
 
 
-def parse_marked(marked: str) -> tuple[str, Span, Span] | str:
-    """Turn a marked sentence back into ``(text, head, tail)`` with tight spans, or name what is wrong with it (``no_head``, …)."""
+def parse_marked(marked: str) -> tuple[str, Span, Span] | None:
+    """Turn a marked sentence back into ``(text, head, tail)`` with tight spans; ``None`` where it has not one of each, with words in it."""
     marks = "".join(_MARK.findall(marked))
-    if not re.fullmatch(r"(\[\]|{})*", marks):
-        return "nested_marks"
-    heads, tails = marks.count("[]"), marks.count("{}")
-    if not heads or not tails:
-        return "no_tail" if heads else "no_head"
-    if heads > 1 or tails > 1:
-        return "many_heads" if heads > 1 else "many_tails"
+    if marks not in ("[]{}", "{}[]"):
+        return None
     text = _MARK.sub("", marked)
     places = [mark.start() - before for before, mark in enumerate(_MARK.finditer(marked))]
     first, second = tightened(text, (places[0], places[1])), tightened(text, (places[2], places[3]))
     if not first or not second:
-        return "empty_entity"
+        return None
     return (text, first, second) if marks[0] == "[" else (text, second, first)
 
 

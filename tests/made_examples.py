@@ -7,5 +7,5 @@ from divray.relations import Example, parse_marked
 
 def marked(text: str, relation: str = "r", example_id: str = "") -> Example:
     parsed = parse_marked(text)
-    assert not isinstance(parsed, str), f"{text}: {parsed}"
+    assert parsed is not None, text
     return Example(*parsed, relation, example_id=example_id)

@@ -20,7 +20,7 @@ CAR = "The [engine] is the most expensive part of a {car} like this one ."
 
 def row(name: str, relation: str, marked_text: str, **other: Any) -> dict[str, Any]:
     parsed = parse_marked(marked_text)
-    assert not isinstance(parsed, str)
+    assert parsed is not None
     text, head, tail = parsed
     spans = {"head_start": head[0], "head_end": head[1], "tail_start": tail[0], "tail_end": tail[1]}
     return {"candidate_id": name, "example_id": name, "relation": relation, "strategy": "independent", "text": text, **spans, **other}

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def row(name: str, relation: str, marked: str) -> Row:
     parsed = parse_marked(marked)
-    assert not isinstance(parsed, str)
+    assert parsed is not None
     text, head, tail = parsed
     spans = {"head_start": head[0], "head_end": head[1], "tail_start": tail[0], "tail_end": tail[1]}
     return {"candidate_id": name, "relation": relation, "text": text, **spans}

@@ -46,7 +46,7 @@ SEED = "The strike of the [drivers] brought the whole {town} to a halt ."
 
 def sentence(marked: str) -> dict[str, Any]:
     parsed = parse_marked(marked)
-    assert not isinstance(parsed, str)
+    assert parsed is not None
     text, head, tail = parsed
     return {"text": text, "head_start": head[0], "head_end": head[1], "tail_start": tail[0], "tail_end": tail[1]}
 

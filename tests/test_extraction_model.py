@@ -203,7 +203,7 @@ def test_predict_parquet(saved, tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"text": "Rosa was born in {Rome}."}', "row 1, text: no head"),
+        ('{"text": "Rosa was born in {Rome}."}', "row 1, text: not one head and one tail marked"),
         ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "row 1, tail: .17, 99. does not lie in the text"),
         ('{"text": "Rosa was born in Rome.", "head": [0, 4]}', "row 1, tail"),
         ('{"sentence": "x"}', "row 1, text: missing"),

@@ -28,7 +28,7 @@ def seeds() -> list[Example]:
     for relation in relations():
         for marked in relation["examples"]:
             parsed = parse_marked(marked)
-            assert not isinstance(parsed, str), f"{marked}: {parsed}"
+            assert parsed is not None, marked
             text, head, tail = parsed
             examples.append(Example(text, head, tail, relation["name"], relation["head_type"], relation["tail_type"]))
     return examples

@@ -41,15 +41,6 @@ IDS = ("id", "example_id", "sample_id")
 
 KEYS = ("name", "description", "head_type", "tail_type", "inverse", "examples")
 
-_MENDS = {
-    "no_head": "Put the head in [ ].",
-    "no_tail": "Put the tail in { }.",
-    "many_heads": "Mark one head only.",
-    "many_tails": "Mark one tail only.",
-    "nested_marks": "Close every mark, and keep head and tail apart.",
-    "empty_entity": "Put words between the marks.",
-}
-
 
 @dataclass
 class Source:
@@ -183,9 +174,8 @@ def marked(source: Source, place: str, sentence: str) -> tuple[str, Span, Span]:
     Raises:
         InputError: It is badly marked.
     """
-    parsed = parse_marked(sentence)
-    if isinstance(parsed, str):
-        raise source.error(place, f"{parsed.replace('_', ' ')} in {sentence!r}", _MENDS[parsed])
+    if (parsed := parse_marked(sentence)) is None:
+        raise source.error(place, f"not one head and one tail marked in {sentence!r}", "Put one head in [ ] and one tail in { }.")
     return parsed
 
 
