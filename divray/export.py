@@ -7,8 +7,6 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from divray import console
-from divray.datasets.corpora import detokenize
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.layout import ACCEPTED, SELECTED
@@ -40,11 +38,7 @@ def export(run_uri: str, target: str, every: bool = False) -> int:
     elif target.endswith(".jsonl"):
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
     else:
-        rows = table.to_pylist()
-        written = [tacred_row(row) for row in rows]
-        if changed := sum(detokenize(one["token"])[0] != row["text"] for one, row in zip(written, rows, strict=True)):
-            console.log(f"{changed} of {len(rows)} sentences come back from their tokens with other blanks; .jsonl and .parquet keep them")
-        data = json.dumps(written, ensure_ascii=False).encode()
+        data = json.dumps([tacred_row(row) for row in table.to_pylist()], ensure_ascii=False).encode()
     write_bytes(*open_uri(target), data)
     return int(table.num_rows)
 

@@ -6,16 +6,13 @@ import json
 import unicodedata
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from divray.datasets.corpora import read_tacred
 from divray.datasets.own import Source, read_jsonl
-from divray.export import export, tacred_row
+from divray.export import tacred_row
 from divray.prompts.rows import slugs_of
 from divray.relations import Relation, as_letters, mentions, metric_tag
-from divray.run_folder import RunFolder
-from divray.schemas import DATASET
 
 SENTENCES = [
     ("Zoe\u0308 wohnt jetzt in Co\u0302te-Rouge.", "Zoe\u0308", "Co\u0302te-Rouge"),
@@ -80,14 +77,3 @@ def test_a_metric_tag_is_ascii_and_tells_relations_apart() -> None:
     assert metric_tag("Cause-Effect(e1,e2)") == "Cause-Effect(e1,e2)" and metric_tag("per:city_of_birth") == "per:city_of_birth"
     tags = [metric_tag(name) for name in ("mieszka_w", "mieszka_wą", "住在", "住于", "50%", "50%25")]
     assert all(tag.isascii() and tag.isprintable() for tag in tags) and len(set(tags)) == 6
-
-
-@pytest.mark.parametrize(("text", "changed"), [("Ann Lee works for Acme.", 0), ("Ann Lee of Acme wrote https://a.example/x?y=1 down.", 1)])
-def test_blanks_that_tokens_cannot_keep_are_said(text: str, changed: int, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    spans = {"head_start": 0, "head_end": 7, "tail_start": text.index("Acme"), "tail_end": text.index("Acme") + 4}
-    row = {"sample_id": "a", "relation": "employed_by", "text": text, "head_type": "", "tail_type": "", **spans}
-    run = RunFolder(str(tmp_path / "run"))
-    run.write_table("comparison/selected", pa.Table.from_pylist([row], DATASET))
-    run.write_table("dataset/data", pa.Table.from_pylist([row], DATASET))
-    assert export(run.uri, str(tmp_path / "all.json")) == 1
-    assert ("1 of 1 sentences come back" in capsys.readouterr().err) == bool(changed)
