@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from itertools import pairwise
 from typing import Any
+
+import regex
 
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.layout import ACCEPTED, SELECTED
-from divray.relations import as_letters
 from divray.run_folder import RunFolder, parquet_bytes, write_bytes
 
-_TOKEN = re.compile(
-    r"\w+(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))\w+)*"
-    r"|[\U0001f1e6-\U0001f1ff]{2}"
-    r"|[^\w\s](?:\u200d[^\w\s]|[\u0300-\u036f\u20d0-\u20ff\ufe00-\ufe0f\U0001f3fb-\U0001f3ff])*"
-)
-"""A word with what joins its parts, a flag, or another sign with its marks."""
+_TOKEN = regex.compile(r"[\p{L}\p{N}_][\w\p{N}\u00ad]*(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))[\w\p{N}\u00ad]+)*|(?!\s)\X")
+"""A word with what joins its parts, or another sign with its marks."""
 
 
 def export(run_uri: str, target: str, every: bool = False) -> int:
@@ -47,7 +43,7 @@ def tacred_row(row: dict[str, Any]) -> dict[str, Any]:
     """A data set row in TACRED's form. A word is one token, but none straddles the edge of an entity."""
     edges = {row["head_start"], row["head_end"], row["tail_start"], row["tail_end"]}
     tokens: list[tuple[int, int]] = []
-    for match in _TOKEN.finditer(as_letters(row["text"])):
+    for match in _TOKEN.finditer(row["text"]):
         cuts = [match.start(), *sorted(edge for edge in edges if match.start() < edge < match.end()), match.end()]
         tokens += pairwise(cuts)
     places: dict[str, Any] = {}

@@ -19,8 +19,6 @@ _NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", 
 """Scripts without blanks between words, by their Unicode names."""
 _TOUCHING = (*_NO_BLANKS, "HANGUL")
 """Scripts in which a name may touch the next word."""
-_JOINERS = "\u00ad\u200c\u200d"
-"""Soft hyphen, zero-width non-joiner and joiner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +127,6 @@ def tightened(text: str, span: Span) -> Span | None:
 
 
 # Where words begin and end, in any script: a word has its combining marks, and not every script puts blanks between words.
-
-
-def as_letters(text: str) -> str:
-    """``text`` with a letter for each mark that belongs to the letter before it, so that ``\\w+`` takes a word whole; no place moves."""
-    letters: list[str] = []
-    for character in text:
-        belongs = (_is_mark(character) or character in _JOINERS) and letters and (letters[-1].isalnum() or letters[-1] == "_")
-        letters.append("a" if belongs else character)
-    return "".join(letters)
 
 
 def mentions(text: str, entity: str) -> list[Span]:

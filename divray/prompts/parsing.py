@@ -11,17 +11,20 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
+import regex
+
 from divray.dedup.shingle import spaced
 from divray.prompts.record import Record
-from divray.relations import Example, Relation, Span, as_letters, mentions, overlap
+from divray.relations import Example, Relation, Span, mentions, overlap
 
 _ENDS = ".!?…。．！？｡।॥؟۔։።՜՞"
 """Signs that end a sentence in the scripts that have one."""
 _CLOSING = "\"'’”»›)]}」』）】"
-_INNER_END = re.compile(rf"(?:([^\W\d_]{{3}})[.]|[!?…।॥؟۔։።])[{re.escape(_CLOSING)}]? +([^\W\d_])|[。！？](?=\w)")
+_INNER_END = regex.compile(rf"(?:([\p{{L}}\p{{M}}]{{3}})[.]|[!?…।॥؟۔։።])[{re.escape(_CLOSING)}]? +(\p{{L}})|[。！？](?=\w)")
 _NUMBER = re.compile(r"^(?:\d{1,2}[.)]|[-*•]) +")
 _QUOTES = '"“”„«»'
-_WORD = re.compile(r"\w+")
+_WORD = regex.compile(r"[\p{L}\p{N}_][\w\p{N}\u00ad]*")
+"""With its marks and joiners, in any script."""
 _LABELS = frozenset({"head", "tail", "entity", "head entity", "tail entity", "sentence", "relation", "none", "n/a"})
 _PERSON = frozenset({"person", "people", "human", "individual"})
 _SEVERAL = re.compile(r" (?:and|&) ")
@@ -198,12 +201,12 @@ def _repeats(text: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return [text[slice(*found.span())] for found in _WORD.finditer(as_letters(text))]
+    return _WORD.findall(text)
 
 
 def _is_several(text: str) -> bool:
     """Whether a sentence ends within ``text``: no small letter follows the sign, and a full stop comes after no abbreviation."""
-    ends = ((found[1] or "", found[2] or "") for found in _INNER_END.finditer(as_letters(text)))
+    ends = ((found[1] or "", found[2] or "") for found in _INNER_END.finditer(text))
     return any(before == before.lower() and not following.islower() for before, following in ends)
 
 
