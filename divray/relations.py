@@ -10,15 +10,20 @@ import unicodedata
 from dataclasses import dataclass
 from urllib.parse import quote
 
+import regex
+
 Span = tuple[int, int]
 
 MARKERS = "[]{}"
 
 _MARK = re.compile(r"[\[\]{}]")
-_NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH KATAKANA")
-"""Scripts without blanks between words, by their Unicode names."""
-_TOUCHING = (*_NO_BLANKS, "HANGUL")
-"""Scripts in which a name may touch the next word."""
+_NO_BLANKS = r"\p{Han}\p{Hiragana}\p{Katakana}ー〆\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\uff01-\uff9f"
+"""Scripts without blanks between words."""
+_LETTER = rf"(?![{_NO_BLANKS}\p{{Hangul}}])[\p{{L}}\p{{N}}\p{{M}}]"
+"""Of a word that no other may touch; in Hangul a name may touch the next word."""
+_IN_WORD = regex.compile(rf"\p{{M}}|(?<={_LETTER}){_LETTER}")
+_TOUCHING = regex.compile(rf"[{_NO_BLANKS}]{{2}}|(?=\p{{P}})[\p{{ea=W}}\p{{ea=F}}]")
+"""Two letters of such scripts, or a sign as wide as a Chinese character, which has its own blank in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,36 +139,12 @@ def mentions(text: str, entity: str) -> list[Span]:
     first, rest, found = entity[:1].casefold(), entity[1:], []
     for start in range(len(text) - len(entity) + 1) if entity else ():
         end = start + len(entity)
-        if text[start].casefold() == first and text.startswith(rest, start + 1) and not (_cuts_word(text, start) or _cuts_word(text, end)):
+        alike = text[start].casefold() == first and text.startswith(rest, start + 1)
+        if alike and not (_IN_WORD.match(text, start) or _IN_WORD.match(text, end)):
             found.append((start, end))
     return found
 
 
 def touch(before: str, after: str) -> bool:
     """Whether no blank stands between two words that end and begin with these characters, in a script that has none."""
-    return (_is_of(before, _NO_BLANKS) and _is_of(after, _NO_BLANKS)) or _is_wide_sign(before) or _is_wide_sign(after)
-
-
-def _cuts_word(text: str, place: int) -> bool:
-    """Whether ``place`` lies inside a word: between letters, digits or marks of a script that puts blanks between words."""
-    if not 0 < place < len(text):
-        return False
-    before, after = text[place - 1], text[place]
-    return _is_mark(after) or (_in_word(before) and _in_word(after))
-
-
-def _in_word(character: str) -> bool:
-    return (character.isalnum() or _is_mark(character)) and not _is_of(character, _TOUCHING)
-
-
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character).startswith("M")
-
-
-def _is_of(character: str, scripts: tuple[str, ...]) -> bool:
-    return bool(character) and unicodedata.name(character, "").startswith(scripts)
-
-
-def _is_wide_sign(character: str) -> bool:
-    """A sign as wide as a Chinese character, which has its own blank in it."""
-    return bool(character) and unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character).startswith("P")
+    return _TOUCHING.search(before + after) is not None
