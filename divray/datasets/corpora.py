@@ -12,20 +12,19 @@ relation`` with inclusive ends; the head is the subject, the tail the object.  T
 * TACREV (Alt et al. 2020): ``[{"id": …, "relation": …}, …]``, the corrected labels only.  All others stay.
 
 FewRel (Han et al. 2018) is a JSON object, relation -> list of instances with ``tokens`` and, for head ``h`` and tail ``t``,
-``[name, id, [[positions of a mention], …]]``.  The first pair of mentions that are contiguous and disjoint stands for the instance.
+``[name, id, [[positions of a mention], …]]``.  The first mention of each stands for it, as in FewRel's own code.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from divray.datasets.own import Source
 from divray.errors import InputError
-from divray.relations import Example, Span, overlap, touch
+from divray.relations import Example, Span, touch
 from divray.textfiles import read_json, read_text
 
 _SENTENCE = re.compile(r"(\d+)\t(.*)")
@@ -181,22 +180,20 @@ def read_fewrel(source: Source) -> Iterator[Example]:
             if not isinstance(row, dict):
                 raise source.error(place, "no JSON object", "Every instance is an object with `tokens`, `h` and `t`.")
             text, spans = detokenize(_tokens(source, place, "tokens", row), join_infixes=True)
-            pairs = list(product(*(_mentions(source, f"{place}, {key}", spans, row.get(key)) for key in ("h", "t"))))
-            if not pairs:
+            head, tail = (_mention(source, f"{place}, {key}", spans, row.get(key)) for key in ("h", "t"))
+            if head and tail:
+                yield from source.usable(Example(text, head, tail, label, example_id=f"{name}/{number}"))
+            else:
                 source.left_out["discontinuous_entity"] += 1
-                continue
-            apart = (pair for pair in pairs if all(start < end for start, end in pair) and not overlap(*pair))
-            head, tail = next(apart, pairs[0])
-            yield from source.usable(Example(text, head, tail, label, example_id=f"{name}/{number}"))
 
 
-def _mentions(source: Source, place: str, spans: list[Span], value: Any) -> list[Span]:
-    """Characters of each mention that leaves no token out."""
-    mentions = value[2] if isinstance(value, list) and len(value) > 2 else None
-    if not isinstance(mentions, list) or not mentions or not all(isinstance(mention, list) and mention for mention in mentions):
-        raise source.error(place, "missing" if value is None else "no entity with mentions", _MENTIONS)
-    found = [(mention, _entity(source, place, spans, mention, _MENTIONS)) for mention in mentions]
-    return [span for mention, span in found if max(mention) - min(mention) == len(mention) - 1]
+def _mention(source: Source, place: str, spans: list[Span], value: Any) -> Span | None:
+    """Characters of an entity's first mention; ``None`` where it leaves a token out."""
+    match value:
+        case [_, _, [[*tokens], *_], *_] if tokens:
+            span = _entity(source, place, spans, tokens, _MENTIONS)
+            return span if max(tokens) - min(tokens) == len(tokens) - 1 else None
+    raise source.error(place, "missing" if value is None else "no entity with mentions", _MENTIONS)
 
 
 # tokens --------------------------------------------------------------------------------------
