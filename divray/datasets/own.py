@@ -209,12 +209,9 @@ def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text:
         words = value.get("text")
         if value.get("start") is None and isinstance(words, str) and (name := words.strip()):
             found = [span for span in mentions(text, name) if text[slice(*span)] == name]
-            if not found:
-                if name in text:
-                    raise source.error(field, f"{name!r} stands only inside a longer word of the text", "Give `start` and `end` too.")
-                raise source.error(field, f"{name!r} is not in the text", "Write it as it stands in the text.")
-            if len(found) > 1:
-                raise source.error(field, f"{name!r} stands in the text {len(found)} times", "Give `start` and `end` too.")
+            if len(found) != 1:
+                problem = f"{name!r} stands in the text {len(found)} times as words of its own"
+                raise source.error(field, problem, "Write it as it stands there, or give `start` and `end` too.")
             return found[0]
         value = [value.get("start"), value.get("end")]
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):

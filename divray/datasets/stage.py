@@ -73,9 +73,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     run.delete("data")  # also what later stages made of older files
     rows = [{key: value for key, value in asdict(relation).items() if key != "examples"} for relation in task.relations]
     run.write_json(RELATIONS, rows)
-    run.write_table(SEEDS, examples_table(task.seeds))
-    run.write_table(TEST, examples_table(task.test))
-    for name, part in ((NEGATIVES, task.negatives), (UNLABELLED, task.unlabelled)):
+    for name, part in ((SEEDS, task.seeds), (TEST, task.test), (NEGATIVES, task.negatives), (UNLABELLED, task.unlabelled)):
         if part:
             run.write_table(name, examples_table(part))
     tables = [
