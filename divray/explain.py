@@ -45,7 +45,7 @@ def explain(uri: str, sample_id: str) -> Row:
         # One request may ask for several candidates.
         alike = pc.starts_with(pc.field("candidate_id"), sample_id.rpartition("-")[0] + "-")
         for request in rows(folder, own.prompts, PROMPTS.names, alike):
-            if sample_id in candidate_ids(request["candidate_id"], request["sentences"] or 1):
+            if sample_id in candidate_ids(request["candidate_id"], request["sentences"]):
                 return _candidate(run, own, sample_id, request)
     raise InputError(folder.uri, sample_id, "no candidate of this run has that id", "Ids stand in `dataset/` and in `round-XX/samples`.")
 

@@ -24,7 +24,7 @@ from divray.prompts.rows import accepted_samples, candidate_ids
 from divray.prompts.waves import Tally, Wave, next_counts, quota_account, split_by_strategy, wave_count
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
-from divray.scan import ASKED, tally
+from divray.scan import tally
 from divray.schemas import NAIVE, SAMPLES
 from divray.scoring import stage as scoring
 from divray.stages import Progress
@@ -86,7 +86,7 @@ def run(
             break
         wave += 1
         asked: dict[str, dict[str, int]] = {}
-        for (relation, strategy), (_, count) in tally(run, own.prompts, ["relation", "strategy"], ["asked"], ASKED).items():
+        for (relation, strategy), (_, count) in tally(run, own.prompts, ["relation", "strategy"], ["sentences"]).items():
             asked.setdefault(relation, {})[strategy] = int(count)
         plan = Wave(wave, split_by_strategy(config, wanted), asked, accepted_samples(run, range(round + 1)))
         write_wave(config, run, round, plan)
@@ -102,7 +102,7 @@ def run(
 def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Tally]:
     """Each relation's :class:`Tally`, from the tables of a round, without the naive baseline."""
     loop = pc.field("strategy") != NAIVE
-    asked = tally(run, own.prompts, ["relation"], ["asked"], ASKED, loop)
+    asked = tally(run, own.prompts, ["relation"], ["sentences"], where=loop)
     accepted = tally(run, own.scores, ["relation"], where=loop & pc.field("unique") & pc.field("correct"))
     tokens = tally(run, own.completions, ["relation"], ["generated_tokens"], where=loop)
     found = {name: [int(counts.get((name,), (0, 0))[-1]) for counts in (asked, accepted, tokens)] for name in relations}

@@ -16,9 +16,6 @@ Row = dict[str, Any]
 
 SENTENCE = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 
-ASKED = {"asked": pc.max_element_wise(pc.field("sentences"), 1)}
-"""For :func:`tally`: ``asked``, the candidates of a request row, which are its ``sentences`` and at least 1."""
-
 
 def rows(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:
     """The rows of a table, or of several of one schema, one at a time; none where there is no such table."""

@@ -48,7 +48,7 @@ PROMPTS = pa.schema(
         *_fields(pa.string(), "policy"),
     ]
 )
-"""One row a request, which is one candidate, or ``sentences`` of them (null: 1). The candidates of one prompt text share ``prompt_id``;
+"""One row a request, for ``sentences`` candidates, mostly one. The candidates of one prompt text share ``prompt_id``;
 ``head`` and ``tail`` are the pair that the prompt gives, ``""`` where the LLM writes it; ``pattern`` is the JSON schema or the regular
 expression of the completion, ``""`` for free text; ``demonstrations`` are ids of examples and of earlier samples; ``policy`` is the
 model asked: ``tuned``, the round's own policy, or ``base``, the one that it was tuned from."""

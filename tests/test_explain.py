@@ -65,7 +65,7 @@ def run(uri: str) -> RunFolder:
     run.write_table("data/test", table([{"example_id": "t9", "relation": "cause", **sentence(CASES["r00-a-005"])}], schemas.EXAMPLES))
     rows = []
     for number, (name, marked) in enumerate(CASES.items()):
-        row = {"candidate_id": name, "relation": "cause", "round": 0, "strategy": "naive" if number == 9 else "anchored"}
+        row = {"candidate_id": name, "relation": "cause", "round": 0, "strategy": "naive" if number == 9 else "anchored", "sentences": 1}
         row |= {"prompt_id": "p0", "prompt": "Write one.", "pattern": "", "seed": number, "demonstrations": ["s/1"], "completion": marked}
         row |= {"prompt_tokens": 9, "generated_tokens": 20, "started_at": 10.0, "finished_at": 12.5, "engine": "e1", "error": ""}
         rejected = {"text": "", "rejection": "no_sentence_end"} if number == 6 else {"rejection": ""}

@@ -65,7 +65,9 @@ def test_busy_shares_agree_with_counting(pairs: list[tuple[int, int]]) -> None:
 
 def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
     run, config = RunFolder(str(tmp_path)), _config(rounds=1)
-    run.write_table("round-00/prompts", _table([{"candidate_id": "a"}, {"candidate_id": "b", "sentences": 4}], schemas.PROMPTS))
+    run.write_table(
+        "round-00/prompts", _table([{"candidate_id": "a", "sentences": 1}, {"candidate_id": "b", "sentences": 4}], schemas.PROMPTS)
+    )
     book = account(config, run)
     assert book.view(book.cells)["candidates"] == 5
     times = [("one", 20.0, 24.0), ("one", 23.0, 30.0), ("one", 40.0, 45.0), ("two", 50.0, 60.0)]
@@ -135,7 +137,7 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
             for n in range(count + (4 if number == 0 else 0)):
                 naive = n >= count
                 name = f"{number}-{place}-{n:02d}"
-                row = {"candidate_id": name, "round": number, "relation": relation}
+                row = {"candidate_id": name, "round": number, "relation": relation, "sentences": 1}
                 row["strategy"] = "naive" if naive else ("independent" if n % 2 else "anchored")
                 rows["prompts"].append(row)
                 start = 100.0 * number + 10.0 * place + n

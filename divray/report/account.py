@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.layout import SELECTED, Round
 from divray.run_folder import RunFolder
-from divray.scan import ASKED, table_of, tally
+from divray.scan import table_of, tally
 from divray.schemas import COMPLETIONS, NAIVE
 from divray.texts import SEED_PREFIX
 
@@ -102,7 +102,7 @@ def account(config: Config, run: RunFolder) -> Account:
     """Count from the tables of the run folder; what no stage has written yet is left out."""
     book, rounds, keys = Account(), rounds_of(config, run), Cell._fields
     key: Iterable[Any]
-    for key, (_, count) in tally(run, [own.prompts for own in rounds], keys, ["asked"], ASKED).items():
+    for key, (_, count) in tally(run, [own.prompts for own in rounds], keys, ["sentences"]).items():
         book.add(key, candidates=count)
     for key, (_, *amounts) in tally(run, [own.completions for own in rounds], keys, TOKENS).items():
         book.add(key, **dict(zip(TOKENS, amounts, strict=True)))
