@@ -67,16 +67,6 @@ class Relation:
     examples: tuple[Example, ...] = ()
 
 
-def span_problem(text: str, head: Span, tail: Span) -> str:
-    """Say what is wrong with the two spans of ``text``, or ``""`` if nothing is."""
-    for name, (start, end) in (("head", head), ("tail", tail)):
-        if not 0 <= start < end <= len(text):
-            return f"the {name} span ({start}, {end}) does not lie in the text"
-        if text[start:end] != text[start:end].strip():
-            return f"the {name} carries loose blanks"
-    return "head and tail overlap" if overlap(head, tail) else ""
-
-
 def overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 

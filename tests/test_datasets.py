@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from made_examples import span_problem
 
 from divray.config import Config, load_config, parse_config
 from divray.datasets import examples_table, load_task, read_relations, read_relations_file, table_examples
@@ -22,7 +23,7 @@ from divray.datasets.corpora import Patches, detokenize, read_fewrel, read_semev
 from divray.datasets.huggingface import read_huggingface
 from divray.datasets.own import Source, read_jsonl, read_marked
 from divray.errors import InputError
-from divray.relations import Example, span_problem
+from divray.relations import Example
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 
@@ -275,6 +276,13 @@ def test_jsonl_refuses_whole_files(tmp_path: Path) -> None:
     refused(lambda: list(read_jsonl(Source(path))), "line 1", "no JSON object")
     path.write_bytes(json.dumps(ROW).encode() + b"\n\n" + b'{"text": "caf\xe9"}')
     refused(lambda: list(read_jsonl(Source(path))), "line 3", "invalid UTF-8")
+
+
+def test_jsonl_rows_may_be_marked_sentences(tmp_path: Path) -> None:
+    rows = [{"text": "The [storm] caused {flooding}.", "relation": "cause"}, {"text": "The storm caused flooding.", "relation": "cause"}]
+    (example,) = read_jsonl(Source(jsonl(tmp_path / "a.jsonl", rows[:1])))
+    assert example == Example(ROW["text"], (4, 9), (17, 25), "cause", example_id="line-1")
+    refused(lambda: list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", rows)))), "line 2, text", "not one head and one tail marked")
 
 
 def test_byte_order_mark_and_line_separators_inside_strings(tmp_path: Path) -> None:

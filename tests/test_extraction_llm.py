@@ -4,11 +4,12 @@ import re
 
 import pyarrow as pa
 import pytest
+from made_examples import span_problem
 
 from divray.config import parse_config
 from divray.datasets.stage import examples_table
 from divray.extraction import answers as llm
-from divray.relations import Example, Relation, span_problem
+from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from begun_runs import begin
 from conftest import FASTER, Submit, kill_tree
+from made_examples import span_problem
 
 from divray import pipeline
 from divray.cli import main
 from divray.config import load_config
 from divray.extraction.model import RelationExtractor
 from divray.quickstart import folder
-from divray.relations import span_problem
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, PAIRS
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from made_examples import span_problem
 
 from divray.config import load_config
 from divray.quickstart import folder
-from divray.relations import Example, mask_entities, parse_marked, render_marked, span_problem
+from divray.relations import Example, mask_entities, parse_marked, render_marked
 
 KEYS = {"id", "text", "head", "tail", "relation", "head_type", "tail_type"}
 NAMED = ("person", "organization", "place")

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_examples import span_problem
 
-from divray.relations import Example, mask_entities, parse_marked, render_marked, span_problem
+from divray.relations import Example, mask_entities, parse_marked, render_marked
 
 WORDS = st.text(alphabet="abcdefgh ", min_size=1, max_size=12).map(str.strip).filter(bool)
 
@@ -37,11 +38,3 @@ def test_masking_keeps_the_structure() -> None:
     assert mask_entities("Ada lives in Rome.", (0, 3), (13, 17)) == "HEAD lives in TAIL."
     assert mask_entities("Rome is home to Ada.", (16, 19), (0, 4)) == "TAIL is home to HEAD."
     assert mask_entities("Ada was born in Rome in 1952, at 7 a.m.", (0, 3), (16, 20)) == "HEAD was born in TAIL in 0, at 0 a.m."
-
-
-@pytest.mark.parametrize(
-    ("head", "tail", "word"),
-    [((0, 30), (1, 2), "lie"), ((0, 4), (5, 9), "blanks"), ((0, 3), (2, 5), "overlap")],
-)
-def test_bad_spans_are_named(head: tuple[int, int], tail: tuple[int, int], word: str) -> None:
-    assert word in span_problem("Ada lives in Rome.", head, tail)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divray.datasets.own import IDS, SENTENCE, Source, example_from_row
+from divray.datasets.own import IDS, SENTENCE, Source, labelled
 from divray.dedup.storage import PARQUET, first_line
 from divray.errors import InputError
 from divray.relations import Example
@@ -40,7 +40,7 @@ def read_huggingface(source: Source) -> Iterator[Example]:
         for batch in table.select(wanted).to_batches(max_chunksize=4096):
             for row in plain_rows(batch, str(path), number):
                 number += 1
-                yield from example_from_row(source, f"row {number}", row, f"row-{number}")
+                yield from labelled(source, f"row {number}", row, f"row-{number}")
     if not number:
         raise source.error("", "holds no rows", "Save the data set again, or give another split.")
 

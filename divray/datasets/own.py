@@ -17,8 +17,9 @@ A test (or training) file of the same kind is a YAML mapping, relation -> list o
 
 Rows stand in JSONL, and in Arrow and Parquet (:mod:`divray.datasets.huggingface`): ``{"text": "The storm caused flooding.",
 "head": [4, 9], "tail": [17, 25], "relation": "cause"}``, with ``head_type``, ``tail_type`` and ``id`` where there are any; spans are
-``[start, end)`` in characters.  Also read: ``{"start": 4, "end": 9}``; ``{"text": "storm"}`` where it stands in the text once; and
-the columns of divray's own data set (``head_start``, ``head_end``, …, ``sample_id``).  Other keys are ignored.
+``[start, end)`` in characters.  Also read: ``{"start": 4, "end": 9}``; ``{"text": "storm"}`` where it stands in the text once; the
+columns of divray's own data set (``head_start``, ``head_end``, …, ``sample_id``); and, where a row has none of these, a ``text`` that
+is itself marked.  Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -179,19 +180,28 @@ def marked(source: Source, place: str, sentence: str) -> tuple[str, Span, Span]:
     return parsed
 
 
-def example_from_row(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:
-    """One checked example, or none where it can't be used, which is counted; ``place`` is the row's name in an error.
+def labelled(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:
+    """:func:`example_from_row` with the row's label, types and id."""
+    label = source.label(place, row.get("relation"))
+    types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
+    given = next((row[name] for name in IDS if row.get(name) is not None), None)
+    identity = source.identity(place, given, default_id)
+    for example in example_from_row(source, place, row):
+        yield replace(example, relation=label, head_type=types[0], tail_type=types[1], example_id=identity)
+
+
+def example_from_row(source: Source, place: str, row: Mapping[str, Any]) -> Iterator[Example]:
+    """Text and entities of a row, checked, or nothing where they can't be used, which is counted; ``place`` names it in an error.
 
     Raises:
         InputError: A field is missing or wrong, or an entity is not in the text.
     """
     text = source.string(place, "text", row.get("text"))
-    label = source.label(place, row.get("relation"))
-    head, tail = (span_of(source, place, row, side, text) for side in ("head", "tail"))
-    types = [source.string(place, name, row.get(name), required=False) for name in ("head_type", "tail_type")]
-    given = next((row[name] for name in IDS if row.get(name) is not None), None)
-    identity = source.identity(place, given, default_id)
-    yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
+    if all(row.get(name) is None for name in ("head", "tail", "head_start", "tail_start")):
+        text, head, tail = marked(source, f"{place}, text", text)
+    else:
+        head, tail = (span_of(source, place, row, side, text) for side in ("head", "tail"))
+    yield from source.usable(Example(text, head, tail, ""))
 
 
 def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text: str) -> Span:
@@ -233,4 +243,4 @@ def read_jsonl(source: Source) -> Iterator[Example]:
         InputError: A line is no JSON object, or a field of it is wrong.
     """
     for number, row in json_lines(read_bytes(source.path).split(b"\n"), str(source.path)):
-        yield from example_from_row(source, f"line {number}", row, f"line-{number}")
+        yield from labelled(source, f"line {number}", row, f"line-{number}")

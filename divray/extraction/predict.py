@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divray.datasets.huggingface import plain_rows
-from divray.datasets.own import SENTENCE, Source, marked, span_of
+from divray.datasets.own import SENTENCE, Source, example_from_row
 from divray.dedup.storage import first_line, make_folder, open_uri, placed
 from divray.errors import InputError
 from divray.models import check_model, facts_of
-from divray.relations import Example, span_problem, tightened
+from divray.relations import Example
 from divray.run_folder import RunFolder
 from divray.scan import Row
 from divray.textfiles import json_lines
@@ -125,13 +125,10 @@ def _batches(source: str) -> Iterator[Batch]:
 
 
 def _example(source: Source, place: str, row: Row) -> Example:
-    text = source.string(place, "text", row.get("text"))
-    if all(row.get(name) is None for name in ("head", "tail", "head_start", "tail_start")):
-        return Example(*marked(source, f"{place}, text", text), "")
-    head, tail = (tightened(text, span) or span for span in (span_of(source, place, row, side, text) for side in ("head", "tail")))
-    if problem := span_problem(text, head, tail):
-        raise source.error(f"{place}, head, tail", problem, "Correct the spans, or mark head and tail in `text` as [head] and {tail}.")
-    return Example(text, head, tail, "")
+    if example := next(example_from_row(source, place, row), None):
+        return example
+    problem = ", ".join(source.left_out).replace("_", " ")
+    raise source.error(f"{place}, head, tail", problem, "Correct the spans, or mark head and tail in `text` as [head] and {tail}.")
 
 
 def _answered(schema: pa.Schema) -> pa.Schema:
