@@ -218,15 +218,3 @@ def test_earlier_samples_near_each_other_give_no_pair(monkeypatch: pytest.Monkey
     monkeypatch.setattr(near_copies, "near_duplicates", spy := Spy(True))
     deduplicate(table(sentence_rows("n", 0, 10, ["r"])), CONFIG, fixed_items(samples=table(sentence_rows("o", 1, 80, ["r"]))))
     assert (spy.calls, spy.both_old) == (1, 0)
-
-
-def test_ids_that_are_large_strings() -> None:
-    sentence = "The [café] caused the {flood} in the valley last year ."
-    rows = table([row(str(n), "cause" if n % 2 else "origin", sentence) for n in (10, 9)])
-    rows = rows.set_column(0, "candidate_id", rows["candidate_id"].cast(pa.large_string()))
-    made = label_conflicts(rows, CONFIG, rows.slice(0, 0))
-    assert dict(zip(made["candidate_id"].to_pylist(), made["conflict"].to_pylist(), strict=True)) == {"10": "9", "9": "10"}
-    reference = rows.rename_columns(["example_id", *rows.column_names[1:]])
-    near = near_reference(rows, reference, CONFIG)
-    assert near.schema.field("near").type == pa.large_string() and near["near"].to_pylist() == ["10"] * 2
-    assert deduplicate(rows, CONFIG, fixed_items(reference))["nearest_id"].to_pylist() == ["seed:10"] * 2

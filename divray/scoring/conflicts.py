@@ -50,7 +50,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
         ``known``, then the smallest), ``conflict_relation`` and ``conflict_similarity`` (Jaccard of the texts); sorted, rows in
         conflict only.
     """
-    rows = pa.concat_tables([part.select(_COMPARED) for part in (table, known)], promote_options="permissive")
+    rows = pa.concat_tables([table.select(_COMPARED), known.select(_COMPARED)])
     new = np.arange(rows.num_rows) < table.num_rows
     labels, by_id = _codes(rows["relation"]), ranks(rows["candidate_id"])
     # Rows that differ in nothing that matters here are one item, named by the smallest id; those of the table come first.
@@ -107,8 +107,7 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
         Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of
         the two); sorted, near rows only.
     """
-    reference = reference.sort_by("example_id")
-    m = reference.num_rows
+    reference, m = reference.sort_by("example_id"), reference.num_rows
     nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
     for mask in (False, True) if config.mask_entities else (False,):
         # The reference comes first, so that rows of the table are not compared with each other.
@@ -136,11 +135,11 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     rows = run.read_table(embedded, [*_COMPARED, "strategy"])
     known = [named_seeds(run.read_table(SEEDS)).select(_COMPARED)]
     is_naive = pc.equal(rows["strategy"], NAIVE)
-    found = [label_conflicts(rows.filter(is_naive).select(_COMPARED), config.diversity, known[0])]
+    found = [label_conflicts(rows.filter(is_naive), config.diversity, known[0])]
     stayed = (pc.field("unique") | (pc.field("conflict") != "")) & (pc.field("strategy") != NAIVE)
     if earlier := table_of(run, score_tables(round), _COMPARED, stayed):
         known.append(earlier)
-    found.append(label_conflicts(rows.filter(pc.invert(is_naive)).select(_COMPARED), config.diversity, pa.concat_tables(known)))
+    found.append(label_conflicts(rows.filter(pc.invert(is_naive)), config.diversity, pa.concat_tables(known)))
     near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
     if config.diversity.guard_test:
         near = near_reference(rows, run.read_table(TEST), config.diversity).rename_columns(near.column_names)
