@@ -18,7 +18,7 @@ from divray.errors import InputError
 from divray.explain import explain
 from divray.relations import parse_marked
 from divray.run_folder import RunFolder
-from divray.scoring.near_copies import deduplicate, fixed_items
+from divray.scoring.near_copies import deduplicate
 
 CONFIG = Config.model_validate(
     {
@@ -78,7 +78,7 @@ def run(uri: str) -> RunFolder:
     reasons = {4: "labelling conflict with r00-b-000 under place (0.90)", 5: "near test example t9 (1.00)"}
     for number, row in enumerate(scored):
         row |= {"conflict": "", "conflict_relation": "", "near_test": "", **marks.get(number, {})}
-    free = deduplicate(table(scored[:4] + scored[6:], schemas.SCORES), CONFIG.diversity, fixed_items(run.read_table("data/seeds")))
+    free = deduplicate(table(scored[:4] + scored[6:], schemas.SCORES), CONFIG.diversity)
     barred = {"unique": False, "similarity": 0.9}
     out = [
         {**scored[n], **barred, "reason": reasons[n], "cluster": scored[n]["candidate_id"], "nearest_id": near}

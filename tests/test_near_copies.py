@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from divray.schemas import EXAMPLES, SCORES
 from divray.scoring import near_copies
-from divray.scoring.near_copies import deduplicate, distances, fixed_items
+from divray.scoring.conflicts import copies_of_seeds
+from divray.scoring.near_copies import deduplicate, distances
 from divray.sections import DiversityConfig
 from divray.texts import compared_texts
 
@@ -20,9 +21,7 @@ PLAIN = DiversityConfig(mask_entities=False)
 
 def samples(texts: dict[str, str], correctness: list[float] | None = None) -> pa.Table:
     columns = {"candidate_id": pa.array(texts.keys(), pa.string()), "text": pa.array(texts.values(), pa.string())}
-    if correctness is not None:
-        columns["correctness"] = pa.array(correctness, pa.float64())
-    return pa.table(columns)
+    return pa.table(columns | {"correctness": pa.array(correctness or [None] * len(texts), pa.float64())})
 
 
 def shuffle(table: pa.Table, random: Any) -> pa.Table:
@@ -37,7 +36,8 @@ def marked(rows: list[tuple[str, str, str, str]], id_column: str = "candidate_id
         values.append(
             {id_column: name, "text": text, "head_start": h, "head_end": h + len(head), "tail_start": t, "tail_end": t + len(tail)}
         )
-    schema = pa.schema([pa.field(id_column, pa.string()), *(EXAMPLES.field(n) for n in EXAMPLES.names[2:7])])
+    spans = (EXAMPLES.field(n) for n in EXAMPLES.names[2:7])
+    schema = pa.schema([pa.field(id_column, pa.string()), *spans, pa.field("correctness", pa.float64())])
     return pa.Table.from_pylist(values, schema)
 
 
@@ -51,8 +51,8 @@ def test_near_copies_go_and_the_most_correct_stays() -> None:
         correctness=[0.9, 0.2, 0.5, 0.5],
     )
     made = deduplicate(table, DiversityConfig(mask_entities=False, threshold=0.6))
-    assert made["candidate_id"].to_pylist() == ["a", "b", "c", "d"]
     rows = by_id(made)
+    assert list(rows) == ["c", "a", "b", "d"]
     assert rows["a"] == {
         "cluster": "a",
         "nearest_id": "c",
@@ -85,19 +85,28 @@ def test_masking_compares_structure() -> None:
     assert all(row["unique"] for row in by_id(deduplicate(table, PLAIN)).values())
 
 
-def test_seeds_and_earlier_samples_always_stay() -> None:
-    seeds = marked([("7", "Ann was born in Rome that year .", "Ann", "Rome")], "example_id")
+def test_earlier_samples_always_stay() -> None:
     earlier = marked([("r0-1", "Ed moved from Ulm to Bonn .", "Ed", "Ulm")])
+    table = marked([("r1-1", "Jo moved from Bern to Bonn .", "Jo", "Bern")])
+    table = table.set_column(table.num_columns - 1, "correctness", pa.array([1.0]))
+    (row,) = by_id(deduplicate(table, DiversityConfig(), earlier)).values()
+    assert row["reason"] == "near copy of r0-1 (1.00)" and row["cluster"] == "r0-1"
+
+
+@pytest.mark.parametrize(("threshold", "copies"), [(0.7, ["r1-1", "r1-2"]), (0.2, ["r1-1", "r1-2", "r1-3"])])
+def test_copies_of_seeds_go(threshold: float, copies: list[str]) -> None:
+    seeds = marked([("7", "Ann was born in Rome that year .", "Ann", "Rome")], "example_id")
     table = marked(
         [
             ("r1-1", "Cy was born in Graz that year .", "Cy", "Graz"),
-            ("r1-2", "Jo moved from Bern to Bonn .", "Jo", "Bern"),
+            ("r1-2", "Cy was born in Graz that day .", "Cy", "Graz"),
+            ("r1-3", "Cy was born in Graz on a cold day .", "Cy", "Graz"),
+            ("r1-4", "Jo moved from Bern to Bonn .", "Jo", "Bern"),
         ]
-    ).append_column("correctness", pa.array([1.0, None]))
-    rows = by_id(deduplicate(table, DiversityConfig(), fixed_items(seeds, earlier)))
-    assert rows["r1-1"]["reason"] == "near copy of seed 7 (1.00)" and rows["r1-1"]["nearest_id"] == "seed:7"
-    assert rows["r1-2"]["reason"] == "near copy of r0-1 (1.00)" and rows["r1-2"]["cluster"] == "r0-1"
-    assert fixed_items().num_rows == 0
+    )
+    rows = by_id(copies_of_seeds(table, seeds, DiversityConfig(threshold=threshold)))
+    assert list(rows) == copies and not any(row["unique"] for row in rows.values())
+    assert rows["r1-1"]["reason"] == "near copy of seed:7 (1.00)" and rows["r1-1"]["nearest_id"] == "seed:7"
 
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join)
@@ -108,13 +117,9 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join)
 def test_any_order_of_rows_gives_the_same(rows: list[tuple[str, float]], fixed: int, random: Any) -> None:
     config = DiversityConfig(mask_entities=False, threshold=0.5)
     table = samples({f"s{i:02d}": text for i, (text, _) in enumerate(rows)}, [score for _, score in rows])
-    zeros = pa.array([0] * table.num_rows, pa.int32())
-    for name in ("head_start", "head_end", "tail_start", "tail_end"):
-        table = table.append_column(name, zeros)
-    kept = fixed_items(samples=table.slice(0, fixed))
-    table = table.slice(fixed)
+    kept, table = table.slice(0, fixed), table.slice(fixed)
     wanted = deduplicate(table, config, kept)
-    assert deduplicate(shuffle(table, random), config, shuffle(kept, random)).equals(wanted)
+    assert deduplicate(shuffle(table, random), config, shuffle(kept, random)).sort_by("candidate_id").equals(wanted)
     # Brute force: kept ones are pairwise apart, each dropped one is near a kept one, the nearest is the nearest.
     names = table["candidate_id"].to_pylist() + kept["candidate_id"].to_pylist()
     texts = dict(zip(names, table["text"].to_pylist() + kept["text"].to_pylist(), strict=True))

@@ -26,7 +26,7 @@ from divray.layout import SEEDS, TEST, score_tables
 from divray.run_folder import RunFolder
 from divray.scan import table_of
 from divray.schemas import NAIVE
-from divray.scoring.near_copies import DECISION, named_seeds, with_columns
+from divray.scoring.near_copies import DECISION, with_columns
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS, compared_texts, configured_shingles
 
@@ -133,7 +133,9 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     """
     run = RunFolder(uri)
     rows = run.read_table(embedded, [*_COMPARED, "strategy"])
-    known = [named_seeds(run.read_table(SEEDS)).select(_COMPARED)]
+    seeds = run.read_table(SEEDS)
+    names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"], "")
+    known = [with_columns(seeds, {"candidate_id": names}).select(_COMPARED)]
     is_naive = pc.equal(rows["strategy"], NAIVE)
     found = [label_conflicts(rows.filter(is_naive), config.diversity, known[0])]
     stayed = (pc.field("unique") | (pc.field("conflict") != "")) & (pc.field("strategy") != NAIVE)
@@ -168,7 +170,8 @@ def dropped(rows: pa.Table) -> pa.Table:
 
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
     """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
-    near = near_reference(rows, seeds, settings.model_copy(update={"threshold": settings.seed_threshold}))
+    threshold = min(settings.threshold, settings.seed_threshold)
+    near = near_reference(rows, seeds, settings.model_copy(update={"threshold": threshold}))
     rows = rows.take(pc.index_in(near["candidate_id"], value_set=rows["candidate_id"].combine_chunks()))
     named = [(f"{SEED_PREFIX}{row['near']}", row["similarity"]) for row in near.to_pylist()]
     return _with_decision(rows, [(name, similarity, f"near copy of {name}") for name, similarity in named])

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from divray.dedup.decide import decide, in_words, nearest_items, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import near_duplicates
-from divray.schemas import SAMPLES, SCORES
+from divray.schemas import SCORES
 from divray.sections import DiversityConfig
-from divray.texts import SEED_PREFIX, SPANS, compared_texts, configured_shingles
+from divray.texts import compared_texts, configured_shingles
 
 NEIGHBOUR_FLOOR = 0.3
 """Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
@@ -30,53 +30,32 @@ DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "
 
 Vectors = npt.NDArray[np.floating[Any]]
 
-_FIXED = pa.schema([("candidate_id", pa.string()), *((name, SAMPLES.field(name).type) for name in ("text", *SPANS))])
-
 
 def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | None = None) -> pa.Table:
     """``table`` with ``columns`` put in or replaced, then as ``schema`` wants it: its columns alone, in its order and of its types."""
     return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns, schema=schema)
 
 
-def named_seeds(seeds: pa.Table) -> pa.Table:
-    """Rows of ``schemas.EXAMPLES`` with the ``candidate_id`` by which seeds stand among samples: ``seed:<example_id>``."""
-    names = pc.binary_join_element_wise(SEED_PREFIX, seeds["example_id"].cast(pa.string()), "")
-    return with_columns(seeds, {"candidate_id": names})
-
-
-def fixed_items(seeds: pa.Table | None = None, samples: pa.Table | None = None) -> pa.Table:
-    """What stays whatever comes: seeds, and samples of earlier rounds."""
-    parts = [named_seeds(seeds)] if seeds is not None else []
-    parts += [samples] if samples is not None else []
-    return pa.concat_tables([_FIXED.empty_table(), *(with_columns(part, {}, _FIXED) for part in parts)])
-
-
 def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None = None) -> pa.Table:
     """Find the near-duplicates among one relation's samples and say which of them stay.
 
-    Args:
-        table: Columns ``candidate_id`` and ``text``, the four span columns where entities are masked, and maybe ``correctness``.
-        kept: Items that stay whatever comes, from :func:`fixed_items`, seeds first; their ids don't occur in ``table``.  Its samples
-            are taken to be apart, as an earlier call leaves them: they are compared with ``table`` and with seeds, not with each other.
+    ``kept`` are samples that stay whatever comes, apart from each other, as an earlier call leaves them: they are compared with ``table``
+    alone.
 
     Returns:
-        ``table`` sorted by ``candidate_id``, with the columns :data:`DECISION` put in or replaced. ``nearest_id`` is the most similar
-        other item from Jaccard :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then the smallest id), else ``""``.
+        ``table`` with the columns :data:`DECISION` put in or replaced. ``nearest_id`` is the most similar other item from Jaccard
+        :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then the smallest id), else ``""``.
     """
-    table, kept = table.sort_by("candidate_id"), fixed_items() if kept is None else kept
-    texts = compared_texts(table, config.mask_entities) + compared_texts(kept, config.mask_entities)
-    ids = pa.concat_arrays([part["candidate_id"].cast(pa.large_string()).combine_chunks() for part in (table, kept)])
+    parts = [table] if kept is None else [table, kept]
+    texts = [text for part in parts for text in compared_texts(part, config.mask_entities)]
+    ids = pa.concat_arrays([part["candidate_id"].combine_chunks() for part in parts])
     n, by_id = table.num_rows, ranks(ids)
-    correctness = np.full(len(ids), np.nan)
-    if "correctness" in table.column_names:
-        correctness[:n] = table["correctness"].cast(pa.float64()).to_numpy()
-
-    compared = n + pc.sum(pc.starts_with(ids[n:], SEED_PREFIX), min_count=0).as_py()  # the seeds alone may be near each other
+    correctness = np.append(table["correctness"].to_numpy(), np.full(len(ids) - n, np.nan))
     sets, first, group = fold(configured_shingles(texts, config))
     shared = np.unique(sets.values, return_counts=True)[1].astype(np.float64)
     few = (shared**2).sum() <= MOST_VISITS
     floor = min(NEIGHBOUR_FLOOR, config.threshold) if few else config.threshold
-    near = near_duplicates(sets, floor, "exact" if few else "auto", own=int(np.searchsorted(first, compared)))
+    near = near_duplicates(sets, floor, "exact" if few else "auto", own=int(np.searchsorted(first, n)))
     pairs = near.take(near.similarity >= config.threshold)
     decisions = decide(by_id, pairs, correctness, np.arange(len(ids)) >= n, group)
 
@@ -90,7 +69,7 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
         "nearest_id": pc.fill_null(names, ""),
         "similarity": similarity[:n],
         "unique": decisions.kept[:n],
-        "reason": pc.replace_substring(reasons, f" {SEED_PREFIX}", " seed "),
+        "reason": reasons,
     }
     fields = {field.name: field for field in (*table.schema, *DECISION)}  # a column that is replaced keeps its place
     return with_columns(table, columns, pa.schema(list(fields.values())))

@@ -30,7 +30,7 @@ from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, dropped, marked
 from divray.scoring.judge import Judging
-from divray.scoring.near_copies import deduplicate, distances, fixed_items, with_columns
+from divray.scoring.near_copies import deduplicate, distances, with_columns
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
@@ -161,7 +161,7 @@ def _scored_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     gone, rest = dropped(rows.filter(BARRED)), rows.filter(~BARRED)
     copies = copies_of_seeds(rest, own, config.diversity)
     rest = rest.filter(pc.invert(pc.is_in(rest["candidate_id"], copies["candidate_id"].combine_chunks())))
-    free = deduplicate(rest, config.diversity, fixed_items(own, before))
+    free = deduplicate(rest, config.diversity, before)
     rows = pa.concat_tables([part.select(free.column_names) for part in (free, copies, gone)]).sort_by("candidate_id")
     vectors, unique = embedding_matrix(rows["embedding"]), rows["unique"].to_numpy()
     novelty = distances(vectors, vectors[unique], np.where(unique, np.cumsum(unique) - 1, -1))
