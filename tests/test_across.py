@@ -11,7 +11,7 @@ from divray.config import Config
 from divray.relations import parse_marked
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES, SAMPLES, SCORES
-from divray.scoring.conflicts import BARRED, MARKS, across_relations, dropped, marked
+from divray.scoring.conflicts import BARRED, MARKS, across_relations, marked
 
 STORM = "The [storm] caused the {flood} in the wide valley last year ."
 HOUSE = "Her [brother] lives in a small {house} near the old harbour ."
@@ -80,11 +80,11 @@ def test_the_test_set_is_guarded_on_request(run: RunFolder) -> None:
 def test_what_is_dropped_says_why(run: RunFolder) -> None:
     settings = config(guard_test=True)
     rows = marked(run.read_table("new"), across_relations(settings, run.uri, "new", 0))
-    gone = {r["candidate_id"]: r for r in dropped(rows.filter(BARRED)).to_pylist()}
+    gone = {r["candidate_id"]: r for r in rows.filter(BARRED).to_pylist()}
     assert list(gone) == ["b1", "b2", "b3", "b4", "b5"]
     assert gone["b1"]["reason"] == "near test example t1 (1.00)" and gone["b1"]["nearest_id"] == "test:t1"
-    assert gone["b3"]["reason"] == "labelling conflict with seed:s1 under lives (1.00)" and gone["b3"]["cluster"] == "b3"
-    assert not any(r["unique"] for r in gone.values())
+    assert gone["b3"]["reason"] == "labelling conflict with seed:s1 under lives (1.00)"
+    assert gone["b3"]["nearest_id"] == "seed:s1" and gone["b3"]["similarity"] == 1.0
     clean = rows.filter(~BARRED)
     assert clean["candidate_id"].to_pylist() == ["b6", "b7"]
-    assert clean["conflict"].to_pylist() == [""] * 2 and clean["conflict_similarity"].to_pylist() == [0.0] * 2
+    assert clean["conflict"].to_pylist() == [""] * 2 and clean["similarity"].to_pylist() == [0.0] * 2

@@ -77,7 +77,7 @@ def test_one_sentence_under_two_labels() -> None:
     ]
     assert found(rows) == {"a": "b", "b": "a", "c": "b"}
     made = label_conflicts(table(rows), CONFIG, NONE)
-    assert made["conflict_relation"].to_pylist() == ["origin", "cause", "origin"] and made["conflict_similarity"].to_pylist() == [1.0] * 3
+    assert made["conflict_relation"].to_pylist() == ["origin", "cause", "origin"] and made["similarity"].to_pylist() == [1.0] * 3
     assert found(rows[2:]) == {}
     assert label_conflicts(NONE, CONFIG, NONE).num_rows == 0
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from divray.schemas import EXAMPLES, SCORES
 from divray.scoring import near_copies
-from divray.scoring.conflicts import copies_of_seeds
+from divray.scoring.conflicts import MARKS, copies_of_seeds
+from divray.scoring.conflicts import marked as with_marks
 from divray.scoring.near_copies import deduplicate, distances
 from divray.sections import DiversityConfig
 from divray.texts import compared_texts
@@ -104,9 +105,9 @@ def test_copies_of_seeds_go(threshold: float, copies: list[str]) -> None:
             ("r1-4", "Jo moved from Bern to Bonn .", "Jo", "Bern"),
         ]
     )
-    rows = by_id(copies_of_seeds(table, seeds, DiversityConfig(threshold=threshold)))
-    assert list(rows) == copies and not any(row["unique"] for row in rows.values())
-    assert rows["r1-1"]["reason"] == "near copy of seed:7 (1.00)" and rows["r1-1"]["nearest_id"] == "seed:7"
+    rows = copies_of_seeds(with_marks(table, MARKS.empty_table()), seeds, DiversityConfig(threshold=threshold)).to_pylist()
+    assert [row["candidate_id"] for row in rows] == copies
+    assert (rows[0]["reason"], rows[0]["nearest_id"], rows[0]["similarity"]) == ("near copy of seed:7 (1.00)", "seed:7", 1.0)
 
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join)

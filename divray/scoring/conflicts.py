@@ -13,6 +13,8 @@ a sample of an earlier round, stays.  What is dropped displaces nothing in the d
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -25,17 +27,17 @@ from divray.dedup.verify import near_duplicates
 from divray.layout import SEEDS, TEST, score_tables
 from divray.run_folder import RunFolder
 from divray.scan import table_of
-from divray.schemas import NAIVE
-from divray.scoring.near_copies import DECISION, with_columns
+from divray.schemas import NAIVE, SCORES
+from divray.scoring.near_copies import with_columns
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SPANS, compared_texts, configured_shingles
 
 Codes = npt.NDArray[np.int64]
 
-_MARKS = ("candidate_id", "conflict", "conflict_relation", "conflict_similarity", "near_test", "near_test_similarity")
-MARKS = pa.schema([(name, pa.float64() if name.endswith("_similarity") else pa.string()) for name in _MARKS])
-"""What :func:`across_relations` finds of a sample."""
-BARRED = (pc.field("near_test") != "") | (pc.field("conflict") != "")
+_MARKS = ("conflict", "conflict_relation", "near_test", "nearest_id", "similarity", "reason")
+MARKS = pa.schema([SCORES.field(name) for name in ("candidate_id", *_MARKS)])
+"""What :func:`across_relations` finds of a sample, and why it is dropped."""
+BARRED = pc.field("reason") != ""
 """Which of the :func:`marked` rows are dropped."""
 
 _COMPARED = ["candidate_id", "relation", "text", *SPANS]
@@ -47,7 +49,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
 
     Returns:
         Columns ``candidate_id``, ``conflict`` (id of the most similar row under another label; of equally similar ones first one of
-        ``known``, then the smallest), ``conflict_relation`` and ``conflict_similarity`` (Jaccard of the texts); sorted, rows in
+        ``known``, then the smallest), ``conflict_relation`` and ``similarity`` (Jaccard of the texts); sorted, rows in
         conflict only.
     """
     rows = pa.concat_tables([table.select(_COMPARED), known.select(_COMPARED)])
@@ -73,7 +75,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
         "candidate_id": rows["candidate_id"].take(pa.array(found)),
         "conflict": rows["candidate_id"].take(against),
         "conflict_relation": rows["relation"].take(against),
-        "conflict_similarity": pa.array(best[item_of[found]], pa.float64()),
+        "similarity": pa.array(best[item_of[found]], pa.float64()),
     }
     return pa.table(made).combine_chunks().sort_by("candidate_id")
 
@@ -142,48 +144,29 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     if earlier := table_of(run, score_tables(round), _COMPARED, stayed):
         known.append(earlier)
     found.append(label_conflicts(rows.filter(pc.invert(is_naive)), config.diversity, pa.concat_tables(known)))
-    near = pa.schema([MARKS.field(name) for name in ("candidate_id", *MARKS.names[4:])]).empty_table()
+    marks: dict[str, dict[str, Any]] = {}
+    for row in pa.concat_tables(found).to_pylist():
+        reason = f"labelling conflict with {row['conflict']} under {row['conflict_relation']} ({row['similarity']:.2f})"
+        marks[row["candidate_id"]] = {**row, "near_test": "", "nearest_id": row["conflict"], "reason": reason}
     if config.diversity.guard_test:
-        near = near_reference(rows, run.read_table(TEST), config.diversity).rename_columns(near.column_names)
-    marks = pa.concat_tables(found).join(near, "candidate_id", join_type="full outer")
-    return marks.sort_by("candidate_id").select(MARKS.names).cast(MARKS)
+        for row in near_reference(rows, run.read_table(TEST), config.diversity).to_pylist():
+            name, near, reason = row["candidate_id"], row["near"], f"near test example {row['near']} ({row['similarity']:.2f})"
+            row |= {"near_test": near, "nearest_id": f"test:{near}", "reason": reason}
+            marks[name] = marks.get(name, {"conflict": "", "conflict_relation": ""}) | row
+    return pa.Table.from_pylist([marks[name] for name in sorted(marks)], MARKS)
 
 
 def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
     """``rows`` with the columns of :data:`MARKS`, ``""`` and 0 where there is nothing."""
     found = marks.take(pc.index_in(rows["candidate_id"], value_set=marks["candidate_id"].combine_chunks()))
-    empty = {field.name: "" if field.type == pa.string() else 0.0 for field in list(MARKS)[1:]}
-    return with_columns(rows, {name: pc.fill_null(found[name], value) for name, value in empty.items()})
-
-
-def dropped(rows: pa.Table) -> pa.Table:
-    """Rows that stay out of the deduplication, with its columns."""
-    found = []
-    for row in rows.select(MARKS.names).to_pylist():
-        if row["near_test"]:
-            found.append((f"test:{row['near_test']}", row["near_test_similarity"], f"near test example {row['near_test']}"))
-        else:
-            said = f"labelling conflict with {row['conflict']} under {row['conflict_relation']}"
-            found.append((row["conflict"], row["conflict_similarity"], said))
-    return _with_decision(rows, found)
+    return with_columns(rows, {name: pc.fill_null(found[name], 0.0 if name == "similarity" else "") for name in _MARKS})
 
 
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
-    """Rows that come as near a seed of their relation as ``seed_threshold``, with the columns of the deduplication."""
+    """The :func:`marked` rows that come as near a seed of their relation as ``seed_threshold``, with the reason why they are dropped."""
     threshold = min(settings.threshold, settings.seed_threshold)
     near = near_reference(rows, seeds, settings.model_copy(update={"threshold": threshold}))
     rows = rows.take(pc.index_in(near["candidate_id"], value_set=rows["candidate_id"].combine_chunks()))
-    named = [(f"{SEED_PREFIX}{row['near']}", row["similarity"]) for row in near.to_pylist()]
-    return _with_decision(rows, [(name, similarity, f"near copy of {name}") for name, similarity in named])
-
-
-def _with_decision(rows: pa.Table, found: list[tuple[str, float, str]]) -> pa.Table:
-    """Dropped rows; of each what it is near, how much so, and why it goes."""
-    values = {
-        "cluster": rows["candidate_id"],
-        "nearest_id": [name for name, *_ in found],
-        "similarity": [similarity for _, similarity, _ in found],
-        "unique": [False] * len(found),
-        "reason": [f"{reason} ({similarity:.2f})" for _, similarity, reason in found],
-    }
-    return with_columns(rows, values, pa.schema([*rows.schema, *DECISION]))
+    names = [f"{SEED_PREFIX}{name}" for name in near["near"].to_pylist()]
+    reasons = [f"near copy of {name} ({level:.2f})" for name, level in zip(names, near["similarity"].to_pylist(), strict=True)]
+    return with_columns(rows, {"nearest_id": names, "similarity": near["similarity"], "reason": reasons}, rows.schema)

@@ -28,7 +28,7 @@ from divray.resources import actor_pool, most_workers, only_cpus, task_gpus, wor
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
-from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, dropped, marked
+from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, marked
 from divray.scoring.judge import Judging
 from divray.scoring.near_copies import deduplicate, distances, with_columns
 from divray.stages import Progress
@@ -158,11 +158,13 @@ def _scored_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     columns = ["candidate_id", "text", *SPANS]
     before = None if is_naive else scan.table_of(RunFolder(uri), score_tables(round), columns, stayed)
     rows = marked(rows.sort_by("candidate_id"), ray.get(marks))
-    gone, rest = dropped(rows.filter(BARRED)), rows.filter(~BARRED)
+    rest = rows.filter(~BARRED)
     copies = copies_of_seeds(rest, own, config.diversity)
     rest = rest.filter(pc.invert(pc.is_in(rest["candidate_id"], copies["candidate_id"].combine_chunks())))
+    gone = pa.concat_tables([copies, rows.filter(BARRED)])
+    gone = with_columns(gone, {"cluster": gone["candidate_id"], "unique": pa.repeat(False, gone.num_rows)})
     free = deduplicate(rest, config.diversity, before)
-    rows = pa.concat_tables([part.select(free.column_names) for part in (free, copies, gone)]).sort_by("candidate_id")
+    rows = pa.concat_tables([free, gone.select(free.column_names)]).sort_by("candidate_id")
     vectors, unique = embedding_matrix(rows["embedding"]), rows["unique"].to_numpy()
     novelty = distances(vectors, vectors[unique], np.where(unique, np.cumsum(unique) - 1, -1))
     return with_columns(rows, {"correct": pc.greater_equal(rows["correctness"], threshold), "novelty": novelty}, SCORES)
