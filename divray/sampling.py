@@ -21,7 +21,7 @@ from divray.prompts import write_wave
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.record import read_records
 from divray.prompts.rows import accepted_samples, candidate_ids
-from divray.prompts.waves import Tally, Wave, next_counts, quota_account, split_by_strategy, wave_count
+from divray.prompts.waves import Tally, Wave, apportion, next_counts, quota_account, wave_count
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.scan import tally
@@ -88,13 +88,13 @@ def run(
         asked: dict[str, dict[str, int]] = {}
         for (relation, strategy), (_, count) in tally(run, own.prompts, ["relation", "strategy"], ["sentences"]).items():
             asked.setdefault(relation, {})[strategy] = int(count)
-        plan = Wave(wave, split_by_strategy(config, wanted), asked, accepted_samples(run, range(round + 1)))
-        write_wave(config, run, round, plan)
+        shares = {name: apportion(config.prompts.strategies, count) for name, count in wanted.items()}
+        write_wave(config, run, round, Wave(wave, shares, asked, accepted_samples(run, range(round + 1))))
         run.write_json(f"{own.waves}/{wave:02d}.json", wanted)
         console.log(f"{own.name} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
     if quota is None:
         return counts
-    account = quota_account(config, tallies, ended_by, wave + 1)
+    account = quota_account(quota, tallies, ended_by)
     run.write_json(own.quota, account)
     return {**counts, "waves": wave + 1, "missing": account["missing"]}
 
@@ -104,8 +104,7 @@ def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Ta
     loop = pc.field("strategy") != NAIVE
     asked = tally(run, own.prompts, ["relation"], ["sentences"], where=loop)
     accepted = tally(run, own.scores, ["relation"], where=loop & pc.field("unique") & pc.field("correct"))
-    tokens = tally(run, own.completions, ["relation"], ["generated_tokens"], where=loop)
-    found = {name: [int(counts.get((name,), (0, 0))[-1]) for counts in (asked, accepted, tokens)] for name in relations}
+    found = {name: [int(counts.get((name,), (0,))[-1]) for counts in (asked, accepted)] for name in relations}
     return {name: Tally(*numbers) for name, numbers in found.items()}
 
 

@@ -26,7 +26,9 @@ from divray.pipeline import STAGES, retry, undo
 from divray.prompts import request_rows
 from divray.prompts.parsing import form_of
 from divray.prompts.record import labels
-from divray.prompts.waves import Tally, next_counts, opening_counts, quota_account
+from divray.prompts.waves import Tally, first_wave, next_counts, quota_account
+from divray.quickstart import folder
+from divray.relations import Relation
 from divray.run_folder import RunFolder
 from divray.sampling import failure_reason, parse_batch, parsed_records
 from divray.sampling import run as sample
@@ -320,44 +322,48 @@ def test_a_record_ends_at_its_last_line_and_a_chats_answer_by_itself(overrides: 
     assert parameters.get("structured_outputs") == ({"json": pattern} if pattern else None)
 
 
+def opening_counts(config: Config, relations: list[str]) -> dict[str, int]:
+    """Relation -> candidates in the first wave of a round after round 0."""
+    wave = first_wave(config, [Relation(name, "The head and the tail.") for name in relations], 1)
+    return {name: sum(counts.values()) for name, counts in wave.count.items()}
+
+
 def test_waves_without_a_quota_spread_the_candidates() -> None:
     config = settings("sampling.waves=3", "sampling.candidates_per_relation=10")
     asked = opening_counts(config, ["a", "b"])["a"]
     counts = [asked]
     for wave in (1, 2):
-        wanted, _ = next_counts(config, {"a": Tally(asked, 0, 0)}, wave)
+        wanted, _ = next_counts(config, {"a": Tally(asked, 0)}, wave)
         counts.append(wanted["a"])
         asked += wanted["a"]
     assert counts == [3, 4, 3]
-    assert next_counts(config, {"a": Tally(10, 0, 0)}, 3)[0] == {}
+    assert next_counts(config, {"a": Tally(10, 0)}, 3)[0] == {}
 
 
 def test_the_budget_goes_to_the_relations_that_are_short() -> None:
     config = settings("sampling.quota=10", "sampling.candidates_per_relation=40")
     assert opening_counts(config, ["full", "half", "poor"]) == {"full": 20, "half": 20, "poor": 20}
-    tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
+    tallies = {"full": Tally(20, 11), "half": Tally(20, 5), "poor": Tally(20, 1)}
     wanted, ended = next_counts(config, tallies, 1)
     assert ended == ""
     assert wanted.keys() == {"half", "poor"}
     assert wanted["half"] < wanted["poor"]
     assert sum(wanted.values()) <= 3 * 40 - 60
-    assert next_counts(config, {"full": Tally(20, 11, 400)}, 1) == ({}, "quota")
-    assert next_counts(config, {"full": Tally(20, 11, 400)}, 6) == ({}, "quota")  # reached in the last wave
+    assert next_counts(config, {"full": Tally(20, 11)}, 1) == ({}, "quota")
+    assert next_counts(config, {"full": Tally(20, 11)}, 6) == ({}, "quota")  # reached in the last wave
     assert next_counts(config, tallies, 6) == ({}, "waves")
 
 
 def test_the_candidates_of_a_round_end_it() -> None:
     config = settings("sampling.quota=10", "sampling.candidates_per_relation=20")
-    tallies = {"full": Tally(20, 11, 400), "half": Tally(20, 5, 400), "poor": Tally(20, 1, 400)}
+    tallies = {"full": Tally(20, 11), "half": Tally(20, 5), "poor": Tally(20, 1)}
     assert next_counts(config, tallies, 1) == ({}, "candidates")
 
 
 def test_the_account_of_a_quota_says_what_is_missing() -> None:
-    config = settings("sampling.quota=10")
-    account = quota_account(config, {"full": Tally(20, 11, 400), "poor": Tally(60, 4, 600)}, "candidates", 3)
+    account = quota_account(10, {"full": Tally(20, 11), "poor": Tally(60, 4)}, "candidates")
     assert account["relations"]["poor"] == {"asked": 60, "accepted": 4, "missing": 6}
-    assert account["missing"] == 6
-    assert account["generated_tokens"] == 1000
+    assert (account["quota"], account["missing"], account["ended_by"]) == (10, 6, "candidates")
 
 
 def score_by_id(config: Config, run: RunFolder, round: int = 0, on_progress: Any = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from divray.config import Config
 from divray.relations import Example, Relation
@@ -30,13 +30,11 @@ class Wave:
     accepted: Mapping[str, list[Example]] = field(default_factory=dict)  # relation -> samples accepted before, in order of their ids
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """One relation in the round so far: candidates asked for, accepted, and tokens generated."""
+class Tally(NamedTuple):
+    """One relation in the round so far: candidates asked for, and accepted."""
 
     asked: int
     accepted: int
-    tokens: int
 
 
 def wave_count(config: Config) -> int:
@@ -46,25 +44,15 @@ def wave_count(config: Config) -> int:
 
 def first_wave(config: Config, relations: Sequence[Relation], round_: int, accepted: Mapping[str, list[Example]] | None = None) -> Wave:
     """The round's first wave: everything, or a share of it where further waves follow; round 0 has the naive baseline, too."""
-    counts = split_by_strategy(config, opening_counts(config, [relation.name for relation in relations]))
-    if round_ == 0:
-        counts = {name: {**shares, NAIVE: config.sampling.naive_candidates_per_relation} for name, shares in counts.items()}
-    return Wave(0, counts, accepted=accepted or {})
-
-
-def split_by_strategy(config: Config, wanted: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Relation -> candidates, to relation -> strategy -> candidates."""
-    return {name: apportion(config.prompts.strategies, count) for name, count in wanted.items()}
-
-
-def opening_counts(config: Config, relations: Sequence[str]) -> dict[str, int]:
-    """Relation -> candidates in a round's first wave."""
     sampling = config.sampling
     if sampling.quota is None:
         count = sampling.candidates_per_relation // wave_count(config) or sampling.candidates_per_relation
     else:
-        count = min(_wanted(Tally(0, 0, 0), sampling.quota), sampling.candidates_per_relation)
-    return dict.fromkeys(relations, count)
+        count = min(_wanted(Tally(0, 0), sampling.quota), sampling.candidates_per_relation)
+    shares = apportion(config.prompts.strategies, count)
+    if round_ == 0:
+        shares[NAIVE] = sampling.naive_candidates_per_relation
+    return Wave(0, {relation.name: shares for relation in relations}, accepted=accepted or {})
 
 
 def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> tuple[dict[str, int], str]:
@@ -105,15 +93,7 @@ def _wanted(tally: Tally, quota: int) -> int:
     return ceil((quota - tally.accepted) * (tally.asked + 2) / (tally.accepted + 1))
 
 
-def quota_account(config: Config, tallies: Mapping[str, Tally], ended_by: str, waves: int) -> dict[str, Any]:
+def quota_account(quota: int, tallies: Mapping[str, Tally], ended_by: str) -> dict[str, Any]:
     """What the quota gave, and what is missing where."""
-    quota = config.sampling.quota or 0
-    missing = {name: max(0, quota - tally.accepted) for name, tally in tallies.items()}
-    return {
-        "quota": quota,
-        "waves": waves,
-        "ended_by": ended_by,
-        "relations": {name: {"asked": one.asked, "accepted": one.accepted, "missing": missing[name]} for name, one in tallies.items()},
-        "missing": sum(missing.values()),
-        "generated_tokens": sum(tally.tokens for tally in tallies.values()),
-    }
+    relations = {name: {**tally._asdict(), "missing": max(0, quota - tally.accepted)} for name, tally in tallies.items()}
+    return {"quota": quota, "ended_by": ended_by, "relations": relations, "missing": sum(one["missing"] for one in relations.values())}
