@@ -9,7 +9,7 @@ import pytest
 
 from divray.config import Config, load_config
 from divray.datasets import load_task
-from divray.prompts import STRATEGIES, request_rows, strategy, write_prompts
+from divray.prompts import STRATEGIES, request_rows, write_prompts
 from divray.prompts.record import as_json, as_lines, labels
 from divray.prompts.rows import Renderer, gives_pair, render_prompt
 from divray.prompts.waves import Wave
@@ -145,10 +145,10 @@ def test_naive_prompts_are_all_alike_and_have_no_wish(quickstart: Config) -> Non
 
 
 def test_a_user_may_register_a_strategy(quickstart: Config) -> None:
-    @strategy("last_seed")
     def last_seed(config, relation, seeds, rng):  # type: ignore[no-untyped-def]
         return STRATEGIES["independent"](config, relation, seeds[-1:], rng)
 
+    STRATEGIES["last_seed"] = last_seed
     try:
         config = load_config(folder() / "quickstart.yaml", ["prompts.strategies={last_seed: 1, independent: 3}"])
         counts = Counter(row["strategy"] for row in rows_of(config) if row["relation"] == "born_in")

@@ -21,7 +21,7 @@ from divray.models import MOST, facts_of, local_model, small_files
 from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.rows import Renderer, accepted_samples, request_rows, write_prompts
-from divray.prompts.strategies import GROWING, STRATEGIES, Draft, strategy
+from divray.prompts.strategies import GROWING, STRATEGIES, Draft
 from divray.prompts.waves import Wave, first_wave
 from divray.relations import Example, Relation
 from divray.resources import uses_gpu
@@ -29,7 +29,7 @@ from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SENTENCES
 from divray.stages import Progress
 
-__all__ = ["STRATEGIES", "Draft", "chat_renderer", "request_rows", "run", "strategy", "write_prompts", "write_wave"]
+__all__ = ["GROWING", "STRATEGIES", "Draft", "chat_renderer", "request_rows", "run", "write_prompts", "write_wave"]
 
 
 def run(

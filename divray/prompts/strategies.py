@@ -31,38 +31,17 @@ class Draft:
     sentences: int = 1  # candidates that one completion holds, one record after the other
 
 
-Strategy = Callable[[Config, Relation, list[Example], random.Random], Draft]
-STRATEGIES: dict[str, Strategy] = {}
-GROWING: set[str] = set()
-"""Strategies whose examples are the seeds and, after them, the samples accepted so far."""
-
-
-def strategy(name: str, grows: bool = False) -> Callable[[Strategy], Strategy]:
-    """Register a function under ``name`` for ``prompts.strategies``; where it ``grows``, it gets the accepted samples of the rounds and
-    waves before, too, after the seeds."""
-
-    def register(function: Strategy) -> Strategy:
-        STRATEGIES[name] = function
-        (GROWING.add if grows else GROWING.discard)(name)
-        return function
-
-    return register
-
-
-@strategy(NAIVE)
 def naive(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
     """The same demonstrations in the same order every time."""
     return Draft(tuple(seeds[: config.prompts.demonstrations]), wish=False)
 
 
-@strategy("independent")
 def independent(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
     """Other demonstrations and attributes in every prompt."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
     return Draft(tuple(shown), _hint(config, rng))
 
 
-@strategy("one_by_one", grows=True)
 def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
     """The seeds and what was accepted so far, or a random part of it where it is more than a prompt holds.
 
@@ -73,7 +52,6 @@ def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: ra
     return Draft(tuple(seeds[number] for number in chosen), _hint(config, rng))
 
 
-@strategy("all_at_once")
 def all_at_once(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
     """Several sentences in one completion, each in sight of those before it."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
@@ -93,3 +71,14 @@ def shows_all(config: Config, relations: Iterable[Relation], seeds: Iterable[Exa
 def _hint(config: Config, rng: random.Random) -> str:
     topic, length = rng.choice(TOPICS), rng.choice(LENGTHS)
     return f"Next: {length} about {topic}." if config.prompts.attributes else ""
+
+
+STRATEGIES: dict[str, Callable[[Config, Relation, list[Example], random.Random], Draft]] = {
+    NAIVE: naive,
+    "independent": independent,
+    "one_by_one": one_by_one,
+    "all_at_once": all_at_once,
+}
+"""By their names in ``prompts.strategies``; put your own here."""
+GROWING = {"one_by_one"}
+"""Those whose examples are the seeds and, after them, the samples accepted in the rounds and waves before."""
