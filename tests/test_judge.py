@@ -14,7 +14,6 @@ from divray.relations import Example, Relation
 from divray.scoring import answers
 from divray.scoring.answers import Likelihood, Probe, ask, readings
 from divray.scoring.audit import AUDIT, AUDIT_PROBED
-from divray.scoring.audit import SIGNALS as READ
 from divray.scoring.judge import (
     FLUENCY,
     PLAIN,
@@ -25,8 +24,9 @@ from divray.scoring.judge import (
     described_seeds,
     fit_judge,
     gate_probability,
+    probability,
     probe_for,
-    weights,
+    shipped,
 )  # fmt: skip
 from divray.sections import CorrectnessConfig
 from divray.spans import BLOCKS, exchanged
@@ -174,22 +174,23 @@ def test_a_lone_seed_of_one_relation_moves_the_signals_of_the_others_little() ->
     assert np.abs(difference[0, : SIGNALS.index("length")]).max() < SPREAD
 
 
-def test_no_samples_and_an_unknown_relation() -> None:
-    judge = judge_of(SEEDS)
-    empty = judge.signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros((0, 3)))
-    assert empty.shape == (0, len(SIGNALS))
-    with pytest.raises(ValueError, match="unheard_of"):
-        signals(judge, [replace(RIGHT[0], relation="unheard_of")])
+def test_no_samples() -> None:
+    empty = judge_of(SEEDS).signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros((0, 3)))
+    assert empty.shape == (0, len(SIGNALS)) and gate(empty).shape == (0,)
+
+
+READ = ("sentence", "stumble", "passed", "inside")
 
 
 def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_gates() -> None:
     gates = {PLAIN: set(), FLUENCY: {"fluency"}, PROBED: {"fluency", "probe"}}
     signals_of = {**dict.fromkeys(gates, SIGNALS), **dict.fromkeys((AUDIT, AUDIT_PROBED), READ)}
-    for judge, known in ((weights(name), known) for name, known in signals_of.items()):
-        assert set(judge.signals) <= set(known) and (judge.low < judge.high).all()
-        assert 0 < judge.probability(np.zeros((1, len(known))), known)[0] < 1
+    for name, known in signals_of.items():
+        rows = shipped()[name]["signals"]
+        assert {row["name"] for row in rows} <= set(known) and all(row["low"] < row["high"] for row in rows)
+        assert 0 < probability(name, dict.fromkeys(known, np.zeros(1)))[0] < 1
     for name, heard in gates.items():
-        assert set(weights(name).signals) & {"fluency", "answer", "probe"} == heard
+        assert {row["name"] for row in shipped()[name]["signals"]} & {"fluency", "answer", "probe"} == heard
     assert not set(READ) & set(SIGNALS)
     for name, llm in ((PROBED, CorrectnessConfig().fluency), (AUDIT_PROBED, CorrectnessConfig().reader)):
         assert probe_for(name, llm) is not None and probe_for(name, "another") is probe_for(name, None) is None

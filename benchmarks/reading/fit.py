@@ -37,7 +37,7 @@ from divray.config import Config, load_config
 from divray.datasets import load_task, read_relations_file
 from divray.relations import Example, Relation
 from divray.scoring.answers import HARDEST, Likelihood, read_after_seeds, readings, some_of
-from divray.scoring.judge import SIGNALS, Judging, judge_of
+from divray.scoring.judge import SIGNALS, Judging, log_odds
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -194,8 +194,8 @@ def judge_from(
 
     def made_from(some: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
         made = fit(values[some], right[some], names, signals[probe][some] if probe else None)
-        told = [values, signals[probe] @ np.array(made["probe"]["weights"])] if probe else [values]
-        return made, judge_of(made).log_odds(np.column_stack(told), names)
+        heard = {probe: signals[probe] @ np.array(made["probe"]["weights"])} if probe else {}
+        return made, log_odds(made, signals | heard)
 
     made, odds = made_from(rows := np.flatnonzero(known))
     for others, left in GroupKFold(8).split(rows, groups=families[rows]):

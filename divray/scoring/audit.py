@@ -22,10 +22,9 @@ from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 from divray.scoring.answers import Likelihood, readings, some_of
-from divray.scoring.judge import probe_for, weights
+from divray.scoring.judge import probability, probe_for
 from divray.scoring.stage import encoder_pool
 
-SIGNALS = ("sentence", "stumble", "passed", "inside")
 AUDIT, AUDIT_PROBED = "audit", "audit_probed"
 """Names in ``weights.json`` of the weights for any LLM, and for the one with a probe."""
 PASSED = 0.8
@@ -51,10 +50,11 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     found = {row["sample_id"]: row["read"] for row in data.iter_rows()}
     origin = np.array([found[seed.example_id] for seed in known]).mean(axis=0)
     names = rows["sample_id"].to_pylist()
-    told = np.array([found[name] for name in names])
-    signals = np.column_stack([told[:, :2] - origin[:2], rows["correctness"].to_numpy() >= PASSED, told[:, 2]])
-    judge = weights(AUDIT_PROBED if probe_for(AUDIT_PROBED, config.correctness.reader) else AUDIT)
-    return dict(zip(names, judge.probability(signals, SIGNALS).tolist(), strict=True))
+    sentence, stumble, inside = np.array([found[name] for name in names]).T
+    passed = (rows["correctness"].to_numpy() >= PASSED).astype(float)
+    signals = {"sentence": sentence - origin[0], "stumble": stumble - origin[1], "passed": passed, "inside": inside}
+    judge = AUDIT_PROBED if probe_for(AUDIT_PROBED, config.correctness.reader) else AUDIT
+    return dict(zip(names, probability(judge, signals).tolist(), strict=True))
 
 
 def seeds_of(config: Config, run: RunFolder) -> tuple[list[Relation], list[Example]]:

@@ -28,11 +28,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -57,51 +57,34 @@ _LEAST = 1e-6
 _DIGITS = 4
 
 
-class Weights(NamedTuple):
-    """A judge: the log-odds are ``bias + sum(weight * clip(signal, low, high))``."""
-
-    signals: tuple[str, ...]
-    weight: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    bias: float
-
-    def log_odds(self, values: np.ndarray, names: tuple[str, ...] = SIGNALS) -> np.ndarray:
-        """Of rows of signals, float64 ``[n]``; ``names`` are those of the columns."""
-        own = values[:, [names.index(name) for name in self.signals]]
-        return np.asarray(np.clip(own, self.low, self.high) @ self.weight + self.bias)
-
-    def probability(self, values: np.ndarray, names: tuple[str, ...] = SIGNALS, added: np.ndarray | float = 0.0) -> np.ndarray:
-        """The same with log-odds ``added``, as a probability to four digits."""
-        return np.round(1.0 / (1.0 + np.exp(-self.log_odds(values, names) - added)), _DIGITS)
-
-
-def gate_probability(signals: np.ndarray, name: str) -> np.ndarray:
-    """That the sentence of these :meth:`Judge.signals` is right, by the weights of this name, float64 ``[n]``."""
-    return weights(name).probability(signals, added=np.clip(signals[:, SIGNALS.index("answer")], -LOUDEST, LOUDEST))
-
-
 @cache
-def _shipped() -> dict[str, Any]:
+def shipped() -> dict[str, Any]:
+    """The judges by name, as they stand in ``weights.json``."""
     found: dict[str, Any] = json.loads(files("divray.scoring").joinpath("weights.json").read_text(encoding="utf-8"))
     return found
 
 
-def weights(name: str) -> Weights:
-    """A judge as shipped in ``weights.json``."""
-    return judge_of(_shipped()[name])
+def log_odds(judge: Mapping[str, Any], signals: Mapping[str, np.ndarray]) -> np.ndarray:
+    """By an entry of ``weights.json``: ``bias + sum(weight * clip(signal, low, high))``, float64 ``[n]``, of signals ``[n]``."""
+    terms = [row["weight"] * np.clip(signals[row["name"]], row["low"], row["high"]) for row in judge["signals"]]
+    return np.asarray(judge["bias"] + sum(terms))
+
+
+def probability(name: str, signals: Mapping[str, np.ndarray], added: np.ndarray | float = 0.0) -> np.ndarray:
+    """The same by the judge of this name in ``weights.json``, with log-odds ``added``, as a probability to four digits."""
+    return np.round(1.0 / (1.0 + np.exp(-log_odds(shipped()[name], signals) - added)), _DIGITS)
+
+
+def gate_probability(signals: np.ndarray, name: str) -> np.ndarray:
+    """That the sentence of these :meth:`Judge.signals` is right, by the gate of this name, float64 ``[n]``."""
+    named = dict(zip(SIGNALS, signals.T, strict=True))
+    return probability(name, named, np.clip(named["answer"], -LOUDEST, LOUDEST))
 
 
 def probe_for(name: str, llm: str | None) -> Probe | None:
     """The probe of a judge in ``weights.json``, where it was fitted for this LLM."""
-    found = _shipped()[name]["probe"]
+    found = shipped()[name]["probe"]
     return Probe(found["layer"], np.array(found["weights"], np.float64)) if found["llm"] == llm else None
-
-
-def judge_of(found: dict[str, Any]) -> Weights:
-    """A judge from its entry in ``weights.json``."""
-    weight, low, high = (np.array([row[key] for row in found["signals"]], np.float64) for key in ("weight", "low", "high"))
-    return Weights(tuple(row["name"] for row in found["signals"]), weight, low, high, found["bias"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +105,6 @@ class Judge:
 
         ``features`` are of :meth:`SpanEncoder.encode`, ``heard`` is :meth:`Judging.hear` of the samples.
         """
-        if unknown := set(relations) - set(self.relations):
-            raise ValueError(f"relations without seed examples: {sorted(unknown)}")
         own = np.array([self.relations.index(name) for name in relations], np.int64)
         spans, heads, tails = _features(features)
         spans = spans - self.middle[_head_first(spans)]
