@@ -6,12 +6,19 @@ import zlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
+from divray.config import Config
+from divray.datasets.stage import examples_table, read_relations, read_seeds
+from divray.datasets.stage import run as prepare
+from divray.layout import SEEDS as SEEDS_OF_RUN
 from divray.relations import Example, Relation
-from divray.scoring import answers
+from divray.run_folder import RunFolder
+from divray.scoring import answers, audit
+from divray.scoring import judge as judge_module
 from divray.scoring.answers import Likelihood, Probe, ask, readings
 from divray.scoring.audit import AUDIT, AUDIT_PROBED
 from divray.scoring.judge import (
@@ -21,6 +28,7 @@ from divray.scoring.judge import (
     SIGNALS,
     SPREAD,
     Judge,
+    Judging,
     described_seeds,
     fit_judge,
     gate_probability,
@@ -253,3 +261,15 @@ def test_readings_are_means_of_a_sentences_own_tokens_under_the_records_of_its_r
     assert llm.prefixes[0].count("Sentence:") == 6 and "works" not in llm.prefixes[0]
     readings(llm, NAMED, SEEDS, SEEDS[:1])
     assert llm.prefixes[-1].count("Sentence:") == 5 and SEEDS[0].text not in llm.prefixes[-1]
+
+
+def test_gate_and_audit_read_after_the_seeds_in_order_of_their_ids(quickstart: Config, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(uri)
+    prepare(quickstart, run)
+    run.write_table(SEEDS_OF_RUN, examples_table(read_seeds(run)[::-1]))
+    for module, name in ((judge_module, "Encoder"), (judge_module, "SpanEncoder"), (judge_module, "Likelihood"), (audit, "Likelihood")):
+        monkeypatch.setattr(module, name, MagicMock())
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [])
+    judging, reader = Judging(quickstart, read_relations(run), read_seeds(run)), audit._Reader(quickstart, uri)
+    ids = [seed.example_id for seed in judging.seeds]
+    assert reader.known == (judging.relations, judging.seeds) and ids == sorted(ids) != [seed.example_id for seed in read_seeds(run)]

@@ -17,12 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.stage import examples_table, read_relations, read_seeds, stated, table_examples
-from divray.relations import Example, Relation
+from divray.datasets.stage import examples_table, read_relations, read_seeds, table_examples
 from divray.run_folder import RunFolder
 from divray.schemas import EXAMPLES
 from divray.scoring.answers import Likelihood, readings, some_of
-from divray.scoring.judge import probability, probe_for
+from divray.scoring.judge import known_of, probability, probe_for
 from divray.scoring.stage import encoder_pool
 
 AUDIT, AUDIT_PROBED = "audit", "audit_probed"
@@ -40,7 +39,7 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
 
     if not rows.num_rows:
         return {}
-    known = some_of(seeds_of(config, run)[1])
+    known = some_of(known_of(config, read_relations(run), read_seeds(run))[1])
     seeds = examples_table(known).rename_columns(["sample_id", *EXAMPLES.names[1:]])
     # A relation's sentences stand together, since they share what is read before them.
     read = pa.concat_tables([rows.select(seeds.column_names).cast(seeds.schema), seeds])
@@ -57,22 +56,17 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
     return dict(zip(names, probability(judge, signals).tolist(), strict=True))
 
 
-def seeds_of(config: Config, run: RunFolder) -> tuple[list[Relation], list[Example]]:
-    """The relations but the none label, and their seeds."""
-    relations = stated(config, read_relations(run))
-    names = {relation.name for relation in relations}
-    return relations, [seed for seed in read_seeds(run) if seed.relation in names]
-
-
 class _Reader:
     """Actor: what the LLM makes of each sentence."""
 
     def __init__(self, config: Config, uri: str) -> None:
         import ray
 
-        self.known = Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu"), *seeds_of(config, RunFolder(uri))
+        run = RunFolder(uri)
+        self.likelihood = Likelihood(config.correctness.reader, "cuda" if ray.get_gpu_ids() else "cpu")
+        self.known = known_of(config, read_relations(run), read_seeds(run))
         self.probe = probe_for(AUDIT_PROBED, config.correctness.reader)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        read = readings(*self.known, table_examples(batch, "sample_id"), self.probe)
+        read = readings(self.likelihood, *self.known, table_examples(batch, "sample_id"), self.probe)
         return batch.select(["sample_id"]).append_column("read", pa.array(read.tolist(), pa.list_(pa.float64())))

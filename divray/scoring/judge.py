@@ -209,13 +209,19 @@ def _logs(texts: Sequence[str]) -> np.ndarray:
     return np.log([float(max(1, len(text))) for text in texts])
 
 
+def known_of(config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> tuple[list[Relation], list[Example]]:
+    """What a judge knows of a task: the relations but the none label, and their seeds in order of their ids."""
+    relations = stated(config, relations)
+    names = {relation.name for relation in relations}
+    return relations, sorted((seed for seed in seeds if seed.relation in names), key=lambda seed: seed.example_id)
+
+
 class Judging:
     """Loads the models that a run's settings name; a worker makes one."""
 
     def __init__(self, config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> None:
-        self.relations = stated(config, relations)
+        self.relations, self.seeds = known_of(config, relations, seeds)
         self.names = tuple(relation.name for relation in self.relations)
-        self.seeds = sorted((seed for seed in seeds if seed.relation in self.names), key=lambda seed: seed.example_id)
         self.encoder = Encoder.of(config)
         self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
         self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
