@@ -27,7 +27,6 @@ from divray.prompts import request_rows
 from divray.prompts.parsing import form_of
 from divray.prompts.record import labels
 from divray.prompts.waves import Tally, first_wave, next_counts, quota_account
-from divray.quickstart import folder
 from divray.relations import Relation
 from divray.run_folder import RunFolder
 from divray.sampling import failure_reason, parse_batch, parsed_records
