@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -70,21 +69,16 @@ class EngineActor:
         self.name: str = f"{ray.util.get_node_ip_address()}:{os.getpid()}"
         if not ray.get(health.started.remote(self.name)):
             raise RuntimeError("the engine died at every try")
-        self.inside: int = 0
-        self.since: float = time.monotonic()
         tags, kinds = ("engine", "relation"), "Tokens by kind: prompt, cached (of the prompt), generated."
-        self.in_flight: Any = metrics.Gauge("divray_requests_in_flight", "Requests of the batches inside the engine.", ("engine",))
-        self.seconds: Any = metrics.Counter("divray_engine_seconds", "Seconds by state: start_up, busy, idle.", ("engine", "state"))
         self.answered: Any = metrics.Counter("divray_requests", "Requests that came back.", (*tags, "outcome"))
         self.tokens: Any = metrics.Counter("divray_tokens", kinds, (*tags, "kind"))
-        for metric in (self.in_flight, self.seconds, self.answered, self.tokens):
+        for metric in (self.answered, self.tokens):
             metric.set_default_tags({"engine": self.name})
         try:
             self.engine = make()
         except Exception as error:
             ray.get(health.failed.remote(str(error) or type(error).__name__))
             os._exit(1)
-        self._spent("start_up")
         health.is_ready.remote(self.name)
 
     async def slots(self) -> int:
@@ -98,22 +92,15 @@ class EngineActor:
             Exception: No other request will fare better.
         """
         asked = [row["relation"] for request in requests for row in request.rows]
-        self._enter(len(asked))
-        try:
-            answers = await asyncio.gather(*map(self._complete, requests))
-        finally:
-            self._enter(-len(asked))
+        answers = await asyncio.gather(*map(self._complete, requests))
         rows = [row for answer in answers for row in answer]
         self.health.finished.remote(len(rows))
-        outcomes, tokens = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         for relation, row in zip(asked, rows, strict=True):
-            outcomes[relation, "error" if row.get("error") else "ok"] += 1
+            tags = {"relation": metric_tag(relation)}
+            self.answered.inc(1, {**tags, "outcome": "error" if row.get("error") else "ok"})
             for kind in ("prompt", "cached", "generated"):
-                tokens[relation, kind] += row.get(f"{kind}_tokens") or 0
-        for (relation, outcome), count in outcomes.items():
-            self.answered.inc(count, {"relation": metric_tag(relation), "outcome": outcome})
-        for (relation, kind), count in (+tokens).items():
-            self.tokens.inc(count, {"relation": metric_tag(relation), "kind": kind})
+                if count := row.get(f"{kind}_tokens"):
+                    self.tokens.inc(count, {**tags, "kind": kind})
         return rows
 
     async def _complete(self, request: Request) -> list[Row]:
@@ -128,19 +115,6 @@ class EngineActor:
             raise
         times = {"started_at": started_at, "finished_at": time.time(), "engine": self.name}
         return [{**times, **row} for row in answer]
-
-    def _spent(self, state: str) -> None:
-        """The engine has been in ``state`` (``start_up``, ``busy`` or ``idle``) until now."""
-        now = time.monotonic()
-        if now > self.since:
-            self.seconds.inc(now - self.since, {"state": state})
-        self.since = now
-
-    def _enter(self, change: int) -> None:
-        """``change`` candidates more (or, negative, fewer) are inside the engine."""
-        self._spent("busy" if self.inside else "idle")
-        self.inside += change
-        self.in_flight.set(self.inside)
 
     async def close(self) -> None:
         self.engine.close()
