@@ -166,7 +166,6 @@ class Quota(TypedDict):
 
 class Engines(TypedDict):
     ended_at: float | None
-    backpressure_seconds: float
     engines: dict[str, dict[str, float | None]]
 
 

@@ -74,12 +74,12 @@ def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
     rows = [{"candidate_id": str(n), "engine": e, "started_at": a, "finished_at": b} for n, (e, a, b) in enumerate(times)]
     run.write_table("round-00/completions", _table(rows, schemas.COMPLETIONS))
     engines = {"one": {"created_at": 0.0, "ready_at": 15.0}, "two": {"created_at": 47.0, "ready_at": 49.0}}
-    record = {"began_at": 0.0, "ended_at": 61.0, "backpressure_seconds": 8.0, "engines": engines}
+    record = {"began_at": 0.0, "ended_at": 61.0, "engines": engines}
     run.write_json("round-00/completions.engines/1.json", record)
     time = engine_time(config, run)
-    # One is replaced by two at 47: it starts for 15, works 10 + 5, has nothing for 15 (4 of them held back), ends at 45.
+    # One is replaced by two at 47: it starts for 15, works 10 + 5, has nothing for 15, ends at 45.
     assert time["busy_seconds"] == pytest.approx(15 + 10)
-    assert time["idle_seconds"] == pytest.approx({"start_up": 15 + 2, "waiting_for_input": 11 + 0, "back_pressure": 4 + 1, "tail": 2 + 1})
+    assert time["idle_seconds"] == pytest.approx({"start_up": 15 + 2, "waiting_for_input": 15 + 1, "tail": 2 + 1})
     assert time["busy_seconds"] + sum(time["idle_seconds"].values()) == pytest.approx(47 + 14)
     summary = {"engine_time": time, "generated_tokens": 300_000, "prompt_tokens": 700_000, "correct": 4}
     assert money(config, summary) == {}
@@ -95,7 +95,7 @@ def test_an_engine_that_never_got_ready_was_starting_until_it_was_replaced(tmp_p
     run.write_table("round-00/prompts", _table([{"candidate_id": "a"}], schemas.PROMPTS))
     row = {"candidate_id": "a", "engine": "two", "started_at": 70.0, "finished_at": 80.0}
     run.write_table("round-00/completions", _table([row], schemas.COMPLETIONS))
-    record = {"began_at": 0.0, "ended_at": 80.0, "backpressure_seconds": 0.0, "engines": engines}
+    record = {"began_at": 0.0, "ended_at": 80.0, "engines": engines}
     run.write_json("round-00/completions.engines/1.json", record)
     assert engine_time(config, run)["idle_seconds"]["start_up"] == 70
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,9 +27,6 @@ from divray.errors import EngineError
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS, PROMPTS, TUNED
 from divray.stages import Progress
-
-if TYPE_CHECKING:
-    import ray.data
 
 BLOCKS_IN_FLIGHT = 64
 """Files of request rows that are being answered at a time, at most."""
@@ -78,7 +75,7 @@ def complete(
         return  # and no engine is started
     pool = engines_for(config, model, answer)
     requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
-    completions: ray.data.Dataset = requests.map_batches(
+    completions = requests.map_batches(
         Ask,
         fn_constructor_args=(config, pool.engines, adapter, greedy, done),
         batch_size=None,
@@ -87,9 +84,8 @@ def complete(
         num_cpus=0.1,
     )
     try:
-        with _watched(pool.health, total - len(done), on_progress, run, f"{target}.engines/{time.time():.3f}.json") as record:
+        with _watched(pool.health, total - len(done), on_progress, run, f"{target}.engines/{time.time():.3f}.json"):
             completions.write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
-            record["backpressure_seconds"] = backpressure_seconds(completions)
     except Exception as error:
         state: dict[str, Any] = ray.get(pool.health.state.remote())
         stop()
@@ -191,24 +187,12 @@ class Ask:
         self.changed.set()
 
 
-def backpressure_seconds(written: ray.data.Dataset) -> float:
-    """How long Ray Data let the engines' answers wait because what follows them was full, by its own statistics."""
-    pending: list[Any] = [written.get_stats_summary()]
-    seconds = 0.0
-    while pending:
-        stats = pending.pop()
-        pending += stats.parents
-        if f"({Ask.__name__})" in (stats.base_name or ""):
-            seconds += float(stats.extra_metrics.get("task_output_backpressure_time") or 0.0)
-    return seconds
-
-
 @contextlib.contextmanager
-def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFolder, name: str) -> Iterator[dict[str, Any]]:
-    """While the block runs, tell about progress and keep the record ``name`` of the pass's engines, which the block may add to."""
+def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFolder, name: str) -> Iterator[None]:
+    """While the block runs, tell about progress and keep the record ``name`` of the pass's engines."""
     import ray
 
-    record: dict[str, Any] = {"began_at": time.time(), "ended_at": None, "backpressure_seconds": 0.0, "engines": {}}
+    record: dict[str, Any] = {"began_at": time.time(), "ended_at": None, "engines": {}}
     before: int = ray.get(health.state.remote())["rows"]
     done = threading.Event()
 
@@ -232,7 +216,7 @@ def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFold
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield record
+        yield
     finally:
         done.set()
         thread.join(timeout=20)

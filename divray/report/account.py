@@ -20,9 +20,8 @@ from divray.texts import SEED_PREFIX
 
 STEPS = ("candidates", "valid", "unique", "correct", "selected")
 TOKENS = ("generated_tokens", "prompt_tokens", "cached_tokens")
-CAUSES = ("start_up", "waiting_for_input", "back_pressure", "tail")
-"""Of an idle engine: it loads the model; nothing has come for it to do; what follows it is full; the last
-requests are done and the pass is not over."""
+CAUSES = ("start_up", "waiting_for_input", "tail")
+"""Of an idle engine: it loads the model; nothing has come for it to do; the last requests are done and the pass is not over."""
 
 GATE = "below the correctness gate"
 """Why a unique sample was lost."""
@@ -180,9 +179,7 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, 
         return {"start_up": over - created}
     worked = float(busy_shares(starts, ends).sum())
     waiting = max(0.0, last - ready - worked)
-    held = min(waiting, record["backpressure_seconds"] / len(engines))
-    idle = {"start_up": ready - created, "back_pressure": held, "waiting_for_input": waiting - held, "tail": max(0.0, over - last)}
-    return {"busy": worked, **idle}
+    return {"busy": worked, "start_up": ready - created, "waiting_for_input": waiting, "tail": max(0.0, over - last)}
 
 
 def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
