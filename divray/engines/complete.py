@@ -173,14 +173,8 @@ class Ask:
 
     async def _join(self, number: int) -> None:
         """Give this engine batches once it is ready."""
-        from ray.exceptions import ActorUnavailableError
-
         try:
-            while number not in self.slots:
-                try:
-                    self.slots[number] = await self.engines[number].slots.remote()
-                except ActorUnavailableError:
-                    await asyncio.sleep(1)
+            self.slots[number] = await self.engines[number].slots.options(max_task_retries=-1).remote()
         except Exception as error:  # given up
             self.lost[number] = error
         del self.joining[number]
