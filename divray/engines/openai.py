@@ -18,10 +18,6 @@ from divray.sections import EndpointConfig
 _OPENAI = ("temperature", "top_p", "max_tokens", "stop", "seed")
 
 
-class UnexpectedAnswer(Exception):
-    """The server answered with something other than a completion, such as a page of HTML."""
-
-
 class OpenAIEngine(Engine):
     """The server of ``engine.endpoint``; ``key`` is the bearer's token, and where ``chat``, the prompt is a user's message."""
 
@@ -56,7 +52,7 @@ class OpenAIEngine(Engine):
             await self._turn()
 
     async def _ask(self, row: Row, parameters: dict[str, Any]) -> Row:
-        from openai import APIConnectionError, APIError, AuthenticationError, NotFoundError, PermissionDeniedError
+        from openai import APIStatusError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
         create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
         async with self.room:
@@ -64,9 +60,9 @@ class OpenAIEngine(Engine):
             started = time.time()
             try:
                 found = answered(await create(model=self.settings.model, **payload(row, parameters, self.settings.vllm, self.chat)))
-            except (APIError, UnexpectedAnswer) as error:
+            except OpenAIError as error:
                 cause = f"{type(error).__name__}: {error}"
-                silent = isinstance(error, APIConnectionError | UnexpectedAnswer) and not self.any_answer
+                silent = not isinstance(error, APIStatusError) and not self.any_answer
                 if silent or isinstance(error, AuthenticationError | PermissionDeniedError | NotFoundError):
                     raise RuntimeError(f"{cause} ({self.settings.url})") from None  # the client's own errors can't be sent on
                 found = {"error": cause}
@@ -86,13 +82,15 @@ def answered(response: Any) -> Row:
     """Columns of one completion from the server's answer.
 
     Raises:
-        UnexpectedAnswer: It is no completion.
+        OpenAIError: It is something else, such as a page of HTML.
     """
+    from openai import OpenAIError
+
     try:
         choice, usage = response.choices[0], response.usage
         text = choice.text if hasattr(choice, "text") else choice.message.content or ""
     except (AttributeError, IndexError, TypeError) as error:
-        raise UnexpectedAnswer(f"not a completion: {str(response)[:200]}") from error
+        raise OpenAIError(f"not a completion: {str(response)[:200]}") from error
     details = getattr(usage, "prompt_tokens_details", None)
     return {
         "completion": text,
