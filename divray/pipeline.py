@@ -32,7 +32,7 @@ from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
 from divray.run_folder import RunFolder
-from divray.sampling import engine_failures, forget_completions, forget_failed
+from divray.sampling import ENGINE_ERROR, forget_completions, forget_failed
 from divray.stages import STAGES, Stage, record_name, schedule
 
 _PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
@@ -201,7 +201,7 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
 
 
 def retry(config: Config, run: RunFolder, round_: int | None) -> None:
-    """Ask again, in ``round_`` or in every sampled round, for the requests that the engine itself failed.
+    """Ask again, in ``round_`` or in every sampled round, for the candidates that the engine itself failed.
 
     Raises:
         InputError: No such round has been sampled.
@@ -214,14 +214,14 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         name, own = record_name(stage, number), Round.of(number)
         before: Any = run.record(name)
         mended = 0
-        if failed := len(engine_failures(run, own)):
+        if failed := before["counts"]["rejections"].get(ENGINE_ERROR, 0):
             run.forget(name)  # its completions stay
             forget_failed(run, own)
             counts = run_stage(config, run, stage, number)
             again: Any = run.record(name)
             run.finish(name, before["seconds"] + again["seconds"], counts)
-            mended = failed - len(engine_failures(run, own))
-        console.log(f"{name}: {failed} requests tried again, {mended} mended")
+            mended = failed - counts["rejections"].get(ENGINE_ERROR, 0)
+        console.log(f"{name}: {failed} candidates tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
         if failed and (older := [other for other in later if run.record(other)]):
             console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")

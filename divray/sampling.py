@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from divray import console, scan
+from divray import console
 from divray.alignment import base_model
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
@@ -177,21 +177,13 @@ def failure_reason(error: str) -> str:
     return REJECTED if error.partition(":")[0].strip() in _REFUSALS else ENGINE_ERROR
 
 
-def engine_failures(run: RunFolder, own: Round) -> pa.Array:
-    """The ids of a round's requests whose failure was the engine's own."""
-    failed = scan.rows(run, own.completions, ["candidate_id", "error"], pc.field("error") != "")
-    return pa.array([row["candidate_id"] for row in failed if failure_reason(row["error"]) == ENGINE_ERROR], pa.string())
-
-
-def forget_failed(run: RunFolder, own: Round) -> int:
-    """Take :func:`engine_failures` out of a round's completions, so that the next pass asks for them again; returns how many."""
-    again = engine_failures(run, own)
-    gone = pc.field("candidate_id").isin(again)
-    for file in run.files(own.completions, ".parquet") if len(again) else ():
-        path = run.path(file)
-        if pq.read_table(path, columns=["candidate_id"], filters=gone, filesystem=run.fs).num_rows:
-            run.write_parquet(file, pq.read_table(path, filters=~gone, filesystem=run.fs))
-    return len(again)
+def forget_failed(run: RunFolder, own: Round) -> None:
+    """Take the requests whose failure was the engine's own out of a round's completions, so that the next pass asks for them again."""
+    for file in run.files(own.completions, ".parquet"):
+        errors = pq.read_table(run.path(file), columns=["error"], filesystem=run.fs)["error"].to_pylist()
+        kept = [not error or failure_reason(error) != ENGINE_ERROR for error in errors]
+        if not all(kept):
+            run.write_parquet(file, pq.read_table(run.path(file), filesystem=run.fs).filter(pa.array(kept)))
 
 
 def forget_completions(run: RunFolder, own: Round) -> None:

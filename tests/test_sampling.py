@@ -105,7 +105,7 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     still = playing(lambda name: "RuntimeError: again" if name == flaky else "RuntimeError: asked twice")
     monkeypatch.setattr("divray.sampling.run", partial(sample, answer=still))
     retry(config, run, None)
-    assert "1 requests tried again, 0 mended" in capsys.readouterr().err
+    assert "1 candidates tried again, 0 mended" in capsys.readouterr().err
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -118,7 +118,7 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     assert run.record("round-00.sample") is None
     run.finish("round-00.sample", 1.0, sample(config, run, 0, answer=playing(lambda name: "RuntimeError: asked twice")))
     retry(config, run, None)
-    assert "0 requests tried again, 0 mended" in capsys.readouterr().err
+    assert "0 candidates tried again, 0 mended" in capsys.readouterr().err
     counts = (run.record("round-00.sample") or {})["counts"]
     assert counts["rejections"] == {"prompt_too_long": 1, "rejected_request": 1}
     after = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
