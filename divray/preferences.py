@@ -70,7 +70,7 @@ LIKELY = 0.5
 WAYS_EACH = 2
 """Pairs of one chosen text, at least, where there are enough of them: each wrong in another way."""
 
-NOT_WHOLE = ("engine_error", "rejected_request", "prompt_too_long", "empty", "truncated", "not_written")
+NOT_WHOLE = ("engine_error", "rejected_request", "empty", "truncated", "not_written")
 """Rejections of completions that are no whole text."""
 
 OTHERS = 32

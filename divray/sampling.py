@@ -30,9 +30,8 @@ from divray.scoring import stage as scoring
 from divray.stages import Progress
 from divray.texts import SPANS
 
-ENGINE_ERROR, REJECTED, TOO_LONG = "engine_error", "rejected_request", "prompt_too_long"
+ENGINE_ERROR, REJECTED = "engine_error", "rejected_request"
 _REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError", "UnprocessableEntityError")
-_LENGTH = ("longer than the context", "maximum model length", "maximum context length", "max_model_len", "is too long")
 
 
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
@@ -172,8 +171,6 @@ def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Par
 
 def failure_reason(error: str) -> str:
     """Whose fault an ``error`` of a completion is: the request's (refused for good) or the engine's."""
-    if any(words in error for words in _LENGTH):
-        return TOO_LONG
     return REJECTED if error.partition(":")[0].strip() in _REFUSALS else ENGINE_ERROR
 
 

@@ -68,8 +68,7 @@ def playing(broken: Callable[[str], str] = lambda name: "") -> Answer:
     ("error", "reason"),
     [
         ("ValueError: min_p must be in [0, 1]", "rejected_request"),
-        ("VLLMValidationError: The decoder prompt (length 5000) is longer than the maximum model length of 2048", "prompt_too_long"),
-        ("the prompt of 5000 tokens is longer than the context of 2048", "prompt_too_long"),
+        ("VLLMValidationError: The decoder prompt (length 5000) is longer than the maximum model length of 2048", "rejected_request"),
         ("APIConnectionError: Connection error.", "engine_error"),
         ("RuntimeError: out of memory", "engine_error"),
     ],
@@ -91,14 +90,14 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
         said = {
             flaky: "RuntimeError: a bad moment",
             refused: "ValueError: no",
-            names[0]: "ValueError: longer than the maximum model length",
+            names[0]: "BadRequestError: longer than the maximum model length",
         }
         return said.get(name, "")
 
     counts = sample(config, run, 0, answer=playing(errors))
     assert counts["candidates"] == len(asked)
     rejected = {row["candidate_id"]: row["rejection"] for row in run.read_table("round-00/samples").to_pylist() if row["rejection"]}
-    assert rejected == {names[0]: "prompt_too_long", flaky: "engine_error", refused: "rejected_request"}
+    assert rejected == {names[0]: "rejected_request", flaky: "engine_error", refused: "rejected_request"}
     before = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
 
     run.finish("round-00.sample", 1.0, counts)
@@ -120,7 +119,7 @@ def test_failed_requests_are_listed_and_only_the_engines_own_are_tried_again(
     retry(config, run, None)
     assert "0 candidates tried again, 0 mended" in capsys.readouterr().err
     counts = (run.record("round-00.sample") or {})["counts"]
-    assert counts["rejections"] == {"prompt_too_long": 1, "rejected_request": 1}
+    assert counts["rejections"] == {"rejected_request": 2}
     after = {row["candidate_id"]: row for row in run.read_table("round-00/completions").to_pylist()}
     assert after.keys() == before.keys()
     assert [name for name in names if after[name] != before[name]] == [flaky]
