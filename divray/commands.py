@@ -106,7 +106,7 @@ def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
         if row["prompt_id"] != shown:
             shown = row["prompt_id"]
             yield f"\n=== {row['relation']} / {row['strategy']}\n{row['prompt']}"
-        verdicts = ", ".join(parsed.rejection or "valid" for parsed in parsed_records(row, form, config.sampling.max_tokens))
+        verdicts = ", ".join(parsed.rejection or "valid" for parsed in parsed_records(row, form))
         yield f"  [{verdicts}]\n{indent(row['completion'].strip(), '    ')}"
 
 

@@ -115,7 +115,7 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     # Where the human examples have no types, a typed sample would give its label away.
     typed = any(seed.head_type or seed.tail_type for seed in seeds)
     types = {relation.name: (relation.head_type, relation.tail_type) if typed else ("", "") for relation in relations}
-    parse = partial(parse_batch, types=types, form=form_of(seeds, relations), max_tokens=config.sampling.max_tokens)
+    parse = partial(parse_batch, types=types, form=form_of(seeds, relations))
     completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     samples.write_parquet(run.path(own.samples), filesystem=run.fs)
@@ -125,19 +125,18 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items()))}
 
 
-def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form, max_tokens: int) -> pa.Table:
+def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form) -> pa.Table:
     """Completions (``schemas.COMPLETIONS``) to samples (``schemas.SAMPLES``): a row for each candidate asked for.
 
     Args:
         types: Relation -> types of head and tail that its samples get.
         form: What the task's sentences have in common.
-        max_tokens: A record of that many tokens was cut by the limit.
     """
     rows = []
     for row in batch.to_pylist():
         head_type, tail_type = types[row["relation"]]
         ids = candidate_ids(row["candidate_id"], row.get("sentences") or 1)
-        for candidate_id, parsed in zip(ids, parsed_records(row, form, max_tokens), strict=True):
+        for candidate_id, parsed in zip(ids, parsed_records(row, form), strict=True):
             rows.append(
                 {
                     **{name: row[name] for name in SAMPLES.names if name in row},
@@ -152,7 +151,7 @@ def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form, 
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
-def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Parsed]:
+def parsed_records(row: dict[str, Any], form: Form) -> list[Parsed]:
     """What each candidate of one completion row parses to; besides the reasons of :func:`~divray.prompts.parsing.parse_record`
     a rejection is one of :func:`failure_reason`, ``empty``, ``truncated``, ``no_record`` or ``not_written``."""
     asked = row.get("sentences") or 1
@@ -160,9 +159,7 @@ def parsed_records(row: dict[str, Any], form: Form, max_tokens: int) -> list[Par
         return [Parsed(rejection=failure_reason(row["error"]))] * asked
     if not row["completion"].strip():
         return [Parsed(rejection="empty")] * asked
-    # A stop string that comes with the last token allowed ends a whole record.
-    reason = row.get("finish_reason")
-    cut = reason == "length" if reason else row["generated_tokens"] >= max_tokens * asked
+    cut = row["finish_reason"] == "length"
     records = read_records(row["completion"], (row["head"], row["tail"]) if row["head"] else None, cut)
     parsed = [parse_record(record, form, row["relation"]) for record in records[:asked]]
     missing = "truncated" if cut else "no_record" if asked == 1 else "not_written"

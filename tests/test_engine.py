@@ -204,12 +204,13 @@ def test_an_engine_that_dies_at_its_start_is_given_up_with_its_cause(
 
 def test_parsing_is_row_by_row() -> None:
     base = dict.fromkeys(("candidate_id", "strategy", "prompt_id", "prompt"), "x") | {"round": 0, "relation": "r", "error": ""}
+    base |= {"head": "", "tail": "", "finish_reason": "stop"}
     rows = [
-        {**base, "head": "", "tail": "", "completion": " storm\nTail: flood\nSentence: The storm caused a flood.", "generated_tokens": 9},
-        {**base, "head": "", "tail": "", "completion": " storm\nTail: flood\nSentence: The storm", "generated_tokens": 40},
-        {**base, "head": "storm", "tail": "flood", "completion": " A flood came after the storm.", "generated_tokens": 9},
+        {**base, "completion": " storm\nTail: flood\nSentence: The storm caused a flood."},
+        {**base, "completion": " storm\nTail: flood\nSentence: The storm", "finish_reason": "length"},
+        {**base, "head": "storm", "tail": "flood", "completion": " A flood came after the storm."},
     ]
-    parsed = parse_batch(pa.Table.from_pylist(rows), {"r": ("event", "event")}, form_of([], []), 40).to_pylist()
+    parsed = parse_batch(pa.Table.from_pylist(rows), {"r": ("event", "event")}, form_of([], [])).to_pylist()
     assert [row["rejection"] for row in parsed] == ["", "truncated", ""]
     for row in parsed[::2]:
         assert row["text"][row["tail_start"] : row["tail_end"]] == "flood"

@@ -243,7 +243,7 @@ def test_several_records_in_one_completion_are_candidates_of_their_own(monkeypat
 
     came = {"completion": two, "generated_tokens": 20, "finish_reason": "stop", "error": ""}
     types = {relation.name: ("", "") for relation in task.relations}
-    samples = parse_batch(pa.Table.from_pylist([{**row, **came} for row in requests], COMPLETIONS), types, FORM, 48).to_pylist()
+    samples = parse_batch(pa.Table.from_pylist([{**row, **came} for row in requests], COMPLETIONS), types, FORM).to_pylist()
     assert len({row["candidate_id"] for row in samples}) == len(samples) == 6 * 8
     assert Counter(row["rejection"] for row in samples) == {"": 6 * 6, "not_written": 6 * 2}
     assert samples[1]["text"] == "A flood came to the town then."
@@ -256,10 +256,9 @@ def rejections(completion: str, asked: int = 1, given: tuple[str, str] = ("", ""
         "sentences": asked,
         "head": given[0],
         "tail": given[1],
-        "generated_tokens": 9,
         "error": "",
     }
-    return [parsed.rejection for parsed in parsed_records({**row, "finish_reason": "stop", **other}, FORM, 48)]
+    return [parsed.rejection for parsed in parsed_records({**row, "finish_reason": "stop", **other}, FORM)]
 
 
 @pytest.mark.parametrize(
@@ -291,11 +290,9 @@ def test_of_a_failed_request_every_candidate_has_its_reason() -> None:
     assert rejections("", 2, error="ValueError: no") == ["rejected_request"] * 2
 
 
-def test_a_record_that_ends_with_the_last_token_allowed_is_whole() -> None:
-    row = {"completion": RECORDS[0].rstrip(), "generated_tokens": 48}
-    assert rejections(**row) == [""]
-    assert rejections(**row, finish_reason="length") == ["truncated"]
-    assert rejections(**row, finish_reason="") == ["truncated"]  # of a server that gives none
+def test_the_finish_reason_says_whether_a_record_is_whole() -> None:
+    assert rejections(RECORDS[0].rstrip(), finish_reason="stop") == [""]
+    assert rejections(RECORDS[0].rstrip(), finish_reason="length") == ["truncated"]
 
 
 def test_a_given_pair_is_found_in_the_sentence_alone() -> None:
