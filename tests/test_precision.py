@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from divray import resources
+from divray.config import load_config
 from divray.engines import vllm
+from divray.quickstart import folder
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,9 @@ def test_a_cpu_that_multiplies_in_bf16_does(monkeypatch: pytest.MonkeyPatch, cap
     assert resources.cpu_precision() == chosen
 
 
-def test_only_a_small_model_takes_twice_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(vllm, "cpu_precision", lambda: "fp32")
-    monkeypatch.setattr(vllm, "MOST_DOUBLED", 10)
-    small, large = tmp_path / "small", tmp_path / "large"
-    for folder, size in ((small, 10), (large, 11)):
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(bytes(size))
-    assert vllm.cpu_dtype(str(small)) == vllm.cpu_dtype("embedded:smollm2") == "float32"
-    assert vllm.cpu_dtype(str(large)) == vllm.cpu_dtype("owner/name") == "bfloat16"
-    monkeypatch.setattr(vllm, "cpu_precision", lambda: "bf16")
-    assert vllm.cpu_dtype("embedded:smollm2") == "bfloat16"
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_an_engine_on_a_cpu_computes_in_what_the_cpu_multiplies(monkeypatch: pytest.MonkeyPatch, precision: str, dtype: str) -> None:
+    monkeypatch.setattr(vllm, "cpu_precision", lambda: precision)
+    config = load_config(folder() / "quickstart.yaml")
+    assert vllm.engine_arguments(config, gpu=False)["dtype"] == dtype
+    assert "dtype" not in vllm.engine_arguments(config, gpu=True)

@@ -39,9 +39,6 @@ GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1}
 
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
-MOST_DOUBLED = 2 << 30
-"""Bytes of weights that may take twice the memory."""
-
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``max_lora_rank``."""
 
@@ -52,7 +49,7 @@ def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     found = {**COMMON_ENGINE_ARGUMENTS, **(GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS), "seed": config.seed}
     if not gpu:
         found["max_model_len"] = context_length(config.models.llm, found["max_model_len"])
-        found["dtype"] = cpu_dtype(config.models.llm)
+        found["dtype"] = "bfloat16" if cpu_precision() == "bf16" else "float32"
     if gpus_of(config) > 1:
         found["distributed_executor_backend"] = "mp"
     return {**found, **config.engine.vllm}
@@ -77,13 +74,6 @@ def lora_arguments(config: Config) -> dict[str, Any]:
     """Of an engine that takes adapters."""
     rank = next(rank for rank in LORA_RANKS if rank >= config.alignment.lora_rank)
     return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
-
-
-def cpu_dtype(reference: str) -> str:
-    """bfloat16, or float32 for a model of at most :data:`MOST_DOUBLED` bytes where this CPU multiplies that faster."""
-    size = sum(file.stat().st_size for file in Path(reference).expanduser().glob("*.safetensors"))
-    small = reference.startswith("embedded:") or 0 < size <= MOST_DOUBLED
-    return "float32" if small and cpu_precision() == "fp32" else "bfloat16"
 
 
 def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> dict[str, Any]:
