@@ -163,7 +163,7 @@ class AlignmentConfig(Section):
     """DPO with TRL under DeepSpeed ZeRO."""
 
     method: Literal["lora", "full"] = "lora"
-    lora_rank: int = Field(16, ge=1, le=512)
+    lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="The ranks that vLLM takes.")
     learning_rate: float | None = Field(None, gt=0, description="Default: 5e-5 for `lora`, a hundredth of it for `full`.")
     beta: float = Field(0.3, gt=0, description="How near the policy stays to the LLM; at 0.1 what it writes gets alike.")
     sft_weight: float = Field(

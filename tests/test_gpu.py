@@ -24,7 +24,7 @@ SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidat
 
 
 H100 = ("NVIDIA H100", 80, ())
-L4 = ("NVIDIA L4", 24, ("engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=20"))
+L4 = ("NVIDIA L4", 24, ("engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=32"))
 
 
 @pytest.fixture(scope="module")

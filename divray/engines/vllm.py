@@ -39,9 +39,6 @@ GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1}
 
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for ``max_lora_rank``."""
-
 
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments: the defaults for the device, the user's own over them.  Processes share a model for several GPUs of a
@@ -72,8 +69,7 @@ def check_arguments(config: Config) -> None:
 
 def lora_arguments(config: Config) -> dict[str, Any]:
     """Of an engine that takes adapters."""
-    rank = next(rank for rank in LORA_RANKS if rank >= config.alignment.lora_rank)
-    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+    return {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": 1}
 
 
 def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> dict[str, Any]:
