@@ -61,8 +61,7 @@ def check_model(reference: str, where: str, field: str) -> None:
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
-        if importlib.util.find_spec(EMBEDDED[name]) is None:
-            raise InputError(where, field, f"package {EMBEDDED[name]} is not installed", "Run `make setup`.")
+        _package_folder(EMBEDDED[name])
     elif is_uri(reference) or reference.startswith((".", "/", "~")) or Path(reference).is_dir():
         try:
             filesystem, path = open_uri(reference)
