@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs as pafs
 from safetensors import SafetensorError, safe_open
@@ -43,10 +43,6 @@ HUB_SECONDS = 10.0
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 """Names of the files beside the weights."""
 
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length", "max_seq_length")
-_OWN_SCALES = ("default", "llama3", "longrope", "su", "mrope")
-"""Kinds of RoPE whose factor is in the context already, as all of Gemma 3's are; YaRN's is one of the context before."""
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -80,8 +76,6 @@ def check_model(reference: str, where: str, field: str) -> None:
             except (SafetensorError, OSError) as error:
                 fix = "Fetch the file itself, not its Git LFS pointer, and let it be read."
                 raise InputError(where, field, f"{file} is not whole ({error})", fix) from None
-    elif reference.count("/") > 1 or not reference:
-        raise InputError(where, field, f"{reference!r} is neither a hub id nor a folder", "Give `owner/name` or a folder.")
 
 
 def _check_weights(reference: str, where: str, field: str, names: set[str]) -> None:
@@ -89,7 +83,7 @@ def _check_weights(reference: str, where: str, field: str, names: set[str]) -> N
     if not any(name.endswith(".safetensors") for name in names):
         raise InputError(where, field, f"{public_name(reference)} holds no *.safetensors", "Save the model as safetensors.")
     if (index := "model.safetensors.index.json") in names and (folder := small_files(reference, field)):
-        parts = _object(folder / index).get("weight_map")
+        parts = read_object(folder / index).get("weight_map")
         if missing := sorted(set(map(str, parts.values())) - names if isinstance(parts, dict) else {"weight_map"}):
             raise InputError(where, field, f"{public_name(reference)} lacks {missing[0]}, which {index} names", "Fetch the model again.")
 
@@ -218,60 +212,61 @@ def _joined(package: str, target: Path) -> Path:
     return target
 
 
-class Facts(NamedTuple):
-    """What a model's files say: the tokens that it takes at most (``None``: nothing says so), whether it is a decoder that writes
-    text, and its ``model_type``, or ``""``."""
-
-    context: int | None
-    generates: bool
-    kind: str
-
-
-def facts_of(reference: str, field: str, where: str = "config") -> Facts | None:
-    """What the files of a model say; ``None`` where it is an endpoint, or embedded and not made yet.
-
-    Raises:
-        InputError: A file is missing, or none of its kind.
-    """
-    if (reference, field) == ("endpoint", "models.llm") or (folder := small_files(reference, field)) is None:
-        return None
-    names = {file.name for file in folder.iterdir()}
-    if "config.json" not in names:
-        raise InputError(where, field, f"{reference} holds no config.json", "Give a model saved with transformers.")
-    config = _object(folder / "config.json")
-    if names.isdisjoint(_TOKENIZERS):
-        raise InputError(where, field, f"{reference} holds no tokenizer", "Save the tokenizer beside the model.")
-    try:
-        kinds, context = [*(config.get("architectures") or [])], _context(config)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(str(folder / "config.json"), "", f"no configuration of a model ({error})", "Save the model again.") from None
-    generates = not kinds or any(str(kind).endswith(_GENERATES) for kind in kinds)
-    return Facts(context, generates and not config.get("is_encoder_decoder"), str(config.get("model_type") or ""))
-
-
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model; :class:`InputError` where there is none."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(str(path), "", "no JSON object", "Save the model again.")
     return value
 
 
-def _context(config: dict[str, Any]) -> int | None:
-    text = config.get("text_config")
-    config = text if isinstance(text, dict) else config
-    found = [config[key] for key in _CONTEXT if isinstance(config.get(key), int)]
-    rope = config.get("rope_parameters") or config.get("rope_scaling")
-    if not found or not isinstance(rope, dict) or str(config.get("model_type")).startswith("gemma3"):
-        return min(found, default=None)
-    kind = rope.get("rope_type") or rope.get("type")
-    start = rope.get("original_max_position_embeddings") if kind == "yarn" else None
-    return int((start or min(found)) * ((kind not in _OWN_SCALES and rope.get("factor")) or 1))
+def configuration_of(reference: str, field: str, served: bool) -> Any:
+    """A model's configuration as transformers reads it, or, where the model is only ``served``, vLLM, which knows further kinds.
+
+    Raises:
+        InputError: There is none that can be read.
+    """
+    from transformers import AutoConfig
+
+    folder = small_files(reference, field) or reference
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # of any kind: what their classes make of wrong values
+        with contextlib.suppress(Exception):
+            if served:
+                from vllm.transformers_utils.config import get_config
+
+                return get_config(folder, trust_remote_code=False)
+        raise _not_loaded("configuration", reference, field, error) from None
+
+
+def tokenizer_in(folder: str | Path) -> Any:
+    """The tokenizer in a model's folder; an error of any kind where there is none, for which transformers makes an empty one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise ValueError("no tokenizer.json or other vocabulary beside it")
+    return tokenizer
+
+
+def _not_loaded(what: str, reference: str, field: str, error: Exception) -> InputError:
+    fix = "Save it beside the weights; a Git LFS pointer in place of config.json or tokenizer.json is none."
+    return InputError("config", field, f"the {what} of {reference} can't be loaded ({first_line(error)})", fix)
 
 
 def context_length(reference: str, most: int) -> int:
-    """Tokens of prompt and completion: ``most``, or fewer where the model takes fewer."""
-    facts = facts_of(reference, "models.llm")
-    return min(most, facts.context or most) if facts else most
+    """Tokens of prompt and completion: ``most``, or fewer where the model on disk or in the hub takes fewer."""
+    if reference == "endpoint" or reference.startswith("embedded:"):
+        return most
+    try:
+        text = configuration_of(reference, "models.llm", served=True).get_text_config()
+        context, rope = getattr(text, "max_position_embeddings", None) or most, getattr(text, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "yarn":
+            context = int(rope["original_max_position_embeddings"] * float(rope["factor"]))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _not_loaded("configuration", reference, "models.llm", error) from None
+    return min(most, context)
 
 
 def check_models(config: Config) -> None:
@@ -296,10 +291,10 @@ def check_models(config: Config) -> None:
                 raise InputError("config", "engine.endpoint", f"`{field}: endpoint` needs a url and a model", "Give url and model.")
             continue
         check_model(reference, "config", field)
-        facts = facts_of(reference, field)
-        if facts and not facts.generates and field != "models.encoder":
+        if not reference.startswith("embedded:"):
+            _check_kind(reference, field, served=field == "correctness.llm" or (field == "models.llm" and not tuned))
+        elif reference == "embedded:minilm" and field != "models.encoder":
             raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")
-        _check_kind(reference, field, served=field == "correctness.llm" or (field == "models.llm" and not tuned))
     llm, most = config.models.llm, context_length(config.models.llm, MOST)
     lengths = {
         "engine.vllm.max_model_len": config.engine.vllm.get("max_model_len", 0),
@@ -310,27 +305,16 @@ def check_models(config: Config) -> None:
             raise InputError("config", key, f"{llm} takes {most} tokens at most", f"It is now {length}.")
 
 
-def _check_kind(reference: str, field: str, served: bool = False) -> None:
-    """Read configuration and tokenizer with transformers, as at run time; of a model that is only ``served`` vLLM's own reader may do
-    instead.  An encoder must have a row for each word of its tokenizer."""
-    if reference.startswith("embedded:") or (folder := small_files(reference, field)) is None:
-        return
-    from transformers import AutoConfig, AutoTokenizer
-
-    words, what, fix = None, "configuration", "Save it again; a Git LFS pointer in place of tokenizer.json is none."
+def _check_kind(reference: str, field: str, served: bool) -> None:
+    """Refuse an LLM that writes no text, a tokenizer that can't be loaded, and one with more words than the encoder has rows."""
+    found = configuration_of(reference, field, served)
+    kinds = str(found.architectures or "")
+    if field != "models.encoder" and (found.is_encoder_decoder or (kinds and not any(kind in kinds for kind in _GENERATES))):
+        raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")
     try:
-        try:
-            words = getattr(AutoConfig.from_pretrained(folder), "vocab_size", None)
-        except Exception:
-            if not served:
-                raise
-            from vllm.transformers_utils.config import get_config
-
-            get_config(folder, trust_remote_code=False)
-        what = "tokenizer"
-        most = max(AutoTokenizer.from_pretrained(folder).get_vocab().values())
-    except Exception as error:  # of any kind: what their classes make of wrong values
-        raise InputError("config", field, f"the {what} of {reference} can't be loaded ({first_line(error)})", fix) from None
-    if field == "models.encoder" and words is not None and most >= words:
+        most = max(tokenizer_in(small_files(reference, field) or reference).get_vocab().values())
+    except Exception as error:
+        raise _not_loaded("tokenizer", reference, field, error) from None
+    if field == "models.encoder" and most >= (words := getattr(found, "vocab_size", None) or most + 1):
         problem = f"the tokenizer of {reference} has {most + 1} words, the model {words}"
         raise InputError("config", field, problem, "Save the model again, resized to its tokenizer.")

@@ -25,9 +25,9 @@ from divray.engines.vllm import check_arguments
 from divray.errors import InputError
 from divray.layout import SUMMARY, VERSIONS, Round
 from divray.locks import LOCK, locked
-from divray.models import check_models, facts_of
+from divray.models import check_models
 from divray.preferences import none_left_to_choose
-from divray.prompts import STRATEGIES, chat_renderer, check_lengths
+from divray.prompts import STRATEGIES, check_lengths
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
 from divray.prompts.strategies import shows_all
@@ -56,9 +56,8 @@ def check(config: Config) -> Task:
         batches(config.alignment.model_dump(), config.cluster.train_workers)
     check_arguments(config)
     check_models(config)
-    chat = chat_renderer(config) if facts_of(config.models.llm, "models.llm") else None
     task = load_task(config)
-    check_lengths(config, stated(config, task.relations), task.seeds, chat)
+    check_lengths(config, stated(config, task.relations), task.seeds)
     if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, stated(config, task.relations), task.seeds):
         raise none_left_to_choose()
     form = form_of(task.seeds, task.relations)

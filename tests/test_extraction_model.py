@@ -266,7 +266,7 @@ def with_weights_of_nan(folder):
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no whole relation extractor .no tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "no whole relation extractor"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: line 1: no valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: no JSON object"),

@@ -27,7 +27,7 @@ from divray.cli import main
 from divray.config import load_config
 from divray.engines.vllm import check_arguments, engine_arguments
 from divray.errors import InputError
-from divray.models import check_models, context_length, facts_of, local_model
+from divray.models import check_models, context_length, local_model
 from divray.pipeline import check
 from divray.prompts import chat_renderer
 from divray.quickstart import folder
@@ -52,26 +52,33 @@ def model(path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None =
 @pytest.mark.parametrize(
     ("config", "context"),
     [
-        ({"n_positions": 1024}, 1024),
-        ({"text_config": {"max_position_embeddings": 900}, "max_position_embeddings": 5}, 900),
-        ({"max_position_embeddings": 1000, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 4000),
-        ({"max_position_embeddings": 8000, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 8000),
-        ({"max_position_embeddings": 8000, "rope_parameters": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 8000),
+        ({"model_type": "gpt2", "n_positions": 1024}, 1024),
+        ({"model_type": "gemma3", "text_config": {"max_position_embeddings": 900}, "max_position_embeddings": 5}, 900),
+        ({**LLM, "max_position_embeddings": 1000, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 4000),
         (
             {
+                **LLM,
+                "max_position_embeddings": 8000,
+                "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            },
+            8000,
+        ),
+        ({"model_type": "gemma3_text", "max_position_embeddings": 8000, "rope_parameters": {"rope_type": "linear", "factor": 8.0}}, 8000),
+        (
+            {
+                **LLM,
                 "max_position_embeddings": 8000,
                 "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2000},
             },
             8000,
         ),
-        ({}, None),
+        ({"model_type": "bloom"}, None),
     ],
 )
 def test_the_context_is_the_models_own(config: dict[str, Any], context: int | None, tmp_path: Path) -> None:
     reference = model(tmp_path / "m", config, {})
-    facts = facts_of(reference, "models.llm")
-    assert facts is not None and facts.context == context
-    assert context_length(reference, 2048) == min(2048, context or 2048)
+    for most in (2048, 10_000):
+        assert context_length(reference, most) == min(most, context or most)
     settings = load_config(folder() / "quickstart.yaml", [f"models.llm={reference}", "engine.vllm.dtype=float32"])
     assert engine_arguments(settings, gpu=False)["max_model_len"] == min(2048, context or 2048)
     assert engine_arguments(settings, gpu=True)["max_model_len"] == -1  # vLLM takes the model's own
@@ -95,10 +102,11 @@ def test_a_chat_template_may_lie_in_either_place(where: str, tmp_path: Path) -> 
         (LLM, {}, ["prompts.strategies={all_at_once: 1}", "sampling.max_tokens=400"], "sampling.max_tokens"),
         (LLM, {}, ["engine.vllm.max_model_len=1501"], "engine.vllm.max_model_len"),
         (LLM, {}, ["alignment.max_length=2000"], "alignment.max_length"),
-        (LLM, None, [], "models.llm"),
-        ({"architectures": ["BertForMaskedLM"]}, {}, [], "models.llm"),
-        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, {}, [], "models.llm"),
-        ([], {}, [], "config.json"),
+        (LLM, None, [], "models.llm: the tokenizer"),
+        ({"model_type": "qwen2"}, None, [], r"models.llm: the tokenizer of .*\(no tokenizer"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, {}, [], "models.llm: .* writes text"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, {}, [], "models.llm: .* writes text"),
+        ([], {}, [], "models.llm: the configuration"),
     ],
 )
 def test_a_model_that_cannot_do_it_is_refused(config: Any, tokenizer: Any, overrides: list[str], key: str, tmp_path: Path) -> None:
@@ -174,11 +182,11 @@ ASK = """
 import sys
 from divray import models
 from divray.errors import InputError
-from divray.models import facts_of
+from divray.models import context_length
 models.HUB_SECONDS = 1.0
 for name in sys.argv[1:]:
     try:
-        print(name, facts_of(name, "models.llm"))
+        print(name, context_length(name, 2048))
     except InputError as error:
         print(error)
 """
@@ -196,8 +204,8 @@ def test_a_model_that_the_hub_does_not_give_is_refused_at_once(hub: str, tmp_pat
     began = time.monotonic()
     found, *refused = asked(names, tmp_path, HF_ENDPOINT=hub)
     assert time.monotonic() - began < 60
-    assert found == f"of/llm {facts_of(model(tmp_path / 'm', LLM, {}), 'models.llm')}"
-    assert not list(tmp_path.rglob("*.safetensors"))[1:]  # beside the folder of this test: no weight was fetched
+    assert found == "of/llm 1500"
+    assert not list(tmp_path.rglob("*.safetensors"))  # no weight was fetched
     words = ["only to those whom it let in", "out of reach", "out of reach", *["has no such model, or not for you"] * 3]
     assert len(refused) == len(words)
     for name, line, word in zip(names[1:], refused, words, strict=True):
@@ -217,10 +225,18 @@ def test_a_model_out_of_reach_is_said_before_anything_is_sampled(key: str, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", [{"architectures": 3}, {"rope_scaling": {"factor": float("inf")}}, {"rope_scaling": {"factor": "x"}}])
-def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.json: no configuration of a model"):
-        facts_of(model(tmp_path / "m", {**LLM, **change}, {}), "models.llm")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architectures": 3}, "is no model that writes text"),
+        ({"rope_scaling": {"type": "yarn", "factor": float("inf")}}, "can't be loaded"),
+        ({"rope_scaling": {"type": "yarn", "factor": "x"}}, "can't be loaded"),
+    ],
+)
+def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    reference = model(tmp_path / "m", {**LLM, **change}, {})
+    with pytest.raises(InputError, match=rf"models\.llm: .*{words}"):
+        check_models(load_config(folder() / "quickstart.yaml", [f"models.llm={reference}"]))
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ import torch
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from divray.dedup.storage import first_line
 from divray.errors import InputError
-from divray.models import local_model
+from divray.models import local_model, tokenizer_in
 from divray.relations import Example, Relation
 from divray.spans import Batch, Encoded, by_order, collate, encode_spans, means
 
@@ -186,7 +186,7 @@ class RelationExtractor(PreTrainedModel):
             model: RelationExtractor = read[0]
             if wrong := sorted({*read[1]["missing_keys"], *(name for name, *_ in read[1]["mismatched_keys"])}):
                 raise ValueError(f"no weights of {wrong[0]} that fit config.json")
-            model.tokenizer = AutoTokenizer.from_pretrained(folder)
+            model.tokenizer = tokenizer_in(folder)
             found = model.predict([Example("a b" + " c" * model.config.max_tokens, (0, 1), (2, 3), "")])
             if not np.isfinite(found.probabilities).all():
                 raise ValueError("probabilities that are no finite numbers")

@@ -24,7 +24,7 @@ from divray.datasets.huggingface import plain_rows
 from divray.datasets.own import SENTENCE, Source, example_from_row
 from divray.dedup.storage import first_line, make_folder, open_uri, placed
 from divray.errors import InputError
-from divray.models import check_model, facts_of
+from divray.models import check_model, read_object, small_files
 from divray.relations import Example
 from divray.run_folder import RunFolder
 from divray.scan import Row
@@ -66,10 +66,10 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
     check_model(model, "model", "")
-    facts = facts_of(model, "", "model")
-    if facts and facts.kind != "divray-relation-extractor":
-        kind = f"a {facts.kind} model" if facts.kind else "no model_type"
-        raise InputError(model, "config.json", f"{kind}, not a relation extractor", "Give the `model` folder of a run.")
+    kind = read_object(Path(small_files(model, "") or model, "config.json")).get("model_type")
+    if kind != "divray-relation-extractor":
+        other = f"a {kind} model" if kind else "no model_type"
+        raise InputError(model, "config.json", f"{other}, not a relation extractor", "Give the `model` folder of a run.")
     if {posixpath.splitext(path)[1] for path in (source, target)} not in ({".jsonl"}, {".parquet"}):
         raise InputError(target, "", f"it and {source} are neither both .jsonl nor both .parquet", "Give both files one of these endings.")
     schema = None

@@ -12,12 +12,12 @@ from typing import Any
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.dedup.storage import first_line
-from divray.engines import Answer
+from divray.engines import ENDPOINT, Answer
 from divray.engines.complete import complete
 from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, engine_arguments, sampling_parameters
 from divray.errors import InputError
 from divray.layout import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round
-from divray.models import MOST, facts_of, local_model, small_files
+from divray.models import MOST, context_length, local_model, small_files
 from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.rows import Renderer, accepted_samples, request_rows, write_prompts
@@ -67,11 +67,11 @@ def write_wave(config: Config, run: RunFolder, round: int, wave: Wave) -> int:
     return write_prompts(run, Round.of(round).prompts, rows, f"wave-{wave.number:02d}" if wave.number else "part")
 
 
-def check_lengths(config: Config, relations: list[Relation], seeds: list[Example], chat: Renderer | None) -> None:
+def check_lengths(config: Config, relations: list[Relation], seeds: list[Example]) -> None:
     """Refuse relations and seeds of which a prompt of each strategy, with its answer, is longer than the context of a model on disk."""
-    facts = facts_of(config.models.llm, "models.llm")
-    if facts is None or (folder := small_files(config.models.llm, "models.llm")) is None:
+    if config.models.llm == ENDPOINT or (folder := small_files(config.models.llm, "models.llm")) is None:
         return
+    chat, context = chat_renderer(config), context_length(config.models.llm, MOST)
     counts = dict.fromkeys([*config.prompts.strategies, *([NAIVE] if config.sampling.naive_candidates_per_relation else [])], SENTENCES)
     rows = {
         row["prompt_id"]: row for row in request_rows(config, relations, seeds, 0, chat, Wave(0, {one.name: counts for one in relations}))
@@ -79,14 +79,14 @@ def check_lengths(config: Config, relations: list[Relation], seeds: list[Example
     if config.prompts.pairs == "first" and not config.prompts.pairs_file:
         rows |= {f"pairs of {row['relation']}": row for row in pair_rows(config, relations, seeds, chat)}
     # A token has at least one byte.
-    least = min(facts.context or MOST, config.engine.vllm.get("max_model_len", CPU_ENGINE_ARGUMENTS["max_model_len"]))
+    least = min(context, config.engine.vllm.get("max_model_len", CPU_ENGINE_ARGUMENTS["max_model_len"]))
     asked = {name: int(sampling_parameters(config, row, False)["max_tokens"]) for name, row in rows.items()}
     if not (long := [name for name, row in rows.items() if len(row["prompt"].encode()) + asked[name] > least]):
         return
     from transformers import AutoTokenizer
 
     most, tokenizer = engine_arguments(config, uses_gpu(config))["max_model_len"], AutoTokenizer.from_pretrained(folder)
-    most = (facts.context or MOST) if most == -1 else most
+    most = context if most == -1 else most
     for name in long:
         if (tokens := len(tokenizer(rows[name]["prompt"], verbose=False).input_ids)) + asked[name] > most:
             where, place = str(config.task.train or config.task.relations), f"relation {rows[name]['relation']}"
