@@ -34,7 +34,6 @@ from divray.embeddings import Encoder
 from divray.models import local_model
 
 MODEL = "embedded:minilm"
-OWN = {"divray fp32": "fp32", "divray bf16": "bf16"}
 
 
 def sentences(path: Path, rows: int) -> list[str]:
@@ -69,8 +68,7 @@ def main() -> None:
         ways["sentence-transformers"] = peer(arguments.device)
     else:
         left_out.append("sentence-transformers")
-    for name, precision in OWN.items():
-        ways[name] = Encoder(MODEL, device=arguments.device, precision=precision).encode
+    ways["divray"] = Encoder(MODEL, device=arguments.device).encode
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     made: dict[str, np.ndarray] = {name: way(texts) for name, way in ways.items()}  # every shape once
     for _ in range(arguments.rounds):
@@ -78,7 +76,7 @@ def main() -> None:
             started = time.perf_counter()
             way(texts)
             seconds[name].append(time.perf_counter() - started)
-    reference = made.get("sentence-transformers", made["divray fp32"])
+    reference = made.get("sentence-transformers", made["divray"])
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = [
         {

@@ -1,11 +1,10 @@
 """Vectors of sentences, the encoder's last hidden states, averaged over tokens and scaled to unit length (Reimers and Gurevych 2019,
 arXiv 1908.10084); and features of their spans (:mod:`divray.spans`).
 
-On a CPU a text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product are chosen by its shape,
+A text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product are chosen by its shape,
 so the last bits of a row change with the shape of its batch.  So the shape follows from the text alone: its length is rounded up to a
-multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  On a GPU a batch is so large that dummies
-would be most of it: there the rows are filled up to a power of two.  Between kinds of machine the last bits differ, too; rounding to
-:data:`DECIMALS` hides most of that.  In bf16 and fp16 the cosine to the fp32 embedding is 0.9999 and up.
+multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  Between kinds of machine the last bits
+differ, too; rounding to :data:`DECIMALS` hides most of that.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.config import Config
 from divray.models import local_model
 from divray.relations import Example
 from divray.spans import FEATURE_GRID, Batch, collate, encode_spans, means, on_grid, pooled
 
 WIDTH = 8
 DECIMALS = 6
-TOKENS = {"cpu": 512, "cuda": 16_384}
-"""Tokens a batch, padding included, by kind of device; at most, on a GPU."""
+TOKENS = {"cpu": 512, "cuda": 4096}
+"""Tokens a batch, padding included, by kind of device."""
 
 MAX_LENGTH = 256
 """Tokens of a text, beyond which it is cut."""
@@ -37,98 +35,73 @@ LAYER = -2
 WEIGHTS = (0.5, 0.5, 1.0, 0.5)
 """Of head, tail, between and rest."""
 
-_CHUNK = 8192
 _BATCH, _MOST = 32, 192
 
 
 class Encoder:
-    """A sentence encoder in PyTorch; on a CPU with one thread, so that the number of cores changes nothing.
+    """``models.encoder`` in PyTorch, on the GPU that this task holds, if any; on a CPU with one thread, so that the number of cores
+    changes nothing."""
 
-    Args:
-        reference: Model, as in ``models.encoder`` of the configuration.
-        device: ``cpu`` or ``cuda``; default: a GPU where this process has one.
-        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: fp16 on a GPU, else fp32.
-    """
-
-    def __init__(self, reference: str, device: str | None = None, precision: str = "fp32") -> None:
+    def __init__(self, reference: str, device: str | None = None) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
         folder = local_model(reference)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        kind = kinds["fp32" if self.device == "cpu" else "fp16"] if precision == "auto" else kinds[precision]
-        self.model = AutoModel.from_pretrained(folder, dtype=kind, use_safetensors=True).eval().to(self.device)
+        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval().to(self.device)
         self.dimension = int(self.model.config.hidden_size)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         positions = int(getattr(self.model.config, "max_position_embeddings", 512))
         self.max_length = min(MAX_LENGTH, positions, self.tokenizer.model_max_length)
 
-    @classmethod
-    def of(cls, config: Config) -> Encoder:
-        """The encoder that a run's ``models.encoder`` and ``engine`` ask for."""
-        return cls(config.models.encoder, device="cpu" if config.engine.device == "cpu" else None, precision="auto")
-
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""
         out = np.empty((len(texts), self.dimension), np.float32)
-        for start in range(0, len(texts), _CHUNK):
-            part, own = list(texts[start : start + _CHUNK]), out[start : start + _CHUNK]
-            tokens = self.tokenizer(part, truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
-            for rows, width in by_width([len(row) for row in tokens], self.max_length, self._rows):
-                filled = min(self._rows(width), 1 << (len(rows) - 1).bit_length()) if self.device == "cuda" else self._rows(width)
-                own[rows] = self._forward([tokens[row] for row in rows], filled, width)
+        tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
+        for rows, width in by_width([len(row) for row in tokens], self.max_length, self._rows):
+            out[rows] = self._forward([tokens[row] for row in rows], width)
         return np.round(out, DECIMALS)
 
     def _rows(self, width: int) -> int:
         """Texts of so many tokens in a batch."""
         return max(1, TOKENS[self.device] // width)
 
-    def _forward(self, tokens: list[list[int]], size: int, width: int) -> npt.NDArray[np.float32]:
-        """Unit vectors ``[len(tokens), d]`` of token ids, filled up to ``[size, width]``."""
+    def _forward(self, tokens: list[list[int]], width: int) -> npt.NDArray[np.float32]:
+        """Unit vectors ``[len(tokens), d]`` of token ids, filled up to the batch of their ``width``."""
         import torch
 
-        rows = tokens + [[]] * (size - len(tokens))
+        rows = tokens + [[]] * (self._rows(width) - len(tokens))
         ids = torch.tensor([row + [self.tokenizer.pad_token_id or 0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         mask[:, 0] = 1
         with one_thread(), torch.inference_mode():
             seen = mask.to(self.device)
-            hidden = self.model(input_ids=ids.to(self.device), attention_mask=seen).last_hidden_state.float()
+            hidden = self.model(input_ids=ids.to(self.device), attention_mask=seen).last_hidden_state
             weights = seen[..., None].float()
             mean = (hidden * weights).sum(1) / weights.sum(1)
             found: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
         return found[: len(tokens)]
 
-
-class SpanEncoder:
-    """Encodes examples by their spans; arguments as of :class:`Encoder`."""
-
-    def __init__(self, reference: str, device: str = "cpu") -> None:
-        self.encoder = Encoder(reference, device)
-
-    def encode(self, examples: Sequence[Example]) -> np.ndarray:
+    def spans(self, examples: Sequence[Example]) -> np.ndarray:
         """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
         names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
         distinct = sorted(set(names))
         entities = [Example(text, (0, len(text)), (0, 0), "") for text in distinct]
-        alone = self._encode(entities, lambda states, batch: means(states[(len(states) - 1) // 2], batch)[:, 0])
+        alone = self._pooled(entities, lambda states, batch: means(states[(len(states) - 1) // 2], batch)[:, 0])
         heads, tails = np.split(alone[np.searchsorted(distinct, names)], 2)
-        spans = self._encode(examples, lambda states, batch: pooled(states[LAYER], batch, WEIGHTS))
+        spans = self._pooled(examples, lambda states, batch: pooled(states[LAYER], batch, WEIGHTS))
         return np.concatenate([spans, heads, tails], axis=1)
 
-    def _encode(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
+    def _pooled(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
         """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
         import torch
 
-        tokenizer, encoded = self.encoder.tokenizer, encode_spans(self.encoder.tokenizer, examples, _MOST)
+        encoded = encode_spans(self.tokenizer, examples, _MOST)
         found: list[np.ndarray] = [np.zeros(0)] * len(examples)
         for rows, width in by_width([len(one.ids) for one in encoded], _MOST, lambda width: _BATCH):
-            batch = collate([encoded[row] for row in rows], tokenizer.pad_token_id or 0, self.encoder.device, width)
+            batch = collate([encoded[row] for row in rows], self.tokenizer.pad_token_id or 0, self.device, width)
             with torch.inference_mode():
-                states = self.encoder.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
+                states = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True).hidden_states
                 for row, features in zip(rows, pool(states, batch).cpu().numpy(), strict=True):
                     found[row] = features
         return on_grid(np.array(found), FEATURE_GRID).astype(np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from divray.embeddings import TOKENS, Encoder, embedding_column, embedding_matrix
+from divray.embeddings import Encoder, embedding_column, embedding_matrix
 
 TEXTS = [
     "The engine was built by the company in 1998 .",
@@ -40,31 +40,6 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(encoder: Encoder) -> 
         wanted = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
         assert np.abs(vector - wanted).max() < 2e-6
     assert float(made[0] @ encoder.encode([TEXTS[4]])[0]) > float(made[0] @ made[1]) + 0.3
-
-
-def test_half_precision_is_near_and_does_not_depend_on_company(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TOKENS, "cpu", 64)  # many CPUs only emulate bf16
-    half, some = Encoder("embedded:minilm", device="cpu", precision="bf16"), TEXTS[:25]
-    made = half.encode(some)
-    assert (made * encoder.encode(some)).sum(axis=1).min() > 0.999
-    order = np.random.default_rng(1).permutation(len(some))
-    assert (half.encode([some[i] for i in order]) == made[order]).all()
-    assert (half.encode(some[5:8]) == made[5:8]).all()
-
-
-def test_on_a_gpu_few_rows_are_dummies(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: dict[str, list[tuple[int, int]]] = {"cpu": [], "cuda": []}
-    for kind, made in shapes.items():
-
-        def forward(tokens: list[list[int]], size: int, width: int, made: list[tuple[int, int]] = made) -> np.ndarray:
-            made.append((size, len(tokens)))
-            return np.zeros((len(tokens), encoder.dimension), np.float32)
-
-        monkeypatch.setattr(encoder, "device", kind)
-        monkeypatch.setattr(encoder, "_forward", forward)
-        encoder.encode(TEXTS)
-    assert all(rows <= size < 2 * rows for size, rows in shapes["cuda"])
-    assert sum(rows for _, rows in shapes["cuda"]) == len(TEXTS) < sum(size for size, _ in shapes["cpu"])
 
 
 def test_threads_are_put_back(encoder: Encoder) -> None:

@@ -155,7 +155,7 @@ def values_of(kind: str, judging: Judging, rows: list[dict[str, Any]]) -> np.nda
     found -= readings(likelihood, *known, usual).mean(axis=0)[:2]
     if kind == "gate":
         relations, texts = [example.relation for example in examples], [example.text for example in examples]
-        features, heard = judging.spans.encode(examples), np.zeros((len(examples), 3))
+        features, heard = judging.encoder.spans(examples), np.zeros((len(examples), 3))
         signals = judging.judge(np.zeros(2)).signals(relations, texts, features, heard)
         found = np.column_stack([signals[:, [SIGNALS.index(one) for one in GATE]], found[:, 0]])
     return np.concatenate([found, [states for *_, states in read]], axis=1).round(4)

@@ -5,7 +5,7 @@ over the task's own seeds, every seed judged without itself.  The weights and th
 agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.  The answer of ``correctness.llm`` is added to the log-odds:
 LLMs differ too much for a fitted weight.  So the score is not calibrated with one, and it should be one that you trust.
 
-The signals come from the features of the spans (:class:`divray.embeddings.SpanEncoder`) by linear discriminant analysis of seeds and
+The signals come from the features of the spans (:meth:`divray.embeddings.Encoder.spans`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
 
 ============  ===============================================================================
@@ -38,7 +38,7 @@ import numpy as np
 
 from divray.config import Config
 from divray.datasets.stage import stated
-from divray.embeddings import Encoder, SpanEncoder
+from divray.embeddings import Encoder
 from divray.relations import Example, Relation, replaced
 from divray.scoring.answers import Likelihood, Probe, answerer_of, ask, readings, some_of
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
@@ -103,7 +103,7 @@ class Judge:
     def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
 
-        ``features`` are of :meth:`SpanEncoder.encode`, ``heard`` is :meth:`Judging.hear` of the samples.
+        ``features`` are of :meth:`Encoder.spans`, ``heard`` is :meth:`Judging.hear` of the samples.
         """
         own = np.array([self.relations.index(name) for name in relations], np.int64)
         spans, heads, tails = _features(features)
@@ -222,8 +222,7 @@ class Judging:
     def __init__(self, config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> None:
         self.relations, self.seeds = known_of(config, relations, seeds)
         self.names = tuple(relation.name for relation in self.relations)
-        self.encoder = Encoder.of(config)
-        self.spans = SpanEncoder(config.models.encoder, self.encoder.device)
+        self.encoder = Encoder(config.models.encoder)
         self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
         self.answerer = answerer_of(config, self.encoder.device)
         self.probe = probe_for(PROBED, config.correctness.fluency)
@@ -245,11 +244,11 @@ class Judging:
     def judge(self, heard: np.ndarray) -> Judge:
         """The task's judge; ``heard`` is :meth:`hear_seeds`."""
         own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
-        features, described = self.spans.encode(self.seeds), self.spans.encode(described_seeds(self.relations, self.seeds))
+        features, described = self.encoder.spans(self.seeds), self.encoder.spans(described_seeds(self.relations, self.seeds))
         return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, heard)
 
     def correctness(self, judge: Judge, examples: Sequence[Example]) -> np.ndarray:
         """The gate's probability that each example is right, float64 ``[n]``."""
         relations, texts = [example.relation for example in examples], [example.text for example in examples]
-        signals = judge.signals(relations, texts, self.spans.encode(examples), self.hear(examples))
+        signals = judge.signals(relations, texts, self.encoder.spans(examples), self.hear(examples))
         return gate_probability(signals, self.gate)
