@@ -267,7 +267,7 @@ def test_gate_and_audit_read_after_the_seeds_in_order_of_their_ids(quickstart: C
     run = RunFolder(uri)
     prepare(quickstart, run)
     run.write_table(SEEDS_OF_RUN, examples_table(read_seeds(run)[::-1]))
-    for module, name in ((judge_module, "Encoder"), (judge_module, "SpanEncoder"), (judge_module, "Likelihood"), (audit, "Likelihood")):
+    for module, name in ((judge_module, "Encoder"), (judge_module, "Likelihood"), (audit, "Likelihood")):
         monkeypatch.setattr(module, name, MagicMock())
     monkeypatch.setattr("ray.get_gpu_ids", lambda: [])
     judging, reader = Judging(quickstart, read_relations(run), read_seeds(run)), audit._Reader(quickstart, uri)
