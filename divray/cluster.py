@@ -49,6 +49,8 @@ RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
 }
 """Set before Ray is imported and starts on this machine, unless the user's own environment says otherwise."""
+for _name, _value in RAY_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
 
 PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR")
 """Prefixes of the driver's variables that the workers of a cluster get too; those of this machine have all of them anyway."""
@@ -68,8 +70,6 @@ def connect(config: Config) -> None:
         InputError: The address is none that a driver can join.
         ResourceError: There is no cluster at the address, or Ray does not start on this machine.
     """
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -95,11 +95,12 @@ def connect(config: Config) -> None:
         ray.init(address=address, **options)
     except Exception as error:  # Ray's word that it took too long has no type of its own
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if address != LOCAL:
+        own_disk = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+        if address != LOCAL and not own_disk:
             hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
             raise ResourceError(f"no Ray cluster that can be joined at cluster.address {address} ({why}). {hint}") from None
         places = "Set HOME and RAY_TMPDIR to folders that can be written, RAY_TMPDIR to a short path."
-        hint = places if isinstance(error, OSError) else "The same command tries again."
+        hint = places if own_disk else "The same command tries again."
         raise ResourceError(f"Ray did not start ({why}); its logs lie in {ray_temp_folder()}/session_latest/logs. {hint}") from error
     quiet_ray_data()
 

@@ -67,7 +67,8 @@ def stage(arguments: Namespace) -> None:
             retry(config, run, arguments.round)
             return
         if file := getattr(arguments, "predictions", None):
-            console.log(f"{file}: {take_in(run, file)} test sentences have no answer")
+            lacking = take_in(run, file)
+            console.log(f"{file}: {lacking or 'no'} test sentences lack an answer")
         round_ = due_round(config, run, stage, getattr(arguments, "round", None), arguments.force)
         if round_ is not None:
             run_stage(config, run, stage, round_)

@@ -39,8 +39,8 @@ _BATCH, _MOST = 32, 192
 
 
 class Encoder:
-    """``models.encoder`` in PyTorch, on the GPU that this task holds, if any; on a CPU with one thread, so that the number of cores
-    changes nothing."""
+    """``models.encoder`` in PyTorch, on the GPU that this task holds, if any, or on ``device``.  Embeddings on a CPU are computed
+    with one thread, so that the number of cores changes nothing."""
 
     def __init__(self, reference: str, device: str | None = None) -> None:
         import torch
@@ -57,6 +57,8 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""
         out = np.empty((len(texts), self.dimension), np.float32)
+        if not texts:
+            return out
         tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
         for rows, width in by_width([len(row) for row in tokens], self.max_length, self._rows):
             out[rows] = self._forward([tokens[row] for row in rows], width)

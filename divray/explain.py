@@ -18,7 +18,8 @@ from divray.report.excerpts import sentences_of
 from divray.run_folder import RunFolder
 from divray.sampling import policy_model
 from divray.scan import SENTENCE, Row, rows
-from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES, TUNED
+from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES
+from divray.texts import SEED_PREFIX
 
 CLUSTER_MEMBERS = 8
 _SENTENCE = ["relation", *SENTENCE]
@@ -74,6 +75,8 @@ def _candidate(run: _Run, own: Round, name: str, request: Row) -> Row:
         found["conflict"] = run.sentence(scored["conflict"]) if scored["conflict"] else None
         if scored["nearest_id"] not in ("", scored["conflict"]) and (nearest := run.sentence(scored["nearest_id"])):
             found["nearest"] = {**nearest, "similarity": scored["similarity"]}
+            if scored["nearest_id"].startswith(SEED_PREFIX):
+                found["threshold"] = min(found["threshold"], run.config.diversity.seed_threshold)
         if near_test := run.row(TEST, "example_id", scored["near_test"] or "", _SENTENCE):
             found["near_test"] = {**near_test, "id": scored["near_test"]}
     if run.folder.files(SELECTED, ".parquet"):
@@ -85,7 +88,7 @@ def _candidate(run: _Run, own: Round, name: str, request: Row) -> Row:
 def _origin(run: _Run, request: Row, completion: Row) -> Row:
     found: Row = {key: request[key] for key in ("round", "strategy", "prompt_id", "prompt", "pattern", "seed")}
     model, adapter = policy_model(run.config, run.folder, request["round"])
-    found["model"] = adapter if adapter and request["policy"] == TUNED else model
+    found["model"] = adapter or model
     told = {key: completion.get(key) for key in ("engine", "prompt_tokens", "generated_tokens", "error")}
     found |= {key: value for key, value in told.items() if value not in (None, "")}
     if completion.get("started_at") and completion.get("finished_at"):

@@ -31,8 +31,8 @@ SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
     Entry(f"data/{name}", "prepare", schemas.EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
 )
 # What is made once, and not again where it is there; only `prepare` drops it.
-ENTITY_PAIRS, SEED_HEARD = Entry("data/entity_pairs", "prepare"), Entry("data/seed_heard", "prepare")
-SEED_EMBEDDINGS, TEST_EMBEDDINGS = Entry("data/seed_embeddings", "prepare"), Entry("data/test_embeddings", "prepare")
+ENTITY_PAIRS, SEED_HEARD = Entry("data/entity_pairs"), Entry("data/seed_heard")
+SEED_EMBEDDINGS, TEST_EMBEDDINGS = Entry("data/seed_embeddings"), Entry("data/test_embeddings")
 PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
 ACCEPTED, SELECTED = Entry("dataset/data", "select", schemas.DATASET), Entry("comparison/selected", "select", schemas.DATASET)
 EVALUATION = Entry("evaluation.json", "evaluate", dict[str, schemas.SetRecord])
@@ -81,7 +81,6 @@ _WRITERS |= {
     "*completions.engines/*": ("sample", schemas.Engines),
     "search.json": ("tune", schemas.Search),
     "comparison/*": ("select", schemas.DATASET),
-    "evaluation/parts/*": ("", Any),
 }
 
 

@@ -56,7 +56,7 @@ def vendi_score(vectors: npt.NDArray[Any] | csr_array) -> float:
     """Vendi score with the cosine kernel: the effective number of different items (Friedman and Dieng 2023, arXiv 2210.02410).
 
     ``exp(-sum_i w_i ln w_i)`` over the eigenvalues ``w`` of ``X X^T / n``, which are also those of ``X^T X / n``.  ``vectors`` ``[n, d]``
-    are dense or sparse, rows of unit length.  From 1 (all equal) to ``n`` (all orthogonal).
+    are dense or sparse, at least one row, each of unit length.  From 1 (all equal) to ``n`` (all orthogonal).
     """
     n, d = vectors.shape
     gram = vectors @ vectors.T if n <= d else vectors.T @ vectors

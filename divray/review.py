@@ -111,7 +111,7 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
     Raises:
         InputError: It is no such file, or of another run.
     """
-    mend = "Save it on the page of `divray review --html`."
+    mend = "Save it on the page of `divray review RUN --html FILE`."
     answers = read_json(Path(path))
     if not isinstance(answers, list) or not all(isinstance(one, dict) and {"sample_id", "right"} <= one.keys() for one in answers):
         raise InputError(path, "", "no file of answers", mend)

@@ -120,7 +120,11 @@ class RunFolder:
         self.write_bytes(name, text.encode())
 
     def read_text(self, name: str) -> str:
-        return decoded(self.read_bytes(name), self.full_uri(name), 1)
+        data = self.read_bytes(name)
+        try:
+            return decoded(data, self.full_uri(name), 1)
+        except InputError as error:
+            raise InputError(error.where, error.field, error.problem, anew(name)) from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -48,10 +48,10 @@ PROMPTS = pa.schema(
         *_fields(pa.string(), "policy"),
     ]
 )
-"""One row a request, for ``sentences`` candidates, mostly one. The candidates of one prompt text share ``prompt_id``;
+"""One row a request, for ``sentences`` candidates, mostly one (null: one). The candidates of one prompt text share ``prompt_id``;
 ``head`` and ``tail`` are the pair that the prompt gives, ``""`` where the LLM writes it; ``pattern`` is the JSON schema or the regular
 expression of the completion, ``""`` for free text; ``demonstrations`` are ids of examples and of earlier samples; ``policy`` is the
-model asked: ``tuned``, the round's own policy, or ``base``, the one that it was tuned from."""
+model asked: ``base`` in round 0, ``tuned``, the round's own policy, after it."""
 
 COMPLETIONS = pa.schema(
     [
@@ -161,6 +161,8 @@ class Alignment(TypedDict):
 
 
 class Quota(TypedDict):
+    quota: int
+    missing: int
     relations: dict[str, dict[str, int]]
 
 

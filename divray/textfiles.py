@@ -43,6 +43,7 @@ def read_text(path: Path) -> str:
 
 
 def decoded(data: bytes, where: str, line: int) -> str:
+    """UTF-8 that begins with ``line`` of ``where``; :class:`InputError` where it is none."""
     try:
         if (null := data.find(b"\0")) >= 0:
             raise UnicodeDecodeError("utf-8", data, null, null + 1, "null character")  # as in UTF-16 of plain letters

@@ -147,7 +147,7 @@ def test_a_growing_cluster_is_waited_for_and_a_full_one_refused(
             patch.setattr(resources, "QUIET_SECONDS", 8.0)
             cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.vllm={tensor_parallel_size: 8}"), run, ["sample"])
         cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.concurrency=2"), run, ["sample"])
-        assert sum(machine.get("GPU", 0) for machine in resources.machines_there()) == 2
+        assert sum(machine.get("GPU", 0) for machine in resources.machines_there()) >= 2
         cluster.release_cluster(settings(address))
         deadline = time.monotonic() + 90
         while len(resources.machines_there()) > 1 and time.monotonic() < deadline:

@@ -135,7 +135,7 @@ def test_clock() -> None:
 
 
 def _summary() -> dict[str, Any]:
-    trained = {"metric": "macro", "mean": 0.58, "std": 0.011, "per_draw": [0.57, 0.59], "k": 5, "draws": [0, 1]}
+    trained = {"metric": "macro", "mean": 0.58, "std": 0.011, "per_draw": [0.57, 0.59], "k": 5}
     view = {"candidates": 1200, "valid": 900, "unique": 700, "correct": 420, "selected": 80, "generated_tokens": 36000}
     return {
         "headline": "Seeds + generated: 61.2 [b]micro-F1",

@@ -282,7 +282,12 @@ def test_jsonl_rows_may_be_marked_sentences(tmp_path: Path) -> None:
     rows = [{"text": "The [storm] caused {flooding}.", "relation": "cause"}, {"text": "The storm caused flooding.", "relation": "cause"}]
     (example,) = read_jsonl(Source(jsonl(tmp_path / "a.jsonl", rows[:1])))
     assert example == Example(ROW["text"], (4, 9), (17, 25), "cause", example_id="line-1")
-    refused(lambda: list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", rows)))), "line 2, text", "not one head and one tail marked")
+    refused(
+        lambda: list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", rows)))),
+        "line 2",
+        "no head and tail, and not one of each marked",
+        "[start, end)",
+    )
 
 
 def test_byte_order_mark_and_line_separators_inside_strings(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_predict_parquet(saved, tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"text": "Rosa was born in {Rome}."}', "row 1, text: not one head and one tail marked"),
+        ('{"text": "Rosa was born in {Rome}."}', "row 1: no head and tail, and not one of each marked"),
         ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "row 1, tail: .17, 99. does not lie in the text"),
         ('{"text": "Rosa was born in Rome.", "head": [0, 4]}', "row 1, tail"),
         ('{"sentence": "x"}', "row 1, text: missing"),
@@ -263,6 +263,12 @@ def with_weights_of_nan(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def with_a_word_too_many(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["works"] = 40000
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -276,7 +282,8 @@ def with_weights_of_nan(folder):
         (lacking_a_weight, "no whole relation extractor .no weights of classifier.weight"),
         (of_another_release, "no whole relation extractor"),
         (with_weights_of_nan, "no whole relation extractor .*finite"),
-        *((with_settings(layer=value), "no whole relation extractor") for value in (99, "3", 1.5, None)),
+        (with_a_word_too_many, "no whole relation extractor .*tokenizer"),
+        *((with_settings(layer=value), "no whole relation extractor") for value in (99, 0, -1, "3", 1.5, None)),
         *((with_settings(max_tokens=value), "no whole relation extractor") for value in (0, -5, 513, 96.5, "96", None)),
         *((with_settings(view_weights=value), "no whole relation extractor") for value in ([1], [1, 1, 1, float("nan")], "1111", None)),
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json: no model_type, not a relation extractor"),

@@ -72,6 +72,8 @@ def model(path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None =
             },
             8000,
         ),
+        ({**LLM, "max_position_embeddings": 1000, "rope_scaling": {"type": "linear", "factor": 4.0}}, 4000),
+        ({**LLM, "max_position_embeddings": 1000, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 2000),
         ({"model_type": "bloom"}, None),
     ],
 )

@@ -121,9 +121,11 @@ def test_models_are_checked_without_loading(tmp_path: Path) -> None:
         check_model(str(tmp_path), "f", "k")
 
 
-def test_files_are_replaced_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("type_name", "clears"), [("local", []), ("hdfs", ["delete_file"])])
+def test_files_are_replaced_at_once(tmp_path: Path, type_name: str, clears: list[str]) -> None:
     class Told:
         def __init__(self) -> None:
+            self.type_name = type_name
             self.fs, self.calls = pafs.LocalFileSystem(), list[str]()
 
         def __getattr__(self, name: str) -> Any:
@@ -134,7 +136,7 @@ def test_files_are_replaced_at_once(tmp_path: Path) -> None:
     fs: Any = Told()
     with placed(fs, str(tmp_path / "there")) as path:
         Path(path).write_text("newer")
-    assert fs.calls == ["get_file_info", "open_output_stream", "move"]
+    assert fs.calls == ["get_file_info", "open_output_stream", *clears, "move"]
     assert (tmp_path / "there").read_text() == "newer" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -26,6 +26,8 @@ from divray.stages import Progress
 MAX_FAILURES = 2
 """Times that a broken group of workers is started again from its last checkpoint."""
 
+TRIED = 256
+"""Pairs of which one must fit before more are looked at."""
 LARGE_MARGIN = 10.0
 """Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
 
@@ -36,11 +38,11 @@ def base_model(config: Config, run: RunFolder, round: int) -> str:
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
 
-def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress = lambda *_: None) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Train the policy of ``round`` on the pairs of all earlier rounds.
 
     Writes ``round-NN/policy`` (the merged model, for LoRA also ``adapter/``) and
-    ``round-NN/alignment.json`` (settings and curve).  Needs a Ray connection.  A worker that dies, or a
+    ``round-NN/alignment.json`` (curve, and how many pairs, steps and workers).  Needs a Ray connection.  A worker that dies, or a
     call that was killed and is made again, goes on from the last checkpoint in ``round-NN/train``,
     which is gone at the end.
 
@@ -57,7 +59,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress = 
     pairs, reference, chat = read_pairs(run, round), base_model(config, run, round), config.prompts.style == "chat"
     tokenizer = AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference))
     most = config.alignment.max_length
-    if tokenize_pairs(pairs, tokenizer, most, chat)[1] == pairs.num_rows:  # no worker starts for nothing
+    parts = (pairs.slice(start, TRIED) for start in range(0, pairs.num_rows, TRIED))
+    if all(tokenize_pairs(part, tokenizer, most, chat)[1] == part.num_rows for part in parts):  # no worker starts for nothing
         raise InputError("config", "alignment.max_length", f"no pair fits in {most} tokens", "Raise it.")
     gpu = train_gpus(config) > 0
     job = {
@@ -153,7 +156,7 @@ def _drop_torn(run: RunFolder, folder: str) -> None:
 
 
 @contextmanager
-def _followed(on_progress: Progress) -> Iterator[Any]:
+def _followed(on_progress: Progress | None) -> Iterator[Any]:
     """A queue for rank 0 to put its news into, with a thread that passes them on."""
     from ray.util.queue import Queue
 
@@ -161,7 +164,8 @@ def _followed(on_progress: Progress) -> Iterator[Any]:
 
     def follow() -> None:
         while news := queue.get():
-            on_progress(*news)
+            if on_progress:
+                on_progress(*news)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

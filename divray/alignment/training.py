@@ -189,7 +189,7 @@ def _reporter(progress: Any) -> Any:
             at = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             checkpoint = ray.train.Checkpoint.from_directory(str(at)) if leads else None
             ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
-            for older in Path(args.output_dir).glob("checkpoint-*") if leads else ():  # the trainer's own limit counts on one machine alone
+            for older in Path(args.output_dir).glob("checkpoint-*") if leads else ():  # not by save_total_limit: it counts on one machine
                 if older != at:
                     shutil.rmtree(older, ignore_errors=True)
 

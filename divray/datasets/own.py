@@ -165,19 +165,9 @@ def _marked(source: Source, relation: str, sentences: Any, head_type: str = "", 
         place = f"relation {relation}, example {number}"
         if not isinstance(sentence, str) or not sentence.strip():
             raise source.error(place, f"{sentence!r} is no sentence", 'Quote it: "The [storm] caused {flooding}."')
-        found = marked(source, place, " ".join(sentence.split()))
+        if (found := parse_marked(" ".join(sentence.split()))) is None:
+            raise source.error(place, f"not one head and one tail marked in {sentence!r}", "Put one head in [ ] and one tail in { }.")
         yield Example(*found, relation, head_type, tail_type, source.identity(place, None, f"{relation}/{number}"))
-
-
-def marked(source: Source, place: str, sentence: str) -> tuple[str, Span, Span]:
-    """Text, head and tail of a sentence with ``[head]`` and ``{tail}``.
-
-    Raises:
-        InputError: It is badly marked.
-    """
-    if (parsed := parse_marked(sentence)) is None:
-        raise source.error(place, f"not one head and one tail marked in {sentence!r}", "Put one head in [ ] and one tail in { }.")
-    return parsed
 
 
 def labelled(source: Source, place: str, row: Mapping[str, Any], default_id: str) -> Iterator[Example]:
@@ -198,7 +188,10 @@ def example_from_row(source: Source, place: str, row: Mapping[str, Any]) -> Iter
     """
     text = source.string(place, "text", row.get("text"))
     if all(row.get(name) is None for name in ("head", "tail", "head_start", "tail_start")):
-        text, head, tail = marked(source, f"{place}, text", text)
+        if (parsed := parse_marked(text)) is None:
+            fix = "Give `head` and `tail` as [start, end), or mark them in `text`: one [head], one {tail}."
+            raise source.error(place, f"no head and tail, and not one of each marked in {text!r}", fix)
+        text, head, tail = parsed
     else:
         head, tail = (span_of(source, place, row, side, text) for side in ("head", "tail"))
     yield from source.usable(Example(text, head, tail, ""))

@@ -221,4 +221,6 @@ def _too_few(source: Source, name: str, wanted: int, examples: list[Example], us
     reasons |= {f"{reason} in the whole file": number for reason, number in source.left_out.items()}
     problem = f"{usable} of {len(examples)} different examples can be seeds, fewer than task.seeds_per_relation = {wanted}"
     fix = f"Set it to at most {usable}, or task.fewer_seeds=true." if usable else "Add examples of the relation."
+    if shown > usable:
+        fix += " Where task.test_per_relation holds them out, lower it."
     return source.error(f"relation {name}", f"{problem}; left out: {words_of(reasons)}", fix)

@@ -29,6 +29,8 @@ from divray.errors import InputError
 KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
 
+_PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+
 
 def command(arguments: Namespace) -> None:
     """``divray dedup SOURCE --out OUT``."""
@@ -229,9 +231,11 @@ def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatc
 
 
 def _filtered(batch: pa.RecordBatch, kept: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    """The rows that are kept; where there are views, which Arrow can't filter, they are cut out and put together."""
+    """The rows that are kept.  Arrow can't filter views: columns of them are cast there and back, and where they are nested the
+    rows are cut out and put together."""
+    plain = pa.schema([field.with_type(_PLAIN.get(field.type, field.type)) for field in batch.schema])
     try:
-        return batch.filter(pa.array(kept))
+        return batch.cast(plain).filter(pa.array(kept)).cast(batch.schema)
     except pa.ArrowNotImplementedError:
         edges = np.flatnonzero(np.diff(kept, prepend=False, append=False)).reshape(-1, 2)
         return pa.concat_batches([batch.slice(0, 0), *(batch.slice(start, end - start) for start, end in edges.tolist())])

@@ -100,6 +100,8 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
         except OSError as error:
             raise InputError(target, "", f"can't be written ({first_line(error)})", "Give a place that can be written to.") from None
         yield path
+        if fs.type_name == "hdfs" and kind == pafs.FileType.File:  # the one that does not replace
+            fs.delete_file(target)
         fs.move(path, target)
     except BaseException:
         with contextlib.suppress(OSError):  # a full disk's leavings; nothing there

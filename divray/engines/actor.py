@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -95,13 +96,20 @@ class EngineActor:
         answers = await asyncio.gather(*map(self._complete, requests))
         rows = [row for answer in answers for row in answer]
         self.health.finished.remote(len(rows))
-        for relation, row in zip(asked, rows, strict=True):
-            tags = {"relation": metric_tag(relation)}
-            self.answered.inc(1, {**tags, "outcome": "error" if row.get("error") else "ok"})
-            for kind in ("prompt", "cached", "generated"):
-                if count := row.get(f"{kind}_tokens"):
-                    self.tokens.inc(count, {**tags, "kind": kind})
+        self._count(asked, rows)
         return rows
+
+    def _count(self, asked: list[str], rows: list[Row]) -> None:
+        """Tell Prometheus of a batch: once for each relation and kind, since each telling takes longer than a row's own work."""
+        outcomes = Counter((relation, "error" if row.get("error") else "ok") for relation, row in zip(asked, rows, strict=True))
+        for (relation, outcome), count in outcomes.items():
+            self.answered.inc(count, {"relation": metric_tag(relation), "outcome": outcome})
+        tokens: Counter[tuple[str, str]] = Counter()
+        for relation, row in zip(asked, rows, strict=True):
+            tokens.update({(relation, kind): row.get(f"{kind}_tokens") or 0 for kind in ("prompt", "cached", "generated")})
+        for (relation, kind), count in tokens.items():
+            if count:
+                self.tokens.inc(count, {"relation": metric_tag(relation), "kind": kind})
 
     async def _complete(self, request: Request) -> list[Row]:
         started_at = time.time()

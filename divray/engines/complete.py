@@ -25,13 +25,13 @@ from divray.engines.pool import engines_for, stop
 from divray.engines.vllm import sampling_parameters
 from divray.errors import EngineError
 from divray.run_folder import RunFolder
-from divray.schemas import COMPLETIONS, PROMPTS, TUNED
+from divray.schemas import COMPLETIONS, PROMPTS
 from divray.stages import Progress
 
 BLOCKS_IN_FLIGHT = 64
 """Files of request rows that are being answered at a time, at most."""
 
-ALIKE = ("prompt", "pattern", "head", "strategy", "sentences", "policy")
+ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
 """Columns that the candidates of one request share."""
 
 READERS = 32
@@ -59,7 +59,7 @@ def complete(
         source: Table of ``schemas.PROMPTS``; each of its files is a block.
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
         model: Reference that each engine resolves, or ``endpoint``: the server that ``engine.endpoint`` names.
-        adapter: Folder or URI of a LoRA adapter of ``model`` through which rows go whose ``policy`` is ``tuned``.
+        adapter: Folder or URI of a LoRA adapter of ``model`` that answers.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
         on_progress: Told about progress about once a second; rows that were there before don't count.
         answer: A function in the engine's place: recorded completions, or a measurement of everything but the engine.
@@ -116,7 +116,7 @@ def requests_of(config: Config, rows: list[Row], adapter: str, greedy: bool) -> 
         return tuple(row.get(name) for name in (*ALIKE, *(["candidate_id"] if greedy else [])))
 
     groups = [list(group) for _, group in groupby(rows, alike)]
-    return [Request(own, sampling_parameters(config, own[0], greedy), adapter if own[0].get("policy") == TUNED else "") for own in groups]
+    return [Request(own, sampling_parameters(config, own[0], greedy), adapter) for own in groups]
 
 
 class Ask:

@@ -50,8 +50,8 @@ def engines_for(config: Config, model: str, answer: Answer | None = None) -> Poo
 
     gpu = uses_gpu(config)
     arguments = engine_arguments(config, gpu)
+    # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
     if gpu and config.rounds > 1 and config.alignment.method == "lora":
-        # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
         arguments = {**lora_arguments(config), **arguments}
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
     secret = SecretStr(os.environ.get(endpoint.key_variable) or "none" if endpoint else "")

@@ -1,8 +1,8 @@
 """Scores of relation extraction: micro-F1 as for TACRED, macro-F1, and SemEval-2010 Task 8's own.
 
 All values are fractions in [0, 1].  ``none_label`` (no_relation, Other) is never a class of its own: a
-right "none" earns nothing, a wrong relation costs precision, a missed one recall.  A missing prediction
-(``None``) counts as ``none_label``; where the task has none, as a miss.
+right "none" earns nothing, a wrong relation costs precision, a missed one recall.  A missing or unknown
+prediction counts as ``none_label``; where the task has none, as a miss.
 """
 
 from __future__ import annotations

@@ -137,6 +137,8 @@ class RelationExtractor(PreTrainedModel):
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
         """Classify examples (their own ``relation`` is not looked at)."""
+        if not examples:
+            return Predictions([], np.zeros((0, len(self.config.labels))))
         return self.classify(self.features(examples), self.tuned_scores(examples))
 
     @torch.inference_mode()
@@ -187,6 +189,10 @@ class RelationExtractor(PreTrainedModel):
             if wrong := sorted({*read[1]["missing_keys"], *(name for name, *_ in read[1]["mismatched_keys"])}):
                 raise ValueError(f"no weights of {wrong[0]} that fit config.json")
             model.tokenizer = tokenizer_in(folder)
+            if max(model.tokenizer.get_vocab().values()) >= model.encoder.get_input_embeddings().num_embeddings:
+                raise ValueError("a tokenizer of more words than the encoder has")
+            if model.config.layer < 1:
+                raise ValueError(f"layer {model.config.layer}")
             found = model.predict([Example("a b" + " c" * model.config.max_tokens, (0, 1), (2, 3), "")])
             if not np.isfinite(found.probabilities).all():
                 raise ValueError("probabilities that are no finite numbers")

@@ -92,6 +92,8 @@ def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
     origin, names, before = Source(Path(source), name=source), set[str](), 0
     for batch in _batches(source):
         if isinstance(batch, pa.RecordBatch):
+            if twice := [name for name in SENTENCE if batch.schema.names.count(name) > 1]:
+                raise InputError(source, twice[0], "the column stands there twice", "Rename or drop one of them.")
             names.update(batch.schema.names)
             rows = plain_rows(batch.select([name for name in SENTENCE if name in names]), source, before)
         else:

@@ -169,6 +169,8 @@ def _answers(
 ) -> np.ndarray:
     """Numbers of the labels of the examples that are ``out``, by a model of the others."""
     kept = [example for example, left in zip(examples, out, strict=True) if not left]
+    if not kept:
+        raise ValueError("one seed a relation leaves none to train on")
     fitted = train(kept, relations, config.models.encoder, settings, config.seed)
     return fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
 

@@ -99,7 +99,7 @@ def chat_renderer(config: Config) -> Renderer | None:
     """The model's chat template as a function, or ``None`` for completion style."""
     if config.prompts.style == "completion":
         return None
-    if config.models.llm == "endpoint":  # the server has the template
+    if config.models.llm == ENDPOINT:  # the server has the template
         return lambda messages: "\n".join(message["content"] for message in messages) + "\n"
     from transformers import AutoTokenizer
 

@@ -44,7 +44,7 @@ def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
     def closeness(row: Row) -> tuple[bool, float, str]:
         return (row["similarity"] or 0.0) >= 1.0, -(row["similarity"] or 0.0), row["candidate_id"]
 
-    where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "")
+    where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "") & ~pc.starts_with(pc.field("nearest_id"), "test:")
     found = rows(run, _scores(rounds), [*_SENTENCE, "nearest_id", "similarity", "reason"], where)
     chosen = _turns(first_of_each(found, "relation", closeness, NEAR_DUPLICATES))[:NEAR_DUPLICATES]
     known = sentences_of(run, rounds, {row["nearest_id"] for row in chosen})

@@ -104,7 +104,8 @@ def _of_cost(summary: Summary) -> Iterator[str]:
         naive = summary.get("naive", {}).get("tokens_per_accepted")
         yield text + (f"; with the naive prompt {naive:,.0f} tokens." if naive else ".")
     for name, quota in summary.get("quota", {}).items():
-        yield f"Quota of {quota['quota']} in {round_name(name)}: {quota['missing']:,} samples are missing."
+        missing = f"{quota['missing']:,} samples are missing" if quota["missing"] else "every relation reached it"
+        yield f"Quota of {quota['quota']} in {round_name(name)}: {missing}."
     if time := summary.get("engine_time"):
         idle = ", ".join(f"{seconds:,.0f} s {cause.replace('_', ' ')}" for cause, seconds in time["idle_seconds"].items() if seconds >= 0.5)
         text = f"Engines were busy {100 * time['busy_share']:.0f} % of their time" + (f" (idle: {idle})" if idle else "")

@@ -163,7 +163,8 @@ def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
 
 
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
-    """The :func:`marked` rows that come as near a seed of their relation as ``seed_threshold``, with the reason why they are dropped."""
+    """The :func:`marked` rows that come as near a seed of their relation as ``seed_threshold``, or as ``threshold`` where
+    that is lower, with the reason why they are dropped."""
     threshold = min(settings.threshold, settings.seed_threshold)
     near = near_reference(rows, seeds, settings.model_copy(update={"threshold": threshold}))
     rows = rows.take(pc.index_in(near["candidate_id"], value_set=rows["candidate_id"].combine_chunks()))

@@ -39,6 +39,7 @@ def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | N
 def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None = None) -> pa.Table:
     """Find the near-duplicates among one relation's samples and say which of them stay.
 
+    Both tables have ``candidate_id`` (distinct), ``text`` and the spans, ``table`` also ``correctness``, which may be null.
     ``kept`` are samples that stay whatever comes, apart from each other, as an earlier call leaves them: they are compared with ``table``
     alone.
 

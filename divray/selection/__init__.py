@@ -1,7 +1,8 @@
 """The ``select`` stage: all accepted samples as a data set, in which the first K a relation are diverse and correct.
 
 Accepted are the samples of all rounds that passed the gate and stayed unique, without the naive baseline's.  A sample whose head or tail
-others have already stands behind those with names of their own.  The same rule on one round alone, and the naive baseline without any
+others have already stands behind those with names of their own.  A text that stands twice, with other spans or in two rounds, counts once,
+where it came first.  The same rule on one round alone, and the naive baseline without any
 rule, give the sets whose correctness and likeness to human sentences the report compares.
 
 The rule: for a set ``S`` of ``k`` samples with correctness ``c`` and unit embeddings whose cosines form ``C_S``, maximise ::
@@ -151,6 +152,7 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
     parts = [_chosen(naive.slice(0, settings.k), NAIVE)]
     subsets = [(ALL, own)] + [(Round.of(n).name, own.filter(pc.field("round") == n)) for n in range(rounds)]
     for name, subset in subsets:
+        subset = _without_repeats(subset)
         correctness, embeddings = subset["correctness"].to_numpy(), embedding_matrix(subset["embedding"])
         every, taken = np.arange(subset.num_rows), np.zeros(0, np.int64)
         for some in (np.flatnonzero(_fresh(subset)), every):
@@ -162,6 +164,16 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
             taken = np.append(taken, rest[np.argsort(-correctness[rest], kind="stable")])
         parts.append(_chosen(subset.take(taken), name))
     return pa.concat_tables(parts)
+
+
+def _without_repeats(rows: pa.Table) -> pa.Table:
+    """Of the rows with the same text, whatever its case and blanks, the first by round and id; sorted by id.  Scoring compares texts
+    without their entities, so that one sentence with head and tail exchanged is two to it."""
+    rows = rows.sort_by([("round", "ascending"), ("candidate_id", "ascending")])
+    first: dict[str, int] = {}
+    for row, text in enumerate(rows["text"].to_pylist()):
+        first.setdefault(" ".join(text.casefold().split()), row)
+    return rows.take(pa.array(first.values(), pa.int64())).sort_by("candidate_id")
 
 
 def _fresh(rows: pa.Table) -> np.ndarray:

@@ -49,7 +49,7 @@ def dataset_card(
         f"- Samples come from round(s) {rounds}, by strategy {strategies}. "
         "After each round the model is tuned by DPO on pairs made from its own samples or from the seeds.",
         f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams, "
-        f"Jaccard {config.diversity.threshold:g} or more; {config.diversity.seed_threshold:g} to a seed), "
+        f"Jaccard {config.diversity.threshold:g} or more; {min(config.diversity.threshold, config.diversity.seed_threshold):g} to a seed), "
         f"and samples with a judge's score below the gate ({config.correctness.threshold}).",
         f"- Of what was left, the first {config.selection.k} a relation were chosen greedily for correctness and diversity together "
         f"(log-determinant, diversity weight {config.selection.diversity_weight:g}). Seed of the run: {config.seed}.",
