@@ -103,7 +103,7 @@ def test_no_sample_is_written_for_the_none_label_and_it_stays_a_label(
     assert results["seeds+unlabelled"]["examples"] == 12 and "seeds" in results["seeds+generated+unlabelled"]["differences"]
     assert results["seeds"]["examples"] == 12 and results["seeds"]["k"] == 4
 
-    assert "1 test sentences have no answer" in capsys.readouterr().err
+    assert "1 test sentences lack an answer" in capsys.readouterr().err
     found = results["rules.jsonl"]
     assert found["mean"] == pytest.approx(2 * 23 / (23 + 24))
     assert found["differences"]["seeds"]["mean"] == pytest.approx(found["mean"] - results["seeds"]["mean"], abs=1e-5)
