@@ -34,7 +34,7 @@ exit codes: 0 done, 1 failed, 2 bad input, 3 too few resources, 4 the LLM engine
 
 
 _PLACES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""The system's errors about a path, which is the user's."""
+"""The operating system's errors about a path that the user gave."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def with_config(command: argparse.ArgumentParser) -> None:
         command.add_argument("config", help="YAML file of the run")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that stand over the file")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
 
     whole = add("run", "Run the whole loop, or what is left of it.", "commands:run")
     with_config(whole)
@@ -66,17 +66,17 @@ def build_parser() -> argparse.ArgumentParser:
     for name, what in STAGES.items():
         stage = add(name, what.help, "commands:stage")
         stage.add_argument("run", help="run folder")
-        stage.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of engine.* and cluster.* for this call")
+        stage.add_argument("overrides", nargs="*", metavar="section.key=value", help="engine.*, cluster.* for this call; in `prepare` any")
         if what.rounds:
             stage.add_argument("--round", type=int, default=None, help="sampling round (default: the first in which the stage is not done)")
         if name == "prepare":
-            stage.add_argument("--config", required=True, help="YAML file of the run, which this begins")
+            stage.add_argument("--config", required=True, help="YAML file of the run that this begins")
         if name == "sample":
-            stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that the engine itself failed")
+            stage.add_argument("--retry-failed", action="store_true", help="only ask again for the requests that an engine error lost")
         if name == "evaluate":
-            text = "another tool's answers as a row of the comparison, JSONL with id (of a test sentence) and relation; kept in the run"
+            text = "add another tool's answers to the comparison and keep them: JSONL with id (of a test sentence) and relation"
             stage.add_argument("--predictions", metavar="FILE", help=text)
-        stage.add_argument("--force", action="store_true", help="do it again although it is done; what came after it counts as not done")
+        stage.add_argument("--force", action="store_true", help="do a finished stage again; the stages after it then count as not done")
     export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "commands:export_samples")
     export.add_argument("run", help="run folder")
     export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
@@ -92,8 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
     review.add_argument("--of", choices=("selected", "scored"), default="selected", help="selected samples, or all that were scored")
     review.add_argument("--reader", default="reader", metavar="NAME", help="who reads; each reader's answers are kept apart")
     page = review.add_mutually_exclusive_group()
-    page.add_argument("--html", metavar="FILE", help="write a page to read on instead")
-    page.add_argument("--answers", metavar="FILE", help="take in the answers that such a page saved")
+    page.add_argument("--html", metavar="FILE", help="write an HTML page to review on instead")
+    page.add_argument("--answers", metavar="FILE", help="import the answers that such a page saved")
     predict = add("predict", "Label sentences with the run's RE model.", "extraction.predict:command")
     predict.add_argument("run", help="run folder, or a model folder")
     predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     dedup.add_argument("--id-column", help="column of distinct strings or integers (default: rows are numbered from 0)")
     dedup.add_argument("--shingles", default="word:3", help="word:N or char:N (default word:3)")
     dedup.add_argument("--threshold", type=float, default=0.7, help="Jaccard similarity from which texts are near (default 0.7)")
-    dedup.add_argument("--rule", choices=("component", "independent"), default="component", help="one row a cluster (default), or more")
+    dedup.add_argument("--rule", choices=("component", "independent"), default="component", help="keep one row a cluster (default) or more")
     dedup.add_argument("--method", choices=("auto", "exact", "minhash"), default="auto", help="how pairs are found (default auto)")
     dedup.add_argument("--near-test", metavar="TEST", help="Parquet of a test set: drop all rows near one of its texts")
     dedup.add_argument("--earlier", metavar="KEPT", help="Parquet of rows that earlier calls kept: drop all rows near one of them, too")
@@ -139,24 +139,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w", encoding="utf-8"))
     if arguments is None and sys.getfilesystemencoding() != "utf-8":
-        # Arrow takes paths as UTF-8, Python in the locale's encoding; in its UTF-8 mode both mean the same file.
+        # Arrow takes paths as UTF-8, Python in the locale's encoding; in Python's UTF-8 mode both mean the same file.
         environment = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace", **os.environ, "PYTHONUTF8": "1"}
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
     try:
         parsed = parse(arguments)
         if arguments is None:  # as the command, not as a function in somebody's program
             divert_native_output()
-            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key that the terminal's encoding lacks is no answer
+            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key that cannot be decoded is no answer
         console.configure()
         for argument in sys.argv[1:] if arguments is None else arguments:
             if argument != argument.encode(errors="replace").decode():
-                raise InputError("command line", ascii(argument), "no UTF-8", "Rename the file, or write the word as UTF-8.")
+                raise InputError("command line", ascii(argument), "no UTF-8", "Rename the file, or write the argument in UTF-8.")
         pkgutil.resolve_name(parsed.function)(parsed)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        console.print_error(DivrayError("interrupted; the same command goes on from here"))
+        console.print_error(DivrayError("interrupted; a run goes on from here with the same command"))
         return 130
     except Exception as error:
         own = own_error(error)

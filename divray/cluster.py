@@ -1,4 +1,4 @@
-"""Connecting to Ray: quietly, on loopback, and with one line where there is no cluster at an address."""
+"""Connect to Ray without its output on the terminal; where no cluster is at an address, the error is one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from divray.run_folder import RunFolder
 
 LOG_BYTES = 1 << 20
 LEAST_LOG_BYTES = 200
-"""Smaller logs hold only the lines that Ray begins each with."""
+"""A smaller log holds only the lines that Ray begins every log with."""
 
 _native_output: IO[bytes] | None = None
 
@@ -41,11 +41,11 @@ WORKER_ENVIRONMENT = {
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray's own 15 lets its dashboard and the driver take the core from the model whenever they wake.
+    # At Ray's default of 15, its dashboard and the driver take the core from the model whenever they wake.
     "RAY_worker_niceness": "0",
-    # After Ray's own second the workers would be gone by when the engine has started, and start again beside the model.
+    # At Ray's default of one second, idle workers end before the engine has started, and start again beside the model.
     "RAY_idle_worker_killing_time_threshold_ms": "120000",
-    # Whatever `log_to_driver` says, Ray prints to stdout what the raylet tells every driver (retries, dead workers): all but these lines.
+    # Despite `log_to_driver`, Ray prints the raylet's messages (retries, dead workers) to stdout. It drops lines that match: here, all.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
 }
 """Set before Ray is imported and starts on this machine, unless the user's own environment says otherwise."""
@@ -53,10 +53,10 @@ for _name, _value in RAY_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 PASSED_ON = ("HF_", "DIVRAY_", "VLLM_", "AWS_", "DS_", "TORCH_EXTENSIONS_DIR")
-"""Prefixes of the driver's variables that the workers of a cluster get too; those of this machine have all of them anyway."""
+"""Prefixes of the driver's variables that the workers of a cluster get too; workers that the driver starts itself inherit all."""
 
 NEVER_UNASKED = re.compile("TOKEN|SECRET|KEY|PASSWORD|CREDENTIAL|^AWS_PROFILE$|^AWS_CONFIG_FILE$")
-"""Secrets, since a runtime env stands in the clear on the dashboard, and what lies on the driver's disk."""
+"""Passed on only if the user names them: secrets, since the dashboard shows a runtime env, and what refers to the driver's disk."""
 
 LOCAL = "local"
 CONNECT_SECONDS = 5.0
@@ -67,7 +67,7 @@ def connect(config: Config) -> None:
     """Join the cluster, or start one on this machine; does nothing where already connected.
 
     Raises:
-        InputError: The address is none that a driver can join.
+        InputError: A driver cannot join the address.
         ResourceError: There is no cluster at the address, or Ray does not start on this machine.
     """
     import ray
@@ -83,8 +83,8 @@ def connect(config: Config) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     address = _address(config)
     if "://" in address:
-        fix = "Submit it: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
-        raise InputError("cluster.address", address, "a driver joins its cluster by HOST:PORT, from one of its machines", fix)
+        fix = "Submit the run: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
+        raise InputError("cluster.address", address, "a driver joins a cluster by HOST:PORT, from a machine of the cluster", fix)
     if address not in (LOCAL, "auto"):
         _answers(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
@@ -93,7 +93,7 @@ def connect(config: Config) -> None:
         options["runtime_env"] = {"env_vars": passed_on(config.cluster.environment)}
     try:
         ray.init(address=address, **options)
-    except Exception as error:  # Ray's word that it took too long has no type of its own
+    except Exception as error:  # Ray's timeout has no exception type of its own
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         own_disk = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
         if address != LOCAL and not own_disk:
@@ -106,12 +106,12 @@ def connect(config: Config) -> None:
 
 
 def _address(config: Config) -> str:
-    """Never a cluster that merely happens to be, or to have been, on this machine."""
+    """The user's address, else :data:`LOCAL`: Ray joins no cluster only because it runs, or ran, on this machine."""
     return config.cluster.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def _answers(address: str) -> None:
-    """Whether anything that may be Ray listens: Ray itself would try for minutes and say nothing."""
+    """Raise unless something that may be Ray listens: Ray itself would try for minutes and say nothing."""
     import grpc
 
     host, colon, port = address.rpartition(":")
@@ -129,7 +129,7 @@ def _answers(address: str) -> None:
 
 
 def passed_on(more: Sequence[str] = ()) -> dict[str, str]:
-    """The variables of the driver that workers on other machines get, without secrets and without those that the job has already."""
+    """The driver's variables that workers on other machines get: no secret unless ``more`` names it, and none that the job has already."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     there = (job.get("runtime_env") or {}).get("env_vars") or {}
     own = {name for name in os.environ if (name in WORKER_ENVIRONMENT or name.startswith(PASSED_ON)) and not NEVER_UNASKED.search(name)}
@@ -137,10 +137,10 @@ def passed_on(more: Sequence[str] = ()) -> dict[str, str]:
 
 
 def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> None:
-    """Connect, and see that the cluster has what the stages ask for and, where it has several machines, that each sees the run.
+    """Connect, then check that the cluster has what the stages ask for and that each machine sees the run folder.
 
     Raises:
-        InputError: The address is none, or the run is a path that another machine does not share.
+        InputError: A driver cannot join the address, or the run folder is a path that another machine does not share.
         ResourceError: There is no cluster, or it can't give what a stage asks for.
     """
     connect(config)
@@ -153,7 +153,7 @@ def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> No
 
 
 def release_cluster(config: Config) -> None:
-    """Let machines leave that a stage of this driver asked for."""
+    """Release the machines that a stage of this driver asked for."""
     import ray
 
     if ray.is_initialized() and _address(config) != LOCAL:
@@ -161,7 +161,7 @@ def release_cluster(config: Config) -> None:
 
 
 def require_shared(run: RunFolder) -> None:
-    """Let every other machine look for a marker in a run folder that is a path; :class:`InputError` if one does not see it."""
+    """If the run folder is a path, have every other machine look for a marker in it; :class:`InputError` if one does not see it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -175,7 +175,7 @@ def require_shared(run: RunFolder) -> None:
         task = ray.remote(num_cpus=0, max_retries=0)(os.path.exists)
         for node, address in others.items():
             on = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-            with suppress(ray.exceptions.RayError):  # it has left, or is too busy to say
+            with suppress(ray.exceptions.RayError):  # the machine has left, or is too busy to answer
                 if not ray.get(task.options(scheduling_strategy=on).remote(run.path(marker)), timeout=MARKER_SECONDS):
                     fix = "Give a URI (s3://…, gs://…), or a path on a shared disk."
                     raise InputError(run.uri, "", f"the machine {address} of the cluster does not see this folder", fix)
@@ -184,7 +184,7 @@ def require_shared(run: RunFolder) -> None:
 
 
 def quiet_ray_data() -> None:
-    """Keep Ray Data's bars and lines off the terminal, and a worker's error as it is."""
+    """Keep Ray Data's bars and lines off the terminal, and leave a worker's error as it is."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -193,15 +193,15 @@ def quiet_ray_data() -> None:
     context.raise_original_map_exception = True  # else a worker's error comes as "UDF failed"
     for name in ("ray", "ray.data", "ray.tune", "ray.train", "vllm", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for handler in logging.getLogger("ray.data").handlers:  # an error comes as an exception, too; its log file has all of it
+    for handler in logging.getLogger("ray.data").handlers:  # an error also raises; Ray Data's log file has all lines
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL + 1)
 
 
 def divert_native_output() -> None:
-    """Send what C++ code and child processes write to descriptor 2 to a file, which :func:`save_logs` keeps.
+    """Redirect file descriptor 2, where C++ code and child processes write, to a file that :func:`save_logs` keeps.
 
-    Python's own ``sys.stderr`` stays where it was.  Ray's core writes to the descriptor past every logger.
+    Python's own ``sys.stderr`` stays where it was.  Ray's core uses no logger: it writes to the descriptor.
     """
     global _native_output
     sys.stderr.flush()
@@ -211,7 +211,7 @@ def divert_native_output() -> None:
 
 
 def save_logs(run: RunFolder) -> None:
-    """Copy what Ray's and vLLM's processes on this machine said into ``logs/`` of the run folder."""
+    """Copy the output of Ray's and vLLM's processes on this machine to ``logs/`` in the run folder."""
     import ray
 
     if not ray.is_initialized():

@@ -82,7 +82,7 @@ def preview_samples(arguments: Namespace) -> None:
 def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
     """Blocks of text: each relation's prompt for each strategy, and ``count`` completions with their verdicts.
 
-    All is made in a throw-away folder.
+    It writes only to a temporary folder, which it deletes.
 
     Args:
         answer: A function in the engine's place; see :func:`divray.engines.complete.complete`.
@@ -127,7 +127,7 @@ def explanation(found: Row) -> Iterator[RenderableType]:
         return Text(f"\n{title}", "bold underline")
 
     def compared(other: Row) -> Text:
-        """The other sentence, with the words that both have marked."""
+        """The other sentence, with the shared words marked."""
         return _styled(side_by_side(found["sentence"], other)[1], "green")
 
     head = Text.assemble((visible(found["id"]), "bold"), f"  {visible(found['relation'])}  ")
@@ -145,7 +145,7 @@ def explanation(found: Row) -> Iterator[RenderableType]:
         yield Text(f"{gate} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}")
     yield titled("where it came from")
     yield from _source(found["origin"])
-    for key, title in (("conflict", "the same sentence under another label"), ("near_test", "test sentence that it comes near")):
+    for key, title in (("conflict", "the same sentence under another label"), ("near_test", "test sentence that it resembles")):
         if other := found[key]:
             yield titled(title)
             yield Text(f"{visible(other['id'])}  {visible(other['relation'])}", "dim")
@@ -186,14 +186,14 @@ def _source(origin: Row) -> Iterator[Text]:
 
 
 def _styled(parts: list[Piece], other: str = "") -> Text:
-    """A sentence, with ``other`` as the style of what is neither entity nor different."""
+    """A sentence; ``other`` is the style of text that is neither an entity nor marked as different."""
     from rich.text import Text
 
     return Text.assemble(*((part.text, next((STYLES[name] for name in STYLES if name in part.classes.split()), other)) for part in parts))
 
 
 def review_samples(arguments: Namespace) -> None:
-    """Let a person read samples; report and card then show what was said."""
+    """Ask a person which samples are right; report and card then show the answers."""
     run = RunFolder(arguments.run)
     config = read_config(run)
     if arguments.html:

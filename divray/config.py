@@ -1,6 +1,6 @@
 """The settings of a run, read from one YAML file.
 
-``section.key=value`` arguments stand over the file, the file over the defaults.  Unknown keys are errors.
+``section.key=value`` arguments override the file, and the file overrides the defaults.  Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from divray.sections import HOW_SECTIONS, Config
 from divray.textfiles import dump_yaml, parse_yaml, read_yaml
 
 CONFIG = "config.yaml"
-"""Of a run folder: the settings that it was begun with."""
+"""File in a run folder with the run's settings."""
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file, put the ``section.key=value`` overrides over it, and check every key.
+    """Read a YAML file, apply the ``section.key=value`` overrides, and check every key.
 
-    ``task.data``, ``task.relations`` and ``prompts.pairs_file`` come back absolute: relative paths count from the file's own
-    folder, those of the overrides from the current one.
+    ``task.data``, ``task.relations`` and ``prompts.pairs_file`` become absolute: a path in the file is relative to the file's
+    folder, a path in an override to the current folder.
 
     Raises:
         InputError: The file is missing or no YAML mapping, or a key is unknown or has a bad value.
@@ -47,10 +47,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def override_config(config: Config, overrides: list[str] | tuple[str, ...]) -> Config:
-    """Put ``engine.*`` and ``cluster.*`` settings over those of a run that has begun.
+    """Override ``engine.*`` and ``cluster.*`` settings of a run that has begun.
 
     Raises:
-        InputError: Another section is named: those identify the run.
+        InputError: Another section is named; the other sections identify the run.
     """
     values = config.model_dump(mode="json")
     for override in overrides:
@@ -66,7 +66,7 @@ def parse_config(values: Any, where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        # Of a value that may be of several kinds, what came closest.
+        # Where a value may have several types, the error of the closest one.
         all_ = error.errors()
         same = [one for one in all_ if one["loc"][:2] == all_[0]["loc"][:2]]
         first = max(same, key=lambda one: (one["type"] == "value_error", len(one["loc"])))
@@ -82,7 +82,7 @@ def parse_config(values: Any, where: str) -> Config:
 
 
 def read_config(run: RunFolder) -> Config:
-    """The settings that a run was begun with.
+    """The settings in a run folder.
 
     Raises:
         InputError: The folder holds no run.
@@ -94,7 +94,7 @@ def read_config(run: RunFolder) -> Config:
 
 
 def _keys(values: Any, place: tuple[int | str, ...]) -> Iterator[str]:
-    """The keys that lead to ``place``, without what pydantic calls the kinds of a value that may be several."""
+    """The keys that lead to ``place``, without the type names that pydantic adds where a value may have several types."""
     for key in place:
         try:
             values = values[key]

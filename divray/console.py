@@ -28,7 +28,7 @@ _STARTED = time.monotonic()
 def configure() -> None:
     """Get both streams ready for a terminal of any encoding."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to end
+        if isinstance(stream, io.TextIOWrapper):  # escape what the terminal's encoding lacks instead of failing
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -72,7 +72,7 @@ def stage_progress(label: str, unit: str = "rows") -> Iterator[Callable[..., Non
 
 
 def print_error(error: BaseException) -> None:
-    """One line for an error that divray raises on purpose; its kind before the message for any other."""
+    """Print one line: the message of a :class:`DivrayError`; for any other error also its type and the path of a traceback file."""
     from rich.text import Text
 
     message = printable(str(error))
@@ -91,7 +91,7 @@ def show(items: Iterable[Any]) -> None:
 
 
 def ask_key(text: str) -> str:
-    """Show ``text`` on stdout and wait for a key; without a terminal for a line. ``q`` at the end of the input."""
+    """Show ``text`` on stdout and return the next key (a line where stdin is no terminal); ``q`` at the end of the input."""
     console = _console()
     console.rule()
     console.print("\n".join(printable(line) for line in text.split("\n")), markup=False, end="")
@@ -120,7 +120,7 @@ def clock(seconds: float) -> str:
 
 
 def visible(text: object) -> str:
-    """``text`` with control and direction characters replaced by ``\N{REPLACEMENT CHARACTER}``, so that it can't disguise itself."""
+    """``text`` with control, direction and zero-width characters replaced by ``\N{REPLACEMENT CHARACTER}``, so that none disguises it."""
     return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
@@ -131,7 +131,7 @@ def printable(text: str) -> str:
 
 @functools.cache
 def _console(stderr: bool = False) -> Console:
-    """Rich's console of stdout or stderr, whatever stands in the stream's place when something is printed."""
+    """Rich's console for stdout or stderr; it looks the stream up at each print, so that a replaced stream works."""
     from rich.console import Console
 
     return Console(stderr=stderr, width=None if stderr or sys.stdout.isatty() else 110, highlight=False)

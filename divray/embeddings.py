@@ -1,10 +1,10 @@
-"""Vectors of sentences, the encoder's last hidden states, averaged over tokens and scaled to unit length (Reimers and Gurevych 2019,
-arXiv 1908.10084); and features of their spans (:mod:`divray.spans`).
+"""Embeddings of sentences: the encoder's last hidden states, averaged over tokens and scaled to unit length (Reimers and Gurevych 2019,
+arXiv 1908.10084).  Also features of a sentence's spans (:mod:`divray.spans`).
 
-A text's embedding does not depend on what it is encoded with.  The kernels behind a matrix product are chosen by its shape,
-so the last bits of a row change with the shape of its batch.  So the shape follows from the text alone: its length is rounded up to a
-multiple of :data:`WIDTH`, and each width has one fixed number of rows, filled up with dummies.  Between kinds of machine the last bits
-differ, too; rounding to :data:`DECIMALS` hides most of that.
+A text's embedding does not depend on the other texts in its batch.  The shape of a matrix product decides which kernel computes it,
+so the last bits of a row change with the shape of the batch.  Therefore the text alone sets the shape: its length is rounded up to a
+multiple of :data:`WIDTH`, and each width has a fixed number of rows, filled up with dummies.  The last bits also differ between kinds of
+machine; rounding to :data:`DECIMALS` hides most of that.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ TOKENS = {"cpu": 512, "cuda": 4096}
 """Tokens a batch, padding included, by kind of device."""
 
 MAX_LENGTH = 256
-"""Tokens of a text, beyond which it is cut."""
+"""Tokens after which a text is cut."""
 
 LAYER = -2
-"""Of the spans: the last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
+"""Hidden state of the span features: the last layer is trained to sum up a text; the one before it knows more of who does what to whom."""
 WEIGHTS = (0.5, 0.5, 1.0, 0.5)
-"""Of head, tail, between and rest."""
+"""Of head, tail, between, and all words outside the entities."""
 
 _BATCH, _MOST = 32, 192
 
 
 class Encoder:
-    """``models.encoder`` in PyTorch, on the GPU that this task holds, if any, or on ``device``.  Embeddings on a CPU are computed
-    with one thread, so that the number of cores changes nothing."""
+    """``models.encoder`` in PyTorch, on ``device``; by default on this task's GPU, if any.  One thread computes embeddings on a CPU,
+    so that the number of cores changes nothing."""
 
     def __init__(self, reference: str, device: str | None = None) -> None:
         import torch
@@ -65,11 +65,11 @@ class Encoder:
         return np.round(out, DECIMALS)
 
     def _rows(self, width: int) -> int:
-        """Texts of so many tokens in a batch."""
+        """Number of texts in a batch of this ``width``."""
         return max(1, TOKENS[self.device] // width)
 
     def _forward(self, tokens: list[list[int]], width: int) -> npt.NDArray[np.float32]:
-        """Unit vectors ``[len(tokens), d]`` of token ids, filled up to the batch of their ``width``."""
+        """Unit vectors ``[len(tokens), d]`` of token ids, padded to ``width`` and to the rows of its batch."""
         import torch
 
         rows = tokens + [[]] * (self._rows(width) - len(tokens))
@@ -85,7 +85,7 @@ class Encoder:
         return found[: len(tokens)]
 
     def spans(self, examples: Sequence[Example]) -> np.ndarray:
-        """Features float32 ``[n, (BLOCKS + 2) * d]``: the spans', behind them head and tail read alone."""
+        """Features float32 ``[n, (BLOCKS + 2) * d]``: of the spans, then of head and tail, each encoded alone."""
         names = [*(one.head_text for one in examples), *(one.tail_text for one in examples)]
         distinct = sorted(set(names))
         entities = [Example(text, (0, len(text)), (0, 0), "") for text in distinct]
@@ -95,7 +95,7 @@ class Encoder:
         return np.concatenate([spans, heads, tails], axis=1)
 
     def _pooled(self, examples: Sequence[Example], pool: Callable[[Any, Batch], Any]) -> np.ndarray:
-        """Float32 ``[n, w]`` of what ``pool`` makes of hidden states and batch; a sentence's features do not depend on the others."""
+        """Apply ``pool`` to hidden states and batch; returns float32 ``[n, w]``. A sentence's features do not depend on the others."""
         import torch
 
         encoded = encode_spans(self.tokenizer, examples, _MOST)
@@ -111,7 +111,7 @@ class Encoder:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch with one thread, so that the order of sums never changes; put back afterwards."""
+    """Limit PyTorch to one thread, so that the order of sums never changes; afterwards restore the number of threads."""
     import torch
 
     threads = torch.get_num_threads()
@@ -123,7 +123,7 @@ def one_thread() -> Iterator[None]:
 
 
 def by_width(lengths: Sequence[int], longest: int, most: Callable[[int], int]) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
-    """Numbers of rows whose lengths are the same once rounded up to a multiple of :data:`WIDTH`, and that width; ``most`` at a time."""
+    """Yield rows (by number) whose lengths round up to the same multiple of :data:`WIDTH`, ``most(width)`` at a time, and that width."""
     widths = np.minimum(-(-np.maximum(1, lengths) // WIDTH) * WIDTH, longest)
     for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)

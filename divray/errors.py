@@ -18,7 +18,7 @@ class DivrayError(Exception):
 
 
 def own_error(error: BaseException) -> BaseException:
-    """What went wrong in a worker, without what Ray has wrapped around it; any other error as it is."""
+    """A worker's own error, without Ray's wrappers around it; any other error unchanged."""
     while type(error).__module__.startswith("ray.") and (cause := getattr(error, "cause", None) or error.__cause__):
         error = cause
     return error
@@ -26,7 +26,7 @@ def own_error(error: BaseException) -> BaseException:
 
 class InputError(DivrayError):
     """The user's input is wrong: ``where`` is the file or argument at fault, ``field`` the key, row or column in it, ``problem`` what is
-    wrong, and ``mend`` what to change.  Nothing was run and nothing was written."""
+    wrong, and ``mend`` what to change.  Most are raised before anything runs or is written."""
 
     exit_code = 2
 
@@ -36,7 +36,7 @@ class InputError(DivrayError):
         super().__init__(f"{place}: {problem}. {mend}")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
-        """A worker's error reaches the driver whole."""
+        """Pickle all four fields, so that a worker's error reaches the driver complete."""
         return type(self), (self.where, self.field, self.problem, self.mend)
 
 
@@ -47,6 +47,6 @@ class ResourceError(DivrayError):
 
 
 class EngineError(DivrayError):
-    """The LLM engine died at every try; the message carries its own cause."""
+    """The LLM engine died at every try; the message has the engine's own cause."""
 
     exit_code = 4

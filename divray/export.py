@@ -14,14 +14,14 @@ from divray.layout import ACCEPTED, SELECTED
 from divray.run_folder import RunFolder, parquet_bytes, write_bytes
 
 _TOKEN = regex.compile(r"[\p{L}\p{N}_][\w\p{N}\u00ad]*(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))[\w\p{N}\u00ad]+)*|(?!\s)\X")
-"""A word with what joins its parts, or another sign with its marks."""
+"""A word with the signs that join its parts, or any other character with its combining marks."""
 
 
 def export(run_uri: str, target: str, every: bool = False) -> int:
     """Write the selected samples of a run as one file, or ``every`` accepted one; returns how many.
 
-    ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens and their positions
-    (inclusive ends).  :class:`InputError`: the run has no data set yet, or the ending is unknown.
+    ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens and the entities'
+    token positions (inclusive ends).  :class:`InputError`: the run has no data set yet, or the ending is unknown.
     """
     run = RunFolder(run_uri)
     if not run.files(ACCEPTED, ".parquet"):
@@ -40,7 +40,7 @@ def export(run_uri: str, target: str, every: bool = False) -> int:
 
 
 def tacred_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A data set row in TACRED's form. A word is one token, but none straddles the edge of an entity."""
+    """A data set row in TACRED's form. A word is one token, but the edge of an entity splits it."""
     edges = {row["head_start"], row["head_end"], row["tail_start"], row["tail_end"]}
     tokens: list[tuple[int, int]] = []
     for match in _TOKEN.finditer(row["text"]):

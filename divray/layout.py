@@ -12,7 +12,7 @@ from divray import schemas
 class Entry(str):
     """A name in a run folder, the stage that writes it, and what a JSON record or a table there must hold.
 
-    A round's is a pattern, and as an attribute of :class:`Round` it comes back with that round's folder in it.
+    A name in a round is a pattern; as an attribute of :class:`Round` it has that round's folder in place of ``round-*``.
     """
 
     def __new__(cls, name: str, stage: str = "", holds: Any = Any) -> Self:
@@ -30,7 +30,7 @@ RELATIONS = Entry("data/relations.json", "prepare", list[schemas.RelationRecord]
 SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
     Entry(f"data/{name}", "prepare", schemas.EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
 )
-# What is made once, and not again where it is there; only `prepare` drops it.
+# Made once, then reused; only `prepare` deletes them.
 ENTITY_PAIRS, SEED_HEARD = Entry("data/entity_pairs"), Entry("data/seed_heard")
 SEED_EMBEDDINGS, TEST_EMBEDDINGS = Entry("data/seed_embeddings"), Entry("data/test_embeddings")
 PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
@@ -90,6 +90,6 @@ def writer(name: str) -> tuple[str, Any]:
 
 
 def anew(name: str) -> str:
-    """What brings back ``name``, which is damaged or gone."""
+    """The fix to tell the user where ``name`` is damaged or gone."""
     stage, _ = writer(name)
-    return f"Run `divray {stage}` again, with --force." if stage else "Put it back, or delete it and run again what writes it."
+    return f"Run `divray {stage}` again, with --force." if stage else "Put it back, or delete it and rerun the command that writes it."

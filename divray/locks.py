@@ -1,11 +1,11 @@
-"""One process at a time at work in a folder.
+"""A lock that lets one process at a time work in a folder.
 
-On this machine's disks the operating system keeps the lock (``filelock``) and drops it with the process.  In a store, where what is
-written is listed at once (S3, GCS, Azure), each process writes a claim of its own and goes on only if it sees no other; of two at the
-same time neither may go on.
+On this machine's disks the operating system holds the lock (``filelock``) and releases it when the process ends.  A store (S3, GCS,
+Azure) lists a file as soon as it is written.  There each process writes its own claim and goes on only if it sees no other.  If two
+start at the same time, it can be that neither goes on.
 
-A claim is written anew every :data:`BEAT` seconds; one whose process on this host has ended, or that is older than :data:`LEASE` by the
-store's own clock, is taken over.
+A process rewrites its claim every :data:`BEAT` seconds.  Another process deletes the claim if its process ended on the same host, or if
+the claim is more than :data:`LEASE` seconds old by the store's clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from divray.errors import InputError
 from divray.run_folder import RunFolder
 
 LOCK, NAMED = ".lock", ".lock.json"
-"""What names of locks begin with, and who holds the one on a disk."""
+"""Start of the names of all locks, and the file that names the holder of a lock on a disk."""
 BEAT, LEASE = 20.0, 120.0
 
 
@@ -36,7 +36,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
     """Be the only process at work in ``folder`` while the block runs.
 
     Raises:
-        InputError: Another process is; the message has its host, its number and since when.
+        InputError: Another process is at work there; the message has its host, its process id and when it began.
     """
     own = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     with _on_disk(folder, own) if isinstance(folder.fs, pafs.LocalFileSystem) else _in_store(folder, own):
@@ -77,24 +77,24 @@ def _in_store(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
 
 
 def _outlast(folder: RunFolder, claim: str) -> None:
-    """Delete the claims of processes that are gone; :class:`InputError` where another is still there."""
+    """Delete the claims of processes that are gone; raises :class:`InputError` if another process still runs."""
     written = {i.base_name: i.mtime for i in folder.fs.get_file_info(pafs.FileSelector(folder.root)) if i.base_name.startswith(f"{LOCK}.")}
     now = written.pop(claim)
     for other, at in written.items():
         holder = _holder(folder, other)
-        if (now - at).total_seconds() <= LEASE and not _has_ended(holder) and folder.exists(other):  # not released just now
+        if (now - at).total_seconds() <= LEASE and not _has_ended(holder) and folder.exists(other):  # not released meanwhile
             raise _refusal(folder, holder)
         folder.delete(other)
 
 
 def _beat(folder: RunFolder, claim: str, own: dict[str, Any], ended: threading.Event) -> None:
-    """Say again and again that this process is still there."""
+    """Rewrite this process's claim every :data:`BEAT` seconds; end the process if another one took the folder over."""
     while not ended.wait(BEAT):
-        with contextlib.suppress(Exception):  # the store is out of reach; the next beat may find it
+        with contextlib.suppress(Exception):  # if the store can't be reached, the next beat may reach it
             if not folder.exists(claim):
-                problem = f"another run took this folder over, since this one said nothing for {LEASE:.0f} seconds"
-                console.print_error(InputError(folder.root, "", problem, "Wait for its end; the same command then goes on."))
-                os._exit(InputError.exit_code)  # what ends in good order would write to the other's folder
+                problem = f"another run took this folder over, because this one did not renew its lock for {LEASE:.0f} seconds"
+                console.print_error(InputError(folder.root, "", problem, "Wait until it ends; the same command then goes on."))
+                os._exit(InputError.exit_code)  # a normal exit would write to the folder, which is the other's now
             folder.write_json(claim, own)
 
 
@@ -102,20 +102,20 @@ def _holder(folder: RunFolder, name: str) -> dict[str, Any]:
     """Who wrote a lock; empty while it is being written, or once it is gone."""
     try:
         return dict(folder.read_json(name))
-    except (InputError, OSError):  # an OSError also of a store that is out of reach, which says so at the next call
+    except (InputError, OSError):  # OSError also if the store can't be reached; the next call reports that
         return {}
 
 
 def _refusal(folder: RunFolder, holder: dict[str, Any]) -> InputError:
     who = "process {process} on {host} since {since}".format(**holder) if holder else "a process that has not named itself yet"
-    return InputError(folder.root, "", f"another run is at work here: {who}", "Wait for its end, or end it.")
+    return InputError(folder.root, "", f"another run is at work here: {who}", "Wait until it ends, or end it.")
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the holder is known to be gone: a process of this host that is no more."""
+    """Whether the holder is known to be gone: a process of this host that no longer exists."""
     if holder.get("host") == socket.gethostname():
         try:
             os.kill(holder["process"], 0)
-        except OSError as error:  # a PermissionError: another user's
+        except OSError as error:  # PermissionError: it runs, as another user
             return isinstance(error, ProcessLookupError)
     return False

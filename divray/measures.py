@@ -1,6 +1,6 @@
-"""How diverse a set of sentences is, on any texts and embeddings, without the rest of the loop.
+"""How diverse a set of sentences is.  Works on any texts and embeddings, without a run.
 
-Scores grow or shrink with the size of a set: compare sets of one size.  None depends on the order of the rows: they are sorted first.
+Scores grow or shrink with the size of a set: compare sets of the same size.  The order of the rows changes no score: they are sorted.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 EXACT_PRODUCTS = 8192
-"""Larger sets of float32 vectors are multiplied in float32: the score is then right to about five digits."""
+"""Larger sets of embeddings are multiplied in float32: the score is then right to about five digits."""
 
 SAMPLED_ROWS = 1024
-"""From larger sets the n-gram Vendi score, which needs all pairs, takes this many rows, drawn by a fixed seed."""
+"""The n-gram Vendi score compares all pairs: of a larger set it takes this many rows, drawn with a fixed seed."""
 
 
 def diversity_of(texts: Sequence[str], embeddings: npt.NDArray[np.float32] | None = None) -> dict[str, float | int | None]:
-    """All scores of ``n`` sentences, and of their embeddings ``[n, d]``; to six decimals.
+    """All scores of ``n`` sentences and of their embeddings ``[n, d]``, rounded to six decimals.
 
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_2`` (different pairs of words ÷ all, Li et al. 2016,
@@ -69,7 +69,7 @@ def vendi_score(vectors: npt.NDArray[Any] | csr_array) -> float:
 def ngram_vectors(texts: Sequence[str]) -> csr_array:
     """Vectors whose inner products are the n-gram kernel: the mean cosine of the counts of words and of pairs of words.
 
-    A text without a pair has the text itself as its one pair.  Float64 ``[n, d]``, sparse, rows of unit length; at least one row.
+    In a text of one word, that word counts as the one pair.  Float64 ``[n, d]``, sparse, rows of unit length; at least one row.
     """
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer

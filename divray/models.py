@@ -1,7 +1,7 @@
-"""Where a model comes from (a hub id, a folder, a URI or a package that carries it), and whether it can do what is asked of it.
+"""Where a model comes from (a hub id, a folder, a URI or a package that carries it), and whether it can do what the settings ask.
 
 :func:`local_model` runs in the process that needs the model, on whatever machine that is, so no stage assumes that the driver's
-disk is a worker's disk.  What a model can do is read in the small files that lie beside its weights, before anything is loaded.
+disk is a worker's disk.  The checks read the small files beside a model's weights, and load no weights.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _CONTEXTS = {"smollm2": 8192, "gemma3-270m": 32768}
 
 GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-"""Of the GGUF file whose parts come as packages of their own, as its publisher states it."""
+"""SHA-256 that Gemma's publisher states for the GGUF file; a package carries each of its parts."""
 
 MOST = 2**31 - 1
 """The context of a model that states none, in tokens."""
 
 HUB_SECONDS = 10.0
-"""For the hub to say whether it has a model."""
+"""How long to wait for the hub to say whether it has a model."""
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 """Names of the files beside the weights."""
@@ -75,16 +75,16 @@ def check_model(reference: str, where: str, field: str) -> None:
         _check_weights(reference, where, field, names)
         for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
             try:
-                file.open("rb").close()  # safetensors calls a file missing that may not be read
+                file.open("rb").close()  # safetensors reports an unreadable file as missing
                 with safe_open(file, "np"):
                     pass
             except (SafetensorError, OSError) as error:
-                fix = "Fetch the file itself, not its Git LFS pointer, and let it be read."
+                fix = "Fetch the file itself, not its Git LFS pointer, and make it readable."
                 raise InputError(where, field, f"{file} is not whole ({error})", fix) from None
 
 
 def _check_weights(reference: str, where: str, field: str, names: set[str]) -> None:
-    """Refuse a model of which no weights, or not all, are among the ``names`` of its files."""
+    """Refuse a model if some or all of its weights are missing from ``names``, the names of its files."""
     if not any(name.endswith(".safetensors") for name in names):
         raise InputError(where, field, f"{public_name(reference)} holds no *.safetensors", "Save the model as safetensors.")
     if (index := "model.safetensors.index.json") in names and (folder := small_files(reference, field)):
@@ -94,10 +94,10 @@ def _check_weights(reference: str, where: str, field: str, names: set[str]) -> N
 
 
 def small_files(reference: str, field: str) -> Path | None:
-    """A folder on this machine with at least the small files of a model; ``None`` for an embedded one that is not made yet.
+    """A folder on this machine with at least the small files of a model; ``None`` for an embedded LLM that is not in the cache yet.
 
     Raises:
-        InputError: The hub has no such model, or is out of reach and no copy lies on this machine.
+        InputError: The hub has or gives no such model, or can't be reached, and this machine has no copy.
     """
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
@@ -116,9 +116,9 @@ def _from_hub(reference: str, field: str) -> Path:
 
     download = partial(snapshot_download, reference, allow_patterns=list(_SMALL))
     try:
-        model_info(reference, timeout=HUB_SECONDS)  # the download itself would wait for ever for a hub that says nothing
+        model_info(reference, timeout=HUB_SECONDS)  # the download itself waits for ever if the hub does not answer
         return Path(download())
-    except Exception as error:  # of the hub's HTTP library, too, which has another name in each release
+    except Exception as error:  # also errors of the hub's HTTP library, which differs between releases
         with contextlib.suppress(OSError, ValueError):
             return Path(download(local_files_only=True))
         mend = "Give a folder of the model, or put it into the hub's cache of this machine."
@@ -135,7 +135,7 @@ def _from_hub(reference: str, field: str) -> Path:
 
 
 def local_model(reference: str) -> str:
-    """A model's folder on this machine, made ready once in :func:`cache_folder` whoever asks; a hub id as it stands."""
+    """A model's folder on this machine; one process prepares it once in :func:`cache_folder`.  A hub id comes back unchanged."""
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
         if name == "minilm":
@@ -156,7 +156,7 @@ def _cached(key: str, make: Callable[[Path], None]) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             problem = f"DIVRAY_CACHE: {target.parent}: {error.strerror}"
-            raise ResourceError(f"{problem}. Set it, or HOME, to a folder that can be written.") from error
+            raise ResourceError(f"{problem}. Set DIVRAY_CACHE or HOME to a folder that you can write to.") from error
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 beside = Path(tempfile.mkdtemp(dir=target.parent))
@@ -169,7 +169,7 @@ def _cached(key: str, make: Callable[[Path], None]) -> str:
 
 
 def _fetched(uri: str, names: Sequence[str] = ("*",)) -> str:
-    """A copy on this machine of the files under ``uri`` that have such names."""
+    """A folder on this machine with copies of the files under ``uri`` whose names match ``names``."""
     filesystem, path = open_uri(uri)
     infos = [i for i in filesystem.get_file_info(pafs.FileSelector(path, recursive=True)) if any(fnmatch(i.base_name, n) for n in names)]
     state = "".join(sorted(f"{i.path}:{i.size}:{i.mtime_ns}" for i in infos))
@@ -207,13 +207,13 @@ def _save_embedded(package: str, folder: Path) -> None:
 
 
 def _joined(package: str, target: Path) -> Path:
-    """Gemma's GGUF file, from the packages of its parts; its sum must be the published one."""
+    """Join Gemma's GGUF file from the packages of its parts; its SHA-256 must be the published one."""
     parts = [next(_package_folder(f"{package}_part{number}").rglob("*.part*")) for number in range(1, GEMMA_PARTS + 1)]
     target.write_bytes(b"".join(part.read_bytes() for part in parts))
     with target.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != GEMMA_SHA256:
-        raise InputError(package, "sha256", f"the model's file is another one: {found}", "Install the packages anew.")
+        raise InputError(package, "sha256", f"the model's file has another SHA-256: {found}", "Install the packages anew.")
     return target
 
 
@@ -226,17 +226,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def configuration_of(reference: str, field: str, served: bool) -> Any:
-    """A model's configuration as transformers reads it, or, where the model is only ``served``, vLLM, which knows further kinds.
+    """A model's configuration as transformers reads it; failing that, if it is only ``served``, as vLLM reads it (it knows more kinds).
 
     Raises:
-        InputError: There is none that can be read.
+        InputError: Neither can read a configuration.
     """
     from transformers import AutoConfig
 
     folder = small_files(reference, field) or reference
     try:
         return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # of any kind: what their classes make of wrong values
+    except Exception as error:  # any kind: the configuration classes don't agree on one for wrong values
         with contextlib.suppress(Exception):
             if served:
                 from vllm.transformers_utils.config import get_config
@@ -246,7 +246,7 @@ def configuration_of(reference: str, field: str, served: bool) -> Any:
 
 
 def tokenizer_in(folder: str | Path) -> Any:
-    """The tokenizer in a model's folder; an error of any kind where there is none, for which transformers makes an empty one."""
+    """The tokenizer in a model's folder.  Raises an error of any kind if the folder has none; transformers would make an empty one."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -256,7 +256,7 @@ def tokenizer_in(folder: str | Path) -> Any:
 
 
 def _not_loaded(what: str, reference: str, field: str, error: Exception) -> InputError:
-    fix = "Save it beside the weights; a Git LFS pointer in place of config.json or tokenizer.json is none."
+    fix = "Save it beside the weights; config.json and tokenizer.json must be the files themselves, not Git LFS pointers."
     return InputError("config", field, f"the {what} of {reference} can't be loaded ({first_line(error)})", fix)
 
 
@@ -270,7 +270,7 @@ def context_length(reference: str, most: int) -> int:
         kind = rope.get("rope_type")
         if kind == "yarn":
             context = rope["original_max_position_embeddings"]
-        if kind in ("yarn", "linear", "dynamic"):  # as vLLM has it; Gemma 3 gives the scaled number itself
+        if kind in ("yarn", "linear", "dynamic"):  # as vLLM computes it; Gemma 3 states the scaled number
             context = int(context * (1 if text.model_type.startswith("gemma3") else float(rope["factor"])))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _not_loaded("configuration", reference, "models.llm", error) from None
@@ -314,7 +314,7 @@ def check_models(config: Config) -> None:
 
 
 def _check_kind(reference: str, field: str, served: bool) -> None:
-    """Refuse an LLM that writes no text, a tokenizer that can't be loaded, and one with more words than the encoder has rows."""
+    """Refuse an LLM that writes no text, a tokenizer that can't be loaded, and an encoder with fewer rows than its tokenizer has words."""
     found = configuration_of(reference, field, served)
     kinds = str(found.architectures or "")
     if field != "models.encoder" and (found.is_encoder_decoder or (kinds and not any(kind in kinds for kind in _GENERATES))):

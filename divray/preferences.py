@@ -1,30 +1,29 @@
-"""The ``mine`` stage: preference pairs for DPO, from the samples of a round or after the paper.
+"""The ``mine`` stage: preference pairs for DPO, from the samples of a round (``mined``) or by the paper's recipe (``paper``).
 
-``mined`` sets a right and different sample over one that is wrong in a named way.  The chosen one passed the gate, stayed unique,
-lies far from the others (DivPO, arXiv 2501.18101) and, where there are enough such, names nobody that a seed names: else the policy
-learns to write of the seeds' entities.  The rejected one is
+``mined`` prefers a right and different sample to one that is wrong in a named way.  The chosen sample passed the gate, stayed unique
+and lies far from the others (DivPO, arXiv 2501.18101).  Samples that share no entity with a seed come first, since the policy would
+otherwise learn to write about the seeds' entities.  The rejected sample is
 
 ``invalid``
     a completion that is no valid record;
 ``doubtful``
-    a valid one that the judge finds wrong rather than right, the worst first;
+    a valid sample that the judge rates more likely wrong than right, the worst first;
 ``mirrored``
-    the chosen one's own record with head and tail exchanged (only where the LLM writes the pair, and the two are of different types);
+    the chosen sample with head and tail exchanged (only where the LLM writes the pair and the relation's two types differ);
 ``other_relation``
-    a right sample of another relation under this one's prompt;
+    a right sample of another relation, under the prompt of this relation;
 ``near_copy``
-    a demonstration with the chosen one's entities and one word changed;
+    a seed example of the relation with the chosen sample's entities and one word changed;
 ``alike``
     a right sample that lies close to others.
 
-Each chosen one stands in two pairs, where a relation has few in more.  The further ones reject nothing that is right (``alike``,
-``near_copy``): that would drive the relation's own words away.  The ways take turns, and relations begin with different ones, so that
-none prevails.  Every side ends as sampled text ends.
+Each chosen sample is in two pairs, or in more where a relation has few samples.  The pairs beyond two never reject right text
+(``alike``, ``near_copy``): the policy would unlearn the relation's own words.  The ways take turns, and relations begin with
+different ways, so that none prevails.  Both texts of a pair end as sampled text ends.
 
-``paper`` (arXiv 2505.23108) takes seed examples that the prompt does not show as chosen, against a seed of
-another relation (``relabelled``), a demonstration with other entities and a slight edit (``near_copy``)
-and a demonstration as it stands (``copy``).  The paper's guard against leaks (the relations in two
-halves, one to tune on and one to generate for) is not built.
+``paper`` (arXiv 2505.23108) chooses a seed example that the prompt does not show.  It rejects a seed of another relation
+(``relabelled``), a demonstration with other entities and a slight edit (``near_copy``), or an unchanged demonstration (``copy``).
+divray does not have the paper's guard against leaks, which tunes on one half of the relations and generates for the other.
 """
 
 from __future__ import annotations
@@ -60,24 +59,24 @@ Row = dict[str, Any]
 _WRITTEN = ("candidate_id", "relation", "strategy", "prompt", "completion")
 _SCORED = ("text", *SPANS, "correctness", "correct", "unique", "novelty")
 CANDIDATES = pa.schema([SCORES.field(name) for name in (*_WRITTEN, *_SCORED)])
-"""Candidates for a pair: scored samples, and whole but invalid completions, which have no scores."""
+"""Candidates for a pair: scored samples, and complete but invalid completions, which have no scores."""
 
 WAYS = ("doubtful", "mirrored", "invalid", "other_relation", "alike", "near_copy")
 RIGHT = ("alike", "near_copy")
-"""Ways to reject what states its relation."""
+"""Ways whose rejected text states the prompt's relation correctly."""
 LIKELY = 0.5
-"""Correctness from which a sample is rather right than wrong."""
+"""From this correctness on, a sample is more likely right than wrong."""
 WAYS_EACH = 2
-"""Pairs of one chosen text, at least, where there are enough of them: each wrong in another way."""
+"""Pairs of one chosen sample, each wrong in another way: at least so many, where enough can be made."""
 
 NOT_WHOLE = ("engine_error", "rejected_request", "empty", "truncated", "not_written")
-"""Rejections of completions that are no whole text."""
+"""Reasons of rejection that mean: the completion is not a complete text."""
 
 OTHERS = 32
-"""Right samples of each relation that serve as wrong ones of the others."""
+"""So many right samples of each relation serve as wrong samples of the other relations."""
 
 EDITS = (("the", "this"), ("a", "one"), ("an", "one"), ("was", "has been"), ("is", "remains"), ("and", "as well as"), ("in", "within"))
-"""Word for word, the first that occurs outside the entities is the slight edit of a near copy."""
+"""Word and its substitute.  A near copy changes the first of these words that occurs outside the entities."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     and ``data/seeds`` (``paper``), one relation at a time.
 
     Raises:
-        InputError: ``paper``, and every prompt shows every seed, so that none is left to be chosen.
+        InputError: In mode ``paper`` every prompt shows every seed, so that none is left to choose.
     """
     own = Round.of(round)
     relations = {relation.name: relation for relation in read_relations(run)}
@@ -102,7 +101,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         make = partial(paper_pairs, **shared)
     groups = rows.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
     made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
-    # Never more than max_pairs_per_relation times the relations: small, whatever the size of the round.
+    # The table fits in memory for a round of any size: a relation has at most max_pairs_per_relation pairs.
     pairs = _pair_table(made.iter_rows())
     if config.preferences.mode == "paper" and not pairs.num_rows:
         raise none_left_to_choose()
@@ -111,21 +110,21 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def none_left_to_choose() -> InputError:
-    """What is wrong where no prompt leaves a seed example for the pairs after the paper."""
+    """The error for mode ``paper`` where every prompt shows every seed example."""
     problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
     return InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
 
 
 def _candidates(run: RunFolder, own: Round) -> Any:
-    """Dataset of the scored samples and the whole invalid completions, without the naive ones, under the same columns."""
+    """Dataset of :data:`CANDIDATES`: the scored samples and the complete but invalid completions, see :func:`_rows`."""
     scored, samples = run.dataset(own.scores, columns=CANDIDATES.names), run.dataset(own.samples, columns=[*_WRITTEN, "rejection"])
     scored, invalid = (rows.map_batches(_rows, batch_format="pyarrow", num_cpus=0.1) for rows in (scored, samples))
     return scored.union(invalid)
 
 
 def _rows(batch: pa.Table) -> pa.Table:
-    """Rows of :data:`CANDIDATES`, from scores all, from samples the whole but invalid completions."""
-    # A list of records is no text that a prompt for one would be continued with.
+    """Rows of :data:`CANDIDATES`: all scores, and of the samples the complete but invalid completions; neither naive nor from lists."""
+    # all_at_once asks for a list of records, which is never the answer to a prompt for one record.
     out = pc.is_in(batch["strategy"], pa.array([NAIVE, "all_at_once"]))
     if "rejection" in batch.column_names:
         out = pc.or_(out, pc.is_in(batch["rejection"], pa.array(["", *NOT_WHOLE])))
@@ -143,8 +142,8 @@ def mined_pairs(
 ) -> pa.Table:
     """The pairs of one relation, at most ``max_pairs_per_relation``, from rows of :data:`CANDIDATES` in any order.
 
-    ``seeds`` and ``relations`` are those of the run; ``others`` has right samples of each relation, from which ``other_relation``
-    takes.  ``seed`` and the chosen one's id decide every draw; with ``chat`` records are JSON.
+    ``seeds`` and ``relations`` are those of the run.  ``others`` has right samples of each relation, for ``other_relation``.
+    ``seed`` and the chosen sample's id decide every draw.  With ``chat``, records are JSON.
     """
     candidates: list[Row] = rows.append_column("given", gives_pair(rows["prompt"])).sort_by("candidate_id").to_pylist()
     relation = relations[candidates[0]["relation"]]
@@ -161,7 +160,7 @@ def mined_pairs(
     foreign = [example for name in sorted(others) if name != relation.name for example in others[name]]
 
     def rejected(way: str, row: Row, rng: random.Random) -> tuple[str, str] | None:
-        """Id and text of what is wrong in this way under the row's prompt, if there is such a thing."""
+        """Id and text of a rejected side that is wrong in this way under the row's prompt; ``None`` if there is none."""
         mine = Example(row["text"], (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"]), relation.name)
         if other := next((one for one in left.get(way, []) if one["given"] == row["given"]), None):
             left[way].remove(other)
@@ -194,7 +193,7 @@ def mined_pairs(
 
 
 def _ended(row: Row, chat: bool) -> str:
-    """A sampled completion with the end that the engine takes off: the line's, or the record's empty line; JSON ends by itself."""
+    """A sampled completion with the stop string that the engine cuts off: a line's end or an empty line; JSON has none."""
     completion: str = row["completion"]
     return completion if chat else completion.rstrip("\n") + ("\n" if row["given"] else "\n\n")
 
@@ -207,7 +206,7 @@ def paper_pairs(
     seed: int,
     chat: bool = False,
 ) -> pa.Table:
-    """The pairs of one relation after the paper, at most ``max_pairs_per_relation``, evenly over its prompts and kinds.
+    """The pairs of one relation by the paper's recipe, at most ``max_pairs_per_relation``; its prompts take turns.
 
     ``rows`` are of ``schemas.PROMPTS``, in any order, repeats allowed.  The rest is as for :func:`mined_pairs`.
     """
@@ -247,7 +246,7 @@ def _paper_pairs_of(
 
 def near_copy(example: Example, donor: Example) -> Example:
     """``example`` with the entities of ``donor`` and, where one of :data:`EDITS` fits, one word of its context changed."""
-    text, *_ = replaced(example.text, example.head, "\0", example.tail, "\1")  # so that no word of an entity is changed
+    text, *_ = replaced(example.text, example.head, "\0", example.tail, "\1")  # the edit must not change an entity
     for word, substitute in EDITS:
         text, edited = re.subn(rf"(?<![\w'-]){word}(?![\w'-])", substitute, text, count=1)
         if edited:

@@ -1,6 +1,6 @@
 """Relations, their examples, the one notation for a marked sentence, and the places of an entity in a text.
 
-A marked sentence is plain text and two spans of characters; a prompt shows the head in ``[ ]`` and the tail in ``{ }``.
+In memory a sentence is plain text with two spans of characters.  Marked, it has the head in ``[ ]`` and the tail in ``{ }``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ _MARK = re.compile(r"[\[\]{}]")
 _NO_BLANKS = r"\p{Han}\p{Hiragana}\p{Katakana}ー〆\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\uff01-\uff9f"
 """Scripts without blanks between words."""
 _LETTER = rf"(?![{_NO_BLANKS}\p{{Hangul}}])[\p{{L}}\p{{N}}\p{{M}}]"
-"""Of a word that no other may touch; in Hangul a name may touch the next word."""
+"""A letter of a word that must not touch another word.  Hangul is not among them: there a name may touch the next word."""
 _IN_WORD = regex.compile(rf"\p{{M}}|(?<={_LETTER}){_LETTER}")
 _TOUCHING = regex.compile(rf"[{_NO_BLANKS}]{{2}}|(?=\p{{P}})[\p{{ea=W}}\p{{ea=F}}]")
-"""Two letters of such scripts, or a sign as wide as a Chinese character, which has its own blank in it."""
+"""Two letters of the scripts without blanks, or a full-width punctuation mark, which brings its own blank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An unmarked sentence with its head and tail, ``(start, end)`` in characters and never overlapping, and the name of the relation
-    that holds from head to tail; types are ``""`` where the data has none, and the id is stable across reads."""
+    """An unmarked sentence, its head and tail, and the name of the relation that holds from head to tail.
+
+    The spans are ``(start, end)`` in characters and never overlap.  Types are ``""`` where the data has none.  The id is stable
+    across reads."""
 
     text: str
     head: Span
@@ -72,12 +74,12 @@ def overlap(one: Span, other: Span) -> bool:
 
 
 def as_name(text: str) -> str:
-    """A relation's name or a label as it is compared: blanks folded, characters composed (Unicode's NFC)."""
+    """A relation's name or a label in the form for comparisons: blanks folded, characters composed (Unicode's NFC)."""
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def metric_tag(name: str) -> str:
-    """A relation's name as a tag of Ray's metrics, which take ASCII alone; other characters are percent-encoded."""
+    """A relation's name as a tag of Ray's metrics, which accept only ASCII: other characters are percent-encoded."""
     return quote(name, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
@@ -92,7 +94,7 @@ def mask_entities(text: str, head: Span, tail: Span) -> str:
 
 
 def replaced(text: str, head: Span, head_by: str, tail: Span, tail_by: str) -> tuple[str, Span, Span]:
-    """``text`` with others in the place of head and tail, and their spans in it."""
+    """``text`` with head and tail replaced by ``head_by`` and ``tail_by``, and the spans of these two."""
     if tail < head:
         text, tail, head = replaced(text, tail, tail_by, head, head_by)
         return text, head, tail
@@ -102,7 +104,8 @@ def replaced(text: str, head: Span, head_by: str, tail: Span, tail_by: str) -> t
 
 
 def parse_marked(marked: str) -> tuple[str, Span, Span] | None:
-    """Turn a marked sentence back into ``(text, head, tail)`` with tight spans; ``None`` where it has not one of each, with words in it."""
+    """Turn a marked sentence into ``(text, head, tail)``, spans without blanks at their ends; ``None`` unless it marks one head and one
+    tail, neither of them blank."""
     marks = "".join(_MARK.findall(marked))
     if marks not in ("[]{}", "{}[]"):
         return None
@@ -136,5 +139,5 @@ def mentions(text: str, entity: str) -> list[Span]:
 
 
 def touch(before: str, after: str) -> bool:
-    """Whether no blank stands between two words that end and begin with these characters, in a script that has none."""
+    """Whether a word that ends with ``before`` and a next one that begins with ``after`` have no blank between them."""
     return _TOUCHING.search(before + after) is not None

@@ -1,6 +1,6 @@
-"""What each stage asks of the cluster, whether its machines can give it, and waiting for those that the autoscaler starts.
+"""Compare what each stage asks for with the cluster's machines, and wait for machines that the autoscaler starts.
 
-Also which number format a CPU multiplies matrices in.
+Also find the number format in which a CPU multiplies matrices.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ WAIT_MINUTES = 30.0
 """Longest wait for machines that the autoscaler is starting."""
 
 QUIET_SECONDS = 20.0
-"""So long without a machine on its way, the cluster is as large as it gets."""
+"""If no machine is on its way for this long, the cluster counts as fully grown."""
 
 READING: list[Bundle] = [{"CPU": 1}, {"CPU": 0.5}]
-"""Beside the engines: a reader holds one CPU, and writers and our own tasks some tenths each."""
+"""What runs beside the engines: a reader (one CPU), and writers and divray's own tasks (some tenths each)."""
 
 _KINDS = ("GPU", "CPU")
 
 
 def uses_gpu(config: Config) -> bool:
-    """Whether LLM and encoder run on GPUs: by configuration, else where a machine has one, or vLLM is built for them."""
+    """Whether LLM and encoder run on GPUs: as ``engine.device`` says; with ``auto``, if a machine has one or vLLM is built for GPUs."""
     if config.engine.device != "auto":
         return config.engine.device == "gpu"
     import ray
@@ -52,7 +52,7 @@ def _installed(distribution: str) -> bool:
 
 
 def gpus_of(config: Config) -> int:
-    """GPUs, or processes on CPUs, of one engine."""
+    """GPUs of one engine; on CPUs, :func:`needs` allows only 1."""
     return int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
 
 
@@ -69,15 +69,15 @@ def train_gpus(config: Config) -> float:
 
 
 def cpu_precision() -> Literal["bf16", "fp32"]:
-    """``bf16``, which takes half the memory, where this CPU has instructions to multiply in it, else ``fp32``, which is faster."""
+    """``bf16`` (half the memory) if this CPU has instructions to multiply in it, else ``fp32``, which is then faster."""
     import torch
 
     return "bf16" if any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16")) else "fp32"
 
 
 def worker(config: Config, gpus: bool = False) -> Any:
-    """A decorator for tasks that hold ``cluster.worker_cpus``, and where ``gpus``, ``cluster.worker_gpus`` until their process ends with
-    them; tried again if their worker dies."""
+    """A decorator for tasks that hold ``cluster.worker_cpus`` and, with ``gpus``, ``cluster.worker_gpus``.  The process of a GPU task ends
+    with the task.  If a worker dies, Ray runs its task again, at most twice."""
     import ray
 
     held = task_gpus(config) if gpus else 0
@@ -85,8 +85,8 @@ def worker(config: Config, gpus: bool = False) -> Any:
 
 
 def most_workers(config: Config, gpus: bool = False, beside: float = 0.0) -> int:
-    """Actors of :func:`worker`'s size, a thread or more each, that the cluster has room for, less the CPU that Ray's other tasks need and
-    those that are held ``beside``; at least one."""
+    """How many actors of :func:`worker`'s size the cluster has room for: at least one.  One CPU stays free for Ray's other tasks, and
+    ``beside`` CPUs are taken.  Without GPUs, each actor has a core or more."""
     import ray
 
     total, held = ray.cluster_resources(), task_gpus(config) if gpus else 0
@@ -95,9 +95,9 @@ def most_workers(config: Config, gpus: bool = False, beside: float = 0.0) -> int
 
 
 def actor_pool(config: Config, most: int, work: int) -> dict[str, Any]:
-    """Ray Data's arguments of a pool of up to ``most`` actors of :func:`worker`'s size, on GPUs where there are any; from now on Ray Data
-    leaves the GPUs alone where there are none for it.  The pool begins with as many actors as there is ``work`` for and as have room now, a
-    thread or more each, half a CPU left for Ray's other tasks; at least one."""
+    """Ray Data's arguments for a pool of 1 to ``most`` actors of :func:`worker`'s size, on GPUs if :func:`task_gpus` gives any.  If not,
+    Ray Data uses no GPU from now on.  The pool begins with at least one actor, at most one for each piece of ``work``, and as many as have
+    room now: half a CPU stays free for Ray's other tasks and, without GPUs, each actor has a core or more."""
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -110,7 +110,7 @@ def actor_pool(config: Config, most: int, work: int) -> dict[str, Any]:
 
 
 def only_cpus(yes: bool) -> None:
-    """Whether Ray Data leaves the GPUs alone in what is begun from now on: else a busy pass starts machines of every kind."""
+    """Forbid (``yes``) or allow Ray Data to use GPUs from now on; where they are allowed, a busy pass starts machines of every kind."""
     from ray.data import DataContext, ExecutionResources
 
     limits = ExecutionResources.for_limits(gpu=0) if yes else ExecutionResources.for_limits()
@@ -118,10 +118,10 @@ def only_cpus(yes: bool) -> None:
 
 
 def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
-    """Setting -> what it makes ``stage`` ask for at the same time; all of one stage must be there together.
+    """Setting -> the bundles for which it makes ``stage`` ask; the stage needs the bundles of all settings at the same time.
 
     Raises:
-        ResourceError: The engine is spread over GPUs and runs on none.
+        ResourceError: The settings spread the engine over GPUs, but it runs on a CPU.
     """
     cluster, engine, work = config.cluster, config.engine, STAGES[stage].work(config)
     if work == "engine":
@@ -129,11 +129,13 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
             return {"cluster.worker_cpus": READING}
         size = gpus_of(config)
         if uses_gpu(config):
-            spread = engine.vllm.get("distributed_executor_backend") == "ray"  # the user's own word for several machines
+            spread = engine.vllm.get("distributed_executor_backend") == "ray"  # so the user asks for several machines
             one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]
             return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": READING}
         if size > 1:
-            raise ResourceError("engine.vllm spreads the model over GPUs (tensor or pipeline parallel), and it runs on a CPU. Drop it.")
+            raise ResourceError(
+                "engine.vllm spreads the model over GPUs (tensor or pipeline parallel), but the engine runs on a CPU. Drop these arguments."
+            )
         return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + READING}
     if work == "training":
         cpus, gpus, count = cluster.cpus_per_worker, train_gpus(config), cluster.train_workers
@@ -147,7 +149,7 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
 
 
 def lacking(asked: dict[str, list[Bundle]], machines: Sequence[Bundle]) -> str | None:
-    """The first setting whose bundles do not fit on the machines, each on one of them and all together; ``None`` if all fit."""
+    """The first setting with a bundle that no machine has room for beside the others; ``None`` if all bundles fit."""
     free = [dict(machine) for machine in machines]
     pairs = [(setting, bundle) for setting, bundles in asked.items() for bundle in bundles]
     for setting, bundle in sorted(pairs, key=lambda pair: [-pair[1].get(kind, 0) for kind in _KINDS]):
@@ -161,15 +163,15 @@ def lacking(asked: dict[str, list[Bundle]], machines: Sequence[Bundle]) -> str |
 
 
 def check_resources(config: Config, machines: Sequence[Bundle], stages: Iterable[str]) -> None:
-    """Compare what stages ask for with machines that there will be no more of.
+    """Check that what each stage asks for fits on ``machines``, when no more will come.
 
     Raises:
-        ResourceError: Names the setting, what it asks for, and what there is.
+        ResourceError: A stage does not fit; the message names the setting, what it asks for, and what there is.
     """
     for stage in stages:
         asked = needs(config, stage)
         if setting := lacking(asked, machines):
-            raise ResourceError(f"{_wanted(setting, asked)}, {_there(machines)}. Lower it, or use a larger cluster.")
+            raise ResourceError(f"{_wanted(setting, asked)}, {_there(machines)}. Lower the setting, or use a larger cluster.")
 
 
 def _wanted(setting: str, asked: dict[str, list[Bundle]]) -> str:
@@ -178,7 +180,7 @@ def _wanted(setting: str, asked: dict[str, list[Bundle]]) -> str:
 
 def _there(machines: Sequence[Bundle]) -> str:
     working = [machine for machine in machines if any(machine.get(kind, 0) for kind in _KINDS)]
-    return f"the cluster has {_counted(working)}" if working else "the cluster has no machine that works"
+    return f"the cluster has {_counted(working)}" if working else "the cluster has no machine with a CPU or GPU"
 
 
 def _counted(bundles: Sequence[Bundle]) -> str:
@@ -187,20 +189,20 @@ def _counted(bundles: Sequence[Bundle]) -> str:
 
 
 def machines_there() -> list[Bundle]:
-    """The resources of each machine of the cluster that is alive."""
+    """The resources of each live machine of the cluster."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
-    """See that the cluster gives what each of the stages asks for.
+    """Make sure that the cluster has what each of the stages asks for.
 
-    Where it ``grows`` its autoscaler is asked for the machines, and a line says what is waited for.  What the last stage asks
-    for stays reserved until :func:`release`, so that no machine leaves as idle before its work has come.
+    If the cluster ``grows``, ask its autoscaler for the machines, and log what the run waits for.  The request of the last
+    stage stays until :func:`release`, so that no machine leaves as idle before its work comes.
 
     Raises:
-        ResourceError: It can't, or :data:`WAIT_MINUTES` have passed.
+        ResourceError: The cluster can't, or :data:`WAIT_MINUTES` have passed.
     """
     for stage in stages:
         asked = needs(config, stage)
@@ -211,14 +213,14 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
 
 
 def release() -> None:
-    """Let machines leave again that nothing runs on."""
+    """Let idle machines leave again."""
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[])
 
 
 def _grow(stage: str, asked: dict[str, list[Bundle]]) -> None:
-    """Return once the machines are there, or none is on its way any more."""
+    """Ask for the machines; return once they are there, or once no more are on their way."""
     import ray
     from ray.autoscaler.sdk import request_resources
     from ray.autoscaler.v2.sdk import get_cluster_status
@@ -242,5 +244,5 @@ def _grow(stage: str, asked: dict[str, list[Bundle]]) -> None:
             release()
             raise ResourceError(
                 f"{_wanted(setting, asked)}, {_there(there)} after {WAIT_MINUTES:g} minutes. "
-                "See `ray status` for what holds the rest up; the same command goes on from here."
+                "`ray status` shows what delays the rest. To continue from here, run the same command again."
             )

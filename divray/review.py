@@ -33,10 +33,10 @@ RIGHT = {"y": True, "n": False, "s": None}
 def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> list[dict[str, str]]:
     """``number`` samples to review, evenly over the relations, in a seeded order: ``sample_id``, ``description``, ``sentence``.
 
-    They are of the ``selected`` ones, or of all ``scored`` ones of the loop, which the gate's threshold needs.
+    ``of`` is ``selected``, or ``scored`` for all scored samples of the loop; the gate's threshold needs the latter.
 
     Raises:
-        InputError: There is none yet.
+        InputError: The run has no such samples yet.
     """
     tables, name, where = score_tables(config.rounds), "candidate_id", pc.field("strategy") != NAIVE
     if of == "selected":
@@ -63,7 +63,7 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 def _sentences(run: RunFolder, names: Iterable[str]) -> dict[str, str]:
-    """What is shown of those samples that the run has now."""
+    """Sample -> the sentence shown for it, for those of ``names`` that the run has now."""
     wanted = pa.array(names, pa.string())
     found: dict[str, str] = {}
     scores = takewhile(run.table_files, (Round.of(number).scores for number in count()))
@@ -99,17 +99,17 @@ def _kept(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def read_answers(run: RunFolder) -> list[dict[str, Any]]:
-    """The answers that were given to what the samples say now: a stage that was run again may have put another sentence under the id."""
+    """The answers to samples whose sentence is unchanged: a stage that ran again may have put another sentence under the same id."""
     said = _kept(run)
     now = _sentences(run, {answer["sample_id"] for answer in said}) if said else {}
     return [answer for answer in said if answer.get("sentence") in (None, now.get(answer["sample_id"]))]
 
 
 def take_answers(run: RunFolder, path: str, reader: str) -> int:
-    """Take in the file that the page of :func:`page` saves; returns how many answers it holds.
+    """Read the file that the page of :func:`page` saves; returns how many answers it holds.
 
     Raises:
-        InputError: It is no such file, or of another run.
+        InputError: It is no such file, or it is of another run, or a sample has another sentence now.
     """
     mend = "Save it on the page of `divray review RUN --html FILE`."
     answers = read_json(Path(path))
@@ -123,7 +123,7 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
         if name not in known:
             raise InputError(path, name, "no sample of this run has that id", mend)
         if one.get("sentence") not in (None, known[name]):
-            raise InputError(path, name, "the sample has another sentence now", "Answer on a page made since.")
+            raise InputError(path, name, "the sample has another sentence now", "Make a new page and answer there.")
         if not isinstance(right, bool | None):
             raise InputError(path, f"{name}: right", f"{right!r} is not true, false or null", mend)
     _keep(run, reader, new, known)
@@ -131,7 +131,7 @@ def take_answers(run: RunFolder, path: str, reader: str) -> int:
 
 
 def _keep(run: RunFolder, reader: str, new: dict[str, bool | None], sentences: dict[str, str]) -> None:
-    """A reader's new answers take the place of that reader's older ones."""
+    """Save a reader's new answers in place of that reader's older ones to the same samples."""
     kept = [one for one in _kept(run) if one["reader"] != reader or one["sample_id"] not in new]
     given = [{"sample_id": name, "reader": reader, "right": right, "sentence": sentences[name]} for name, right in new.items()]
     run.write_json(ANSWERS, kept + given)
@@ -147,7 +147,7 @@ def review_answers(run: RunFolder) -> dict[str, bool]:
 
 
 def review_figures(run: RunFolder) -> dict[str, Any] | None:
-    """Share of right ones among the reviewed selected samples with Wilson's 95 % interval, over all and a relation; ``None``: none yet."""
+    """The :func:`share` of right samples among the selected ones reviewed, overall and per relation; ``None`` if none is reviewed yet."""
     answers = review_answers(run)
     reviewed = pc.field("sample_id").isin(pa.array(answers, pa.string()))
     read = {row["sample_id"]: row["relation"] for row in rows(run, SELECTED, ["sample_id", "relation"], reviewed)}
@@ -175,7 +175,7 @@ def as_sentence(figures: dict[str, Any]) -> str:
 
 
 def reviewed_threshold(scores: Sequence[float], right: Sequence[bool], wanted: float = 0.8) -> float:
-    """The lowest score such that of the reviewed samples from it on the share ``wanted`` is right; the highest where none is."""
+    """The lowest score for which at least ``wanted`` of the samples with that score or more are right; the highest score if none is."""
     from sklearn.metrics import precision_recall_curve
 
     if not any(right):
@@ -185,7 +185,7 @@ def reviewed_threshold(scores: Sequence[float], right: Sequence[bool], wanted: f
 
 
 def page(drawn: Sequence[dict[str, str]]) -> str:
-    """One page that asks for the answers and saves them as a file; loads nothing."""
+    """One HTML page that asks for the answers and saves them as a file; the page loads no other files."""
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.PackageLoader("divray", "report"), autoescape=True)

@@ -1,8 +1,7 @@
-"""The run folder: its files, tables and records, read and written, and which stages are finished.
+"""The run folder: reads and writes its files, tables and records, and knows which stages are finished.
 
-A run folder is any URI that ``pyarrow.fs`` opens (a path, ``s3://``, ``gs://``).  Nothing is ever
-half-written under its final name: single files are written beside it and moved, and a stage counts
-only once its record lies in ``stages/``.
+A run folder is any URI that ``pyarrow.fs`` opens (a path, ``s3://``, ``gs://``).  Nothing half-written counts: a single file is
+written beside its final name and then moved, and a stage counts only once its record is in ``stages/``.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 
 def _valid(rows: Rows) -> Rows:
-    """``rows``, of which no text is invalid UTF-8 and no list longer than the column."""
+    """``rows``, checked in full: text is valid UTF-8, and lists stay within their values.  Arrow raises where not."""
     rows.validate(full=True)
     return rows
 
@@ -71,7 +70,7 @@ class RunFolder:
                     raise InputError(uri, "", "a file lies there", "Give a folder.")
             except OSError as error:
                 raise InputError(uri, "", first_line(error), "Give another folder.") from None
-        # Absolute, since a worker's current folder may be another.
+        # Absolute, since a worker may have another current folder.
         self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
 
     def path(self, name: str = "") -> str:
@@ -154,14 +153,14 @@ class RunFolder:
             self.write_parquet(f"{name}/part-{part:05d}.parquet", table.slice(start, step))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a table that fits in memory, its files side by side; rows in order of their names."""
+        """Read a table that fits in memory, from all its files, in the order of the files' names."""
         with self._reading(name, self.table_files(name), columns) as dataset:
             return _valid(dataset.to_table(columns=columns))
 
     def scan(
         self, tables: str | Iterable[str], columns: Sequence[str] | Mapping[str, pc.Expression], where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Record batches of a table, or of several of one schema, in the order of their files; none where there is no such table."""
+        """Record batches of one table, or of several with one schema, in the order of their files; a missing table has none."""
         wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
         for name in [tables] if isinstance(tables, str) else tables:
             if paths := self.table_files(name):
@@ -172,11 +171,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _reading(self, name: str, paths: list[str], columns: Iterable[str] | None) -> Iterator[pads.Dataset]:
-        """The files of a table; what is damaged in them, or not as the stage writes it, is an :class:`InputError`.
+        """The files of a table, as a dataset.  Raises :class:`InputError` where one is damaged, or differs from what the stage writes.
 
-        ``columns`` are those wanted; ``None``: all that the table must have.
+        ``columns`` are those that must be there; ``None``: all of the table's schema.
         """
-        import pyarrow.dataset as pads  # it brings pandas, where that is installed
+        import pyarrow.dataset as pads  # slow: it imports pandas, where that is installed
 
         where, wanted = self.full_uri(name), writer(name)[1]
         if not paths:
@@ -198,14 +197,14 @@ class RunFolder:
         """A table, or several of one schema, as a streaming Ray dataset."""
         import ray.data
 
-        # The second generation of readers packs small files into one block, which makes progress coarse,
-        # and costs a start of 32 actors a table.
+        # Ray's second generation of readers packs small files into one block, which makes progress coarse,
+        # and starts 32 actors for each table.
         ray.data.DataContext.get_current().use_datasource_v2 = False
         paths: list[str] = []
         for name in [own for own in names if self.table_files(own)] or names[:1]:
             with self._reading(name, self.table_files(name), columns) as dataset:
                 paths += dataset.files
-        # Ray would look for the extension before a question mark, and for columns in folders like k=16 above the run.
+        # By default Ray misreads the extension of a path with a question mark, and takes folders like k=16 above the run for columns.
         options = {"file_extensions": None, "partitioning": None, **kwargs}
         return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, **options)
 
@@ -216,15 +215,15 @@ class RunFolder:
         pafs.copy_files(str(local), self.path(name), source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
 
     def record(self, stage: str) -> dict[str, Any] | None:
-        """What the finished stage left on record, or ``None`` if it has not finished."""
+        """The record of a finished stage, or ``None`` if it has not finished."""
         name = f"stages/{stage}.json"
         return self.read_json(name) if self.exists(name) else None
 
     def forget(self, stage: str) -> None:
-        """Take a stage off the record: what it wrote is about to change."""
+        """Delete the record of a stage whose files are about to change."""
         self.delete(f"stages/{stage}.json")
 
     def finish(self, stage: str, seconds: float, counts: Mapping[str, Any]) -> None:
-        """Put a stage on record as finished; everything it wrote counts from now on."""
+        """Write the record that a stage is finished; all its files count from now on."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.write_json(f"stages/{stage}.json", {"stage": stage, "finished_at": at, "seconds": round(seconds, 3), "counts": dict(counts)})

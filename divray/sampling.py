@@ -1,4 +1,4 @@
-"""The ``sample`` stage: request rows through the engine, every completion to samples or rejections."""
+"""The ``sample`` stage: sends request rows through the engine, and turns each completion into samples or rejections."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _REFUSALS = ("ValueError", "VLLMValidationError", "TypeError", "BadRequestError"
 
 
 def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
-    """The model that samples ``round`` and the LoRA adapter that joins it, ``""`` for none.
+    """The model that samples ``round``, and the LoRA adapter to load with it (``""`` for none).
 
-    That is ``models.llm`` until a policy was trained, then the round's own policy, or, where engines live on beside DPO (GPUs), the
-    model that it was tuned from with the policy's adapter.
+    Until a policy is trained, the model is ``models.llm``.  Then it is the round's own policy.  On GPUs, where engines live on during
+    DPO, it is the model that the policy was tuned from, with the policy's adapter.
     """
     name = Round.of(round).policy
     if not run.exists(f"{name}/config.json"):
@@ -53,8 +53,8 @@ def run(
 ) -> dict[str, Any]:
     """Complete ``round-XX/prompts`` into ``completions``, and parse those into ``samples``.
 
-    With waves the accepted samples so far decide on further prompts, which are completed in turn (:mod:`divray.prompts.waves`).
-    A call that was killed goes on where it was.  The samples are a pure function of the completions, sorted by ``candidate_id``.
+    With waves, the samples accepted so far decide which prompts come next; these are then completed too (:mod:`divray.prompts.waves`).
+    After a kill, a new call goes on where the last one was.  The samples depend on the completions alone, sorted by ``candidate_id``.
 
     Args:
         answer: A function in the engine's place; see :func:`~divray.engines.complete.complete`.
@@ -69,7 +69,7 @@ def run(
     model, adapter = policy_model(config, run, round)
     names = [relation.name for relation in stated(config, read_relations(run))]
     wave = len(run.files(own.waves))
-    for file in run.files(own.prompts):  # of a wave that a kill kept off the record
+    for file in run.files(own.prompts):  # left by a wave that a kill stopped before it was recorded
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
             run.delete(file)
     while True:
@@ -126,7 +126,7 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
 
 
 def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form) -> pa.Table:
-    """Completions (``schemas.COMPLETIONS``) to samples (``schemas.SAMPLES``): a row for each candidate asked for.
+    """Turn completions (``schemas.COMPLETIONS``) into samples (``schemas.SAMPLES``): one row for each candidate asked for.
 
     Args:
         types: Relation -> types of head and tail that its samples get.
@@ -152,8 +152,8 @@ def parse_batch(batch: pa.Table, types: dict[str, tuple[str, str]], form: Form) 
 
 
 def parsed_records(row: dict[str, Any], form: Form) -> list[Parsed]:
-    """What each candidate of one completion row parses to; besides the reasons of :func:`~divray.prompts.parsing.parse_record`
-    a rejection is one of :func:`failure_reason`, ``empty``, ``truncated``, ``no_record`` or ``not_written``."""
+    """Parse each candidate of one completion row.  A rejection's reason is one of :func:`~divray.prompts.parsing.parse_record` or
+    :func:`failure_reason`, or ``empty``, ``truncated``, ``no_record`` or ``not_written``."""
     asked = row.get("sentences") or 1
     if row["error"]:
         return [Parsed(rejection=failure_reason(row["error"]))] * asked
@@ -167,12 +167,12 @@ def parsed_records(row: dict[str, Any], form: Form) -> list[Parsed]:
 
 
 def failure_reason(error: str) -> str:
-    """Whose fault an ``error`` of a completion is: the request's (refused for good) or the engine's."""
+    """The reason that a completion's ``error`` gives: :data:`REJECTED` if the request was refused for good, else :data:`ENGINE_ERROR`."""
     return REJECTED if error.partition(":")[0].strip() in _REFUSALS else ENGINE_ERROR
 
 
 def forget_failed(run: RunFolder, own: Round) -> None:
-    """Take the requests whose failure was the engine's own out of a round's completions, so that the next pass asks for them again."""
+    """Remove the completions that failed through the engine's own fault, so that the next pass asks for them again."""
     for file in run.files(own.completions, ".parquet"):
         errors = pq.read_table(run.path(file), columns=["error"], filesystem=run.fs)["error"].to_pylist()
         kept = [not error or failure_reason(error) != ENGINE_ERROR for error in errors]
@@ -181,7 +181,7 @@ def forget_failed(run: RunFolder, own: Round) -> None:
 
 
 def forget_completions(run: RunFolder, own: Round) -> None:
-    """Remove what the engine wrote for a round, and the prompts that followed from it (waves after the first)."""
+    """Remove what the engine wrote for a round, and the prompts that were made from it (waves after the first)."""
     for name in (own.completions, f"{own.completions}.engines", own.waves, own.quota):
         run.delete(name)
     for file in run.files(own.prompts):

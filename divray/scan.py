@@ -18,24 +18,24 @@ SENTENCE = ["text", "head_start", "head_end", "tail_start", "tail_end"]
 
 
 def rows(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:
-    """The rows of a table, or of several of one schema, one at a time; none where there is no such table."""
+    """The rows of a table, or of several with one schema, one at a time; no rows if there is no such table."""
     for batch in run.scan(tables, columns, where):
         yield from batch.to_pylist()
 
 
 def table_of(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table | None:
-    """The same rows as one table, which must fit in memory; ``None`` where there is none."""
+    """The rows of :func:`rows` as one table, which must fit in memory; ``None`` if there are no rows."""
     batches = list(run.scan(tables, columns, where))
     return pa.Table.from_batches(batches) if batches else None
 
 
 def first_of_each(found: Iterable[Row], group: str, rank: Callable[[Row], Any], count: int) -> dict[Any, list[Row]]:
-    """The ``count`` first rows by ``rank`` of each value of the column ``group``."""
+    """For each value of the column ``group``, its first ``count`` rows by ``rank``."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in found:
         own = groups[row[group]]
         own.append(row)
-        if len(own) > 8 * count + 64:  # so that no long table is held
+        if len(own) > 8 * count + 64:  # so that memory stays bounded
             own[:] = heapq.nsmallest(count, own, key=rank)
     return {name: heapq.nsmallest(count, groups[name], key=rank) for name in sorted(groups)}
 

@@ -1,6 +1,6 @@
-"""The Arrow schema of every table that one stage hands to the next, and what its JSON records must hold.
+"""The Arrow schemas of the tables between the stages, and the keys that JSON records must hold.
 
-A row keeps its ``candidate_id`` from its prompt to the data set.
+A candidate keeps its ``candidate_id`` up to the data set (there ``sample_id``); a request has the id of its first candidate.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 BASE, TUNED = "base", "tuned"
-"""The model before DPO, and after it."""
+"""Values of ``policy``: the LLM before DPO, and after it."""
 
 NAIVE = "naive"
-"""Strategy of the baseline prompt: fixed demonstrations, no wish for difference; it never counts as part of the loop."""
+"""Strategy of the baseline prompt: fixed demonstrations, no request for variety.  The loop never uses its samples."""
 
 SENTENCES = 4
 """Candidates that one completion of the strategy ``all_at_once`` writes."""
 
 PAIRS_STRATEGY, PAIRS_A_COMPLETION = "pairs", 12
-"""Of the requests for entity pairs, not for samples: their strategy, and the pairs that each asks for."""
+"""For requests that ask for entity pairs, not samples: their strategy, and how many pairs each asks for."""
 
 
 def _fields(kind: pa.DataType, *names: str) -> list[pa.Field]:
@@ -48,10 +48,10 @@ PROMPTS = pa.schema(
         *_fields(pa.string(), "policy"),
     ]
 )
-"""One row a request, for ``sentences`` candidates, mostly one (null: one). The candidates of one prompt text share ``prompt_id``;
+"""One row per request for ``sentences`` candidates, mostly one (null means one). The candidates of one prompt text share ``prompt_id``;
 ``head`` and ``tail`` are the pair that the prompt gives, ``""`` where the LLM writes it; ``pattern`` is the JSON schema or the regular
 expression of the completion, ``""`` for free text; ``demonstrations`` are ids of examples and of earlier samples; ``policy`` is the
-model asked: ``base`` in round 0, ``tuned``, the round's own policy, after it."""
+model asked: ``base`` in round 0, ``tuned`` (the round's own policy) in later rounds."""
 
 COMPLETIONS = pa.schema(
     [
@@ -63,9 +63,9 @@ COMPLETIONS = pa.schema(
         *_fields(pa.string(), "engine", "error"),
     ]
 )
-"""What came back from the engine. ``cached_tokens`` of the prompt were not computed again (candidates of one request share the
-figure); ``finish_reason`` is ``length`` where a limit cut the completion. Times are Unix seconds, of the time inside the engine;
-``error`` is ``""`` for a success."""
+"""What came back from the engine. ``cached_tokens`` counts the prompt tokens that came from the cache (candidates of one request
+share the figure); ``finish_reason`` is ``length`` where a limit cut the completion. Times are the Unix seconds at which the engine took
+the request and answered it; ``error`` is ``""`` for a success."""
 
 SAMPLES = pa.schema(
     [
@@ -93,12 +93,13 @@ SCORES = pa.schema(
 )
 """The valid samples only, sorted by ``candidate_id``.
 
-``correctness`` in [0, 1] is the judge's probability that the sentence is right; ``correct`` is the gate on it.  ``cluster`` is the
-smallest id of the connected component of near-duplicates; ``nearest_id`` and ``similarity`` (exact Jaccard of shingles) name the
-nearest other sample of the relation, or a seed as ``seed:<example_id>``; ``unique`` is whether this one stays, and ``reason`` says
-why. ``novelty`` is 1 - cosine to the nearest other unique sample of its relation. ``conflict`` and ``conflict_relation`` name a row (a
-sample of this or an earlier round, or a seed) that has the same sentence and entities under another relation, and ``near_test`` a
-test example that this one comes near; both ``""`` for none. ``embedding`` is the unit vector of the masked sentence."""
+``correctness`` in [0, 1] is the judge's probability that the sentence is right; ``correct`` says whether it passes the gate.
+``cluster`` is the smallest id of the connected component of near-duplicates. ``nearest_id`` and ``similarity`` (exact Jaccard of
+shingles) name the nearest other sample of the relation, a seed (``seed:<example_id>``), or the conflict or test example
+(``test:<example_id>``) that bars the sample. ``unique`` says whether the sample stays, and ``reason`` why. ``novelty`` is 1 - cosine to the
+nearest other unique sample of its relation and round. ``conflict`` and ``conflict_relation`` name a row (a sample of this or an earlier
+round, or a seed) that says nearly the same of the same entities under another relation; ``near_test`` names the nearest test example, if
+one is near. Each of the three is ``""`` for none. ``embedding`` is the unit vector of the masked sentence."""
 
 PAIRS = pa.schema(_fields(pa.string(), "pair_id", "relation", "prompt", "chosen", "rejected", "kind", "chosen_id", "rejected_id"))
 """TRL's preference format (``prompt``, ``chosen``, ``rejected``) plus where each side came from."""
@@ -114,9 +115,9 @@ DATASET = pa.schema(
     ]
 )
 """The data set: every accepted sample. ``sample_id`` is the ``candidate_id`` of the sample; ``rank`` counts from 1 in each
-relation, and the samples up to rank K (``selection.k``) are the selected ones.  ``correctness`` is the gate's judge's probability that
-the sentence is right, ``audit`` that of a second judge with other signals, on which nothing in the loop depends; it reads the
-first K alone, and is null for the others."""
+relation, and the samples up to rank K (``selection.k``) are the selected ones.  ``correctness`` is the probability that the sentence
+is right according to the judge behind the gate, ``audit`` according to a second judge with other signals. Nothing in the loop depends on
+``audit``; it is null for all but the selected samples."""
 
 # JSON records: the keys that another stage or the report counts on ------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""What an encoder says of head, tail, the words between them and all others, and a linear classifier of that in closed form.
+"""An encoder's features of head, tail, the words between them and all words outside them, and a linear classifier in closed form.
 
-The four views are unit-length means of hidden states of the unmarked sentence; the words between the entities and all words
-outside of them stand in one of two blocks, by which entity comes first, so that a linear classifier sees the direction.  The
+The four views are unit-length means of hidden states of the unmarked sentence.  The views of the words between and of the words
+outside have two blocks each, one for each order of the entities, so that a linear classifier sees the direction.  The
 classifier is linear discriminant analysis with a covariance shrunk towards a multiple of the identity, as in Friedman 1989
 (regularized discriminant analysis), whose weights need one solve in the space of the rows.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCKS = 6
-"""Views of the encoder's width: head, tail, and between and words in two places each."""
+"""Blocks of features, each as wide as the encoder: one for head, one for tail, two for the words between, two for those outside."""
 FEATURE_GRID, WEIGHT_GRID = 2.0**-12, 2.0**-20
 _ABSENT = -1e4
 _LEAST = 1e-6
@@ -75,7 +75,7 @@ def _encoded(example: Example, ids: list[int], offsets: list[Span], special: lis
 
 
 def collate(encoded: Sequence[Encoded], pad: int, device: Any, width: int = 0) -> Batch:
-    """Pad on the right to the longest, or to ``width``."""
+    """Pad on the right to the longest sentence, or to ``width`` if that is longer."""
     import torch
 
     width = max(width, *(len(one.ids) for one in encoded))
@@ -103,7 +103,7 @@ def pooled(states: Tensor, batch: Batch, weights: Sequence[float]) -> Tensor:
 
 
 def by_order(view: Tensor, batch: Batch) -> Tensor:
-    """A view ``[n, d]`` in the first half of ``[n, 2 d]`` where the head comes first, else in the second."""
+    """Put a view ``[n, d]`` in the first half of ``[n, 2 d]`` if the head comes first, else in the second; the other half is 0."""
     import torch
 
     ahead = batch.forward[:, None].float()
@@ -124,21 +124,21 @@ class Discriminant:
     bias: np.ndarray
 
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """What is linear in the features, float64 ``[n, m]``; sums of multiples of powers of two, so exact in any order."""
+        """Scores linear in the features, float64 ``[n, m]``.  They are sums of multiples of powers of two, so exact in any order."""
         return np.asarray(features.astype(np.float64) @ self.weights.T + self.bias)
 
 
 def discriminant(
     inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, row_weights: np.ndarray | None = None
 ) -> Discriminant:
-    """Linear discriminant analysis with equal priors; a class without rows gets no score worth naming.
+    """Linear discriminant analysis with equal priors; a class without rows always scores ``_ABSENT``.
 
-    Solved in the space of the rows (Woodbury) while there are fewer of them than features.
+    Solves in the space of the rows (Woodbury) if there are fewer rows than features.
 
     Args:
         inputs: Features ``[n, d]``.
         labels: Number, below ``classes``, of each row.
-        shrinkage: Of the covariance towards the mean of its diagonal, in (0, 1].
+        shrinkage: How far the covariance shrinks towards the mean of its diagonal, in (0, 1].
         row_weights: How much each row counts; default: 1.
     """
     inputs, (rows, width) = inputs.astype(np.float64), inputs.shape

@@ -1,7 +1,7 @@
-"""A user's text, JSON, JSONL and YAML files: one reader each, wherever one is read.
+"""Readers of a user's text, JSON, JSONL and YAML files: one for each format.
 
-All are UTF-8, with or without a byte order mark.  What a reader would lose without a word is an error: a key that stands in a
-mapping twice, half a surrogate pair, which no other file could hold.
+All are UTF-8, with or without a byte order mark.  What a reader would lose silently is an error: a key that a mapping has twice, or
+half a surrogate pair, which no UTF-8 file can hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from divray.errors import InputError
 
 _PLAIN = "Save it as UTF-8; unpack a gzip or zip file; `task.format: huggingface` reads Parquet and Arrow."
 MOST_REPEATS = 100
-"""Of YAML's values by aliases, on average."""
+"""How often aliases may repeat a YAML value, on average."""
 
 _TWICE = "key {!r} stands there twice"
 
@@ -43,10 +43,10 @@ def read_text(path: Path) -> str:
 
 
 def decoded(data: bytes, where: str, line: int) -> str:
-    """UTF-8 that begins with ``line`` of ``where``; :class:`InputError` where it is none."""
+    """``data``, which begins at ``line`` of the file ``where``, as text; :class:`InputError` where it is not UTF-8."""
     try:
         if (null := data.find(b"\0")) >= 0:
-            raise UnicodeDecodeError("utf-8", data, null, null + 1, "null character")  # as in UTF-16 of plain letters
+            raise UnicodeDecodeError("utf-8", data, null, null + 1, "null character")  # as in UTF-16 with ASCII letters
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
@@ -57,14 +57,14 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
     """``text`` as JSON; ``line`` is its line in the file, 0 where it is the whole file.
 
     Raises:
-        InputError: It is none, a key stands in an object twice, or a string holds half a surrogate pair.
+        InputError: It is not JSON, an object has a key twice, or a string holds half a surrogate pair.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique)
         return _whole(value) if "\\ud" in text.casefold() else value
-    except (ValueError, RecursionError) as error:  # ValueError: also of a key or a text below, and of a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: also from the checks below, and for a number with thousands of digits
         problem, number = getattr(error, "msg", str(error)), line or getattr(error, "lineno", 0)
-        mend = "Mend the file; it may be cut short: fetch it again."
+        mend = "Fix the file; if it is cut short, fetch it again."
         raise InputError(where, f"line {number}" if number else "", f"no valid JSON ({problem})", mend) from None
 
 
@@ -150,16 +150,16 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def _values(node: yaml.Node, counts: dict[int, float]) -> float:
-    """How many values ``node`` stands for, those of an alias each time anew; ``counts`` takes in each node's by its ``id``."""
+    """Number of values in ``node``, counting an alias's values at each use; ``counts`` caches each node's number by its ``id``."""
     if id(node) not in counts:
-        counts[id(node)] = inf  # of an alias inside of itself
+        counts[id(node)] = inf  # for an alias inside itself
         inner = () if isinstance(node, yaml.ScalarNode) else node.value
         counts[id(node)] = 1 + sum(_values(one, counts) for part in inner for one in (part if isinstance(part, tuple) else (part,)))
     return counts[id(node)]
 
 
 def parse_yaml(text: str, where: str, field: str = "") -> Any:
-    """``text`` as plain YAML values; ``field`` names it in an error, else the line.
+    """``text`` as plain YAML values; an error names ``field``, or without one the line.
 
     Raises:
         InputError: It is no YAML, has a key twice, half a surrogate pair, or aliases that multiply.
@@ -171,11 +171,11 @@ def parse_yaml(text: str, where: str, field: str = "") -> Any:
         if _values(node, counts) > MOST_REPEATS * len(counts):
             raise InputError(where, field, "aliases that multiply its values, or one inside of itself", "Write the values out.")
         return _whole(loader.construct_document(node))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no day of the calendar, a number of thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, a number with thousands of digits
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         place = field or (f"line {mark.line + 1}" if mark else "")
-        mend = 'Mend it; quote a text that starts with a mark or reads like something else: "[…".'
+        mend = 'Fix it; quote a text that starts with a special character or reads as another type: "[…".'
         raise InputError(where, place, f"no valid YAML ({problem})", mend) from None
 
 

@@ -1,4 +1,4 @@
-"""What of a sample is compared: its sentence, masked or not, and its set of shingles."""
+"""The parts of a sample that are compared: its sentence, masked or not, and its set of shingles."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from divray.sections import DiversityConfig
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
 
 SEED_PREFIX = "seed:"
-"""Where samples and seed examples are named together, the ids of seeds begin so."""
+"""Prefix of a seed example's id where samples and seed examples are listed together."""
 
 
 def compared_texts(table: pa.Table, mask: bool) -> list[str]:
-    """The column ``text``, where ``mask`` masked by :func:`divray.relations.mask_entities`.
+    """The column ``text``; with ``mask``, masked by :func:`divray.relations.mask_entities`.
 
     Every text that is compared, embedded or scored for diversity goes through here.
     """
@@ -30,7 +30,7 @@ def compared_texts(table: pa.Table, mask: bool) -> list[str]:
 
 
 def names_of(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Head and tail of a row with the columns of a sample, folded."""
+    """Head and tail of a row with the columns of a sample, both case-folded."""
     head, tail = (row["text"][row[f"{side}_start"] : row[f"{side}_end"]].casefold() for side in ("head", "tail"))
     return head, tail
 

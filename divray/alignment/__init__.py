@@ -24,16 +24,16 @@ from divray.run_folder import RunFolder
 from divray.stages import Progress
 
 MAX_FAILURES = 2
-"""Times that a broken group of workers is started again from its last checkpoint."""
+"""How often Ray Train restarts a failed group of workers from its last checkpoint."""
 
 TRIED = 256
-"""Pairs of which one must fit before more are looked at."""
+"""Pairs that the length check reads at a time; it stops when one of them fits."""
 LARGE_MARGIN = 10.0
-"""Of the rewards of chosen over rejected, from which a policy has left what its pairs can teach."""
+"""Reward margin of chosen over rejected, above which a policy has left what its pairs can teach."""
 
 
 def base_model(config: Config, run: RunFolder, round: int) -> str:
-    """Reference of the model from which ``round``'s policy starts: the round before's, else ``models.llm``."""
+    """Reference of the model from which ``round``'s policy starts: the policy of the round before, else ``models.llm``."""
     before = Round.of(round - 1).policy
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
@@ -42,9 +42,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """Train the policy of ``round`` on the pairs of all earlier rounds.
 
     Writes ``round-NN/policy`` (the merged model, for LoRA also ``adapter/``) and
-    ``round-NN/alignment.json`` (curve, and how many pairs, steps and workers).  Needs a Ray connection.  A worker that dies, or a
-    call that was killed and is made again, goes on from the last checkpoint in ``round-NN/train``,
-    which is gone at the end.
+    ``round-NN/alignment.json`` (curve, and how many pairs, steps and workers).  Needs a Ray connection.  After a worker
+    dies, or in a new call after a kill, training goes on from the last checkpoint in ``round-NN/train``.
+    That folder is deleted at the end.
 
     Args:
         on_progress: Called after each step from a thread of this process.
@@ -60,7 +60,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     tokenizer = AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference))
     most = config.alignment.max_length
     parts = (pairs.slice(start, TRIED) for start in range(0, pairs.num_rows, TRIED))
-    if all(tokenize_pairs(part, tokenizer, most, chat)[1] == part.num_rows for part in parts):  # no worker starts for nothing
+    if all(tokenize_pairs(part, tokenizer, most, chat)[1] == part.num_rows for part in parts):  # before any worker starts
         raise InputError("config", "alignment.max_length", f"no pair fits in {most} tokens", "Raise it.")
     gpu = train_gpus(config) > 0
     job = {
@@ -92,9 +92,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def _doubt(margin: float, chosen: float) -> str:
-    """What the mean rewards at the end of the curve say against the policy, if anything."""
+    """A warning about the policy, from the mean rewards at the end of the curve; ``""`` if they are fine."""
     if margin > LARGE_MARGIN:
-        return f"a margin of {margin:.1f} says that the policy is far from the model it came from. Lower alignment.learning_rate."
+        return f"a margin of {margin:.1f} shows that the policy is far from its base model. Lower alignment.learning_rate."
     if chosen < -1:
         return f"the chosen texts became less likely, too (reward {chosen:.1f}). Lower alignment.learning_rate or raise alignment.beta."
     return ""
@@ -157,7 +157,7 @@ def _drop_torn(run: RunFolder, folder: str) -> None:
 
 @contextmanager
 def _followed(on_progress: Progress | None) -> Iterator[Any]:
-    """A queue for rank 0 to put its news into, with a thread that passes them on."""
+    """A queue for the progress of rank 0, and a thread that passes it to ``on_progress``."""
     from ray.util.queue import Queue
 
     queue: Any = Queue(actor_options={"num_cpus": 0})

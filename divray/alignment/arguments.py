@@ -1,4 +1,4 @@
-"""What TRL and DeepSpeed are told, as it follows from the settings, the model's size, the device and the number of workers."""
+"""The arguments of TRL and DeepSpeed, computed from the settings, the model's size, the device and the numbers of pairs and workers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from divray.errors import InputError
 
 CHECKPOINTS = {"lora": 4, "full": 2}
-"""Checkpoints a run; those of full training hold the whole optimizer state."""
+"""Checkpoints of one training, at most.  Full training has fewer, since each holds the whole optimizer state."""
 
 LORA_RATE = 5e-5
-"""Measured with 270 M and 66 pairs: of the valid sentences readers found 0.68 right before DPO, 0.66 after it at 5e-5, 0.48 at 2e-4.
-TRL's own example has 5e-6 for LoRA on 0.5 B with thousands of pairs, where a run of divray has tens to hundreds."""
+"""Measured with a model of 270 M parameters and 66 pairs: readers found 0.68 of the valid sentences right before DPO, 0.66 after DPO at
+5e-5, and 0.48 at 2e-4.  TRL's own example uses 5e-6 for LoRA on 0.5 B with thousands of pairs; a run of divray has tens to hundreds."""
 
 FULL = 0.01
-"""Of LoRA's rate for full training: at 7 B the 5e-7 of Zephyr (arXiv 2310.16944)."""
+"""Full training uses this share of LoRA's rate: 5e-7, as Zephyr does at 7 B (arXiv 2310.16944)."""
 
 CHECKPOINTED = 3e9
-"""Parameters from which activations are computed again in the backward pass rather than kept."""
+"""With more parameters than this, the backward pass recomputes the activations (gradient checkpointing)."""
 
 
 def batches(settings: dict[str, Any], workers: int) -> tuple[int, int]:
-    """``(pairs a worker computes at once, times that it does so a step)``; a step has ``pairs_per_step`` whatever the workers.
+    """``(pairs that a worker computes at once, how often it does so in a step)``.  A step always has ``pairs_per_step``.
 
     Raises:
         InputError: The workers can't share a step evenly.
@@ -39,8 +39,9 @@ def batches(settings: dict[str, Any], workers: int) -> tuple[int, int]:
 def dpo_arguments(
     settings: dict[str, Any], *, workers: int, gpu: bool, bf16: bool, parameters: int, pairs: int, seed: int, output_dir: str
 ) -> dict[str, Any]:
-    """The arguments of ``trl.DPOConfig`` for a model of so many ``parameters`` that is trained on so many ``pairs``; ``settings`` is the
-    ``alignment`` section, ``seed`` that of the order of the pairs."""
+    """The arguments of ``trl.DPOConfig`` for a model of ``parameters`` parameters and a training set of ``pairs`` pairs.
+
+    ``settings`` is the ``alignment`` section; ``seed`` is the trainer's."""
     at_once, times = batches(settings, workers)
     steps = math.ceil(settings["epochs"] * math.ceil(pairs / settings["pairs_per_step"]))
     checkpointing = settings["gradient_checkpointing"]
@@ -61,10 +62,10 @@ def dpo_arguments(
         "max_length": settings["max_length"],
         "gradient_checkpointing": parameters > CHECKPOINTED if checkpointing is None else checkpointing,
         "seed": seed,
-        "train_sampling_strategy": "sequential",  # the pairs come in an order of their own
+        "train_sampling_strategy": "sequential",  # the pairs are already shuffled (prompts_together)
         "bf16": bf16,
         "use_cpu": not gpu,
-        "deepspeed": {  # "auto": as the arguments here say
+        "deepspeed": {  # "auto": the value of the arguments above
             "zero_optimization": zero,
             "bf16": {"enabled": "auto"},
             "train_batch_size": "auto",

@@ -21,7 +21,7 @@ COLUMNS = ["pair_id", "prompt", "chosen", "rejected"]
 
 
 def read_pairs(run: RunFolder, round: int) -> pa.Table:
-    """The pairs that train the policy of ``round``, of all rounds before it: columns :data:`COLUMNS`, sorted by ``pair_id``.
+    """The pairs of all rounds before ``round``, which train its policy: columns :data:`COLUMNS`, sorted by ``pair_id``.
 
     Raises:
         InputError: There is no pair, or a table is damaged.
@@ -35,8 +35,8 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
 
 
 def prompts_together(prompts: Sequence[Hashable], seed: int) -> list[int]:
-    """An order of the pairs that ``seed`` draws, in which two of one prompt stand side by side: a worker that computes two at a time
-    computes their prompt once."""
+    """A random order of the pairs, drawn with ``seed``, that puts pairs of one prompt next to each other by twos: a worker that takes two
+    at a time computes their prompt once."""
     rng = random.Random(seed)
     own: dict[Hashable, list[int]] = defaultdict(list)
     for place in rng.sample(range(len(prompts)), len(prompts)):
@@ -53,10 +53,10 @@ def tokenize_pairs(
 ) -> tuple[dict[str, list[list[int]]], int]:
     """``({"prompt_ids", "chosen_ids", "rejected_ids"}, pairs left out)``, one list of token ids a pair.
 
-    Lines need no end-of-text token: the pairs have the newlines at which sampling stops.  JSON does, with ``chat``.  Where
-    tokens merge across the end of the prompt, the completion starts at the first token that differs.
-    A pair of which a side is longer than ``max_length`` tokens with its prompt is left out, since a
-    cut sentence would teach to end in the middle.
+    With ``chat`` the texts are JSON and get an end-of-text token.  Lines need none: they end with the newlines at which sampling stops.
+    Where tokens merge across the end of the prompt, the completion starts at the first token that differs from the prompt's.
+    A pair is left out if the prompt and one side together exceed ``max_length`` tokens, since a cut sentence would teach the model to
+    stop in the middle.
     """
     end = tokenizer.eos_token if chat else ""
     rows: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}

@@ -1,4 +1,4 @@
-"""From what training left to a policy folder that vLLM and transformers load."""
+"""Turn trained weights into a policy folder that vLLM and transformers can load."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from divray.run_folder import RunFolder
 def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained: Path, lora: bool) -> None:
     """Write the policy of one round to folder ``name`` of the run: safetensors, JSON and tokenizer.
 
-    The weights keep the type of the base model.  A LoRA adapter is merged into them
-    (``W + alpha / r * B A``, arXiv 2106.09685) and also stands by itself in ``adapter/``.
+    The weights keep the dtype of the base model.  A LoRA adapter is merged into them
+    (``W + alpha / r * B A``, arXiv 2106.09685) and also saved on its own in ``adapter/``.
 
     Args:
         base: The base model as this process reads it (a folder or hub id).
@@ -26,7 +26,7 @@ def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that is only loaded to be saved
+    unset_hf_deepspeed_config()  # else ZeRO-3 shards the model below, which is loaded only to be saved
     dtype = getattr(AutoConfig.from_pretrained(base), "dtype", None) or torch.float32
     with tempfile.TemporaryDirectory(prefix="divray-policy-") as temporary:
         folder = Path(temporary)

@@ -1,6 +1,6 @@
-"""What DPO needs of TRL and DeepSpeed beyond their public names; each place says what would make it unnecessary.
+"""DPO's uses of what is not public in TRL and DeepSpeed; each function says why it is needed.
 
-``tests/test_architecture.py`` fails once a release does.
+``tests/test_architecture.py`` fails once a release makes one unnecessary.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def token_trainer() -> Any:
 
 
 def score_completions_alone() -> None:
-    """TRL scores the vocabulary at completion tokens alone where it has Triton, else at every token; on a CPU it could, too.
+    """Make TRL score the vocabulary at completion tokens alone on a CPU, too; by itself it does so only where it has Triton.
 
-    This is only the choice between the two: the kernels ask for themselves.
+    This changes only that choice: the kernels check for Triton themselves.
     """
     import trl.trainer.utils
 
@@ -31,7 +31,7 @@ def score_completions_alone() -> None:
 
 
 def build_no_extension() -> None:
-    """The only extension that DeepSpeed would build on a CPU, with a C++ compiler, serves inference alone; it has no setting for that."""
+    """Keep DeepSpeed from building its only extension for CPUs, which needs a C++ compiler and serves inference alone; no setting does."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__ = {}

@@ -1,10 +1,10 @@
 """One pass over a prompt for all the texts of a batch that follow it.
 
-DPO scores ``prompt + chosen`` and ``prompt + rejected``.  A causal model gives equal tokens in an equal context equal hidden states, so a
-common beginning needs to be computed once: rows that begin alike become one row, the first of them whole and the rest of each other one
-behind it, with an attention mask that hides these from one another, and positions that count from the beginning.  The states come back in
-their usual places, so that the loss doesn't notice.  Two pairs of one prompt of P tokens with texts of C compute P + 4C positions in place
-of 4P + 4C.
+DPO scores ``prompt + chosen`` and ``prompt + rejected``.  A causal model gives equal tokens in an equal context equal hidden states, so it
+needs to compute a common beginning only once.  Rows that begin alike become one row: the first of them whole, then the rest of each other
+one.  An attention mask hides what follows the beginning in one row from the others, and each token keeps its position in its own row.
+:func:`share_prompts` puts the states back in their usual places, so the loss needs no change.  Two pairs of one prompt, with P tokens in
+the prompt and C in each text, take P + 4C positions instead of 4P + 4C.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose every layer attends through a mask that the caller may give."""
+"""Model types that use the caller's attention mask in every layer."""
 
 BY_LAYER = ("gemma3_text",)
 """Model types that take a mask for each type of layer."""
 
 
 def can_share(model: PreTrainedModel, longest: int) -> bool:
-    """Whether ``model`` is known to take an attention mask of any shape in each of its layers, with sides of up to ``longest`` tokens,
-    which a sliding window must hold."""
+    """Whether every layer of ``model`` is known to accept any attention mask.  The sliding window of a :data:`BY_LAYER` model must hold
+    ``longest`` tokens, the most of a row; a model of :data:`FAMILIES` must have no window."""
     config = model.config
     window = getattr(config, "sliding_window", None)
     if config.model_type in BY_LAYER:
@@ -38,8 +38,8 @@ def can_share(model: PreTrainedModel, longest: int) -> bool:
 def share_prompts(model: PreTrainedModel) -> None:
     """Make the model's backbone compute common beginnings once, by hooks around its forward pass.
 
-    From then on its batches must be those of a preference trainer: ``input_ids`` and ``attention_mask`` of shape ``[N, L]``, padded on the
-    right.
+    After that, the model takes only batches of a preference trainer: ``input_ids`` and ``attention_mask`` of shape ``[N, L]``, padded on
+    the right.
     """
     places: list[torch.Tensor] = []
     by_layer = set(model.config.layer_types) if model.config.model_type in BY_LAYER else None
@@ -61,7 +61,7 @@ def share_prompts(model: PreTrainedModel) -> None:
 def pack(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Lay rows of which half and more is the beginning of one before them behind that one.
+    """If a row shares its first half or more with an earlier row, append the rest of it to that row.
 
     Args:
         input_ids: ``[N, L]``, padded on the right.
@@ -69,15 +69,15 @@ def pack(
         dtype: Type of the additive mask.
 
     Returns:
-        Token ids ``[M, W]``, positions ``[M, W]``, additive attention mask ``[M, 1, W, W]``; and for each row in which of the M it lies,
-        ``[N]``, and the place in ``W`` of each of its tokens, ``[N, L]``.
+        Token ids ``[M, W]``, positions ``[M, W]``, additive attention mask ``[M, 1, W, W]``; and the packed row of each input row,
+        ``[N]``, with the column of each of its tokens, ``[N, L]``.
     """
     import torch
 
     rows = [row[:length] for row, length in zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)]
     place = torch.zeros_like(input_ids)
     firsts: list[list[int]] = []
-    together: list[list[tuple[int, int, int, int]]] = []  # tokens: id, position, number of the row, how many of the first it sees
+    together: list[list[tuple[int, int, int, int]]] = []  # per token: id, position, its row, how many tokens of the first row it sees
     laid: list[int] = []
     for number, row in enumerate(rows):
         common = [sum(takewhile(bool, map(eq, first, row))) for first in firsts]

@@ -31,7 +31,7 @@ CURVE = {
     "learning_rate": "learning_rate",
     "seconds": "seconds",
 }
-"""Columns of the curve in ``alignment.json``, and what TRL calls them."""
+"""Columns of the curve in ``alignment.json`` -> keys in TRL's log; :func:`_reporter` adds ``seconds``."""
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             ``chat`` (whether texts are JSON), ``device`` (``"cpu"`` or ``"gpu"``) and ``progress`` (a queue).
 
     Returns:
-        The report; or ``{"error": text}`` where training again could only fail again.
+        The report on rank 0, ``{}`` elsewhere; or ``{"error": text}`` where a retry would fail the same way.
     """
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions"))
     import deepspeed
@@ -70,10 +70,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         dist.barrier()
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
         if not all(math.isfinite(entry["loss"]) for entry in steps):
-            return {"error": "the loss became infinite. Lower alignment.learning_rate."}
+            return {"error": "the loss became infinite or NaN. Lower alignment.learning_rate."}
         state, bf16, pairs = trainer.state, trainer.args.bf16, len(trainer.train_dataset)
         trainer.accelerator.free_memory()
-        del trainer  # the merge below holds the model a second time
+        del trainer  # publish_policy loads the model a second time
         gc.collect()
         if context.get_world_rank() != 0:
             return {}
@@ -126,7 +126,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
         output_dir=str(folder / "checkpoints"),
     )
     args = DPOConfig(**arguments)
-    # Loaded after DPOConfig, which tells transformers to shard the weights under ZeRO-3.
+    # Load the model after DPOConfig, which tells transformers to shard the weights under ZeRO-3.
     placed: dict[str, Any] = {"attn_implementation": "eager" if cpu else "sdpa"}  # eager is a tenth faster on a CPU's short rows
     if not cpu and settings["zero_stage"] < 3:
         placed["device_map"] = {"": torch.cuda.current_device()}  # else every worker holds the whole model in host memory first
@@ -151,7 +151,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
 
 
 def _shared_folder(context: Any, name: str) -> Path:
-    """A new folder of all workers of one machine; what a killed try of ``name`` left there is removed."""
+    """Make a folder that all workers of this machine share; remove what a killed try of ``name`` left on the machine."""
     import torch.distributed as dist
 
     machine, mine = context.get_node_rank(), None
@@ -165,7 +165,7 @@ def _shared_folder(context: Any, name: str) -> Path:
 
 
 def _reporter(progress: Any) -> Any:
-    """Callback that times steps, tells the driver of them, and hands each checkpoint to Ray Train."""
+    """Callback that times steps, reports them to the driver, and hands each checkpoint to Ray Train."""
     import ray.train
     import torch.distributed as dist
     from transformers import TrainerCallback
@@ -183,13 +183,13 @@ def _reporter(progress: Any) -> Any:
                     progress.actor.put_nowait.remote((state.global_step, state.max_steps, f"loss {logs['loss']:.3f}"))
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # Every rank writes its own shard and generator state into its machine's folder.
+            # Wait until every rank has written its shard and random state into its machine's folder.
             dist.barrier()
             leads = ray.train.get_context().get_local_rank() == 0
             at = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             checkpoint = ray.train.Checkpoint.from_directory(str(at)) if leads else None
             ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
-            for older in Path(args.output_dir).glob("checkpoint-*") if leads else ():  # not by save_total_limit: it counts on one machine
+            for older in Path(args.output_dir).glob("checkpoint-*") if leads else ():  # save_total_limit deletes on one machine only
                 if older != at:
                     shutil.rmtree(older, ignore_errors=True)
 

@@ -5,14 +5,14 @@ comment.  The head is always e1 and the tail e2, so that the direction lives in 
 labels.
 
 TACRED (Zhang et al. 2017) is one JSON array of objects ``id, token, subj_start, subj_end, obj_start, obj_end, subj_type, obj_type,
-relation`` with inclusive ends; the head is the subject, the tail the object.  Two kinds of patch, told apart by their form:
+relation`` with inclusive ends; the head is the subject, the tail the object.  There are two kinds of patch, which differ in form:
 
-* Re-TACRED (Stoica et al. 2021): ``{id: label}``, the whole split relabelled.  An example whose id no such
-  patch has is dropped and counted (``not_in_patch``), as Re-TACRED itself does.
+* Re-TACRED (Stoica et al. 2021): ``{id: label}``, the whole split relabelled.  An example whose id is in no
+  such patch is dropped and counted (``not_in_patch``), as Re-TACRED itself does.
 * TACREV (Alt et al. 2020): ``[{"id": …, "relation": …}, …]``, the corrected labels only.  All others stay.
 
 FewRel (Han et al. 2018) is a JSON object, relation -> list of instances with ``tokens`` and, for head ``h`` and tail ``t``,
-``[name, id, [[positions of a mention], …]]``.  The first mention of each stands for it, as in FewRel's own code.
+``[name, id, [[positions of a mention], …]]``.  Only the first mention of each is used, as in FewRel's own code.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_semeval(source: Source) -> Iterator[Example]:
             continue
         row = f"line {number} (sentence {sentence[1]})"
         if not source.unlabelled and (not following or following.startswith("Comment:") or _SENTENCE.fullmatch(following)):
-            raise source.error(f"{row}, relation", "no label", "Give the file with labels (TEST_FILE_FULL.TXT); it may be cut short.")
+            raise source.error(f"{row}, relation", "no label", "Give a file with labels (TEST_FILE_FULL.TXT); this one may be cut short.")
         label = source.label(row, following)
         identity = source.identity(row, sentence[1], "")
         marked = re.sub(r'^"(.*)"$', r"\1", sentence[2].strip()).strip()
@@ -80,7 +80,7 @@ def read_semeval(source: Source) -> Iterator[Example]:
 
 
 class Patches:
-    """Labels of the JSON files ``paths``.  A correction overrides the label of a whole split; of two files of a kind the later one counts.
+    """Labels of the JSON files ``paths``.  TACREV's labels override Re-TACRED's; of two files of the same kind the later one counts.
 
     Attributes:
         labels: File -> id -> label.
@@ -104,9 +104,9 @@ class Patches:
                 raise InputError(str(path), "", "no patch", "Give {id: label} (Re-TACRED) or [{id, relation}, …] (TACREV).")
             for number, (identity, label) in enumerate(pairs, start=1):
                 if not isinstance(identity, str) or not isinstance(label, str) or not label:
-                    raise InputError(str(path), f"entry {number}", f"{identity!r}: {label!r} is no id and label", "Both are strings.")
+                    raise InputError(str(path), f"entry {number}", f"{identity!r}: {label!r} is no id and label", "Both must be strings.")
                 if labels.setdefault(identity, label) != label:
-                    raise InputError(str(path), f"entry {number}", f"id {identity!r} stands there with two labels", "Drop one of them.")
+                    raise InputError(str(path), f"entry {number}", f"id {identity!r} has two labels", "Drop one of them.")
 
     def label(self, source: Source, row: str, identity: str, own: Any) -> str | None:
         """The checked label of an example, ``own`` where no patch has one; ``None`` where the example is to be left out."""
@@ -120,10 +120,10 @@ class Patches:
         return source.label(row, own)
 
     def check_used(self) -> None:
-        """Raise :class:`InputError` for a patch of which no file that was read has an id: it belongs to another split."""
+        """Raise :class:`InputError` for a patch that shares no id with the files that were read: it belongs to another split."""
         for path, labels in self.labels.items():
             if self._read.isdisjoint(labels):
-                raise InputError(str(path), "id", "holds no id of the files that are read", "Give the patch of this split, or drop it.")
+                raise InputError(str(path), "id", "shares no id with the files that are read", "Give the patch of this split, or drop it.")
 
 
 def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Example]:
@@ -188,7 +188,7 @@ def read_fewrel(source: Source) -> Iterator[Example]:
 
 
 def _mention(source: Source, place: str, spans: list[Span], value: Any) -> Span | None:
-    """Characters of an entity's first mention; ``None`` where it leaves a token out."""
+    """Characters of an entity's first mention; ``None`` if its tokens are not contiguous."""
     match value:
         case [_, _, [[*tokens], *_], *_] if tokens:
             span = _entity(source, place, spans, tokens, _MENTIONS)
@@ -207,7 +207,7 @@ def _tokens(source: Source, place: str, name: str, row: dict[str, Any]) -> list[
 
 
 def _entity(source: Source, place: str, spans: list[Span], tokens: list[Any], mend: str) -> Span:
-    """Characters from the first to the last of ``tokens``, positions in ``spans``; an empty span where they are all blank."""
+    """Characters from the first to the last of ``tokens`` (positions in ``spans``); an empty span if all those tokens are blank."""
     if wrong := [token for token in tokens if type(token) is not int or not 0 <= token < len(spans)]:
         problem = "missing" if wrong[0] is None else f"{wrong[0]!r} is no position among {len(spans)} tokens"
         raise source.error(place, problem, mend)
@@ -216,16 +216,16 @@ def _entity(source: Source, place: str, spans: list[Span], tokens: list[Any], me
 
 
 def detokenize(tokens: Sequence[str], join_infixes: bool = False) -> tuple[str, list[Span]]:
-    """Join tokens into a sentence by the rules of English typography, and for other scripts their own signs and their want of blanks.
+    """Join tokens into a sentence by the rules of English typography, and in other scripts by their punctuation and lack of blanks.
 
-    Each token keeps its own characters; only the blanks between tokens are chosen.
+    Except for undone escapes, a token keeps its characters; only the blanks between tokens are chosen.
 
     Args:
-        tokens: Penn Treebank escapes (``-LRB-``, two back-quotes) are undone; blank tokens vanish.
-        join_infixes: ``-`` and ``/`` between two words were tokens of their own (spaCy's, as in FewRel).
+        tokens: Penn Treebank escapes (``-LRB-``, two back-quotes) are undone; blank tokens are dropped.
+        join_infixes: Whether ``-`` and ``/`` between words are tokens of their own (spaCy's, as in FewRel).
 
     Returns:
-        ``(text, spans)``, one span a token, in order and disjoint; a vanished token's is empty.
+        ``(text, spans)``, one span a token, in order and disjoint; a dropped token's is empty.
     """
     kept = [token.strip() for token in tokens if token.strip()]
     words = [_ESCAPES.get(token, " ".join(token.split())) for token in kept]

@@ -1,6 +1,6 @@
 """A folder written by ``datasets.Dataset.save_to_disk``, or Parquet: one file, a pattern, or a folder of files of one split.
 
-The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` relation or type is turned into its names.
+The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` number in them is read as its name.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from divray.errors import InputError
 from divray.relations import Example
 
 _SPLITS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing|eval|evaluation"}
-"""Split -> the words for it in a path, as the hub tells them apart."""
+"""Split -> the words that mean it in a path, as on the Hugging Face hub."""
 
 
 def read_huggingface(source: Source) -> Iterator[Example]:
-    """Yield the rows, file by file in the order of their names; a row without id is called after its place.
+    """Yield the rows, file by file in order of file name; a row without an id gets ``row-<number>``, counted over all files.
 
     Raises:
-        InputError: The folder is none of the two kinds or holds several splits, a file is damaged, a column is missing or wrong.
+        InputError: The path is of neither kind, or holds several splits or no rows; a file is damaged; a column is missing or wrong.
     """
     number = 0
     for path, table in _tables(source):
@@ -36,7 +36,7 @@ def read_huggingface(source: Source) -> Iterator[Example]:
             raise source.error(path.name, problem, "Columns: text, head, tail (or head_start, …), relation.")
         wanted = [name for name in (*SENTENCE, *IDS, "relation") if name in table.column_names]
         if twice := [name for name in wanted if table.column_names.count(name) > 1]:
-            raise source.error(path.name, f"the column {twice[0]} stands there twice", "Rename or drop one of them.")
+            raise source.error(path.name, f"column {twice[0]} occurs twice", "Rename or drop one of them.")
         for batch in table.select(wanted).to_batches(max_chunksize=4096):
             for row in plain_rows(batch, str(path), number):
                 number += 1
@@ -46,7 +46,7 @@ def read_huggingface(source: Source) -> Iterator[Example]:
 
 
 def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
-    """Each file's table; of a folder saved with ``save_to_disk`` one, of the rows that belong to the data set."""
+    """Yield each file's table; a folder saved with ``save_to_disk`` gives one table, of the rows that the data set selects."""
     folder = source.path
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
@@ -64,7 +64,7 @@ def _tables(source: Source) -> Iterator[tuple[Path, pa.Table]]:
     try:
         saved: Any = load_from_disk(str(folder))
         table = saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # datasets raises many types
         problem = f"no whole data set ({type(error).__name__}: {first_line(error)})"
         raise source.error("", problem, "Save it again with save_to_disk.") from None
     yield folder / "state.json", table
@@ -74,7 +74,7 @@ def _parquet_files(source: Source) -> list[Path]:
     path = source.path
     if path.is_dir():
         base, found, problem = path, list(path.rglob("*")), "neither state.json nor *.parquet in it"
-        found = [file for file in found if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]  # as Spark
+        found = [file for file in found if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]  # as in Spark
     else:
         base, found = path.parent, [path] if path.is_file() else list(path.parent.glob(path.name))
         problem = "no Parquet file" if path.exists() else "no such folder"
@@ -91,7 +91,7 @@ def _parquet_files(source: Source) -> list[Path]:
 
 
 def _split_of(file: Path) -> str:
-    """The split that a file of the hub belongs to, by the words in its path or by its number among others; ``""``: none."""
+    """The split that the path of a file names, by a word or by what comes before ``-00000-of-00005``; ``""`` for none."""
     for name, words in _SPLITS.items():
         if re.search(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", file.as_posix().lower()):
             return name
@@ -100,7 +100,7 @@ def _split_of(file: Path) -> str:
 
 
 def plain_rows(batch: pa.RecordBatch | pa.Table, where: str, before: int) -> list[dict[str, Any]]:
-    """Python values of the rows, in which the names of a ``ClassLabel`` stand for its numbers; there are ``before`` rows before them.
+    """The rows as Python values, with ``ClassLabel`` numbers replaced by names; ``before`` is how many rows come before ``batch``.
 
     Raises:
         InputError: A text is invalid UTF-8.

@@ -2,8 +2,8 @@
 
 Every later stage reads the run folder alone, where examples are rows of :data:`divray.schemas.EXAMPLES`.
 
-A hash of the run's seed and of the example's own content ranks the examples, so neither the order of the file nor the number of
-seeds counts: the seeds for K are the first of those for K + 1, and a held-out test set stays the same for every K.
+A hash of the run's random seed and of an example's content ranks the examples, so the order of the file does not matter.  Nor does
+K (``task.seeds_per_relation``): the seeds for K are the first of those for K + 1, and a held-out test set is the same for every K.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEGATIVE = "none"
 """The label of every row of ``task.negatives``."""
 
 UNLABELLED_A_SEED = 24
-"""Unlabelled sentences that are kept for each seed.  Self-training uses the surest third; of many more, those would repeat the seeds."""
+"""Unlabelled sentences that are kept for each seed.  Self-training uses the surest third; of many more, it would repeat the seeds."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Task:
         relations: In the order of the relations file.
         seeds: At most K a relation, in the order of the relations, then of their rank.
         test: The test file in its own order, or the held-out part like the seeds.
-        draws: The seeds, and what they would be by other seeds of the run (``evaluation.draws`` in all), as far as they differ.
-        more: For each draw the K examples a relation that come next, fewer where the data has no more.
+        draws: The seeds, and those that other random seeds of the run give; at most ``evaluation.draws``, all different.
+        more: For each draw the next K examples of each relation, fewer where the data has no more.
         negatives: Sentences whose entities stand in none of the relations.
         unlabelled: Sentences for self-training, with the label ``""``; none with a text of the test set.
         skipped: ``part/reason`` -> examples of the data that could not be used.
@@ -63,8 +63,8 @@ class Task:
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``data/relations.json`` and the tables ``seeds``, ``test``, ``draws``, ``negatives`` and ``unlabelled`` beside it.
 
-    The rows of ``data/draws`` are those of :class:`Task`'s ``draws``, numbered in a column ``draw`` (0: the
-    run's own), and, where the column ``more`` says so, those of its ``more``.
+    ``data/draws`` holds ``draws`` and ``more`` of :class:`Task`: the column ``draw`` is the draw's number (0: the run's own),
+    the column ``more`` marks the rows of ``more``.
 
     Raises:
         InputError: The data is wrong; nothing was written then.
@@ -108,7 +108,7 @@ def examples_table(examples: Iterable[Example]) -> pa.Table:
 
 
 def table_examples(table: pa.Table, identity: str = "example_id") -> list[Example]:
-    """The rows of a table that has at least the columns of ``EXAMPLES``; ``identity`` stands for ``example_id``."""
+    """The rows of a table that has at least the columns of ``EXAMPLES``; ``identity`` is the column of the ids."""
     columns = [table[name].to_pylist() for name in (identity, *EXAMPLES.names[1:])]
     return [
         Example(text, (start, end), (tail_start, tail_end), relation, head_type or "", tail_type or "", name or "")
@@ -156,7 +156,7 @@ def load_task(config: Config) -> Task:
         if number:
             usable = _usable(_ranked(pool, names, config.seed + number), tested)
         draw = [example for examples in usable.values() for example in examples[:k]]
-        if any(set(draw) == set(other) for other in draws):  # as all are where there are no more examples than seeds
+        if any(set(draw) == set(other) for other in draws):  # true of every later draw where the data has no more examples than seeds
             continue
         draws.append(draw)
         more.append([example for examples in usable.values() for example in examples[k : 2 * k]])
@@ -188,7 +188,7 @@ def _named(part: str, example: Example) -> Example:
 
 
 def words_of(reasons: Mapping[str, int]) -> str:
-    """Why examples were left out, with their numbers."""
+    """The reasons why examples were left out, each with its count."""
     return ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(reasons.items()) if number) or "none"
 
 
@@ -198,7 +198,7 @@ def _rank(seed: int, example: Example) -> tuple[bytes, str]:
 
 
 def _ranked(pool: list[Example], names: list[str], seed: int) -> dict[str, list[Example]]:
-    """Relation -> its examples by rank, each text once: two entity pairs of one sentence are no two seeds."""
+    """Relation -> its examples by rank, each text once, so that two entity pairs of one sentence do not become two seeds."""
     ranked: dict[str, dict[str, Example]] = {name: {} for name in names}
     for example in sorted(pool, key=lambda example: _rank(seed, example)):
         ranked[example.relation].setdefault(example.text, example)
@@ -206,7 +206,7 @@ def _ranked(pool: list[Example], names: list[str], seed: int) -> dict[str, list[
 
 
 def _usable(ranked: dict[str, list[Example]], tested: set[str]) -> dict[str, list[Example]]:
-    """Those that a prompt can show and that the test set does not hold."""
+    """The examples that a prompt can show and that are not in the test set."""
     return {name: [one for one in examples if _can_be_shown(one) and one.text not in tested] for name, examples in ranked.items()}
 
 
@@ -215,7 +215,7 @@ def _can_be_shown(example: Example) -> bool:
 
 
 def _too_few(source: Source, name: str, wanted: int, examples: list[Example], usable: int) -> InputError:
-    """A relation has fewer ``usable`` examples than are ``wanted``, and why."""
+    """The error for a relation with fewer ``usable`` examples than ``wanted``; it says why."""
     shown = sum(map(_can_be_shown, examples))
     reasons = {"in the test set": shown - usable, "with a mark ([ ] { }) or a line break in the text": len(examples) - shown}
     reasons |= {f"{reason} in the whole file": number for reason, number in source.left_out.items()}

@@ -1,7 +1,7 @@
-"""Near-duplicates, found exactly, as a library of its own: it needs nothing of the rest of divray but the errors.
+"""Exact search for near-duplicates, as a separate library: of the rest of divray it uses only the errors.
 
-Texts become sets of word or character n-grams (:mod:`~divray.dedup.shingle`).  Some pairs of sets are proposed
-(:mod:`~divray.dedup.propose`) and compared (:mod:`~divray.dedup.verify`); near pairs make clusters, of which some items stay
-(:mod:`~divray.dedup.decide`), for a reason that can be told.  :mod:`~divray.dedup.tables` and :mod:`~divray.dedup.files` do this to
-tables and files.  Import what you use from its module: the package itself loads none, since some compile their kernels.
+:mod:`~divray.dedup.shingle` turns texts into sets of word or character n-grams.  :mod:`~divray.dedup.propose` proposes pairs of sets,
+and :mod:`~divray.dedup.verify` compares them.  :mod:`~divray.dedup.decide` groups near pairs into clusters and decides which items stay,
+with the reason.  :mod:`~divray.dedup.tables` and :mod:`~divray.dedup.files` do this for tables and files.  Import what you use from
+its module: the package loads none of them, since some compile code when they load.
 """

@@ -1,10 +1,10 @@
 """The graph of near pairs, and which of the near-duplicates stay.
 
-The connected components of near pairs are the clusters.  Items are visited in a stated order, and one of two rules says what stays:
+The connected components of near pairs are the clusters.  :func:`decide` visits the items in its order of preference, by one of two rules:
 
-``component``: of each cluster the first item.
-``independent``: a greedy independent set: an item is kept unless near one that already is.  Of a chain a-b-c whose ends are not near
-both ends stay.
+``component``: keep the first item of each cluster.
+``independent``: keep an item unless it is near a kept one (a greedy independent set).  Of a chain a-b-c whose ends are not near, both
+ends stay unless b comes first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from divray.dedup.verify import Pairs
 
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 Nearest: TypeAlias = "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]"
-"""Of each node the nearest other one, int64 ``[n]`` (-1 where there is none), and its similarity, float64 ``[n]`` (then 0)."""
+"""Each node's nearest other node, int64 ``[n]``, -1 for none; and its similarity, float64 ``[n]``, 0 for none."""
 Rule: TypeAlias = Literal["component", "independent"]
 
 REASONS = (
@@ -38,19 +38,19 @@ REASONS = (
     "near earlier row",
     "kept: no text",
 )
-"""What ``Decisions.why`` numbers; the first two, and those about other texts, name what stays instead."""
+"""What ``Decisions.why`` indexes.  The first two and those about test texts and earlier rows also name what stays instead."""
 NEAR, CHAINED, FIXED, ALONE, LEFT, CORRECT, CENTRAL, FIRST, LEAKED, KNOWN, NO_TEXT = range(len(REASONS))
 
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What becomes of each of ``n`` items; other items are named by their row number.
+    """What becomes of each of ``n`` items.  The arrays refer to items by row number.
 
     Attributes:
         cluster: int64 ``[n]``, the item with the smallest id in the connected component.
         kept: bool ``[n]``.
-        copy_of: int64 ``[n]``, for a dropped item the most similar kept one (then the smallest id), or, where it
-            is near no kept one, the one that its component keeps; else -1.
+        copy_of: int64 ``[n]``, -1 for a kept item; for a dropped one the most similar kept item (of equals, the smallest id), or, if
+            none is near, the first one that its component keeps.
         copy_similarity: float64 ``[n]``, similarity to ``copy_of``, else 0.
         why: int8 ``[n]``, index into :data:`REASONS`.
     """
@@ -63,7 +63,7 @@ class Decisions:
 
 
 def ranks(ids: pa.Array | pa.ChunkedArray) -> Numbers:
-    """The place of each id in their ascending order, int64 ``[n]``; strings by code points."""
+    """The rank of each id in ascending order, from 0, int64 ``[n]``; strings compare by code points."""
     places = np.empty(len(ids), np.int64)
     places[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
     return places
@@ -78,7 +78,7 @@ def in_words(
         why: int8 ``[n]``, index into :data:`REASONS`.
         copy_of, similarity: ``[n]``, what stays instead and how near it is.
         ids: Arrow array that ``copy_of`` indexes.
-        references: Strings that it indexes where the reason is a text outside of the table.
+        references: Strings that ``copy_of`` indexes where the item is near a test text or an earlier row.
     """
     parts = [pa.array(REASONS, pa.string()).take(pa.array(why))]
     for kinds, names in (((NEAR, CHAINED), ids), ((LEAKED, KNOWN), references)):
@@ -93,7 +93,7 @@ def in_words(
 
 @njit(cache=True)
 def best_of(n, left, right, similarity, preference):  # type: ignore[no-untyped-def]
-    """Each node's most similar neighbour (:data:`Nearest`); among equals that of the lowest ``preference``, but none with one below 0."""
+    """Each node's most similar neighbour of ``preference`` >= 0 (:data:`Nearest`); of equals, the one with the lowest ``preference``."""
     nearest, best = np.full(n, -1, np.int64), np.zeros(n)
     for edge in range(len(left)):
         value = similarity[edge]
@@ -106,12 +106,12 @@ def best_of(n, left, right, similarity, preference):  # type: ignore[no-untyped-
 
 
 def nearest_given(given: npt.NDArray[np.integer[Any]], groups: int, pairs: Pairs) -> Nearest:
-    """Of each group the nearest of some items, in its own group or over the pairs of groups.
+    """For each group the nearest of the ``m`` given items, in the group itself or in one that ``pairs`` links to it.
 
     Args:
-        given: int ``[m]``, the group of each item; of equally near ones the first is named, by its place here.
-        groups: Their number.
-        pairs: Of groups.
+        given: int ``[m]``, the group of each item; the result holds indices into it, of equally near items the lowest.
+        groups: The number of groups.
+        pairs: Near pairs of groups.
     """
     first = np.full(groups, -1, np.int64)
     first[given[::-1]] = np.arange(len(given))[::-1]
@@ -125,7 +125,7 @@ def nearest_items(group: npt.NDArray[np.integer[Any]], preference: Numbers, pair
 
     Args:
         group: int ``[n]``, from 0 without gaps.
-        preference: int64 ``[n]``, distinct, from 0 to below 2^32; among equally similar items the one with the lowest is named.
+        preference: int64 ``[n]``, distinct, from 0 to below 2^32; of equally similar items, the one with the lowest value wins.
         pairs: Of groups.
     """
     order = np.argsort(group.astype(np.int64) << 32 | preference)
@@ -134,7 +134,7 @@ def nearest_items(group: npt.NDArray[np.integer[Any]], preference: Numbers, pair
     best = order[first]  # of each group the most preferred item
     other, similarity = best_of(len(best), *pairs, preference[best])
     nearest, values = np.where(other[group] >= 0, best[other[group]], -1), similarity[group]
-    # A twin is nearer than any: for the most preferred of a group the second, for the others that one.
+    # A twin (same group) is nearest of all: for a group's most preferred item the second one, for the others the most preferred.
     second = np.full(len(best), -1, np.int64)
     seconds = np.flatnonzero(~first & np.append(False, first[:-1]))
     second[group[order[seconds]]] = order[seconds]
@@ -161,7 +161,7 @@ def decide(
         correctness: float64 ``[n]`` or none; NaN counts as the lowest.
         fixed: bool ``[n]``, items that stay in any case.
         group: int ``[n]``, equal for identical items (which are near with similarity 1), from 0 without gaps.
-        rule: Of each component one item, or a greedy independent set.
+        rule: ``component`` or ``independent``; the top of this module explains them.
     """
     n = len(by_id)
     home = np.arange(n) if group is None else group.astype(np.int64, copy=False)
@@ -198,7 +198,7 @@ def decide(
 
 
 def _first_of(component: npt.NDArray[np.int32], order: Numbers) -> Numbers:
-    """The first item of each component in ``order``; -1 where it holds none."""
+    """Each component's first item in ``order``; -1 for a component that has none there."""
     first = np.full(component.max(initial=-1) + 1, -1, np.int64)
     first[component[order[::-1]]] = order[::-1]
     return first

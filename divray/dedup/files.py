@@ -1,6 +1,6 @@
-"""Near-duplicates in Parquet files: what stays, and what became of each row, as two files.
+"""Finds near-duplicates in Parquet files and writes two files: the rows that stay, and the result for each row.
 
-The texts are read twice, each time by batch: once to be compared, once to copy the rows that stay.
+It reads the texts twice, each time by batch: once to compare them, once to copy the rows that stay.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def deduplicate_files(
     Args:
         source: File, folder or pattern; a path or any URI that ``pyarrow.fs`` opens.
         out: Folder to write to: ``kept.parquet``, the rows that stay with all their columns, in input order, and
-            ``clusters.parquet``, the table of :func:`~divray.dedup.tables.near_duplicate_clusters`.  It may lie in
-            no input folder and write over no input.
-        settings: How.
-        against, earlier: As :func:`~divray.dedup.tables.near_duplicate_clusters` takes them; file, folder or pattern.
+            ``clusters.parquet``, the table of :func:`~divray.dedup.tables.near_duplicate_clusters`.  It must
+            not lie in an input folder or overwrite an input.
+        settings: Columns, and how to compare; by default ``DedupSettings()``.
+        against, earlier: Files, folders or patterns with these tables of :func:`~divray.dedup.tables.near_duplicate_clusters`.
 
     Returns:
         Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``leaked``, ``known``.
@@ -82,7 +82,7 @@ def deduplicate_files(
     fs, folder = open_uri(out)
     make_folder(fs, folder)
     with (
-        placed(fs, posixpath.join(folder, KEPT)) as kept,  # moved last: a call that is killed leaves an older one in place
+        placed(fs, posixpath.join(folder, KEPT)) as kept,  # moved last: a killed call leaves an older file in place
         placed(fs, posixpath.join(folder, CLUSTERS)) as clusters,
     ):
         against_rows = None if tests is None else tests.batches(wanted[:1])
@@ -99,10 +99,10 @@ class ParquetSource:
 
     Attributes:
         name: As the user gave it.
-        fs, paths: Where they lie.
-        schema: Of all of them, the columns that ``key=value`` folders name (Hive) last.
-        named: What the folders of each file name.
-        folder: The folder that ``name`` is; ``None`` for a file or a pattern.
+        fs, paths: File system and paths of the files.
+        schema: Schema of all files; the columns from ``key=value`` folders (Hive) come last.
+        named: For each file, the column values from its ``key=value`` folders.
+        folder: Path of the folder, if ``name`` is one; ``None`` for a file or a pattern.
     """
 
     name: str
@@ -117,9 +117,9 @@ class ParquetSource:
         """A file, a folder (with all its files of :data:`~divray.dedup.storage.PARQUET`), or a pattern with ``*`` or ``?`` in
         the last parts.
 
-        What lies there under exactly this name is no pattern; ``[`` is a letter like any other.  Files and folders whose
+        A name that exists is not a pattern, and ``[`` has no special meaning.  Files and folders whose
         names begin with ``.`` or ``_`` are left out, as Spark does.  ``key=value`` folders below ``name`` give columns as
-        ``pyarrow.dataset`` reads them, but for those that the files have themselves.
+        ``pyarrow.dataset`` reads them, except columns that the files have themselves.
 
         Raises:
             InputError: nothing is there, a file is no Parquet file, two have different columns, or the folders' values can't be read.
@@ -150,7 +150,7 @@ class ParquetSource:
     def batches(self, columns: list[str] | None = None) -> pa.RecordBatchReader:
         """All rows, at most :data:`BATCH_ROWS` at a time.
 
-        No scan of ``pyarrow.dataset``: that one decodes a row group as a whole, which may be all of a file.
+        This does not scan with ``pyarrow.dataset``, which decodes a whole row group; that may be the whole file.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         return pa.RecordBatchReader.from_batches(schema, self._batches(schema))
@@ -168,7 +168,7 @@ class ParquetSource:
 
 
 def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]]:
-    """The folder that was searched, or that of the file; and the files."""
+    """Return the folder that was searched (for a single file: its folder), and the files found."""
     kind, base = fs.get_file_info(path).type, path
     if kind == pafs.FileType.File:
         return posixpath.dirname(path), [path]
@@ -183,7 +183,7 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
         raise InputError(name, "", f"not readable ({first_line(error)})", mend) from None
     files = [one.path for one in found if one.type == pafs.FileType.File]
     shown = [one for one in files if not any(part.startswith((".", "_")) for part in one.removeprefix(base).split("/"))]
-    # As in a shell a mark stands for no slash, `**` for any folders; of a folder that fits, all Parquet files.
+    # As in a shell, `*` and `?` match no slash, and `**` matches any folders.  A folder that matches gives all its Parquet files.
     marks = re.escape(path.removeprefix(base))
     marks = marks.replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
     endings = "|".join(end[1:] for end in PARQUET)
@@ -205,7 +205,7 @@ def _opened(fs: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
 
 
 def _check_apart(out: str, inputs: dict[str, ParquetSource]) -> None:
-    """Raises InputError where a file that is read lies in the output folder, or that in a folder that is read."""
+    """Raise InputError if the output folder lies in an input folder, would overwrite an input, or holds files of an input pattern."""
     fs, path = open_uri(out)
     folder = _place(fs, path)
     for said, files in inputs.items():
@@ -219,7 +219,7 @@ def _check_apart(out: str, inputs: dict[str, ParquetSource]) -> None:
 
 
 def _place(fs: pafs.FileSystem, path: str) -> str:
-    """The path without ``..`` and links, where it is one of this machine."""
+    """The path; a local one without ``..`` and links."""
     return os.path.realpath(path) if isinstance(fs, pafs.LocalFileSystem) else path
 
 
@@ -231,8 +231,8 @@ def _staying(files: ParquetSource, verdicts: Verdicts) -> Iterator[pa.RecordBatc
 
 
 def _filtered(batch: pa.RecordBatch, kept: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    """The rows that are kept.  Arrow can't filter views: columns of them are cast there and back, and where they are nested the
-    rows are cut out and put together."""
+    """The rows that are kept.  Arrow can't filter view types: view columns are cast to plain types and back.  With nested views,
+    runs of kept rows are sliced and concatenated."""
     plain = pa.schema([field.with_type(_PLAIN.get(field.type, field.type)) for field in batch.schema])
     try:
         return batch.cast(plain).filter(pa.array(kept)).cast(batch.schema)

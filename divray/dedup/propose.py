@@ -1,16 +1,16 @@
-"""Which pairs of sets may be near: those that meet in a key.
+"""Propose pairs of sets that may be near: those that share a key.
 
 *Prefixes* miss no pair (AllPairs, Bayardo et al. 2007; PPJoin, Xiao et al. 2008).  With the elements of every set in one
 global order, rarest first, two sets ``x`` and ``y`` with ``J(x, y) >= t`` share an element within the first
 ``|x| - ceil(t |x|) + 1`` of ``x`` and the same of ``y``.  Only those prefixes are indexed.
 
-Any global order is a right one; rarest first is merely fast.  So elements are sorted by a table of 8-bit counters that hashes share.
-A counter of 1 proves an element to occur nowhere else: such elements are never indexed, and a set whose whole prefix is made of
-them has no near neighbour.
+Any global order is correct; rarest first is only the fastest.  So approximate counts suffice: a table of 8-bit counters, which
+different elements may share.  A counter of 1 proves that an element occurs in no other set.  Such elements are never indexed, and a
+set whose whole prefix consists of them has no near neighbour.
 
-*Bands of MinHash values* (Broder 1997; Indyk and Motwani 1998) serve where prefixes propose too much.  Two sets of
-similarity ``s`` agree in one minimum with probability ``s``, in all ``r`` of a band with ``s^r``, and in at least one of
-``b`` bands with ``1 - (1 - s^r)^b``: the expected recall.
+*Bands of MinHash values* (Broder 1997; Indyk and Motwani 1998) serve where prefixes propose too many pairs.  Two sets of
+similarity ``s`` agree in one minimum with probability ``s``, and in all ``r`` minima of a band with ``s^r``.  The probability
+that they agree in at least one of ``b`` bands, ``1 - (1 - s^r)^b``, is the expected recall.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from divray.dedup.hashing import in_order, mix, numbered
 from divray.dedup.shingle import Shingles
 
 COUNTED_BITS = 30
-"""The table of counters has at most ``2^30`` of them."""
+"""The table has at most ``2^30`` counters."""
 
 RECALL, PERMUTATIONS = 0.9999, 224
-"""Of a pair just at the threshold, expected; and at most so many are spent on it."""
+"""Expected recall of a pair exactly at the threshold, and the most permutations that it may cost (bands of one may cost more)."""
 
 _HASH = np.uint64((1 << 48) - 1)
 _SEED = 0x5EED
 
 
 class Keys(NamedTuple):
-    """What of each set's prefix is indexed: ``m`` keys, ascending within a set.
+    """The indexed elements of each set's prefix: ``m`` keys, ascending within a set.
 
     Attributes:
         offsets: int64 ``[n + 1]``, where each set's keys are.
-        skipped: int32 ``[n]``, how many elements stand before them that no other set has.
+        skipped: int32 ``[n]``, how many elements before a set's keys occur in no other set; 0 for a set without keys.
         tokens: int64 ``[m]``, the number of each among the distinct keys.
-        starts: int64 ``[distinct + 1]``, room for the sets that hold each distinct key.
+        starts: int64 ``[distinct + 1]``, where the slots for the sets that hold each distinct key begin.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -57,13 +57,13 @@ class Keys(NamedTuple):
 
 
 def prefix_keys(shingles: Shingles, threshold: float) -> Keys:
-    """The elements by which each set must be found.
+    """The elements of each set's prefix that other sets may share.
 
-    There are between 3 and 6 counters an element.  An element that occurs once among ``m`` has a counter of its own, and so a
-    count of 1, with probability ``exp(-m / counters)``.
+    The table has 3 to 6 counters per element, but at least ``2^10`` and at most ``2^30`` in all.  An element that occurs once among
+    ``m`` has a counter of its own, and so a count of 1, with probability ``exp(-m / counters)``.
     """
     bits = min(COUNTED_BITS, max(10, int(3 * len(shingles.values)).bit_length()))
-    counts, shift = np.empty(1 << bits, np.uint8), np.uint64(64 - bits)  # numpy has only these on huge pages
+    counts, shift = np.empty(1 << bits, np.uint8), np.uint64(64 - bits)  # np.empty, as np.zeros does not use huge pages
     counts.fill(0)
     _count(shingles.values, shift, counts)
     offsets, keys, skipped = _prefixes(*shingles, counts, shift, threshold)
@@ -72,8 +72,10 @@ def prefix_keys(shingles: Shingles, threshold: float) -> Keys:
 
 
 def choose_bands(threshold: float) -> tuple[int, int]:
-    """``(bands, length)`` with the longest bands (fewest false proposals) of which :data:`PERMUTATIONS` keep :data:`RECALL` at
-    ``threshold``; (34, 4) at 0.7.  Bands of one are taken however many they need.
+    """``(bands, length)``; (34, 4) at 0.7.
+
+    The longest bands, up to 8, give the fewest false proposals.  They must reach :data:`RECALL` at ``threshold`` with at most
+    :data:`PERMUTATIONS`.  If none does, the bands have length 1, however many they are.
     """
     for length in range(8, 0, -1):
         agreement = threshold**length
@@ -84,7 +86,7 @@ def choose_bands(threshold: float) -> tuple[int, int]:
 
 
 def band_keys(shingles: Shingles, bands: int, length: int) -> npt.NDArray[np.uint32]:
-    """uint32 ``[n, bands]``, made of the least values of each set under the ``length`` permutations of each band.
+    """Keys uint32 ``[n, bands]``: each hashes the least values of a set under the ``length`` permutations of a band.
 
     A permutation is ``a x + b mod 2^32`` with odd ``a`` on the upper half of each shingle's hash; the constants are the
     same in every process.
@@ -125,7 +127,7 @@ def _prefixes(offsets, values, counts, shift, threshold):  # type: ignore[no-unt
     cursor, last = 0, 0
     for i in range(n):
         if offsets[i + 1] > end:
-            # Counts of many sets in one plain loop: the misses of the cache then overlap.
+            # Read the counts of many sets in one plain loop, so that cache misses overlap.
             base = offsets[i]
             while last < n and offsets[last + 1] - base <= len(ahead):
                 last += 1

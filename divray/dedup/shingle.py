@@ -1,8 +1,8 @@
 """Texts as sets of hashed shingles (Broder 1997): word or character n-grams.
 
 A collection of sets is two flat arrays (compressed sparse rows), 8 bytes a shingle.  Hashes are 64-bit, made from the UTF-8 bytes
-alone: the same on every machine, in every process.  Among ``m`` distinct shingles some two share a hash with probability of about
-``m^2 / 2^65`` (3e-6 at ten million); up to that chance similarities are exact.
+alone: the same on every machine, in every process.  Some two of ``m`` distinct shingles share a hash with a probability of about
+``m^2 / 2^65`` (3e-6 at ten million); otherwise similarities are exact.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ def shingle(texts: Texts, kind: Literal["word", "char"] = "word", size: int = 3)
 
     Args:
         texts: Strings without nulls.
-        kind, size: n-grams of words or of characters; n, at least 1.
+        kind: Whether n-grams are of words or of characters.
+        size: n, at least 1.
     """
     offsets, characters = _buffers(_normalised(_flat(texts), kind == "word"))
     return Shingles(*hash_shingles(offsets, characters, size, kind == "word"))
 
 
 def _normalised(array: pa.Array, words: bool) -> pa.Array:
-    """Lower-cased as ``str.lower`` does, with the blanks beyond ASCII as plain ones; ``large_string`` in and out.
+    """Texts in lower case, as from ``str.lower``, with non-ASCII blanks as plain ones; ``large_string`` in and out.
 
-    Bytes that are no UTF-8 (files hold them, Arrow does not look) count as U+FFFD, each faulty sequence as one.
+    Bytes that are not UTF-8 (Arrow does not check files for them) count as U+FFFD, one for each faulty sequence.
     """
     if len(array) and (array.offset or np.frombuffer(array.buffers()[1], np.int64, 1)[0]):
         array = array.take(pa.array(np.arange(len(array))))  # ascii_lower misreads data that don't start at 0 (pyarrow 26.0)
@@ -88,7 +89,7 @@ def fold(shingles: Shingles) -> tuple[Shingles, npt.NDArray[np.int64], npt.NDArr
     """``(sets, first, group)``: the distinct sets in order of their first rows, ``first[g]`` the first row of group ``g``
     (ascending), ``group[i]`` the group of row ``i``.
 
-    Two sets count as equal when 128 bits made of all their elements are.  Memory: about 40 bytes a set.
+    Two sets count as equal when the 128-bit hashes of their elements are equal.  Memory: about 40 bytes a set.
     """
     group, first = numbered(*set_keys(*shingles))
     sets = shingles if len(first) == len(group) else Shingles(*take_sets(*shingles, first))

@@ -1,4 +1,4 @@
-"""Where files lie: paths and URIs of any file system, and files that appear only once they are whole."""
+"""Paths and URIs of any file system, and files that appear only when they are complete."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pyarrow.fs as pafs
 from divray.errors import InputError
 
 PARQUET = (".parquet", ".parq", ".pq")
-"""Endings of Parquet files, in small letters."""
+"""Endings of Parquet files, in lower case."""
 
 
 def is_uri(path: str) -> bool:
-    """Whether ``path`` is a URI; anything else is a path on this machine, whatever signs are in it."""
+    """Whether ``path`` is a URI; anything else is a path on this machine, whatever characters it has."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
@@ -45,27 +45,27 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         if scheme.lower() == "file":
             host, slash, path = rest.partition("/")
             if not slash or host not in ("", "localhost"):
-                raise ValueError("a file's URI has an absolute path after file:// and an optional localhost")
+                raise ValueError("a file's URI needs an absolute path after file:// or file://localhost")
             return pafs.LocalFileSystem(), f"/{unquote(path).rstrip('/')}"
         if not rest.strip("/"):
             raise ValueError("a URI without a bucket or a host")
         fs, path = pafs.FileSystem.from_uri(_encoded(uri))
-        if isinstance(fs, pafs.PyFileSystem):  # of hf://, whose library reads the path only now
+        if isinstance(fs, pafs.PyFileSystem):  # hf://: its library checks the path only at the first use
             fs.get_file_info(path)
         return fs, path.rstrip("/")
-    except Exception as error:  # no such home folder, or what a library that knows the scheme says of it
-        place, problem = (re.sub(r"(?<=://)[^/@]*@", "", text) for text in (uri, first_line(error)))  # without keys
+    except Exception as error:  # no such home folder, or any error of the library for the scheme
+        place, problem = (re.sub(r"(?<=://)[^/@]*@", "", text) for text in (uri, first_line(error)))  # without credentials
         raise InputError(place or "path", "", problem, "Give a path, or a URI like s3://bucket/folder.") from None
 
 
 def _encoded(uri: str) -> str:
-    """A URI with what it may not hold (blanks, ``#``, letters outside ASCII) percent-encoded; what is encoded stays."""
+    """Percent-encode what a URI may not hold (spaces, ``#``, characters outside ASCII); what is encoded already stays."""
     base, question, query = uri.partition("?")
     return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", quote(base, safe="%!$&'()*+,/:;=@[]~")) + question + query
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for one line; of the system's errors the reason alone."""
+    """An error's message, short enough for one line; for an error of the operating system only its reason."""
     reasons = re.findall(r"\[[Ee]rrno \d+\] ([^.:]+)", str(error))
     return reasons[-1] if reasons else (str(error).splitlines() or [type(error).__name__])[0][:120]
 
@@ -79,16 +79,16 @@ def make_folder(fs: pafs.FileSystem, folder: str) -> None:
 
 @contextlib.contextmanager
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
-    """A path to write a file to, which is moved to ``target`` once the block is done, and gone where it fails.
+    """Give a temporary path to write to; the file there is moved to ``target`` after the block, or deleted if the block fails.
 
-    On this machine a link stays one and a file keeps its mode.
+    On this machine, if ``target`` is a link, it stays one, and an existing file keeps its mode.
 
     Raises:
-        InputError: No file can be written there; the block has not begun then.
+        InputError: No file can be written there; the block does not start.
     """
     local = isinstance(fs, pafs.LocalFileSystem)
     target = os.path.realpath(target) if local else target
-    path = posixpath.join(posixpath.dirname(target), f".{uuid.uuid4().hex}.tmp")  # most readers pass over such a name
+    path = posixpath.join(posixpath.dirname(target), f".{uuid.uuid4().hex}.tmp")  # most readers skip such a name
     try:
         try:
             kind = fs.get_file_info(target).type
@@ -100,10 +100,10 @@ def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
         except OSError as error:
             raise InputError(target, "", f"can't be written ({first_line(error)})", "Give a place that can be written to.") from None
         yield path
-        if fs.type_name == "hdfs" and kind == pafs.FileType.File:  # the one that does not replace
+        if fs.type_name == "hdfs" and kind == pafs.FileType.File:  # the only one whose move does not replace a file
             fs.delete_file(target)
         fs.move(path, target)
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk's leavings; nothing there
+        with contextlib.suppress(OSError):  # removes what a full disk left; it may be missing
             fs.delete_file(path)
         raise

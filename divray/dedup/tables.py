@@ -1,9 +1,9 @@
 """Near-duplicates in any table of texts, streamed by batch: which rows stay, and what each is near to.
 
-    clusters = near_duplicate_clusters(table, id_column="id")          # one row a row of the table
+    clusters = near_duplicate_clusters(table, id_column="id")          # one row for each row of the table
     kept = table.filter(clusters["kept"])
 
-Rows whose text is null have nothing to be compared and stay.
+Rows whose text is null are not compared, and stay.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ def near_duplicate_clusters(
     earlier: Rows | None = None,
     **options: Any,
 ) -> pa.Table:
-    """Say of every row of a table of texts which near-duplicates it has and whether it stays.
+    """Find the near-duplicates in a table of texts, and decide for each row whether it stays.
 
     Args:
         source: A table, or a reader of record batches, which are taken one at a time.
-        settings: How; or name them one by one: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
+        settings: How to compare; or give its fields as keywords: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
         against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
-        earlier: Rows that an earlier call kept, with the same columns: rows near one of them are dropped as well.  They are
-            not compared with each other again.
+        earlier: Rows that an earlier call kept, with the same columns: rows near one of them are dropped as well.  The earlier
+            rows are not compared with each other again.
 
     Returns:
-        One row a row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id`` and
-        ``similarity``, the most similar other row from the threshold on (of equally similar ones first a kept one, then
-        the smallest id), else null; ``kept``; ``reason``, in words.
+        One row for each row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id``
+        and ``similarity``, of the most similar other row that reaches the threshold (of equals first a kept one, then the
+        smallest id), null if none does, and for rows near ``against`` or ``earlier``; ``kept``; ``reason``, in words.
 
     Raises:
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
@@ -88,12 +88,12 @@ def near_duplicate_clusters(
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What becomes of ``n`` rows, which are named by their numbers; -1 for none.
+    """The decisions on ``n`` rows.  Row numbers stand for rows, and -1 for no row.
 
     Attributes:
         ids: Arrow array ``[n]``.
         references: strings ``[m]``: ids of earlier rows, then numbers of test texts.
-        decided: What stays and why; ``copy_of`` of a row that is near a reference is the reference's number.
+        decided: What stays and why; for a row near a reference, ``copy_of`` is a place in ``references``.
         nearest: int64 ``[n]``.
         similarity: float64 ``[n]``, to ``nearest``.
     """
@@ -105,7 +105,7 @@ class Verdicts:
     similarity: npt.NDArray[np.float64]
 
     def counts(self) -> dict[str, int]:
-        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (else near an earlier row)."""
+        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (near an earlier row only)."""
         made = self.decided
         found = {"kept": made.kept, "clusters": np.bincount(made.cluster) > 1, "leaked": made.why == LEAKED, "known": made.why == KNOWN}
         return {"rows": len(self.ids), **{name: int(some.sum()) for name, some in found.items()}}
@@ -153,7 +153,7 @@ def judge(
     blank = np.diff(sets.offsets) == 0  # the group of those without text
     pairs = near_duplicates(sets, settings.threshold, settings.method, own=int(group.max(initial=-1)) + 1)
 
-    # What is near a reference goes first, and links nothing.  A test text stands before an earlier row.
+    # Rows near a reference are dropped first, and link no others.  A test text takes precedence over an earlier row.
     reference, reference_similarity = np.full(len(sets), -1), np.zeros(len(sets))
     for start, others in ((len(known), tests), (0, known)):
         place, nearness = nearest_given(others, len(sets), pairs)
@@ -167,7 +167,7 @@ def judge(
     made = Decisions(np.arange(len(ids)), copy_of < 0, copy_of, reference_similarity[group], why)
     nearest, similarity = np.full(len(ids), -1), np.zeros(len(ids))
 
-    # The others are decided on where they have a twin or a near pair.
+    # Of the other rows, only those with a twin or a near pair need a decision.
     met = np.bincount(group, minlength=len(sets)) > 1
     met[np.append(pairs.left, pairs.right)] = True
     met &= ~gone
@@ -179,7 +179,7 @@ def judge(
     decided = decide(by_id, pairs, group=home, rule=settings.rule)
     preference = by_id + np.where(decided.kept, 0, len(near))
     other, other_similarity = nearest_items(home, preference, pairs)
-    row = np.append(near, -1)  # what -1, none, finds
+    row = np.append(near, -1)  # -1 (none) gives -1
     made.cluster[near], made.kept[near], made.why[near] = row[decided.cluster], decided.kept, decided.why
     made.copy_of[near], made.copy_similarity[near] = row[decided.copy_of], decided.copy_similarity
     nearest[near], similarity[near] = row[other], other_similarity
@@ -187,9 +187,9 @@ def judge(
 
 
 def _taken_in(reader: pa.RecordBatchReader | None, parts: list[Shingles], settings: DedupSettings, where: str) -> Any:
-    """Adds the set of each row to ``parts``, an empty one for a null text, and returns its id, or its number without an id column.
+    """Add each row's set to ``parts`` (an empty set for a null text); return the rows' ids, or their numbers without an id column.
 
-    Without a reader the ids have type null.
+    Without a reader, return an empty array of type null.
     """
     if reader is None:
         return pa.nulls(0)
@@ -215,7 +215,7 @@ def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None
 
 
 def check_column(schema: pa.Schema, name: str, where: str, what: str) -> None:
-    """Raises InputError where a column is missing, or of a kind that ``what`` (``texts`` or ``ids``) are not."""
+    """Raises InputError where a column is missing, occurs twice, or has the wrong type for ``what`` (``texts`` or ``ids``)."""
     places = schema.get_all_field_indices(name)
     if len(places) != 1:
         problem = "no such column" if not places else "two columns of this name"
@@ -233,7 +233,7 @@ def _check_ids(ids: Any, where: str, name: str) -> None:
         return
     if ids.null_count:
         raise InputError(where, name, f"null in row {pc.index(ids.is_null(), True).as_py()}", "Give every row an id.")
-    if pa.types.is_integer(ids.type):  # sorted faster than Arrow finds the distinct ones
+    if pa.types.is_integer(ids.type):  # a sort is faster than Arrow's search for distinct ids
         ordered = np.sort(ids.to_numpy())
         repeated = bool((ordered[1:] == ordered[:-1]).any())
     else:
@@ -248,6 +248,6 @@ def _plain(column: pa.Array) -> pa.Array:
     coded = pa.types.is_dictionary(column.type)
     if pa.types.is_integer(column.type.value_type if coded else column.type):
         return column.dictionary_decode() if coded else column
-    if coded:  # no kernel takes from views
+    if coded:  # Arrow has no take kernel for string views
         column = column.cast(pa.dictionary(column.type.index_type, pa.large_string()))
     return column.cast(pa.large_string())

@@ -1,6 +1,6 @@
 """Engines: requests in, completions out.
 
-An engine is vLLM, an OpenAI-compatible server, or a plain function; all have the face below.
+An engine is vLLM, an OpenAI-compatible server, or a plain function; all have the interface below.
 :mod:`~divray.engines.pool` starts the Ray actors that hold them, and :mod:`~divray.engines.complete` sends a table through.
 """
 
@@ -22,37 +22,37 @@ ENDPOINT = "endpoint"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The candidates that are asked for by one prompt."""
+    """The candidates that one prompt asks for."""
 
-    rows: list[Row]  # of schemas.PROMPTS, alike in all that the engine is told, but for the seed
+    rows: list[Row]  # of schemas.PROMPTS; the engine gets the same from each, except the seed
     parameters: dict[str, Any]  # for sampling, under vLLM's names
-    adapter: str = ""  # folder or URI of the LoRA adapter that answers, or the model alone
+    adapter: str = ""  # folder or URI of the LoRA adapter that answers; empty: the model alone
 
 
 class EngineDied(Exception):
-    """The engine answers no more; a new one may.  The message is its cause."""
+    """The engine no longer answers; a new engine may.  The message gives the cause."""
 
 
 class Engine:
     slots: int
-    """Candidates that it takes at a time, some of which wait."""
+    """Candidates that it accepts at a time; some of them wait."""
 
     async def complete(self, request: Request) -> list[Row]:
         """Columns of ``schemas.COMPLETIONS`` for each candidate: ``completion``, ``finish_reason``, ``prompt_tokens``,
         ``cached_tokens`` and ``generated_tokens``, or ``error``, where the request was refused.
 
         Raises:
-            EngineDied: The same request may be asked again of a new engine.
-            Exception: No other request will fare better.
+            EngineDied: A new engine may get the same request.
+            Exception: Every other request would fail, too.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give memory and processes back; no request comes after."""
+        """Release memory and processes; no request follows."""
 
 
 class FunctionEngine(Engine):
-    """Answers each row at once, in a thread: the function may wait."""
+    """Calls a function for each row, in a thread: the function may wait."""
 
     slots = 8192
 

@@ -1,7 +1,7 @@
 """The pass of request rows through the engines, streamed by Ray Data.
 
-A row whose completion lies in a whole file of the target is never asked again.  The requests of an engine that dies are asked again;
-one that dies at every start is given up with its own cause.  ``<target>.engines/`` says when the engines were there, a file a pass.
+A row is not sent again if an intact file of the target has its completion.  If an engine dies, its requests are sent again.  If engines die
+at every start, the pass fails with their cause.  ``<target>.engines/`` has one file for each pass, with the times at which engines started.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from divray.schemas import COMPLETIONS, PROMPTS
 from divray.stages import Progress
 
 BLOCKS_IN_FLIGHT = 64
-"""Files of request rows that are being answered at a time, at most."""
+"""Maximum number of files of request rows in progress at a time."""
 
 ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
 """Columns that the candidates of one request share."""
 
 READERS = 32
-"""Files that are looked at side by side, since a store answers late."""
+"""Files that are checked in parallel, because an object store answers slowly."""
 
 LEAST_BATCH, BATCHES = 16, 16
-"""Candidates of a batch, and batches of what an engine takes at a time: a batch comes back as a whole."""
+"""Fewest candidates in a batch; batches that make up what an engine takes at a time.  A batch comes back as a whole."""
 
 
 def complete(
@@ -59,13 +59,13 @@ def complete(
         source: Table of ``schemas.PROMPTS``; each of its files is a block.
         target: Table of ``schemas.COMPLETIONS``; what lies there already is kept and not asked again.
         model: Reference that each engine resolves, or ``endpoint``: the server that ``engine.endpoint`` names.
-        adapter: Folder or URI of a LoRA adapter of ``model`` that answers.
+        adapter: Folder or URI of the LoRA adapter of ``model`` to use; ``""``: the model alone.
         greedy: Decode at temperature 0 instead of ``config.sampling``'s.
-        on_progress: Told about progress about once a second; rows that were there before don't count.
-        answer: A function in the engine's place: recorded completions, or a measurement of everything but the engine.
+        on_progress: Called about once a second with the progress; rows that were there before don't count.
+        answer: A function in the engine's place, to replay completions or to measure everything but the engine.
 
     Raises:
-        EngineError: The engine died at every try; the message is its own cause.
+        EngineError: The engine died at every start, or no retry can help; the message has the engine's cause.
     """
     import ray
     import ray.data
@@ -91,12 +91,12 @@ def complete(
         stop()
         if state["cause"] or state["given_up"]:
             words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
-            raise EngineError(f"the LLM engine failed at every try; {words}") from error
+            raise EngineError(f"the LLM engine failed; {words}") from error
         raise
 
 
 def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
-    """The ids in a table of completions; a file that a kill or a full disk cut short goes, and its rows are asked for again."""
+    """The ids in a table of completions; deletes files that a kill or a full disk cut short, so that their rows are sent again."""
 
     def drop_if_cut(file: str) -> None:
         try:
@@ -110,7 +110,7 @@ def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
 
 
 def requests_of(config: Config, rows: list[Row], adapter: str, greedy: bool) -> list[Request]:
-    """Rows of one prompt that stand together are one request; greedy ones, of which vLLM takes one at a time, are their own."""
+    """Adjacent rows of one prompt form one request.  A greedy row is a request alone: vLLM takes only one per request."""
 
     def alike(row: Row) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in (*ALIKE, *(["candidate_id"] if greedy else [])))
@@ -120,8 +120,8 @@ def requests_of(config: Config, rows: list[Row], adapter: str, greedy: bool) -> 
 
 
 class Ask:
-    """Request rows in batches to that of the ready engines (handles of :class:`~divray.engines.actor.EngineActor`) which has the most
-    room (a function of Ray Data, in an actor); rows whose ids are ``done`` are left out."""
+    """A function for Ray Data, in an actor: sends each batch of request rows to the ready engine with the fewest candidates.  Leaves out
+    rows whose ids are ``done``.  ``engines`` are handles of :class:`~divray.engines.actor.EngineActor`."""
 
     def __init__(self, config: Config, engines: list[Any], adapter: str, greedy: bool, done: pa.ChunkedArray) -> None:
         self.config, self.engines, self.adapter, self.greedy, self.done = config, engines, adapter, greedy, done
@@ -160,7 +160,7 @@ class Ask:
                 self.changed.set()
 
     async def _free(self) -> int:
-        """The engine with the fewest candidates, once one has room."""
+        """Wait until an engine has room; return the number of the one with the fewest candidates."""
         while len(self.lost) < len(self.engines):
             for number in range(len(self.engines)):
                 if not any(number in known for known in (self.slots, self.joining, self.lost)):
@@ -183,7 +183,7 @@ class Ask:
 
 @contextlib.contextmanager
 def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFolder, name: str) -> Iterator[None]:
-    """While the block runs, tell about progress and keep the record ``name`` of the pass's engines."""
+    """While the block runs, report progress and keep the record ``name`` of the pass's engines up to date."""
     import ray
 
     record: dict[str, Any] = {"began_at": time.time(), "ended_at": None, "engines": {}}
@@ -198,7 +198,7 @@ def _watched(health: Any, total: int, on_progress: Progress | None, run: RunFold
                 state = ray.get(health.state.remote(), timeout=10)
                 if on_progress is not None:
                     on_progress(state["rows"] - before, total, "" if state["ready"] else "engine starting")
-                # One that was there before counts from when the pass began.
+                # An engine that was there before the pass counts from the pass's start.
                 engines = {
                     engine: {moment: seconds and max(seconds, record["began_at"]) for moment, seconds in times.items()}
                     for engine, times in state["engines"].items()

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server as the engine: a running ``vllm serve`` or a vendor.
 
-One request a candidate: not every server takes ``n``.  The ``openai`` client waits and tries again where the server
-is busy, as its ``Retry-After`` says.
+Each candidate is one request, since not every server takes ``n``.  Where the server is busy, the ``openai`` client waits
+as the server's ``Retry-After`` says, and tries again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPENAI = ("temperature", "top_p", "max_tokens", "stop", "seed")
 
 
 class OpenAIEngine(Engine):
-    """The server of ``engine.endpoint``; ``key`` is the bearer's token, and where ``chat``, the prompt is a user's message."""
+    """The server of ``engine.endpoint``; ``key`` is the bearer token; with ``chat``, the prompt is a user message."""
 
     def __init__(self, settings: EndpointConfig, key: SecretStr, chat: bool) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -47,7 +47,7 @@ class OpenAIEngine(Engine):
             await asyncio.sleep(turn - now)
 
     async def _turn_again(self, request: Any) -> None:
-        """The client's own further tries count, too."""
+        """Hold the client's own retries to ``requests_per_second``, too."""
         if request.headers.get("x-stainless-retry-count", "0") != "0":
             await self._turn()
 
@@ -64,7 +64,7 @@ class OpenAIEngine(Engine):
                 cause = f"{type(error).__name__}: {error}"
                 silent = not isinstance(error, APIStatusError) and not self.any_answer
                 if silent or isinstance(error, AuthenticationError | PermissionDeniedError | NotFoundError):
-                    raise RuntimeError(f"{cause} ({self.settings.url})") from None  # the client's own errors can't be sent on
+                    raise RuntimeError(f"{cause} ({self.settings.url})") from None  # Ray can't pass on the client's own errors
                 found = {"error": cause}
         self.any_answer = True
         return {**found, "started_at": started}
@@ -82,7 +82,7 @@ def answered(response: Any) -> Row:
     """Columns of one completion from the server's answer.
 
     Raises:
-        OpenAIError: It is something else, such as a page of HTML.
+        OpenAIError: The answer is not a completion, but for example an HTML page.
     """
     from openai import OpenAIError
 

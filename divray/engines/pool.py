@@ -1,8 +1,8 @@
 """The run's engines: Ray actors that outlive the passes which use them.
 
-They belong to the driver's job: Ray restarts one that dies, on another machine where need be, and ends all with the driver.
-(A Ray Serve deployment would live on when the driver is killed, and keep its GPUs.)  All passes that ask for the same model
-share one start, unless what is between them needs their room, as on CPUs every stage does; adapters join while the engines run.
+They belong to the driver's job.  Ray restarts an engine that dies, on another machine if necessary, and ends all of them with the
+driver.  (A Ray Serve deployment would survive a killed driver and keep its GPUs.)  Passes that ask for the same model use the same
+engines, unless a stage between them needs the room (see :func:`make_room`).  Adapters are added while the engines run.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ CLOSING_SECONDS = 30
 
 @dataclass(frozen=True)
 class Pool:
-    """Engines that are there or on their way."""
+    """Engines that run or are starting."""
 
     key: Any  # what they were started with
     engines: list[Any]  # handles of EngineActor
     health: Any  # handle of EngineHealth
     groups: list[Any]  # placement groups of engines that are spread over several machines
-    cpus: float  # that they hold
+    cpus: float  # CPUs that the engines hold
 
 
 _pool: Pool | None = None
 
 
 def engines_for(config: Config, model: str, answer: Answer | None = None) -> Pool:
-    """The engines of ``model``, or of ``endpoint``, or ``answer`` in their place: the live ones, or new ones in the place of those of
-    another model."""
+    """The engines of ``model`` (a model or ``endpoint``), or of the function ``answer`` if given.  Returns the live engines if they were
+    started with the same settings; else stops them and starts new ones."""
     global _pool
     import ray
     from ray.util import placement_group
@@ -50,7 +50,7 @@ def engines_for(config: Config, model: str, answer: Answer | None = None) -> Poo
 
     gpu = uses_gpu(config)
     arguments = engine_arguments(config, gpu)
-    # An engine on a GPU stays while the adapters are trained; on a CPU it makes room for that.
+    # An engine on a GPU stays while the adapters are trained; on a CPU it is stopped to make room.
     if gpu and config.rounds > 1 and config.alignment.method == "lora":
         arguments = {**lora_arguments(config), **arguments}
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
@@ -85,7 +85,7 @@ def engines_for(config: Config, model: str, answer: Answer | None = None) -> Poo
 
 
 def _job() -> tuple[str, str]:
-    """This driver's connection: engines of an earlier one are gone."""
+    """Id of this driver's connection to Ray; the engines of an earlier connection are gone."""
     import ray
 
     context = ray.get_runtime_context()
@@ -98,8 +98,8 @@ def held_cpus() -> float:
 
 
 def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
-    """Stop the engines where the cluster has no room for what a stage asks for beside them, and on CPUs, where they hold cores and memory,
-    before every stage without one, unless they are to go on at once (``back_soon``)."""
+    """Stop the engines before ``stage`` if both do not fit the cluster.  On CPUs, where engines hold cores and memory, stop them before
+    every stage that asks for anything but an engine, unless they are needed again at once (``back_soon``)."""
     work = STAGES[stage].work(config)
     if _pool is None or work in ("", "engine"):
         return
@@ -107,14 +107,14 @@ def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
 
     asked = [bundle for bundles in needs(config, stage).values() for bundle in bundles]
     cpus, gpus = (sum(bundle.get(kind, 0) for bundle in asked) for kind in ("CPU", "GPU"))
-    # Others' GPUs count; CPUs are said to be free too late for that.
+    # GPUs: those free now, since other jobs may hold some.  CPUs: all, since Ray reports them free too late.
     short = _pool.cpus + cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
     if short or not (back_soon or uses_gpu(config)):
         stop()
 
 
 def stop() -> None:
-    """End the engines; nothing where there are none."""
+    """End the engines, if there are any."""
     global _pool
     import ray
     from ray.util import remove_placement_group

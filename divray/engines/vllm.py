@@ -1,4 +1,4 @@
-"""vLLM as the engine: what it is told for a device and a request, and its ``AsyncLLM``, into which adapters load while it runs."""
+"""vLLM as the engine: its arguments for a device and a request, and its ``AsyncLLM``, which loads adapters while it runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
     "enable_chunked_prefill": False,
     # vLLM's own 128 leaves most of a short prompt out of the prefix cache, which holds whole blocks; the kernels want 32.
     "block_size": 32,
-    # One process less to start, and none that spins while it waits for another.
+    # This saves the start of a process, and no process spins while it waits for another.
     "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 }
 GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1}
@@ -41,8 +41,8 @@ COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disab
 
 
 def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
-    """vLLM's engine arguments: the defaults for the device, the user's own over them.  Processes share a model for several GPUs of a
-    machine; for more than a machine has, say ``distributed_executor_backend: ray``."""
+    """vLLM's engine arguments: the defaults for the device, overridden by ``engine.vllm``.  A model on several GPUs of one machine is
+    split over processes; for more GPUs than a machine has, set ``distributed_executor_backend: ray``."""
     found = {**COMMON_ENGINE_ARGUMENTS, **(GPU_ENGINE_ARGUMENTS if gpu else CPU_ENGINE_ARGUMENTS), "seed": config.seed}
     if not gpu:
         found["max_model_len"] = context_length(config.models.llm, found["max_model_len"])
@@ -53,22 +53,22 @@ def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
 
 
 def check_arguments(config: Config) -> None:
-    """Refuse arguments that vLLM's engine does not have; vLLM is imported for those alone that the settings do not declare."""
+    """Refuse arguments that vLLM's engine does not have.  vLLM is imported only for arguments that ``VllmArguments`` does not declare."""
     given = config.engine.vllm.keys() - VllmArguments.__annotations__.keys()
     if not given or importlib.util.find_spec("vllm") is None:
         return
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what it misses
+    with contextlib.redirect_stdout(io.StringIO()):  # the import prints what is missing
         from vllm import AsyncEngineArgs
 
     known = {field.name for field in fields(AsyncEngineArgs)} - {"model"}
     for name in sorted(given - known):
         close = difflib.get_close_matches(name, known, n=1)
         mend = f"Did you mean `{close[0]}`?" if close else "See `vllm serve --help=all`."
-        raise InputError("config", f"engine.vllm.{name}", "no argument of vLLM's engine, or one that divray sets", mend)
+        raise InputError("config", f"engine.vllm.{name}", "vLLM's engine has no such argument, or divray sets it", mend)
 
 
 def lora_arguments(config: Config) -> dict[str, Any]:
-    """Of an engine that takes adapters."""
+    """Arguments of an engine that takes adapters."""
     return {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": 1}
 
 
@@ -78,7 +78,8 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
     most = PAIRS_A_COMPLETION * 16 if row["strategy"] == PAIRS_STRATEGY else sampling.max_tokens * sentences
     parameters: dict[str, Any] = {"max_tokens": most}
     if config.prompts.style == "completion" and not row["pattern"] and sentences == 1:
-        # A chat's answer and a list of records end by themselves; a list of pairs and a record of three lines with an empty one.
+        # A chat's answer and a list of records end by themselves.  The sentence for a given pair ends with its line; a list of pairs
+        # and a record of three lines end with an empty line.
         parameters["stop"] = ["\n"] if row["head"] else ["\n\n"]
     if greedy:
         parameters["temperature"] = 0.0
@@ -90,20 +91,20 @@ def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> di
 
 
 def cpu_environment() -> dict[str, str]:
-    """Of an engine on a CPU; bound to cores, the engines of a machine would all be bound to the same ones."""
+    """Environment of a CPU engine.  Threads are not bound to cores: vLLM would bind all engines of a machine to the same ones."""
     defaults = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
 def engine_threads(config: Config) -> int:
-    """CPU threads of an engine on this node: the engines share its cores, from four on less one for vLLM's scheduler and Ray."""
+    """CPU threads of an engine on this node: the engines share its cores; of four or more, one is left for vLLM's scheduler and Ray."""
     cores = len(os.sched_getaffinity(0))
     return max(1, (cores - (cores >= 4)) // config.engine.pool[1])
 
 
 class VllmEngine(Engine):
-    """One model, loaded when this object is made, with the arguments of ``vllm.AsyncEngineArgs``; ``threads`` says, on the machine of a
-    CPU engine, how many threads it gets (``None``: a GPU)."""
+    """One model, loaded when this object is made, with the arguments of ``vllm.AsyncEngineArgs``; ``threads``, called on the
+    machine of a CPU engine, returns its number of threads (``None``: a GPU engine)."""
 
     def __init__(self, reference: str, arguments: dict[str, Any], threads: Callable[[], int] | None = None) -> None:
         if threads is not None:  # read by the model's process; Ray sets it to 1
@@ -114,11 +115,11 @@ class VllmEngine(Engine):
 
         try:
             settings = AsyncEngineArgs(model=local_model(reference), **arguments)
-            # vLLM's own limits for batch work, by the GPU's memory; without a context it takes those of a small machine.
+            # LLM_CLASS: vLLM's limits for batch work, by the GPU's memory; without a usage context vLLM takes those of a small machine.
             self.llm = AsyncLLM.from_engine_args(settings, usage_context=UsageContext.LLM_CLASS)
         except Exception as error:
             raise EngineDied(cause_of(error)) from error
-        # A batch of requests comes back as a whole, so that some of those taken in are done before others.
+        # Twice what vLLM runs at a time: a batch comes back as a whole, so some of its requests are done before others.
         self.slots: int = 2 * self.llm.vllm_config.scheduler_config.max_num_seqs
         self.numbers = itertools.count(1)
         self.loading = asyncio.Lock()
@@ -169,7 +170,7 @@ class VllmEngine(Engine):
 
 
 def cause_of(error: BaseException) -> str:
-    """The engine's own last words: from this process's logs where the exception says only that it died."""
+    """The engine's last error in this process's logs, else ``error``, which may say only that the engine died."""
     said: list[str] = []
     for descriptor in (1, 2):
         log = Path(f"/proc/self/fd/{descriptor}")

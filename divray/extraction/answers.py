@@ -1,9 +1,11 @@
-"""Answers on the test set that are no trained RE model's: the LLM's own (the ``classify`` stage), and other tools'.
+"""Answers on the test set that don't come from a trained RE model: those of the LLM (the ``classify`` stage) and of other tools.
 
-The LLM gets one prompt a test sentence, its completion constrained to the labels.  What the sentences share stands first, so that the
-engine's prefix cache computes the task, the labels and the demonstrations once.  ``divray evaluate RUN --force --predictions FILE``
-takes another tool's answers in, such as GLiNER's, an API's or a rule system's: JSONL with the ``id`` of a test sentence and its
-``relation``, null for none.  Other fields are not looked at, so that what ``divray predict`` writes of the test file will do.
+The LLM gets one prompt for each test sentence; its completion is constrained to the labels.  The part that all prompts share comes first,
+so that the engine's prefix cache computes the task, the labels and the demonstrations once.
+
+``divray evaluate RUN --force --predictions FILE`` reads the answers of another tool, such as GLiNER, an API or a rule system.  FILE is
+JSONL with the ``id`` of a test sentence and its ``relation``, null for none.  Other fields are ignored, so FILE may also be what
+``divray predict`` writes for the test file.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from divray.textfiles import json_lines, read_bytes
 
 EXTERNAL = "evaluation/external"
 PREFIX_CHARACTERS, SENTENCE_CHARACTERS = (2000, 8000), 600
-"""Of the part that all prompts share, as many as the model takes tokens, but no fewer and no more than these; and of the sentence."""
+"""Least and most characters of the part that all prompts share; most of a sentence, unless its entities lie further apart."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -55,8 +57,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def llm_answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
-    """The sentences that were asked about, in order of the test set; the label of each, ``None`` where the engine gave none; and the
-    demonstrations shown."""
+    """The test sentences that the LLM got, in order of the test set; its label for each, ``None`` if it gave none; and the
+    demonstrations in the prompts."""
     asked, seeds = _asked(config, run), {seed.example_id: seed for seed in read_seeds(run)}
     rows = run.read_table(LLM_COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
@@ -71,7 +73,8 @@ def _asked(config: Config, run: RunFolder) -> list[Example]:
 
 
 def shared_characters(config: Config) -> int:
-    """Room for task, labels and demonstrations: see :data:`PREFIX_CHARACTERS`."""
+    """Room for task, labels and demonstrations: as many characters as the model takes tokens, less :data:`SENTENCE_CHARACTERS`, within
+    :data:`PREFIX_CHARACTERS`; for an endpoint the most."""
     least, most = PREFIX_CHARACTERS
     if config.models.llm == ENDPOINT:
         return most
@@ -87,8 +90,11 @@ def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Exampl
 
 
 def shared(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -> tuple[str, list[Example]]:
-    """What all prompts begin with, of at most ``room`` characters, and the examples shown in it: task, labels, and the shortest seed
-    example of each relation, as far as they fit; then the relations' descriptions, and the next one of each, and so on."""
+    """The start of all prompts, of at most ``room`` characters, and the examples in it.
+
+    It holds the task and the labels.  Then, as far as there is room, it adds the shortest seed example of each relation, the
+    relations' descriptions, the next example of each relation, and so on.
+    """
     own = [sorted((seed for seed in seeds if seed.relation == one.name), key=lambda seed: (len(seed.text), seed.text)) for one in relations]
     shown: list[Example] = []
     examples = ""
@@ -155,9 +161,9 @@ def _shortened(example: Example) -> Example:
 
 
 def take_in(run: RunFolder, file: str) -> int:
-    """Keep the answers of a file in the run, in place of an earlier file's of this name; returns how many test sentences have none.
+    """Copy a file's answers into the run, over those of an earlier file of this name; return how many test sentences have none.
 
-    :class:`InputError`: an id is that of no test sentence or stands there twice, or a relation is no label.
+    Raises :class:`InputError` if an id belongs to no test sentence or occurs twice, or a relation is not a label.
     """
     source = Source(Path(file), {relation.name for relation in read_relations(run)})
     known, found = set(run.read_table(TEST)["example_id"].to_pylist()), {}

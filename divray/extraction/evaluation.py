@@ -1,8 +1,8 @@
 """The ``evaluate`` stage: RE models trained on each set of examples, compared on the human test set.
 
-Every set is trained once a draw of the human examples (``evaluation.draws``), and the draws are the same for all sets, so that
-differences are paired.  Predictions are kept under a key made of all that they depend on, so that a killed evaluation goes on where
-it was, and equal sets are trained once.
+The stage trains one model for each set and each draw of the human examples (``evaluation.draws``).  All sets share the draws, so
+differences are paired.  A prediction's key is a hash of all that the prediction depends on.  So a killed evaluation goes on where it
+was, and equal sets are trained once.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from divray.schemas import NAIVE
 from divray.stages import Progress
 
 COMPARED = ("seeds", NAIVE, "round-00")
-"""The sets that each set after them is compared with."""
+"""The sets that every other set is compared with."""
 
 Answers = Sequence[Sequence[str | None]]
-"""Predicted labels, ``None`` where there is none, of each draw."""
+"""Each draw's predicted labels; ``None`` for a sentence without an answer."""
 
 RESAMPLES = 1000
 MOST_KEPT = 20_000
-"""Sentences whose features a trainer keeps between sets, 20 kB each with a small encoder."""
+"""A trainer that holds the features of more sentences drops them before the next set; 20 kB each with a small encoder."""
 
 _TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
 PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "probability": pa.float64()})
@@ -55,8 +55,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     all are alike), ``test`` sentences, ``false_positives`` (null without negatives, or where a draw does not reach the recall),
     ``examples`` in all, ``k`` (median a relation), ``f1_per_relation`` (mean of the draws; null without test sentences), and
     ``differences`` to the sets of :data:`COMPARED` (:func:`difference`).  ``own_differences`` are those of the run's own draw alone, for
-    human and generated examples together: the LLM wrote from that draw's examples.  Behind them stand
-    :mod:`divray.extraction.answers`, without draws.
+    human and generated examples together: the LLM wrote from that draw's examples.  After the sets come the answers of
+    :mod:`divray.extraction.answers`, which have no draws.
 
     Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
@@ -165,7 +165,7 @@ def difference(scorer: Scorer, answers: Sequence[np.ndarray], others: Sequence[n
 
 
 def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iterator[Any]:
-    """Train on the set and draw of each job, and write what is predicted; yields as they are done."""
+    """Train on the set and draw of each job, and write the predictions; yields each job when it is done."""
     import ray.data
 
     if not jobs:
@@ -177,7 +177,7 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
 
 
 class _Trainer:
-    """Actor: trains on one set and draw, and predicts the test set; in closed form every sentence is encoded once."""
+    """Actor: trains on one set and draw, and predicts the test set; keeps the encoder's features, up to about :data:`MOST_KEPT`."""
 
     def __init__(self, config: Config, uri: str) -> None:
         self.config, self.run = config, RunFolder(uri)
@@ -209,6 +209,6 @@ class _Trainer:
 
 
 def _part(examples: Sequence[Example], weights: Sequence[float], *others: Any) -> str:
-    """The table of what a training predicts, named by all that it depends on: not the ids nor the order of its examples."""
+    """Name of the table of a training's predictions: a hash of all that they depend on, so not of the examples' ids or order."""
     what = [sorted((*astuple(example)[:-1], weight) for example, weight in zip(examples, weights, strict=True)), *others]
     return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}"

@@ -1,9 +1,9 @@
-"""The RE model: an encoder, features of its spans, and a linear classifier on them; beside it, where wanted, a tuned network.
+"""The RE model: a frozen encoder, a linear classifier on span features, and, with ``epochs``, a tuned network beside them.
 
 The features are unit-length means of hidden states (:mod:`divray.spans`) and hashed n-grams of the tokens between the entities.
 The tuned network is a second copy of the encoder's lower layers with a classifier of its own; both classifiers' scores are added.
 
-Importing this module imports torch and transformers, and keeps transformers' bars and remarks on loading off the terminal.
+Importing this module imports torch and transformers, and turns off transformers' progress bars and warnings.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()
 
 BATCH_TOKENS, NGRAMS = 4096, 2048
-"""Tokens of a batch, at most; columns of the hashed n-grams."""
+"""Maximum tokens in a batch; number of columns for the hashed n-grams."""
 SPAN_BLOCKS = 7
-"""Head, tail, between (two places), all words outside of the entities, the same in the last layer, and between in the last layer."""
+"""Head, tail, between (2, one for each order of the entities), words outside the entities; in the last layer, these words and between."""
 TUNED_BLOCKS = 4
-"""Head, tail, and between in two places."""
+"""Head, tail, and between (a block for each order of the entities)."""
 TUNED_SCALES = (7.0, 7.0, 10.0)
-"""Of head, tail and between in the tuned network: means of unit length would leave the softmax flat."""
+"""Factors of head, tail and between in the tuned network; without them, unit-length means would leave the softmax flat."""
 
 
 class RelationExtractorConfig(PreTrainedConfig):
-    """What a :class:`RelationExtractor` is built from; ``id2label`` has the relation names in the order of the classifier's outputs.
+    """The settings of a :class:`RelationExtractor`; ``id2label`` has the relation names in the order of the classifier's outputs.
 
     Attributes:
         encoder: The encoder's own configuration, as plain values.
-        layer: Hidden state of the spans; 0 is that of the embeddings.
-        view_weights: Of head and tail, all words outside of the two, the same in the last layer, and the n-grams; between has 1.
-        tuned: There is a tuned network of ``layer`` layers beside the frozen encoder.
+        layer: Number of the hidden state that gives the span features; 0 is the embeddings.
+        view_weights: Four: head and tail, all words outside them, the same words in the last layer, n-grams. Between has weight 1.
+        tuned: Whether there is a tuned network of ``layer`` layers beside the frozen encoder.
     """
 
     model_type = "divray-relation-extractor"
@@ -89,7 +89,7 @@ class TunedNetwork(nn.Module):
 
 
 class RelationExtractor(PreTrainedModel):
-    """A linear relation classifier on the encoder's states, pooled by spans, and its tuned companion."""
+    """A linear relation classifier on the encoder's states, pooled by span, and the tuned network if there is one."""
 
     config_class = RelationExtractorConfig
     base_model_prefix = "encoder"
@@ -114,16 +114,16 @@ class RelationExtractor(PreTrainedModel):
         return torch.cat(views, dim=-1)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Tokenized, with the view of each token, and cut to the model's length."""
+        """Tokenize, give each token its view, and cut to ``max_tokens``."""
         return encode_spans(self.tokenizer, examples, self.config.max_tokens)
 
     def collate(self, encoded: Sequence[Encoded]) -> Batch:
-        """Pad on the right to the longest, on the model's device."""
+        """Pad on the right to the longest sentence; the batch is on the model's device."""
         return collate(encoded, getattr(self.tokenizer, "pad_token_id", None) or 0, self.device)
 
     @torch.inference_mode()
     def features(self, examples: Sequence[Example]) -> np.ndarray:
-        """The classifier's inputs, float32 (rows, NGRAMS + SPAN_BLOCKS * width); the last ``width`` columns are :meth:`described`'s."""
+        """The classifier's inputs, float32 (rows, NGRAMS + SPAN_BLOCKS * width); the last ``width`` are compared with :meth:`described`."""
         encoded = self.encode(examples)
         hashed = normalize(FeatureHasher(NGRAMS, input_type="string").transform(map(_ngrams, encoded)))
         spans = self._batched(self.pool, encoded)
@@ -136,23 +136,24 @@ class RelationExtractor(PreTrainedModel):
         return self._batched(lambda batch: means(self.encoder(batch.ids, batch.mask).last_hidden_state, batch)[:, -1], self.encode(words))
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
-        """Classify examples (their own ``relation`` is not looked at)."""
+        """Classify examples; ignores their own ``relation``."""
         if not examples:
             return Predictions([], np.zeros((0, len(self.config.labels))))
         return self.classify(self.features(examples), self.tuned_scores(examples))
 
     @torch.inference_mode()
     def tuned_scores(self, examples: Sequence[Example]) -> np.ndarray | None:
-        """Scores (rows, labels) of the tuned network, where there is one."""
+        """Scores (rows, labels) of the tuned network; ``None`` without one."""
         if (tuned := self.tuned) is None:
             return None
         return self._batched(lambda batch: tuned.classifier(tuned.pool(batch)), self.encode(examples))
 
     @torch.inference_mode()
     def classify(self, features: np.ndarray, tuned: np.ndarray | None = None) -> Predictions:
-        """Labels and probabilities of :meth:`features`, with :meth:`tuned_scores` added where given.
+        """Labels and probabilities from :meth:`features`, plus :meth:`tuned_scores` if given.
 
-        Rounded to 4 decimals, since a sentence's batch may move the last bits; as float64, so that what is compared is what is written.
+        Probabilities have 4 decimals, since a sentence's batch may change the last bits.  They are float64, so that the written values are
+        those that were compared.
         """
         logits = self.classifier(torch.from_numpy(features).to(self.device)).float().cpu()
         if tuned is not None:
@@ -161,7 +162,7 @@ class RelationExtractor(PreTrainedModel):
         return Predictions([self.config.labels[i] for i in probabilities.argmax(1)], probabilities)
 
     def _batched(self, function: Any, encoded: Sequence[Encoded]) -> np.ndarray:
-        """``function`` of batches of like length, float32 (rows, columns); at least one row."""
+        """Apply ``function`` to batches of similar length; returns float32 (rows, columns). Needs at least one row."""
         self.eval()
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].ids))
         batches: list[list[int]] = [[]]
@@ -174,14 +175,14 @@ class RelationExtractor(PreTrainedModel):
         return np.asarray(np.concatenate(parts)[np.argsort(order)])
 
     def save(self, folder: str | Path) -> None:
-        """Write safetensors, configuration with labels, and tokenizer, everything :meth:`load` needs."""
+        """Write everything that :meth:`load` needs: safetensors, configuration with labels, and tokenizer."""
         assert self.tokenizer is not None
         self.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
     def load(cls, reference: str) -> RelationExtractor:
-        """Read a saved model from a local folder or a URI; :class:`InputError` where it is not whole or of another release."""
+        """Read a saved model from a local folder or a URI; :class:`InputError` if it is incomplete or of another release."""
         folder = local_model(reference)
         try:
             read: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
@@ -190,12 +191,12 @@ class RelationExtractor(PreTrainedModel):
                 raise ValueError(f"no weights of {wrong[0]} that fit config.json")
             model.tokenizer = tokenizer_in(folder)
             if max(model.tokenizer.get_vocab().values()) >= model.encoder.get_input_embeddings().num_embeddings:
-                raise ValueError("a tokenizer of more words than the encoder has")
+                raise ValueError("the tokenizer has more words than the encoder")
             if model.config.layer < 1:
-                raise ValueError(f"layer {model.config.layer}")
+                raise ValueError(f"layer {model.config.layer} is below 1")
             found = model.predict([Example("a b" + " c" * model.config.max_tokens, (0, 1), (2, 3), "")])
             if not np.isfinite(found.probabilities).all():
-                raise ValueError("probabilities that are no finite numbers")
+                raise ValueError("its probabilities are not finite")
         except Exception as error:  # of transformers, tokenizers and safetensors
             problem = f"no whole relation extractor ({first_line(error)})"
             raise InputError(reference, "", problem, "Give the whole `model` folder of a run of this release.") from error
@@ -209,7 +210,7 @@ def precision(device: torch.device) -> torch.autocast:
 
 
 def _ngrams(one: Encoded) -> list[str]:
-    """Tokens between the entities, alone and in pairs, with the order of the entities; the entities bound them as ``(`` and ``)``."""
+    """Tokens between the entities, single and in pairs, each behind the entities' order; in pairs, ``(`` and ``)`` are the entities."""
     tokens = ["(", *(str(token) for token, view in zip(one.ids, one.view, strict=True) if view == 2), ")"]
     order = ">" if one.forward else "<"
     return [order + token for token in tokens[1:-1]] + [order + " ".join(pair) for pair in pairwise(tokens)]

@@ -1,7 +1,7 @@
 """``divray predict``: relations of new sentences by a trained model, a batch at a time.
 
-Every row is checked before the model is loaded.  Parquet gives Parquet: the batches stay Arrow's, so that unused columns keep their
-types.  JSONL gives JSONL: its objects stay as they are.
+``predict`` checks every row before it loads the model.  From Parquet it writes Parquet, and columns that it does not use keep their
+types.  From JSONL it writes JSONL, and the objects keep their other fields.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ Batch: TypeAlias = pa.RecordBatch | list[Row]
 """Rows of a Parquet file, or of a JSONL file."""
 
 GIVEN = {"relation": "given_relation", "probability": "given_probability"}
-"""Columns that the result has of its own -> what those of the source are called in it."""
+"""Columns that the result adds -> the new names of source columns that have the same names."""
 
 
 def command(arguments: Namespace) -> None:
-    """``divray predict RUN SOURCE TARGET``; RUN may be a model folder, too."""
+    """``divray predict RUN SOURCE TARGET``; RUN may also be a model folder."""
     run = RunFolder(arguments.run)
     model = run.full_uri("model") if run.exists("model/config.json") else arguments.run
     if model == arguments.run and not run.exists("config.json"):
@@ -56,12 +56,12 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
-    :mod:`divray.datasets.own`.  What it has under the names of :data:`GIVEN` gets another name.  Below ``threshold`` the model
-    abstains: ``relation`` is null.
+    :mod:`divray.datasets.own`.  A column ``relation`` or ``probability`` of the source is renamed, see :data:`GIVEN`.  Where the
+    probability is below ``threshold``, ``relation`` is null.
 
-    ``model`` is a folder or URI of what the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of two ``.jsonl`` or two
-    ``.parquet`` files.  Returns the number of rows.  :class:`InputError`: the model is none of ours, or a row is wrong; then nothing is
-    written.
+    ``model`` is the folder or URI of a model that the ``train`` stage saved.  ``source`` and ``target`` are paths or URIs of two ``.jsonl``
+    or two ``.parquet`` files.  Returns the number of rows.  Raises :class:`InputError`, and writes nothing, where the model is not
+    divray's or a row is wrong.
     """
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
@@ -73,7 +73,7 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     if {posixpath.splitext(path)[1] for path in (source, target)} not in ({".jsonl"}, {".parquet"}):
         raise InputError(target, "", f"it and {source} are neither both .jsonl nor both .parquet", "Give both files one of these endings.")
     schema = None
-    for batch, _ in _read(source):  # which checks every row, before the model is loaded
+    for batch, _ in _read(source):  # checks every row before the model is loaded
         schema = batch.schema if isinstance(batch, pa.RecordBatch) else None
 
     done = 0
@@ -102,7 +102,7 @@ def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
         examples = [_example(origin, f"row {number}", row) for number, row in enumerate(rows, before + 1)]
         for name, given in GIVEN.items():
             if {name, given} <= names:
-                raise InputError(source, given, f"stands there beside {name}, which would take its name", f"Rename or drop {given}.")
+                raise InputError(source, given, f"stands there beside {name}, which is renamed to {given}", f"Rename or drop {given}.")
         yield batch, examples
         before += len(examples)
     if not before:
@@ -137,14 +137,14 @@ def _answered(schema: pa.Schema) -> pa.Schema:
     """The schema of the result."""
     metadata = dict(schema.metadata or {})
     if not GIVEN.keys().isdisjoint(schema.names):
-        metadata.pop(b"pandas", None)  # it calls columns by the names that they had
+        metadata.pop(b"pandas", None)  # pandas' metadata has the old names of the columns
     given = [field.with_name(GIVEN.get(field.name, field.name)) for field in schema]
     return pa.schema([*given, pa.field("relation", pa.string()), pa.field("probability", pa.float64())], metadata)
 
 
 @contextmanager
 def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, list[str | None], list[float]], None]]:
-    """Writes batches with their answers; the file appears under its name only when the block ends well."""
+    """A function that writes a batch with its answers.  The file appears under its name only if the block raises nothing."""
     filesystem, path = open_uri(target)
     make_folder(filesystem, posixpath.dirname(path))
     with ExitStack() as stack:

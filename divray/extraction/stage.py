@@ -1,6 +1,6 @@
-"""What an RE model is trained on and with, and the ``train`` stage: it fits one to seeds and selected samples, into ``model/``.
+"""Examples and hyperparameters of an RE model, and the ``train`` stage: it trains one on seeds and weighed samples, into ``model/``.
 
-The model's card says what each label's answers are worth, by cross-validation on the human examples.
+The model's card gives each label's expected precision and recall, by cross-validation on the human examples.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from divray.stages import Progress
 
 SEARCH, MORE = "search.json", "more"
 WEIGHED = "weighed"
-"""Of a training set: the unique samples of all rounds, or after a ``/`` of one, or the naive ones, each by how right the gate finds it
-beside the others (:func:`weighed`)."""
+"""Part of a training set: the unique samples of all rounds; with a suffix, ``/`` and a round's name or ``naive``, those of one round or of
+the naive strategy.  The gate's probabilities are their weights (:func:`weighed`)."""
 MOST_WEIGHED = 256
-"""Of one relation, the likeliest; their features are held in memory, 20 kB each with a small encoder."""
+"""Most samples of one relation, the likeliest first; their features stay in memory, 20 kB each with a small encoder."""
 MOST_EACH = 0.5
-"""Weight of a generated sample beside a human example's 1, at most, however few there are."""
+"""Maximum weight of a generated sample, however few there are; a human example has weight 1."""
 THRESHOLDS = (0.0, 0.5, 0.7)
 WeighedExamples: TypeAlias = tuple[list[Example], list[float]]
 """Examples, and how much each counts."""
@@ -67,7 +67,7 @@ def _train(config: Config, uri: str) -> dict[str, Any]:
 
 
 def usual(config: Config) -> Hyperparameters:
-    """Those of a run whose search has changed nothing."""
+    """The hyperparameters of a run without a search."""
     own = config.extraction
     return Hyperparameters(own.generated_weight, own.epochs, own.learning_rate)
 
@@ -102,11 +102,11 @@ def scored_rounds(run: RunFolder) -> list[Round]:
 
 
 def weighed(run: RunFolder, name: str = WEIGHED) -> WeighedExamples:
-    """The samples that ``name`` stands for (:data:`WEIGHED`), and how much each counts: the fourth power of the gate's probability over
-    that of the best tenth, at most 1.
+    """The samples that ``name`` stands for (:data:`WEIGHED`), and how much each counts: the gate's probability over its
+    0.9 quantile, at most 1, to the fourth power.
 
-    A doubtful sample is worth little, but not nothing: with what the gate passes alone the RE model gains less, and on a task that the
-    gate doubts as a whole nothing.
+    A doubtful sample counts a little.  If only samples that pass the gate counted, the RE model would gain less, and nothing on a task
+    where the gate doubts all samples.
     """
     part = name.partition("/")[2]
     tables = [own.scores for own in scored_rounds(run) if part in ("", NAIVE, own.name)]
@@ -125,9 +125,9 @@ def weighed(run: RunFolder, name: str = WEIGHED) -> WeighedExamples:
 def set_of(
     run: RunFolder, tables: Sequence[str], draw: dict[str, list[Example]], settings: Hyperparameters, read: dict[str, WeighedExamples]
 ) -> WeighedExamples:
-    """The examples of ``tables`` in one draw, and how much each counts.  Beside human examples the generated ones of a table together count
-    ``generated_weight`` times as much, one of them at most :data:`MOST_EACH`, by their own weights where they are :func:`weighed`.  What
-    is no draw's is kept in ``read``."""
+    """The examples of ``tables`` in one draw, and how much each counts.  With seeds among them, a table's generated examples together
+    count ``generated_weight`` times as much as the seeds, each at most :data:`MOST_EACH` times its own weight (1 where it is not
+    :func:`weighed`).  ``read`` caches the tables that are in no draw."""
     examples: list[Example] = []
     weights: list[float] = []
     for table in tables:
@@ -165,7 +165,7 @@ tags: [relation-extraction, divray]
 ---
 # Relation extraction: {config.task.name}
 
-Trained on {examples} examples, {len(human)} of them human{itself}. Read it with `divray predict` or
+Trained on {examples} examples, {len(human)} of them human{itself}. Use it with `divray predict` or
 `divray.extraction.model.RelationExtractor.load(FOLDER).predict(EXAMPLES)`; `--threshold` leaves out answers below a probability.
 
 Expected precision / recall at a threshold, from {int(known.sum())} human examples, each classified by a model fitted on

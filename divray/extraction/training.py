@@ -1,6 +1,6 @@
 """Training of the RE model: a linear classifier in closed form, and, with ``epochs``, a tuned network beside it.
 
-An example of a relation with an inverse is an example of the inverse, too, with head and tail exchanged.
+If a relation has an inverse, each of its examples with head and tail exchanged is an example of the inverse.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
 NGRAM_WEIGHT, MAX_TOKENS = 0.5, 96
 """Weight of hashed n-grams of the words between the entities; tokens of a sentence, at most."""
 DESCRIPTION_WEIGHT = 0.15
-"""The spread of the words' likeness to each relation's description over that of the discriminant's scores."""
+"""Spread of the words' likeness to the relations' descriptions, as a multiple of the spread of the discriminant's scores."""
 
 BATCH_SIZE, WARMUP, WEIGHT_DECAY, MAX_GRADIENT_NORM = 16, 0.1, 0.01, 1.0
-"""Of the tuned network; ``WARMUP`` is the share of its steps in which the rate rises."""
+"""Training settings of the tuned network; ``WARMUP`` is the share of its steps in which the rate rises."""
 CLASSIFIER_RATE = 5.0
-"""Learning rate of the tuned network's classifier over that of its encoder."""
+"""Learning rate of the tuned network's classifier, as a multiple of its encoder's."""
 REPLACED = 0.5
-"""Probability with which an entity gives way to one of the same place and relation, in each epoch."""
+"""Probability, in each epoch, that a head (or tail) is replaced by a head (or tail) of the same relation."""
 CONTRASTIVE, TEMPERATURE = 0.3, 0.1
 """Weight and temperature of the supervised contrastive loss (arXiv 2004.11362)."""
 
 SUREST, SELF_TRAINED = 8, 0.5
-"""Unlabelled sentences a relation that self-training takes in, for each example of it, and how much each counts."""
+"""Unlabelled sentences that self-training adds for each example of a relation, and the weight of each."""
 
 FOLDS, SCALES, UNFITTED_SCALE = 4, 2.0 ** np.arange(-8, 2.5, 0.5), 0.25
-"""Factors of the discriminant's scores, of which the likeliest out of fold is taken; the one where no relation has two rows."""
+"""Folds of cross-validation; factors of the discriminant's scores, to choose from on held-out rows; the factor without such rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """What an RE model is trained with: the settings of ``extraction``, and what the search over it may move.
+    """What an RE model is trained with: the settings of ``extraction``, and what the hyperparameter search may change.
 
     Attributes (the first three are settings of :class:`~divray.sections.ExtractionConfig`):
-        depth: Of the spans' layer, as a share of all; the middle ones know most of who does what to whom.
-        entity_weight: Of head and tail; the words between have 1.
-        words_weight: Of all words outside of head and tail.
-        last_weight: Of the same words in the last layer.
-        shrinkage: Of the covariance towards a multiple of the identity.
+        depth: Depth of the layer for spans, as a share of all layers; the middle ones know most of who does what to whom.
+        entity_weight: Weight of head and tail; the words between have 1.
+        words_weight: Weight of all words outside of head and tail.
+        last_weight: Weight of the same words in the last layer.
+        shrinkage: Shrinkage of the covariance towards a multiple of the identity.
     """
 
     generated_weight: float = 0.125
@@ -68,7 +68,7 @@ class Hyperparameters:
 
 
 class Rows(NamedTuple):
-    """Training rows: the examples, behind them the mirrored ones, and for each its label's number, weight, and example's place."""
+    """Training rows: the examples, then the mirrored ones; for each row the label's number, the weight, and the example's index."""
 
     examples: list[Example]
     targets: np.ndarray
@@ -97,11 +97,11 @@ def train(
     seed: int,
     weights: Sequence[float] | None = None,
 ) -> RelationExtractor:
-    """Fit a model to examples, of which each counts by its weight (default: 1); their order does not matter.  Those with the relation
-    ``""`` are unlabelled (:func:`fit`).
+    """Fit a model to weighted examples (default weight: 1); their order does not matter.  Examples with the relation ``""`` are
+    unlabelled (see :func:`fit`).
 
     The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
-    :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is drawn.
+    :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is random.
     """
     order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
     examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
@@ -123,9 +123,12 @@ def fit(
     config: Hyperparameters,
     encoded: Callable[[Sequence[Example]], np.ndarray],
 ) -> tuple[Rows, np.ndarray]:
-    """Fit the classifier to the labelled examples, whose features ``encoded`` gives; where there are unlabelled ones (relation ``""``),
-    it then labels those (self-training), and is fitted again with the ones of which it is surest: :data:`SUREST` for each example of
-    full weight, as human ones are.  Each counts :data:`SELF_TRAINED`.  Returns the last rows and their features."""
+    """Fit the classifier to the labelled examples; ``encoded`` computes features.
+
+    If there are unlabelled examples (relation ``""``), the classifier labels them and is fitted again (self-training).  For each
+    relation the second fit adds the ones of which it is surest: :data:`SUREST` for each example of full weight (human ones have
+    it).  Each has the weight :data:`SELF_TRAINED`.  Returns the last rows and their features.
+    """
     labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
     kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
     rows, described = training_rows(kept, relations, counts), model.described(relations)
@@ -150,7 +153,7 @@ def fit(
 
 
 def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparameters) -> RelationExtractor:
-    """A pretrained encoder, a tuned network that starts from its weights where there are ``epochs``, and classifiers still to be fitted."""
+    """A pretrained encoder and unfitted classifiers; with ``epochs``, also a network to tune that starts from the encoder's weights."""
     folder = local_model(encoder)
     values = AutoConfig.from_pretrained(folder)
     layer = max(1, round(config.depth * values.num_hidden_layers))
@@ -176,8 +179,8 @@ def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparamete
 def fit_head(
     model: RelationExtractor, features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters, given: int | None = None
 ) -> None:
-    """Set the classifier to :func:`closed_form`'s, scaled so that its probabilities fit rows that it has not seen: those of the first
-    ``given`` examples, behind which may stand what the model labelled itself."""
+    """Set the classifier to that of :func:`closed_form`, scaled so that its probabilities fit held-out rows.  Only rows of the first
+    ``given`` examples count for the scale: the model itself labelled the others."""
     whole = closed_form(features, rows.targets, rows.weights, described, config)
     scale = scale_of(features, rows, described, config, given)
     with torch.no_grad():
@@ -188,8 +191,9 @@ def fit_head(
 def closed_form(
     features: np.ndarray, targets: np.ndarray, weights: np.ndarray, described: np.ndarray, config: Hyperparameters
 ) -> Discriminant:
-    """Linear discriminant of the features ``[n, d]``, plus how like the words between are to each label's description: the last ``w``
-    columns are only compared with ``described``, the descriptions' unit vectors ``[labels, w]``."""
+    """Linear discriminant of the features ``[n, d]``, plus the likeness of the words between the entities to each label's description.
+    The last ``w`` columns are those words.  The discriminant leaves them out; they are only compared with ``described``, the
+    descriptions' unit vectors ``[labels, w]``."""
     (classes, width), own = described.shape, features[:, : -described.shape[1]]
     fitted = discriminant(own, targets, classes, config.shrinkage, weights)
     likeness = features[:, -width:].astype(np.float64) @ described.T
@@ -203,7 +207,7 @@ def closed_form(
 
 
 def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, described: np.ndarray, config: Hyperparameters) -> np.ndarray:
-    """Scores ``[n, labels]`` of each row by the other folds' rows; nan where its relation has no other row."""
+    """Scores ``[n, labels]`` of each row, from a fit to the other folds; nan if these have no row of its relation."""
     scores = np.full((len(rows.targets), len(described)), np.nan)
     for number in range(FOLDS):
         out = fold == number
@@ -225,7 +229,7 @@ def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
 
 
 def scale_of(features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters, given: int | None = None) -> float:
-    """The factor of the least cross-entropy out of fold, against Platt's (1999) targets: n rows can't show a certainty of 1."""
+    """The factor with the least cross-entropy on held-out rows.  Targets are Platt's (1999): n rows can't show a certainty of 1."""
     scores = held_out_scores(features, rows, fold_of(rows), described, config)
     kept = np.flatnonzero(~np.isnan(scores[:, 0]) & (rows.origin < (len(rows.origin) if given is None else given)))
     if not len(kept):
@@ -275,7 +279,7 @@ def _tune(model: RelationExtractor, rows: Rows, config: Hyperparameters, seed: i
 
 
 def _contrastive(features: Tensor, labels: Tensor) -> Tensor:
-    """Supervised contrastive loss (rows); 0 for a row without another of its label."""
+    """Supervised contrastive loss of each row; 0 if no other row has its label."""
     unit = normalize(features, dim=-1)
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     likely = (unit @ unit.T / TEMPERATURE).masked_fill(itself, float("-1e9")).log_softmax(dim=-1)

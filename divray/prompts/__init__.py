@@ -1,4 +1,4 @@
-"""Relations and demonstrations to request rows.
+"""Turns relations and demonstrations into request rows.
 
 A strategy turns one relation and a random generator into a draft (:mod:`divray.prompts.strategies`); the rest is the same for all:
 counts (:mod:`divray.prompts.waves`), the pairs to write about (:mod:`divray.prompts.pairs`), the form of a record
@@ -35,11 +35,11 @@ __all__ = ["GROWING", "STRATEGIES", "Draft", "chat_renderer", "request_rows", "r
 def run(
     config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
 ) -> dict[str, Any]:
-    """The ``prompt`` stage: write ``round-XX/prompts``, all of it or its first wave, and once ``data/entity_pairs``, the user's
-    or the LLM's, where prompts are to give pairs.
+    """The ``prompt`` stage: write ``round-XX/prompts`` (all, or the first wave).  If prompts give pairs, round 0 also writes
+    ``data/entity_pairs``, from the user's file or the LLM.
 
     Args:
-        answer: A function in the engine's place, which writes the pool of pairs; see :func:`divray.engines.complete.complete`.
+        answer: A function that replaces the engine and writes the pool of pairs; see :func:`divray.engines.complete.complete`.
 
     Returns:
         Counts: ``requests``, and ``pairs`` where prompts give them.
@@ -68,7 +68,9 @@ def write_wave(config: Config, run: RunFolder, round: int, wave: Wave) -> int:
 
 
 def check_lengths(config: Config, relations: list[Relation], seeds: list[Example]) -> None:
-    """Refuse relations and seeds of which a prompt of each strategy, with its answer, is longer than the context of a model on disk."""
+    """Refuse relations and seeds if a prompt of any strategy, with its answer, exceeds the LLM's context.  An endpoint, or an embedded
+    model that is not made yet, is not checked.
+    """
     if config.models.llm == ENDPOINT or (folder := small_files(config.models.llm, "models.llm")) is None:
         return
     chat, context = chat_renderer(config), context_length(config.models.llm, MOST)
@@ -78,7 +80,7 @@ def check_lengths(config: Config, relations: list[Relation], seeds: list[Example
     }
     if config.prompts.pairs == "first" and not config.prompts.pairs_file:
         rows |= {f"pairs of {row['relation']}": row for row in pair_rows(config, relations, seeds, chat)}
-    # A token has at least one byte.
+    # A token has at least one byte, so a prompt has no more tokens than bytes.
     least = min(context, config.engine.vllm.get("max_model_len", CPU_ENGINE_ARGUMENTS["max_model_len"]))
     asked = {name: int(sampling_parameters(config, row, False)["max_tokens"]) for name, row in rows.items()}
     if not (long := [name for name, row in rows.items() if len(row["prompt"].encode()) + asked[name] > least]):
@@ -116,9 +118,9 @@ def chat_renderer(config: Config) -> Renderer | None:
 
     try:
         written, fault = render([{"role": "user", "content": "Hello"}]), "leaves the message out"
-    except Exception as error:  # whatever the template does
+    except Exception as error:  # a template may raise anything
         written, fault = "", f"fails ({first_line(error)})"
     if "Hello" not in written:
         problem = f"the chat template of {config.models.llm} {fault}"
-        raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or mend the template.")
+        raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or fix the template.")
     return render

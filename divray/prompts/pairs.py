@@ -1,7 +1,7 @@
-"""The pool of entity pairs that sentences are written for: from the user's file, or written by the LLM first.
+"""The pool of entity pairs that the LLM writes sentences for: the user's pairs, or pairs that the LLM writes first.
 
-Of the LLM's pairs each stands once, none is a seed's, and no entity is in more than :data:`MOST_REPEATS` pairs of a relation.  The user's
-are checked, and stay as they are.
+The LLM's pairs are distinct, none is a seed's, and no entity is in more than :data:`MOST_REPEATS` pairs of a relation.  The user's pairs
+are never dropped: one that can't be used is an error.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.textfiles import json_lines, read_bytes
 
 COLUMNS = ("relation", "head", "tail")
-"""In the order in which prompts take them."""
+"""Columns of ``data/entity_pairs``; prompts take its rows in order."""
 
 MOST_REPEATS = 2
 
 
 def pairs_wanted(config: Config) -> int:
-    """Pairs of a relation that all rounds have a prompt for."""
+    """How many pairs a relation needs: one for each prompt of all rounds."""
     return config.rounds * ceil(config.sampling.candidates_per_relation / config.prompts.candidates_per_prompt)
 
 
 def pair_rows(config: Config, relations: Sequence[Relation], seeds: Sequence[Example], chat: Renderer | None) -> Iterator[dict[str, Any]]:
-    """Request rows (``schemas.PROMPTS``) for lists of pairs, twice as many as are wanted."""
+    """Request rows (``schemas.PROMPTS``) for lists of pairs; together they ask for at least twice :func:`pairs_wanted`."""
     slugs = slugs_of(relations)
     for relation in relations:
         own = [example for example in seeds if example.relation == relation.name]
@@ -80,7 +80,7 @@ def _prompt(relation: Relation, shown: Sequence[Example], chat: Renderer | None)
 
 
 def pool_of(completions: Iterable[Mapping[str, Any]], form: Form, wanted: int) -> dict[str, list[Pair]]:
-    """Relation -> its pairs, at most ``wanted``, from the completions of :func:`pair_rows` in order of their ids."""
+    """Relation -> its pairs, at most ``wanted``, from the completions of :func:`pair_rows` by ascending ``candidate_id``."""
     lines: dict[str, list[Pair]] = {}
     for row in sorted(completions, key=lambda row: str(row["candidate_id"])):
         written = row["completion"].split("\n")
@@ -107,7 +107,7 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
     """The user's pairs: a ``.jsonl`` file of objects with ``relation``, ``head`` and ``tail``.
 
     Raises:
-        InputError: The file is missing or another kind of file, names an unknown relation, or holds a pair that can't be used.
+        InputError: The file is missing, not ``.jsonl`` or malformed; or it holds no pair, an unknown relation or an unusable pair.
     """
     source = Source(Path(path), {relation.name for relation in relations})
     if source.path.suffix.lower() != ".jsonl" or not source.path.is_file():
@@ -121,7 +121,7 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
             raise source.error(place, f"{(head, tail)} can't be used: {problem}", "Correct or drop the row.")
         found.setdefault(relation, []).append((head, tail))
     if not found:
-        raise source.error("prompts.pairs_file", "holds no pair", "Give pairs, or drop the setting: the LLM writes its own.")
+        raise source.error("prompts.pairs_file", "holds no pair", "Add pairs, or drop the setting so that the LLM writes them.")
     return found
 
 
@@ -132,7 +132,7 @@ def write_pool(run: RunFolder, pool: Mapping[str, Sequence[Pair]]) -> None:
 
 
 def read_pool(run: RunFolder) -> dict[str, list[Pair]]:
-    """The pool of the run folder; empty where the LLM writes its own pairs."""
+    """The pool of the run folder; empty where the LLM writes each pair together with its sentence."""
     found: dict[str, list[Pair]] = {}
     for row in scan.rows(run, ENTITY_PAIRS, COLUMNS):
         found.setdefault(row["relation"], []).append((row["head"], row["tail"]))

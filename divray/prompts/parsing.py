@@ -1,7 +1,7 @@
 """From a record to a sample with character spans, or to a rejection with its reason.
 
-The rules of a sentence's form (its last sign, its first letter, one sentence or several) hold only where the task's own
-seed sentences keep them, so that any script and any habit of writing is taken.
+The rules of a sentence's form (final punctuation, first letter, one sentence or several) apply only where the task's own
+seed sentences keep them, so that any script and any habit of writing is accepted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from divray.prompts.record import Record
 from divray.relations import Example, Relation, Span, mentions, overlap
 
 _ENDS = ".!?…。．！？｡।॥؟۔։።՜՞"
-"""Signs that end a sentence in the scripts that have one."""
+"""Punctuation that ends a sentence, in the scripts that have any."""
 _CLOSING = "\"'’”»›)]}」』）】"
 _INNER_END = regex.compile(rf"(?:([\p{{L}}\p{{M}}]{{3}})[.]|[!?…।॥؟۔։።])[{re.escape(_CLOSING)}]? +(\p{{L}})|[。！？](?=\w)")
 _NUMBER = re.compile(r"^(?:\d{1,2}[.)]|[-*•]) +")
 _QUOTES = '"“”„«»'
 _WORD = regex.compile(r"[\p{L}\p{N}_][\w\p{N}\u00ad]*")
-"""With its marks and joiners, in any script."""
+"""A word with its marks and joiners, in any script."""
 _LABELS = frozenset({"head", "tail", "entity", "head entity", "tail entity", "sentence", "relation", "none", "n/a"})
 _PERSON = frozenset({"person", "people", "human", "individual"})
 _SEVERAL = re.compile(r" (?:and|&) ")
@@ -32,7 +32,7 @@ _ARTICLES = re.compile(r"^(?:the|a|an) ", re.IGNORECASE)
 
 MIN_WORDS, MAX_ENTITY_WORDS, MAX_ENTITY_CHARACTERS = 4, 8, 60
 MOST_HALVES = 0.25
-"""Where more than this share of the seeds has an entity inside a longer name (German nouns, titles), samples may, too."""
+"""If more than this share of the seeds have an entity inside a longer name (German nouns, titles), samples may have one, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,18 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the seeds of a task have in common, and so its samples must."""
+    """What the seeds of a task have in common, and so its samples must have."""
 
-    ended: bool  # every seed ends with a sign that ends sentences
+    ended: bool  # every seed ends with punctuation that ends a sentence
     asserted: bool  # at most half of the seeds are questions
     capital: bool  # every seed that begins with a cased letter begins with a capital
     single: bool  # no seed is several sentences
-    bare: bool  # no seed stands after a list's number or in quotes as a whole, so that an LLM's are taken off
+    bare: bool  # no seed has a list marker before it or quotes around it, so both are removed from an LLM's sentence
     varied: bool  # no seed repeats itself
-    whole_names: bool  # an entity that is one half of a longer name is rare among the seeds
-    least_words: int  # of the shortest seed, at most MIN_WORDS
-    persons: frozenset[tuple[str, int]]  # relations, and 0 where their head, 1 where their tail is a person; none where a seed's is several
-    placeholders: frozenset[str]  # folded words that stand for an entity and are none
+    whole_names: bool  # at most MOST_HALVES of the seeds have an entity inside a longer name
+    least_words: int  # words of the shortest seed, but at most MIN_WORDS
+    persons: frozenset[tuple[str, int]]  # (relation, 0 for head or 1 for tail) that is a person; empty if one in a seed is several persons
+    placeholders: frozenset[str]  # folded labels and types, except seeds' entities; no sample's entity is one
     pairs: frozenset[tuple[str, str]]  # folded (head, tail) of every seed; no sample repeats one
     texts: frozenset[str]  # folded seed sentences; no sample repeats one
 
@@ -95,14 +95,14 @@ def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
 
 
 def refused_seeds(seeds: Iterable[Example], form: Form) -> Counter[str]:
-    """Reasons for which seeds would be rejected if they were samples, with the numbers of seeds."""
+    """How many seeds would be rejected if they were samples, by reason."""
     fresh = replace(form, asserted=False, pairs=frozenset(), texts=frozenset())
     reasons = (parse_record(Record(seed.head_text, seed.tail_text, seed.text), fresh).rejection for seed in seeds)
     return Counter(reason for reason in reasons if reason)
 
 
 def parse_record(record: Record, form: Form, relation: str = "") -> Parsed:
-    """Find the two entities in the sentence of a ``relation`` and judge its form; whether it is *true* is not asked here.
+    """Find the two entities in a sentence of ``relation`` and check the sentence's form, not whether it is *true*.
 
     Returns:
         A sample, or one of the rejections ``placeholder_entity``, ``long_entity``, ``same_entities``, ``seed_pair``, ``several_persons``,
@@ -120,7 +120,7 @@ def parse_record(record: Record, form: Form, relation: str = "") -> Parsed:
     for found, name in zip(spans, ("head", "tail"), strict=True):
         if len(found) != 1:
             return Parsed(rejection=f"{'doubled' if found else 'missing'}_{name}")
-    # The sign that ends the sentence is no part of a name.
+    # The punctuation that ends the sentence is no part of a name.
     last = len(text[:-1].rstrip()) if form.ended and text[-1] in _ENDS else len(text)
     (head,), (tail,) = ([(start, min(end, last)) for start, end in found] for found in spans)
     if overlap(head, tail):
@@ -146,7 +146,7 @@ def pair_problem(entities: tuple[str, str], form: Form, relation: str = "") -> s
 
 
 def bare_name(entity: str) -> str:
-    """``entity`` without what an LLM puts around it: a list's number, quotes, a full stop."""
+    """``entity`` without what an LLM puts around it: a list marker, quotes, asterisks, punctuation."""
     return _NUMBER.sub("", entity).strip(f"{_QUOTES}'‘’*.,; ")
 
 
@@ -155,14 +155,14 @@ def _folded(entity: str) -> str:
 
 
 def _bared(text: str) -> str:
-    """A sentence without a list's number before it and quotes around the whole of it."""
+    """A sentence without a list marker before it and without quotes around all of it."""
     text = _NUMBER.sub("", text)
     quoted = text[:1] in tuple(_QUOTES) and text[-1:] in tuple(_QUOTES) and not set(text[1:-1]) & set(_QUOTES)
     return text[1:-1].strip() if quoted else text
 
 
 def part_of_name(text: str, span: Span) -> bool:
-    """Whether the mention is one half of a longer name: a capitalised word or a hyphen joins it to more of the same kind."""
+    """Whether the mention is part of a longer name: a hyphen joins it to a word, or it and the word beside it are both capitalised."""
     entity, before, after = text[slice(*span)], text[: span[0]], text[span[1] :]
     if re.match(r"-\w", after) or re.search(r"\w-$", before):
         return True
@@ -205,7 +205,7 @@ def _words(text: str) -> list[str]:
 
 
 def _is_several(text: str) -> bool:
-    """Whether a sentence ends within ``text``: no small letter follows the sign, and a full stop comes after no abbreviation."""
+    """Whether a sentence ends within ``text``: no small letter follows the punctuation, and no abbreviation precedes a full stop."""
     ends = ((found[1] or "", found[2] or "") for found in _INNER_END.finditer(text))
     return any(before == before.lower() and not following.islower() for before, following in ends)
 

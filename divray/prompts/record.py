@@ -1,8 +1,8 @@
 """The record that the LLM writes: head, tail, sentence, in this order.
 
-A small LLM can't mark the entities of a sentence while it writes it, but it can name two entities and then write a sentence
-about them.  A completion model gets the record as three lines, a chat model as JSON under a schema, which fixes the form and
-no word of the sentence.  Either the LLM writes all three fields, or the pair is given and it writes the sentence.
+A small LLM can't mark entities while it writes a sentence, but it can name two entities and then write a sentence about them.
+A completion model writes the record as three lines.  A chat model writes JSON under a schema that fixes the form, but no word of
+the sentence.  Either the LLM writes all three fields, or the prompt gives the pair and the LLM writes the sentence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Record:
 
 
 def labels(relation: Relation) -> tuple[str, str, str]:
-    """What stands before the three fields, with the types of the entities where the relation has them."""
+    """The labels of the three fields, with the types of the entities if the relation has them."""
     types = (relation.head_type, relation.tail_type)
     head, tail = (f"{name} ({kind}):" if kind else f"{name}:" for name, kind in zip(("Head", "Tail"), types, strict=True))
     return head, tail, "Sentence:"
@@ -48,7 +48,7 @@ def as_json(example: Example) -> str:
 
 
 def completion_of(relation: Relation, example: Example, given: bool, chat: bool) -> str:
-    """The completion that states ``example``, with its stop string.  ``given``: the prompt holds the pair.  ``chat``: JSON, else lines."""
+    """The completion that states ``example``.  ``given``: the prompt has the pair.  ``chat``: JSON; else lines, with the stop string."""
     if chat:
         return json.dumps({"sentence": example.text}, ensure_ascii=False) if given else as_json(example)
     return f" {example.text}\n" if given else f"{as_lines(relation, example).removeprefix(labels(relation)[0])}\n\n"
@@ -60,8 +60,8 @@ def _values(example: Example) -> tuple[str, str, str]:
 
 
 def list_pattern(relation: Relation, count: int) -> str:
-    """The regular expression of ``count`` records as lines, whose first label stands in the prompt already; ``""`` for one record, whose
-    form the demonstrations show."""
+    """The regular expression of ``count`` records as lines, without the first label, which the prompt already has.  ``""`` for one
+    record: the demonstrations show its form."""
     if count == 1:
         return ""
     head, tail, sentence = (re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", label) for label in labels(relation))
@@ -71,9 +71,9 @@ def list_pattern(relation: Relation, count: int) -> str:
 
 
 def json_schema(given: bool, count: int = 1) -> str:
-    """The JSON schema of a record, of its sentence alone where the pair is given, or of a list of ``count`` records.
+    """The JSON schema of a record (of its sentence alone if the pair is ``given``), or of a list of ``count`` records.
 
-    Strings have no least length: it would make constrained decoding many times as slow.
+    Strings have no minimum length, which would make constrained decoding many times as slow.
     """
     names = _FIELDS[2:] if given else _FIELDS
     fields = {name: {"type": "string"} for name in names}
@@ -85,8 +85,8 @@ def read_records(completion: str, given: Pair | None = None, cut: bool = False) 
     """The records of a completion, in either form; those without a sentence are left out.
 
     Args:
-        given: The pair of the prompt, whose completion is the sentence alone.
-        cut: A limit ended the completion, so that its last line is not whole.
+        given: The pair, if the prompt gives it and the completion is the sentence alone.
+        cut: Whether a limit ended the completion, so that its last line is incomplete.
     """
     if (found := _from_json(completion, given)) or completion.lstrip().startswith(("{", "[{")):
         return found
@@ -123,5 +123,5 @@ def _from_json(text: str, given: Pair | None) -> list[Record]:
 
 
 def _plain(value: Any) -> str:
-    """A JSON string on one line; half a surrogate pair, which no table holds, goes."""
+    """A JSON string on one line, without unpaired surrogates, which no table can hold; ``""`` for other values."""
     return " ".join(value.encode(errors="ignore").decode().split()) if isinstance(value, str) else ""

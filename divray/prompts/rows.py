@@ -1,6 +1,6 @@
 """The request rows of a wave: ids, seeds, prompt texts, tables.
 
-All of it follows from the settings, the relations, the examples and the wave, so that it comes out the same on every machine.
+The rows depend only on the settings, the relations, the examples and the wave, and are the same on every machine.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from divray.run_folder import RunFolder
 from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
 
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 64
-"""Rows of a Parquet file.  A file is one block of the sampling pass, so that a resumed run repeats whole files."""
+"""Limits of the rows in a Parquet file, see :func:`rows_per_file`.  A file is one block of sampling: a resumed run repeats whole files."""
 
 ALONE = (NAIVE, "all_at_once")
-"""Strategies whose prompts have no pair given: the naive one, and a list of records."""
+"""Strategies whose prompts never give the pair: the naive one, and the one that asks for a list of records."""
 
 _GIVEN = "Write the sentence of a new record whose head is"
 
@@ -40,11 +40,11 @@ Renderer = Callable[[list[dict[str, str]]], str]
 
 
 def render_prompt(relation: Relation, draft: Draft, pair: Pair | None = None, chat: Renderer | None = None) -> str:
-    """Task, relation, wish and demonstrations as records, up to the first field that the LLM writes.
+    """A prompt: the task, the relation, the strategy's wish, and the demonstrations as records.
 
     Args:
-        pair: The head and tail of the new sentence; ``None``: the LLM writes them, too.
-        chat: Renders messages by the model's chat template; ``None``: plain text that the model continues.
+        pair: The head and tail of the new sentence; ``None``: the LLM also writes them.
+        chat: Renders messages with the model's chat template; ``None``: plain text that ends where the LLM's first field begins.
     """
     lines = [
         "Each record names a head and a tail, and gives one sentence that states the same relation between the two.",
@@ -71,7 +71,7 @@ def render_prompt(relation: Relation, draft: Draft, pair: Pair | None = None, ch
 
 
 def gives_pair(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether each prompt of :func:`render_prompt` gives the pair, in either style."""
+    """For each prompt of :func:`render_prompt`, plain or chat: whether it gives the pair."""
     return pc.or_(pc.ends_with(prompts, "\nSentence:"), pc.match_substring(prompts, _GIVEN))
 
 
@@ -84,10 +84,10 @@ def request_rows(
     wave: Wave | None = None,
     pool: Mapping[str, Sequence[Pair]] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The request rows (``schemas.PROMPTS``) of one wave; candidates of one prompt stand together.
+    """The request rows (``schemas.PROMPTS``) of one wave; the rows of one prompt follow one another.
 
     Args:
-        pool: Relation -> the pairs to write sentences for; a relation without any writes its own.
+        pool: Relation -> the pairs to write sentences for; where a relation has none, the LLM writes them.
     """
     slugs, block = slugs_of(relations), config.prompts.candidates_per_prompt
     prompts_a_round = ceil(config.sampling.candidates_per_relation / block)
@@ -96,7 +96,7 @@ def request_rows(
         own = [seed for seed in seeds if seed.relation == relation.name]
         grown = [*own, *wave.accepted.get(relation.name, [])]
         pairs, first = (pool or {}).get(relation.name, ()), wave.first.get(relation.name, {})
-        # Prompts take the pairs in turn, over all strategies that are given one.
+        # The prompts of all strategies but those in ALONE take the pairs in turn.
         turn = round_ * prompts_a_round + sum(ceil(first[name] / block) for name in first if name not in ALONE)
         for name, count in wave.count.get(relation.name, {}).items():
             before = first.get(name, 0)
@@ -129,13 +129,13 @@ def request_rows(
 
 
 def candidate_ids(request_id: str, sentences: int) -> list[str]:
-    """The ids of the candidates of one request, whose first has the request's own."""
+    """The ids of one request's candidates; the first candidate has the request's id."""
     prefix, _, number = request_id.rpartition("-")
     return [request_id, *(f"{prefix}-{int(number) + further:06d}" for further in range(1, sentences))]
 
 
 def slugs_of(relations: Iterable[Relation]) -> dict[str, str]:
-    """Relation -> its name as a distinct part of an id."""
+    """Relation -> its name in a form for ids, different for each relation."""
     slugs: dict[str, str] = {}
     for number, relation in enumerate(relations):
         slug = re.sub(r"[^a-z0-9]+", "-", relation.name.lower()).strip("-") or f"relation-{number}"
@@ -146,7 +146,7 @@ def slugs_of(relations: Iterable[Relation]) -> dict[str, str]:
 
 
 def number_of(seed: int, name: str) -> int:
-    """A number of 64 bits that follows from the run's seed and a name."""
+    """A 64-bit number, computed from the run's seed and a name."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
 
 
@@ -156,7 +156,7 @@ def rows_per_file(total: int) -> int:
 
 
 def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], stem: str = "part") -> int:
-    """Write request rows in files ``<stem>-XXXXXX`` as they come, each of a 64th of the rows before; returns how many.
+    """Write request rows as they come, in files ``<stem>-XXXXXX`` of :func:`rows_per_file` of the rows before; returns how many rows.
 
     The table is replaced, unless ``stem`` names a later wave.
     """

@@ -1,4 +1,4 @@
-"""The strategies: from a relation and a random generator to a :class:`Draft` of one prompt."""
+"""The strategies: each makes a :class:`Draft` of one prompt from a relation, examples and a random generator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Draft:
 
     demonstrations: tuple[Example, ...]  # in order
     hint: str = ""  # a line about the next sentence
-    wish: bool = True  # the prompt asks for difference
+    wish: bool = True  # the prompt asks for a sentence that differs
     sentences: int = 1  # candidates that one completion holds, one record after the other
 
 
@@ -43,7 +43,7 @@ def independent(config: Config, relation: Relation, seeds: list[Example], rng: r
 
 
 def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
-    """The seeds and what was accepted so far, or a random part of it where it is more than a prompt holds.
+    """The seeds and the samples accepted so far; of more than :data:`MOST_DEMONSTRATIONS` a random part.
 
     The order stays, so that later prompts begin as the earlier ones did and the engine's prefix cache serves them.
     """
@@ -53,7 +53,7 @@ def one_by_one(config: Config, relation: Relation, seeds: list[Example], rng: ra
 
 
 def all_at_once(config: Config, relation: Relation, seeds: list[Example], rng: random.Random) -> Draft:
-    """Several sentences in one completion, each in sight of those before it."""
+    """Several sentences in one completion, so that the LLM sees the earlier ones as it writes the next."""
     shown = rng.sample(seeds, min(config.prompts.demonstrations, len(seeds)))
     return Draft(tuple(shown), sentences=SENTENCES)
 
@@ -81,4 +81,4 @@ STRATEGIES: dict[str, Callable[[Config, Relation, list[Example], random.Random],
 }
 """By their names in ``prompts.strategies``; put your own here."""
 GROWING = {"one_by_one"}
-"""Those whose examples are the seeds and, after them, the samples accepted in the rounds and waves before."""
+"""Strategies whose examples are the seeds and, after them, the samples accepted in earlier rounds and waves."""

@@ -1,8 +1,8 @@
-"""Waves: a round's candidates asked for in passes, each planned from what the ones before gave.
+"""Waves: a round asks for its candidates in passes, and plans each from the results of those before.
 
-Without a quota the candidates are spread evenly, and what a wave gives helps the next one's prompts (see
-``one_by_one``).  With a quota every relation is asked until it has ``sampling.quota`` accepted samples
-(valid, unique and correct by the ``score`` stage's own rules), and the budget goes to those that are short.
+Without a quota the candidates are spread evenly, and later prompts show samples from earlier waves (see
+:func:`divray.prompts.strategies.one_by_one`).  With a quota each relation gets candidates until it has ``sampling.quota`` accepted samples
+(valid, unique and correct by the rules of the ``score`` stage), and the budget goes to the relations that are short.
 A plan is a pure function of the tables of the waves before it.
 """
 
@@ -43,7 +43,7 @@ def wave_count(config: Config) -> int:
 
 
 def first_wave(config: Config, relations: Sequence[Relation], round_: int, accepted: Mapping[str, list[Example]] | None = None) -> Wave:
-    """The round's first wave: everything, or a share of it where further waves follow; round 0 has the naive baseline, too."""
+    """The round's first wave: all candidates, or a share if more waves follow; in round 0 the naive baseline's, too."""
     sampling = config.sampling
     if sampling.quota is None:
         count = sampling.candidates_per_relation // wave_count(config) or sampling.candidates_per_relation
@@ -56,7 +56,7 @@ def first_wave(config: Config, relations: Sequence[Relation], round_: int, accep
 
 
 def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> tuple[dict[str, int], str]:
-    """Relation -> candidates of wave ``wave``, or none and the reason why the round ends here; ``tallies`` has every relation."""
+    """Relation -> candidates of wave ``wave``; if there are none, also why the round ends here.  ``tallies`` has every relation."""
     sampling = config.sampling
     short = {name: tally for name, tally in tallies.items() if sampling.quota is None or tally.accepted < sampling.quota}
     if not short:
@@ -94,6 +94,6 @@ def _wanted(tally: Tally, quota: int) -> int:
 
 
 def quota_account(quota: int, tallies: Mapping[str, Tally], ended_by: str) -> dict[str, Any]:
-    """What the quota gave, and what is missing where."""
+    """Candidates asked for, accepted and missing for each relation, and why the round ended."""
     relations = {name: {**tally._asdict(), "missing": max(0, quota - tally.accepted)} for name, tally in tallies.items()}
     return {"quota": quota, "ended_by": ended_by, "relations": relations, "missing": sum(one["missing"] for one in relations.values())}

@@ -1,7 +1,7 @@
-"""The report's charts: which there are, and how matplotlib draws them, as inline SVG in the colours of the page.
+"""The report's charts: the list of them, and the functions that draw them with matplotlib as inline SVG.
 
-The page's style sheet names the colours (for light and dark), and its fonts show the texts.  No element refers to anything
-outside the page.
+The SVG takes its colours (light and dark) and its fonts from the page's style sheet.  No element refers to anything outside
+the page.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "divray",
 }
 FULL, HALF = 10.2, 4.9
-"""Widths in inches; the page stretches a chart to its own."""
+"""Widths in inches; the page scales a chart to its own width."""
 
 CURVES = (
     ("loss", "Loss", BLUE, None),
@@ -58,7 +58,7 @@ _DEPTHS = ("selected", "correct, not selected", "unique, not correct", "valid, n
 
 
 class Series(NamedTuple):
-    """One series of a chart: its name in the legend, its colour, and an amount for each row; of :func:`dots` any number of them."""
+    """One series of a chart: its name in the legend, its colour, and one value for each row (for :func:`dots`, a list of values)."""
 
     name: str
     colour: str
@@ -92,7 +92,7 @@ def _as_svg(draw: Callable[..., Figure]) -> Callable[..., Markup]:
 
 @_as_svg
 def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -> Figure:
-    """Horizontal stacked bars, one a label, with a note at the end of each."""
+    """Horizontal stacked bars, one for each label, with a note at the end of each bar."""
     figure, (plot,) = _figure(FULL, 0.27 * len(labels), rows=labels)
     ends = np.zeros(len(labels))
     for part in parts:
@@ -110,9 +110,9 @@ def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -
 def dots(
     labels: Sequence[str], series: Sequence[Series], means: Sequence[float] = (), reference: float | None = None, width: float = FULL
 ) -> Figure:
-    """Marks on one scale, a row a label, and a line over those of all series but the last.
+    """Marks on one scale, one row for each label.  In a row, a line spans the marks of all series but the last.
 
-    ``means`` are pale bars from 0 on, ``reference`` a dashed line.
+    ``means`` are pale bars that start at 0; ``reference`` is a dashed line.
     """
     figure, (plot,) = _figure(width, 0.3 * len(labels) + 0.25, rows=labels)
     plot.grid(axis="x")
@@ -154,7 +154,7 @@ def histogram(parts: Sequence[Series], xlabel: str, limit: float | None = None) 
 
 @_as_svg
 def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float | None]]) -> Figure:
-    """Panels side by side: title, colour, ``(x, y)`` points, and a dashed line at a height, or none."""
+    """Panels side by side, each a title, a colour, ``(x, y)`` points, and the height of a dashed line or ``None``."""
     figure, axes = _figure(FULL, 1.6, columns=len(panels))
     for plot, (title, colour, points, reference) in zip(axes, panels, strict=True):
         plot.grid(axis="y")
@@ -169,8 +169,8 @@ def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float
 
 @_as_svg
 def parallel(names: Sequence[str], rows: np.ndarray) -> Figure:
-    """Parallel coordinates: an upright axis a column of ``rows`` ``[n, m]`` from its least to its largest value, a line a row; the last
-    column is what the rows are judged by, and the best row stands out."""
+    """Parallel coordinates of ``rows`` ``[n, m]``: each column is a vertical axis from its least to its largest value, each row a line.
+    The row with the largest value in the last column stands out."""
     figure, (plot,) = _figure(FULL, 1.9)
     least, most = rows.min(axis=0), rows.max(axis=0)
     places, order = (rows - least) / np.where(most > least, most - least, 1), np.argsort(rows[:, -1], kind="stable")
@@ -186,7 +186,7 @@ def parallel(names: Sequence[str], rows: np.ndarray) -> Figure:
 
 
 def _figure(width: float, height: float, columns: int = 1, rows: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes; with ``rows`` these stand from top to bottom at the left."""
+    """A figure and its axes; the labels in ``rows`` stand at the left, from top to bottom."""
     from matplotlib.figure import Figure
 
     figure = Figure((width, height + 0.15), layout="constrained")
@@ -246,7 +246,7 @@ def _colour(folder: str) -> str:
 
 
 def _diversity_chart(level: dict[str, Any], name: str) -> Markup | None:
-    """A score of seeds and rounds, by relation on one scale, at equal size; nothing where there is nothing to compare."""
+    """Chart of one diversity score, by relation, of the seeds and each round at equal size; ``None`` where no score is there."""
     sizes, sets = level.get("size", {}), level.get("per_relation", {})
     marks = []
     for which in [*sorted(which for which in sets if which.startswith("round-")), "seeds"]:
@@ -259,7 +259,7 @@ def _diversity_chart(level: dict[str, Any], name: str) -> Markup | None:
 
 
 def _search_chart(trials: Sequence[dict[str, Any]]) -> Markup | None:
-    """The settings that differ between the trials, and the score, of the trials that have one."""
+    """Chart of the trials that have a score: the numeric settings that differ between them, and the score."""
     done = [trial for trial in trials if trial.get("score") is not None]
     names = [name for name, value in (done[0] if done else {}).items() if type(value) in (int, float) and name not in ("trial", "score")]
     names = [name for name in names if len({trial[name] for trial in done}) > 1]

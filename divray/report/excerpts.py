@@ -32,14 +32,14 @@ _SENTENCE = ["candidate_id", "relation", *SENTENCE]
 
 
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
-    """Rows and counts for the report by the names of the functions below that pick them."""
+    """The report's rows and counts, each under the name of the function below that picks it."""
     rounds = rounds_of(config, run)
     chosen = (near_duplicates, similarities, rejections, pairs, correctness)
     return {"samples": samples(run), **{pick.__name__: pick(run, rounds) for pick in chosen}}
 
 
 def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """Dropped sentences, each with its nearest ``other``: of each relation the most similar first, identical ones last."""
+    """Dropped samples, each with the nearest sentence as ``other``; in each relation the most similar first, identical ones last."""
 
     def closeness(row: Row) -> tuple[bool, float, str]:
         return (row["similarity"] or 0.0) >= 1.0, -(row["similarity"] or 0.0), row["candidate_id"]
@@ -76,12 +76,12 @@ def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
 
 
 def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
-    """Valid samples that have a nearest neighbour, by their similarity to it: as :func:`correctness`, ``kept`` those that stay."""
+    """Valid samples that have a nearest neighbour, in 20 bins of their similarity to it: those that stay are ``kept``."""
     return _histogram(run, rounds, "similarity", "unique", _LOOP & (pc.field("nearest_id") != ""))
 
 
 def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
-    """Sentence of each scored sample and seed example, by ``example_id`` or ``seed:<example_id>``; ``unique`` says whether it was kept."""
+    """The sentences of ``ids``: samples by ``candidate_id``, seeds by ``example_id`` or ``seed:<example_id>``; ``unique``: it was kept."""
     wanted = set(ids)
     columns = [*_SENTENCE, "unique"]
     found = {row.pop("candidate_id"): row for row in rows(run, _scores(rounds), columns, _one_of("candidate_id", wanted))}
@@ -101,7 +101,7 @@ def _one_of(column: str, values: Iterable[str]) -> pc.Expression:
 
 
 def _turns(groups: dict[Any, list[Row]]) -> list[Row]:
-    """The rows of all groups, which take turns, so that no single one fills the page."""
+    """The rows of all groups; the groups take turns, so that no single group fills the page."""
     return [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
 
 
@@ -145,7 +145,7 @@ def pieces(row: Row, differing: Iterable[tuple[int, int]] = ()) -> list[Piece]:
 
 
 def side_by_side(row: Row, other: Row) -> tuple[list[Piece], list[Piece]]:
-    """Both sentences with the words marked that the other one lacks; head and tail count as equal to each other."""
+    """Both sentences, with the words marked that the other one lacks; their heads count as equal, and so do their tails."""
     left, right = _words(row), _words(other)
     matcher = difflib.SequenceMatcher(None, [word for word, _, _ in left], [word for word, _, _ in right], autojunk=False)
     changed = [codes for kind, *codes in matcher.get_opcodes() if kind != "equal"]

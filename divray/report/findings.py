@@ -1,4 +1,4 @@
-"""What a run shows, in sentences that hold whichever way it went, and in the tables that ``divray run`` prints."""
+"""A run's results: sentences that fit every outcome, and the tables that ``divray run`` prints."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Summary = dict[str, Any]
 Evaluation = dict[str, dict[str, Any]]
 
 SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
-"""Training sets of the evaluation, and the LLM itself; the samples of one round alone are named like its folder."""
+"""Names of the evaluation's training sets and of the LLM itself; a set of one round's samples has the name of the round's folder."""
 
 METRICS = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-F1"}
 """``task.metric`` -> what it is called."""
 
 SHORT = 3
-"""Relations that lack samples and are told of in full; the data set's card has them all."""
+"""How many relations with too few samples :func:`shortfalls` explains (one more if it is the last); the data set's card has all."""
 
 
 # sentences ----------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def headline(summary: Summary) -> str:
         return _against(evaluation, BOTH, SEEDS, "Seeds + generated", "with the seeds alone")
     if "correct" in summary:
         return f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing is evaluated yet."
-    return f"{summary.get('candidates', 0):,} candidates asked for; nothing has been scored yet."
+    return f"The run asked for {summary.get('candidates', 0):,} candidates; nothing is scored yet."
 
 
 def findings(summary: Summary) -> list[str]:
@@ -50,18 +50,18 @@ def findings(summary: Summary) -> list[str]:
 
 
 def shortfalls(reasons: Mapping[str, str]) -> list[str]:
-    """Which relations have too few samples, and why; the first :data:`SHORT` of them, and how many more there are."""
+    """Which relations have too few samples, and why.  If there are more than ``SHORT + 1``, the first :data:`SHORT`; the rest by name."""
     told = [f"{name} has fewer samples than asked for: {reason}." for name, reason in reasons.items()]
     more = f"So have {len(told) - SHORT} further relations: {', '.join(list(reasons)[SHORT:])}."
     return told if len(told) <= SHORT + 1 else [*told[:SHORT], more]
 
 
 def _of_correctness(summary: Summary) -> Iterator[str]:
-    """What people and the second judge say of the selected samples."""
+    """How many selected samples are right, by people and by the second judge."""
     if read := summary.get("review"):
         yield as_sentence(read)
     if (audited := summary.get("mean_correctness_selected")) is not None:
-        yield f"By a second judge (another LLM's reading, and the gate's score), {audited:.0%} of the selected samples are right."
+        yield f"A second judge (another LLM's reading, and the gate's score) finds {audited:.0%} of the selected samples right."
 
 
 def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
@@ -81,7 +81,7 @@ def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
 
 def _of_diversity(summary: Summary) -> Iterator[str]:
     if told := ", ".join(f"{round_name(name)} {value:.2f}" for name, value in summary.get("likeness", {}).items()):
-        yield f"Told from human sentences by a fresh classifier (AUC, 0.50: not at all): {told}."
+        yield f"How well a fresh classifier tells samples from human sentences (AUC, 0.50: not at all): {told}."
     level = summary.get("diversity_at_equal_size", {})
     scores = {name: values["vendi_ngram"] for name, values in level.get("mean", {}).items()}
     rounds = _rounds(scores)
@@ -118,7 +118,7 @@ def round_name(name: str) -> str:
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """A number with so many decimals; ``–`` for none."""
+    """A number with ``digits`` decimals; ``–`` for ``None``."""
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -178,7 +178,7 @@ def diversity_rows(summary: Summary) -> list[dict[str, Any]]:
 
 
 def cost_rows(summary: Summary) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and view of whatever has costs of its own."""
+    """Name and figures of each strategy, of each round if there are several, of the whole loop, and of the naive prompt if it ran."""
     yield from ((f"strategy: {name.replace('_', ' ')}", view) for name, view in summary["per_strategy"].items())
     if len(summary["per_round"]) > 1:
         yield from ((round_name(name), view) for name, view in summary["per_round"].items())
@@ -227,7 +227,7 @@ def _scores(evaluation: Evaluation) -> Table:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, list[str], str]], caption: str = "") -> Table:
-    """A table of rows, each with a name, cells and a style; names and caption may hold what was generated."""
+    """A table of rows, each with a name, cells and a style; names and caption may hold text that an LLM wrote."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table

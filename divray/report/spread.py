@@ -1,8 +1,8 @@
-"""Diversity of a run's sentences, round by round and against the seeds, and how far they can be told from human ones.
+"""Diversity of a run's sentences, by round and compared with the seeds', and how well a classifier separates them from human ones.
 
-The scores are those of :mod:`divray.measures`, on masked sentences, and the share that name what the seeds name, a relation at a
-time and then averaged over relations.  A Vendi score grows with the number of sentences, so sets of
-different size are compared a second time at equal size.
+The scores are those of :mod:`divray.measures` on masked sentences, and the share of sentences that name an entity of the seeds.
+Each is computed for every relation, then averaged.  A Vendi score grows with the number of sentences, so sets of different size
+are also compared at equal size.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from divray.schemas import NAIVE, SCORES
 from divray.texts import compared_texts, names_of
 
 NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine", "seed_names")
-"""The last is the share of the sentences that name an entity of their relation's seeds, which masking hides."""
+"""The last is the share of sentences whose head or tail is an entity of their relation's seeds; masking hides it from the other scores."""
 
 _PARTS, _LEAST = 8, 3
-"""Disjoint parts of a set at equal size, at most; sentences of a part, at least."""
+"""Most disjoint parts of a set at equal size; fewest sentences in a part."""
 _FOLDS = 5
 _SCORED = pa.schema([SCORES.field(name) for name in ("candidate_id", "relation", "round", "strategy", *SENTENCE, "embedding")])
 
@@ -47,7 +47,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     if not rounds:
         return {}
     selected = table_of(run, SELECTED, ["sample_id"])
-    tests = _examples(run, TEST, TEST_EMBEDDINGS)  # those that have an embedding stand for all
+    tests = _examples(run, TEST, TEST_EMBEDDINGS)  # those with an embedding represent all
     examples = {
         "seeds": _examples(run, SEEDS, SEED_EMBEDDINGS),
         "test": tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None,
@@ -79,10 +79,10 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
 
 
 def likeness(config: Config, run: RunFolder) -> dict[str, float]:
-    """How far a fresh logistic regression on embeddings of the masked sentences tells a run's from human ones, out of fold.
+    """How well a new logistic regression on embeddings of masked sentences separates a run's from human ones, in cross-validation.
 
-    Returns set (``round-00``, …, ``selected``) -> AUC against the embedded human test sentences, 0.5 where the two look the same;
-    sets with fewer than ten are left out.
+    Returns set (``round-00``, …, ``selected``) -> AUC against the embedded human test sentences; 0.5: the two look the same.
+    Leaves out a set if it, or the test set, has fewer than ten embedded sentences.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -106,7 +106,7 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
 
 
 def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
-    """Human examples, with their vectors where there are any; null for one that has none."""
+    """Human examples, with a column ``embedding`` if some have one (null for the others)."""
     found = table_of(run, name, ["example_id", "relation", *SENTENCE])
     known = table_of(run, embeddings, ["example_id", "embedding"])
     if not found or not known:
@@ -116,7 +116,7 @@ def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
 
 
 def _score(table: pa.Table, known: set[str]) -> Scores:
-    """The scores of some sentences; those that need embeddings are ``None`` unless each has one. ``known``: the seeds' names, folded."""
+    """The scores of a table; those of embeddings are ``None`` unless every row has one. ``known``: the seeds' entities, case-folded."""
     complete = "embedding" in table.column_names and not table["embedding"].null_count
     vectors = embedding_matrix(table["embedding"]) if complete else None
     found = diversity_of(compared_texts(table, mask=True), vectors)
@@ -126,7 +126,7 @@ def _score(table: pa.Table, known: set[str]) -> Scores:
 
 
 def _score_at(found: dict[str, dict[str, Scores]], relation: str, sets: dict[str, pa.Table], size: int, known: set[str]) -> None:
-    """Put into ``found`` the mean scores of up to eight disjoint parts of ``size`` of each set, dealt by a hash of the ids."""
+    """Put into ``found``, for each set, the mean scores of up to eight disjoint parts of ``size`` rows, split by a hash of the ids."""
     for name, table in sets.items():
         order = np.argsort([hashlib.sha256(one.encode()).hexdigest() for one in table[0].to_pylist()])
         starts = range(0, table.num_rows - size + 1, size)[:_PARTS]

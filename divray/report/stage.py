@@ -1,7 +1,7 @@
-"""The stage that writes the figures of a run down, and the page that shows them.
+"""The stage that writes the figures of a run, and the page that shows them.
 
-Everything is computed from the run folder alone, so that the summary of a finished, a half-finished
-or a copied run can be made at any time, and comes out the same each time.  The page loads nothing, and every
+It reads the run folder alone, so it can summarize a finished, a half-finished or a copied run
+at any time, with the same result each time.  The page loads nothing, and every
 generated character on it is escaped.
 """
 
@@ -36,9 +36,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     """Everything that ``summary.json`` holds; keys of stages that have not run yet are left out.
 
-    The naive baseline's candidates stand under ``naive`` and nowhere else.  An accepted sample is a
-    unique and correct one; engine-seconds are the time in which an engine had requests in flight,
-    shared equally among those.
+    The naive baseline's candidates stand under ``naive`` and nowhere else.  An accepted sample is
+    unique and correct.  Engine-seconds are the time in which an engine had requests in flight,
+    divided equally among these requests.
     """
     book, rounds = account(config, run), rounds_of(config, run)
     records = [run.read_json(name) for name in run.files("stages", ".json") if not name.endswith("/report.json")]
@@ -82,12 +82,12 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
 
 
 def _json(run: RunFolder, name: str) -> Any:
-    """A file's value, ``None`` where there is none; so is every number in it that is not finite."""
+    """A file's value, or ``None`` without that file; numbers in it that are not finite become ``None``, too."""
     return json.loads(json.dumps(run.read_json(name)), parse_constant=lambda constant: None) if run.exists(name) else None
 
 
 def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """What was lost on the way to each step (step -> reason -> count), naive candidates apart."""
+    """What was lost on the way to each step (step -> reason -> count), without naive candidates."""
     lost: dict[str, dict[str, int]] = {}
     if "valid" in view:
         pending = view.get("candidates", 0) - view["valid"] - sum(view["rejections"].values())

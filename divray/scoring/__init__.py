@@ -1,1 +1,1 @@
-"""Is a sample right, unique and new?  Signals, judges, and the stage that writes them down."""
+"""Is a sample right, unique and new?  Signals, judges, and the stage that writes the scores."""

@@ -1,6 +1,6 @@
-"""What LLMs say of sentences: how likely one is, token by token, what their hidden states hold of it, and whether it says its relation.
+"""What LLMs say of a sentence: the probability of each token, their hidden states, and whether it states its relation.
 
-An answer is the odds of the first word, yes against no, never free text: from a model on this machine or from a server.
+An answer is the odds of yes against no as the first word, never free text.  A model on this machine or a server gives it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from divray.relations import Example, Relation, render_marked
 from divray.sections import EndpointConfig
 
 SHOWN = 6
-"""Seeds before a sentence, at most; before a question as many wrong ones as well."""
+"""Most seeds before a sentence; a question also follows as many wrong ones."""
 
 SEEDS_READ = 16
-"""About so many seeds say what is usual; each is read after others, which takes time."""
+"""About how many seeds give a task's mean signals; the LLM reads each after others, which takes time."""
 
 BATCH_TOKENS = {"cpu": 1, "cuda": 1536}
-"""Tokens in a batch without the prefix. On a CPU each text is read alone, so that its last bits do not depend on the others."""
+"""Tokens in a batch without the prefix. On a CPU the LLM reads each text alone, so that its rounding does not depend on the others."""
 HARDEST = 3
-"""Least likely tokens of a sentence whose mean is ``stumble``."""
+"""Number of a sentence's least likely tokens; ``stumble`` is the mean of their log-probabilities."""
 
 _TOP = 20
-"""Alternatives of the first token that are asked for: what vLLM gives at most."""
+"""Alternatives of the first token to ask a server for; vLLM gives no more."""
 _UNSEEN = math.log(1e-4)
-"""For an answer that is not among them."""
+"""Log-probability of an answer that is not among these alternatives."""
 
 
 def answerer_of(config: Config, device: str) -> Answerer | None:
@@ -54,7 +54,7 @@ def answerer_of(config: Config, device: str) -> Answerer | None:
 def ask(answerer: Answerer, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
-    Seeds of its relation and of others are shown before it, but never itself. ``relations`` are all that seeds and examples may have.
+    Before it the LLM sees right and wrong examples made of other seeds. ``relations`` are all those of seeds and examples.
     """
     named = {relation.name: relation for relation in relations}
     found = np.zeros(len(examples))
@@ -67,8 +67,8 @@ def ask(answerer: Answerer, relations: Sequence[Relation], seeds: Sequence[Examp
 
 
 class Probe(NamedTuple):
-    """A linear classifier of an LLM's hidden states: ``weights`` ``[2 d]`` of those after ``layer``, of their mean over the sentence's
-    tokens and of the last of these (Alain and Bengio 2017, arXiv 1610.01644)."""
+    """A linear classifier of an LLM's hidden states after ``layer`` (Alain and Bengio 2017, arXiv 1610.01644).  ``weights`` ``[2 d]`` are
+    for the mean of these states over the sentence's tokens, then for the last token's state."""
 
     layer: int
     weights: np.ndarray
@@ -77,8 +77,8 @@ class Probe(NamedTuple):
 def readings(
     likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example], probe: Probe | None = None
 ) -> np.ndarray:
-    """``sentence`` and ``stumble`` of each example, not yet less the seeds', and what a probe of this LLM says (0: there is none);
-    float64 ``[n, 3]``, three decimals.
+    """Each example's mean log-probability a token, that of the :data:`HARDEST` tokens (``stumble``), and what ``probe`` says (0 without
+    one); float64 ``[n, 3]``, three decimals.  The seeds' means are not subtracted yet.
 
     The arguments are those of :func:`ask`.
     """
@@ -91,7 +91,7 @@ def readings(
 def read_after_seeds(
     likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example], layer: int | None = None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Row, and what :meth:`Likelihood.read` says, of each example's sentence after the records of seeds and its own entities."""
+    """Yield each example's row, and what :meth:`Likelihood.read` gives for its sentence after the records of seeds and its own entities."""
     named = {relation.name: relation for relation in relations}
     for (name, shown), rows in _by_shown(seeds, examples).items():
         records = "".join(f"{as_lines(named[name], seed)}\n\n" for seed in shown)
@@ -104,12 +104,12 @@ def read_after_seeds(
 
 
 def some_of(seeds: Sequence[Example]) -> Sequence[Example]:
-    """About :data:`SEEDS_READ` of the seeds, from all over the list."""
+    """About :data:`SEEDS_READ` of the seeds, spread over the list."""
     return seeds[:: max(1, round(len(seeds) / SEEDS_READ))]
 
 
 def _by_shown(seeds: Sequence[Example], examples: Sequence[Example]) -> dict[tuple[str, tuple[Example, ...]], list[int]]:
-    """The rows of examples by their relation and what is shown of it, the first :data:`SHOWN` seeds: they are read after one prefix."""
+    """Rows of examples by their relation and its first :data:`SHOWN` seeds with another text.  The LLM reads a group after one prefix."""
     found: dict[tuple[str, tuple[Example, ...]], list[int]] = defaultdict(list)
     for row, example in enumerate(examples):
         shown = [seed for seed in seeds if seed.relation == example.relation and seed.text != example.text][:SHOWN]
@@ -118,7 +118,8 @@ def _by_shown(seeds: Sequence[Example], examples: Sequence[Example]) -> dict[tup
 
 
 def _wrong(named: dict[str, Relation], seeds: Sequence[Example], name: str, right: Sequence[Example]) -> list[Example]:
-    """For each right seed one with its roles exchanged or, in turn, one of another relation, first of those with the same types."""
+    """A wrong example for each right seed: by turns that seed with its roles exchanged, and a seed of the second other
+    relation, counting those with the same types first."""
     names, first = list(named), {seed.relation: seed for seed in reversed(seeds)}
     place, own = names.index(name), (named[name].head_type, named[name].tail_type)
     others = [other for other in names[place + 1 :] + names[:place] if other in first]
@@ -128,7 +129,7 @@ def _wrong(named: dict[str, Relation], seeds: Sequence[Example], name: str, righ
 
 
 class Likelihood:
-    """A causal LLM that reads; ``reference`` is one that :func:`divray.models.local_model` understands."""
+    """A causal LLM that scores given texts; ``reference`` is one that :func:`divray.models.local_model` understands."""
 
     def __init__(self, reference: str, device: str = "cpu") -> None:
         import torch
@@ -144,8 +145,8 @@ class Likelihood:
     def read(
         self, prefix: str, leads: Sequence[str], texts: Sequence[str], layer: int | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of every text after ``prefix`` and its lead the log-probability of each token, float64 ``[tokens]`` in nats, and the mean and the
-        last of its tokens' hidden states after ``layer``, float64 ``[2 d]`` (empty without one).
+        """For every text, read after ``prefix`` and its lead: the log-probability of each token, float64 ``[tokens]`` in nats; the mean and
+        the last of its tokens' hidden states after ``layer``, float64 ``[2 d]`` (empty without a layer).
 
         ``prefix`` ends where a token ends, such as after a newline, and ``texts`` begin where one does.
         """
@@ -174,8 +175,8 @@ class Likelihood:
     def _scores(
         self, prefix: str, encoded: Sequence[list[int]], starts: Sequence[int], layer: int | None = None
     ) -> Iterator[tuple[int, Any, Any]]:
-        """Each row with the log-probabilities ``[n - start + 1, vocabulary]`` of what may stand at its places from ``start`` to ``n``, and
-        the hidden states ``[n - start + 1, d]`` after ``layer`` of the tokens before those places."""
+        """Yield each row with the log-probabilities ``[n - start + 1, vocabulary]`` of the tokens at its positions ``start`` to ``n``, and
+        the hidden states ``[n - start + 1, d]`` after ``layer`` of the tokens before those positions."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -229,10 +230,10 @@ class ServerAnswers:
             response: Any = self.client.chat.completions.create(model=self.settings.model, messages=asked, **how)
             top = response.choices[0].logprobs.content[0].top_logprobs
         except (APIError, AttributeError, IndexError, TypeError) as error:
-            raise EngineError(f"{self.settings.url} gave no label probabilities ({type(error).__name__}: {error})") from error
+            raise EngineError(f"{self.settings.url} gave no probabilities of yes and no ({type(error).__name__}: {error})") from error
         yes, no = (sum(math.exp(one.logprob) for one in top if one.token.strip().casefold() == word) for word in ("yes", "no"))
         return (math.log(yes) if yes else _UNSEEN) - (math.log(no) if no else _UNSEEN)
 
 
 Answerer: TypeAlias = Likelihood | ServerAnswers
-"""Who says how likely a yes is."""
+"""A model or a server that says how likely a yes is."""

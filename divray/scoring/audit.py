@@ -1,13 +1,13 @@
-"""The judge whose figure the report prints; it reads the selected samples alone, and nothing in the loop depends on it.
+"""The judge whose figure the report prints; it reads the first K samples of each set, and nothing in the loop depends on it.
 
-It sees what a small LLM that no tuning moves, and another one than the gate's, thinks of a sentence with its entities after the seed
-records of its relation.  With ``l`` the log-probabilities of the sentence's tokens in nats:
+A small LLM reads a sentence with its entities after the seed records of its relation.  This LLM is never tuned and is not the gate's.
+The judge combines these signals, with ``l`` the log-probabilities of the sentence's tokens in nats:
 
 ============  =========================================================================================
-``sentence``  mean of l, less that of some of the task's seeds, each read without itself
+``sentence``  mean of l, less its mean over some of the task's seeds, each read without itself
 ``stumble``   mean of the three smallest of l, likewise
-``passed``    1 from a gate's score of :data:`PASSED` on, whatever the threshold of the run
-``inside``    what the hidden states of the LLM that the weights were fitted for add to the log-odds
+``passed``    1 if the gate's score is at least :data:`PASSED`, whatever the run's threshold
+``inside``    log-odds from the LLM's hidden states, if it is the LLM that the weights are for
 ============  =========================================================================================
 """
 
@@ -27,7 +27,7 @@ from divray.scoring.stage import encoder_pool
 AUDIT, AUDIT_PROBED = "audit", "audit_probed"
 """Names in ``weights.json`` of the weights for any LLM, and for the one with a probe."""
 PASSED = 0.8
-"""As the weights were fitted (``benchmarks/reading/fit.py``), with the default gate."""
+"""The default gate's threshold, with which the weights were fitted (``benchmarks/reading/fit.py``)."""
 
 
 def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
@@ -41,7 +41,7 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
         return {}
     known = some_of(known_of(config, read_relations(run), read_seeds(run))[1])
     seeds = examples_table(known).rename_columns(["sample_id", *EXAMPLES.names[1:]])
-    # A relation's sentences stand together, since they share what is read before them.
+    # Sorted by relation: sentences of one relation share the text that the LLM reads before them.
     read = pa.concat_tables([rows.select(seeds.column_names).cast(seeds.schema), seeds])
     read = read.sort_by([("relation", "ascending"), ("sample_id", "ascending")])
     blocks, readers = encoder_pool(config, run, read.num_rows)
@@ -57,7 +57,7 @@ def audited(config: Config, run: RunFolder, rows: pa.Table) -> dict[str, float]:
 
 
 class _Reader:
-    """Actor: what the LLM makes of each sentence."""
+    """Actor: computes the LLM's signals for each sentence."""
 
     def __init__(self, config: Config, uri: str) -> None:
         import ray

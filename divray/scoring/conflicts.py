@@ -1,14 +1,15 @@
-"""What must not stand in a data set together: one sentence under two labels, and a sentence beside one that it is tested on.
+"""Find what must not be in a data set: one sentence under two labels, and a sentence near one of the test set.
 
 Two rows are in conflict where their labels differ and they say the same of the same entities:
 
 1. their texts are near-duplicates (Jaccard of shingles, as everywhere), and so are their texts with head, tail and numbers masked;
-2. their entities agree in their roles: head shares a word with head and tail with tail, and more words are shared so than crosswise.
+2. their entities agree in their roles: the heads share words, so do the tails, and in all more than head and tail share crosswise.
 
-The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one long sentence with the marks exchanged.
+The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one long sentence with head and tail exchanged.
 
-One task holds the texts of a round.  Of two of its samples in conflict neither is known to be right, and both are dropped; a seed, or
-a sample of an earlier round, stays.  What is dropped displaces nothing in the deduplication, but keeps later conflicts out.
+One task holds the texts of a round.  If two of its samples are in conflict, neither is known to be right: both are dropped.  A seed
+or a sample of an earlier round stays.  A dropped sample displaces none in the deduplication, but later samples in conflict with it
+are dropped.
 """
 
 from __future__ import annotations
@@ -44,18 +45,17 @@ _COMPARED = ["candidate_id", "relation", "text", *SPANS]
 
 
 def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -> pa.Table:
-    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``: seeds and earlier rounds, which are not
-    compared with each other.  Both have columns ``candidate_id`` (distinct), ``relation``, ``text`` and the four of the spans.
+    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``.  ``known`` has seeds and earlier rounds;
+    its rows are not compared with each other.  Both have the columns ``candidate_id`` (distinct), ``relation``, ``text`` and the spans'.
 
     Returns:
-        Columns ``candidate_id``, ``conflict`` (id of the most similar row under another label; of equally similar ones first one of
-        ``known``, then the smallest), ``conflict_relation`` and ``similarity`` (Jaccard of the texts); sorted, rows in
-        conflict only.
+        Columns ``candidate_id``, ``conflict`` (id of the most similar row in conflict; of equals first one of ``known``, then the
+        smallest id), ``conflict_relation`` and ``similarity`` (Jaccard of the texts); sorted, rows in conflict only.
     """
     rows = pa.concat_tables([table.select(_COMPARED), known.select(_COMPARED)])
     new = np.arange(rows.num_rows) < table.num_rows
     labels, by_id = _codes(rows["relation"]), ranks(rows["candidate_id"])
-    # Rows that differ in nothing that matters here are one item, named by the smallest id; those of the table come first.
+    # Rows of one table with the same text, label and spans are one item, named by the smallest id; those of ``table`` come first.
     keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in SPANS)])
     item_of = np.unique(keys, axis=0, return_inverse=True)[1]
     smallest = np.argsort(by_id)
@@ -103,11 +103,11 @@ def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Code
 def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig) -> pa.Table:
     """The rows of ``table`` that are near-duplicates of a row of ``reference``, such as a test set, under whatever label.
 
-    Near are rows whose texts are, and, with ``config.mask_entities``, also those whose texts are once head, tail and numbers are masked.
+    Compares the texts and, with ``config.mask_entities``, also the texts with head, tail and numbers masked; one match is enough.
 
     Returns:
-        Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row, then the smallest) and ``similarity`` (the larger of
-        the two); sorted, near rows only.
+        Columns ``candidate_id``, ``near`` (``example_id`` of the most similar row; of equals the smallest) and ``similarity`` (the larger
+        of plain and masked); sorted, near rows only.
     """
     reference, m = reference.sort_by("example_id"), reference.num_rows
     nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
@@ -128,7 +128,7 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
 
 
 def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.Table:
-    """Labelling conflicts of the round's samples, with each other and with what was there before, and samples near the test set.
+    """The round's samples in conflict with each other, a seed or an earlier round, and, with ``guard_test``, those near the test set.
 
     Returns:
         :data:`MARKS`, sorted by ``candidate_id``; only rows that have a conflict or come near a test sentence.
@@ -163,8 +163,8 @@ def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
 
 
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
-    """The :func:`marked` rows that come as near a seed of their relation as ``seed_threshold``, or as ``threshold`` where
-    that is lower, with the reason why they are dropped."""
+    """The :func:`marked` rows of one relation whose similarity to one of its ``seeds`` is at least ``seed_threshold`` or ``threshold``,
+    whichever is lower, with the reason why they are dropped."""
     threshold = min(settings.threshold, settings.seed_threshold)
     near = near_reference(rows, seeds, settings.model_copy(update={"threshold": threshold}))
     rows = rows.take(pc.index_in(near["candidate_id"], value_set=rows["candidate_id"].combine_chunks()))

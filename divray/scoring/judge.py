@@ -1,9 +1,10 @@
-"""The gate's judge of a sample, on which pairs and selection depend.
+"""The gate's judge of a sample; preference pairs and selection depend on its score.
 
-It is a logistic regression: is the sentence right?  The signals mean the same for every task: each but the probe is taken less its mean
-over the task's own seeds, every seed judged without itself.  The weights and their calibration come from sentences that language-model
-agents read (``benchmarks/reading``): of ten such with 0.8 eight are right.  The answer of ``correctness.llm`` is added to the log-odds:
-LLMs differ too much for a fitted weight.  So the score is not calibrated with one, and it should be one that you trust.
+It is a logistic regression: is the sentence right?  From each signal but the probe it subtracts the mean over the task's own seeds, every
+seed judged without itself, so that signals mean the same for every task.  The weights and their calibration come from sentences that
+language-model agents read (``benchmarks/reading``): of ten such sentences with score 0.8, eight are right.  The judge adds the answer of
+``correctness.llm`` to the log-odds, since LLMs differ too much for a fitted weight.  With that LLM the score is not calibrated; name only
+one that you trust.
 
 The signals come from the features of the spans (:meth:`divray.embeddings.Encoder.spans`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
@@ -13,13 +14,13 @@ of seeds with head and tail exchanged:
 ``reversal``  ``own`` less that of the same relation with head and tail exchanged
 ``near``      cosine to the nearest seed of the relation
 ``head``      cosine of the head to the nearest head of a seed; ``tail`` likewise
-``roles``     discriminant of the entities read alone: as head and tail of the relation, less as its tail and head
-``kinds``     the same discriminant less its mean over all relations
+``roles``     discriminant of the entities alone as the relation's head and tail, less that of the two exchanged
+``kinds``     the former as head and tail, less its mean over both roles of all relations
 ``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
 ``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
-``probe``     where ``correctness.fluency`` is the LLM that it was fitted for: what that one's hidden states add to the log-odds
+``probe``     where ``correctness.fluency`` is the LLM that it was fitted for: what that LLM's hidden states add to the log-odds
               (:class:`divray.scoring.answers.Probe`)
 ============  ===============================================================================
 """
@@ -45,9 +46,9 @@ from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discri
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer", "probe")
 PLAIN, FLUENCY, PROBED = "plain", "fluency", "probed"
-"""Names in ``weights.json``: of the weights without an LLM, with the likelihood under any LLM, and with that and a probe."""
+"""Judges in ``weights.json``: without an LLM, with the likelihood under any LLM, and with that likelihood and a probe."""
 LOUDEST = 4.0
-"""What ``answer`` adds to the log-odds, at most, either way."""
+"""The most that ``answer`` adds to the log-odds, or takes from them."""
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0
@@ -71,12 +72,12 @@ def log_odds(judge: Mapping[str, Any], signals: Mapping[str, np.ndarray]) -> np.
 
 
 def probability(name: str, signals: Mapping[str, np.ndarray], added: np.ndarray | float = 0.0) -> np.ndarray:
-    """The same by the judge of this name in ``weights.json``, with log-odds ``added``, as a probability to four digits."""
+    """Probability by the judge ``name`` of ``weights.json``, with ``added`` log-odds, to four digits."""
     return np.round(1.0 / (1.0 + np.exp(-log_odds(shipped()[name], signals) - added)), _DIGITS)
 
 
 def gate_probability(signals: np.ndarray, name: str) -> np.ndarray:
-    """That the sentence of these :meth:`Judge.signals` is right, by the gate of this name, float64 ``[n]``."""
+    """Probability that each sentence with these :meth:`Judge.signals` is right, by the gate ``name``, float64 ``[n]``."""
     named = dict(zip(SIGNALS, signals.T, strict=True))
     return probability(name, named, np.clip(named["answer"], -LOUDEST, LOUDEST))
 
@@ -89,21 +90,21 @@ def probe_for(name: str, llm: str | None) -> Probe | None:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The signals of a task, ready to be taken of any sample; a few MB."""
+    """Computes the signals of any sample of one task; a few MB."""
 
     relations: tuple[str, ...]  # names, in the order of their numbers
     own: np.ndarray  # relation number of each seed [s]
     middle: np.ndarray  # mean of the spans of sentences with the tail first, and with the head first [2, BLOCKS * d]
-    spans: np.ndarray  # of the seeds, and behind them of their relations' descriptions, less those means [2 s, BLOCKS * d]
+    spans: np.ndarray  # of the seeds, then of their relations' descriptions, less ``middle`` [2 s, BLOCKS * d]
     length: float  # mean log of the seeds' characters
     wording: Discriminant  # of spans: class r is relation r, class len(relations) + r its reversal
     entities: Discriminant  # of entities alone: class r is a head of relation r, class len(relations) + r a tail
     origin: np.ndarray  # mean of each signal over the seeds, 0 for the probe [len(SIGNALS)]
 
     def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
-        """Signals of samples, float64 ``[n, len(SIGNALS)]``, less those of the seeds.
+        """Signals of samples, float64 ``[n, len(SIGNALS)]``, less ``origin``.
 
-        ``features`` are of :meth:`Encoder.spans`, ``heard`` is :meth:`Judging.hear` of the samples.
+        ``features`` come from :meth:`Encoder.spans` and ``heard`` from :meth:`Judging.hear`, both of the samples.
         """
         own = np.array([self.relations.index(name) for name in relations], np.int64)
         spans, heads, tails = _features(features)
@@ -117,13 +118,13 @@ class Judge:
 def fit_judge(
     relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, described: np.ndarray, heard: np.ndarray
 ) -> Judge:
-    """Fit on the seeds and take their own signals, each without itself; under a second.
+    """Fit a judge on the seeds, and take ``origin`` from their signals, each seed judged without itself; takes under a second.
 
     ``own`` are the seeds' numbers in ``relations``; texts and features are as :meth:`Judge.signals` takes them; ``described``
     are the features of :func:`described_seeds`, ``heard`` is :meth:`Judging.hear_seeds`.
     """
     classes = 2 * len(relations)
-    several = np.bincount(own)[own] > 1  # a lone seed has nothing to be judged by, and without it its class has none
+    several = np.bincount(own)[own] > 1  # without a relation's only seed, its class is empty
     fold = np.array([np.count_nonzero(own[:row] == relation) for row, relation in enumerate(own)]) % _FOLDS  # each relation's in turn
     fold = np.where(several, fold, -1)
     plain, heads, tails = _features(features)
@@ -146,8 +147,8 @@ def fit_judge(
 
 
 def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> list[Example]:
-    """For each seed its relation's description with the seed's entities in place of the first "the head" and "the tail"; the seed itself
-    where that does not name both."""
+    """For each seed its relation's description, with the seed's entities in place of the first "the head" and "the tail".  Where the
+    description does not name both, the seed itself."""
     found, described = [], {relation.name: relation.description for relation in relations}
     for seed in seeds:
         text = described[seed.relation]
@@ -159,7 +160,7 @@ def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> 
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
-    """A discriminant, and the scores of its own rows (the seeds', kind after kind), each by the other folds; scaled to :data:`SPREAD`.
+    """A discriminant, and scores of its own rows (the seeds', kind after kind), each fitted on the other folds; scaled to :data:`SPREAD`.
     Those of fold -1 get none."""
     whole, folds = discriminant(inputs, labels, classes, shrinkage), np.tile(fold, len(inputs) // len(fold))
     scores = np.zeros((len(inputs), classes))
@@ -210,7 +211,7 @@ def _logs(texts: Sequence[str]) -> np.ndarray:
 
 
 def known_of(config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> tuple[list[Relation], list[Example]]:
-    """What a judge knows of a task: the relations but the none label, and their seeds in order of their ids."""
+    """What a judge knows of a task: the relations except the none label, and their seeds sorted by id."""
     relations = stated(config, relations)
     names = {relation.name for relation in relations}
     return relations, sorted((seed for seed in seeds if seed.relation in names), key=lambda seed: seed.example_id)
@@ -229,7 +230,7 @@ class Judging:
         self.gate = PROBED if self.probe else FLUENCY if self.likelihood else PLAIN
 
     def hear(self, examples: Sequence[Example]) -> np.ndarray:
-        """``fluency``, ``answer`` and ``probe``, float64 ``[n, 3]``; zeros for what nobody is asked."""
+        """``fluency``, ``answer`` and ``probe``, float64 ``[n, 3]``; zeros where no model gives one."""
         known, found = (self.relations, self.seeds, examples), np.zeros((len(examples), 3))
         if self.likelihood is not None:
             found[:, [0, 2]] = readings(self.likelihood, *known, self.probe)[:, [0, 2]]

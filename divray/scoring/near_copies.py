@@ -20,10 +20,10 @@ from divray.sections import DiversityConfig
 from divray.texts import compared_texts, configured_shingles
 
 NEIGHBOUR_FLOOR = 0.3
-"""Jaccard similarity from which a nearest neighbour is named, even if it is no near-duplicate."""
+"""Least Jaccard similarity of a nearest neighbour that is reported, near-duplicate or not."""
 
 MOST_VISITS = 100_000_000
-"""Where more pairs of sets share a shingle, a neighbour below the threshold goes unnamed."""
+"""If more pairs of sets share a shingle, neighbours below the threshold are not reported."""
 
 DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "similarity", "unique", "reason")])
 """What :func:`deduplicate` adds."""
@@ -32,7 +32,7 @@ Vectors = npt.NDArray[np.floating[Any]]
 
 
 def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | None = None) -> pa.Table:
-    """``table`` with ``columns`` put in or replaced, then as ``schema`` wants it: its columns alone, in its order and of its types."""
+    """``table`` with ``columns`` added or replaced; with ``schema``, only its columns, in its order and with its types."""
     return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns, schema=schema)
 
 
@@ -40,12 +40,11 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     """Find the near-duplicates among one relation's samples and say which of them stay.
 
     Both tables have ``candidate_id`` (distinct), ``text`` and the spans, ``table`` also ``correctness``, which may be null.
-    ``kept`` are samples that stay whatever comes, apart from each other, as an earlier call leaves them: they are compared with ``table``
-    alone.
+    ``kept`` are samples that an earlier call kept.  They always stay, and are compared with ``table`` only, not with each other.
 
     Returns:
-        ``table`` with the columns :data:`DECISION` put in or replaced. ``nearest_id`` is the most similar other item from Jaccard
-        :data:`NEIGHBOUR_FLOOR` on (of equally similar ones first a kept one, then the smallest id), else ``""``.
+        ``table`` with the columns :data:`DECISION` added or replaced.  ``nearest_id`` is the most similar other item with a Jaccard
+        similarity of at least :data:`NEIGHBOUR_FLOOR`, else ``""``; of equally similar ones, a kept one first, then the smallest id.
     """
     parts = [table] if kept is None else [table, kept]
     texts = [text for part in parts for text in compared_texts(part, config.mask_entities)]
@@ -77,9 +76,9 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
 
 
 def distances(embeddings: Vectors, staying: Vectors, own: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """1 - the cosine of each row ``[n, d]`` to the nearest of those that stay ``[u, d]``, all unit vectors; about ``n u d`` operations.
+    """1 - the cosine of each row ``[n, d]`` and the nearest row of ``staying`` ``[u, d]``; about ``n u d`` operations.
 
-    ``own``, int64 ``[n]``, says which of ``staying`` is the row itself, and no neighbour; -1 for none.
+    All rows are unit vectors.  ``own``, int64 ``[n]``, is each row's own index in ``staying``, -1 for none; a row is not its own neighbour.
 
     Returns:
         float64 ``[n]`` in [0, 2], to six decimals; 1 where no other one stays.

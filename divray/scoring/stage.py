@@ -1,10 +1,10 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-One task reads the seeds, once a run; the samples stream through actors that encode and judge them; one task looks across
-all relations (:mod:`divray.scoring.conflicts`); one a relation deduplicates against the seeds and the rounds before, and measures
-novelty.
+Once a run, one task embeds the seeds.  The samples stream through actors that encode and judge them.  One task then looks for
+conflicts across all relations (:mod:`divray.scoring.conflicts`).  A task for each pool drops near-duplicates of one another, of the
+seeds and of earlier rounds, and measures novelty.
 
-Near-duplicates and novelty are those within a pool: the loop's rows of one relation, or the naive baseline's.
+A pool is the loop's rows of one relation, or the naive baseline's rows of it.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from divray.texts import SPANS, compared_texts
 
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correctness"), ("pool", pa.string())])
 AUTO = 0.5
-"""The gate of ``auto`` before anybody has reviewed: as likely right as wrong."""
+"""The gate of ``auto`` before anybody has reviewed a sample: as likely right as wrong."""
 
 ENCODED_ROWS, GPU_TIMES, TURNS = (32, 512), 8, 4
-"""Rows that an encoder takes at a time, at least and at most, on a GPU so many times more: few, so that several share a small round; many,
-so that a GPU is full; between them so many that each encoder takes some as often as :data:`TURNS`."""
+"""``ENCODED_ROWS``: least and most rows in a block for an encoder; on a GPU the most is ``GPU_TIMES`` as many.  The least is small, so that
+several encoders share a small round; the most is large enough to fill a GPU.  Between them, each encoder gets :data:`TURNS` blocks."""
 
 TEST_SENTENCES = 32
-"""Test sentences a relation whose diversity is compared with that of the samples."""
+"""So many test sentences of each relation are compared in diversity with the samples."""
 
 PART_ROWS = 4096
-"""Rows of a file, at least where there are as many."""
+"""Least rows of a file of embedded samples, where there are as many."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``round-XX/scores`` (``schemas.SCORES``), ``data/seed_embeddings``, ``data/test_embeddings``.
 
     Returns:
-        Counts: ``scored``, ``unique``, ``correct`` (unique and correct), ``conflicts``, and ``near_test`` where the test set
-        is guarded; without the naive baseline.
+        Counts without the naive baseline: ``scored``, ``unique``, ``correct`` (unique and correct), ``conflicts``, and, with
+        ``diversity.guard_test``, ``near_test``.
     """
     import ray
 
@@ -62,7 +62,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     embedded = written.embedded
     for name in (embedded, written.scores):
         run.delete(name)
-    if not run.files(SEED_HEARD, ".parquet"):  # else an earlier round has asked
+    if not run.files(SEED_HEARD, ".parquet"):  # else an earlier round wrote it
         ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
     rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"]).values())
     blocks, encoders = encoder_pool(config, run, rows)
@@ -88,10 +88,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[str, Any]]:
-    """In how many blocks (:data:`ENCODED_ROWS`) so many rows go through encoders, and Ray Data's arguments of the encoders' pool.
+    """The number of blocks (:data:`ENCODED_ROWS`) for ``rows`` rows, and Ray Data's arguments for the pool of encoders.
 
-    There are as many encoders as there is room for and work; each is an actor made of the settings and the run's URI, one thread on a CPU.
-    Ask before the dataset is made, since reading holds CPUs, too.
+    The pool has as many encoders as fit and have work.  Each is an actor made from the settings and the run's URI, one thread on a CPU.
+    Call this before you make the dataset, since reading also holds CPUs.
     """
     least, largest = ENCODED_ROWS
     each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
@@ -101,7 +101,7 @@ def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[s
 
 
 class _Features:
-    """Actor: adds the embedding of the masked sentence, what the judge thinks of it, and the pool."""
+    """Actor: adds the embedding of the masked sentence, the judge's score of the sample, and its pool."""
 
     def __init__(self, config: Config, uri: str) -> None:
         run = RunFolder(uri)
@@ -122,7 +122,7 @@ def _valid(batch: pa.Table) -> pa.Table:
 
 
 def gate(config: Config, run: RunFolder) -> float:
-    """The score from which a sample passes: the setting, or the one that follows from people's answers (``auto``)."""
+    """The least score of a sample that passes: the setting, or, with ``auto``, what follows from the reviewers' answers."""
     if config.correctness.threshold != "auto":
         return config.correctness.threshold
     answers = review_answers(run)
@@ -134,7 +134,7 @@ def gate(config: Config, run: RunFolder) -> float:
 
 
 def _hear_seeds(config: Config, uri: str) -> None:
-    """Embed the seeds and, for the report, some test sentences, and note what LLMs say of the seeds."""
+    """Embed the seeds and, for the report, some test sentences; store the judge's LLM signals of the seeds."""
     run = RunFolder(uri)
     judging = Judging(config, read_relations(run), read_seeds(run))
     tests = scan.rows(run, TEST, ["example_id", "relation", *scan.SENTENCE])

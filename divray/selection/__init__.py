@@ -1,16 +1,16 @@
 """The ``select`` stage: all accepted samples as a data set, in which the first K a relation are diverse and correct.
 
-Accepted are the samples of all rounds that passed the gate and stayed unique, without the naive baseline's.  A sample whose head or tail
-others have already stands behind those with names of their own.  A text that stands twice, with other spans or in two rounds, counts once,
-where it came first.  The same rule on one round alone, and the naive baseline without any
-rule, give the sets whose correctness and likeness to human sentences the report compares.
+A sample of any round is accepted if it passed the gate and stayed unique; the naive baseline's are left out.  A sample ranks behind the
+others if :data:`USES` better samples have its head or tail.  A text that occurs twice, with other spans or in two rounds, counts
+once, where it came first.  The report compares further sets by correctness and likeness to human sentences: one for each round, by the
+same rule, and the naive baseline, without any rule.
 
 The rule: for a set ``S`` of ``k`` samples with correctness ``c`` and unit embeddings whose cosines form ``C_S``, maximise ::
 
     F(S) = (1 - w) * mean(c_i for i in S) + w * log det(I + a C_S) / (k log(1 + a))
 
 with ``w = selection.diversity_weight`` and ``a =`` :data:`SHARPNESS`.  The second term is the log-determinant of a determinantal point
-process (Kulesza and Taskar 2012, arXiv 1207.6083) with a ridge: 1 where all samples are orthogonal.  For a given ``k`` both terms are
+process (Kulesza and Taskar 2012, arXiv 1207.6083) with a ridge.  It is 1 if all samples are orthogonal.  For a given ``k`` both terms are
 monotone and the second is submodular, so the greedy choice reaches ``1 - 1/e`` of the best value (Nemhauser et al. 1978).  Gains come
 from a growing Cholesky factor (Chen et al. 2018, arXiv 1709.05135).
 """
@@ -55,12 +55,14 @@ SHARPNESS = 10.0
 _DIGITS = 9
 
 USES = 2
-"""Selected samples of a relation that may share a head or a tail, while there are others."""
+"""How many selected samples of a relation may share a head or a tail while other samples are left."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``dataset/``, every accepted sample by rank, with its card, and ``comparison/selected``, ``…/round-XX``
-    and ``…/naive``, all as ``schemas.DATASET``; of the scores of all rounds up to ``round``.
+    """Select from the scores of all rounds up to ``round``.
+
+    Writes ``dataset/`` (every accepted sample by rank, and the card), ``comparison/selected``, ``…/round-XX`` and ``…/naive``, all as
+    ``schemas.DATASET``.
 
     Returns:
         Counts: ``accepted``; ``selected``; ``reasons`` (relation that has fewer than K samples -> why, and what would help).
@@ -98,13 +100,13 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def _candidates(batch: pa.Table) -> pa.Table:
-    """Unique and correct samples, and of the naive ones all."""
+    """The samples that are unique and correct, and all naive ones."""
     kept = (pc.field("unique") & pc.field("correct")) | (pc.field("strategy") == NAIVE)
     return batch.filter(kept).select(CANDIDATES.names).cast(CANDIDATES)
 
 
 def _with_audit(config: Config, run: RunFolder, chosen: pa.Table) -> pa.Table:
-    """``audit`` filled in for the first K of every set; each sample is read once."""
+    """``chosen`` with ``audit`` filled in for the first K of every set; the audit reads each sample once."""
     first = pc.less_equal(chosen["rank"], config.selection.k)
     rows = chosen.filter(first)
     rows = rows.take(pc.index_in(rows["sample_id"].unique(), rows["sample_id"].combine_chunks()))
@@ -143,7 +145,7 @@ def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
 
 
 def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa.Table:
-    """The samples of one relation in every set (:data:`CHOSEN`), those of each of the first ``rounds`` rounds among them.
+    """The samples of one relation in every set (:data:`CHOSEN`), with a set for each of the first ``rounds`` rounds.
 
     ``rows`` have the columns of :data:`CANDIDATES`, in any order; the scores of naive ones may be null.
     """
@@ -159,7 +161,7 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
             left = np.setdiff1d(some, taken)
             more = greedy_selection(correctness[left], embeddings[left], settings.k - len(taken), settings.diversity_weight)
             taken = np.append(taken, left[more])
-        if name == ALL:  # what was not chosen follows, the likeliest right first
+        if name == ALL:  # the rest follow, by falling correctness
             rest = np.setdiff1d(every, taken)
             taken = np.append(taken, rest[np.argsort(-correctness[rest], kind="stable")])
         parts.append(_chosen(subset.take(taken), name))
@@ -167,8 +169,8 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
 
 
 def _without_repeats(rows: pa.Table) -> pa.Table:
-    """Of the rows with the same text, whatever its case and blanks, the first by round and id; sorted by id.  Scoring compares texts
-    without their entities, so that one sentence with head and tail exchanged is two to it."""
+    """Of rows with the same text, ignoring case and extra blanks, keep the first by round and id; sort by id.  Scoring compares texts with
+    masked entities, so it takes a sentence with head and tail exchanged for two."""
     rows = rows.sort_by([("round", "ascending"), ("candidate_id", "ascending")])
     first: dict[str, int] = {}
     for row, text in enumerate(rows["text"].to_pylist()):
@@ -199,7 +201,7 @@ def _chosen(rows: pa.Table, name: str) -> pa.Table:
 def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float) -> npt.NDArray[np.int64]:
     """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties (to nine digits) go to the first row.
 
-    ``correctness`` is ``[n]`` in [0, 1]; ``embeddings`` are ``[n, d]``, unit length; ``weight`` in [0, 1] is diversity's.
+    ``correctness`` is ``[n]`` in [0, 1]; ``embeddings`` are ``[n, d]``, unit length; ``weight`` in [0, 1] is the weight of diversity.
     """
     vectors, count = np.asarray(embeddings, np.float64), len(correctness)
     chosen, left = np.zeros(min(k, count), np.int64), np.full(count, 1.0 + SHARPNESS)
@@ -210,5 +212,5 @@ def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArr
         open_[best] = False
         shared = factor[:, :step] @ factor[best, :step]
         factor[:, step] = (SHARPNESS * (vectors @ vectors[best]) - shared) / np.sqrt(left[best])
-        left = np.maximum(left - factor[:, step] ** 2, 1.0)  # less than the ridge is rounding
+        left = np.maximum(left - factor[:, step] ** 2, 1.0)  # a value below the ridge is a rounding error
     return chosen

@@ -36,7 +36,7 @@ def dataset_card(
         "",
         f"# {config.task.name}: generated samples for relation extraction",
         "",
-        f"{dataset.num_rows} sentences for {len(relations)} relations. Each states one relation from a head to a tail entity, "
+        f"{dataset.num_rows} sentences for {len(relations)} relations. Each should state one relation from a head to a tail entity, "
         "both given as character spans. A language model wrote them, under the rules below. "
         f"Rows are ordered by `rank`: those up to rank {config.selection.k} are the selected samples.",
         "",
@@ -45,13 +45,13 @@ def dataset_card(
         "## How it was made",
         "",
         f"- Language model: `{public_name(config.models.llm)}`; encoder for scores: `{public_name(config.models.encoder)}`.",
-        f"- Seeds: {config.task.seeds_per_relation} human examples a relation, shown to the model in part.",
+        f"- Seeds: {config.task.seeds_per_relation} human examples a relation; each prompt shows the model some or all of them.",
         f"- Samples come from round(s) {rounds}, by strategy {strategies}. "
-        "After each round the model is tuned by DPO on pairs made from its own samples or from the seeds.",
-        f"- Near-duplicates were dropped ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams, "
+        "Between rounds, DPO tunes the model on pairs made from its own samples or from the seeds.",
+        f"- Dropped: near-duplicates ({config.diversity.shingle_kind} {config.diversity.shingle_size}-grams, "
         f"Jaccard {config.diversity.threshold:g} or more; {min(config.diversity.threshold, config.diversity.seed_threshold):g} to a seed), "
         f"and samples with a judge's score below the gate ({config.correctness.threshold}).",
-        f"- Of what was left, the first {config.selection.k} a relation were chosen greedily for correctness and diversity together "
+        f"- A greedy search chose the first {config.selection.k} of each relation from the rest, for correctness and diversity together "
         f"(log-determinant, diversity weight {config.selection.diversity_weight:g}). Seed of the run: {config.seed}.",
         "",
         "## Samples per relation",
@@ -60,7 +60,7 @@ def dataset_card(
         "|---|---:|---:|---:|---:|---:|---:|---|",
         *(_relation_line(relation, dataset, config.selection.k, review or {"relations": {}}) for relation in relations),
         "",
-        "Means are over the selected samples. Correctness is the estimate (`audit`) of a second judge that nothing in the loop depends on.",
+        "Means are over the selected samples. The mean correctness is of `audit`, from a second judge that the loop does not use.",
         "",
         *([f"Fewer than {config.selection.k} samples passed for:", "", *short, ""] if short else []),
         "## Columns",
@@ -71,8 +71,8 @@ def dataset_card(
         "",
         "## Limits",
         "",
-        "- The sentences are made up: names and facts in them may be false, and may by chance be those of real people.",
-        "- Some samples do not state their relation: the gate, too, is an estimate.",
+        "- The sentences are made up: facts in them may be false, and names and facts may by chance be those of real people.",
+        "- Some samples do not state their relation: the gate is only an estimate.",
         "- What the language model prefers (topics, names, phrasing) shows in the samples.",
         "",
         "## Licence",
@@ -93,12 +93,12 @@ _COLUMNS = {
     "tail_end": "character after the tail",
     "head_type": "type of the head, or empty",
     "tail_type": "type of the tail, or empty",
-    "rank": "place among the samples of its relation, from 1; the first K are the best set of K",
+    "rank": "place among the samples of its relation, from 1; the first K are the selected ones",
     "round": "sampling round that it comes from",
     "strategy": "prompt strategy that it comes from",
     "policy": "who wrote it: `base`, the model before tuning, or `tuned`",
     "correctness": "the gate's probability that the sentence is right",
-    "audit": "the same by a second judge",
+    "audit": "the same by a second judge; null for samples after the first K",
     "novelty": "1 - cosine to the most similar other unique sample of its relation and round, entities and numbers masked",
 }
 
