@@ -5,7 +5,7 @@
     config = divray.load_config("run.yaml", ["selection.k=8"])
     summary = divray.run(config, "runs/mine")
 
-Settings and pipeline are found by name: every process imports this package, and few run the loop.
+Settings and pipeline load on first use: every process imports this package, and few run the loop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Why one sample is what it is: where it came from, what stands near it, and what became of it.
 
-Everything is read from the run folder, a batch at a time; nothing is computed that the stages did not decide.
+This module reads the run folder, a batch at a time, and reports only what the stages decided.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
     if not scores["correct"]:
         return "below the gate", f"Dropped: its score {correctness} is below the gate ({config.correctness.threshold}) ({reason})."
     if found["origin"]["strategy"] == NAIVE:
-        return "baseline", "A sample of the naive baseline, which is only compared with; none of them is selected."
+        return "baseline", "A sample of the naive baseline, which is for comparison only; divray selects none of these."
     if found["selected"]:
         return "selected", f"Selected: unique ({reason}) and correct ({correctness})."
     if found["selected"] is None:
@@ -123,7 +123,7 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run's tables, and what is looked up in them."""
+    """A run's tables, and the look-ups in them."""
 
     config: Config
     folder: RunFolder

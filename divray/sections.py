@@ -36,11 +36,11 @@ def _usable(text: str) -> str:
 Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
 Count = Annotated[int, Field(ge=1)]
 PAIR = (Field(strict=False), AfterValidator(_ordered))
-"""Of a pair [least, most], which is a list in YAML."""
+"""Annotations for a pair [least, most], which YAML gives as a list."""
 
 
 class VllmArguments(TypedDict, total=False):
-    """The arguments of vLLM's engine that divray counts on or that are usual; any other may stand beside them."""
+    """The common arguments of vLLM's engine, and those that divray relies on; any other is allowed, too."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -64,10 +64,10 @@ class TaskConfig(Section):
     train: Name | None = Field(None, description="Human examples from which the seeds are drawn; default: the examples in `relations`.")
     test: Name | None = Field(None, description="Human test examples; default: `test_per_relation` of the training file held out.")
     negatives: Name | None = Field(
-        None, description="Human sentences whose head and tail stand in none of the relations, labelled `none`; for the false positives."
+        None, description="Human sentences whose head and tail have none of the relations, labelled `none`; to count false positives."
     )
     unlabelled: Name | None = Field(
-        None, description="Sentences with marked entities on which the RE model trains itself further; labels in them are not read."
+        None, description="Sentences with marked entities for self-training of the RE model, which reads no labels in them."
     )
     patches: list[Name] = Field([], description="TACRED only: JSON files of id -> label (Re-TACRED, TACREV).")
     test_per_relation: int | None = Field(None, ge=1)
@@ -80,7 +80,7 @@ class TaskConfig(Section):
 
 
 class ModelsConfig(Section):
-    """Each is a hub id, a local folder, a URI, or `embedded:smollm2` / `embedded:minilm`; `llm` also `endpoint`: see `engine.endpoint`."""
+    """Each is a hub id, a local folder, a URI, or `embedded:smollm2` / `embedded:minilm`; `llm` may be `endpoint` (`engine.endpoint`)."""
 
     llm: Name = "embedded:smollm2"
     encoder: Name = "embedded:minilm"
@@ -111,9 +111,9 @@ class SamplingConfig(Section):
     naive_candidates_per_relation: int = Field(32, ge=0, description="Candidates of the naive baseline prompt, round 0.")
     temperature: float = Field(0.9, gt=0)
     min_p: float = Field(0.1, ge=0, le=1)
-    max_tokens: int = Field(96, ge=8, description="Of one record.")
-    waves: int | None = Field(None, ge=1, description="Passes of a round, each with what the ones before gave; default: 1, with `quota` 6.")
-    quota: int | None = Field(None, ge=1, description="Accepted samples a relation and round from which on no more is asked for it.")
+    max_tokens: int = Field(96, ge=8, description="Limit for one record.")
+    waves: int | None = Field(None, ge=1, description="Passes of a round, each planned from those before; default: 1, or 6 with `quota`.")
+    quota: int | None = Field(None, ge=1, description="A relation with so many accepted samples in a round gets no more requests.")
 
 
 class DiversityConfig(Section):
@@ -122,7 +122,7 @@ class DiversityConfig(Section):
     shingle_kind: ClassVar[Literal["word"]] = "word"
     shingle_size: ClassVar[int] = 3
     seed_threshold: ClassVar[float] = 0.5
-    """Jaccard similarity to a seed example from which a sample is a copy of it."""
+    """A sample with at least this Jaccard similarity to a seed example is a copy of it."""
 
     threshold: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which two sentences are near-duplicates.")
     mask_entities: bool = Field(True, description="Compare structure, not names and numbers.")
@@ -134,21 +134,21 @@ class CorrectnessConfig(Section):
 
     llm: Name | None = Field(
         None,
-        description="An LLM whose log-odds of yes, less those for the examples, are added. Hub id, folder, `embedded:…` or `endpoint`.",
+        description="The judge adds this LLM's log-odds of yes, less those for the examples. Hub id, folder, `embedded:…` or `endpoint`.",
     )
     fluency: Name | None = Field(
         "embedded:smollm2",
-        description="Small LLM on this machine that reads each sentence for the gate, the default one best; null: the encoder alone.",
+        description="Small local LLM that reads each sentence for the gate; the default reads best; null: only the encoder judges.",
     )
-    reader: Name = Field("embedded:gemma3-270m", description="Another one, by whose reading the report says how many are right.")
+    reader: Name = Field("embedded:gemma3-270m", description="Another small LLM; from its reading the report says how many are right.")
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
-        0.8, description="The judge's score from which a sample passes; `auto`: from the answers of `divray review --of scored`."
+        0.8, description="Least score of the judge for a sample to pass; `auto`: from the answers to `divray review --of scored`."
     )
 
     @model_validator(mode="after")
     def _apart(self) -> CorrectnessConfig:
         if self.reader == self.fluency:
-            raise ValueError("reader and fluency are one LLM, but the report's figure is to come from another than the gate's")
+            raise ValueError("reader and fluency are one LLM, but the report's figure needs a different LLM from the gate's")
         return self
 
 
@@ -165,18 +165,18 @@ class AlignmentConfig(Section):
     method: Literal["lora", "full"] = "lora"
     lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="The ranks that vLLM takes.")
     learning_rate: float | None = Field(None, gt=0, description="Default: 5e-5 for `lora`, a hundredth of it for `full`.")
-    beta: float = Field(0.3, gt=0, description="How near the policy stays to the LLM; at 0.1 what it writes gets alike.")
+    beta: float = Field(0.3, gt=0, description="How near the policy stays to the LLM; at 0.1 its texts become too similar.")
     sft_weight: float = Field(
-        0.2, ge=0, description="Weight of the chosen texts' likelihood beside DPO's loss, which alone may lower it (arXiv 2404.19733)."
+        0.2, ge=0, description="Weight of the chosen texts' likelihood, which DPO's loss alone may lower (arXiv 2404.19733)."
     )
     epochs: float = Field(1.0, gt=0)
     pairs_per_step: int = Field(8, ge=1, description="Pairs a step over all workers, which share them evenly.")
-    batch_size: int = Field(4, ge=1, description="Pairs that a worker computes at once, at most: memory, not the result.")
+    batch_size: int = Field(4, ge=1, description="Most pairs that a worker computes at once; changes memory, not the result.")
     max_length: int = Field(512, ge=32, description="Tokens of prompt + completion.")
     zero_stage: int = Field(2, ge=0, le=3)
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU that multiplies fp32 faster, or a GPU without bf16, takes fp32.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="A CPU that is faster in fp32 or a GPU without bf16 makes all use fp32.")
     gradient_checkpointing: bool | None = Field(
-        None, description="Less memory for about a third more computing; default: from 3 B parameters on."
+        None, description="Saves memory for about a third more computing; default: on from 3 B parameters."
     )
 
 
@@ -197,10 +197,10 @@ class ExtractionConfig(Section):
     """The RE model: a linear discriminant on an encoder's spans, in closed form; with `epochs` a tuned network votes beside it."""
 
     generated_weight: float = Field(
-        0.125, ge=0, description="Of all generated samples together, beside all human examples' 1; one counts at most half of an example."
+        0.125, ge=0, description="Weight of all generated samples, where all human examples have 1; one counts at most half an example."
     )
     epochs: int = Field(0, ge=0, description="Of the tuned network; a minute for 300 rows on two cores. The search tries 0 and 12.")
-    learning_rate: float = Field(2e-4, gt=0, description="Of a small encoder; large ones want about 3e-5.")
+    learning_rate: float = Field(2e-4, gt=0, description="For a small encoder; large ones need about 3e-5.")
     search: SearchConfig = SearchConfig()
 
 
@@ -215,14 +215,14 @@ class EvaluationConfig(Section):
 class EndpointConfig(Section):
     """An OpenAI-compatible server; `models.llm: endpoint` sends the requests there."""
 
-    url: HttpUrl = Field(description="Base URL, up to and with `/v1`.")
+    url: HttpUrl = Field(description="Base URL, including `/v1`.")
     model: Name = Field(description="Name of the model on that server.")
     key_variable: str = Field(
         "OPENAI_API_KEY", pattern=r"^[A-Za-z_]\w*$", description="Environment variable of the driver that holds the key; may be unset."
     )
     requests_per_second: float | None = Field(None, gt=0, description="Rate limit over all.")
     concurrency: int = Field(32, ge=1, description="Requests in flight, at most.")
-    max_retries: int = Field(6, ge=0, description="Tries after the first, with growing waits: 408, 409, 429, 5xx, lost connections.")
+    max_retries: int = Field(6, ge=0, description="Retries after 408, 409, 429, 5xx or a lost connection, with growing waits.")
     timeout: float = Field(120, gt=0, description="Seconds for one try.")
     vllm: bool = Field(True, description="The server is vLLM: it takes `min_p` and the decoding constraint.")
 
@@ -232,16 +232,16 @@ class EngineConfig(Section):
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     concurrency: Count | Annotated[tuple[Count, Count], *PAIR] = Field(
-        1, description="Engine actors: so many, or from min to max, as there is work."
+        1, description="Number of engine actors, or [min, max] to follow the work."
     )
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
     batch_size: int | None = Field(
-        None, ge=1, description="Candidates a batch, which comes back as a whole; null: by what the engine takes."
+        None, ge=1, description="Candidates in a batch, which comes back as a whole; null: from the engine's capacity."
     )
     vllm: VllmArguments = Field(VllmArguments(), description="Any vLLM engine argument.")
     endpoint: EndpointConfig | None = None
-    price_per_hour: float | None = Field(None, ge=0, description="Money for an engine and hour, busy or idle; the report multiplies.")
-    price_per_million_tokens: float | None = Field(None, ge=0, description="Money for prompt and generated tokens.")
+    price_per_hour: float | None = Field(None, ge=0, description="Price of one engine-hour, busy or idle, for the report's costs.")
+    price_per_million_tokens: float | None = Field(None, ge=0, description="Price of prompt and generated tokens.")
 
     @property
     def pool(self) -> tuple[int, int]:
@@ -264,12 +264,12 @@ class ClusterConfig(Section):
     )
     environment: list[str] = Field(
         [],
-        description="Further variables of the driver that workers get; they stand in the clear in the job's runtime env, on the dashboard.",
+        description="Further variables of the driver to pass to workers; the dashboard shows them in plain text, in the job's runtime env.",
     )
 
 
 HOW_SECTIONS = ("engine", "cluster")
-"""They may change between two calls on a run folder; all others say *what* is made, and identify the run."""
+"""These may change between two calls on a run folder; all others say *what* to make, and identify the run."""
 
 
 class Config(Section):

@@ -1,7 +1,7 @@
 """The stages of a run: their order, and what each one is to the pipeline and to the command line.
 
 A stage's module has one function, ``run(config, run, round, on_progress) -> counts``.  It is found by name, so that its heavy
-libraries load only where it runs.  Stages meet in the tables of the run folder; none runs another one.
+libraries load only where it runs.  Stages exchange data through the tables of the run folder; none runs another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from divray.config import Config
 from divray.layout import Round
 
 Progress = Callable[[int, int, str], None]
-"""Called with (done, in all, a word on what goes on); what is counted is the stage's ``unit``."""
+"""Called with (done, total, a word on the current work); the numbers count the stage's ``unit``."""
 
 Work = Literal["", "engine", "training", "models", "tasks"]
 """What a stage asks of the cluster: the LLM's engines, DPO workers, tasks with an encoder or RE model, plain tasks; or nothing."""
@@ -29,7 +29,7 @@ class Stage:
         module: Module whose ``run`` is the stage.
         asks: What it asks of the cluster, unless the settings say otherwise; see :meth:`work`.
         rounds: Whether it runs once a round (record ``round-XX.name``) or once.
-        unit: What its progress counts; empty: it tells of none.
+        unit: What its progress counts; empty: it reports none.
     """
 
     name: str
@@ -73,7 +73,7 @@ STAGES = {stage.name: stage for stage in _ALL}
 def schedule(config: Config) -> list[tuple[Stage, int]]:
     """Every stage of a run with its round, in order; stages without rounds get the last round."""
     last = config.rounds - 1
-    # The first round has no pairs to align; while its engine runs, the same LLM classifies.  The last round has none to mine.
+    # The first round has no pairs to align; while its engine runs, the same LLM classifies.  The last round mines none.
     first = ["prepare", "prompt", "sample", *(["classify"] if config.evaluation.llm else []), "score", "mine"]
     order = [(name, 0 if STAGES[name].rounds else last) for name in first]
     order += [(name, number) for number in range(1, config.rounds) for name in ("align", "prompt", "sample", "score", "mine")]

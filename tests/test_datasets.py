@@ -644,7 +644,7 @@ def test_a_patch_of_another_split_is_refused_and_one_of_the_test_set_is_not(tmp_
     task = load_task(task_config(tmp_path, **settings, patches=["of_test.json"]))
     assert [example.relation for example in task.test] == ["cause", "other"]
     both = task_config(tmp_path, **settings, patches=["of_test.json", "of_none.json"])
-    refused(lambda: load_task(both), "of_none.json", "no id of the files")
+    refused(lambda: load_task(both), "of_none.json", "no id with the files")
     (tmp_path / "of_none.json").write_text(json.dumps([{"id": "x", "relation": "other"}, {"id": "x", "relation": "cause"}]))
     refused(lambda: load_task(both), "of_none.json", "entry 2", "two labels")
 

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from made_examples import marked
 
@@ -157,6 +157,7 @@ ANY_FORM = Form(
 
 @given(examples(), st.sampled_from(TYPES), st.booleans(), st.booleans())
 def test_an_example_comes_back_whole(example: Example, kind: str, given: bool, chat: bool) -> None:
+    assume(not example.text.startswith("{"))  # such a line is read as JSON
     relation = Relation("r", "", kind, kind)
     completion = completion_of(relation, example, given, chat)
     pair = (example.head_text, example.tail_text)

@@ -1,8 +1,8 @@
 """What every reader shares, and divray's own format: the relations file, sentences with ``[head]`` and ``{tail}`` marked, and rows.
 
-Readers follow one rule.  What is *malformed* raises :class:`InputError` with file, row and field.  What is well-formed but has no
-place in ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank entities of a published corpus) is left out
-and counted in :attr:`Source.left_out`.  Blanks at the ends of an entity are no part of it.
+Readers follow one rule.  For a *malformed* example they raise :class:`InputError` with file, row and field.  They leave out a well-formed
+one that does not fit ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank entities of a published corpus),
+and count it in :attr:`Source.left_out`.  Blanks at the ends of an entity are no part of it.
 
 The relations file is a YAML list.  ``name`` and ``description`` must be there; ``examples`` are the user's own seeds::
 
@@ -36,9 +36,9 @@ from divray.relations import Example, Relation, Span, as_name, mentions, overlap
 from divray.textfiles import json_lines, read_bytes, read_yaml
 
 SENTENCE = ("text", "head", "tail", "head_start", "head_end", "tail_start", "tail_end", "head_type", "tail_type")
-"""Of a row, what may say its text and its entities."""
+"""Keys of a row that may give its text and its entities."""
 IDS = ("id", "example_id", "sample_id")
-"""Of a row, what may be its id; the first that is there counts."""
+"""Keys of a row that may give its id; the first one present counts."""
 
 KEYS = ("name", "description", "head_type", "tail_type", "inverse", "examples")
 
@@ -49,8 +49,8 @@ class Source:
 
     Attributes:
         path: Where it lies.
-        labels: Names that a label may have; ``None`` lets any through.
-        unlabelled: Labels are not looked at; every sentence has the label ``""``.
+        labels: The allowed labels; ``None`` allows any.
+        unlabelled: Ignore labels; every sentence gets the label ``""``.
         name: What it is called in an error; default: its path.
         left_out: Reason -> number of examples left out so far.
     """
@@ -95,7 +95,7 @@ class Source:
         return value
 
     def usable(self, example: Example) -> Iterator[Example]:
-        """``example`` with tight spans; nothing where an entity is blank or the two overlap, which is counted."""
+        """Yield ``example`` with tight spans.  If an entity is blank or the two overlap, count the example and yield nothing."""
         head, tail = tightened(example.text, example.head), tightened(example.text, example.tail)
         if head is None or tail is None:
             self.left_out["blank_entity"] += 1
@@ -181,7 +181,7 @@ def labelled(source: Source, place: str, row: Mapping[str, Any], default_id: str
 
 
 def example_from_row(source: Source, place: str, row: Mapping[str, Any]) -> Iterator[Example]:
-    """Text and entities of a row, checked, or nothing where they can't be used, which is counted; ``place`` names it in an error.
+    """Yield the checked text and entities of a row; if unusable, count it and yield nothing.  ``place`` names the row in an error.
 
     Raises:
         InputError: A field is missing or wrong, or an entity is not in the text.
@@ -222,15 +222,15 @@ def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text:
         raise source.error(field, problem, "Give [start, end) in characters of the text.")
     start, end = value
     if not 0 <= start <= end <= len(text):
-        raise source.error(field, f"[{start}, {end}) does not lie in the text ({len(text)} characters)", "Mend the span.")
+        raise source.error(field, f"[{start}, {end}) does not lie in the text ({len(text)} characters)", "Fix the span.")
     if isinstance(words, str) and text[start:end] != words:
-        mend = "Mend the span or the words; offsets count characters, not bytes."
+        mend = "Fix the span or the words; offsets count characters, not bytes."
         raise source.error(field, f"text[{start}:{end}] is {text[start:end]!r}, not {words!r}", mend)
     return start, end
 
 
 def read_jsonl(source: Source) -> Iterator[Example]:
-    """Yield the examples in the order of the file; a row without id is called after its line.
+    """Yield the examples in the order of the file; a row without an id gets the id ``line-N``.
 
     Raises:
         InputError: A line is no JSON object, or a field of it is wrong.

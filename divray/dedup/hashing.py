@@ -12,7 +12,7 @@ from numba import njit
 _STEP, _PRIME, _START = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)
 _MIX_1, _MIX_2, _FACTOR = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0xD1342543DE82EF95)
 FEW = 160
-"""Up to so many values counting the smaller ones is the fastest way to put them in order."""
+"""For up to this many values, counting the smaller ones is the fastest way to sort."""
 
 
 @njit(cache=True)
@@ -75,9 +75,9 @@ def _hash_characters(characters, start, end, units):  # type: ignore[no-untyped-
 
 @njit(cache=True)
 def in_order(values, count, ordered):  # type: ignore[no-untyped-def]
-    """Put ``values[:count]``, none of them 0, into ``ordered[:count]``, ascending; of a repeated value's slots all but one are 0.
+    """Sort ``values[:count]``, none of them 0, into ``ordered[:count]``; a repeated value fills one of its slots, and 0 the others.
 
-    Of few values each one's place is the number of smaller ones: no branch to mispredict, and the inner loop is one of vectors.
+    With few values, the place of each is the number of smaller ones: no branch to mispredict, and the inner loop vectorises.
     """
     if count > FEW:
         ordered[:count] = np.sort(values[:count])
@@ -129,7 +129,7 @@ def hash_shingles(offsets, characters, size, words):  # type: ignore[no-untyped-
 
 @njit(cache=True)
 def set_keys(offsets, values):  # type: ignore[no-untyped-def]
-    """uint64 ``[n]`` twice: 128 bits a set, from two independent chains over its ordered elements."""
+    """Two arrays uint64 ``[n]``: 128 bits a set, from two independent chains over its ordered elements."""
     n = len(offsets) - 1
     keys, others = np.empty(n, np.uint64), np.empty(n, np.uint64)
     for i in range(n):
@@ -144,7 +144,7 @@ def set_keys(offsets, values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def numbered(one, two):  # type: ignore[no-untyped-def]
-    """The number of each key (``one[i]``, ``two[i]``) among the distinct ones, in order of their first places; and these places."""
+    """Number the distinct keys (``one[i]``, ``two[i]``) by first place; return each ``i``'s number, and the first places."""
     room = 16
     while room < 1.5 * len(one):
         room *= 2

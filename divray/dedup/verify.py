@@ -18,10 +18,10 @@ EXACT_SETS = 2_000
 """Up to this many sets the join is exact whatever it costs."""
 
 EXACT_VISITS, EXACT_VISITS_PER_SET = 100_000_000, 1_000
-"""With more sets the join stays exact if it compares at most so many pairs in all, or so many a set (20 µs)."""
+"""With more sets the join stays exact if it compares at most this many pairs in all, or this many for each set (20 µs a set)."""
 
 MOST_PAIRS = 200_000_000
-"""So many near pairs are an error rather than the end of the memory."""
+"""This many near pairs raise an error, before they fill the memory."""
 
 _SMALL = 48
 
@@ -49,7 +49,7 @@ class Pairs(NamedTuple):
 def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", own: int | None = None) -> Pairs:
     """All pairs of sets whose Jaccard similarity is at least ``threshold``; precision is always 1.
 
-    ``exact`` is a prefix-filter join with recall 1; ``minhash`` compares what agrees in a band and has an expected recall of 0.9999
+    ``exact`` is a prefix-filter join with recall 1; ``minhash`` compares sets that agree in a band and has an expected recall of 0.9999
     at the threshold, and more above it.  ``auto`` is exact for up to :data:`EXACT_SETS` sets and wherever the exact join is cheap,
     which is known beforehand and depends on the sets alone; else MinHash.
 
@@ -61,7 +61,7 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
         own: Sets from this number on are not compared with each other.
 
     Raises:
-        InputError: there are :data:`MOST_PAIRS` pairs.
+        InputError: There are :data:`MOST_PAIRS` pairs or more.
     """
     n = len(sets)
     own = n if own is None else own
@@ -75,8 +75,8 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
 def _check_pairs(pairs: int, threshold: float) -> None:
     """Raises InputError where there are :data:`MOST_PAIRS` pairs or more."""
     if pairs >= MOST_PAIRS:
-        problem = f"more than {MOST_PAIRS:,} pairs of different texts are near each other at {threshold}"
-        raise InputError("texts", "", problem, "Raise the threshold, or take out what most of the texts have in common.")
+        problem = f"at least {MOST_PAIRS:,} pairs of different texts are near each other at threshold {threshold}"
+        raise InputError("texts", "", problem, "Raise the threshold, or remove what most of the texts have in common.")
 
 
 def _exact(sets: Shingles, keys: Keys, threshold: float, own: int) -> Pairs:
@@ -106,7 +106,7 @@ def _jaccard(values, start_a, end_a, start_b, end_b, threshold):  # type: ignore
     total = (end_a - start_a) + (end_b - start_b)
     shared = np.int64(0)
     if total <= _SMALL:
-        # Few enough for all comparisons at once, which are vectors.
+        # Few elements: comparing all with all uses vector instructions.
         for a in range(start_a, end_a):
             value, hits = values[a], np.int64(0)
             for b in range(start_b, end_b):
@@ -169,7 +169,7 @@ def _join(offsets, values, order, key_offsets, skipped, tokens, starts, own, thr
 
 @njit(cache=True)
 def _check_band(offsets, values, keys, band, order, threshold, own, most):  # type: ignore[no-untyped-def]
-    """Compare the pairs that agree in ``band``, by which the sets are in ``order``, and in none before it."""
+    """Compare the pairs that agree in ``band`` and in no earlier one; ``order`` sorts the sets by their keys of ``band``."""
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found = 0
     for one in range(len(order)):

@@ -1,4 +1,4 @@
-"""The Ray actor that holds one engine, and the one that all engines of a pool tell how they are."""
+"""The Ray actor that holds one engine, and the one to which all engines of a pool report their state."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from divray.engines import Engine, EngineDied, Request, Row
 from divray.relations import metric_tag
 
 MAX_STARTS = 3
-"""Starts without one finished batch after which an engine is given up."""
+"""Starts without a finished batch that a pool of one engine may have; each further engine allows one more."""
 
 
 class EngineHealth:
-    """What the engines of one pool, of ``pool`` at most, say of themselves (a Ray actor)."""
+    """The state that the engines of one pool, at most ``pool``, report (a Ray actor)."""
 
     def __init__(self, pool: int = 1) -> None:
         self.max_starts = MAX_STARTS + pool - 1
@@ -27,13 +27,13 @@ class EngineHealth:
         self.engines: dict[str, dict[str, float | None]] = {}
 
     def started(self, engine: str) -> bool:
-        """An engine is about to start; ``False`` means: don't."""
+        """Record that an engine is about to start; return whether it may."""
         self.starts_in_vain += 1
         self.engines[engine] = {"created_at": time.time(), "ready_at": None}
         return not self.given_up()
 
     def is_ready(self, engine: str) -> None:
-        """An engine has started, so whatever ended one before it is overcome."""
+        """Record that an engine has started; unless given up, clear the cause of an earlier failure."""
         self.engines[engine]["ready_at"] = time.time()
         if not self.given_up():
             self.cause = ""
@@ -54,9 +54,9 @@ class EngineHealth:
 
 
 class EngineActor:
-    """The engine that ``make`` makes, in a process that ends when it does, so that Ray starts another (a Ray actor).
+    """Holds the engine that ``make`` makes (a Ray actor).  If the engine dies, the process ends, so that Ray starts another.
 
-    It tells ``health``, the :class:`EngineHealth` of its pool, and by Ray's metrics Prometheus.
+    It reports to ``health``, the :class:`EngineHealth` of its pool, and through Ray's metrics to Prometheus.
 
     Raises:
         RuntimeError: The engine is given up.
@@ -83,14 +83,14 @@ class EngineActor:
         health.is_ready.remote(self.name)
 
     async def slots(self) -> int:
-        """Candidates that the engine takes at a time; comes back once it is ready."""
+        """Candidates that the engine takes at a time; returns once the engine is ready."""
         return self.engine.slots
 
     async def complete(self, requests: list[Request]) -> list[Row]:
         """The completions of all candidates of ``requests``, with their times and the engine's name.
 
         Raises:
-            Exception: No other request will fare better.
+            Exception: Every other request would fail, too.
         """
         asked = [row["relation"] for request in requests for row in request.rows]
         answers = await asyncio.gather(*map(self._complete, requests))
@@ -100,7 +100,7 @@ class EngineActor:
         return rows
 
     def _count(self, asked: list[str], rows: list[Row]) -> None:
-        """Tell Prometheus of a batch: once for each relation and kind, since each telling takes longer than a row's own work."""
+        """Report a batch to Prometheus: once for each relation and kind, since a report takes longer than a row's own work."""
         outcomes = Counter((relation, "error" if row.get("error") else "ok") for relation, row in zip(asked, rows, strict=True))
         for (relation, outcome), count in outcomes.items():
             self.answered.inc(count, {"relation": metric_tag(relation), "outcome": outcome})

@@ -2,7 +2,7 @@
 
 All values are fractions in [0, 1].  ``none_label`` (no_relation, Other) is never a class of its own: a
 right "none" earns nothing, a wrong relation costs precision, a missed one recall.  A missing or unknown
-prediction counts as ``none_label``; where the task has none, as a miss.
+prediction counts as ``none_label``, or, if the task has no such label, as a miss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
 
 
 class Scorer:
-    """Scores answers to the test sentences whose true labels are ``gold``, or to any resample of them, by counts of numbered labels.
+    """Scores answers to test sentences with true labels ``gold``, or to any resample of these, by counts of numbered labels.
 
     Macro is the plain mean over the relations that the sentences hold.  ``semeval`` is the official figure (Hendrickx et al. 2010):
     macro over the relations without their direction, an answer being right only in the right direction.
@@ -57,7 +57,7 @@ class Scorer:
 
 
 def _counts(gold: np.ndarray, answers: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
-    """Right answers, all answers and true ones of each class; ``classes`` are those of the labels' numbers, the last of them none."""
+    """Each class's right answers, all answers and true labels; ``classes`` maps label numbers to classes, the last class is none."""
     size = classes.max() + 1
     return [np.bincount(classes[some], minlength=size)[:-1] for some in (gold[gold == answers], answers, gold)]
 
@@ -67,8 +67,8 @@ def false_positives(
 ) -> float | None:
     """The share of negatives that get a relation at the threshold at which ``recall`` of the test sentences get the right one.
 
-    ``None`` where even without a threshold fewer are right.  ``answers`` and ``probabilities`` (n + m) are
-    of the test sentences, whose true labels are ``gold`` (n), and behind them of the negatives.
+    ``None`` if fewer are right even without a threshold.  ``answers`` and ``probabilities`` (n + m) belong to
+    the test sentences, whose true labels are ``gold`` (n), and then to the negatives (m).
     """
     count = len(gold)
     right = np.sort(probabilities[:count][np.array(answers[:count]) == np.array(gold)])[::-1]

@@ -1,12 +1,11 @@
 """The ``tune`` stage: Ray Tune over the RE model's hyperparameters, into ``search.json``.
 
-A trial is scored by repeated cross-validation over the human seed examples; the test set is never read, and no generated sample,
-since those were made from the very seeds that a fold leaves out.  Optuna's TPE sampler proposes.  The first trial has the given values,
-the second has the tuned network beside them, or not, where they have it.  ASHA (arXiv 1810.05934) stops weak trials after a repeat.
+Repeated cross-validation over the human seed examples scores a trial.  The search never reads the test set, nor generated samples:
+the LLM wrote these from the very seeds that a fold leaves out.  Optuna's TPE sampler proposes the values.  The first trial has the given
+ones; the second adds the tuned network to them, or removes it if they have it.  ASHA (arXiv 1810.05934) stops weak trials after a repeat.
 The given values stay unless a trial is better by more than one standard error of the difference over the examples: with a few examples
-most differences are noise.  A killed search goes on with the trials that it had not finished.  Which ones ASHA stops depends on their
-speed, so the result may differ by chance.  The folds of a trial with the network are tasks in its placement group, on CPUs
-several at a time.
+most differences are noise.  A killed search continues with its unfinished trials.  Which trials ASHA stops depends on their speed,
+so the result may differ by chance.  A trial with the network runs its folds as tasks in its placement group, on CPUs several at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from divray.stages import Progress
 EXPERIMENT = "tune"
 """Ray Tune's own folder inside the run, there only while the search is under way."""
 NETWORK_EPOCHS = 12
-"""Of the tuned network, where a search tries one and the given values have none."""
+"""Epochs of the tuned network that a search tries beside the given ones."""
 SPACE = {
     "epochs": [0, NETWORK_EPOCHS],
     "depth": (0.34, 1.0),
@@ -48,17 +47,17 @@ SPACE = {
     "last_weight": (0.2, 1.0),
     "shrinkage": (0.5, 0.95),
 }
-"""Hyperparameter -> the range that is drawn from, evenly; of the epochs, the choices beside the given ones."""
+"""Hyperparameter -> the range to search, on a linear scale; for ``epochs``, the choices beside the given value."""
 
 AT_ONCE, REPEATS, MAX_FAILURES = 2, 3, 3
-"""Trials, and on CPUs folds of one with the network, at the same time; rounds of cross-validation; times that a trial is begun again whose
-machine or process was lost."""
+"""Trials at the same time, and on CPUs also folds of a trial with the network; rounds of cross-validation; restarts of a trial after the
+loss of its machine or process."""
 
 _listeners: list[Progress] = []
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``search.json``: ``best`` (hyperparameters), ``score`` (its own), ``metric``, and all ``trials``.
+    """Write ``search.json``: ``best`` (hyperparameters), ``score`` (of ``best``), ``metric``, and all ``trials``.
 
     With ``extraction.search.trials`` 0 it holds the usual values and no trials.  Returns counts: ``trials``, ``stopped_early``.
     """
@@ -78,7 +77,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best whole trial, or the first one, which has the given values, unless it is worse by more than one standard error."""
+    """The best whole trial if it beats the first, which has the given values, by more than one standard error; else the first."""
     scored = [trial for trial in trials if trial["score"] is not None]
     whole = [trial for trial in scored if not trial["stopped_early"] and not trial["error"]]
     best, given = max(whole or scored, key=lambda trial: (trial["score"], -trial["trial"])), trials[0]
@@ -140,7 +139,7 @@ def _search(config: Config, run: RunFolder, given: dict[str, Any]) -> list[dict[
 def cross_validated(
     config: Config, settings: Hyperparameters, examples: Sequence[Example], relations: Sequence[Relation]
 ) -> Iterator[tuple[float, list[float]]]:
-    """After each repeat the mean main score so far, and for each example the share of repeats in which it was told right."""
+    """Yield, after each repeat, the mean main score so far, and each example's share of repeats with the right label."""
     labels = [relation.name for relation in relations]
     rows, totals, hits = training_rows(examples, relations), [], np.zeros(len(examples))
     gold = rows.targets[: len(examples)]
@@ -167,10 +166,10 @@ def cross_validated(
 def _answers(
     config: Config, settings: Hyperparameters, examples: Sequence[Example], relations: Sequence[Relation], out: np.ndarray
 ) -> np.ndarray:
-    """Numbers of the labels of the examples that are ``out``, by a model of the others."""
+    """The label numbers that a model trained on the other examples gives the examples that are ``out``."""
     kept = [example for example, left in zip(examples, out, strict=True) if not left]
     if not kept:
-        raise ValueError("one seed a relation leaves none to train on")
+        raise ValueError("with one seed a relation no example is left to train on")
     fitted = train(kept, relations, config.models.encoder, settings, config.seed)
     return fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
 
@@ -188,7 +187,7 @@ def _outcome(number: int, result: Any) -> dict[str, Any]:
 
 
 class _Told(Callback):
-    """Tells the listener how many of ``total`` trials have come to an end; pickled by Tune, so without the listener itself."""
+    """Reports to the listener how many of ``total`` trials have ended.  Tune pickles it, so it does not hold the listener."""
 
     def __init__(self, total: int) -> None:
         self.total = total

@@ -1,4 +1,4 @@
-"""Every candidate of a run, counted where it got to; what it cost; and where the engines' time went."""
+"""How far the candidates of a run got, in counts; what they cost; and how the engines spent their time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from divray.texts import SEED_PREFIX
 STEPS = ("candidates", "valid", "unique", "correct", "selected")
 TOKENS = ("generated_tokens", "prompt_tokens", "cached_tokens")
 CAUSES = ("start_up", "waiting_for_input", "tail")
-"""Of an idle engine: it loads the model; nothing has come for it to do; the last requests are done and the pass is not over."""
+"""Why an engine is idle: it loads the model; it has no request; its last request is done, but the pass is not over."""
 
 GATE = "below the correctness gate"
 """Why a unique sample was lost."""
@@ -34,7 +34,7 @@ _LOST = pc.if_else(_NEAR_TEST, "near a test sentence", pc.if_else(_CONFLICT, "la
 
 
 class Cell(NamedTuple):
-    """What candidates are counted by."""
+    """The key under which candidates are counted."""
 
     round: int
     relation: str
@@ -44,8 +44,8 @@ class Cell(NamedTuple):
 class Account:
     """Counts of a run by round, relation and strategy; times in seconds.
 
-    ``fields`` are those that the run has got to; the others are left out of every view.  ``rejected: `` and ``lost: `` begin those
-    that count, by reason, the completions that gave no valid sample, and the valid samples that were dropped.
+    ``fields`` are the fields that the run has reached; every view leaves out the others.  Fields that begin with ``rejected: `` count
+    the completions without a valid sample, by reason; those that begin with ``lost: `` count the dropped valid samples.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Account:
         self.fields: set[str] = set()
 
     def add(self, key: Iterable[Any], **amounts: Any) -> None:
-        """Add to fields of one cell, which count as reached from now on."""
+        """Add amounts to fields of one cell, and mark these fields as reached."""
         self.cells[Cell(*key)].update(amounts)
         self.fields |= amounts.keys()
 
@@ -70,7 +70,7 @@ class Account:
         return sum((self.cells[cell] for cell in cells), Counter())
 
     def view(self, cells: Iterable[Cell]) -> dict[str, Any]:
-        """The steps, the costs and the costs of one accepted (unique and correct) sample, over some cells."""
+        """The steps, costs, mean scores, and costs of one accepted (unique and correct) sample, over some cells."""
         total = self._total(cells)
         found: dict[str, Any] = {name: int(total[name]) for name in (*STEPS, *TOKENS) if name in self.fields}
         if "engine_seconds" in self.fields:
@@ -172,7 +172,7 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, 
     own = requests.filter((pc.field("engine") == name) & during)
     starts, ends = own["started_at"].to_numpy(), own["finished_at"].to_numpy()
     last = float(ends.max(initial=ready or created))
-    # One that was replaced, or whose driver was killed, has left no word of its end.
+    # A replaced engine, or one whose driver was killed, has no record of its end.
     replaced = [other["created_at"] for key, other in engines.items() if key != name and other["created_at"] >= last]
     over = min(replaced) if replaced else record["ended_at"] or last
     if ready is None:
@@ -191,10 +191,9 @@ def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
 
 
 def money(config: Config, summary: dict[str, Any]) -> dict[str, float]:
-    """What sampling cost at the user's prices, and one accepted sample; ``{}`` without prices.
+    """The cost of sampling, in all and for one accepted sample, at the user's prices; ``{}`` without prices.
 
-    Engine-hours count busy and idle time; tokens are those of prompts and completions, the naive
-    baseline's included in both.
+    Engine-hours count busy and idle time; tokens are those of prompts and completions.  Both include the naive baseline.
     """
     found: dict[str, float] = {}
     time, prices = summary.get("engine_time"), config.engine
