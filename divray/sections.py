@@ -69,7 +69,6 @@ class TaskConfig(Section):
     unlabelled: Name | None = Field(
         None, description="Sentences with marked entities for self-training of the RE model, which reads no labels in them."
     )
-    patches: list[Name] = Field([], description="TACRED only: JSON files of id -> label (Re-TACRED, TACREV).")
     test_per_relation: int | None = Field(None, ge=1)
     seeds_per_relation: int = Field(5, ge=1, description="K seed examples a relation.")
     fewer_seeds: bool = Field(False, description="A relation with fewer than K examples gives those it has; otherwise that is an error.")

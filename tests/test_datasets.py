@@ -19,7 +19,7 @@ from made_examples import span_problem
 from divray.config import Config, load_config, parse_config
 from divray.datasets import examples_table, load_task, read_relations, read_relations_file, table_examples
 from divray.datasets import stage as prepare
-from divray.datasets.corpora import Patches, detokenize, read_fewrel, read_semeval, read_tacred
+from divray.datasets.corpora import detokenize, read_fewrel, read_semeval, read_tacred
 from divray.datasets.huggingface import read_huggingface
 from divray.datasets.own import Source, read_jsonl, read_marked
 from divray.errors import InputError
@@ -144,18 +144,6 @@ def test_tacred() -> None:
     assert source.left_out == {"overlapping_entities": 1}
 
 
-def test_retacred_relabels_and_drops() -> None:
-    source = Source(DATA / "tacred.json")
-    examples = list(read_tacred(source, Patches([DATA / "retacred_patch.json"])))
-    assert [(e.example_id, e.relation) for e in examples] == [("a1", "per:title"), ("a2", "per:city_of_residence")]
-    assert source.left_out == {"overlapping_entities": 1, "not_in_patch": 1}
-
-
-def test_tacrev_corrects_and_keeps() -> None:
-    examples = list(read_tacred(Source(DATA / "tacred.json"), Patches([DATA / "tacrev_patch.json"])))
-    assert [(e.example_id, e.relation) for e in examples] == [("a1", "per:title"), ("a2", "no_relation"), ("a4", "no_relation")]
-
-
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -181,13 +169,6 @@ def test_tacred_refuses_whole_files(tmp_path: Path) -> None:
     refused(lambda: list(read_tacred(Source(path))), str(path), "no valid JSON", "cut short")
     path.write_text("{}")
     refused(lambda: list(read_tacred(Source(path))), str(path), "no JSON array")
-    other = tmp_path / "dev_id2label.json"
-    other.write_text('{"zz": "per:title"}')
-    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), Patches([other]))), "no patch holds an id", "patch of this split")
-    other.write_text('["a1"]')
-    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), Patches([other]))), str(other), "no patch")
-    other.write_text('[{"id": "a1"}]')
-    refused(lambda: list(read_tacred(Source(DATA / "tacred.json"), Patches([other]))), str(other), "entry 1")
 
 
 # FewRel -------------------------------------------------------------------------------------
@@ -608,45 +589,6 @@ def test_seeds_from_the_relations_file(tmp_path: Path) -> None:
     assert sorted(e.relation for e in task.seeds) == ["cause", "other"]
     assert all(e.example_id.startswith("seed:") for e in task.seeds)
     assert task.test[0].example_id == "test:cause/1"
-
-
-def test_patches_and_skips_reach_the_task(tmp_path: Path) -> None:
-    names = ("per:title", "no_relation", "per:city_of_residence")
-    text = yaml.safe_dump([{"name": name, "description": "d"} for name in names])
-    settings = {"format": "tacred", "train": "tacred.json", "test": "tacred.json", "patches": ["retacred_patch.json"]}
-    config = task_config(tmp_path, text, **settings, none_label="no_relation", seeds_per_relation=1)
-    config = config.model_copy(update={"task": config.task.model_copy(update={"data": str(DATA)})})
-    why = ("0 of 1 different examples can be seeds", "1 in the test set", "1 not in patch in the whole file")
-    refused(lambda: load_task(config), "tacred.json", "relation per:title", *why)
-    plain = config.model_copy(update={"task": config.task.model_copy(update={"format": "jsonl"})})
-    refused(lambda: load_task(plain), "patches", "format jsonl has no patches")
-
-
-def test_a_label_that_a_patch_has_wrong_is_the_patch_s_fault(tmp_path: Path) -> None:
-    (tmp_path / "p.json").write_text('[{"id": "t1", "relation": "zz"}]')
-    row = {"id": "t1", "relation": "a", "token": ["x", "y"], "subj_start": 0, "subj_end": 0, "obj_start": 1, "obj_end": 1}
-    (tmp_path / "t.json").write_text(json.dumps([row]))
-    refused(
-        lambda: list(read_tacred(Source(tmp_path / "t.json", {"a"}), Patches([tmp_path / "p.json"]))), "p.json: id t1, relation", "'zz'"
-    )
-
-
-def test_a_patch_of_another_split_is_refused_and_one_of_the_test_set_is_not(tmp_path: Path) -> None:
-    def row(name: str, label: str) -> dict[str, Any]:
-        tokens = ["Ida", name, "lives", "in", "Oslo"]
-        return {"id": name, "token": tokens, "subj_start": 0, "subj_end": 0, "obj_start": 4, "obj_end": 4, "relation": label}
-
-    (tmp_path / "train.json").write_text(json.dumps([row("a", "cause"), row("b", "other")]))
-    (tmp_path / "test.json").write_text(json.dumps([row("c", "cause"), row("d", "cause")]))
-    (tmp_path / "of_test.json").write_text(json.dumps([{"id": "d", "relation": "other"}]))
-    (tmp_path / "of_none.json").write_text(json.dumps([{"id": "x", "relation": "other"}]))
-    settings = {"format": "tacred", "train": "train.json", "test": "test.json", "seeds_per_relation": 1}
-    task = load_task(task_config(tmp_path, **settings, patches=["of_test.json"]))
-    assert [example.relation for example in task.test] == ["cause", "other"]
-    both = task_config(tmp_path, **settings, patches=["of_test.json", "of_none.json"])
-    refused(lambda: load_task(both), "of_none.json", "no id with the files")
-    (tmp_path / "of_none.json").write_text(json.dumps([{"id": "x", "relation": "other"}, {"id": "x", "relation": "cause"}]))
-    refused(lambda: load_task(both), "of_none.json", "entry 2", "two labels")
 
 
 def test_the_error_says_why_examples_could_not_be_used(tmp_path: Path) -> None:

@@ -5,11 +5,8 @@ comment.  The head is always e1 and the tail e2, so that the direction lives in 
 labels.
 
 TACRED (Zhang et al. 2017) is one JSON array of objects ``id, token, subj_start, subj_end, obj_start, obj_end, subj_type, obj_type,
-relation`` with inclusive ends; the head is the subject, the tail the object.  There are two kinds of patch, which differ in form:
-
-* Re-TACRED (Stoica et al. 2021): ``{id: label}``, the whole split relabelled.  An example whose id is in no
-  such patch is dropped and counted (``not_in_patch``), as Re-TACRED itself does.
-* TACREV (Alt et al. 2020): ``[{"id": …, "relation": …}, …]``, the corrected labels only.  All others stay.
+relation`` with inclusive ends; the head is the subject, the tail the object.  Re-TACRED (Stoica et al. 2021) and TACREV (Alt et al.
+2020) have the same form once their own scripts have put the new labels in.
 
 FewRel (Han et al. 2018) is a JSON object, relation -> list of instances with ``tokens`` and, for head ``h`` and tail ``t``,
 ``[name, id, [[positions of a mention], …]]``.  Only the first mention of each is used, as in FewRel's own code.
@@ -19,11 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from divray.datasets.own import Source
-from divray.errors import InputError
 from divray.relations import Example, Span, touch
 from divray.textfiles import read_json, read_text
 
@@ -79,73 +74,21 @@ def read_semeval(source: Source) -> Iterator[Example]:
 # TACRED --------------------------------------------------------------------------------------
 
 
-class Patches:
-    """Labels of the JSON files ``paths``.  TACREV's labels override Re-TACRED's; of two files of the same kind the later one counts.
-
-    Attributes:
-        labels: File -> id -> label.
+def read_tacred(source: Source) -> Iterator[Example]:
+    """Yield the examples in the order of the file.
 
     Raises:
-        InputError: A file is no patch.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.labels: dict[Path, dict[str, str]] = {}
-        self._whole: set[Path] = set()
-        self._read: set[str] = set()
-        for path in paths:
-            patch, labels = read_json(path), self.labels.setdefault(path, {})
-            if isinstance(patch, list) and all(isinstance(row, dict) for row in patch):
-                pairs = [(row.get("id"), row.get("relation")) for row in patch]
-            elif isinstance(patch, dict):
-                pairs = list(patch.items())
-                self._whole.add(path)
-            else:
-                raise InputError(str(path), "", "no patch", "Give {id: label} (Re-TACRED) or [{id, relation}, …] (TACREV).")
-            for number, (identity, label) in enumerate(pairs, start=1):
-                if not isinstance(identity, str) or not isinstance(label, str) or not label:
-                    raise InputError(str(path), f"entry {number}", f"{identity!r}: {label!r} is no id and label", "Both must be strings.")
-                if labels.setdefault(identity, label) != label:
-                    raise InputError(str(path), f"entry {number}", f"id {identity!r} has two labels", "Drop one of them.")
-
-    def label(self, source: Source, row: str, identity: str, own: Any) -> str | None:
-        """The checked label of an example, ``own`` where no patch has one; ``None`` where the example is to be left out."""
-        having = [path for path, labels in self.labels.items() if identity in labels]
-        if self._whole and not self._whole.intersection(having):
-            return None
-        self._read.add(identity)
-        if having:
-            path = ([path for path in having if path not in self._whole] or having)[-1]
-            own, source, row = self.labels[path][identity], Source(path, source.labels), f"id {identity}"
-        return source.label(row, own)
-
-    def check_used(self) -> None:
-        """Raise :class:`InputError` for a patch that shares no id with the files that were read: it belongs to another split."""
-        for path, labels in self.labels.items():
-            if self._read.isdisjoint(labels):
-                raise InputError(str(path), "id", "shares no id with the files that are read", "Give the patch of this split, or drop it.")
-
-
-def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Example]:
-    """Yield the examples in the order of the file, with the patches' labels.
-
-    Raises:
-        InputError: A field is missing or of the wrong kind, a position lies outside, or no id is patched.
+        InputError: A field is missing or of the wrong kind, or a position lies outside.
     """
     rows = read_json(source.path)
     if not isinstance(rows, list):
         raise source.error("", "no JSON array", "Give a TACRED JSON file: one array of objects.")
-    patches, kept = patches or Patches(()), 0
     for number, row in enumerate(rows, start=1):
         place = f"row {number}"
         if not isinstance(row, dict):
             raise source.error(place, "no JSON object", "Every row is an object with `token`, `subj_start`, …")
         identity = source.identity(place, row.get("id"), str(number))
-        label = patches.label(source, place, identity, row.get("relation"))
-        if label is None:
-            source.left_out["not_in_patch"] += 1
-            continue
-        kept += 1
+        label = source.label(place, row.get("relation"))
         text, spans = detokenize(_tokens(source, place, "token", row))
         ends = []
         for first, last in (("subj_start", "subj_end"), ("obj_start", "obj_end")):
@@ -154,9 +97,6 @@ def read_tacred(source: Source, patches: Patches | None = None) -> Iterator[Exam
                 raise source.error(f"{place}, {last}", "lies before the start", _POSITIONS)
         types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
         yield from source.usable(Example(text, ends[0], ends[1], label, types[0], types[1], identity))
-    if rows and not kept:
-        names = ", ".join(map(str, patches.labels))
-        raise source.error("id", f"no patch holds an id of this file ({names})", "Give the patch of this split too.")
 
 
 # FewRel --------------------------------------------------------------------------------------

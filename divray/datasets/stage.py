@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from divray.config import Config
-from divray.datasets.corpora import Patches, read_fewrel, read_semeval, read_tacred
+from divray.datasets.corpora import read_fewrel, read_semeval, read_tacred
 from divray.datasets.huggingface import read_huggingface
 from divray.datasets.own import Source, read_jsonl, read_marked, read_relations_file
 from divray.errors import InputError
@@ -130,14 +130,10 @@ def load_task(config: Config) -> Task:
     if (task.test is None) == (task.test_per_relation is None):
         fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
         raise InputError("task", "test, test_per_relation", "one of the two is needed, and one only", fix)
-    if task.patches and task.format != "tacred":
-        raise InputError("task", "patches", f"format {task.format} has no patches", "Remove them, or set task.format: tacred.")
-    patches = Patches([_path(task, patch) for patch in task.patches])
     labels = {"train": names, "test": names, "negatives": [NEGATIVE], "unlabelled": []}
     files = {part: getattr(task, part) for part in labels if getattr(task, part) is not None}
     sources = {part: Source(_path(task, file), frozenset(labels[part]), part == "unlabelled") for part, file in files.items()}
-    found = {part: _read(task, part, source, patches) for part, source in sources.items()}
-    patches.check_used()
+    found = {part: _read(task, part, source) for part, source in sources.items()}
     pool = found.get("train", [_named("seed", example) for relation in relations for example in relation.examples])
     test, negatives, unlabelled = (found.get(part, []) for part in ("test", "negatives", "unlabelled"))
 
@@ -169,15 +165,12 @@ def _path(task: TaskConfig, name: str) -> Path:
     return Path(task.data or ".").expanduser() / Path(name).expanduser()
 
 
-def _read(task: TaskConfig, part: str, source: Source, patches: Patches) -> list[Example]:
-    readers = {"semeval": read_semeval, "fewrel": read_fewrel, "huggingface": read_huggingface}
-    if task.format == "tacred":
-        found = read_tacred(source, patches if part in ("train", "test") else None)
-    elif task.format == "divray" and source.path.suffix.lower() in (".yaml", ".yml"):
-        found = read_marked(source)
-    else:
-        found = readers.get(task.format, read_jsonl)(source)
-    examples = [_named(part, example) for example in found]
+def _read(task: TaskConfig, part: str, source: Source) -> list[Example]:
+    readers = {"semeval": read_semeval, "tacred": read_tacred, "fewrel": read_fewrel, "huggingface": read_huggingface}
+    reader = readers.get(task.format, read_jsonl)
+    if task.format == "divray" and source.path.suffix.lower() in (".yaml", ".yml"):
+        reader = read_marked
+    examples = [_named(part, example) for example in reader(source)]
     if not examples:
         raise source.error("", f"holds no usable example; left out: {words_of(source.left_out)}", "Give another file.")
     return examples
