@@ -336,22 +336,6 @@ def test_a_key_that_stands_twice_is_refused_in_every_format(tmp_path: Path) -> N
     refused(lambda: list(read_marked(Source(path))), "key 'cause' stands there twice")
 
 
-@pytest.mark.parametrize("split", ["{}-00000-of-00002.parquet", "data/{}-00000-of-00002.parquet", "{}/0000.parquet", "{}.parquet"])
-def test_splits_of_a_hub_folder_are_not_read_as_one(tmp_path: Path, split: str) -> None:
-    table = examples_table(list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", [ROW, ROW])))))
-    folder = tmp_path / "hub test"
-    for name in ("train", "validation"):
-        file = folder / split.format(name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.slice(name != "train", 1), file)
-    refused(lambda: list(read_huggingface(Source(folder))), "holds several splits: train", "validation", "Give one of them")
-    one = folder / split.format("train")
-    if one.parent == folder:
-        refused(lambda: list(read_huggingface(Source(folder / "*.parquet"))), "holds several splits: train", "Give one of them")
-    pattern = one.parent / "train*" if one.parent in (folder, folder / "data") else one.parent
-    assert [example.example_id for example in read_huggingface(Source(pattern))] == ["line-1"]
-
-
 def test_only_the_rows_of_the_indices_belong_to_a_saved_folder(tmp_path: Path) -> None:
     import datasets
 
@@ -379,7 +363,7 @@ def test_save_to_disk_folder(tmp_path: Path) -> None:
     )
     saved = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "all")
-    refused(lambda: list(read_huggingface(Source(tmp_path / "all"))), "holds several splits", "all/train")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "all"))), "select a split", "folder of one split")
     examples = list(read_huggingface(Source(tmp_path / "all" / "train", {"cause", "other"})))
     assert [(e.relation, e.head_text, e.example_id) for e in examples] == [("cause", "storm", "row-1"), ("other", "storm", "row-2")]
     arrow = next((tmp_path / "all" / "train").glob("*.arrow"))
@@ -398,23 +382,25 @@ def test_entity_types_of_a_huggingface_data_set_may_be_class_labels(tmp_path: Pa
     assert [(example.head_type, example.tail_type) for example in examples] == [("weather", "event"), ("", "weather")]
 
 
-def test_parquet_folder_reads_own_columns_back(tmp_path: Path) -> None:
+def test_parquet_files_read_own_columns_back(tmp_path: Path) -> None:
     examples = list(read_jsonl(Source(jsonl(tmp_path / "a.jsonl", [ROW, ROW]))))
     folder = tmp_path / "dataset"
     folder.mkdir()
-    pq.write_table(examples_table(examples).rename_columns(["sample_id", *EXAMPLES.names[1:]]), folder / "part-0.parquet")
-    assert list(read_huggingface(Source(folder))) == examples
-    assert list(read_huggingface(Source(folder / "part-0.parquet"))) == examples
-    pq.write_table(pa.table({"sentence": ["x"]}), folder / "part-1.parquet")
-    refused(lambda: list(read_huggingface(Source(folder))), "part-1.parquet", "no column `text`")
-    (folder / "part-1.parquet").write_bytes(b"PAR1")
-    refused(lambda: list(read_huggingface(Source(folder))), "part-1.parquet", "not readable")
-    refused(lambda: list(read_huggingface(Source(tmp_path / "none"))), "no such folder")
+    pq.write_table(examples_table(examples[1:]).rename_columns(["sample_id", *EXAMPLES.names[1:]]), folder / "part-1.parquet")
+    pq.write_table(examples_table(examples[:1]), folder / "part-0.parquet")
+    assert list(read_huggingface(Source(folder / "*"))) == examples
+    assert list(read_huggingface(Source(folder / "part-1.parquet"))) == examples[1:]
+    refused(lambda: list(read_huggingface(Source(folder))), "no whole data set", "or Parquet: a file, or a pattern")
+    pq.write_table(pa.table({"sentence": ["x"]}), folder / "part-2.parquet")
+    refused(lambda: list(read_huggingface(Source(folder / "*.parquet"))), "row 3, relation", "None is no label")
+    refused(lambda: list(read_huggingface(Source(folder / "part-2.parquet", unlabelled=True))), "row 1, text", "missing")
+    (folder / "part-2.parquet").write_bytes(b"PAR1")
+    refused(lambda: list(read_huggingface(Source(folder / "*.parquet"))), "part-2.parquet", "not readable")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "none"))), "no such file or folder")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "a.jsonl"))), "no Parquet file")
     broken = pa.table({"text": pa.array([b"caf\xe9"]).view(pa.string()), "relation": ["cause"]})
     pq.write_table(broken, tmp_path / "broken.parquet")
-    refused(lambda: list(read_huggingface(Source(tmp_path / "broken.parquet"))), "broken.parquet", "rows 1 to 1: invalid UTF-8")
-    (tmp_path / "bare").mkdir()
-    refused(lambda: list(read_huggingface(Source(tmp_path / "bare"))), "neither state.json nor *.parquet")
+    refused(lambda: list(read_huggingface(Source(tmp_path / "broken.parquet"))), "broken.parquet", "Invalid UTF8")
 
 
 def test_columns_that_nothing_uses_may_be_of_any_kind(tmp_path: Path) -> None:
@@ -771,11 +757,3 @@ def test_unlabelled_sentences_need_no_labels_in_any_format(tmp_path: Path) -> No
     (tmp_path / "u.txt").write_text('1\t"The <e1>storm</e1> caused <e2>flooding</e2>."\n')
     (found,) = read_semeval(Source(tmp_path / "u.txt", unlabelled=True))
     assert found.relation == "" and found.tail_text == "flooding"
-
-
-def test_hidden_files_of_a_folder_are_no_data(tmp_path: Path) -> None:
-    table = pa.table({"text": ["a b"], "head_start": [0], "head_end": [1], "tail_start": [2], "tail_end": [3], "relation": ["r"]})
-    for name in ("t.parquet", ".t.parquet", "_old/x.parquet", ".cache/y.parquet"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        pq.write_table(table, tmp_path / name)
-    assert len(list(read_huggingface(Source(tmp_path)))) == 1

@@ -95,7 +95,7 @@ def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
             if twice := [name for name in SENTENCE if batch.schema.names.count(name) > 1]:
                 raise InputError(source, twice[0], "the column stands there twice", "Rename or drop one of them.")
             names.update(batch.schema.names)
-            rows = plain_rows(batch.select([name for name in SENTENCE if name in names]), source, before)
+            rows = plain_rows(batch.select([name for name in SENTENCE if name in names]))
         else:
             names.update(*batch)
             rows = batch
@@ -121,6 +121,7 @@ def _batches(source: str) -> Iterator[Batch]:
             with filesystem.open_input_file(path) as stream:
                 file = pq.ParquetFile(stream)
                 for part in file.iter_batches(BATCH):
+                    part.validate(full=True)
                     yield part.replace_schema_metadata(file.schema_arrow.metadata)
     except (pa.ArrowException, OSError) as error:
         raise InputError(source, "", f"not readable ({first_line(error)})", "Give a whole file of sentences.") from None
