@@ -1,15 +1,10 @@
-"""Readers of a user's text, JSON, JSONL and YAML files: one for each format.
-
-All are UTF-8, with or without a byte order mark.  What a reader would lose silently is an error: a key that a mapping has twice, or
-half a surrogate pair, which no UTF-8 file can hold.
-"""
+"""Readers of a user's text, JSON, JSONL and YAML files, all in UTF-8, with or without a byte order mark."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Iterator
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +13,6 @@ import yaml
 from divray.errors import InputError
 
 _PLAIN = "Save it as UTF-8; unpack a gzip or zip file; `task.format: huggingface` reads Parquet and Arrow."
-MOST_REPEATS = 100
-"""How often aliases may repeat a YAML value, on average."""
-
-_TWICE = "key {!r} stands there twice"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -57,12 +48,14 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
     """``text`` as JSON; ``line`` is its line in the file, 0 where it is the whole file.
 
     Raises:
-        InputError: It is not JSON, an object has a key twice, or a string holds half a surrogate pair.
+        InputError: It is not JSON, or a string holds half a surrogate pair, which no UTF-8 file can hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
-        return _whole(value) if "\\ud" in text.casefold() else value
-    except (ValueError, RecursionError) as error:  # ValueError: also from the checks below, and for a number with thousands of digits
+        value = json.loads(text)
+        if "\\ud" in text.casefold():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:  # ValueError: also of half a surrogate pair, and of a number with thousands of digits
         problem, number = getattr(error, "msg", str(error)), line or getattr(error, "lineno", 0)
         mend = "Fix the file; if it is cut short, fetch it again."
         raise InputError(where, f"line {number}" if number else "", f"no valid JSON ({problem})", mend) from None
@@ -88,43 +81,17 @@ def json_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[s
             yield number, row
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(_TWICE.format(next(name for name in names if names.count(name) > 1)))
-    return made
-
-
-def _whole(value: Any) -> Any:
-    """``value``; :class:`ValueError` where one of its texts holds half a surrogate pair."""
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a surrogate pair after {error.object[: error.start][-60:]!r}") from None
-    return value
-
-
 class _Loader(yaml.SafeLoader):
-    """The safe loader with the plain values of YAML 1.2's core schema (``020`` is 20, ``1:30`` and ``no`` are texts), which refuses a key
-    given twice."""
+    """The safe loader, which also reads ``1e-3`` as a number and refuses a key given twice."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Writes what :class:`_Loader` reads."""
 
 
-_Loader.yaml_implicit_resolvers = _Dumper.yaml_implicit_resolvers = {}
-
-_CORE = {
-    "null": r"~|null|Null|NULL|",
-    "bool": r"true|True|TRUE|false|False|FALSE",
-    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
-    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-    "merge": r"<<",
-}
-for _tag, _pattern in _CORE.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), None)
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -134,43 +101,23 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str) or key in seen:
-            problem = _TWICE.format(key) if isinstance(key, str) else f"key {key!r} is no string (quote it)"
+            problem = f"key {key!r} {'stands there twice' if isinstance(key, str) else 'is no string (quote it)'}"
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    return int(text, 0 if text[:2] in ("0o", "0x") else 10)
-
-
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-
-
-def _values(node: yaml.Node, counts: dict[int, float]) -> float:
-    """Number of values in ``node``, counting an alias's values at each use; ``counts`` caches each node's number by its ``id``."""
-    if id(node) not in counts:
-        counts[id(node)] = inf  # for an alias inside itself
-        inner = () if isinstance(node, yaml.ScalarNode) else node.value
-        counts[id(node)] = 1 + sum(_values(one, counts) for part in inner for one in (part if isinstance(part, tuple) else (part,)))
-    return counts[id(node)]
 
 
 def parse_yaml(text: str, where: str, field: str = "") -> Any:
     """``text`` as plain YAML values; an error names ``field``, or without one the line.
 
     Raises:
-        InputError: It is no YAML, has a key twice, half a surrogate pair, or aliases that multiply.
+        InputError: It is no YAML, or has a key twice.
     """
     try:
-        loader, counts = _Loader(text), dict[int, float]()
-        if (node := loader.get_single_node()) is None:
-            return None
-        if _values(node, counts) > MOST_REPEATS * len(counts):
-            raise InputError(where, field, "aliases that multiply its values, or one inside of itself", "Write the values out.")
-        return _whole(loader.construct_document(node))
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, a number with thousands of digits
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]

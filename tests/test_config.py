@@ -31,7 +31,7 @@ def test_the_command_line_stands_over_the_file_over_the_default() -> None:
         ("engine.endpoint={url: http://h/v1, model: m, timout: 1}", "engine.endpoint.timout", "Did you mean `timeout`?"),
         ("selection.k", "selection.k", "Write e.g."),
         ("selection.k=true", "selection.k", "It is now True"),
-        ("selection.k=yes", "selection.k", "It is now 'yes'"),
+        ("selection.k=yes", "selection.k", "It is now True"),
         ("sampling.temperature=.inf", "sampling.temperature", "finite number"),
         ("sampling.temperature=[", "sampling.temperature", "no valid YAML"),
         ("prompts.strategies={independent: 1, independent: 2}", "prompts.strategies", "stands there twice"),

@@ -236,9 +236,8 @@ def test_jsonl_forms(tmp_path: Path, spans: dict[str, Any]) -> None:
         ({"head": "storm"}, ("line 2, head", "'storm' is no span")),
         ({"text": " "}, ("line 2, text", "is not a text")),
         ({"id": "same"}, ("line 2, id", "twice")),
-        ({"text": "The storm caused flooding\ud800"}, ("line 2", "half a surrogate pair after", "The storm caused flooding")),
-        ({"tail": {"text": "\udc00"}}, ("line 2", "half a surrogate pair after", '"tail": {"text": ')),
-        ({"note\ud83d": 1}, ("line 2", "half a surrogate pair after", '"note')),
+        ({"text": "The storm caused flooding\ud800"}, ("line 2", "surrogates not allowed")),
+        ({"note\ud83d": 1}, ("line 2", "surrogates not allowed")),
     ],
 )
 def test_jsonl_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -324,16 +323,6 @@ def test_jsonl_overlaps_are_left_out_and_blanks_at_the_ends_go(tmp_path: Path) -
     source = Source(jsonl(tmp_path / "a.jsonl", [ROW | {"head": [4, 18]}, ROW | {"head": [3, 10]}]))
     (example,) = read_jsonl(source)
     assert example.head_text == "storm" and source.left_out == {"overlapping_entities": 1}
-
-
-def test_a_key_that_stands_twice_is_refused_in_every_format(tmp_path: Path) -> None:
-    path = tmp_path / "data"
-    path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:-1] + ', "relation": "other"}')
-    refused(lambda: list(read_jsonl(Source(path))), "line 2", "key 'relation' stands there twice")
-    path.write_text('{"born in": [], "works at": [], "born in": []}')
-    refused(lambda: list(read_fewrel(Source(path))), "key 'born in' stands there twice")
-    path.write_text("cause: []\ncause: []\n")
-    refused(lambda: list(read_marked(Source(path))), "key 'cause' stands there twice")
 
 
 def test_only_the_rows_of_the_indices_belong_to_a_saved_folder(tmp_path: Path) -> None:
@@ -493,7 +482,6 @@ def test_relations_file(tmp_path: Path) -> None:
         ("- name: a\n  description: x\n  examples:\n  - [a] and {b}", ("line 4", "quote")),
         ("- {name: a, description: x, examples: [[a]]}", ("example 1", "no sentence")),
         ("- {name: a, description: x", ("no valid YAML",)),
-        ('- {name: a, description: "x \\uD800"}', ("no valid YAML", "half a surrogate pair after", '"description": "x ')),
         ("[" * 5000, ("YAML",)),
         ("- !!python/object/apply:os.system ['true']", ("no valid YAML",)),
     ],

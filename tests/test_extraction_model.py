@@ -361,8 +361,7 @@ def test_predict_refuses_a_name_that_it_needs(saved, tmp_path, rows, problem):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('{"text": "%s"}\n{"text": "%s", "n": "\\ud83d"}', 'line 2: no valid JSON .half a surrogate pair after .*, "n": '),
-        ('{"text": "%s", "a": 1, "a": 2}\n%s', "line 1: no valid JSON .key 'a' stands there twice"),
+        ('{"text": "%s"}\n{"text": "%s", "n": "\\ud83d"}', "line 2: no valid JSON .*surrogates not allowed"),
         ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [2, 6]}', "row 1, head, tail: overlapping entities"),
         ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [4, 5]}', "row 1, head, tail: blank entity"),
         ('{"text": "Rosa is in Rome.", "head": [0, true], "tail": [4, 5]}', "row 1, head: .0, True. is no span"),

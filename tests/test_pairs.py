@@ -144,8 +144,7 @@ def test_a_file_without_a_column_or_broken_is_named(tmp_path: Path) -> None:
         ('{"relation": "works_for", "head": 1990, "tail": "Hask"}', "line 1, head: 1990 is not a text"),
         ('{"relation": "works_for", "head": ["Ada"], "tail": "Hask"}', "line 1, head: .'Ada'. is not a text"),
         ('{"relation": 7, "head": "Ada", "tail": "Hask"}', "line 1, relation: 7 is no label"),
-        ('{"relation": "works_for", "head": "Ada", "head": "Eva", "tail": "Hask"}', "line 1: no valid JSON .key 'head' stands there twice"),
-        ('{"relation": "works_for", "head": "\\ud83d", "tail": "Hask"}', 'line 1: no valid JSON .half a surrogate pair after .*, "head": '),
+        ('{"relation": "works_for", "head": "\\ud83d", "tail": "Hask"}', "line 1: no valid JSON .*surrogates not allowed"),
         (
             '{"relation": "works_for", "head": "Ada", "tail": "Hask"}\n{"head": "Ada", "tail": "Hask"}',
             "line 2, relation: None is no label",
