@@ -460,8 +460,8 @@ def test_relations_file(tmp_path: Path) -> None:
         ("", ("the file is empty",)),
         ("name: cause", ("no list of relations",)),
         ("- cause", ("relation 1", "no mapping")),
-        ("- description: x", ("relation 1, name", "None is no name")),
-        ("- {name: true, description: x}", ("relation 1, name", "quote words like true or null")),
+        ("- description: x", ("relation 1, name", "missing")),
+        ("- {name: true, description: x}", ("relation True, name", "True is no text", "quote words like true or null")),
         ("- {name: a}", ("relation a, description", "missing")),
         ("- {name: a, description: ' '}", ("relation a, description", "missing")),
         ("- {name: a, description: 5}", ("relation a, description", "5 is no text")),
@@ -565,30 +565,29 @@ def test_seeds_from_the_relations_file(tmp_path: Path) -> None:
     assert task.test[0].example_id == "test:cause/1"
 
 
-def test_the_error_says_why_examples_could_not_be_used(tmp_path: Path) -> None:
+def test_what_cannot_be_a_seed_does_not_count(tmp_path: Path) -> None:
     marked = {"text": "The storm [sic] caused flooding.", "tail": [23, 31]}
     broken = {"text": "The storm\ncaused flooding.", "tail": [17, 25]}
     bad = [ROW | marked, ROW | broken, ROW | {"head": [4, 4]}, ROW, ROW]
     jsonl(tmp_path / "train.jsonl", [*bad, *(ROW | {"relation": "other", "text": f"{ROW['text']} {n}"} for n in range(3))])
     jsonl(tmp_path / "test.jsonl", [ROW])
     settings = {"format": "jsonl", "train": "train.jsonl", "seeds_per_relation": 1}
-    why = ("train.jsonl", "relation cause", "0 of 3", "1 in the test set, 2 with a mark ([ ] { })", "1 blank entity")
+    why = ("train.jsonl", "relation cause", "0 of 3", "the test set lacks, without [ ] { } and line breaks")
     refused(lambda: load_task(task_config(tmp_path, **settings, test="test.jsonl")), *why)
     refused(lambda: load_task(task_config(tmp_path, **settings, test_per_relation=3)), "0 of 3 different examples")
     relations = RELATIONS + "- {name: rare, description: x}\n"
     none = task_config(tmp_path, relations, **settings, test_per_relation=1)
-    told = str(refused(lambda: load_task(none), "relation rare", "0 of 0 different examples", "Add examples of the relation"))
-    assert "-1" not in told.removeprefix(str(tmp_path))
+    refused(lambda: load_task(none), "relation rare", "0 of 0 different examples", "Add examples")
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"seeds_per_relation": 9}, ("train.jsonl", "relation cause", "8 of 8 different examples", "at most 8")),
+        ({"seeds_per_relation": 9}, ("train.jsonl", "relation cause", "8 of 8 different examples", "set it lower")),
         ({"test": None}, ("task: test, test_per_relation", "one of the two")),
         ({"test_per_relation": 2}, ("task: test, test_per_relation", "one of the two is needed, and one only")),
-        ({"test": None, "test_per_relation": 8}, ("relation cause", "0 of 8 different examples", "8 in the test set", "Add examples")),
-        ({"test": None, "test_per_relation": 6}, ("relation cause", "2 of 8 different examples", "6 in the test set", "at most 2")),
+        ({"test": None, "test_per_relation": 8}, ("relation cause", "0 of 8 different examples", "Add examples that the test set lacks")),
+        ({"test": None, "test_per_relation": 6}, ("relation cause", "2 of 8 different examples", "Add examples that the test set lacks")),
         ({"none_label": "nothing"}, ("relations.yaml", "task.none_label", "'nothing' is not among the relations")),
         ({"test": "wrong.jsonl"}, ("wrong.jsonl", "line 1, relation", "'because' is not among the relations")),
         ({"test": "missing.jsonl"}, ("missing.jsonl", "no such file", "task.data")),
@@ -607,7 +606,7 @@ def test_load_task_refuses(tmp_path: Path, change: dict[str, Any], parts: tuple[
 def test_a_relation_needs_examples_or_training_data(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", [ROW])
     config = task_config(tmp_path, "- {name: cause, description: x}", test="test.jsonl")
-    refused(lambda: load_task(config), "relation cause", "0 of 0 different examples", "Add examples of the relation")
+    refused(lambda: load_task(config), "relation cause", "0 of 0 different examples", "Add examples")
 
 
 def test_fewer_seeds(tmp_path: Path) -> None:

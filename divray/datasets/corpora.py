@@ -85,11 +85,9 @@ def read_tacred(source: Source) -> Iterator[Example]:
         raise source.error("", "no JSON array", "Give a TACRED JSON file: one array of objects.")
     for number, row in enumerate(rows, start=1):
         place = f"row {number}"
-        if not isinstance(row, dict):
-            raise source.error(place, "no JSON object", "Every row is an object with `token`, `subj_start`, …")
+        text, spans = detokenize(_tokens(source, place, "token", row))
         identity = source.identity(place, row.get("id"), str(number))
         label = source.label(place, row.get("relation"))
-        text, spans = detokenize(_tokens(source, place, "token", row))
         ends = []
         for first, last in (("subj_start", "subj_end"), ("obj_start", "obj_end")):
             ends.append(_entity(source, f"{place}, {first}, {last}", spans, [row.get(first), row.get(last)], _POSITIONS))
@@ -117,8 +115,6 @@ def read_fewrel(source: Source) -> Iterator[Example]:
             raise source.error(name, "no list of instances", "Every relation has a list.")
         for number, row in enumerate(rows, start=1):
             place = f"{name}, row {number}"
-            if not isinstance(row, dict):
-                raise source.error(place, "no JSON object", "Every instance is an object with `tokens`, `h` and `t`.")
             text, spans = detokenize(_tokens(source, place, "tokens", row), join_infixes=True)
             head, tail = (_mention(source, f"{place}, {key}", spans, row.get(key)) for key in ("h", "t"))
             if head and tail:
@@ -139,8 +135,8 @@ def _mention(source: Source, place: str, spans: list[Span], value: Any) -> Span 
 # tokens --------------------------------------------------------------------------------------
 
 
-def _tokens(source: Source, place: str, name: str, row: dict[str, Any]) -> list[str]:
-    value = row.get(name)
+def _tokens(source: Source, place: str, name: str, row: Any) -> list[str]:
+    value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, list) or not value or not all(isinstance(token, str) for token in value):
         raise source.error(f"{place}, {name}", "no list of tokens", "Give the sentence as a list of strings.")
     return value

@@ -118,25 +118,22 @@ def read_relations_file(path: Path) -> list[Relation]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise source.error(f"relation {number}", "no mapping", "Write `- name: …` with a `description:`.")
-        name = row.get("name")
-        if not isinstance(name, str) or not name.strip():
-            raise source.error(f"relation {number}, name", f"{name!r} is no name", "Give a string; quote words like true or null.")
-        name = as_name(name)
-        place = f"relation {name}"
+        place = f"relation {row.get('name') or number}"
         if unknown := [key for key in row if key not in KEYS]:
             raise source.error(f"{place}, {unknown[0]}", "unknown key", f"Known keys: {', '.join(KEYS)}.")
-        if name in relations:
-            raise source.error(place, "the name stands there twice", "Give each relation one entry.")
         values: dict[str, str] = {}
-        for key in KEYS[1:-1]:
+        for key in KEYS[:-1]:
             value = row.get(key)
             if not isinstance(value, str | None):
-                raise source.error(f"{place}, {key}", f"{value!r} is no text", "Give a string; quote it.")
-            values[key] = as_name(value or "") if key == "inverse" else " ".join((value or "").split())
-        if not values["description"]:
-            raise source.error(f"{place}, description", "missing", "Say in one sentence when the relation holds.")
+                raise source.error(f"{place}, {key}", f"{value!r} is no text", "Give a string; quote words like true or null.")
+            values[key] = as_name(value or "")
+            if not values[key] and key in ("name", "description"):
+                raise source.error(f"{place}, {key}", "missing", "Give a name, and in one sentence when the relation holds.")
+        name = values["name"]
+        if name in relations:
+            raise source.error(place, "the name stands there twice", "Give each relation one entry.")
         examples = tuple(_marked(source, name, row.get("examples") or [], values["head_type"], values["tail_type"]))
-        relations[name] = Relation(name, **values, examples=examples)
+        relations[name] = Relation(**values, examples=examples)
     for relation in relations.values():
         if relation.inverse and (relation.inverse not in relations or relations[relation.inverse].inverse != relation.name):
             fix = "Give the name of a relation in this file, which names this one as its inverse."

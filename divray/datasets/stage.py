@@ -145,7 +145,9 @@ def load_task(config: Config) -> Task:
     usable, k = _usable(ranked, tested), task.seeds_per_relation
     for name, examples in usable.items():
         if len(examples) < (1 if task.fewer_seeds else k):
-            raise _too_few(sources.get("train", Source(path)), name, k, ranked[name], len(examples))
+            problem = f"{len(examples)} of {len(ranked[name])} different examples can be seeds, fewer than task.seeds_per_relation = {k}"
+            fix = "Add examples that the test set lacks, without [ ] { } and line breaks; or set it lower, or task.fewer_seeds=true."
+            raise sources.get("train", Source(path)).error(f"relation {name}", problem, fix)
     draws: list[list[Example]] = []
     more: list[list[Example]] = []
     for number in range(config.evaluation.draws):
@@ -199,21 +201,6 @@ def _ranked(pool: list[Example], names: list[str], seed: int) -> dict[str, list[
 
 
 def _usable(ranked: dict[str, list[Example]], tested: set[str]) -> dict[str, list[Example]]:
-    """The examples that a prompt can show and that are not in the test set."""
-    return {name: [one for one in examples if _can_be_shown(one) and one.text not in tested] for name, examples in ranked.items()}
-
-
-def _can_be_shown(example: Example) -> bool:
-    return set(f"{MARKERS}\r\n").isdisjoint(example.text)
-
-
-def _too_few(source: Source, name: str, wanted: int, examples: list[Example], usable: int) -> InputError:
-    """The error for a relation with fewer ``usable`` examples than ``wanted``; it says why."""
-    shown = sum(map(_can_be_shown, examples))
-    reasons = {"in the test set": shown - usable, "with a mark ([ ] { }) or a line break in the text": len(examples) - shown}
-    reasons |= {f"{reason} in the whole file": number for reason, number in source.left_out.items()}
-    problem = f"{usable} of {len(examples)} different examples can be seeds, fewer than task.seeds_per_relation = {wanted}"
-    fix = f"Set it to at most {usable}, or task.fewer_seeds=true." if usable else "Add examples of the relation."
-    if shown > usable:
-        fix += " Where task.test_per_relation holds them out, lower it."
-    return source.error(f"relation {name}", f"{problem}; left out: {words_of(reasons)}", fix)
+    """The examples that a prompt can show (without marks and line breaks) and that are not in the test set."""
+    hidden = set(f"{MARKERS}\r\n")
+    return {name: [one for one in examples if hidden.isdisjoint(one.text) and one.text not in tested] for name, examples in ranked.items()}
