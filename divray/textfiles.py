@@ -95,15 +95,11 @@ for _class in (_Loader, _Dumper):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str) or key in seen:
-            problem = f"key {key!r} {'stands there twice' if isinstance(key, str) else 'is no string (quote it)'}"
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        seen.add(key)
+    seen: list[Any] = []
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands there twice", key.start_mark)
+        seen.append(key.value)
     return loader.construct_mapping(node, deep=True)
 
 

@@ -35,6 +35,7 @@ def test_the_command_line_stands_over_the_file_over_the_default() -> None:
         ("sampling.temperature=.inf", "sampling.temperature", "finite number"),
         ("sampling.temperature=[", "sampling.temperature", "no valid YAML"),
         ("prompts.strategies={independent: 1, independent: 2}", "prompts.strategies", "stands there twice"),
+        ("prompts.strategies={on: 1}", "prompts.strategies", "should be a valid string"),
     ],
 )
 def test_a_bad_key_names_field_and_mend(override: str, field: str, mend: str) -> None:

@@ -149,7 +149,7 @@ def test_tacred() -> None:
     [
         ({"subj_end": 99}, ("row 1, subj_start, subj_end", "99 is no position among 4 tokens")),
         ({"obj_start": None}, ("row 1, obj_start", "missing")),
-        ({"subj_start": 1, "subj_end": 0}, ("row 1, subj_end", "before the start")),
+        ({"subj_start": 1, "subj_end": 0}, ("row 1, subj_start, subj_end", "[1, 0] are not in order", "not before the start")),
         ({"token": "Ida is Danish ."}, ("row 1, token", "no list of tokens")),
         ({"relation": "per:orign"}, ("row 1, relation", "Did you mean `per:origin`?")),
         ({"relation": None}, ("row 1, relation", "None is no label")),
@@ -463,6 +463,7 @@ def test_relations_file(tmp_path: Path) -> None:
         ("- description: x", ("relation 1, name", "missing")),
         ("- {name: true, description: x}", ("relation True, name", "True is no text", "quote words like true or null")),
         ("- {name: a}", ("relation a, description", "missing")),
+        ("- {name: a, description: x, on: y}", ("relation a, True", "unknown key")),
         ("- {name: a, description: ' '}", ("relation a, description", "missing")),
         ("- {name: a, description: 5}", ("relation a, description", "5 is no text")),
         ("- {name: a, description: x, exmples: []}", ("relation a, exmples", "unknown key")),
@@ -480,7 +481,7 @@ def test_relations_file(tmp_path: Path) -> None:
         ("- {name: a, description: x, examples: ['[] {b}']}", ("example 1", "not one head and one tail")),
         ("- {name: a, description: x, examples: ['[a] [b] {c}']}", ("example 1", "not one head and one tail")),
         ("- name: a\n  description: x\n  examples:\n  - [a] and {b}", ("line 4", "quote")),
-        ("- {name: a, description: x, examples: [[a]]}", ("example 1", "no sentence")),
+        ("- {name: a, description: x, examples: [[a]]}", ("example 1", "not one head and one tail", "quote the sentence")),
         ("- {name: a, description: x", ("no valid YAML",)),
         ("[" * 5000, ("YAML",)),
         ("- !!python/object/apply:os.system ['true']", ("no valid YAML",)),
@@ -498,6 +499,8 @@ def test_marked_file(tmp_path: Path) -> None:
     examples = list(read_marked(Source(path, {"cause", "other"})))
     assert [(e.relation, e.head_text, e.tail_text) for e in examples] == [("cause", "Rain", "mud"), ("other", "milk", "Tea")]
     refused(lambda: list(read_marked(Source(path, {"cause"}))), "relation other", "not among the relations")
+    path.write_text('no:\n  - "[Rain] brought {mud}."\n')
+    refused(lambda: list(read_marked(Source(path))), "relation False, relation", "False is no label", "as a string")
     path.write_text('cause:\n  - "[Rain] brought {mud}."\ncause:\n  - "[Rain] brought {mud}."\n')
     refused(lambda: list(read_marked(Source(path))), "key 'cause' stands there twice")
 

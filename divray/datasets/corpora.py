@@ -88,13 +88,12 @@ def read_tacred(source: Source) -> Iterator[Example]:
         text, spans = detokenize(_tokens(source, place, "token", row))
         identity = source.identity(place, row.get("id"), str(number))
         label = source.label(place, row.get("relation"))
-        ends = []
-        for first, last in (("subj_start", "subj_end"), ("obj_start", "obj_end")):
-            ends.append(_entity(source, f"{place}, {first}, {last}", spans, [row.get(first), row.get(last)], _POSITIONS))
-            if row[first] > row[last]:
-                raise source.error(f"{place}, {last}", "lies before the start", _POSITIONS)
+        head, tail = (
+            _entity(source, f"{place}, {side}_start, {side}_end", spans, [row.get(f"{side}_start"), row.get(f"{side}_end")], _POSITIONS)
+            for side in ("subj", "obj")
+        )
         types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
-        yield from source.usable(Example(text, ends[0], ends[1], label, types[0], types[1], identity))
+        yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
 
 
 # FewRel --------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ def _mention(source: Source, place: str, spans: list[Span], value: Any) -> Span 
     match value:
         case [_, _, [[*tokens], *_], *_] if tokens:
             span = _entity(source, place, spans, tokens, _MENTIONS)
-            return span if max(tokens) - min(tokens) == len(tokens) - 1 else None
+            return span if tokens[-1] - tokens[0] == len(tokens) - 1 else None
     raise source.error(place, "missing" if value is None else "no entity with mentions", _MENTIONS)
 
 
@@ -147,7 +146,9 @@ def _entity(source: Source, place: str, spans: list[Span], tokens: list[Any], me
     if wrong := [token for token in tokens if type(token) is not int or not 0 <= token < len(spans)]:
         problem = "missing" if wrong[0] is None else f"{wrong[0]!r} is no position among {len(spans)} tokens"
         raise source.error(place, problem, mend)
-    full = [span for span in spans[min(tokens) : max(tokens) + 1] if span[0] < span[1]]
+    if tokens != sorted(tokens):
+        raise source.error(place, f"{tokens} are not in order", mend)
+    full = [span for span in spans[tokens[0] : tokens[-1] + 1] if span[0] < span[1]]
     return (full[0][0], full[-1][1]) if full else (0, 0)
 
 

@@ -160,10 +160,9 @@ def _marked(source: Source, relation: str, sentences: Any, head_type: str = "", 
         raise source.error(f"relation {relation}, examples", "no list", "Write a list of marked sentences.")
     for number, sentence in enumerate(sentences, start=1):
         place = f"relation {relation}, example {number}"
-        if not isinstance(sentence, str) or not sentence.strip():
-            raise source.error(place, f"{sentence!r} is no sentence", 'Quote it: "The [storm] caused {flooding}."')
-        if (found := parse_marked(" ".join(sentence.split()))) is None:
-            raise source.error(place, f"not one head and one tail marked in {sentence!r}", "Put one head in [ ] and one tail in { }.")
+        if not isinstance(sentence, str) or (found := parse_marked(" ".join(sentence.split()))) is None:
+            fix = 'Put one head in [ ] and one tail in { }, and quote the sentence: "The [storm] caused {flooding}."'
+            raise source.error(place, f"not one head and one tail marked in {sentence!r}", fix)
         yield Example(*found, relation, head_type, tail_type, source.identity(place, None, f"{relation}/{number}"))
 
 
