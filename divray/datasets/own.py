@@ -200,21 +200,20 @@ def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text:
         InputError: There is none, or it does not lie in the text.
     """
     field = f"{place}, {side}"
-    value = row.get(side)
-    if value is None and row.get(f"{side}_start") is not None:
-        value = [row[f"{side}_start"], row.get(f"{side}_end")]
-    words = None
+    value, words = row.get(side), None
+    if value is None:
+        value = {end: row.get(f"{side}_{end}") for end in ("start", "end")}
     if isinstance(value, Mapping):
-        words = value.get("text")
-        if value.get("start") is None and isinstance(words, str) and (name := words.strip()):
-            found = [span for span in mentions(text, name) if text[slice(*span)] == name]
-            if len(found) != 1:
-                problem = f"{name!r} stands in the text {len(found)} times as words of its own"
-                raise source.error(field, problem, "Write it as it stands there, or give `start` and `end` too.")
-            return found[0]
-        value = [value.get("start"), value.get("end")]
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-        problem = "missing" if value is None else f"{value!r} is no span"
+        words, value = value.get("text"), [value.get("start"), value.get("end")]
+    if isinstance(words, str) and value[0] is None:
+        name = words.strip()
+        found = [span for span in mentions(text, name) if text[slice(*span)] == name]
+        if len(found) != 1:
+            problem = f"{name!r} stands in the text {len(found)} times as words of its own"
+            raise source.error(field, problem, "Write it as it stands there, or give `start` and `end` too.")
+        return found[0]
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(type(place) is int for place in value):
+        problem = "missing" if value == [None, None] else f"{value!r} is no span"
         raise source.error(field, problem, "Give [start, end) in characters of the text.")
     start, end = value
     if not 0 <= start <= end <= len(text):

@@ -131,8 +131,9 @@ def load_task(config: Config) -> Task:
         fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
         raise InputError("task", "test, test_per_relation", "one of the two is needed, and one only", fix)
     labels = {"train": names, "test": names, "negatives": [NEGATIVE], "unlabelled": []}
-    files = {part: getattr(task, part) for part in labels if getattr(task, part) is not None}
-    sources = {part: Source(_path(task, file), frozenset(labels[part]), part == "unlabelled") for part, file in files.items()}
+    folder = Path(task.data or ".").expanduser()
+    files = {part: folder / Path(getattr(task, part)).expanduser() for part in labels if getattr(task, part) is not None}
+    sources = {part: Source(file, frozenset(labels[part]), part == "unlabelled") for part, file in files.items()}
     found = {part: _read(task, part, source) for part, source in sources.items()}
     pool = found.get("train", [_named("seed", example) for relation in relations for example in relation.examples])
     test, negatives, unlabelled = (found.get(part, []) for part in ("test", "negatives", "unlabelled"))
@@ -151,20 +152,14 @@ def load_task(config: Config) -> Task:
     draws: list[list[Example]] = []
     more: list[list[Example]] = []
     for number in range(config.evaluation.draws):
-        if number:
-            usable = _usable(_ranked(pool, names, config.seed + number), tested)
+        usable = _usable(_ranked(pool, names, config.seed + number), tested)
         draw = [example for examples in usable.values() for example in examples[:k]]
-        if any(set(draw) == set(other) for other in draws):  # true of every later draw where the data has no more examples than seeds
-            continue
-        draws.append(draw)
-        more.append([example for examples in usable.values() for example in examples[k : 2 * k]])
+        if not any(set(draw) == set(other) for other in draws):  # the same where the data has no more examples than seeds
+            draws.append(draw)
+            more.append([example for examples in usable.values() for example in examples[k : 2 * k]])
     unlabelled = unlabelled[: UNLABELLED_A_SEED * len(draws[0])]
     skipped = {f"{part}/{reason}": number for part, source in sources.items() for reason, number in sorted(source.left_out.items())}
     return Task(relations, draws[0], test, draws, more, negatives, unlabelled, skipped)
-
-
-def _path(task: TaskConfig, name: str) -> Path:
-    return Path(task.data or ".").expanduser() / Path(name).expanduser()
 
 
 def _read(task: TaskConfig, part: str, source: Source) -> list[Example]:
