@@ -32,7 +32,7 @@ EPOCHS = 12
 def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epochs: int = 0) -> dict[str, Any]:
     """The main score of each draw."""
     from divray.config import load_config
-    from divray.datasets import load_task
+    from divray.datasets.stage import load_task
     from divray.extraction.metrics import Scorer
     from divray.extraction.stage import usual
     from divray.extraction.training import fit_head, train, training_rows, untrained

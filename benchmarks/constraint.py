@@ -20,7 +20,7 @@ import xgrammar
 from machine import machine
 
 from divray.config import load_config
-from divray.datasets import load_task
+from divray.datasets.stage import load_task
 from divray.models import local_model
 from divray.prompts.record import as_json, completion_of, json_schema, labels, list_pattern
 from divray.quickstart import folder as quickstart

@@ -122,7 +122,7 @@ def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
     import ray
 
     from divray.cluster import connect
-    from divray.datasets import load_task
+    from divray.datasets.stage import load_task
     from divray.datasets.stage import run as prepare
     from divray.prompts import request_rows, write_prompts
     from divray.report.account import account
@@ -148,7 +148,7 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     import ray
 
     from divray.cluster import connect
-    from divray.datasets import load_task
+    from divray.datasets.stage import load_task
     from divray.engines.complete import complete
     from divray.prompts import request_rows, write_prompts
     from divray.run_folder import RunFolder

@@ -13,7 +13,7 @@ from divray.config import Config
 
 
 def write_requests(config: Config, folder: str, count: int) -> None:
-    from divray.datasets import load_task
+    from divray.datasets.stage import load_task
     from divray.prompts import request_rows, write_prompts
     from divray.run_folder import RunFolder
 

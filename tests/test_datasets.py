@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from made_examples import span_problem
 
 from divray.config import Config, load_config, parse_config
-from divray.datasets import examples_table, load_task, read_relations, read_relations_file, table_examples
 from divray.datasets import stage as prepare
 from divray.datasets.corpora import detokenize, read_fewrel, read_semeval, read_tacred
 from divray.datasets.huggingface import read_huggingface
-from divray.datasets.own import Source, read_jsonl, read_marked
+from divray.datasets.own import Source, read_jsonl, read_marked, read_relations_file
+from divray.datasets.stage import examples_table, load_task, read_relations, table_examples
 from divray.errors import InputError
 from divray.relations import Example
 from divray.run_folder import RunFolder
@@ -666,7 +666,7 @@ def test_paths_of_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_import_is_light() -> None:
     heavy = "torch ray pandas datasets transformers sklearn matplotlib vllm"
-    code = f"import sys, divray.datasets, divray.extraction.metrics; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    code = f"import sys, divray.datasets.stage, divray.extraction.metrics; print([m for m in '{heavy}'.split() if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

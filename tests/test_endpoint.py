@@ -21,7 +21,7 @@ from conftest import free_port
 from pydantic import SecretStr
 
 from divray.config import Config, load_config
-from divray.datasets import load_task
+from divray.datasets.stage import load_task
 from divray.engines.complete import complete
 from divray.engines.openai import payload
 from divray.errors import EngineError, InputError

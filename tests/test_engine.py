@@ -12,7 +12,7 @@ import pytest
 from begun_runs import Strike, engine_process, quickstart_with
 from conftest import FASTER
 
-from divray.datasets import examples_table, load_task
+from divray.datasets.stage import examples_table, load_task
 from divray.datasets.stage import run as prepare
 from divray.engines.actor import EngineHealth
 from divray.engines.complete import complete

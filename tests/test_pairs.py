@@ -17,7 +17,7 @@ from made_examples import marked
 
 from divray.commands import preview
 from divray.config import Config, load_config
-from divray.datasets import load_task
+from divray.datasets.stage import load_task
 from divray.datasets.stage import run as prepare
 from divray.engines import Answer
 from divray.engines.vllm import sampling_parameters

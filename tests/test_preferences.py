@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from divray.config import Config, parse_config
-from divray.datasets import examples_table
+from divray.datasets.stage import examples_table
 from divray.errors import InputError
 from divray.preferences import CANDIDATES, RIGHT, WAYS, WAYS_EACH, mined_pairs, near_copy, paper_pairs, run
 from divray.prompts.record import completion_of, read_records

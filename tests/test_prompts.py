@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from divray.config import Config, load_config
-from divray.datasets import load_task
+from divray.datasets.stage import load_task
 from divray.prompts import STRATEGIES, request_rows, write_prompts
 from divray.prompts.record import as_json, as_lines, labels
 from divray.prompts.rows import Renderer, gives_pair, render_prompt

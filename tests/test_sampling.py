@@ -17,7 +17,7 @@ from begun_runs import begun, quickstart_with
 from conftest import FASTER
 
 from divray.config import Config
-from divray.datasets import load_task
+from divray.datasets.stage import load_task
 from divray.engines import Answer
 from divray.engines.complete import answered, complete
 from divray.engines.vllm import sampling_parameters

@@ -12,8 +12,7 @@ import pytest
 from conftest import FASTER, missing_metrics
 
 from divray.config import Config, load_config
-from divray.datasets import load_task
-from divray.datasets.stage import examples_table, read_relations, read_seeds, table_examples
+from divray.datasets.stage import examples_table, load_task, read_relations, read_seeds, table_examples
 from divray.datasets.stage import run as prepare
 from divray.embeddings import embedding_matrix
 from divray.quickstart import folder

@@ -34,7 +34,8 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 from divray.config import Config, load_config
-from divray.datasets import load_task, read_relations_file
+from divray.datasets.own import read_relations_file
+from divray.datasets.stage import load_task
 from divray.relations import Example, Relation
 from divray.scoring.answers import HARDEST, Likelihood, read_after_seeds, readings, some_of
 from divray.scoring.judge import SIGNALS, Judging, log_odds
