@@ -34,7 +34,7 @@ def scores(config_name: str, folder: Path | None, k: int | None, draws: int, epo
     from divray.config import load_config
     from divray.datasets.stage import load_task
     from divray.extraction.metrics import Scorer
-    from divray.extraction.stage import usual
+    from divray.extraction.sets import usual
     from divray.extraction.training import fit_head, train, training_rows, untrained
 
     overrides = [

@@ -37,7 +37,7 @@ def main() -> None:
     from divray.config import load_config
     from divray.datasets import stage
     from divray.extraction import search
-    from divray.extraction.stage import usual
+    from divray.extraction.sets import usual
     from divray.extraction.training import train
     from divray.run_folder import RunFolder
 

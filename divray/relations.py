@@ -31,7 +31,7 @@ class Example:
     """An unmarked sentence, its head and tail, and the name of the relation that holds from head to tail.
 
     The spans are ``(start, end)`` in characters and never overlap.  Types are ``""`` where the data has none.  The id is stable
-    across reads."""
+    across reads.  ``weight`` is how much the example counts in training, where a human one counts 1."""
 
     text: str
     head: Span
@@ -40,6 +40,7 @@ class Example:
     head_type: str = ""
     tail_type: str = ""
     example_id: str = ""
+    weight: float = 1.0
 
     @property
     def head_text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from divray.config import parse_config
 from divray.datasets.stage import examples_table
 from divray.errors import InputError
-from divray.extraction import evaluation, search, stage
+from divray.extraction import evaluation, search, sets, stage
 from divray.extraction.metrics import Scorer
-from divray.extraction.stage import set_of, tuned, usual
+from divray.extraction.sets import TrainingSets, usual
 from divray.relations import Example
 from divray.run_folder import RunFolder
 from divray.schemas import DATASET, SCORES
@@ -152,41 +153,40 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
 
 
 def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, config, monkeypatch):
-    human = stage.draws_of(run)[0]["data/seeds"]
+    of_run = TrainingSets(config, run)
+    human = of_run.draws[0]["data/seeds"]
     for more, each in ((1, len(human) / 8 / 20), (20, 0.5)):  # an eighth of the human examples together, but at most a half of one each
-        draw = {"data/seeds": human * more}
-        examples, weights = set_of(run, ["data/seeds", "weighed"], draw, usual(config), {})
-        made, counted = examples[len(human) * more :], weights[len(human) * more :]
-        assert len(made) == 20 and counted == pytest.approx([each] * 20) and not {e.example_id for e in made} & {"0-copy", "0-n"}
+        of_run.draws[0]["data/seeds"] = human * more
+        made = of_run.examples(["data/seeds", "weighed"])[len(human) * more :]
+        assert [e.weight for e in made] == pytest.approx([each] * 20) and not {e.example_id for e in made} & {"0-copy", "0-n"}
     table = run.read_table("round-01/scores").to_pylist()
     rows = [{**row, "correctness": 0.1 * (1 + number)} for number, row in enumerate(table[:4])]
     run.write_table("round-01/scores", pa.Table.from_pylist(rows, SCORES))
-    monkeypatch.setattr(stage, "MOST_WEIGHED", 5)
-    examples, weights = stage.weighed(run)
-    assert len(examples) == 9 and weights == pytest.approx([1.0] * 4 + [(0.4 / 0.9) ** 4] + [1.0] * 4)
+    monkeypatch.setattr(sets, "MOST_WEIGHED", 5)
+    assert [e.weight for e in sets.weighed(run)] == pytest.approx([1.0] * 4 + [(0.4 / 0.9) ** 4] + [1.0] * 4)
     run.delete("round-00")
-    assert stage.weighed(run) == ([], [])
+    assert sets.weighed(run) == []
 
 
 def test_no_trials_keeps_the_configs_values(config, run):
     extraction = config.extraction.model_copy(update={"search": config.extraction.search.model_copy(update={"trials": 0})})
     assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
     assert run.read_json("search.json")["best"] == {name: getattr(usual(config), name) for name in search.SPACE}
-    assert tuned(config, run) == usual(config)
+    assert TrainingSets(config, run).settings == usual(config)
 
 
 def test_a_training_is_named_by_how_much_each_example_counts():
-    one, two = (Example(text, (0, 1), (2, 3), "r") for text in ("a b", "c d"))
-    name = evaluation._part([one, two], [1.0, 0.5])
-    assert name == evaluation._part([two, one], [0.5, 1.0]) != evaluation._part([one, two], [0.5, 1.0])
+    one, two = (Example(text, (0, 1), (2, 3), "r", weight=weight) for text, weight in (("a b", 1.0), ("c d", 0.5)))
+    name = evaluation._part([one, two])
+    assert name == evaluation._part([two, replace(one, example_id="x")]) != evaluation._part([replace(one, weight=0.5), two])
 
 
 def test_a_round_and_the_naive_samples_are_sets_of_their_own(run):
-    sets = evaluation.training_sets(run)
-    ids = {name: [one.example_id for one in stage.weighed(run, sets[name][0])[0]] for name in ("naive", "round-00")}
+    tables = evaluation.training_sets(run, twice=True)
+    ids = {name: [one.example_id for one in sets.weighed(run, tables[name][0])] for name in ("naive", "round-00")}
     assert ids["naive"] == ["0-n", "1-n"] and len(ids["round-00"]) == 8 and {name[:2] for name in ids["round-00"]} == {"0-"}
     run.delete("comparison/selected")
-    assert list(evaluation.training_sets(run)) == SETS[:5]
+    assert list(evaluation.training_sets(run, twice=True)) == SETS[:5]
 
 
 @pytest.mark.parametrize(

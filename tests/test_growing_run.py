@@ -16,7 +16,7 @@ from conftest import FASTER, Head, growing
 from divray import cluster, pipeline
 from divray.config import Config, load_config
 from divray.datasets.stage import read_relations
-from divray.extraction.stage import examples_of
+from divray.extraction.sets import examples_of
 from divray.layout import TEST
 from divray.prompts.record import completion_of
 from divray.quickstart import folder

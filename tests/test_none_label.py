@@ -18,7 +18,7 @@ from divray.config import Config, load_config
 from divray.datasets.stage import examples_table, load_task, read_relations
 from divray.errors import InputError
 from divray.extraction.answers import take_in
-from divray.extraction.stage import examples_of
+from divray.extraction.sets import examples_of
 from divray.layout import TEST, UNLABELLED
 from divray.prompts.record import completion_of
 from divray.quickstart import folder

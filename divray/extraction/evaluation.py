@@ -13,7 +13,8 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Scorer, false_positives
-from divray.extraction.stage import MORE, WEIGHED, WeighedExamples, draws_of, examples_of, scored_rounds, set_of, tuned
+from divray.extraction.sets import MORE, WEIGHED, TrainingSets, examples_of, scored_rounds
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, UNLABELLED
 from divray.relations import Example
@@ -35,12 +36,10 @@ from divray.stages import Progress
 COMPARED = ("seeds", NAIVE, "round-00")
 """The sets that every other set is compared with."""
 
-Answers = Sequence[Sequence[str | None]]
-"""Each draw's predicted labels; ``None`` for a sentence without an answer."""
+Answers = tuple[Sequence[str | None], Sequence[float | None]]
+"""The predicted labels and their probabilities; ``None`` for a sentence without an answer, or an answer without a probability."""
 
 RESAMPLES = 1000
-MOST_KEPT = 20_000
-"""A trainer that holds the features of more sentences drops them before the next set; 20 kB each with a small encoder."""
 
 _TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
 PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "probability": pa.float64()})
@@ -60,21 +59,20 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
     """
-    relations, test, draws = read_relations(run), examples_of(run, TEST), draws_of(run)
-    settings, negatives = tuned(config, run), examples_of(run, NEGATIVES)
+    relations, test, negatives = read_relations(run), examples_of(run, TEST), examples_of(run, NEGATIVES)
+    sets = TrainingSets(config, run)
+    compared = training_sets(run, twice=bool(sets.draws[0][MORE]))
     depends = [[astuple(one) for one in some] for some in (relations, [*test, *negatives])]
     first: dict[str, list[Example]] = {}
     keys: dict[str, list[str]] = defaultdict(list)
     jobs: dict[str, dict[str, Any]] = {}
-    sets, read = training_sets(run), dict[str, WeighedExamples]()
-    for name, tables in sets.items():
-        for number, draw in enumerate(draws):
-            examples, weights = set_of(run, tables, draw, settings, read)
-            if examples:
-                key = _part(examples, weights, *depends, config.models.encoder, asdict(settings))
+    for name, tables in compared.items():
+        for draw in range(len(sets.draws)):
+            if examples := sets.examples(tables, draw):
+                key = _part(examples, *depends, config.models.encoder, asdict(sets.settings))
                 first.setdefault(name, examples)
                 keys[name].append(key)
-                jobs.setdefault(key, {"tables": tables, "draw": number, "target": key})
+                jobs.setdefault(key, {"tables": tables, "draw": draw, "target": key})
     due = [job for key, job in jobs.items() if not run.table_files(key)]
     kept = len(jobs) - len(due)
     for done, _ in enumerate(itertools.chain([None], _trained(config, run, due)), kept):
@@ -82,53 +80,47 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
             on_progress(done, len(jobs), "")
 
     labels, gold = [relation.name for relation in relations], [example.relation for example in test]
+    scorer_of = partial(Scorer, labels=labels, none_label=config.task.none_label, metric=config.task.metric)
     results: dict[str, dict[str, Any]] = {}
     predictions: list[pa.Table] = []
     answers: dict[str, list[np.ndarray]] = {}
 
-    def scorer(truth: Sequence[str]) -> Scorer:
-        return Scorer(truth, labels, config.task.none_label, config.task.metric)
-
-    def add(
-        name: str, asked: list[Example], said: Answers, sure: Sequence[Any], examples: list[Example], alarm: float | None = None
-    ) -> None:
+    def add(name: str, asked: list[Example], told: Sequence[Answers], examples: list[Example], alarm: float | None = None) -> None:
         ids, truth = [example.example_id for example in asked], [example.relation for example in asked]
-        for draw, columns in enumerate(zip(said, sure, strict=True)):
+        for draw, columns in enumerate(told):
             predictions.append(pa.table([[name] * len(ids), [draw] * len(ids), ids, truth, *columns], schema=PREDICTIONS))
-        own, counts = scorer(truth), Counter(example.relation for example in examples)
-        numbered, sizes = [own.numbered(one) for one in said], [counts[label] for label in labels]
-        answers[name] = numbered if len(said) > 1 else numbered * len(draws)
+        scorer, counts = scorer_of(truth), Counter(example.relation for example in examples)
+        numbered, sizes = [scorer.numbered(names) for names, _ in told], [counts[label] for label in labels]
+        answers[name] = numbered if len(told) > 1 else numbered * len(sets.draws)
         more = {"test": len(asked), "false_positives": alarm, "examples": sum(sizes), "k": statistics.median_low(sizes)}
-        results[name] = {**summarise(own, numbered), **more}
+        results[name] = {**summarise(scorer, numbered), **more}
 
     for name, examples in first.items():
         parts = [run.read_table(key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
         found = [(part["predicted"].to_pylist(), part["probability"].to_numpy()) for part in parts]
-        said, sure = [names[: len(test)] for names, _ in found], [certain[: len(test)] for _, certain in found]
         alarms = [false_positives(gold, *part, config.task.none_label) for part in found if negatives]
         reached = [alarm for alarm in alarms if alarm is not None]
-        add(name, test, said, sure, examples, statistics.fmean(reached) if reached and len(reached) == len(alarms) else None)
-    for name, others in external_answers(run, test):
-        add(name, test, [others], [[None] * len(test)], [])
-    of_test = scorer(gold)
+        alarm = statistics.fmean(reached) if reached and len(reached) == len(alarms) else None
+        add(name, test, [(names[: len(test)], certain[: len(test)]) for names, certain in found], examples, alarm)
+    for name, said in external_answers(run, test):
+        add(name, test, [(said, [None] * len(test))], [])
+    of_test = scorer_of(gold)
     for name, entry in results.items():
-        compared = [other for other in COMPARED if other in answers and other != name]
-        entry["differences"] = {other: difference(of_test, answers[name], answers[other]) for other in compared}
-        if SEEDS in sets.get(name, ()) and not {SEEDS, MORE, UNLABELLED}.issuperset(sets[name]):
-            entry["own_differences"] = {other: difference(of_test, answers[name][:1], answers[other][:1]) for other in compared}
+        others = [other for other in COMPARED if other in answers and other != name]
+        entry["differences"] = {other: difference(of_test, answers[name], answers[other]) for other in others}
+        if SEEDS in compared.get(name, ()) and not {SEEDS, MORE, UNLABELLED}.issuperset(compared[name]):
+            entry["own_differences"] = {other: difference(of_test, answers[name][:1], answers[other][:1]) for other in others}
     if config.evaluation.llm:
         asked, answered, shown = llm_answers(config, run)
-        add("llm", asked, [answered], [[None] * len(asked)], shown)
+        add("llm", asked, [(answered, [None] * len(asked))], shown)
     run.write_table("evaluation/predictions", pa.concat_tables(predictions))
     run.write_json(EVALUATION, results)
     return {"sets": len(results), "trainings": len(due), "kept": kept, "test": len(test)}
 
 
-def training_sets(run: RunFolder) -> dict[str, list[str]]:
-    """Name of each training set -> the tables that make it up, in the order of the comparison."""
-    sets: dict[str, list[str]] = {"seeds": [SEEDS]}
-    if draws_of(run)[0][MORE]:
-        sets["twice the seeds"] = [SEEDS, MORE]
+def training_sets(run: RunFolder, twice: bool) -> dict[str, list[str]]:
+    """Name of each training set -> the tables that make it up, in the order of the comparison; ``twice``: with more human examples, too."""
+    sets: dict[str, list[str]] = {"seeds": [SEEDS], **({"twice the seeds": [SEEDS, MORE]} if twice else {})}
     sets |= {name: [f"{WEIGHED}/{name}"] for name in (NAIVE, *(own.name for own in scored_rounds(run)))}
     if run.files(SELECTED, ".parquet"):
         sets |= {"generated": [WEIGHED], "selected": [SELECTED], "seeds+selected": [SEEDS, SELECTED], "seeds+generated": [SEEDS, WEIGHED]}
@@ -177,25 +169,21 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
 
 
 class _Trainer:
-    """Actor: trains on one set and draw, and predicts the test set; keeps the encoder's features, up to about :data:`MOST_KEPT`."""
+    """Actor: trains on one set and draw, and predicts the test set; keeps the encoder's features, 20 kB a sentence with a small one."""
 
     def __init__(self, config: Config, uri: str) -> None:
         self.config, self.run = config, RunFolder(uri)
-        self.settings, self.relations = tuned(config, self.run), read_relations(self.run)
-        self.test, self.draws = [*examples_of(self.run, TEST), *examples_of(self.run, NEGATIVES)], draws_of(self.run)
-        self.model = untrained(self.relations, config.models.encoder, self.settings)
+        self.sets, self.relations = TrainingSets(config, self.run), read_relations(self.run)
+        self.test = [*examples_of(self.run, TEST), *examples_of(self.run, NEGATIVES)]
+        self.model = untrained(self.relations, config.models.encoder, self.sets.settings)
         self.features: dict[Any, np.ndarray] = {}
-        self.read: dict[str, WeighedExamples] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        examples, weights = set_of(self.run, job["tables"], self.draws[job["draw"]], self.settings, self.read)
-        if len(self.features) > MOST_KEPT:
-            self.features.clear()
-        model = self.model
-        if self.settings.epochs:
-            model = train(examples, self.relations, self.config.models.encoder, self.settings, self.config.seed, weights)
+        examples, settings, model = self.sets.examples(job["tables"], job["draw"]), self.sets.settings, self.model
+        if settings.epochs:
+            model = train(examples, self.relations, self.config.models.encoder, settings, self.config.seed)
         else:
-            fit(model, examples, weights, self.relations, self.settings, self._encoded)
+            fit(model, examples, self.relations, settings, self._encoded)
         found = model.classify(self._encoded(self.test), model.tuned_scores(self.test))
         self.run.write_table(job["target"], pa.table({"predicted": found.labels, "probability": found.probabilities.max(axis=1)}))
         return job
@@ -208,7 +196,7 @@ class _Trainer:
         return np.stack([self.features[key] for key in keys])
 
 
-def _part(examples: Sequence[Example], weights: Sequence[float], *others: Any) -> str:
+def _part(examples: Sequence[Example], *others: Any) -> str:
     """Name of the table of a training's predictions: a hash of all that they depend on, so not of the examples' ids or order."""
-    what = [sorted((*astuple(example)[:-1], weight) for example, weight in zip(examples, weights, strict=True)), *others]
+    what = [sorted(astuple(replace(example, example_id="")) for example in examples), *others]
     return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}"

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -28,7 +28,7 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
 from divray.errors import DivrayError
 from divray.extraction.metrics import Scorer
-from divray.extraction.stage import SEARCH, usual
+from divray.extraction.sets import SEARCH, usual
 from divray.extraction.training import Hyperparameters, fold_of, held_out_scores, train, training_rows, untrained
 from divray.relations import Example, Relation
 from divray.resources import lacking, machines_there, task_gpus, worker
@@ -53,8 +53,6 @@ AT_ONCE, REPEATS, MAX_FAILURES = 2, 3, 3
 """Trials at the same time, and on CPUs also folds of a trial with the network; rounds of cross-validation; restarts of a trial after the
 loss of its machine or process."""
 
-_listeners: list[Progress] = []
-
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``search.json``: ``best`` (hyperparameters), ``score`` (of ``best``), ``metric``, and all ``trials``.
@@ -64,7 +62,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     given = {name: getattr(usual(config), name) for name in SPACE}
     best, trials = {**given, "score": None}, []
     if config.extraction.search.trials:
-        _listeners[:] = [on_progress] if on_progress else []
+        _Told.listener, _Told.total = on_progress, config.extraction.search.trials
         trials = _search(config, run, given)
         if all(trial["score"] is None for trial in trials):
             raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
@@ -129,7 +127,7 @@ def _search(config: Config, run: RunFolder, given: dict[str, Any]) -> list[dict[
                 storage_path=run.path(),
                 storage_filesystem=run.fs,
                 verbose=0,
-                callbacks=[_Told(config.extraction.search.trials)],
+                callbacks=[_Told()],
             ),
         )
     results = tuner.fit()
@@ -168,8 +166,6 @@ def _answers(
 ) -> np.ndarray:
     """The label numbers that a model trained on the other examples gives the examples that are ``out``."""
     kept = [example for example, left in zip(examples, out, strict=True) if not left]
-    if not kept:
-        raise ValueError("with one seed a relation no example is left to train on")
     fitted = train(kept, relations, config.models.encoder, settings, config.seed)
     return fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
 
@@ -187,13 +183,13 @@ def _outcome(number: int, result: Any) -> dict[str, Any]:
 
 
 class _Told(Callback):
-    """Reports to the listener how many of ``total`` trials have ended.  Tune pickles it, so it does not hold the listener."""
+    """Tells ``listener`` how many of the ``total`` trials have ended.  These are the class's own, since Tune pickles a callback."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    listener: ClassVar[Progress | None] = None
+    total: ClassVar[int] = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        for listener in _listeners:
+        if listener := type(self).listener:
             listener(1 + sum(other.is_finished() for other in trials if other is not trial), self.total, "")
 
     on_trial_error = on_trial_complete

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,39 +76,31 @@ class Rows(NamedTuple):
     origin: np.ndarray
 
 
-def training_rows(examples: Sequence[Example], relations: Sequence[Relation], weights: Sequence[float] | None = None) -> Rows:
-    """Examples and their mirrored forms as rows; ``weights`` are how much each example counts, by default 1."""
+def training_rows(examples: Sequence[Example], relations: Sequence[Relation]) -> Rows:
+    """Examples and their mirrored forms as rows."""
     number = {relation.name: place for place, relation in enumerate(relations)}
     rows, origin = list(examples), list(range(len(examples)))
     for place, one in enumerate(examples):
         if inverse := relations[number[one.relation]].inverse:
-            types = {"head_type": one.tail_type, "tail_type": one.head_type}
-            rows.append(replace(one, head=one.tail, tail=one.head, relation=inverse, **types))
+            mirrored = replace(one, head=one.tail, tail=one.head, head_type=one.tail_type, tail_type=one.head_type)
+            rows.append(replace(mirrored, relation=inverse))
             origin.append(place)
-    counted = np.ones(len(examples)) if weights is None else np.asarray(weights, np.float64)
-    return Rows(rows, np.array([number[row.relation] for row in rows]), counted[origin], np.array(origin))
+    return Rows(rows, np.array([number[row.relation] for row in rows]), np.array([row.weight for row in rows]), np.array(origin))
 
 
 def train(
-    examples: Sequence[Example],
-    relations: Sequence[Relation],
-    encoder: str,
-    config: Hyperparameters,
-    seed: int,
-    weights: Sequence[float] | None = None,
+    examples: Sequence[Example], relations: Sequence[Relation], encoder: str, config: Hyperparameters, seed: int
 ) -> RelationExtractor:
-    """Fit a model to weighted examples (default weight: 1); their order does not matter.  Examples with the relation ``""`` are
-    unlabelled (see :func:`fit`).
+    """Fit a model to weighted examples; their order does not matter.  Examples with the relation ``""`` are unlabelled (see :func:`fit`).
 
     The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
     :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is random.
     """
-    order = sorted(range(len(examples)), key=lambda row: astuple(examples[row])[:4])
-    examples, weights = [examples[row] for row in order], [1.0 if weights is None else weights[row] for row in order]
+    examples = sorted(examples, key=lambda one: (one.text, one.head, one.tail, one.relation))
     with torch.random.fork_rng(range(torch.cuda.device_count())), one_thread():
         torch.manual_seed(seed)
         model = untrained(relations, encoder, config)
-        rows, features = fit(model, examples, weights, relations, config, model.features)
+        rows, features = fit(model, examples, relations, config, model.features)
         if config.epochs:
             _tune(model, rows, config, seed)
             _balance(model, features, rows)
@@ -118,7 +110,6 @@ def train(
 def fit(
     model: RelationExtractor,
     examples: Sequence[Example],
-    weights: Sequence[float],
     relations: Sequence[Relation],
     config: Hyperparameters,
     encoded: Callable[[Sequence[Example]], np.ndarray],
@@ -129,24 +120,23 @@ def fit(
     relation the second fit adds the ones of which it is surest: :data:`SUREST` for each example of full weight (human ones have
     it).  Each has the weight :data:`SELF_TRAINED`.  Returns the last rows and their features.
     """
-    labelled = [(example, weight) for example, weight in zip(examples, weights, strict=True) if example.relation]
-    kept, counts = [example for example, _ in labelled], [weight for _, weight in labelled]
-    rows, described = training_rows(kept, relations, counts), model.described(relations)
+    labelled = [one for one in examples if one.relation]
+    rows, described = training_rows(labelled, relations), model.described(relations)
     features = encoded(rows.examples)
     fit_head(model, features, rows, described, config)
-    known = {(example.text, example.head, example.tail) for example in kept}
+    known = {(one.text, one.head, one.tail) for one in labelled}
     unlabelled = [one for one in examples if not one.relation and (one.text, one.head, one.tail) not in known]
     if not unlabelled:
         return rows, features
     found = model.classify(encoded(unlabelled))
     sure = found.probabilities.max(axis=1)
-    room = {name: SUREST * count for name, count in Counter(example.relation for example, weight in labelled if weight >= 1).items()}
+    room = {name: SUREST * count for name, count in Counter(one.relation for one in labelled if one.weight >= 1).items()}
+    added = []
     for place in np.argsort(-sure, kind="stable"):
         if room.get(label := found.labels[place], 0):
             room[label] -= 1
-            kept.append(replace(unlabelled[place], relation=label))
-            counts.append(SELF_TRAINED)
-    rows = training_rows(kept, relations, counts)
+            added.append(replace(unlabelled[place], relation=label, weight=SELF_TRAINED))
+    rows = training_rows([*labelled, *added], relations)
     features = encoded(rows.examples)
     fit_head(model, features, rows, described, config, given=len(labelled))
     return rows, features
@@ -182,7 +172,7 @@ def fit_head(
     """Set the classifier to that of :func:`closed_form`, scaled so that its probabilities fit held-out rows.  Only rows of the first
     ``given`` examples count for the scale: the model itself labelled the others."""
     whole = closed_form(features, rows.targets, rows.weights, described, config)
-    scale = scale_of(features, rows, described, config, given)
+    scale = scale_of(held_out_scores(features, rows, fold_of(rows), described, config), rows, given)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(scale * whole.weights))
         model.classifier.bias.copy_(torch.from_numpy(np.maximum(scale * whole.bias, -1e4)))
@@ -228,9 +218,9 @@ def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
     return fold[rows.origin]
 
 
-def scale_of(features: np.ndarray, rows: Rows, described: np.ndarray, config: Hyperparameters, given: int | None = None) -> float:
-    """The factor with the least cross-entropy on held-out rows.  Targets are Platt's (1999): n rows can't show a certainty of 1."""
-    scores = held_out_scores(features, rows, fold_of(rows), described, config)
+def scale_of(scores: np.ndarray, rows: Rows, given: int | None = None) -> float:
+    """The factor of :func:`held_out_scores` with the least cross-entropy.  Targets are Platt's (1999): n rows can't show a certainty
+    of 1."""
     kept = np.flatnonzero(~np.isnan(scores[:, 0]) & (rows.origin < (len(rows.origin) if given is None else given)))
     if not len(kept):
         return UNFITTED_SCALE

@@ -1,0 +1,105 @@
+"""What RE models are trained with: draws of the human examples, generated samples and their weights, and the hyperparameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from divray.config import Config
+from divray.datasets.stage import table_examples
+from divray.extraction.training import Hyperparameters
+from divray.layout import DRAWS, SEEDS, UNLABELLED, Round
+from divray.relations import Example
+from divray.run_folder import RunFolder
+from divray.scan import table_of
+from divray.schemas import EXAMPLES, NAIVE
+
+SEARCH, MORE = "search.json", "more"
+WEIGHED = "weighed"
+"""Part of a training set: the unique samples of all rounds; with a suffix, ``/`` and a round's name or ``naive``, those of one round or of
+the naive strategy.  The gate's probabilities are their weights (:func:`weighed`)."""
+MOST_WEIGHED = 256
+"""Most samples of one relation, the likeliest first; their features stay in memory, 20 kB each with a small encoder."""
+MOST_EACH = 0.5
+"""Maximum weight of a generated sample, however few there are; a human example has weight 1."""
+
+
+class TrainingSets:
+    """The examples of a run; each table is read once.
+
+    Attributes:
+        settings: The hyperparameters: the best of the search, where one was made.
+        draws: The draws of the human examples, each with :data:`SEEDS` and :data:`MORE`; the first is the run's own.
+    """
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        best: dict[str, Any] = run.read_json(SEARCH)["best"] if run.exists(SEARCH) else {}
+        self.settings = replace(usual(config), **best)
+        table = run.read_table(DRAWS)
+        numbers, more = table["draw"].to_pylist(), table["more"].to_pylist()
+        self.draws: list[dict[str, list[Example]]] = [{SEEDS: [], MORE: []} for _ in set(numbers)]
+        for example, draw, later in zip(table_examples(table), numbers, more, strict=True):
+            self.draws[draw][MORE if later else SEEDS].append(example)
+        self._table = cache(lambda name: (weighed if name.startswith(WEIGHED) else examples_of)(run, name))
+
+    def examples(self, tables: Sequence[str], draw: int = 0) -> list[Example]:
+        """The examples of ``tables`` in one draw.  With seeds among them, a table's generated examples together count
+        ``generated_weight`` times as much as the seeds, each at most :data:`MOST_EACH` times its own weight."""
+        human = self.draws[draw]
+        found: list[Example] = []
+        for table in tables:
+            own = human[table] if table in human else self._table(table)
+            if SEEDS in tables and own and table not in (*human, UNLABELLED):
+                together = sum(one.weight for one in own)
+                factor = min(MOST_EACH, self.settings.generated_weight * len(human[SEEDS]) / together)
+                own = [replace(one, weight=factor * one.weight) for one in own]
+            found += own
+        return found
+
+
+def usual(config: Config) -> Hyperparameters:
+    """The hyperparameters of a run without a search."""
+    own = config.extraction
+    return Hyperparameters(own.generated_weight, own.epochs, own.learning_rate)
+
+
+def examples_of(run: RunFolder, name: str) -> list[Example]:
+    """Rows of a table with the columns of ``EXAMPLES`` or of ``DATASET``; none where there is no such table."""
+    if not run.table_files(name):
+        return []
+    table = run.read_table(name)
+    return table_examples(table, "example_id" if "example_id" in table.column_names else "sample_id")
+
+
+def scored_rounds(run: RunFolder) -> list[Round]:
+    """The rounds that have scores."""
+    return list(itertools.takewhile(lambda own: run.table_files(own.scores), map(Round.of, itertools.count())))
+
+
+def weighed(run: RunFolder, name: str = WEIGHED) -> list[Example]:
+    """The samples that ``name`` stands for (:data:`WEIGHED`); the weight of each is the gate's probability over its 0.9 quantile, at most
+    1, to the fourth power.
+
+    A doubtful sample counts a little.  If only samples that pass the gate counted, the RE model would gain less, and nothing on a task
+    where the gate doubts all samples.
+    """
+    part = name.partition("/")[2]
+    tables = [own.scores for own in scored_rounds(run) if part in ("", NAIVE, own.name)]
+    own = pc.field("unique") & ((pc.field("strategy") == NAIVE) == (part == NAIVE))
+    columns = ["candidate_id", *EXAMPLES.names[1:], "correctness"]
+    if (found := table_of(run, tables, columns, own)) is None:
+        return []
+    table = found.sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
+    _, starts, counts = np.unique(table["relation"].to_numpy(), return_index=True, return_counts=True)
+    table = table.filter(pa.array(np.arange(len(table)) - np.repeat(starts, counts) < MOST_WEIGHED))
+    sure = table["correctness"].to_numpy()
+    best = max(float(np.quantile(sure, 0.9)), 1e-6)
+    weights = (np.clip(sure / best, 0.01, 1.0) ** 4).tolist()
+    return [replace(one, weight=weight) for one, weight in zip(table_examples(table, "candidate_id"), weights, strict=True)]
