@@ -136,9 +136,7 @@ class RelationExtractor(PreTrainedModel):
         return self._batched(lambda batch: means(self.encoder(batch.ids, batch.mask).last_hidden_state, batch)[:, -1], self.encode(words))
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
-        """Classify examples; ignores their own ``relation``."""
-        if not examples:
-            return Predictions([], np.zeros((0, len(self.config.labels))))
+        """Classify one example or more; ignores their own ``relation``."""
         return self.classify(self.features(examples), self.tuned_scores(examples))
 
     @torch.inference_mode()
@@ -190,10 +188,6 @@ class RelationExtractor(PreTrainedModel):
             if wrong := sorted({*read[1]["missing_keys"], *(name for name, *_ in read[1]["mismatched_keys"])}):
                 raise ValueError(f"no weights of {wrong[0]} that fit config.json")
             model.tokenizer = tokenizer_in(folder)
-            if max(model.tokenizer.get_vocab().values()) >= model.encoder.get_input_embeddings().num_embeddings:
-                raise ValueError("the tokenizer has more words than the encoder")
-            if model.config.layer < 1:
-                raise ValueError(f"layer {model.config.layer} is below 1")
             found = model.predict([Example("a b" + " c" * model.config.max_tokens, (0, 1), (2, 3), "")])
             if not np.isfinite(found.probabilities).all():
                 raise ValueError("its probabilities are not finite")
