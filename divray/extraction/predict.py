@@ -11,8 +11,8 @@ import io
 import json
 import posixpath
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -72,17 +72,25 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
         raise InputError(model, "config.json", f"{other}, not a relation extractor", "Give the `model` folder of a run.")
     if {posixpath.splitext(path)[1] for path in (source, target)} not in ({".jsonl"}, {".parquet"}):
         raise InputError(target, "", f"it and {source} are neither both .jsonl nor both .parquet", "Give both files one of these endings.")
-    schema = None
-    for batch, _ in _read(source):  # checks every row before the model is loaded
-        schema = batch.schema if isinstance(batch, pa.RecordBatch) else None
+    for _ in _read(source):  # checks every row before the model is loaded
+        pass
 
     done = 0
-    with _writer(target, schema) as write:
+    filesystem, path = open_uri(target)
+    make_folder(filesystem, posixpath.dirname(path))
+    with placed(filesystem, path) as beside, filesystem.open_output_stream(beside) as stream, ExitStack() as stack:
         extractor: RelationExtractor = importlib.import_module("divray.extraction.model").RelationExtractor.load(model)  # brings torch
+        parquet: pq.ParquetWriter | None = None
         for batch, examples in _read(source):
             found = extractor.predict(examples)
             certain = found.probabilities.max(axis=1).tolist()
-            write(batch, [label if sure >= threshold else None for label, sure in zip(found.labels, certain, strict=True)], certain)
+            labels = [label if sure >= threshold else None for label, sure in zip(found.labels, certain, strict=True)]
+            if isinstance(batch, pa.RecordBatch):
+                answered = _with_columns(batch, labels, certain)
+                parquet = parquet or stack.enter_context(pq.ParquetWriter(stream, answered.schema))
+                parquet.write_batch(answered)
+            else:
+                stream.writelines(_with_fields(batch, labels, certain))
             done += len(examples)
     return done
 
@@ -92,8 +100,6 @@ def _read(source: str) -> Iterator[tuple[Batch, list[Example]]]:
     origin, names, before = Source(Path(source), name=source), set[str](), 0
     for batch in _batches(source):
         if isinstance(batch, pa.RecordBatch):
-            if twice := [name for name in SENTENCE if batch.schema.names.count(name) > 1]:
-                raise InputError(source, twice[0], "the column stands there twice", "Rename or drop one of them.")
             names.update(batch.schema.names)
             rows = plain_rows(batch.select([name for name in SENTENCE if name in names]))
         else:
@@ -134,34 +140,13 @@ def _example(source: Source, place: str, row: Row) -> Example:
     raise source.error(f"{place}, head, tail", problem, "Correct the spans, or mark head and tail in `text` as [head] and {tail}.")
 
 
-def _answered(schema: pa.Schema) -> pa.Schema:
-    """The schema of the result."""
-    metadata = dict(schema.metadata or {})
-    if not GIVEN.keys().isdisjoint(schema.names):
-        metadata.pop(b"pandas", None)  # pandas' metadata has the old names of the columns
-    given = [field.with_name(GIVEN.get(field.name, field.name)) for field in schema]
-    return pa.schema([*given, pa.field("relation", pa.string()), pa.field("probability", pa.float64())], metadata)
+def _with_columns(batch: pa.RecordBatch, labels: list[str | None], probabilities: list[float]) -> pa.RecordBatch:
+    metadata = {key: value for key, value in (batch.schema.metadata or {}).items() if key != b"pandas"}  # which has the old names
+    given = batch.rename_columns([GIVEN.get(name, name) for name in batch.schema.names]).replace_schema_metadata(metadata)
+    return given.append_column("relation", pa.array(labels, pa.string())).append_column("probability", pa.array(probabilities))
 
 
-@contextmanager
-def _writer(target: str, schema: pa.Schema | None) -> Iterator[Callable[[Batch, list[str | None], list[float]], None]]:
-    """A function that writes a batch with its answers.  The file appears under its name only if the block raises nothing."""
-    filesystem, path = open_uri(target)
-    make_folder(filesystem, posixpath.dirname(path))
-    with ExitStack() as stack:
-        stream = stack.enter_context(filesystem.open_output_stream(stack.enter_context(placed(filesystem, path))))
-        if schema is not None:
-            schema = _answered(schema)
-            parquet = stack.enter_context(pq.ParquetWriter(stream, schema))
-
-        def write(batch: Batch, labels: list[str | None], probabilities: list[float]) -> None:
-            if isinstance(batch, pa.RecordBatch):
-                columns = [*batch.columns, pa.array(labels, pa.string()), pa.array(probabilities, pa.float64())]
-                parquet.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-                return
-            for row, label, probability in zip(batch, labels, probabilities, strict=True):
-                given = {GIVEN.get(name, name): value for name, value in row.items()}
-                line = json.dumps({**given, "relation": label, "probability": probability}, ensure_ascii=False)
-                stream.write(line.encode() + b"\n")
-
-        yield write
+def _with_fields(batch: list[Row], labels: list[str | None], probabilities: list[float]) -> Iterator[bytes]:
+    for row, label, probability in zip(batch, labels, probabilities, strict=True):
+        given = {GIVEN.get(name, name): value for name, value in row.items()}
+        yield json.dumps({**given, "relation": label, "probability": probability}, ensure_ascii=False).encode() + b"\n"
