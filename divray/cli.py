@@ -96,8 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     page.add_argument("--answers", metavar="FILE", help="import the answers that such a page saved")
     predict = add("predict", "Label sentences with the run's RE model.", "extraction.predict:command")
     predict.add_argument("run", help="run folder, or a model folder")
-    predict.add_argument("source", help="JSONL or Parquet: text and spans, or sentences with [head] and {tail} marked")
-    predict.add_argument("target", help="file to write, of the same kind: .jsonl or .parquet")
+    predict.add_argument("source", help="JSONL: text and spans, or sentences with [head] and {tail} marked")
+    predict.add_argument("target", help="JSONL file to write")
     text = "leave the relation empty below this probability; see model/README.md"
     predict.add_argument("--threshold", type=float, default=0.0, help=text)
     text = "Drop the near-duplicates of a table of texts; writes OUT/kept.parquet and OUT/clusters.parquet."

@@ -188,27 +188,13 @@ def test_predict_abstains_below_the_threshold(saved, tmp_path):
     assert 0 < found[1]["probability"] < 0.95
 
 
-def test_predict_parquet(saved, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [
-        {"text": e.text, "head_start": e.head[0], "head_end": e.head[1], "tail_start": e.tail[0], "tail_end": e.tail[1]} for e in HELD_OUT
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
-    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 4
-    table = pq.read_table(tmp_path / "out.parquet")
-    assert table.column_names[-2:] == ["relation", "probability"]
-    assert table["relation"].to_pylist() == [e.relation for e in HELD_OUT]
-
-
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"text": "Rosa was born in {Rome}."}', "row 1: no head and tail, and not one of each marked"),
-        ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "row 1, tail: .17, 99. does not lie in the text"),
-        ('{"text": "Rosa was born in Rome.", "head": [0, 4]}', "row 1, tail"),
-        ('{"sentence": "x"}', "row 1, text: missing"),
+        ('{"text": "Rosa was born in {Rome}."}', "line 1: no head and tail, and not one of each marked"),
+        ('{"text": "Rosa was born in Rome.", "head": [0, 4], "tail": [17, 99]}', "line 1, tail: .17, 99. does not lie in the text"),
+        ('{"text": "Rosa was born in Rome.", "head": [0, 4]}', "line 1, tail"),
+        ('{"sentence": "x"}', "line 1, text: missing"),
         ("{", "line 1: no valid JSON"),
         ("", "no rows"),
     ],
@@ -224,12 +210,11 @@ def test_predict_refuses_another_kind_of_model_and_file(saved, tmp_path):
     (tmp_path / "in.jsonl").write_text("{}")
     with pytest.raises(InputError, match="not a relation extractor"):
         predict("embedded:minilm", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
-    for target in ("out.csv", "out.parquet"):
-        with pytest.raises(InputError, match=rf"{target}: it and .*in\.jsonl are neither both \.jsonl nor both \.parquet"):
-            predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / target))
-    for ending in (".jsonl", ".parquet"):
-        with pytest.raises(InputError, match=f"none{ending}: not readable .No such file"):
-            predict(str(saved), str(tmp_path / f"none{ending}"), str(tmp_path / f"out{ending}"))
+    for source, target in (("in.jsonl", "out.csv"), ("in.parquet", "out.jsonl")):
+        with pytest.raises(InputError, match=r"(out\.csv|in\.parquet): no \.jsonl file.*to_json"):
+            predict(str(saved), str(tmp_path / source), str(tmp_path / target))
+    with pytest.raises(InputError, match=r"none\.jsonl: not readable .No such file"):
+        predict(str(saved), str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl"))
 
 
 def test_bad_input_is_refused_before_torch_is_loaded(saved, tmp_path):
@@ -237,7 +222,7 @@ def test_bad_input_is_refused_before_torch_is_loaded(saved, tmp_path):
     code = "import sys; from divray.cli import main; print(main(sys.argv[1:]), sorted({'torch', 'transformers'} & set(sys.modules)))"
     command = [sys.executable, "-c", code, "predict", str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "2 []\n" and "row 1, text: missing" in done.stderr
+    assert done.stdout == "2 []\n" and "line 1, text: missing" in done.stderr
 
 
 def lacking_a_weight(folder):
@@ -302,33 +287,6 @@ def lines(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def test_predict_passes_every_arrow_type_through_parquet(saved, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "text": pa.array([MARKED, MARKED], pa.large_string()),
-        "when": pa.array([1, None], pa.timestamp("us", "UTC")),
-        "money": pa.array([b"\0" * 8, None], pa.binary(8)),
-        "tags": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int16())),
-        "kind": pa.array(["x", "y"]).dictionary_encode(),
-        "length": pa.array([1, 2], pa.duration("s")),
-        "nested": pa.array([{"a": [{"b": 1}]}, None], pa.struct([("a", pa.list_(pa.struct([("b", pa.uint8())])))])),
-        "small": pa.array([0.5, float("nan")], pa.float32()),
-        "relation": pa.array([1, 0], pa.int8()),
-        "probability": pa.array([0, 1], pa.decimal128(5, 2)),
-    }
-    table = pa.table(columns).replace_schema_metadata({"who": "me"})
-    pq.write_table(table, tmp_path / "in.parquet")
-    assert predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")) == 2
-    found = pq.read_table(tmp_path / "out.parquet")
-    assert found.column_names[-4:] == ["given_relation", "given_probability", "relation", "probability"]
-    for given, name in zip(table.column_names, found.column_names, strict=False):
-        assert found[name].type == table[given].type
-        assert found[name].equals(table[given]) or given == "small"
-    assert found.schema.metadata[b"who"] == b"me"
-
-
 def test_predict_keeps_columns_that_begin_late_and_numbers_that_widen(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("divray.extraction.predict.BATCH", 16)
     rows = [{"text": MARKED, "score": 1} for _ in range(20)]
@@ -357,9 +315,9 @@ def test_predict_refuses_a_name_that_it_needs(saved, tmp_path, rows, problem):
     ("text", "problem"),
     [
         ('{"text": "%s"}\n{"text": "%s", "n": "\\ud83d"}', "line 2: no valid JSON .*surrogates not allowed"),
-        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [2, 6]}', "row 1, head, tail: overlapping entities"),
-        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [4, 5]}', "row 1, head, tail: blank entity"),
-        ('{"text": "Rosa is in Rome.", "head": [0, true], "tail": [4, 5]}', "row 1, head: .0, True. is no span"),
+        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [2, 6]}', "line 1, head, tail: overlapping entities"),
+        ('{"text": "Rosa is in Rome.", "head": [0, 4], "tail": [4, 5]}', "line 1, head, tail: blank entity"),
+        ('{"text": "Rosa is in Rome.", "head": [0, true], "tail": [4, 5]}', "line 1, head: .0, True. is no span"),
     ],
 )
 def test_predict_reads_jsonl_as_the_tasks_do(saved, tmp_path, text, problem):
@@ -396,29 +354,3 @@ def test_predict_passes_numbers_through_that_json_has_not(saved, tmp_path):
     (tmp_path / "in.jsonl").write_text(f'{{"text": "{MARKED}", "x": [NaN, -Infinity]}}')
     predict(str(saved), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     assert '"x": [NaN, -Infinity]' in (tmp_path / "out.jsonl").read_text()
-
-
-def test_datasets_reads_a_column_that_got_another_name(saved, tmp_path):
-    import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    label = {"names": ["no", "yes"], "_type": "ClassLabel"}
-    features = {"text": {"dtype": "string", "_type": "Value"}, "relation": label, "kind": label}
-    table = pa.table({"text": [MARKED, MARKED], "relation": [1, None], "kind": [-1, 0]})
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "in.parquet")
-    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
-    found = datasets.Dataset(pq.read_table(tmp_path / "out.parquet"))
-    assert found["given_relation"] == [1, None] and found["relation"] == ["born_in"] * 2 and found["kind"] == [-1, 0]
-    assert isinstance(found.features["kind"], datasets.ClassLabel)
-
-
-def test_pandas_reads_a_column_that_got_another_name(saved, tmp_path):
-    import pandas as pd
-
-    frame = pd.DataFrame({"text": [MARKED], "relation": pd.array([1], "Int64"), "probability": pd.array([True], "boolean")})
-    frame.set_index("relation").to_parquet(tmp_path / "in.parquet")
-    predict(str(saved), str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet"))
-    found = pd.read_parquet(tmp_path / "out.parquet")
-    assert found["given_relation"].tolist() == [1] and found["given_probability"].tolist() == [True]
-    assert found["relation"].tolist() == ["born_in"]
