@@ -92,7 +92,7 @@ def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Exampl
 def shared(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -> tuple[str, list[Example]]:
     """The start of all prompts, of at most ``room`` characters, and the examples in it.
 
-    It holds the task and the labels.  Then, as far as there is room, it adds the shortest seed example of each relation, the
+    It holds the task and the labels.  Then, as far as there is room, it adds the shortest seed example of each relation, all
     relations' descriptions, the next example of each relation, and so on.
     """
     own = [sorted((seed for seed in seeds if seed.relation == one.name), key=lambda seed: (len(seed.text), seed.text)) for one in relations]
@@ -129,16 +129,10 @@ def request_table(
 
 
 def _instructions(relations: Sequence[Relation], room: int) -> str:
-    """Task and labels, with as much of their descriptions as ``room`` characters hold."""
-    lines = ["Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:"]
-    whole = sum(len(relation.description) + 2 for relation in relations) <= room
-    width = room // len(relations) - 2
-    for relation in relations:
-        words = relation.description
-        if not whole and (len(words) > width or width < 20):
-            words = f"{words[: width - 2]} …" if width >= 20 else ""
-        lines.append(f"- {relation.name}: {words}" if words else f"- {relation.name}")
-    return "\n".join(lines) + "\n\n"
+    """Task and labels, with their descriptions if ``room`` characters hold these."""
+    described = sum(len(relation.description) + 2 for relation in relations) <= room
+    lines = [f"- {relation.name}: {relation.description}" if described else f"- {relation.name}" for relation in relations]
+    return "\n".join(["Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:", *lines, "\n"])
 
 
 def _answered(example: Example) -> str:
