@@ -219,7 +219,6 @@ class EndpointConfig(Section):
     key_variable: str = Field(
         "OPENAI_API_KEY", pattern=r"^[A-Za-z_]\w*$", description="Environment variable of the driver that holds the key; may be unset."
     )
-    requests_per_second: float | None = Field(None, gt=0, description="Rate limit over all.")
     concurrency: int = Field(32, ge=1, description="Requests in flight, at most.")
     max_retries: int = Field(6, ge=0, description="Retries after 408, 409, 429, 5xx or a lost connection, with growing waits.")
     timeout: float = Field(120, gt=0, description="Seconds for one try.")

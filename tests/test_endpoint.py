@@ -46,7 +46,6 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.seen: Counter[str] = Counter()
-        self.times: list[float] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str] = set()
 
@@ -69,7 +68,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self._say(401, {"error": {"message": "no such key"}})
         request = f"{body['seed']}"
         self.server.seen[request] += 1
-        self.server.times.append(time.monotonic())
         chat = self.path.endswith("/chat/completions")
         if "born_in" in (body["messages"][0]["content"] if chat else body["prompt"]):
             return self._say(400, {"error": {"message": "not about that"}})
@@ -142,21 +140,14 @@ def test_a_busy_and_a_broken_server_are_waited_for(ray_two_cpus: None, uri: str,
         complete(config, requests(config, f"{uri}-2", 1, 4), "prompts", "completions", "endpoint")
 
 
-def test_chat_is_asked_in_messages_and_no_faster_than_told(
-    ray_two_cpus: None, uri: str, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_is_asked_in_messages(ray_two_cpus: None, uri: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", SECRET)
     config = settings(server.url, "prompts.style=chat")
-    assert config.engine.endpoint is not None
-    limited = config.engine.endpoint.model_copy(update={"requests_per_second": 10.0})
-    config = config.model_copy(update={"engine": config.engine.model_copy(update={"endpoint": limited})})
     run = requests(config, uri, 1, 8)
     complete(config, run, "prompts", "completions", "endpoint")
     assert [row["completion"] for row in run.read_table("completions").to_pylist()] == [RECORD_JSON] * 8
     assert all("Answer in JSON" in body["messages"][0]["content"] for body in server.bodies)
     assert all(json.loads(body["structured_outputs"]["json"])["required"] == ["head", "tail", "sentence"] for body in server.bodies)
-    assert len(server.times) == 3 * 8
-    assert server.times[-1] - server.times[0] >= 1.6  # 2.3 as planned; a slow machine only makes it longer
 
 
 @pytest.mark.parametrize(("path", "words"), [("/v2", "no such place"), ("/page", "not a completion")])

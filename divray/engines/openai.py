@@ -22,41 +22,26 @@ class OpenAIEngine(Engine):
     """The server of ``engine.endpoint``; ``key`` is the bearer token; with ``chat``, the prompt is a user message."""
 
     def __init__(self, settings: EndpointConfig, key: SecretStr, chat: bool) -> None:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        from openai import AsyncOpenAI
 
         self.settings, self.chat, self.any_answer = settings, chat, False
-        sender = DefaultAsyncHttpxClient(event_hooks={"request": [self._turn_again]}, timeout=settings.timeout)
         self.client = AsyncOpenAI(
             base_url=str(settings.url),
             api_key=key.get_secret_value(),
             max_retries=settings.max_retries,
             timeout=settings.timeout,
-            http_client=sender,
         )
-        self.room, self.next_at = asyncio.Semaphore(settings.concurrency), 0.0
+        self.room = asyncio.Semaphore(settings.concurrency)
         self.slots = 2 * settings.concurrency
 
     async def complete(self, request: Request) -> list[Row]:
         return await asyncio.gather(*(self._ask(row, {**request.parameters, "seed": row["seed"]}) for row in request.rows))
-
-    async def _turn(self) -> None:
-        if rate := self.settings.requests_per_second:
-            now = time.monotonic()
-            turn = max(now, self.next_at)
-            self.next_at = turn + 1 / rate
-            await asyncio.sleep(turn - now)
-
-    async def _turn_again(self, request: Any) -> None:
-        """Hold the client's own retries to ``requests_per_second``, too."""
-        if request.headers.get("x-stainless-retry-count", "0") != "0":
-            await self._turn()
 
     async def _ask(self, row: Row, parameters: dict[str, Any]) -> Row:
         from openai import APIStatusError, AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
         create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
         async with self.room:
-            await self._turn()
             started = time.time()
             try:
                 found = answered(await create(model=self.settings.model, **payload(row, parameters, self.settings.vllm, self.chat)))
