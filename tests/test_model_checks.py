@@ -54,7 +54,6 @@ def model(path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None =
     [
         ({"model_type": "gpt2", "n_positions": 1024}, 1024),
         ({"model_type": "gemma3", "text_config": {"max_position_embeddings": 900}, "max_position_embeddings": 5}, 900),
-        ({**LLM, "max_position_embeddings": 1000, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 4000),
         (
             {
                 **LLM,
@@ -72,8 +71,7 @@ def model(path: Path, config: dict[str, Any], tokenizer: dict[str, Any] | None =
             },
             8000,
         ),
-        ({**LLM, "max_position_embeddings": 1000, "rope_scaling": {"type": "linear", "factor": 4.0}}, 4000),
-        ({**LLM, "max_position_embeddings": 1000, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 2000),
+        ({**LLM, "max_position_embeddings": 1000, "rope_scaling": {"type": "linear", "factor": 4.0}}, 1000),
         ({"model_type": "bloom"}, None),
     ],
 )
@@ -102,8 +100,6 @@ def test_a_chat_template_may_lie_in_either_place(where: str, tmp_path: Path) -> 
         (LLM, {}, ["prompts.style=chat"], "prompts.style"),
         (LLM, {}, ["sampling.max_tokens=1500"], "sampling.max_tokens"),
         (LLM, {}, ["prompts.strategies={all_at_once: 1}", "sampling.max_tokens=400"], "sampling.max_tokens"),
-        (LLM, {}, ["engine.vllm.max_model_len=1501"], "engine.vllm.max_model_len"),
-        (LLM, {}, ["alignment.max_length=2000"], "alignment.max_length"),
         (LLM, None, [], "models.llm: the tokenizer"),
         ({"model_type": "qwen2"}, None, [], r"models.llm: the tokenizer of .*\(no tokenizer"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, {}, [], "models.llm: .* writes text"),
@@ -213,7 +209,7 @@ def test_a_model_that_the_hub_does_not_give_is_refused_at_once(hub: str, tmp_pat
     for name, line, word in zip(names[1:], refused, words, strict=True):
         assert line.startswith(f"config: models.llm: {name} is no folder, and the hub ") and word in line
     offline = asked(["of/llm", "of/none"], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
-    assert offline[0] == found and "switched off by HF_HUB_OFFLINE" in offline[1]
+    assert offline[0] == found and "offline mode" in offline[1]
     nowhere = asked(["of/llm", "of/none"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert nowhere[0] == found and "out of reach" in nowhere[1]
 
@@ -231,8 +227,7 @@ def test_a_model_out_of_reach_is_said_before_anything_is_sampled(key: str, tmp_p
     ("change", "words"),
     [
         ({"architectures": 3}, "is no model that writes text"),
-        ({"rope_scaling": {"type": "yarn", "factor": float("inf")}}, "can't be loaded"),
-        ({"rope_scaling": {"type": "yarn", "factor": "x"}}, "can't be loaded"),
+        ({"max_position_embeddings": "x"}, "can't be loaded"),
     ],
 )
 def test_a_configuration_of_wrong_values_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
