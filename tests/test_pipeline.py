@@ -10,12 +10,12 @@ import pytest
 import yaml
 from begun_runs import begin
 
+from divray import resources
 from divray.cli import build_parser, main, parse
 from divray.config import Config, dump_config, load_config
 from divray.errors import InputError, ResourceError
 from divray.pipeline import STAGES, due_round, open_run, record_name, schedule
 from divray.quickstart import folder
-from divray.resources import check_resources
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS
 
@@ -97,14 +97,18 @@ def test_what_cannot_begin_again_stays_done(
         ("cluster.worker_gpus=0.5", {"CPU": 2}, "cluster.worker_gpus"),
     ],
 )
-def test_what_can_never_be_given_is_said_at_once(override: str, there: dict[str, float], setting: str) -> None:
+def test_what_can_never_be_given_is_said_at_once(
+    override: str, there: dict[str, float], setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "machines_there", lambda: [there])
+    config = load_config(QUICKSTART, [override])
     with pytest.raises(ResourceError, match=setting):
-        config = load_config(QUICKSTART, [override])
-        check_resources(config, [there], [stage.name for stage, _ in schedule(config)])
+        resources.provide(config, [stage.name for stage, _ in schedule(config)], grows=False)
 
 
-def test_the_defaults_fit_two_cpus(quickstart: Config) -> None:
-    check_resources(quickstart, [{"CPU": 2}], STAGES)
+def test_the_defaults_fit_two_cpus(quickstart: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "machines_there", lambda: [{"CPU": 2}])
+    resources.provide(quickstart, STAGES, grows=False)
 
 
 BAD_INPUT = [

@@ -54,7 +54,7 @@ def test_scores_do_not_depend_on_order_or_partition_and_no_valid_sample_has_none
     prepare(quickstart, run)
 
     def scored(part_rows: int, encoders: int) -> tuple[dict[str, int], pa.Table]:
-        monkeypatch.setattr(scoring, "actor_pool", lambda config, most, work: actor_pool(config, encoders, work))
+        monkeypatch.setattr(scoring, "actor_pool", lambda config, work, beside: actor_pool(config, encoders))
         monkeypatch.setattr(scoring, "ENCODED_ROWS", (16, part_rows))
         monkeypatch.setattr(scoring, "PART_ROWS", part_rows)
         return score(quickstart, run, 0), run.read_table("round-00/scores")

@@ -28,7 +28,7 @@ from divray.extraction.sets import MORE, WEIGHED, TrainingSets, examples_of, sco
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, UNLABELLED
 from divray.relations import Example
-from divray.resources import actor_pool, most_workers
+from divray.resources import actor_pool
 from divray.run_folder import RunFolder
 from divray.schemas import NAIVE
 from divray.stages import Progress
@@ -163,9 +163,8 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
     if not jobs:
         return
     trainer: Any = _Trainer
-    pool = actor_pool(config, min(most_workers(config, gpus=True), len(jobs)), len(jobs))
     data = ray.data.from_items(jobs, override_num_blocks=len(jobs))
-    yield from data.map(trainer, fn_constructor_args=(config, run.uri), **pool).iter_rows()
+    yield from data.map(trainer, fn_constructor_args=(config, run.uri), **actor_pool(config, len(jobs))).iter_rows()
 
 
 class _Trainer:

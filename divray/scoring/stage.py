@@ -94,9 +94,9 @@ def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[s
     Call this before you make the dataset, since reading also holds CPUs.
     """
     least, largest = ENCODED_ROWS
-    each = min(max(rows // (TURNS * most_workers(config, gpus=True)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
+    each = min(max(rows // (TURNS * most_workers(config)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
     blocks = max(1, -(-rows // each))
-    pool = actor_pool(config, most_workers(config, gpus=True, beside=held_cpus()), blocks)
+    pool = actor_pool(config, blocks, beside=held_cpus())
     return blocks, {"batch_format": "pyarrow", "batch_size": None, "fn_constructor_args": (config, run.uri), **pool}
 
 
