@@ -56,33 +56,27 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed ``n`` texts: float32 ``[n, d]``, rows of unit length (to rounding)."""
+        import torch
+
         out = np.empty((len(texts), self.dimension), np.float32)
         if not texts:
             return out
         tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
-        for rows, width in by_width([len(row) for row in tokens], self.max_length, self._rows):
-            out[rows] = self._forward([tokens[row] for row in rows], width)
+        pad = self.tokenizer.pad_token_id or 0
+
+        def size(width: int) -> int:
+            return max(1, TOKENS[self.device] // width)
+
+        for rows, width in by_width([len(row) for row in tokens], self.max_length, size):
+            batch = [*(tokens[row] for row in rows), *[[]] * (size(width) - len(rows))]
+            ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch], device=self.device)
+            mask = torch.tensor([[1] * max(1, len(row)) + [0] * (width - max(1, len(row))) for row in batch], device=self.device)
+            with one_thread(), torch.inference_mode():
+                hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+                weights = mask[..., None].float()
+                mean = (hidden * weights).sum(1) / weights.sum(1)
+                out[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()[: len(rows)]
         return np.round(out, DECIMALS)
-
-    def _rows(self, width: int) -> int:
-        """Number of texts in a batch of this ``width``."""
-        return max(1, TOKENS[self.device] // width)
-
-    def _forward(self, tokens: list[list[int]], width: int) -> npt.NDArray[np.float32]:
-        """Unit vectors ``[len(tokens), d]`` of token ids, padded to ``width`` and to the rows of its batch."""
-        import torch
-
-        rows = tokens + [[]] * (self._rows(width) - len(tokens))
-        ids = torch.tensor([row + [self.tokenizer.pad_token_id or 0] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        mask[:, 0] = 1
-        with one_thread(), torch.inference_mode():
-            seen = mask.to(self.device)
-            hidden = self.model(input_ids=ids.to(self.device), attention_mask=seen).last_hidden_state
-            weights = seen[..., None].float()
-            mean = (hidden * weights).sum(1) / weights.sum(1)
-            found: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
-        return found[: len(tokens)]
 
     def spans(self, examples: Sequence[Example]) -> np.ndarray:
         """Features float32 ``[n, (BLOCKS + 2) * d]``: of the spans, then of head and tail, each encoded alone."""
