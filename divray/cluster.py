@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from divray.config import Config
 from divray.errors import InputError, ResourceError
-from divray.resources import provide, release
+from divray.resources import provide
 from divray.run_folder import RunFolder
 
 LOG_BYTES = 1 << 20
@@ -95,12 +95,10 @@ def connect(config: Config) -> None:
         ray.init(address=address, **options)
     except Exception as error:  # Ray's timeout has no exception type of its own
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        own_disk = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
-        if address != LOCAL and not own_disk:
+        if address != LOCAL:
             hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
             raise ResourceError(f"no Ray cluster that can be joined at cluster.address {address} ({why}). {hint}") from None
-        places = "Set HOME and RAY_TMPDIR to folders that can be written, RAY_TMPDIR to a short path."
-        hint = places if own_disk else "The same command tries again."
+        hint = "Try again; HOME and RAY_TMPDIR must be folders that can be written, RAY_TMPDIR a short path."
         raise ResourceError(f"Ray did not start ({why}); its logs lie in {ray_temp_folder()}/session_latest/logs. {hint}") from error
     quiet_ray_data()
 
@@ -155,9 +153,10 @@ def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> No
 def release_cluster(config: Config) -> None:
     """Release the machines that a stage of this driver asked for."""
     import ray
+    from ray.autoscaler.sdk import request_resources
 
     if ray.is_initialized() and _address(config) != LOCAL:
-        release()
+        request_resources(bundles=[])
 
 
 def require_shared(run: RunFolder) -> None:

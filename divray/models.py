@@ -64,7 +64,13 @@ def check_model(reference: str, where: str, field: str) -> None:
             problem = f"{public_name(reference)} is not a model folder (no config.json)"
             raise InputError(where, field, problem, "Give the folder of a saved model.")
         names = {info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))}
-        _check_weights(reference, where, field, names)
+        if not any(name.endswith(".safetensors") for name in names):
+            raise InputError(where, field, f"{public_name(reference)} holds no *.safetensors", "Save the model as safetensors.")
+        if (index := "model.safetensors.index.json") in names and (folder := small_files(reference, field)):
+            parts = read_object(folder / index).get("weight_map")
+            if missing := sorted(set(map(str, parts.values())) - names if isinstance(parts, dict) else {"weight_map"}):
+                problem = f"{public_name(reference)} lacks {missing[0]}, which {index} names"
+                raise InputError(where, field, problem, "Fetch the model again.")
         for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
             try:
                 with safe_open(file, "np"):
@@ -72,16 +78,6 @@ def check_model(reference: str, where: str, field: str) -> None:
             except (SafetensorError, OSError) as error:
                 fix = "Fetch the file itself, not its Git LFS pointer, and make it readable."
                 raise InputError(where, field, f"{file} is not whole ({error})", fix) from None
-
-
-def _check_weights(reference: str, where: str, field: str, names: set[str]) -> None:
-    """Refuse a model if some or all of its weights are missing from ``names``, the names of its files."""
-    if not any(name.endswith(".safetensors") for name in names):
-        raise InputError(where, field, f"{public_name(reference)} holds no *.safetensors", "Save the model as safetensors.")
-    if (index := "model.safetensors.index.json") in names and (folder := small_files(reference, field)):
-        parts = read_object(folder / index).get("weight_map")
-        if missing := sorted(set(map(str, parts.values())) - names if isinstance(parts, dict) else {"weight_map"}):
-            raise InputError(where, field, f"{public_name(reference)} lacks {missing[0]}, which {index} names", "Fetch the model again.")
 
 
 def small_files(reference: str, field: str) -> Path | None:

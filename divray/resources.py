@@ -177,7 +177,7 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
     """Make sure that the cluster has what each of the stages asks for.
 
     If the cluster ``grows``, ask its autoscaler for the machines, and log what the run waits for.  The request of the last
-    stage stays until :func:`release`, so that no machine leaves as idle before its work comes.
+    stage stays until :func:`divray.cluster.release_cluster`, so that no machine leaves as idle before its work comes.
 
     Raises:
         ResourceError: The cluster can't, or :data:`WAIT_MINUTES` have passed; the message names the setting, what it asks for, and what
@@ -213,10 +213,3 @@ def _wait(stage: str, asked: dict[str, list[Bundle]], grows: bool) -> None:
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         if status.pending_nodes or status.pending_launches or len(there) > before:  # ordered, and on their way
             quiet_since = now
-
-
-def release() -> None:
-    """Let idle machines leave again."""
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=[])

@@ -17,21 +17,16 @@ from divray.errors import DivrayError, InputError, ResourceError, own_error
 from divray.models import local_model
 from divray.quickstart import folder
 
-PLACES, AGAIN = "Set HOME and RAY_TMPDIR to folders", "The same command tries again."
-
 
 @pytest.mark.parametrize(
-    ("error", "why", "hint"),
+    ("error", "why"),
     [
-        (NotADirectoryError(20, "Not a directory", "/nowhere/.ray"), "[Errno 20] Not a directory: '/nowhere/.ray'", PLACES),
-        (PermissionError(13, "Permission denied", "/sealed/ray"), "[Errno 13] Permission denied: '/sealed/ray'", PLACES),
-        (Exception("The node timed out.\nIts raylet …"), "The node timed out.", AGAIN),
-        (Exception(), "Exception", AGAIN),
+        (NotADirectoryError(20, "Not a directory", "/nowhere/.ray"), "[Errno 20] Not a directory: '/nowhere/.ray'"),
+        (Exception("The node timed out.\nIts raylet …"), "The node timed out."),
+        (Exception(), "Exception"),
     ],
 )
-def test_where_ray_does_not_start_one_line_says_why_and_what_to_do(
-    error: Exception, why: str, hint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_ray_does_not_start_one_line_says_why_and_what_to_do(error: Exception, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(**options: Any) -> None:
         raise error
 
@@ -40,7 +35,7 @@ def test_where_ray_does_not_start_one_line_says_why_and_what_to_do(
     ray.shutdown()
     monkeypatch.setattr(ray, "init", fails)
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    line = rf"^Ray did not start \({re.escape(why)}\); its logs lie in \S+ {hint}"
+    line = rf"^Ray did not start \({re.escape(why)}\); its logs lie in \S+ Try again; HOME and RAY_TMPDIR must be folders"
     with pytest.raises(ResourceError, match=line) as caught:
         cluster.connect(load_config(folder() / "quickstart.yaml"))
     assert caught.value.exit_code == 3
