@@ -172,7 +172,8 @@ def test_encoders_grow_with_the_cluster(
     for rows, blocks in ((0, 1), (10, 1), (48, 2), (10**6, -(-(10**6) // (4096 if gpus else 512)))):
         number, made = scoring.encoder_pool(config, run, rows)
         assert (number, made["num_gpus"]) == (blocks, gpus)
-        assert (made["compute"].min_size, made["compute"].initial_size, made["compute"].max_size) == (1, min(most, blocks), most)
+        pool, size = made["compute"], min(most, blocks)
+        assert (pool.min_size, pool.initial_size, pool.max_size) == (1, size, size)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 4.0})  # others hold the rest
     assert scoring.encoder_pool(config, run, 48)[1]["compute"].initial_size == 1
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
