@@ -182,7 +182,7 @@ def test_stage_writes_data_set_card_and_comparison(ray_two_cpus: None, config: C
         and "About &lt;a&gt; \\| it" in body
         and "| none |" not in body
     )
-    assert all(f"| `{name}` |" in body for name in DATASET.names)
+    assert all(f"| `{field.name}` | {field.type} |" in body for field in DATASET)
 
 
 def test_shortfall_is_told(ray_two_cpus: None, config: Config, finished: RunFolder) -> None:
