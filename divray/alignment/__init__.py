@@ -26,8 +26,6 @@ from divray.stages import Progress
 MAX_FAILURES = 2
 """How often Ray Train restarts a failed group of workers from its last checkpoint."""
 
-TRIED = 256
-"""Pairs that the length check reads at a time; it stops when one of them fits."""
 LARGE_MARGIN = 10.0
 """Reward margin of chosen over rejected, above which a policy has left what its pairs can teach."""
 
@@ -38,7 +36,7 @@ def base_model(config: Config, run: RunFolder, round: int) -> str:
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
 
-def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress = lambda *_: None) -> dict[str, Any]:
     """Train the policy of ``round`` on the pairs of all earlier rounds.
 
     Writes ``round-NN/policy`` (the merged model, for LoRA also ``adapter/``) and
@@ -59,8 +57,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     pairs, reference, chat = read_pairs(run, round), base_model(config, run, round), config.prompts.style == "chat"
     tokenizer = AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference))
     most = config.alignment.max_length
-    parts = (pairs.slice(start, TRIED) for start in range(0, pairs.num_rows, TRIED))
-    if all(tokenize_pairs(part, tokenizer, most, chat)[1] == part.num_rows for part in parts):  # before any worker starts
+    if tokenize_pairs(pairs, tokenizer, most, chat)[1] == pairs.num_rows:  # before any worker starts
         raise InputError("config", "alignment.max_length", f"no pair fits in {most} tokens", "Raise it.")
     gpu = train_gpus(config) > 0
     job = {
@@ -82,22 +79,14 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     curve = report["curve"]
     tail = curve[-max(1, len(curve) // 4) :]
     ends = {name: statistics.fmean(row[name] for row in tail) for name in ("loss", "accuracy", "margin", "chosen")}
-    if doubt := _doubt(ends["margin"], ends["chosen"]):
-        console.log(f"{Round.of(round).record('align')}: {doubt}")
+    if ends["margin"] > LARGE_MARGIN or ends["chosen"] < -1:
+        what = f"margin {ends['margin']:.1f}, reward of the chosen texts {ends['chosen']:.1f}"
+        console.log(f"the policy of {Round.of(round).name} is far from its base model ({what}). Lower alignment.learning_rate.")
     return {
         **{name: report[name] for name in ("pairs", "too_long", "steps")},
         **{name: float(f"{ends[name]:.4f}") for name in ("loss", "accuracy", "margin")},
         "seconds_per_step": float(f"{statistics.median(row['seconds'] for row in curve):.4f}"),
     }
-
-
-def _doubt(margin: float, chosen: float) -> str:
-    """A warning about the policy, from the mean rewards at the end of the curve; ``""`` if they are fine."""
-    if margin > LARGE_MARGIN:
-        return f"a margin of {margin:.1f} shows that the policy is far from its base model. Lower alignment.learning_rate."
-    if chosen < -1:
-        return f"the chosen texts became less likely, too (reward {chosen:.1f}). Lower alignment.learning_rate or raise alignment.beta."
-    return ""
 
 
 def _fit(config: Config, run: RunFolder, storage: str, name: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +145,7 @@ def _drop_torn(run: RunFolder, folder: str) -> None:
 
 
 @contextmanager
-def _followed(on_progress: Progress | None) -> Iterator[Any]:
+def _followed(on_progress: Progress) -> Iterator[Any]:
     """A queue for the progress of rank 0, and a thread that passes it to ``on_progress``."""
     from ray.util.queue import Queue
 
@@ -164,8 +153,7 @@ def _followed(on_progress: Progress | None) -> Iterator[Any]:
 
     def follow() -> None:
         while news := queue.get():
-            if on_progress:
-                on_progress(*news)
+            on_progress(*news)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
