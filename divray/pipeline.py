@@ -26,7 +26,6 @@ from divray.errors import InputError
 from divray.layout import SUMMARY, VERSIONS, Round
 from divray.locks import LOCK, locked
 from divray.models import check_models
-from divray.preferences import none_left_to_choose
 from divray.prompts import STRATEGIES, check_lengths
 from divray.prompts.pairs import read_pairs
 from divray.prompts.parsing import form_of, refused_seeds
@@ -59,7 +58,8 @@ def check(config: Config) -> Task:
     task = load_task(config)
     check_lengths(config, stated(config, task.relations), task.seeds)
     if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, stated(config, task.relations), task.seeds):
-        raise none_left_to_choose()
+        problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
+        raise InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
     form = form_of(task.seeds, task.relations)
     refused = refused_seeds(task.seeds, form)
     if refused.total() == len(task.seeds):
@@ -216,10 +216,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         if failed := before["counts"]["rejections"].get(ENGINE_ERROR, 0):
             run.forget(name)  # its completions stay
             forget_failed(run, own)
-            counts = run_stage(config, run, stage, number)
-            again: Any = run.record(name)
-            run.finish(name, before["seconds"] + again["seconds"], counts)
-            mended = failed - counts["rejections"].get(ENGINE_ERROR, 0)
+            mended = failed - run_stage(config, run, stage, number)["rejections"].get(ENGINE_ERROR, 0)
         console.log(f"{name}: {failed} candidates tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
         if failed and (older := [other for other in later if run.record(other)]):

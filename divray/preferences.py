@@ -43,7 +43,6 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
-from divray.errors import InputError
 from divray.layout import Round
 from divray.prompts.record import completion_of
 from divray.prompts.rows import accepted_samples, gives_pair
@@ -84,9 +83,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     Reads ``round-XX/scores`` and the rejections in ``round-XX/samples`` (``mined``), or ``round-XX/prompts``
     and ``data/seeds`` (``paper``), one relation at a time.
-
-    Raises:
-        InputError: In mode ``paper`` every prompt shows every seed, so that none is left to choose.
     """
     own = Round.of(round)
     relations = {relation.name: relation for relation in read_relations(run)}
@@ -103,16 +99,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     made = groups.map_groups(make, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
     # The table fits in memory for a round of any size: a relation has at most max_pairs_per_relation pairs.
     pairs = _pair_table(made.iter_rows())
-    if config.preferences.mode == "paper" and not pairs.num_rows:
-        raise none_left_to_choose()
     run.write_table(own.pairs, pairs)
     return {"pairs": pairs.num_rows}
-
-
-def none_left_to_choose() -> InputError:
-    """The error for mode ``paper`` where every prompt shows every seed example."""
-    problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
-    return InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
 
 
 def _candidates(run: RunFolder, own: Round) -> Any:

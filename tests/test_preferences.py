@@ -13,7 +13,6 @@ import pytest
 
 from divray.config import Config, parse_config
 from divray.datasets.stage import examples_table
-from divray.errors import InputError
 from divray.preferences import CANDIDATES, RIGHT, WAYS, WAYS_EACH, mined_pairs, near_copy, paper_pairs, run
 from divray.prompts.record import completion_of, read_records
 from divray.relations import Example, Relation, render_marked
@@ -333,7 +332,3 @@ def test_stage_paper(ray_two_cpus: None, tmp_path: Any) -> None:
     assert Counter(pairs["relation"].to_pylist()) == {"r": 6, "s": 6}
     assert set(pairs["kind"].to_pylist()) <= {"relabelled", "near_copy", "copy"}
     assert pairs["pair_id"].to_pylist() == sorted(pairs["pair_id"].to_pylist())
-
-    folder.write_table("round-00/prompts", pa.Table.from_pylist([prompt_row(0, shown=5)], PROMPTS))
-    with pytest.raises(InputError, match=r"prompts\.demonstrations"):
-        run(settings("paper"), folder, 0)
