@@ -65,10 +65,6 @@ class Round:
     def of(cls, number: int) -> Round:
         return cls(f"round-{number:02d}")
 
-    def record(self, stage: str) -> str:
-        """Name under which one of the round's stages stands in ``stages/``."""
-        return f"{self.name}.{stage}"
-
 
 def score_tables(rounds: int) -> list[str]:
     """The score tables of the rounds before ``rounds``."""

@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
     import pyarrow.dataset as pads
     import ray.data
-
-Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
-
-
-def _valid(rows: Rows) -> Rows:
-    """``rows``, checked in full: text is valid UTF-8, and lists stay within their values.  Arrow raises where not."""
-    rows.validate(full=True)
-    return rows
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -119,11 +111,7 @@ class RunFolder:
         self.write_bytes(name, text.encode())
 
     def read_text(self, name: str) -> str:
-        data = self.read_bytes(name)
-        try:
-            return decoded(data, self.full_uri(name), 1)
-        except InputError as error:
-            raise InputError(error.where, error.field, error.problem, anew(name)) from None
+        return decoded(self.read_bytes(name), self.full_uri(name), 1)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -155,7 +143,9 @@ class RunFolder:
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a table that fits in memory, from all its files, in the order of the files' names."""
         with self._reading(name, self.table_files(name), columns) as dataset:
-            return _valid(dataset.to_table(columns=columns))
+            table = dataset.to_table(columns=columns)
+            table.validate(full=True)
+            return table
 
     def scan(
         self, tables: str | Iterable[str], columns: Sequence[str] | Mapping[str, pc.Expression], where: pc.Expression | None = None
@@ -167,12 +157,14 @@ class RunFolder:
                 with self._reading(name, paths, () if isinstance(wanted, dict) else wanted) as dataset:
                     for batch in dataset.to_batches(columns=wanted, filter=where, batch_size=32_768):
                         if batch.num_rows:
-                            yield _valid(batch)
+                            batch.validate(full=True)
+                            yield batch
 
     @contextlib.contextmanager
     def _reading(self, name: str, paths: list[str], columns: Iterable[str] | None) -> Iterator[pads.Dataset]:
         """The files of a table, as a dataset.  Raises :class:`InputError` where one is damaged, or differs from what the stage writes.
 
+        Rows are to be validated in the block, since Arrow by itself reads text that is not UTF-8 and lists that run past their values.
         ``columns`` are those that must be there; ``None``: all of the table's schema.
         """
         import pyarrow.dataset as pads  # slow: it imports pandas, where that is installed

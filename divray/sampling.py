@@ -109,7 +109,7 @@ def tallies_of(run: RunFolder, own: Round, relations: list[str]) -> dict[str, Ta
 
 def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     """Write ``samples`` of a round from its completions; returns the counts of :func:`run`."""
-    run.forget(own.record("sample"))
+    run.forget(f"{own.name}.sample")
     run.delete(own.samples)
     relations, seeds = read_relations(run), read_seeds(run)
     # Where the human examples have no types, a typed sample would give its label away.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from os.path import expanduser
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, model_validator
@@ -25,11 +25,8 @@ def _usable(text: str) -> str:
     """Refuse what no file system and no model hub can name."""
     if "\0" in text:
         raise ValueError("a null character")
-    if text.startswith("~"):
-        try:
-            Path(text).expanduser()
-        except RuntimeError:
-            raise ValueError(f"no home folder {text.split('/')[0]!r}") from None
+    if text.startswith("~") and expanduser(text) == text:
+        raise ValueError(f"no home folder {text.split('/')[0]!r}")
     return text
 
 

@@ -83,4 +83,4 @@ def schedule(config: Config) -> list[tuple[Stage, int]]:
 
 def record_name(stage: Stage, round_: int) -> str:
     """Name under which a finished stage stands in ``stages/``."""
-    return Round.of(round_).record(stage.name) if stage.rounds else stage.name
+    return f"{Round.of(round_).name}.{stage.name}" if stage.rounds else stage.name
