@@ -44,8 +44,7 @@ from divray.stages import Progress
 from divray.texts import SPANS, names_of
 
 ALL, SELECTED = "dataset", "selected"
-_OWN = [name for name in DATASET.names if name not in ("sample_id", "rank", "audit")]
-CANDIDATES = pa.schema([SCORES.field("candidate_id"), *map(DATASET.field, _OWN), SCORES.field("embedding")])
+CANDIDATES = [name for name in SCORES.names if name in DATASET.names or name in ("candidate_id", "embedding")]
 CHOSEN = pa.schema([pa.field("set", pa.string()), *DATASET])
 """A row of a training set, and which one it is: ``dataset``, ``round-00``, …, ``naive``."""
 
@@ -67,11 +66,13 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     Returns:
         Counts: ``accepted``; ``selected``; ``reasons`` (relation that has fewer than K samples -> why, and what would help).
     """
+    from ray.data.expressions import col
+
     relations, k = stated(config, read_relations(run)), config.selection.k
     rounds = [Round.of(number) for number in range(round + 1)]
     only_cpus(True)
-    scored = run.dataset(*(own.scores for own in rounds), columns=[*CANDIDATES.names, "correct", "unique"])
-    candidates = scored.map_batches(_candidates, batch_format="pyarrow", num_cpus=0.1)
+    scored = run.dataset(*(own.scores for own in rounds), columns=[*CANDIDATES, "correct", "unique"])
+    candidates = scored.filter(expr=(col("unique") & col("correct")) | (col("strategy") == NAIVE), num_cpus=0.1)
     select = partial(chosen_samples, settings=config.selection, rounds=round + 1)
     groups = candidates.groupby("relation", num_partitions=min(max(1, len(relations)), 64))
     made = groups.map_groups(select, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
@@ -97,12 +98,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     if short:
         console.log(f"{len(short)} of {len(relations)} relations have fewer than {k} samples; dataset/README.md says why")
     return counts
-
-
-def _candidates(batch: pa.Table) -> pa.Table:
-    """The samples that are unique and correct, and all naive ones."""
-    kept = (pc.field("unique") & pc.field("correct")) | (pc.field("strategy") == NAIVE)
-    return batch.filter(kept).select(CANDIDATES.names).cast(CANDIDATES)
 
 
 def _with_audit(config: Config, run: RunFolder, chosen: pa.Table) -> pa.Table:
