@@ -11,7 +11,7 @@ import re
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -121,9 +121,7 @@ def due_round(config: Config, run: RunFolder, stage: Stage, wanted: int | None, 
     if stage.name == "report":
         return rounds[0]
     undone = [round_ for round_ in rounds if run.record(record_name(stage, round_)) is None]
-    chosen = wanted
-    if chosen is None:
-        chosen = undone[0] if undone else rounds[-1]
+    chosen = wanted if wanted is not None else next(iter(undone), rounds[-1])
     if chosen not in undone and not force:
         console.log(f"{stage.name} is done; --force does it again")
         return None
@@ -227,10 +225,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result."""
     found = {"python": platform.python_version()}
     for package in REPORTED_PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

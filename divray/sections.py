@@ -32,8 +32,6 @@ def _usable(text: str) -> str:
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
 Count = Annotated[int, Field(ge=1)]
-PAIR = (Field(strict=False), AfterValidator(_ordered))
-"""Annotations for a pair [least, most], which YAML gives as a list."""
 
 
 class VllmArguments(TypedDict, total=False):
@@ -226,7 +224,7 @@ class EngineConfig(Section):
     """How the LLM is served."""
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    concurrency: Count | Annotated[tuple[Count, Count], *PAIR] = Field(
+    concurrency: Count | Annotated[tuple[Count, Count], Field(strict=False), AfterValidator(_ordered)] = Field(  # YAML has no tuples
         1, description="Number of engine actors, or [min, max] to follow the work."
     )
     cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
