@@ -72,8 +72,6 @@ def parse_config(values: Any, where: str) -> Config:
         first = max(same, key=lambda one: (one["type"] == "value_error", len(one["loc"])))
         key = ".".join(_keys(values, first["loc"]))
         problem, fix = first["msg"].removeprefix("Value error, "), f"It is now {first['input']!r}."
-        if not first["loc"]:
-            problem, fix = "no YAML mapping", "Put the settings back."
         if first["type"] == "extra_forbidden":
             problem, fix = "unknown key", _nearest_key(key)
         if first["type"] == "missing":
