@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray.dedup import verify
-from divray.dedup.propose import choose_bands
+from divray.dedup.propose import band_keys, choose_bands
 from divray.dedup.shingle import Shingles
 from divray.dedup.verify import Pairs, near_duplicates
 from divray.errors import InputError
@@ -87,13 +87,13 @@ def test_chosen_bands_keep_the_recall(threshold: float) -> None:
 def test_sets_that_meet_too_often_are_compared_by_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     shingles = shingles_of([frozenset(range(10)), frozenset(range(9)), frozenset(range(5)), frozenset({40})])
     exact = near_duplicates(shingles, 0.8)
-    for name in ("EXACT_SETS", "EXACT_VISITS", "EXACT_VISITS_PER_SET"):
+    by_bands: list[float] = []
+    monkeypatch.setattr(verify, "band_keys", lambda sets, threshold: by_bands.append(threshold) or band_keys(sets, threshold))
+    assert listed(near_duplicates(shingles, 0.8)) == listed(exact) and not by_bands
+    for name in ("EXACT_VISITS", "EXACT_VISITS_PER_SET"):
         monkeypatch.setattr(verify, name, 0)
-    with monkeypatch.context() as patch:
-        patch.setattr(verify, "_exact", lambda *_: pytest.fail("joined exactly"))
-        assert listed(near_duplicates(shingles, 0.8)) == listed(exact) == [(0, 1, 0.9)]
-    monkeypatch.setattr(verify, "_by_bands", lambda *_: pytest.fail("by bands"))
-    assert listed(near_duplicates(shingles, 0.8, "exact")) == [(0, 1, 0.9)]
+    assert listed(near_duplicates(shingles, 0.8, "exact")) == [(0, 1, 0.9)] and not by_bands
+    assert listed(near_duplicates(shingles, 0.8)) == listed(exact) and by_bands == [0.8]
 
 
 @pytest.mark.parametrize("method", ["exact", "minhash"])

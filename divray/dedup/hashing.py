@@ -159,17 +159,3 @@ def numbered(one, two):  # type: ignore[no-untyped-def]
             count += 1
         number[i] = number[table[slot]]
     return number, first[:count].copy()
-
-
-@njit(cache=True)
-def take_sets(offsets, values, rows):  # type: ignore[no-untyped-def]
-    """Some of the sets, as offsets and values."""
-    out_offsets = np.zeros(len(rows) + 1, np.int64)
-    for k in range(len(rows)):
-        out_offsets[k + 1] = out_offsets[k] + offsets[rows[k] + 1] - offsets[rows[k]]
-    out = np.empty(out_offsets[-1], np.uint64)
-    for k in range(len(rows)):
-        shift = out_offsets[k] - offsets[rows[k]]
-        for j in range(offsets[rows[k]], offsets[rows[k] + 1]):
-            out[shift + j] = values[j]
-    return out_offsets, out

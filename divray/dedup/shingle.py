@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.hashing import hash_shingles, numbered, set_keys, take_sets
+from divray.dedup.hashing import hash_shingles, numbered, set_keys
 
 Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
@@ -92,7 +92,9 @@ def fold(shingles: Shingles) -> tuple[Shingles, npt.NDArray[np.int64], npt.NDArr
     Two sets count as equal when the 128-bit hashes of their elements are equal.  Memory: about 40 bytes a set.
     """
     group, first = numbered(*set_keys(*shingles))
-    sets = shingles if len(first) == len(group) else Shingles(*take_sets(*shingles, first))
+    distinct, sizes = np.zeros(len(group), bool), np.diff(shingles.offsets)
+    distinct[first] = True
+    sets = Shingles(np.append(0, np.cumsum(sizes[first])), shingles.values[np.repeat(distinct, sizes)])
     return sets, first, group
 
 

@@ -8,17 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from divray.dedup.propose import Keys, band_keys, choose_bands, grown, prefix_keys
+from divray.dedup.propose import band_keys, grown, prefix_keys
 from divray.dedup.shingle import Shingles
 from divray.errors import InputError
 
 Method: TypeAlias = Literal["auto", "exact", "minhash"]
 
-EXACT_SETS = 2_000
-"""Up to this many sets the join is exact whatever it costs."""
-
 EXACT_VISITS, EXACT_VISITS_PER_SET = 100_000_000, 1_000
-"""With more sets the join stays exact if it compares at most this many pairs in all, or this many for each set (20 µs a set)."""
+"""The join is exact if it compares at most this many pairs in all, or this many for each set (20 µs a set)."""
 
 MOST_PAIRS = 200_000_000
 """This many near pairs raise an error, before they fill the memory."""
@@ -50,8 +47,8 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
     """All pairs of sets whose Jaccard similarity is at least ``threshold``; precision is always 1.
 
     ``exact`` is a prefix-filter join with recall 1; ``minhash`` compares sets that agree in a band and has an expected recall of 0.9999
-    at the threshold, and more above it.  ``auto`` is exact for up to :data:`EXACT_SETS` sets and wherever the exact join is cheap,
-    which is known beforehand and depends on the sets alone; else MinHash.
+    at the threshold, and more above it.  ``auto`` is exact wherever the exact join is cheap, which is known beforehand and depends on
+    the sets alone; else MinHash.
 
     Args:
         sets: ``n`` sets; an empty one is near none.  Fold equal ones first (:func:`divray.dedup.shingle.fold`): ``k`` of them are
@@ -63,40 +60,15 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
     Raises:
         InputError: There are :data:`MOST_PAIRS` pairs or more.
     """
-    n = len(sets)
-    own = n if own is None else own
-    if method != "minhash":
-        keys = prefix_keys(sets, threshold)
-        if method == "exact" or n <= EXACT_SETS or keys.visits() <= max(EXACT_VISITS, EXACT_VISITS_PER_SET * n):
-            return _exact(sets, keys, threshold, own)
-    return _by_bands(sets, threshold, own)
-
-
-def _check_pairs(pairs: int, threshold: float) -> None:
-    """Raises InputError where there are :data:`MOST_PAIRS` pairs or more."""
-    if pairs >= MOST_PAIRS:
-        problem = f"at least {MOST_PAIRS:,} pairs of different texts are near each other at threshold {threshold}"
-        raise InputError("texts", "", problem, "Raise the threshold, or remove what most of the texts have in common.")
-
-
-def _exact(sets: Shingles, keys: Keys, threshold: float, own: int) -> Pairs:
-    """Compare the pairs that meet in a key, smaller sets first."""
+    keys = band_keys(sets, threshold) if method == "minhash" else prefix_keys(sets, threshold)
+    if method == "auto" and keys.visits() > max(EXACT_VISITS, EXACT_VISITS_PER_SET * len(sets)):
+        keys = band_keys(sets, threshold)
     sizes = np.diff(sets.offsets)
     order = np.argsort(sizes.astype(np.uint16) if sizes.max(initial=0) < 1 << 16 else sizes, kind="stable")
-    left, right, similarity = _join(*sets, order, *keys, own, threshold, MOST_PAIRS)
-    _check_pairs(len(left), threshold)
-    return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
-
-
-def _by_bands(sets: Shingles, threshold: float, own: int) -> Pairs:
-    """Compare the pairs that agree in a band, each in the first such band.  Memory: 4 bytes a set and band, and 4 an element."""
-    keys = band_keys(sets, *choose_bands(threshold))
-    parts, found = [], 0
-    for band in range(keys.shape[1]):
-        parts.append(_check_band(*sets, keys, band, np.argsort(keys[:, band]), threshold, own, MOST_PAIRS))
-        found += len(parts[-1][0])
-        _check_pairs(found, threshold)
-    left, right, similarity = (np.concatenate(column) for column in zip(*parts, strict=True))
+    left, right, similarity = _join(*sets, order, *keys, len(sets) if own is None else own, threshold, MOST_PAIRS)
+    if len(left) >= MOST_PAIRS:
+        problem = f"at least {MOST_PAIRS:,} pairs of different texts are near each other at threshold {threshold}"
+        raise InputError("texts", "", problem, "Raise the threshold, or remove what most of the texts have in common.")
     return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
 
 
@@ -132,6 +104,7 @@ def _jaccard(values, start_a, end_a, start_b, end_b, threshold):  # type: ignore
 
 @njit(cache=True)
 def _join(offsets, values, order, key_offsets, skipped, tokens, starts, own, threshold, most):  # type: ignore[no-untyped-def]
+    """Compare the pairs of sets that share a key; ``order`` sorts the sets by size."""
     left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
     found, share = 0, threshold / (1.0 + threshold)
     heads, tails = starts.copy(), starts.copy()

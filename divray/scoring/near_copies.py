@@ -55,7 +55,7 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     shared = np.unique(sets.values, return_counts=True)[1].astype(np.float64)
     few = (shared**2).sum() <= MOST_VISITS
     floor = min(NEIGHBOUR_FLOOR, config.threshold) if few else config.threshold
-    near = near_duplicates(sets, floor, "exact" if few else "auto", own=int(np.searchsorted(first, n)))
+    near = near_duplicates(sets, floor, own=int(np.searchsorted(first, n)))
     pairs = near.take(near.similarity >= config.threshold)
     decisions = decide(by_id, pairs, correctness, np.arange(len(ids)) >= n, group)
 
