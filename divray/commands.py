@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from divray import console, review
 from divray.cluster import prepare_cluster, release_cluster
@@ -25,21 +25,13 @@ from divray.locks import locked
 from divray.pipeline import check, describe, due_round, held, retry, run_all, run_stage
 from divray.prompts import run as prompt
 from divray.prompts.parsing import form_of
-from divray.report.excerpts import Piece, pieces, side_by_side
 from divray.report.findings import tables
 from divray.report.stage import run as report
 from divray.run_folder import RunFolder, write_bytes
 from divray.sampling import parsed_records
-from divray.scan import Row
 from divray.selection import write_card
 from divray.stages import STAGES
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
-
-STYLES = {"head": "bold blue", "tail": "bold yellow", "differs": "red"}
-OUTCOMES = {**dict.fromkeys(("selected", "accepted"), "bold green"), **dict.fromkeys(("more than K", "pending"), "bold yellow")}
+from divray.textfiles import dump_yaml
 
 
 def run(arguments: Namespace) -> None:
@@ -116,80 +108,12 @@ def export_samples(arguments: Namespace) -> None:
 
 
 def explain_sample(arguments: Namespace) -> None:
-    console.show(explanation(explain(arguments.run, arguments.sample_id)))
-
-
-def explanation(found: Row) -> Iterator[RenderableType]:
-    """What ``divray explain`` prints, in order."""
-    from rich.text import Text
-
-    def titled(title: str) -> Text:
-        return Text(f"\n{title}", "bold underline")
-
-    def compared(other: Row) -> Text:
-        """The other sentence, with the shared words marked."""
-        return _styled(side_by_side(found["sentence"], other)[1], "green")
-
-    head = Text.assemble((visible(found["id"]), "bold"), f"  {visible(found['relation'])}  ")
-    yield head + Text(found["outcome"], OUTCOMES.get(found["outcome"], "bold red"))
-    yield Text(visible(found["why"]))
-    if found["sentence"]:
-        yield titled("sentence")
-        yield _styled(pieces(found["sentence"]))
-    elif found.get("completion") is not None:
-        yield titled("completion")
-        yield Text(visible(found["completion"].strip()) or "(nothing)")
-    if scores := found["scores"]:
-        yield titled("scores")
-        gate = f"judge {scores['correctness']:.3f} ({'passes' if scores['correct'] else 'fails'} the gate, {found['gate']})"
-        yield Text(f"{gate} · novelty {scores['novelty']:.3f} · {visible(scores['reason'])}")
-    yield titled("where it came from")
-    yield from _source(found["origin"])
-    for key, title in (("conflict", "the same sentence under another label"), ("near_test", "test sentence that it resembles")):
-        if other := found[key]:
-            yield titled(title)
-            yield Text(f"{visible(other['id'])}  {visible(other['relation'])}", "dim")
-            yield compared(other)
-    if nearest := found["nearest"]:
-        yield titled(f"nearest neighbour (near-duplicates from {found['threshold']:g}; shared words in green)")
-        yield Text(f"{nearest['similarity']:.2f}  {'kept' if nearest['kept'] else 'dropped'}  {visible(nearest['id'])}", "dim")
-        yield compared(nearest)
-    if (cluster := found["cluster"]) and cluster["size"] > 1:
-        yield titled(f"cluster {visible(cluster['id'])}: {cluster['size']:,} samples, {cluster['kept']:,} kept")
-        for row in cluster["members"]:
-            mark = "→" if row["id"] == found["id"] else " "
-            yield Text(f"{mark} {'kept   ' if row['kept'] else 'dropped'}  {visible(row['id'])}  ", "dim") + _styled(pieces(row))
-        if more := cluster["size"] - len(cluster["members"]):
-            yield Text(f"  and {more:,} more", "dim")
-    if found["pairs"]:
-        yield titled("preference pairs")
-        for row in found["pairs"]:
-            side, other = ("chosen", row["rejected_id"]) if row["chosen_id"] == found["id"] else ("rejected", row["chosen_id"])
-            yield Text(f"{row['round']}  {side}, against {visible(other)} ({visible(row['kind'])})")
-
-
-def _source(origin: Row) -> Iterator[Text]:
-    from rich.text import Text
-
-    names = ("round", "strategy", "prompt_id", "model", "engine", "seed")
-    facts = [f"{name.removesuffix('_id')} {origin[name]}" for name in names if name in origin]
-    if "generated_tokens" in origin:
-        facts.append(f"{origin['prompt_tokens']:,} + {origin['generated_tokens']:,} tokens")
-    if "seconds" in origin:
-        facts.append(f"{origin['seconds']:.1f} s")
-    yield Text(visible(" · ".join(facts)))
-    if origin.get("error"):
-        yield Text(visible(origin["error"]), "red")
-    for row in origin["demonstrations"]:
-        yield Text(f"  shown: {visible(row['id'])}  ", "dim") + (_styled(pieces(row)) if row.get("text") else Text())
-    yield Text(visible(origin["prompt"].strip()), "dim")
-
-
-def _styled(parts: list[Piece], other: str = "") -> Text:
-    """A sentence; ``other`` is the style of text that is neither an entity nor marked as different."""
-    from rich.text import Text
-
-    return Text.assemble(*((part.text, next((STYLES[name] for name in STYLES if name in part.classes.split()), other)) for part in parts))
+    """What is known of the sample as YAML, then its prompt and its completion."""
+    found = explain(arguments.run, arguments.sample_id)
+    texts = {name: found.pop(name) or "" for name in ("prompt", "completion")}
+    print(visible(dump_yaml({key: value for key, value in found.items() if value})), end="")
+    for name, text in texts.items():
+        print(visible(f"\n=== {name}\n{text.strip()}"))
 
 
 def review_samples(arguments: Namespace) -> None:

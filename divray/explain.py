@@ -5,8 +5,6 @@ This module reads the run folder, a batch at a time, and reports only what the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pyarrow.compute as pc
 
 from divray.config import Config, read_config
@@ -19,87 +17,111 @@ from divray.run_folder import RunFolder
 from divray.sampling import policy_model
 from divray.scan import SENTENCE, Row, rows
 from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES
-from divray.texts import SEED_PREFIX
+from divray.texts import marked
 
 CLUSTER_MEMBERS = 8
-_SENTENCE = ["relation", *SENTENCE]
 _SCORES = ["correctness", "correct", "unique", "novelty", "reason"]
-_NOT_SCORED: Row = {"scores": {}, "cluster": None, "nearest": None, "conflict": None, "near_test": None, "selected": None}
 
 
 def explain(uri: str, sample_id: str) -> Row:
     """What a run folder, finished or not, knows of one candidate, valid or not.
 
     Returns:
-        Plain values: ``id``, ``relation``, ``sentence`` (row with ``text`` and spans, or none), ``origin`` (prompt, strategy,
-        round, demonstrations, engine, model …), ``rejection``, ``scores``, ``cluster`` (``id``, ``size``, ``kept``, ``members``),
-        ``nearest`` (a sentence row with ``id``, ``kept`` and ``similarity``), ``conflict``, ``near_test``, ``pairs``, ``selected``,
-        ``outcome`` (a word) and ``why`` (a sentence).
+        Plain values, ``None`` or empty where there is nothing: ``id``, ``relation``, ``outcome`` (a word), ``why`` (a sentence),
+        ``sentence``, ``rejection``, ``scores``, ``nearest`` (with ``similarity``), ``conflict``, ``near_test``, ``cluster`` (``id``,
+        ``size``, ``kept``, ``members``), ``pairs``, ``origin`` (strategy, round, demonstrations, engine, model …), ``prompt`` and
+        ``completion``.  Sentences have the head in ``[ ]`` and the tail in ``{ }``.  Each other sentence stands in a mapping beside its
+        ``id``, its ``relation`` and whether it was ``kept``.
 
     Raises:
         InputError: No run folder, or no such id.
     """
     folder = RunFolder(uri)
     config = read_config(folder)
-    run = _Run(config, folder, rounds_of(config, folder))
-    for own in reversed(run.rounds):
-        # One request may ask for several candidates.
+    rounds = rounds_of(config, folder)
+    own, request = _request(folder, rounds, sample_id)
+    completion = _row(folder, own.completions, "candidate_id", request["candidate_id"], COMPLETIONS.names)
+    sample = _row(folder, own.samples, "candidate_id", sample_id, SAMPLES.names)
+    columns = ["relation", *_SCORES, "cluster", "nearest_id", "similarity", "conflict", "near_test"]
+    scored = _row(folder, own.scores, "candidate_id", sample_id, columns)
+    demonstrations = request["demonstrations"] or []
+    others = sentences_of(folder, rounds, [*demonstrations, *(scored[key] for key in ("nearest_id", "conflict") if scored)])
+    shown = {name: _shown(name, row) for name, row in others.items()}
+    found: Row = {
+        "sentence": marked(sample) if sample and not sample["rejection"] else None,
+        "rejection": sample.get("rejection", ""),
+        "scores": {},
+        "nearest": None,
+        "conflict": shown.get(scored.get("conflict", "")),
+        "near_test": None,
+        "cluster": None,
+        "pairs": _pairs(folder, rounds, sample_id),
+        "origin": _origin(config, folder, request, completion),
+        "prompt": request["prompt"],
+        "completion": completion.get("completion"),
+    }
+    found["origin"]["demonstrations"] = [shown.get(name, {"id": name}) for name in demonstrations]
+    if scored:
+        found["scores"] = {key: round(value, 3) if isinstance(value := scored[key], float) else value for key in _SCORES}
+        found["scores"]["gate"] = config.correctness.threshold
+        found["cluster"] = _cluster(folder, rounds, scored["relation"], scored["cluster"])
+        if nearest := shown.get(scored["nearest_id"]):
+            found["nearest"] = {**nearest, "similarity": round(scored["similarity"], 3)}
+        if test := _row(folder, TEST, "example_id", scored["near_test"], ["relation", *SENTENCE]):
+            found["near_test"] = _shown(scored["near_test"], test)
+    selected = bool(_row(folder, SELECTED, "sample_id", sample_id, ["sample_id"])) if folder.files(SELECTED, ".parquet") else None
+    outcome, why = _outcome(config, found, selected)
+    return {"id": sample_id, "relation": request["relation"], "outcome": outcome, "why": why, **found}
+
+
+def _request(folder: RunFolder, rounds: list[Round], sample_id: str) -> tuple[Round, Row]:
+    """The round and the row of prompts that ask for a candidate; one request may ask for several."""
+    for own in reversed(rounds):
         alike = pc.starts_with(pc.field("candidate_id"), sample_id.rpartition("-")[0] + "-")
         for request in rows(folder, own.prompts, PROMPTS.names, alike):
             if sample_id in candidate_ids(request["candidate_id"], request["sentences"]):
-                return _candidate(run, own, sample_id, request)
+                return own, request
     raise InputError(folder.uri, sample_id, "no candidate of this run has that id", "Ids stand in `dataset/` and in `round-XX/samples`.")
 
 
-def _candidate(run: _Run, own: Round, name: str, request: Row) -> Row:
-    completion = run.row(own.completions, "candidate_id", request["candidate_id"], COMPLETIONS.names) or {}
-    sample = run.row(own.samples, "candidate_id", name, SAMPLES.names) or {}
-    columns = ["relation", *_SCORES, "cluster", "nearest_id", "similarity", "conflict", "near_test"]
-    scored = run.row(own.scores, "candidate_id", name, columns)
-    sentence = {key: sample[key] for key in _SENTENCE} if sample and not sample["rejection"] else None
-    found: Row = {
-        "id": name,
-        "relation": request["relation"],
-        "sentence": sentence,
-        "origin": _origin(run, request, completion),
-        "completion": completion.get("completion"),
-        "rejection": sample.get("rejection", ""),
-        **_NOT_SCORED,
-        "gate": run.config.correctness.threshold,
-        "threshold": run.config.diversity.threshold,
-        "pairs": run.pairs(name),
-    }
-    if scored:
-        found["scores"] = {key: scored[key] for key in _SCORES}
-        found["cluster"] = run.cluster(scored["relation"], scored["cluster"])
-        found["conflict"] = run.sentence(scored["conflict"]) if scored["conflict"] else None
-        if scored["nearest_id"] not in ("", scored["conflict"]) and (nearest := run.sentence(scored["nearest_id"])):
-            found["nearest"] = {**nearest, "similarity": scored["similarity"]}
-            if scored["nearest_id"].startswith(SEED_PREFIX):
-                found["threshold"] = min(found["threshold"], run.config.diversity.seed_threshold)
-        if near_test := run.row(TEST, "example_id", scored["near_test"] or "", _SENTENCE):
-            found["near_test"] = {**near_test, "id": scored["near_test"]}
-    if run.folder.files(SELECTED, ".parquet"):
-        found["selected"] = run.row(SELECTED, "sample_id", name, ["sample_id"]) is not None
-    found["outcome"], found["why"] = _outcome(run, found)
-    return found
+def _row(folder: RunFolder, table: str, column: str, value: str, columns: list[str]) -> Row:
+    """The first row that has ``value`` there; an empty one if there is none."""
+    return next(rows(folder, table, columns, pc.field(column) == value), {})
 
 
-def _origin(run: _Run, request: Row, completion: Row) -> Row:
-    found: Row = {key: request[key] for key in ("round", "strategy", "prompt_id", "prompt", "pattern", "seed")}
-    model, adapter = policy_model(run.config, run.folder, request["round"])
+def _shown(name: str, row: Row) -> Row:
+    kept = {"kept": row["unique"]} if "unique" in row else {}
+    return {"id": name, "relation": row["relation"], **kept, "sentence": marked(row)}
+
+
+def _origin(config: Config, folder: RunFolder, request: Row, completion: Row) -> Row:
+    found: Row = {key: request[key] for key in ("round", "strategy", "prompt_id", "pattern", "seed")}
+    model, adapter = policy_model(config, folder, request["round"])
     found["model"] = adapter or model
     told = {key: completion.get(key) for key in ("engine", "prompt_tokens", "generated_tokens", "error")}
     found |= {key: value for key, value in told.items() if value not in (None, "")}
     if completion.get("started_at") and completion.get("finished_at"):
         found["seconds"] = round(completion["finished_at"] - completion["started_at"], 3)
-    found["demonstrations"] = [run.sentence(name) or {"id": name} for name in request["demonstrations"] or []]
     return found
 
 
-def _outcome(run: _Run, found: Row) -> tuple[str, str]:
-    """What became of a candidate, in a word and in a sentence."""
-    scores, config = found["scores"], run.config
+def _cluster(folder: RunFolder, rounds: list[Round], relation: str, cluster: str) -> Row:
+    where = (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
+    found = rows(folder, [own.scores for own in rounds], ["candidate_id", "relation", *SENTENCE, "unique"], where)
+    members = sorted((_shown(row["candidate_id"], row) for row in found), key=lambda member: (not member["kept"], member["id"]))
+    kept = sum(bool(member["kept"]) for member in members)
+    return {"id": cluster, "size": len(members), "kept": kept, "members": members[:CLUSTER_MEMBERS]}
+
+
+def _pairs(folder: RunFolder, rounds: list[Round], name: str) -> list[Row]:
+    where = (pc.field("chosen_id") == name) | (pc.field("rejected_id") == name)
+    columns = ["pair_id", "kind", "chosen_id", "rejected_id"]
+    return [{"round": own.name, **row} for own in rounds for row in rows(folder, own.pairs, columns, where)]
+
+
+def _outcome(config: Config, found: Row, selected: bool | None) -> tuple[str, str]:
+    """What became of a candidate, in a word and in a sentence; ``selected`` is ``None`` before the selection."""
+    scores = found["scores"]
     if found["completion"] is None:
         return "pending", "It has not been sampled yet."
     if found["rejection"]:
@@ -114,39 +136,8 @@ def _outcome(run: _Run, found: Row) -> tuple[str, str]:
         return "below the gate", f"Dropped: its score {correctness} is below the gate ({config.correctness.threshold}) ({reason})."
     if found["origin"]["strategy"] == NAIVE:
         return "baseline", "A sample of the naive baseline, which is for comparison only; divray selects none of these."
-    if found["selected"]:
+    if selected:
         return "selected", f"Selected: unique ({reason}) and correct ({correctness})."
-    if found["selected"] is None:
+    if selected is None:
         return "accepted", f"Unique ({reason}) and correct ({correctness}); nothing has been selected yet."
     return "more than K", f"Unique and correct, but none of the K = {config.selection.k} selected: others make a better set together."
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run's tables, and the look-ups in them."""
-
-    config: Config
-    folder: RunFolder
-    rounds: list[Round]
-
-    def row(self, table: str, column: str, value: str, columns: list[str]) -> Row | None:
-        return next(rows(self.folder, table, columns, pc.field(column) == value), None)
-
-    def sentence(self, name: str) -> Row | None:
-        """The sentence of a seed example or of a scored sample, and whether it was ``kept``."""
-        found = sentences_of(self.folder, self.rounds, [name]).get(name)
-        return {key: found[key] for key in _SENTENCE} | {"id": name, "kept": found["unique"]} if found else None
-
-    def pairs(self, name: str) -> list[Row]:
-        where = (pc.field("chosen_id") == name) | (pc.field("rejected_id") == name)
-        columns = ["pair_id", "kind", "chosen_id", "rejected_id"]
-        return [{"round": own.name, **row} for own in self.rounds for row in rows(self.folder, own.pairs, columns, where)]
-
-    def cluster(self, relation: str, cluster: str) -> Row:
-        where = (pc.field("relation") == relation) & (pc.field("cluster") == cluster)
-        columns = ["candidate_id", *_SENTENCE, "unique", "similarity"]
-        found = rows(self.folder, [own.scores for own in self.rounds], columns, where)
-        members = [{"id": row.pop("candidate_id"), "kept": row.pop("unique"), **row} for row in found]
-        members.sort(key=lambda member: (not member["kept"], member["id"]))
-        kept = sum(bool(member["kept"]) for member in members)
-        return {"id": cluster, "size": len(members), "kept": kept, "members": members[:CLUSTER_MEMBERS]}

@@ -20,11 +20,11 @@ from divray.config import Config
 from divray.console import visible
 from divray.errors import InputError
 from divray.layout import ANSWERS, RELATIONS, SELECTED, Round, score_tables
-from divray.relations import Example, render_marked
 from divray.run_folder import RunFolder
 from divray.scan import SENTENCE, Row, first_of_each, rows
 from divray.schemas import NAIVE
 from divray.textfiles import read_json
+from divray.texts import marked
 
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
 RIGHT = {"y": True, "n": False, "s": None}
@@ -52,14 +52,9 @@ def draw(config: Config, run: RunFolder, number: int, of: str = "selected") -> l
     turns = [sorted(filter(None, turn), key=rank) for turn in zip_longest(*groups.values())]
     descriptions = {relation["name"]: relation["description"] for relation in run.read_json(RELATIONS)}
     return [
-        {"sample_id": row[name], "description": visible(descriptions[row["relation"]]), "sentence": _shown(row)}
+        {"sample_id": row[name], "description": visible(descriptions[row["relation"]]), "sentence": visible(marked(row))}
         for row in sorted(list(chain(*turns))[:number], key=rank)
     ]
-
-
-def _shown(row: dict[str, Any]) -> str:
-    head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
-    return visible(render_marked(Example(row["text"], head, tail, "")))
 
 
 def _sentences(run: RunFolder, names: Iterable[str]) -> dict[str, str]:
@@ -68,7 +63,7 @@ def _sentences(run: RunFolder, names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     scores = takewhile(run.table_files, (Round.of(number).scores for number in count()))
     for tables, column in (([SELECTED], "sample_id"), (list(scores), "candidate_id")):
-        found |= {row[column]: _shown(row) for row in rows(run, tables, [column, *SENTENCE], pc.field(column).isin(wanted))}
+        found |= {row[column]: visible(marked(row)) for row in rows(run, tables, [column, *SENTENCE], pc.field(column).isin(wanted))}
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from divray.dedup.shingle import Shingles, Texts, shingle
-from divray.relations import mask_entities
+from divray.relations import Example, mask_entities, render_marked
 from divray.sections import DiversityConfig
 
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
@@ -27,6 +27,12 @@ def compared_texts(table: pa.Table, mask: bool) -> list[str]:
         return texts
     spans = (table[name].to_pylist() for name in SPANS)
     return [mask_entities(text, (a, b), (c, d)) for text, a, b, c, d in zip(texts, *spans, strict=True)]
+
+
+def marked(row: Mapping[str, Any]) -> str:
+    """The sentence of a row with the columns of a sample, with the head in ``[ ]`` and the tail in ``{ }``."""
+    head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
+    return render_marked(Example(row["text"], head, tail, ""))
 
 
 def names_of(row: Mapping[str, Any]) -> tuple[str, str]:
