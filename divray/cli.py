@@ -110,8 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     dedup.add_argument("--threshold", type=float, default=0.7, help="Jaccard similarity from which texts are near (default 0.7)")
     dedup.add_argument("--rule", choices=("component", "independent"), default="component", help="keep one row a cluster (default) or more")
     dedup.add_argument("--method", choices=("auto", "exact", "minhash"), default="auto", help="how pairs are found (default auto)")
-    dedup.add_argument("--near-test", metavar="TEST", help="Parquet of a test set: drop all rows near one of its texts")
-    dedup.add_argument("--earlier", metavar="KEPT", help="Parquet of rows that earlier calls kept: drop all rows near one of them, too")
+    text = "Parquet of a test set, or of what earlier calls kept: drop all rows near one of its texts"
+    dedup.add_argument("--against", metavar="REFERENCE", help=text)
     return parser
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,34 +27,26 @@ def parquet(path: Path, **columns: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("source", "holds the input"),
-        ("earlier", "holds the rows of --earlier"),
-        ("against", "holds the test set of --near-test"),
-    ],
-)
-def test_no_input_is_written_over(tmp_path: Path, option: str, message: str) -> None:
+@pytest.mark.parametrize("option", ["source", "against"])
+def test_no_input_is_written_over(tmp_path: Path, option: str) -> None:
     held = parquet(tmp_path / "acc" / "kept.parquet", text=["a b c"])
     before = Path(held).read_bytes()
     (tmp_path / "link").symlink_to(tmp_path / "acc")
     given = {"source": parquet(tmp_path / "new.parquet", text=["d e f"]), option: held}
-    for out in ("acc", "link", "new/../acc"):
-        with pytest.raises(InputError, match=message):
-            deduplicate_files(out=str(tmp_path / out), **given)
-    given[option] = str(tmp_path / "acc")
-    with pytest.raises(InputError, match="lies in the folder of"):
-        deduplicate_files(out=str(tmp_path / "acc" / "deeper" / "out"), **given)
+    for name in (held, str(tmp_path / "acc"), str(tmp_path / "acc" / "*")):
+        given[option] = name
+        for out in ("acc", "link", "new/../acc"):
+            with pytest.raises(InputError, match=f"the output folder holds {re.escape(name)}"):
+                deduplicate_files(out=str(tmp_path / out), **given)
     assert Path(held).read_bytes() == before and [one.name for one in Path(held).parent.iterdir()] == ["kept.parquet"]
 
 
 def test_a_result_may_lie_beside_its_input(tmp_path: Path) -> None:
     source = parquet(tmp_path / "texts.parquet", text=["a b c", "a b c"])
-    for _ in range(2):
-        assert deduplicate_files(source, str(tmp_path))["kept"] == 1
-    with pytest.raises(InputError, match="holds the input"):
-        deduplicate_files(str(tmp_path / "text*.parquet"), str(tmp_path))
+    for name in (source, source, str(tmp_path / "text*.parquet")):
+        assert deduplicate_files(name, str(tmp_path))["kept"] == 1
+    with pytest.raises(InputError, match="columns differ"):
+        deduplicate_files(str(tmp_path), str(tmp_path))
 
 
 def test_hidden_and_temporary_folders_are_left_out(tmp_path: Path) -> None:
@@ -137,8 +130,8 @@ def test_a_result_of_which_nothing_stayed_is_an_input_like_any_other(tmp_path: P
     assert deduplicate_files(source, str(tmp_path / "none"), chosen, against=source)["kept"] == 0
     none = str(tmp_path / "none" / "kept.parquet")
     assert pq.read_metadata(none).num_row_groups == 0 and pq.read_schema(none) == pq.read_schema(source)
-    assert deduplicate_files(source, str(tmp_path / "out"), chosen, against=none, earlier=none)["kept"] == 1
-    assert deduplicate_files(none, str(tmp_path / "out"), chosen, against=source, earlier=source)["rows"] == 0
+    assert deduplicate_files(source, str(tmp_path / "out"), chosen, against=none)["kept"] == 1
+    assert deduplicate_files(none, str(tmp_path / "out"), chosen, against=source)["rows"] == 0
     assert pq.read_schema(tmp_path / "out" / "clusters.parquet").field("id").type == pa.large_string()
 
 
@@ -184,7 +177,7 @@ def test_folders_that_do_not_fit_together_are_read_as_pyarrow_reads_them(tmp_pat
 @pytest.mark.parametrize("folder", ["k=__HIVE_DEFAULT_PARTITION__", "k=%ff"])
 def test_folders_of_which_pyarrow_makes_no_column_are_refused(tmp_path: Path, folder: str) -> None:
     parquet(tmp_path / "in" / folder / "p.parquet", text=["a b c"])
-    with pytest.raises(InputError, match=r"in: its key=value folders give no columns \("):
+    with pytest.raises(InputError, match=r"in: not readable as Parquet \((No non-null segments|Partition segment)"):
         deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
     assert deduplicate_files(str(tmp_path / "in" / folder), str(tmp_path / "out"))["rows"] == 1
 
@@ -200,18 +193,20 @@ def test_columns_of_folders_serve_as_ids_and_for_all_inputs(tmp_path: Path) -> N
     for number, text in enumerate(["a b c", "a b c", "d e f"]):
         parquet(tmp_path / "in" / f"name=n{number}" / "p.parquet", text=[text])
     parquet(tmp_path / "known" / "name=n7" / "p.parquet", text=["D e f"])
-    counts = deduplicate_files(
-        str(tmp_path / "in"), str(tmp_path / "out"), DedupSettings(id_column="name"), earlier=str(tmp_path / "known")
-    )
-    assert (counts["kept"], counts["known"]) == (1, 1)
+    settings = DedupSettings(id_column="name")
+    counts = deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"), settings, str(tmp_path / "known"))
+    assert (counts["kept"], counts["near_reference"]) == (1, 1)
     clusters = pq.read_table(tmp_path / "out" / "clusters.parquet")
-    assert clusters["id"].to_pylist() == ["n0", "n1", "n2"] and clusters["reason"][2].as_py() == "near earlier row n7 (1.00)"
+    assert clusters["id"].to_pylist() == ["n0", "n1", "n2"] and clusters["reason"][2].as_py() == "near reference text 0 (1.00)"
 
 
 def test_a_column_of_the_files_stands_over_that_of_their_folder(tmp_path: Path) -> None:
-    parquet(tmp_path / "in" / "year=2023" / "p.parquet", text=["a b c"], year=["of the file"])
+    parquet(tmp_path / "in" / "year=2023" / "p.parquet", text=["a b c"], year=pa.array([1999], pa.int32()))
     deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
-    assert pq.read_table(tmp_path / "out" / "kept.parquet").to_pydict() == {"text": ["a b c"], "year": ["of the file"]}
+    assert pq.read_table(tmp_path / "out" / "kept.parquet").to_pydict() == {"text": ["a b c"], "year": [1999]}
+    parquet(tmp_path / "in" / "year=2023" / "p.parquet", text=["a b c"], year=["of the file"])
+    with pytest.raises(InputError, match="Field year has incompatible types"):
+        deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("shingles", ["word:0", "char:99999999999999999999", "word:" + "9" * 5000, "char:³", "word", "byte:3"])
@@ -221,7 +216,7 @@ def test_a_size_that_no_shingle_has_is_one_line(shingles: str, tmp_path: Path, c
     assert "shingles" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["source", "out", "against", "earlier"])
+@pytest.mark.parametrize("name", ["source", "out", "against"])
 def test_an_empty_path_is_not_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     parquet(tmp_path / "t.parquet", text=["a b c"])
@@ -252,7 +247,7 @@ def test_a_mark_of_a_pattern_stands_for_no_slash(tmp_path: Path) -> None:
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table([pa.array(["a b c"]), pa.array([1]), pa.array([2])], names=["text", "y", "y"]), tmp_path / "in.parquet")
-    with pytest.raises(InputError, match="y: two columns of this name"):
+    with pytest.raises(InputError, match="duplicate field names"):
         deduplicate_files(str(tmp_path / "in.parquet"), str(tmp_path / "out"))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ def outcome(folder: Path) -> tuple[pa.Table, pa.Table]:
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.one_of(WORDS, st.none()), max_size=14),
-    st.lists(st.one_of(WORDS, st.none()), max_size=2),
     st.lists(st.one_of(WORDS, st.none()), max_size=3),
     st.sampled_from(["component", "independent"]),
     st.sampled_from(["exact", "minhash"]),
@@ -50,16 +50,15 @@ def outcome(folder: Path) -> tuple[pa.Table, pa.Table]:
     st.integers(1, 5),
 )
 def test_every_row_is_as_brute_force_says(
-    texts: list[str | None], tests: list[str | None], before: list[str | None], rule: str, method: str, threshold: float, batch_rows: int
+    texts: list[str | None], reference: list[str | None], rule: str, method: str, threshold: float, batch_rows: int
 ) -> None:
     ids = [(7 * i) % 17 for i in range(len(texts))]
     table = pa.table({"name": pa.array(ids, pa.int32()), "text": pa.array(texts, pa.string())})
-    against = pa.table({"text": pa.array(tests, pa.string())})
+    against = pa.table({"text": pa.array(reference, pa.string())})
     chosen = DedupSettings(id_column="name", size=2, threshold=threshold, rule=rule, method=method)  # type: ignore[arg-type]
-    earlier = pa.table({"name": pa.array([100 + i for i in range(len(before))], pa.int32()), "text": pa.array(before, pa.string())})
-    made = near_duplicate_clusters(table.to_reader(batch_rows), chosen, against, earlier)
+    made = near_duplicate_clusters(table.to_reader(batch_rows), chosen, against)
     assert made.column_names == NAMES and made["id"].to_pylist() == ids and made["cluster"].type == pa.int32()
-    assert made.equals(near_duplicate_clusters(table, chosen, against, earlier))
+    assert made.equals(near_duplicate_clusters(table, chosen, against))
     if method == "minhash":  # may miss a pair, hence a looser check
         assert pc.all(pc.greater_equal(made["similarity"], threshold), min_count=0).as_py()
         return
@@ -68,16 +67,15 @@ def test_every_row_is_as_brute_force_says(
     near = lambda a, b: len(a & b) / len(a | b)  # noqa: E731
     leaked = {}
     for i, set_ in sets.items():
-        for kind, texts_ in (("test text", dict(enumerate(tests))), ("earlier row", dict(enumerate(before, 100)))):
-            found = [(near(set_, grams(text, 2)), f"{kind} {name}") for name, text in texts_.items() if text is not None]
-            if i not in leaked and max((value for value, _ in found), default=0) >= threshold:
-                leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
+        found = [(near(set_, grams(text, 2)), number) for number, text in enumerate(reference) if text is not None]
+        if max((value for value, _ in found), default=0) >= threshold:
+            leaked[i] = max(found, key=lambda one: one[0])  # the first of equally similar ones
     free = {i: set_ for i, set_ in sets.items() if i not in leaked}
     for i in ids:
         row = rows[i]
         if i not in free:
             assert row["kept"] == (i not in leaked) and row["cluster"] == i and row["nearest_id"] is None
-            assert row["reason"] == ("kept: no text" if i not in leaked else f"near {leaked[i][1]} ({leaked[i][0]:.2f})")
+            assert row["reason"] == ("kept: no text" if i not in leaked else f"near reference text {leaked[i][1]} ({leaked[i][0]:.2f})")
             continue
         close = {j: near(free[i], free[j]) for j in free if j != i and near(free[i], free[j]) >= threshold}
         assert row["similarity"] == max(close.values(), default=None)
@@ -157,7 +155,7 @@ def test_files_folders_patterns_and_their_order(tmp_path: Path) -> None:
     chosen = DedupSettings(id_column="key")
     for name in (str(folder), str(folder / "*.parquet"), folder.as_uri()):
         counts = deduplicate_files(name, str(tmp_path / "out"), chosen)
-        assert counts == {"rows": 3, "kept": 2, "clusters": 1, "leaked": 0, "known": 0}
+        assert counts == {"rows": 3, "kept": 2, "clusters": 1, "near_reference": 0}
         kept, clusters = outcome(tmp_path / "out")
         assert clusters["id"].to_pylist() == ["z", "y", "x"] and clusters["cluster"].to_pylist() == ["x", "y", "x"]
         assert kept.to_pydict() == {"key": ["y", "x"], "text": ["something else", "the same few words"], "extra": [2, 3]}
@@ -168,10 +166,10 @@ def test_a_test_set_is_guarded(tmp_path: Path) -> None:
     source = parquet(tmp_path / "in.parquet", text=["a b c d e f", "a b c d e g", "x y z", "q r s"])
     tests = parquet(tmp_path / "test.parquet", text=["unlike all", "a b c d e f"])
     counts = deduplicate_files(source, str(tmp_path / "out"), DedupSettings(threshold=0.6), tests)
-    assert counts == {"rows": 4, "kept": 2, "clusters": 0, "leaked": 2, "known": 0}
+    assert counts == {"rows": 4, "kept": 2, "clusters": 0, "near_reference": 2}
     kept, clusters = outcome(tmp_path / "out")
     assert kept["text"].to_pylist() == ["x y z", "q r s"]
-    assert clusters["reason"].to_pylist()[:2] == ["near test text 1 (1.00)", "near test text 1 (0.60)"]
+    assert clusters["reason"].to_pylist()[:2] == ["near reference text 1 (1.00)", "near reference text 1 (0.60)"]
 
 
 def test_an_empty_file_gives_empty_files(tmp_path: Path) -> None:
@@ -206,8 +204,12 @@ def test_bad_files(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.parquet").write_bytes(b"")
-    for name, message in (("missing", "no such file"), ("empty", "no Parquet file there"), ("no.parquet", "not readable as Parquet")):
-        with pytest.raises(InputError, match=message):
+    for name, message in (
+        ("missing", "not readable as Parquet (No such file or directory)"),
+        ("empty", "no Parquet file there"),
+        ("no.parquet", "not readable as Parquet"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
             deduplicate_files(str(tmp_path / name), out)
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -258,17 +260,17 @@ def test_batches_one_after_the_other_keep_no_two_near(first: list[str], second: 
     ]
     chosen = DedupSettings(id_column="id", size=2, threshold=0.6, rule="independent")
     kept = tables[0].filter(near_duplicate_clusters(tables[0], chosen)["kept"])
-    made = near_duplicate_clusters(tables[1], chosen, earlier=kept)
+    made = near_duplicate_clusters(tables[1], chosen, kept)
     added = tables[1].filter(made["kept"])
     stays = pa.concat_tables([kept, added])
     assert near_duplicate_clusters(stays, chosen)["kept"].to_pylist() == [True] * stays.num_rows
 
 
-def test_a_long_text_of_common_words_is_found_among_earlier_rows() -> None:
+def test_a_long_text_of_common_words_is_found_in_a_reference() -> None:
     long = " ".join(str(number) for number in range(200_000))
-    earlier = pa.table({"id": range(501), "text": [long, *(f"{number} {number + 1} {number + 2} x{number}" for number in range(500))]})
-    made = near_duplicate_clusters(pa.table({"id": [1000, 1001], "text": [long + " more", "0 1 2 x0"]}), earlier=earlier, id_column="id")
-    assert made["reason"].to_pylist() == ["near earlier row 0 (1.00)", "near earlier row 1 (1.00)"]
+    reference = pa.table({"text": [long, *(f"{number} {number + 1} {number + 2} x{number}" for number in range(500))]})
+    made = near_duplicate_clusters(pa.table({"text": [long + " more", "0 1 2 x0"]}), against=reference)
+    assert made["reason"].to_pylist() == ["near reference text 0 (1.00)", "near reference text 1 (1.00)"]
 
 
 def test_ids_of_no_rows_have_the_type_of_the_input() -> None:
@@ -290,9 +292,7 @@ ROWS = {"id": [1, 2, 3, 4, 5], "text": ["a b c d e", "a b c d f", "a b c g f", "
         (["--rule", "independent"], [2, 5], "5 rows: 2 stay, 1 clusters ->"),
         (["--method", "exact"], [2], "1 stay"),
         (["--method", "minhash"], [2], "1 stay"),
-        (["--near-test", "TEST"], [3], "1 stay, 1 clusters, 3 near test texts ->"),
-        (["--earlier", "EARLIER"], [3], "1 stay, 1 clusters, 3 near earlier rows ->"),
-        (["--near-test", "TEST", "--earlier", "EARLIER"], [3], "3 near test texts, 0 near earlier rows ->"),
+        (["--against", "TEST"], [3], "1 stay, 1 clusters, 3 near texts of "),
     ],
 )
 def test_every_option_reaches_the_join(
@@ -300,7 +300,6 @@ def test_every_option_reaches_the_join(
 ) -> None:
     pq.write_table(pa.table(ROWS), tmp_path / "in.parquet")
     pq.write_table(pa.table({"text": ["a b c d h"]}), tmp_path / "TEST")
-    pq.write_table(pa.table({"id": [9], "text": ["a b c d h"]}), tmp_path / "EARLIER")
     given = [str(tmp_path / option) if option.isupper() else option for option in options]
     command = ["dedup", str(tmp_path / "in.parquet"), "--out", str(tmp_path / "out"), "--id-column", "id", "--shingles", "word:1"]
     code = cli.main([*command, "--threshold", "0.5", *given])

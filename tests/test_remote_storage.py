@@ -62,8 +62,8 @@ def test_near_duplicates_of_a_table_there(bucket: str) -> None:
     assert run.files("deduped") == ["deduped/clusters.parquet", "deduped/kept.parquet"]
     assert pq.read_table(run.path("deduped/kept.parquet"), filesystem=run.fs)["text"].to_pylist() == ["a b c d", "e f g h"]
     run.write_table("lang=de/more", pa.table({"text": ["E f g h", "new words here"]}))
-    pattern, earlier = run.full_uri("").replace("?", "lang=*/more/*.parquet?"), run.full_uri("deduped/kept.parquet")
-    assert deduplicate_files(pattern, run.full_uri("added"), earlier=earlier)["known"] == 1
+    pattern, before = run.full_uri("").replace("?", "lang=*/more/*.parquet?"), run.full_uri("deduped/kept.parquet")
+    assert deduplicate_files(pattern, run.full_uri("added"), against=before)["near_reference"] == 1
     kept = pq.read_table(run.path("added/kept.parquet"), filesystem=run.fs)
     assert kept.to_pydict() == {"text": ["new words here"], "lang": ["de"]}
     for name in ("deduped", "texts", "added", "lang=de"):

@@ -34,12 +34,11 @@ REASONS = (
     "kept: most correct of its cluster",
     "kept: most central of its cluster",
     "kept: first id of its cluster",
-    "near test text",
-    "near earlier row",
+    "near reference text",
     "kept: no text",
 )
-"""What ``Decisions.why`` indexes.  The first two and those about test texts and earlier rows also name what stays instead."""
-NEAR, CHAINED, FIXED, ALONE, LEFT, CORRECT, CENTRAL, FIRST, LEAKED, KNOWN, NO_TEXT = range(len(REASONS))
+"""What ``Decisions.why`` indexes.  The first two and that about a reference also name what stays instead."""
+NEAR, CHAINED, FIXED, ALONE, LEFT, CORRECT, CENTRAL, FIRST, REFERENCE, NO_TEXT = range(len(REASONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +68,21 @@ def ranks(ids: pa.Array | pa.ChunkedArray) -> Numbers:
     return places
 
 
-def in_words(
-    why: npt.NDArray[np.int8], copy_of: Numbers, similarity: npt.NDArray[np.float64], ids: Any, references: Any = None
-) -> pa.StringArray:
+def in_words(why: npt.NDArray[np.int8], copy_of: Numbers, similarity: npt.NDArray[np.float64], ids: Any) -> pa.StringArray:
     """The reason of each item: strings ``[n]``.
 
     Args:
         why: int8 ``[n]``, index into :data:`REASONS`.
         copy_of, similarity: ``[n]``, what stays instead and how near it is.
-        ids: Arrow array that ``copy_of`` indexes.
-        references: Strings that ``copy_of`` indexes where the item is near a test text or an earlier row.
+        ids: Arrow array that ``copy_of`` indexes; a reference text is named by its number.
     """
-    parts = [pa.array(REASONS, pa.string()).take(pa.array(why))]
-    for kinds, names in (((NEAR, CHAINED), ids), ((LEAKED, KNOWN), references)):
-        named = np.isin(why, kinds)
-        if named.any():
-            parts.append(names.take(pa.array(copy_of, mask=~named)).cast(pa.string()))
     levels = pa.array([f"({level / 100:.2f})" for level in range(101)], pa.string())
-    near = np.isin(why, (NEAR, LEAKED, KNOWN))
-    parts.append(levels.take(pa.array(np.round(100 * similarity).astype(np.int64), mask=~near)))
+    parts = [
+        pa.array(REASONS, pa.string()).take(pa.array(why)),
+        ids.take(pa.array(copy_of, mask=~np.isin(why, (NEAR, CHAINED)))).cast(pa.string()),
+        pa.array(copy_of, mask=why != REFERENCE).cast(pa.string()),
+        levels.take(pa.array(np.round(100 * similarity).astype(np.int64), mask=~np.isin(why, (NEAR, REFERENCE)))),
+    ]
     return pc.binary_join_element_wise(*parts, " ", null_handling="skip")
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import ALONE, KNOWN, LEAKED, NO_TEXT, Decisions, Rule, decide, in_words, nearest_given, nearest_items, ranks
+from divray.dedup.decide import ALONE, NO_TEXT, REFERENCE, Decisions, Rule, decide, in_words, nearest_given, nearest_items, ranks
 from divray.dedup.shingle import Shingles, fold, joined, shingle
 from divray.dedup.verify import Method, Pairs, near_duplicates
 from divray.errors import InputError
@@ -25,7 +25,6 @@ from divray.errors import InputError
 Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
 _SLICE = 1 << 18
-_KINDS = {"texts": "strings", "ids": "strings or integers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +55,26 @@ class DedupSettings:
             raise InputError("dedup", "shingles", f"{self.kind}:{self.size} is no kind of shingle", "Give e.g. word:3 or char:5.")
 
 
-def near_duplicate_clusters(
-    source: Rows,
-    settings: DedupSettings | None = None,
-    against: Rows | None = None,
-    earlier: Rows | None = None,
-    **options: Any,
-) -> pa.Table:
+def near_duplicate_clusters(source: Rows, settings: DedupSettings | None = None, against: Rows | None = None, **options: Any) -> pa.Table:
     """Find the near-duplicates in a table of texts, and decide for each row whether it stays.
 
     Args:
         source: A table, or a reader of record batches, which are taken one at a time.
         settings: How to compare; or give its fields as keywords: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
-        against: Texts of a test set in the same text column: rows near one of them are dropped before all else.
-        earlier: Rows that an earlier call kept, with the same columns: rows near one of them are dropped as well.  The earlier
-            rows are not compared with each other again.
+        against: The reference, such as a test set or what earlier calls kept, with its texts in the same column: rows near one of
+            them are dropped before all else.  The texts of the reference are not compared with each other.
 
     Returns:
         One row for each row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id``
         and ``similarity``, of the most similar other row that reaches the threshold (of equals first a kept one, then the
-        smallest id), null if none does, and for rows near ``against`` or ``earlier``; ``kept``; ``reason``, in words.
+        smallest id), null if none does, and for rows near the reference; ``kept``; ``reason``, in words.
 
     Raises:
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
     """
     settings = DedupSettings(**options) if settings is None else settings
-    source, against, earlier = (rows.to_reader(_SLICE) if isinstance(rows, pa.Table) else rows for rows in (source, against, earlier))
-    verdicts = judge(source, settings, against, earlier)
+    source, against = (rows.to_reader(_SLICE) if isinstance(rows, pa.Table) else rows for rows in (source, against))
+    verdicts = judge(source, settings, against)
     return pa.Table.from_batches(verdicts.batches(), verdicts.schema())
 
 
@@ -92,22 +84,20 @@ class Verdicts:
 
     Attributes:
         ids: Arrow array ``[n]``.
-        references: strings ``[m]``: ids of earlier rows, then numbers of test texts.
-        decided: What stays and why; for a row near a reference, ``copy_of`` is a place in ``references``.
+        decided: What stays and why; for a row near a reference text, ``copy_of`` is the number of the text.
         nearest: int64 ``[n]``.
         similarity: float64 ``[n]``, to ``nearest``.
     """
 
     ids: Any
-    references: Any
     decided: Decisions
     nearest: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float64]
 
     def counts(self) -> dict[str, int]:
-        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``leaked`` (near a test text), ``known`` (near an earlier row only)."""
+        """``rows``, ``kept``, ``clusters`` (of two rows or more), ``near_reference``."""
         made = self.decided
-        found = {"kept": made.kept, "clusters": np.bincount(made.cluster) > 1, "leaked": made.why == LEAKED, "known": made.why == KNOWN}
+        found = {"kept": made.kept, "clusters": np.bincount(made.cluster) > 1, "near_reference": made.why == REFERENCE}
         return {"rows": len(self.ids), **{name: int(some.sum()) for name, some in found.items()}}
 
     def schema(self) -> pa.Schema:
@@ -126,44 +116,36 @@ class Verdicts:
                 self.ids.take(pa.array(self.nearest[part], mask=alone)),
                 pa.array(self.similarity[part], mask=alone),
                 pa.array(made.kept[part]),
-                in_words(made.why[part], made.copy_of[part], made.copy_similarity[part], self.ids, self.references),
+                in_words(made.why[part], made.copy_of[part], made.copy_similarity[part], self.ids),
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=self.schema())
 
 
 def judge(
-    source: pa.RecordBatchReader,
-    settings: DedupSettings,
-    against: pa.RecordBatchReader | None = None,
-    earlier: pa.RecordBatchReader | None = None,
-    where: str = "table",
+    source: pa.RecordBatchReader, settings: DedupSettings, against: pa.RecordBatchReader | None = None, where: str = "table"
 ) -> Verdicts:
     """:func:`near_duplicate_clusters` as arrays; ``where`` names the source in errors."""
     parts: list[Shingles] = []
     ids = _taken_in(source, parts, settings, where)
     _check_ids(ids, where, settings.id_column or "row")
-    known_ids = _taken_in(earlier, parts, settings, "earlier rows")
-    numbers = _taken_in(against, parts, replace(settings, id_column=None), "test")
-    references = pa.concat_arrays([known_ids.cast(pa.string()), numbers.cast(pa.string())])
+    if against is not None:
+        _taken_in(against, parts, replace(settings, id_column=None), "reference")
     rows = joined(parts)
     parts.clear()
     sets, _, groups = fold(rows)
     del rows
-    group, known, tests = np.split(groups, [len(ids), len(ids) + len(known_ids)])
+    group, others = np.split(groups, [len(ids)])
     blank = np.diff(sets.offsets) == 0  # the group of those without text
     pairs = near_duplicates(sets, settings.threshold, settings.method, own=int(group.max(initial=-1)) + 1)
 
-    # Rows near a reference are dropped first, and link no others.  A test text takes precedence over an earlier row.
-    reference, reference_similarity = np.full(len(sets), -1), np.zeros(len(sets))
-    for start, others in ((len(known), tests), (0, known)):
-        place, nearness = nearest_given(others, len(sets), pairs)
-        named = (reference < 0) & (place >= 0) & ~blank
-        reference[named], reference_similarity[named] = start + place[named], nearness[named]
+    # Rows near a reference text are dropped first, and link no others.
+    reference, reference_similarity = nearest_given(others, len(sets), pairs)
+    reference[blank], reference_similarity[blank] = -1, 0.0
     gone = (reference >= 0) | blank
     if gone.any():
         pairs = pairs.take(~(gone[pairs.left] | gone[pairs.right]))
     copy_of = reference[group]
-    why = np.select([blank[group], copy_of >= len(known), copy_of >= 0], [NO_TEXT, LEAKED, KNOWN], ALONE).astype(np.int8)
+    why = np.select([blank[group], copy_of >= 0], [NO_TEXT, REFERENCE], ALONE).astype(np.int8)
     made = Decisions(np.arange(len(ids)), copy_of < 0, copy_of, reference_similarity[group], why)
     nearest, similarity = np.full(len(ids), -1), np.zeros(len(ids))
 
@@ -183,16 +165,11 @@ def judge(
     made.cluster[near], made.kept[near], made.why[near] = row[decided.cluster], decided.kept, decided.why
     made.copy_of[near], made.copy_similarity[near] = row[decided.copy_of], decided.copy_similarity
     nearest[near], similarity[near] = row[other], other_similarity
-    return Verdicts(ids, references, made, nearest, similarity)
+    return Verdicts(ids, made, nearest, similarity)
 
 
-def _taken_in(reader: pa.RecordBatchReader | None, parts: list[Shingles], settings: DedupSettings, where: str) -> Any:
-    """Add each row's set to ``parts`` (an empty set for a null text); return the rows' ids, or their numbers without an id column.
-
-    Without a reader, return an empty array of type null.
-    """
-    if reader is None:
-        return pa.nulls(0)
+def _taken_in(reader: pa.RecordBatchReader, parts: list[Shingles], settings: DedupSettings, where: str) -> Any:
+    """Add each row's set to ``parts`` (an empty set for a null text); return the rows' ids, or their numbers without an id column."""
     check_schema(reader.schema, settings, where)
     start, name = len(parts), settings.id_column
     ids = [] if name is None else [_plain(pa.nulls(0, reader.schema.field(name).type))]
@@ -208,23 +185,19 @@ def _taken_in(reader: pa.RecordBatchReader | None, parts: list[Shingles], settin
 
 
 def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None:
-    """Raises InputError where the text or the id column is missing, or of a kind that can't be compared."""
-    check_column(schema, settings.text_column, where, "texts")
-    if settings.id_column is not None:
-        check_column(schema, settings.id_column, where, "ids")
-
-
-def check_column(schema: pa.Schema, name: str, where: str, what: str) -> None:
-    """Raises InputError where a column is missing, occurs twice, or has the wrong type for ``what`` (``texts`` or ``ids``)."""
-    places = schema.get_all_field_indices(name)
-    if len(places) != 1:
-        problem = "no such column" if not places else "two columns of this name"
-        raise InputError(where, name, problem, f"The columns are: {', '.join(schema.names)}.")
-    kind, wanted = schema.field(name).type, _KINDS[what]
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not ((strings and "strings" in wanted) or (pa.types.is_integer(kind) and "integers" in wanted)):
-        raise InputError(where, name, f"a column of {kind}; {what} must be {wanted}", "Name another column, or convert it.")
+    """Raises InputError where the text or the id column is missing, occurs twice, or is of a kind that can't be compared."""
+    for name, wanted in ((settings.text_column, "texts must be strings"), (settings.id_column, "ids must be strings or integers")):
+        if name is None:
+            continue
+        places = schema.get_all_field_indices(name)
+        if len(places) != 1:
+            problem = "no such column" if not places else "two columns of this name"
+            raise InputError(where, name, problem, f"The columns are: {', '.join(schema.names)}.")
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        if not (strings or (pa.types.is_integer(kind) and "integers" in wanted)):
+            raise InputError(where, name, f"a column of {kind}; {wanted}", "Name another column, or convert it.")
 
 
 def _check_ids(ids: Any, where: str, name: str) -> None:
