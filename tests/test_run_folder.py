@@ -74,7 +74,7 @@ def test_any_name_of_a_folder_is_a_path(name: str, tmp_path: Path) -> None:
     ("uri", "path"),
     [
         ("file://" + "/data/a b", "/data/a b"),
-        ("file://localhost/data/what?#1", "/data/what?#1"),
+        ("file:///data/what%3F#1", "/data/what?#1"),
         ("s3://bucket/a b/Łódź#1/50%?region=us-east-1", "bucket/a b/Łódź#1/50%"),
         ("s3://bucket/a%20b/c%3F?region=us-east-1", "bucket/a b/c?"),
     ],
@@ -86,7 +86,18 @@ def test_what_a_uri_may_not_hold_is_taken_as_it_stands(uri: str, path: str) -> N
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "file://x.parquet", "s4://x/y", "https://host/x.parquet", "s3:///x", "hdfs+x://a", "~nobody-here/x", "hf://datasets/x"]
+    "uri",
+    [
+        "",
+        "file://x.parquet",
+        "file://localhost/x",
+        "s4://x/y",
+        "https://host/x.parquet",
+        "s3:///x",
+        "hdfs+x://a",
+        "~nobody-here/x",
+        "hf://datasets/x",
+    ],
 )
 def test_a_path_that_leads_nowhere_is_one_line(uri: str) -> None:
     with pytest.raises(InputError) as caught:

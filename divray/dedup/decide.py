@@ -63,9 +63,8 @@ class Decisions:
 
 def ranks(ids: pa.Array | pa.ChunkedArray) -> Numbers:
     """The rank of each id in ascending order, from 0, int64 ``[n]``; strings compare by code points."""
-    places = np.empty(len(ids), np.int64)
-    places[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
-    return places
+    ranked: Numbers = pc.rank(ids, tiebreaker="first").to_numpy().astype(np.int64)
+    return ranked - 1
 
 
 def in_words(why: npt.NDArray[np.int8], copy_of: Numbers, similarity: npt.NDArray[np.float64], ids: Any) -> pa.StringArray:

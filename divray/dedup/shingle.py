@@ -64,7 +64,7 @@ def _normalised(array: pa.Array, words: bool) -> pa.Array:
     plain, lowered = pc.string_is_ascii(array), pc.ascii_lower(array)
     if not pc.all(plain, min_count=0).as_py():
         foreign = pc.invert(plain)
-        strange = [text.lower() for text in decoded(array.filter(foreign))]
+        strange = [text.decode("utf-8", "replace").lower() for text in array.filter(foreign).cast(pa.large_binary()).to_pylist()]
         lowered = pc.replace_with_mask(lowered, foreign, pa.array(strange, pa.large_string()))
         lowered = pc.replace_substring_regex(lowered, r"[\x{85}\p{Z}]", " ")
         if words:
@@ -92,10 +92,11 @@ def fold(shingles: Shingles) -> tuple[Shingles, npt.NDArray[np.int64], npt.NDArr
     Two sets count as equal when the 128-bit hashes of their elements are equal.  Memory: about 40 bytes a set.
     """
     group, first = numbered(*set_keys(*shingles))
+    if len(first) == len(group):
+        return shingles, first, group
     distinct, sizes = np.zeros(len(group), bool), np.diff(shingles.offsets)
     distinct[first] = True
-    sets = Shingles(np.append(0, np.cumsum(sizes[first])), shingles.values[np.repeat(distinct, sizes)])
-    return sets, first, group
+    return Shingles(np.append(0, np.cumsum(sizes[first])), shingles.values[np.repeat(distinct, sizes)]), first, group
 
 
 def _buffers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
@@ -107,11 +108,6 @@ def _buffers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uin
     if data is not None and data.size:
         characters = np.frombuffer(data, dtype=np.uint8)
     return offsets, characters
-
-
-def decoded(texts: pa.Array) -> list[str]:
-    """Python strings, with U+FFFD for bytes that are no UTF-8."""
-    return [data.decode("utf-8", "replace") for data in texts.cast(pa.large_binary()).to_pylist()]
 
 
 def _flat(texts: Any) -> pa.Array:

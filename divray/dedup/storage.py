@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
@@ -41,13 +41,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             raise ValueError("an empty path")
         if not is_uri(uri):
             return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-        scheme, _, rest = uri.partition("://")
-        if scheme.lower() == "file":
-            host, slash, path = rest.partition("/")
-            if not slash or host not in ("", "localhost"):
-                raise ValueError("a file's URI needs an absolute path after file:// or file://localhost")
-            return pafs.LocalFileSystem(), f"/{unquote(path).rstrip('/')}"
-        if not rest.strip("/"):
+        if not uri.partition("://")[2].strip("/"):
             raise ValueError("a URI without a bucket or a host")
         fs, path = pafs.FileSystem.from_uri(_encoded(uri))
         if isinstance(fs, pafs.PyFileSystem):  # hf://: its library checks the path only at the first use

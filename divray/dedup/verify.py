@@ -35,9 +35,6 @@ class Pairs(NamedTuple):
     right: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float64]
 
-    def __len__(self) -> int:
-        return len(self.left)
-
     def take(self, some: npt.NDArray[np.generic]) -> Pairs:
         """Some of the pairs, by a mask or by their numbers."""
         return Pairs(self.left[some], self.right[some], self.similarity[some])
