@@ -9,7 +9,7 @@ A pool is the loop's rows of one relation, or the naive baseline's rows of it.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -23,7 +23,6 @@ from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.embeddings import embedding_column, embedding_matrix
 from divray.engines.pool import held_cpus
 from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, TEST, TEST_EMBEDDINGS, Round, score_tables
-from divray.relations import metric_tag
 from divray.resources import actor_pool, most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
 from divray.run_folder import RunFolder
@@ -171,22 +170,12 @@ def _scored_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
-    """The counts of :func:`run`; those of each relation also go to Prometheus."""
+    """The counts of :func:`run`."""
     accepted = pc.field("unique") & pc.field("correct")
     derived = {"correct": accepted, "conflicts": pc.field("conflict") != "", "near_test": pc.field("near_test") != ""}
-    counts = dict.fromkeys(("scored", "unique", *derived), 0)
-    loop = pc.field("strategy") != NAIVE
-    for (relation,), figures in scan.tally(run, written.scores, ["relation"], ["unique", *derived], derived, loop).items():
-        for outcome, count in zip(("valid", "unique", "accepted"), figures, strict=False):
-            _gauge().set(count, {"round": written.name, "relation": metric_tag(relation), "outcome": outcome})
-        counts = {name: count + int(more) for (name, count), more in zip(counts.items(), figures, strict=True)}
+    names = ("scored", "unique", *derived)
+    found = scan.tally(run, written.scores, [], names[1:], derived, pc.field("strategy") != NAIVE)
+    counts = dict(zip(names, map(int, found.get((), [0] * len(names))), strict=True))
     if not config.diversity.guard_test:
         del counts["near_test"]
     return counts
-
-
-@cache
-def _gauge() -> Any:
-    from ray.util.metrics import Gauge
-
-    return Gauge("divray_samples", "Samples of a round: valid, unique, accepted (unique and correct).", ("round", "relation", "outcome"))
