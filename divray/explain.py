@@ -28,7 +28,7 @@ def explain(uri: str, sample_id: str) -> Row:
 
     Returns:
         Plain values, ``None`` or empty where there is nothing: ``id``, ``relation``, ``outcome`` (a word), ``why`` (a sentence),
-        ``sentence``, ``rejection``, ``scores``, ``nearest`` (with ``similarity``), ``conflict``, ``near_test``, ``cluster`` (``id``,
+        ``sentence``, ``rejection``, ``scores``, ``nearest`` (what a near copy is too near to, with ``similarity``), ``conflict``, ``near_test``, ``cluster`` (``id``,
         ``size``, ``kept``, ``members``), ``pairs``, ``origin`` (strategy, round, demonstrations, engine, model …), ``prompt`` and
         ``completion``.  Sentences have the head in ``[ ]`` and the tail in ``{ }``.  Each other sentence stands in a mapping beside its
         ``id``, its ``relation`` and whether it was ``kept``.

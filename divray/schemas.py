@@ -94,9 +94,9 @@ SCORES = pa.schema(
 """The valid samples only, sorted by ``candidate_id``.
 
 ``correctness`` in [0, 1] is the judge's probability that the sentence is right; ``correct`` says whether it passes the gate.
-``cluster`` is the smallest id of the connected component of near-duplicates. ``nearest_id`` and ``similarity`` (exact Jaccard of
-shingles) name the nearest other sample of the relation, a seed (``seed:<example_id>``), or the conflict or test example
-(``test:<example_id>``) that bars the sample. ``unique`` says whether the sample stays, and ``reason`` why. ``novelty`` is 1 - cosine to the
+``cluster`` is the smallest id of the connected component of near-duplicates. ``unique`` says whether the sample stays, ``reason`` why.
+``nearest_id`` and ``similarity`` (exact Jaccard of shingles) name what a dropped sample is too near to: a kept sample of its relation, a
+seed (``seed:<example_id>``), a conflict or a test example (``test:<example_id>``). ``novelty`` is 1 - cosine to the
 nearest other unique sample of its relation and round. ``conflict`` and ``conflict_relation`` name a row (a sample of this or an earlier
 round, or a seed) that says nearly the same of the same entities under another relation; ``near_test`` names the nearest test example, if
 one is near. Each of the three is ``""`` for none. ``embedding`` is the unit vector of the masked sentence."""

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from divray import schemas
 from divray.config import Config
 from divray.console import visible
-from divray.layout import Round
-from divray.report import charts, excerpts, spread
+from divray.report import charts, spread
 from divray.report.account import account, busy_shares, engine_time, money
 from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline, shortfalls
@@ -238,16 +237,6 @@ def test_losses_across_relations_have_their_own_names(tmp_path: Path, simple_sco
     found = summarise(_config(), run)
     lost = found["losses"]["unique"]
     assert (lost["labelling conflict"], lost["near a test sentence"], sum(lost.values())) == (2, 1, 8)
-
-
-def test_similarities_of_those_that_have_a_neighbour(tmp_path: Path, simple_scores: None) -> None:
-    run = RunFolder(str(tmp_path / "run"))
-    _fill(run)
-    found = excerpts.similarities(run, [Round.of(0), Round.of(1)])
-    # 12 of each round and relation's samples but the first; two of each have a nearest neighbour, at 0.8.
-    assert found["dropped"][16] == 8 and sum(found["dropped"]) == 8 and sum(found["kept"]) == 0
-    report(_config(), run, 0)
-    assert "Similarity to the nearest neighbour" in run.read_text("report.html")
 
 
 def test_summary_costs(tmp_path: Path, simple_scores: None) -> None:

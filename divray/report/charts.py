@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from divray.config import Config
 from divray.console import clock, visible
 from divray.report.account import STEPS
 from divray.report.findings import SEEDS, percent, round_name
@@ -135,8 +134,8 @@ def dots(
 
 
 @_as_svg
-def histogram(parts: Sequence[Series], xlabel: str, limit: float | None = None) -> Figure:
-    """Stacked columns over equal bins of [0, 1], and a dashed line at ``limit``."""
+def histogram(parts: Sequence[Series], xlabel: str) -> Figure:
+    """Stacked columns over equal bins of [0, 1]."""
     figure, (plot,) = _figure(FULL, 1.7)
     plot.grid(axis="y")
     ends = np.zeros(len(parts[0].values))
@@ -144,8 +143,6 @@ def histogram(parts: Sequence[Series], xlabel: str, limit: float | None = None) 
     for part in parts:
         plot.bar(np.arange(len(ends)) * step, part.values, 0.94 * step, ends, align="edge", color=part.colour, label=part.name)
         ends += part.values
-    if limit is not None:
-        plot.axvline(limit, **_DASHED)
     plot.set_xlim(0, 1)
     plot.set_xlabel(xlabel)
     plot.tick_params(axis="y", labelcolor=SOFT)
@@ -200,9 +197,9 @@ def _figure(width: float, height: float, columns: int = 1, rows: Sequence[str] =
 # the charts of the page ---------------------------------------------------------------------------
 
 
-def charts_of(config: Config, summary: dict[str, Any], excerpts: dict[str, Any]) -> dict[str, Any]:
+def charts_of(summary: dict[str, Any], excerpts: dict[str, Any]) -> dict[str, Any]:
     """The page's charts by name, ``None`` for those without data."""
-    found: dict[str, Any] = dict.fromkeys(("funnel", "relations", "scores", "correctness", "similarities", "rejections", "seconds"))
+    found: dict[str, Any] = dict.fromkeys(("funnel", "relations", "scores", "correctness", "rejections", "seconds"))
     steps = [step for step in STEPS if step in summary]
     if any(summary[step] for step in steps):
         parts = [Series(round_name(name), _colour(name), [view[step] for step in steps]) for name, view in summary["per_round"].items()]
@@ -220,13 +217,10 @@ def charts_of(config: Config, summary: dict[str, Any], excerpts: dict[str, Any])
         found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"])
     for name in ("vendi_ngram", "vendi_embedding"):
         found[name] = _diversity_chart(summary.get("diversity_at_equal_size", {}), name)
-    for name, kept, dropped, label, limit in (
-        ("correctness", "pass the gate", "do not", "judge's score", None),
-        ("similarities", "kept", "dropped", "Jaccard similarity", config.diversity.threshold),
-    ):
-        parts = [Series(kept, BLUE, excerpts[name]["kept"]), Series(dropped, GREY, excerpts[name]["dropped"])]
-        if any(sum(part.values) for part in parts):
-            found[name] = histogram(parts, label, limit)
+    scores = excerpts["correctness"]
+    parts = [Series("pass the gate", BLUE, scores["kept"]), Series("do not", GREY, scores["dropped"])]
+    if any(sum(part.values) for part in parts):
+        found["correctness"] = histogram(parts, "judge's score")
     for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):
         if amounts := summary.get(name):
             total = sum(amounts.values())

@@ -34,12 +34,12 @@ _SENTENCE = ["candidate_id", "relation", *SENTENCE]
 def excerpts(config: Config, run: RunFolder) -> dict[str, Any]:
     """The report's rows and counts, each under the name of the function below that picks it."""
     rounds = rounds_of(config, run)
-    chosen = (near_duplicates, similarities, rejections, pairs, correctness)
+    chosen = (near_duplicates, rejections, pairs, correctness)
     return {"samples": samples(run), **{pick.__name__: pick(run, rounds) for pick in chosen}}
 
 
 def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
-    """Dropped samples, each with the nearest sentence as ``other``; in each relation the most similar first, identical ones last."""
+    """Dropped samples, each with what it is too near to as ``other``; in each relation the most similar first, identical ones last."""
 
     def closeness(row: Row) -> tuple[bool, float, str]:
         return (row["similarity"] or 0.0) >= 1.0, -(row["similarity"] or 0.0), row["candidate_id"]
@@ -72,12 +72,12 @@ def pairs(run: RunFolder, rounds: list[Round]) -> list[Row]:
 
 def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
     """Valid samples by the judge's score in 20 bins of [0, 1]: those that pass the gate are ``kept``, the others ``dropped``."""
-    return _histogram(run, rounds, "correctness", "correct", _LOOP)
-
-
-def similarities(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
-    """Valid samples that have a nearest neighbour, in 20 bins of their similarity to it: those that stay are ``kept``."""
-    return _histogram(run, rounds, "similarity", "unique", _LOOP & (pc.field("nearest_id") != ""))
+    place = pc.floor(pc.coalesce(pc.field("correctness"), 0.0) * float(BINS) + 1e-9)
+    derived = {"place": pc.min_element_wise(place, BINS - 1.0), "flag": pc.coalesce(pc.field("correct"), False)}
+    counts: dict[str, list[int]] = {"kept": [0] * BINS, "dropped": [0] * BINS}
+    for (at, holds), (count,) in tally(run, _scores(rounds), ["place", "flag"], derived=derived, where=_LOOP).items():
+        counts["kept" if holds else "dropped"][int(at)] += int(count)
+    return counts
 
 
 def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
@@ -103,16 +103,6 @@ def _one_of(column: str, values: Iterable[str]) -> pc.Expression:
 def _turns(groups: dict[Any, list[Row]]) -> list[Row]:
     """The rows of all groups; the groups take turns, so that no single group fills the page."""
     return [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
-
-
-def _histogram(run: RunFolder, rounds: list[Round], value: str, flag: str, where: pc.Expression) -> dict[str, Any]:
-    """The rows by 20 bins of ``value``: ``kept`` where ``flag`` holds, else ``dropped``."""
-    place = pc.floor(pc.coalesce(pc.field(value), 0.0) * float(BINS) + 1e-9)
-    derived = {"place": pc.min_element_wise(place, BINS - 1.0), "flag": pc.coalesce(pc.field(flag), False)}
-    counts: dict[str, list[int]] = {"kept": [0] * BINS, "dropped": [0] * BINS}
-    for (at, holds), (count,) in tally(run, _scores(rounds), ["place", "flag"], derived=derived, where=where).items():
-        counts["kept" if holds else "dropped"][int(at)] += int(count)
-    return counts
 
 
 def _hash(identity: str) -> Callable[[Row], bytes]:

@@ -138,5 +138,5 @@ def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> st
         diversity=say.diversity_rows(summary),
         costs=list(say.cost_rows(summary)),
         excerpts=excerpts,
-        charts=charts_of(config, summary, excerpts),
+        charts=charts_of(summary, excerpts),
     )

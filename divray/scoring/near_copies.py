@@ -12,18 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.dedup.decide import decide, in_words, nearest_items, ranks
+from divray.dedup.decide import decide, in_words, ranks
 from divray.dedup.shingle import fold
 from divray.dedup.verify import near_duplicates
 from divray.schemas import SCORES
 from divray.sections import DiversityConfig
 from divray.texts import compared_texts, configured_shingles
-
-NEIGHBOUR_FLOOR = 0.3
-"""Least Jaccard similarity of a nearest neighbour that is reported, near-duplicate or not."""
-
-MOST_VISITS = 100_000_000
-"""If more pairs of sets share a shingle, neighbours below the threshold are not reported."""
 
 DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "similarity", "unique", "reason")])
 """What :func:`deduplicate` adds."""
@@ -43,55 +37,46 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     ``kept`` are samples that an earlier call kept.  They always stay, and are compared with ``table`` only, not with each other.
 
     Returns:
-        ``table`` with the columns :data:`DECISION` added or replaced.  ``nearest_id`` is the most similar other item with a Jaccard
-        similarity of at least :data:`NEIGHBOUR_FLOOR`, else ``""``; of equally similar ones, a kept one first, then the smallest id.
+        ``table`` with the columns :data:`DECISION` added or replaced.  ``nearest_id`` is what stays in place of a dropped sample: the most
+        similar near-duplicate that is kept, of equally similar ones the smallest id; ``""`` for a kept sample.
     """
     parts = [table] if kept is None else [table, kept]
     texts = [text for part in parts for text in compared_texts(part, config.mask_entities)]
     ids = pa.concat_arrays([part["candidate_id"].combine_chunks() for part in parts])
-    n, by_id = table.num_rows, ranks(ids)
+    n = table.num_rows
     correctness = np.append(table["correctness"].to_numpy(), np.full(len(ids) - n, np.nan))
     sets, first, group = fold(configured_shingles(texts, config))
-    shared = np.unique(sets.values, return_counts=True)[1].astype(np.float64)
-    few = (shared**2).sum() <= MOST_VISITS
-    floor = min(NEIGHBOUR_FLOOR, config.threshold) if few else config.threshold
-    near = near_duplicates(sets, floor, own=int(np.searchsorted(first, n)))
-    pairs = near.take(near.similarity >= config.threshold)
-    decisions = decide(by_id, pairs, correctness, np.arange(len(ids)) >= n, group)
-
-    preference = by_id + np.where(decisions.kept, 0, len(ids))
-    nearest, similarity = nearest_items(group, preference, near)
-
-    names = ids.take(pa.array(nearest[:n], mask=nearest[:n] < 0))
-    reasons = in_words(decisions.why[:n], decisions.copy_of[:n], decisions.copy_similarity[:n], ids)
+    pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, n)))
+    made = decide(ranks(ids), pairs, correctness, np.arange(len(ids)) >= n, group)
     columns = {
-        "cluster": ids.take(pa.array(decisions.cluster[:n])),
-        "nearest_id": pc.fill_null(names, ""),
-        "similarity": similarity[:n],
-        "unique": decisions.kept[:n],
-        "reason": reasons,
+        "cluster": ids.take(pa.array(made.cluster[:n])),
+        "nearest_id": pc.fill_null(ids.take(pa.array(made.copy_of[:n], mask=made.kept[:n])), ""),
+        "similarity": made.copy_similarity[:n],
+        "unique": made.kept[:n],
+        "reason": in_words(made.why[:n], made.copy_of[:n], made.copy_similarity[:n], ids),
     }
     fields = {field.name: field for field in (*table.schema, *DECISION)}  # a column that is replaced keeps its place
     return with_columns(table, columns, pa.schema(list(fields.values())))
 
 
-def distances(embeddings: Vectors, staying: Vectors, own: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """1 - the cosine of each row ``[n, d]`` and the nearest row of ``staying`` ``[u, d]``; about ``n u d`` operations.
+def novelty(embeddings: Vectors, unique: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """1 - the cosine of each row ``[n, d]`` and the nearest other one of the ``unique`` rows; about ``n u d`` operations for ``u`` of them.
 
-    All rows are unit vectors.  ``own``, int64 ``[n]``, is each row's own index in ``staying``, -1 for none; a row is not its own neighbour.
+    All rows are unit vectors, and ``unique`` is bool ``[n]``.
 
     Returns:
-        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other one stays.
+        float64 ``[n]`` in [0, 2], to six decimals; 1 where no other row is unique.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    out = np.ones(len(embeddings))
-    if not len(embeddings) or not len(staying):
+    out, staying = np.ones(len(embeddings)), np.flatnonzero(unique)
+    if not len(staying):
         return out
-    search = NearestNeighbors(n_neighbors=min(2, len(staying)), algorithm="brute").fit(staying)
-    found = search.kneighbors(embeddings, return_distance=False)
-    nearest = np.where(found[:, 0] == own, found[:, -1], found[:, 0])
-    others = nearest != own
-    cosines = (embeddings[others].astype(np.float64) * staying[nearest[others]].astype(np.float64)).sum(axis=1)
+    search = NearestNeighbors(n_neighbors=min(2, len(staying)), algorithm="brute").fit(embeddings[staying])
+    found = staying[search.kneighbors(embeddings, return_distance=False)]
+    rows = np.arange(len(embeddings))
+    nearest = np.where(found[:, 0] == rows, found[:, -1], found[:, 0])
+    others = nearest != rows
+    cosines = (embeddings[others].astype(np.float64) * embeddings[nearest[others]].astype(np.float64)).sum(axis=1)
     out[others] = np.clip(1.0 - cosines, 0.0, 2.0)
     return np.round(out, 6)

@@ -13,7 +13,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,7 +28,7 @@ from divray.run_folder import RunFolder
 from divray.schemas import NAIVE, SAMPLES, SCORES
 from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, marked
 from divray.scoring.judge import Judging
-from divray.scoring.near_copies import deduplicate, distances, with_columns
+from divray.scoring.near_copies import deduplicate, novelty, with_columns
 from divray.stages import Progress
 from divray.texts import SPANS, compared_texts
 
@@ -164,9 +163,8 @@ def _scored_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     gone = with_columns(gone, {"cluster": gone["candidate_id"], "unique": pa.repeat(False, gone.num_rows)})
     free = deduplicate(rest, config.diversity, before)
     rows = pa.concat_tables([free, gone.select(free.column_names)]).sort_by("candidate_id")
-    vectors, unique = embedding_matrix(rows["embedding"]), rows["unique"].to_numpy()
-    novelty = distances(vectors, vectors[unique], np.where(unique, np.cumsum(unique) - 1, -1))
-    return with_columns(rows, {"correct": pc.greater_equal(rows["correctness"], threshold), "novelty": novelty}, SCORES)
+    distances = novelty(embedding_matrix(rows["embedding"]), rows["unique"].to_numpy())
+    return with_columns(rows, {"correct": pc.greater_equal(rows["correctness"], threshold), "novelty": distances}, SCORES)
 
 
 def _counts(config: Config, run: RunFolder, written: Round) -> dict[str, int]:
