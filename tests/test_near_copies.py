@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divray.schemas import EXAMPLES, SCORES
-from divray.scoring.conflicts import MARKS, copies_of_seeds
-from divray.scoring.conflicts import marked as with_marks
+from divray.scoring.conflicts import copies_of_seeds
 from divray.scoring.near_copies import deduplicate, novelty
 from divray.sections import DiversityConfig
 from divray.texts import compared_texts
@@ -98,7 +97,7 @@ def test_copies_of_seeds_go(threshold: float, copies: list[str]) -> None:
             ("r1-4", "Jo moved from Bern to Bonn .", "Jo", "Bern"),
         ]
     )
-    rows = copies_of_seeds(with_marks(table, MARKS.empty_table()), seeds, DiversityConfig(threshold=threshold)).to_pylist()
+    rows = copies_of_seeds(table, seeds, DiversityConfig(threshold=threshold)).to_pylist()
     assert [row["candidate_id"] for row in rows] == copies
     assert (rows[0]["reason"], rows[0]["nearest_id"], rows[0]["similarity"]) == ("near copy of seed:7 (1.00)", "seed:7", 1.0)
 

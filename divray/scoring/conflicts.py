@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.dedup.decide import best_of, nearest_given, ranks
+from divray.dedup.decide import best_of, nearest_given
 from divray.dedup.shingle import fold
 from divray.dedup.verify import near_duplicates
 from divray.layout import SEEDS, TEST, score_tables
@@ -37,7 +37,7 @@ Codes = npt.NDArray[np.int64]
 
 _MARKS = ("conflict", "conflict_relation", "near_test", "nearest_id", "similarity", "reason")
 MARKS = pa.schema([SCORES.field(name) for name in ("candidate_id", *_MARKS)])
-"""What :func:`across_relations` finds of a sample, and why it is dropped."""
+"""What bars a sample, and why; null for nothing."""
 BARRED = pc.field("reason") != ""
 """Which of the :func:`marked` rows are dropped."""
 
@@ -52,14 +52,11 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
         Columns ``candidate_id``, ``conflict`` (id of the most similar row in conflict; of equals first one of ``known``, then the
         smallest id), ``conflict_relation`` and ``similarity`` (Jaccard of the texts); sorted, rows in conflict only.
     """
-    rows = pa.concat_tables([table.select(_COMPARED), known.select(_COMPARED)])
-    new = np.arange(rows.num_rows) < table.num_rows
-    labels, by_id = _codes(rows["relation"]), ranks(rows["candidate_id"])
+    rows = pa.concat_tables([part.select(_COMPARED).sort_by("candidate_id") for part in (table, known)])
+    new, labels = np.arange(rows.num_rows) < table.num_rows, _codes(rows["relation"])
     # Rows of one table with the same text, label and spans are one item, named by the smallest id; those of ``table`` come first.
     keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in SPANS)])
-    item_of = np.unique(keys, axis=0, return_inverse=True)[1]
-    smallest = np.argsort(by_id)
-    items = smallest[np.unique(item_of[smallest], return_index=True)[1]]
+    _, items, item_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     sets = configured_shingles(rows["text"].cast(pa.large_string()).take(pa.array(items)), config)
     left, right, similarity = near_duplicates(sets, config.threshold, own=int(np.count_nonzero(new[items])))
     crossing = labels[items[left]] != labels[items[right]]
@@ -67,8 +64,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
     involved, places = np.unique(items[np.append(left, right)], return_inverse=True)
     same = _same_fact(rows.take(pa.array(involved)), config, *np.split(places, 2))
     left, right, similarity = left[same], right[same], similarity[same]
-    preference = np.argsort(np.lexsort((by_id[items], new[items])))
-    other, best = best_of(len(items), left, right, similarity, preference)
+    other, best = best_of(len(items), left, right, similarity, np.where(new[items], len(rows), 0) + items)
     found = np.flatnonzero(new & (other[item_of] >= 0))
     against = pa.array(items[other[item_of[found]]])
     made = {
@@ -77,7 +73,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
         "conflict_relation": rows["relation"].take(against),
         "similarity": pa.array(best[item_of[found]], pa.float64()),
     }
-    return pa.table(made).combine_chunks().sort_by("candidate_id")
+    return pa.table(made).combine_chunks()
 
 
 def _codes(values: pa.ChunkedArray) -> Codes:
@@ -147,27 +143,26 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
     marks: dict[str, dict[str, Any]] = {}
     for row in pa.concat_tables(found).to_pylist():
         reason = f"labelling conflict with {row['conflict']} under {row['conflict_relation']} ({row['similarity']:.2f})"
-        marks[row["candidate_id"]] = {**row, "near_test": "", "nearest_id": row["conflict"], "reason": reason}
+        marks[row["candidate_id"]] = {**row, "nearest_id": row["conflict"], "reason": reason}
     if config.diversity.guard_test:
         for row in near_reference(rows, run.read_table(TEST), config.diversity).to_pylist():
             name, near, reason = row["candidate_id"], row["near"], f"near test example {row['near']} ({row['similarity']:.2f})"
-            row |= {"near_test": near, "nearest_id": f"test:{near}", "reason": reason}
-            marks[name] = marks.get(name, {"conflict": "", "conflict_relation": ""}) | row
+            marks[name] = {**marks.get(name, {}), **row, "near_test": near, "nearest_id": f"test:{near}", "reason": reason}
     return pa.Table.from_pylist([marks[name] for name in sorted(marks)], MARKS)
 
 
+def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
+    """The rows of one relation whose similarity to one of its ``seeds`` is at least ``seed_threshold`` or ``threshold``, whichever is
+    lower, as :data:`MARKS`."""
+    threshold = min(settings.threshold, settings.seed_threshold)
+    marks = []
+    for row in near_reference(rows, seeds, settings.model_copy(update={"threshold": threshold})).to_pylist():
+        name = f"{SEED_PREFIX}{row['near']}"
+        marks.append({**row, "nearest_id": name, "reason": f"near copy of {name} ({row['similarity']:.2f})"})
+    return pa.Table.from_pylist(marks, MARKS)
+
+
 def marked(rows: pa.Table, marks: pa.Table) -> pa.Table:
-    """``rows`` with the columns of :data:`MARKS`, ``""`` and 0 where there is nothing."""
+    """``rows`` with the columns of :data:`MARKS`, ``""`` and 0 where there is nothing; of several marks of a row the first."""
     found = marks.take(pc.index_in(rows["candidate_id"], value_set=marks["candidate_id"].combine_chunks()))
     return with_columns(rows, {name: pc.fill_null(found[name], 0.0 if name == "similarity" else "") for name in _MARKS})
-
-
-def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
-    """The :func:`marked` rows of one relation whose similarity to one of its ``seeds`` is at least ``seed_threshold`` or ``threshold``,
-    whichever is lower, with the reason why they are dropped."""
-    threshold = min(settings.threshold, settings.seed_threshold)
-    near = near_reference(rows, seeds, settings.model_copy(update={"threshold": threshold}))
-    rows = rows.take(pc.index_in(near["candidate_id"], value_set=rows["candidate_id"].combine_chunks()))
-    names = [f"{SEED_PREFIX}{name}" for name in near["near"].to_pylist()]
-    reasons = [f"near copy of {name} ({level:.2f})" for name, level in zip(names, near["similarity"].to_pylist(), strict=True)]
-    return with_columns(rows, {"nearest_id": names, "similarity": near["similarity"], "reason": reasons}, rows.schema)
