@@ -245,12 +245,12 @@ class Counting:
 
 def test_the_llm_is_asked_once_a_prefix_and_shown_right_and_wrong_seeds_but_not_the_one_asked_about() -> None:
     llm = Counting()
-    assert ask(llm, NAMED, SEEDS, RIGHT).tolist() == [6.0] * len(RIGHT)
+    assert ask(llm.answers, NAMED, SEEDS, RIGHT).tolist() == [6.0] * len(RIGHT)
     assert len(llm.prefixes) == len(RELATIONS)
     shown = llm.prefixes[0]
     assert shown.count("Answer: no") == 6 and "works" in shown and "founded" in shown
-    assert ask(llm, NAMED, SEEDS, SEEDS).tolist() == [5.0] * len(SEEDS)
-    assert ask(llm, NAMED, [], RIGHT[:1]).tolist() == [0.0]
+    assert ask(llm.answers, NAMED, SEEDS, SEEDS).tolist() == [5.0] * len(SEEDS)
+    assert ask(llm.answers, NAMED, [], RIGHT[:1]).tolist() == [0.0]
 
 
 def test_readings_are_means_of_a_sentences_own_tokens_under_the_records_of_its_relation() -> None:

@@ -9,9 +9,10 @@ import copy
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,17 +42,19 @@ _TOP = 20
 _UNSEEN = math.log(1e-4)
 """Log-probability of an answer that is not among these alternatives."""
 
+Answers: TypeAlias = Callable[[str, Sequence[str]], list[float]]
+"""Log-odds of yes over no, in nats, after a text and each of some questions."""
 
-def answerer_of(config: Config, device: str) -> Answerer | None:
-    """The LLM that ``correctness.llm`` names, if any."""
-    if config.correctness.llm is None:
+
+def answers_of(config: Config, device: str) -> Answers | None:
+    """The answers of the LLM that ``correctness.llm`` names, if any."""
+    llm, endpoint = config.correctness.llm, config.engine.endpoint
+    if llm is None:
         return None
-    if config.correctness.llm == ENDPOINT and config.engine.endpoint is not None:
-        return ServerAnswers(config.engine.endpoint)
-    return Likelihood(config.correctness.llm, device)
+    return partial(server_answers, endpoint) if llm == ENDPOINT and endpoint else Likelihood(llm, device).answers
 
 
-def ask(answerer: Answerer, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
+def ask(answers: Answers, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
     Before it the LLM sees right and wrong examples made of other seeds. ``relations`` are all those of seeds and examples.
@@ -62,7 +65,7 @@ def ask(answerer: Answerer, relations: Sequence[Relation], seeds: Sequence[Examp
         lines = [f"Does the sentence say that this holds? {named[name].description}\n\n"]
         for seed, wrong in zip(right, _wrong(named, seeds, name, right), strict=True):
             lines.append(f"Sentence: {render_marked(seed)}\nAnswer: yes\n\nSentence: {render_marked(wrong)}\nAnswer: no\n\n")
-        found[rows] = answerer.answers("".join(lines), [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
+        found[rows] = answers("".join(lines), [f"Sentence: {render_marked(examples[row])}\nAnswer:" for row in rows])
     return found.round(3)
 
 
@@ -163,7 +166,7 @@ class Likelihood:
         return found
 
     def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
-        """Log-odds of `` yes`` over `` no`` after ``prefix`` and each question, in nats."""
+        """:data:`Answers` by `` yes`` and `` no``."""
         (yes, *_), (no, *_) = self._tokens([" yes", " no"])
         encoded = self._tokens(questions)
         found = {row: float(scores[-1, yes] - scores[-1, no]) for row, scores, _ in self._scores(prefix, encoded, list(map(len, encoded)))}
@@ -202,38 +205,26 @@ class Likelihood:
                     yield row, said.logits[place, start - first : end - first].float().log_softmax(-1), states
 
 
-class ServerAnswers:
-    """Answers of the server that ``engine.endpoint`` names; the key comes from the process's environment."""
+def server_answers(settings: EndpointConfig, prefix: str, questions: Sequence[str]) -> list[float]:
+    """:data:`Answers` of the server that ``engine.endpoint`` names; the key comes from the process's environment.
 
-    def __init__(self, settings: EndpointConfig) -> None:
-        from openai import OpenAI
+    Raises:
+        EngineError: The server refused, or gives no probabilities.
+    """
+    from openai import APIError, OpenAI
 
-        key = os.environ.get(settings.key_variable) or "none"
-        self.settings = settings
-        self.client = OpenAI(base_url=str(settings.url), api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
+    key = os.environ.get(settings.key_variable) or "none"
+    client: Any = OpenAI(base_url=str(settings.url), api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
+    how = {"model": settings.model, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
 
-    def answers(self, prefix: str, questions: Sequence[str]) -> list[float]:
-        """Log-odds of yes over no after ``prefix`` and each question, in nats.
-
-        Raises:
-            EngineError: The server refused, or gives no probabilities.
-        """
-        with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            return list(pool.map(self._answer, [f"{prefix}{question}" for question in questions]))
-
-    def _answer(self, prompt: str) -> float:
-        from openai import APIError
-
-        asked: Any = [{"role": "user", "content": f"{prompt}\nSay only yes or no."}]
+    def answer(question: str) -> float:
+        asked = [{"role": "user", "content": f"{prefix}{question}\nSay only yes or no."}]
         try:
-            how: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
-            response: Any = self.client.chat.completions.create(model=self.settings.model, messages=asked, **how)
-            top = response.choices[0].logprobs.content[0].top_logprobs
+            top = client.chat.completions.create(messages=asked, **how).choices[0].logprobs.content[0].top_logprobs
         except (APIError, AttributeError, IndexError, TypeError) as error:
-            raise EngineError(f"{self.settings.url} gave no probabilities of yes and no ({type(error).__name__}: {error})") from error
+            raise EngineError(f"{settings.url} gave no probabilities of yes and no ({type(error).__name__}: {error})") from error
         yes, no = (sum(math.exp(one.logprob) for one in top if one.token.strip().casefold() == word) for word in ("yes", "no"))
         return (math.log(yes) if yes else _UNSEEN) - (math.log(no) if no else _UNSEEN)
 
-
-Answerer: TypeAlias = Likelihood | ServerAnswers
-"""A model or a server that says how likely a yes is."""
+    with client, ThreadPoolExecutor(settings.concurrency) as pool:
+        return list(pool.map(answer, questions))

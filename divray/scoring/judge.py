@@ -41,7 +41,7 @@ from divray.config import Config
 from divray.datasets.stage import stated
 from divray.embeddings import Encoder
 from divray.relations import Example, Relation, replaced
-from divray.scoring.answers import Likelihood, Probe, answerer_of, ask, readings, some_of
+from divray.scoring.answers import Likelihood, Probe, answers_of, ask, readings, some_of
 from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discriminant, exchanged, on_grid
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer", "probe")
@@ -225,7 +225,7 @@ class Judging:
         self.names = tuple(relation.name for relation in self.relations)
         self.encoder = Encoder(config.models.encoder)
         self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
-        self.answerer = answerer_of(config, self.encoder.device)
+        self.answers = answers_of(config, self.encoder.device)
         self.probe = probe_for(PROBED, config.correctness.fluency)
         self.gate = PROBED if self.probe else FLUENCY if self.likelihood else PLAIN
 
@@ -234,8 +234,8 @@ class Judging:
         known, found = (self.relations, self.seeds, examples), np.zeros((len(examples), 3))
         if self.likelihood is not None:
             found[:, [0, 2]] = readings(self.likelihood, *known, self.probe)[:, [0, 2]]
-        if self.answerer is not None:
-            found[:, 1] = ask(self.answerer, *known)
+        if self.answers is not None:
+            found[:, 1] = ask(self.answers, *known)
         return found
 
     def hear_seeds(self) -> np.ndarray:
