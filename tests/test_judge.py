@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -31,7 +30,6 @@ from divray.scoring.judge import (
     Judging,
     described_seeds,
     fit_judge,
-    gate_probability,
     probability,
     probe_for,
     shipped,
@@ -92,7 +90,10 @@ def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
     return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros((len(examples), 3)))
 
 
-gate = partial(gate_probability, name=PLAIN)
+def gate(found: np.ndarray, name: str = PLAIN) -> np.ndarray:
+    return probability(name, dict(zip(SIGNALS, found.T, strict=True)))
+
+
 SEEDS = [sentence(relation, number, number % 3) for relation in WORDING for number in range(6)]
 RIGHT = [sentence(relation, number, wording) for relation in WORDING for number in (7, 8) for wording in range(3)]
 OTHER = {"founder": "works_for", "works_for": "founder"}
@@ -191,7 +192,7 @@ READ = ("sentence", "stumble", "passed", "inside")
 
 
 def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_gates() -> None:
-    gates = {PLAIN: set(), FLUENCY: {"fluency"}, PROBED: {"fluency", "probe"}}
+    gates = {PLAIN: {"answer"}, FLUENCY: {"fluency", "answer"}, PROBED: {"fluency", "answer", "probe"}}
     signals_of = {**dict.fromkeys(gates, SIGNALS), **dict.fromkeys((AUDIT, AUDIT_PROBED), READ)}
     for name, known in signals_of.items():
         rows = shipped()[name]["signals"]
@@ -202,9 +203,9 @@ def test_the_shipped_weights_know_their_signals_and_the_audit_uses_none_of_the_g
     assert not set(READ) & set(SIGNALS)
     for name, llm in ((PROBED, CorrectnessConfig().fluency), (AUDIT_PROBED, CorrectnessConfig().reader)):
         assert probe_for(name, llm) is not None and probe_for(name, "another") is probe_for(name, None) is None
-    likely, doubtful = (gate_probability(np.array([[0.0] * 10 + [told]]), PROBED)[0] for told in (20.0, -20.0))
+    likely, doubtful = (gate(np.array([[0.0] * 10 + [told]]), PROBED)[0] for told in (20.0, -20.0))
     assert likely > 0.9 and doubtful < 0.1
-    loud, yes, nothing, no = (gate_probability(np.array([[0.0] * 9 + [answer, 0.0]]), PROBED)[0] for answer in (30.0, 4.0, 0.0, -4.0))
+    loud, yes, nothing, no = (gate(np.array([[0.0] * 9 + [answer, 0.0]]), PROBED)[0] for answer in (30.0, 4.0, 0.0, -4.0))
     assert 0 < no < nothing < yes == loud < 1
 
 

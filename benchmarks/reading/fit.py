@@ -60,6 +60,8 @@ THRESHOLD = 0.8
 """The gate of the audit's ``passed``: `correctness.threshold`."""
 STRENGTH, TIGHT = 0.3, 0.08
 """Inverse regularisation C, for signals of unit variance; factor of the hidden states', which makes theirs ``TIGHT ** 2`` of that."""
+ANSWER = {"name": "answer", "weight": 1.0, "low": -4.0, "high": 4.0}
+"""What a gate makes of the answer of `correctness.llm`; not fitted, since LLMs differ too much."""
 PROBES = {"probe": ("embedded:smollm2", 20), "inside": ("embedded:gemma3-270m", 12)}
 """Whose states a probe sees, and after which layer: two thirds of the way."""
 FIRST = 5
@@ -262,6 +264,8 @@ def main() -> None:
                 own_groups, own_tasks = ([named[row] for row in np.flatnonzero(mask)] for named in (groups, tasks))
                 found.setdefault(name, {})[part] = measure(expit(odds[mask]), right[mask], own_groups, own_tasks, gate[mask])
     if arguments.write:
+        for name in ("plain", "fluency", "probed"):
+            shipped[name][0]["signals"].append(ANSWER)
         path = ROOT / "divray" / "scoring" / "weights.json"
         text = json.dumps({name: made for name, (made, *_) in shipped.items()}, indent=1)
         path.write_text(re.sub(r"\[[-\d.e,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n")

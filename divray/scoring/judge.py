@@ -2,8 +2,8 @@
 
 It is a logistic regression: is the sentence right?  From each signal but the probe it subtracts the mean over the task's own seeds, every
 seed judged without itself, so that signals mean the same for every task.  The weights and their calibration come from sentences that
-language-model agents read (``benchmarks/reading``): of ten such sentences with score 0.8, eight are right.  The judge adds the answer of
-``correctness.llm`` to the log-odds, since LLMs differ too much for a fitted weight.  With that LLM the score is not calibrated; name only
+language-model agents read (``benchmarks/reading``): of ten such sentences with score 0.8, eight are right.  The answer of
+``correctness.llm`` counts with weight 1, since LLMs differ too much for a fitted weight.  With that LLM the score is not calibrated; name only
 one that you trust.
 
 The signals come from the features of the spans (:meth:`divray.embeddings.Encoder.spans`) by linear discriminant analysis of seeds and
@@ -19,7 +19,7 @@ of seeds with head and tail exchanged:
 ``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
 ``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
-``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`)
+``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`), at most 4 either way
 ``probe``     where ``correctness.fluency`` is the LLM that it was fitted for: what that LLM's hidden states add to the log-odds
               (:class:`divray.scoring.answers.Probe`)
 ============  ===============================================================================
@@ -47,8 +47,6 @@ from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discri
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer", "probe")
 PLAIN, FLUENCY, PROBED = "plain", "fluency", "probed"
 """Judges in ``weights.json``: without an LLM, with the likelihood under any LLM, and with that likelihood and a probe."""
-LOUDEST = 4.0
-"""The most that ``answer`` adds to the log-odds, or takes from them."""
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0
@@ -71,15 +69,9 @@ def log_odds(judge: Mapping[str, Any], signals: Mapping[str, np.ndarray]) -> np.
     return np.asarray(judge["bias"] + sum(terms))
 
 
-def probability(name: str, signals: Mapping[str, np.ndarray], added: np.ndarray | float = 0.0) -> np.ndarray:
-    """Probability by the judge ``name`` of ``weights.json``, with ``added`` log-odds, to four digits."""
-    return np.round(1.0 / (1.0 + np.exp(-log_odds(shipped()[name], signals) - added)), _DIGITS)
-
-
-def gate_probability(signals: np.ndarray, name: str) -> np.ndarray:
-    """Probability that each sentence with these :meth:`Judge.signals` is right, by the gate ``name``, float64 ``[n]``."""
-    named = dict(zip(SIGNALS, signals.T, strict=True))
-    return probability(name, named, np.clip(named["answer"], -LOUDEST, LOUDEST))
+def probability(name: str, signals: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Probability that each sentence with these signals is right, by the judge ``name`` of ``weights.json``, to four digits."""
+    return np.round(1.0 / (1.0 + np.exp(-log_odds(shipped()[name], signals))), _DIGITS)
 
 
 def probe_for(name: str, llm: str | None) -> Probe | None:
@@ -252,4 +244,4 @@ class Judging:
         """The gate's probability that each example is right, float64 ``[n]``."""
         relations, texts = [example.relation for example in examples], [example.text for example in examples]
         signals = judge.signals(relations, texts, self.encoder.spans(examples), self.hear(examples))
-        return gate_probability(signals, self.gate)
+        return probability(self.gate, dict(zip(SIGNALS, signals.T, strict=True)))
