@@ -80,8 +80,7 @@ def run(
         make_room(config, "score", back_soon=True)
         scoring.run(config, run, round)
         tallies = tallies_of(run, own, names)
-        wanted, ended_by = next_counts(config, tallies, wave + 1)
-        if not wanted:
+        if not (wanted := next_counts(config, tallies, wave + 1)):
             break
         wave += 1
         asked: dict[str, dict[str, int]] = {}
@@ -93,7 +92,7 @@ def run(
         console.log(f"{own.name} wave {wave}: {sum(wanted.values())} more candidates for {len(wanted)} relations")
     if quota is None:
         return counts
-    account = quota_account(quota, tallies, ended_by)
+    account = quota_account(quota, tallies)
     run.write_json(own.quota, account)
     return {**counts, "waves": wave + 1, "missing": account["missing"]}
 

@@ -328,37 +328,34 @@ def test_waves_without_a_quota_spread_the_candidates() -> None:
     asked = opening_counts(config, ["a", "b"])["a"]
     counts = [asked]
     for wave in (1, 2):
-        wanted, _ = next_counts(config, {"a": Tally(asked, 0)}, wave)
+        wanted = next_counts(config, {"a": Tally(asked, 0)}, wave)
         counts.append(wanted["a"])
         asked += wanted["a"]
     assert counts == [3, 4, 3]
-    assert next_counts(config, {"a": Tally(10, 0)}, 3)[0] == {}
+    assert next_counts(config, {"a": Tally(10, 0)}, 3) == {}
 
 
 def test_the_budget_goes_to_the_relations_that_are_short() -> None:
     config = settings("sampling.quota=10", "sampling.candidates_per_relation=40")
     assert opening_counts(config, ["full", "half", "poor"]) == {"full": 20, "half": 20, "poor": 20}
     tallies = {"full": Tally(20, 11), "half": Tally(20, 5), "poor": Tally(20, 1)}
-    wanted, ended = next_counts(config, tallies, 1)
-    assert ended == ""
+    wanted = next_counts(config, tallies, 1)
     assert wanted.keys() == {"half", "poor"}
     assert wanted["half"] < wanted["poor"]
     assert sum(wanted.values()) <= 3 * 40 - 60
-    assert next_counts(config, {"full": Tally(20, 11)}, 1) == ({}, "quota")
-    assert next_counts(config, {"full": Tally(20, 11)}, 6) == ({}, "quota")  # reached in the last wave
-    assert next_counts(config, tallies, 6) == ({}, "waves")
+    assert next_counts(config, {"full": Tally(20, 11)}, 1) == next_counts(config, tallies, 6) == {}
 
 
 def test_the_candidates_of_a_round_end_it() -> None:
     config = settings("sampling.quota=10", "sampling.candidates_per_relation=20")
     tallies = {"full": Tally(20, 11), "half": Tally(20, 5), "poor": Tally(20, 1)}
-    assert next_counts(config, tallies, 1) == ({}, "candidates")
+    assert next_counts(config, tallies, 1) == {}
 
 
 def test_the_account_of_a_quota_says_what_is_missing() -> None:
-    account = quota_account(10, {"full": Tally(20, 11), "poor": Tally(60, 4)}, "candidates")
+    account = quota_account(10, {"full": Tally(20, 11), "poor": Tally(60, 4)})
     assert account["relations"]["poor"] == {"asked": 60, "accepted": 4, "missing": 6}
-    assert (account["quota"], account["missing"], account["ended_by"]) == (10, 6, "candidates")
+    assert (account["quota"], account["missing"]) == (10, 6)
 
 
 def score_by_id(config: Config, run: RunFolder, round: int = 0, on_progress: Any = None) -> dict[str, Any]:
@@ -382,7 +379,7 @@ def test_a_quota_is_met_in_waves_that_a_kill_does_not_change(ray_two_cpus: None,
     assert {name: entry["asked"] for name, entry in account["relations"].items()} == Counter(row["relation"] for row in prompts)
     assert len({row["candidate_id"] for row in prompts}) == len(prompts) == counts["candidates"] <= 6 * 20
     assert account["relations"]["born_in"]["asked"] == max(entry["asked"] for entry in account["relations"].values()) > 12
-    assert (account["ended_by"], account["missing"], counts["missing"]) == ("quota", 0, 0)
+    assert (account["missing"], counts["missing"]) == (0, 0)
     later = [row for row in prompts if "-w01-" in row["prompt_id"]]
     assert any(name.startswith("r00-") for row in later for name in row["demonstrations"])
 

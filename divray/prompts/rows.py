@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil
-from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -20,13 +19,14 @@ import pyarrow.compute as pc
 
 from divray import scan
 from divray.config import Config
+from divray.datasets.stage import table_examples
 from divray.layout import Round
 from divray.prompts.record import Pair, as_json, as_lines, json_schema, labels, list_pattern
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft
 from divray.prompts.waves import Wave, first_wave
 from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
-from divray.schemas import BASE, NAIVE, PROMPTS, TUNED
+from divray.schemas import BASE, EXAMPLES, NAIVE, PROMPTS, TUNED
 
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 64
 """Limits of the rows in a Parquet file, see :func:`rows_per_file`.  A file is one block of sampling: a resumed run repeats whole files."""
@@ -173,9 +173,8 @@ def accepted_samples(run: RunFolder, rounds: Iterable[int]) -> dict[str, list[Ex
     """Relation -> unique and correct samples of ``rounds``, without the naive baseline, in order of their ids."""
     tables = [Round.of(number).scores for number in rounds]
     accepted = pc.field("unique") & pc.field("correct") & (pc.field("strategy") != NAIVE)
-    rows = scan.rows(run, tables, ["candidate_id", "relation", *scan.SENTENCE], accepted)
+    rows = scan.table_of(run, tables, ["candidate_id", *EXAMPLES.names[1:]], accepted)
     found: dict[str, list[Example]] = {}
-    for row in sorted(rows, key=itemgetter("candidate_id")):
-        head, tail = (row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])
-        found.setdefault(row["relation"], []).append(Example(row["text"], head, tail, row["relation"], example_id=row["candidate_id"]))
+    for example in table_examples(rows.sort_by("candidate_id"), "candidate_id") if rows else []:
+        found.setdefault(example.relation, []).append(example)
     return found

@@ -55,26 +55,20 @@ def first_wave(config: Config, relations: Sequence[Relation], round_: int, accep
     return Wave(0, {relation.name: shares for relation in relations}, accepted=accepted or {})
 
 
-def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> tuple[dict[str, int], str]:
-    """Relation -> candidates of wave ``wave``; if there are none, also why the round ends here.  ``tallies`` has every relation."""
-    sampling = config.sampling
-    short = {name: tally for name, tally in tallies.items() if sampling.quota is None or tally.accepted < sampling.quota}
-    if not short:
-        return {}, "quota"
-    if wave >= wave_count(config):
-        return {}, "waves"
+def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> dict[str, int]:
+    """Relation -> candidates of wave ``wave``; empty if the round ends here.  ``tallies`` has every relation."""
+    sampling, left = config.sampling, wave_count(config) - wave
+    if left <= 0:
+        return {}
     if sampling.quota is None:
-        left = wave_count(config) - wave
-        counts = {name: ceil((sampling.candidates_per_relation - tally.asked) / left) for name, tally in tallies.items()}
-        return {name: count for name, count in counts.items() if count > 0}, "candidates"
-    wanted = {name: min(_wanted(tally, sampling.quota), 2 * max(tally.asked, sampling.quota)) for name, tally in short.items()}
-    asked = sum(tally.asked for tally in tallies.values())
-    room = sampling.candidates_per_relation * len(tallies) - asked
-    if room <= 0:
-        return {}, "candidates"
-    if (total := sum(wanted.values())) > room:
-        wanted = apportion({name: count / total for name, count in wanted.items()}, room)
-    return {name: count for name, count in wanted.items() if count > 0}, ""
+        wanted = {name: ceil((sampling.candidates_per_relation - tally.asked) / left) for name, tally in tallies.items()}
+    else:
+        short = {name: tally for name, tally in tallies.items() if tally.accepted < sampling.quota}
+        wanted = {name: min(_wanted(tally, sampling.quota), 2 * max(tally.asked, sampling.quota)) for name, tally in short.items()}
+        room = max(0, sampling.candidates_per_relation * len(tallies) - sum(tally.asked for tally in tallies.values()))
+        if (total := sum(wanted.values())) > room:
+            wanted = apportion({name: count / total for name, count in wanted.items()}, room)
+    return {name: count for name, count in wanted.items() if count > 0}
 
 
 def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
@@ -93,7 +87,7 @@ def _wanted(tally: Tally, quota: int) -> int:
     return ceil((quota - tally.accepted) * (tally.asked + 2) / (tally.accepted + 1))
 
 
-def quota_account(quota: int, tallies: Mapping[str, Tally], ended_by: str) -> dict[str, Any]:
-    """Candidates asked for, accepted and missing for each relation, and why the round ended."""
+def quota_account(quota: int, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """Candidates asked for, accepted and missing for each relation, and missing in all."""
     relations = {name: {**tally._asdict(), "missing": max(0, quota - tally.accepted)} for name, tally in tallies.items()}
-    return {"quota": quota, "ended_by": ended_by, "relations": relations, "missing": sum(one["missing"] for one in relations.values())}
+    return {"quota": quota, "relations": relations, "missing": sum(one["missing"] for one in relations.values())}
