@@ -66,17 +66,10 @@ class Form:
 def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
     """The :class:`Form` of a task."""
     texts = [" ".join(seed.text.split()) for seed in seeds]
-    entities = {_folded(entity) for seed in seeds for entity in (seed.head_text, seed.tail_text)}
-    types = {kind.casefold() for relation in relations for kind in (relation.head_type, relation.tail_type) if kind}
-    persons = {
-        (relation.name, side)
-        for relation in relations
-        for side, kind in enumerate((relation.head_type, relation.tail_type))
-        if kind.casefold() in _PERSON
-    }
-    several = any(
-        _SEVERAL.search((seed.head_text, seed.tail_text)[side]) for seed in seeds for name, side in persons if name == seed.relation
-    )
+    types = {(one.name, side): kind.casefold() for one in relations for side, kind in enumerate((one.head_type, one.tail_type)) if kind}
+    persons = {place for place, kind in types.items() if kind in _PERSON}
+    sides = [(seed.relation, side, name) for seed in seeds for side, name in enumerate((seed.head_text, seed.tail_text))]
+    several = any((relation, side) in persons and _SEVERAL.search(name) for relation, side, name in sides)
     halves = sum(part_of_name(seed.text, seed.head) or part_of_name(seed.text, seed.tail) for seed in seeds)
     return Form(
         ended=all(_is_ended(text) for text in texts),
@@ -88,7 +81,7 @@ def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
         whole_names=halves <= MOST_HALVES * len(seeds),
         least_words=min([MIN_WORDS, *(len(_words(text)) for text in texts)]),
         persons=frozenset() if several else frozenset(persons),
-        placeholders=(_LABELS | types) - entities,
+        placeholders=(_LABELS | set(types.values())) - {_folded(name) for *_, name in sides},
         pairs=frozenset((_folded(seed.head_text), _folded(seed.tail_text)) for seed in seeds),
         texts=frozenset(text.casefold() for text in texts),
     )

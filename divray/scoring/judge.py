@@ -3,8 +3,8 @@
 It is a logistic regression: is the sentence right?  From each signal but the probe it subtracts the mean over the task's own seeds, every
 seed judged without itself, so that signals mean the same for every task.  The weights and their calibration come from sentences that
 language-model agents read (``benchmarks/reading``): of ten such sentences with score 0.8, eight are right.  The answer of
-``correctness.llm`` counts with weight 1, since LLMs differ too much for a fitted weight.  With that LLM the score is not calibrated; name only
-one that you trust.
+``correctness.llm`` has weight 1, since LLMs differ too much for a fitted weight.  With that LLM the score is not calibrated; name
+only one that you trust.
 
 The signals come from the features of the spans (:meth:`divray.embeddings.Encoder.spans`) by linear discriminant analysis of seeds and
 of seeds with head and tail exchanged:
