@@ -31,7 +31,7 @@ SEEDS, TEST, DRAWS, NEGATIVES, UNLABELLED = (
     Entry(f"data/{name}", "prepare", schemas.EXAMPLES) for name in ("seeds", "test", "draws", "negatives", "unlabelled")
 )
 # Made once, then reused; only `prepare` deletes them.
-ENTITY_PAIRS, SEED_HEARD = Entry("data/entity_pairs"), Entry("data/seed_heard")
+ENTITY_PAIRS, SEED_HEARD = Entry("data/entity_pairs.json", "", dict[str, list[list[str]]]), Entry("data/seed_heard")
 SEED_EMBEDDINGS, TEST_EMBEDDINGS = Entry("data/seed_embeddings"), Entry("data/test_embeddings")
 PAIR_PROMPTS, PAIR_COMPLETIONS = Entry("data/pair_prompts", "prompt"), Entry("data/pair_completions", "prompt")
 ACCEPTED, SELECTED = Entry("dataset/data", "select", schemas.DATASET), Entry("comparison/selected", "select", schemas.DATASET)

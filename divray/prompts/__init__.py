@@ -18,7 +18,7 @@ from divray.engines.vllm import CPU_ENGINE_ARGUMENTS, engine_arguments, sampling
 from divray.errors import InputError
 from divray.layout import ENTITY_PAIRS, PAIR_COMPLETIONS, PAIR_PROMPTS, Round
 from divray.models import MOST, context_length, local_model, small_files
-from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool, write_pool
+from divray.prompts.pairs import pair_rows, pairs_wanted, pool_of, read_pairs, read_pool
 from divray.prompts.parsing import form_of
 from divray.prompts.rows import Renderer, accepted_samples, request_rows, write_prompts
 from divray.prompts.strategies import GROWING, STRATEGIES, Draft
@@ -36,7 +36,7 @@ def run(
     config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None, answer: Answer | None = None
 ) -> dict[str, Any]:
     """The ``prompt`` stage: write ``round-XX/prompts`` (all, or the first wave).  If prompts give pairs, round 0 also writes
-    ``data/entity_pairs``, from the user's file or the LLM.
+    ``data/entity_pairs.json``, from the user's file or the LLM.
 
     Args:
         answer: A function that replaces the engine and writes the pool of pairs; see :func:`divray.engines.complete.complete`.
@@ -48,11 +48,11 @@ def run(
     relations = stated(config, read_relations(run))
     form = form_of(seeds, relations)
     if round == 0 and config.prompts.pairs_file:
-        write_pool(run, read_pairs(config.prompts.pairs_file, relations, form))
-    elif round == 0 and config.prompts.pairs == "first" and not run.files(ENTITY_PAIRS, ".parquet"):
+        run.write_json(ENTITY_PAIRS, read_pairs(config.prompts.pairs_file, relations, form))
+    elif round == 0 and config.prompts.pairs == "first" and not run.exists(ENTITY_PAIRS):
         write_prompts(run, PAIR_PROMPTS, pair_rows(config, relations, seeds, chat_renderer(config)))
         complete(config, run, PAIR_PROMPTS, PAIR_COMPLETIONS, config.models.llm, on_progress=on_progress, answer=answer)
-        write_pool(run, pool_of(run.read_table(PAIR_COMPLETIONS).to_pylist(), form, pairs_wanted(config)))
+        run.write_json(ENTITY_PAIRS, pool_of(run.read_table(PAIR_COMPLETIONS).to_pylist(), form, pairs_wanted(config)))
     accepted = accepted_samples(run, range(round)) if GROWING & config.prompts.strategies.keys() else {}
     run.delete(Round.of(round).waves)
     counts = {"requests": write_wave(config, run, round, first_wave(config, relations, round, accepted))}

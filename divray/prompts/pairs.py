@@ -13,9 +13,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from divray import scan
 from divray.config import Config
 from divray.datasets.own import Source
 from divray.layout import ENTITY_PAIRS
@@ -26,9 +23,6 @@ from divray.relations import Example, Relation
 from divray.run_folder import RunFolder
 from divray.schemas import BASE, PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.textfiles import json_lines, read_bytes
-
-COLUMNS = ("relation", "head", "tail")
-"""Columns of ``data/entity_pairs``; prompts take its rows in order."""
 
 MOST_REPEATS = 2
 
@@ -125,15 +119,7 @@ def read_pairs(path: str, relations: Iterable[Relation], form: Form) -> dict[str
     return found
 
 
-def write_pool(run: RunFolder, pool: Mapping[str, Sequence[Pair]]) -> None:
-    """Put the pool into the run folder."""
-    rows = [{"relation": relation, "head": head, "tail": tail} for relation, pairs in pool.items() for head, tail in pairs]
-    run.write_table(ENTITY_PAIRS, pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in COLUMNS])))
-
-
 def read_pool(run: RunFolder) -> dict[str, list[Pair]]:
-    """The pool of the run folder; empty where the LLM writes each pair together with its sentence."""
-    found: dict[str, list[Pair]] = {}
-    for row in scan.rows(run, ENTITY_PAIRS, COLUMNS):
-        found.setdefault(row["relation"], []).append((row["head"], row["tail"]))
-    return found
+    """Relation -> its pairs, which prompts take in order; empty where the LLM writes each pair together with its sentence."""
+    found = run.read_json(ENTITY_PAIRS) if run.exists(ENTITY_PAIRS) else {}
+    return {relation: [(head, tail) for head, tail in pairs] for relation, pairs in found.items()}
