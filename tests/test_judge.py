@@ -81,13 +81,12 @@ def spans(examples: list[Example]) -> np.ndarray:
 
 
 def judge_of(seeds: list[Example]) -> Judge:
-    own = np.array([RELATIONS.index(seed.relation) for seed in seeds])
     described = described_seeds([Relation(name, DESCRIPTIONS[name]) for name in RELATIONS], seeds)
-    return fit_judge(RELATIONS, own, [seed.text for seed in seeds], spans(seeds), spans(described), np.zeros(2))
+    return fit_judge(RELATIONS, seeds, spans(seeds), spans(described), np.zeros(2))
 
 
 def signals(judge: Judge, examples: list[Example]) -> np.ndarray:
-    return judge.signals([one.relation for one in examples], [one.text for one in examples], spans(examples), np.zeros((len(examples), 3)))
+    return judge.signals(examples, spans(examples), np.zeros((len(examples), 3)))
 
 
 def gate(found: np.ndarray, name: str = PLAIN) -> np.ndarray:
@@ -184,7 +183,7 @@ def test_a_lone_seed_of_one_relation_moves_the_signals_of_the_others_little() ->
 
 
 def test_no_samples() -> None:
-    empty = judge_of(SEEDS).signals([], [], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros((0, 3)))
+    empty = judge_of(SEEDS).signals([], np.zeros((0, (BLOCKS + 2) * 64)), np.zeros((0, 3)))
     assert empty.shape == (0, len(SIGNALS)) and gate(empty).shape == (0,)
 
 

@@ -157,9 +157,8 @@ def values_of(kind: str, judging: Judging, rows: list[dict[str, Any]]) -> np.nda
     found = np.array([(terms.mean(), np.sort(terms)[:HARDEST].mean()) for _, terms, _ in read])
     found -= readings(likelihood, *known, usual).mean(axis=0)[:2]
     if kind == "gate":
-        relations, texts = [example.relation for example in examples], [example.text for example in examples]
         features, heard = judging.encoder.spans(examples), np.zeros((len(examples), 3))
-        signals = judging.judge(np.zeros(2)).signals(relations, texts, features, heard)
+        signals = judging.judge(np.zeros(2)).signals(examples, features, heard)
         found = np.column_stack([signals[:, [SIGNALS.index(one) for one in GATE]], found[:, 0]])
     return np.concatenate([found, [states for *_, states in read]], axis=1).round(4)
 

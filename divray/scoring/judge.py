@@ -93,28 +93,29 @@ class Judge:
     entities: Discriminant  # of entities alone: class r is a head of relation r, class len(relations) + r a tail
     origin: np.ndarray  # mean of each signal over the seeds, 0 for the probe [len(SIGNALS)]
 
-    def signals(self, relations: Sequence[str], texts: Sequence[str], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
+    def signals(self, examples: Sequence[Example], features: np.ndarray, heard: np.ndarray) -> np.ndarray:
         """Signals of samples, float64 ``[n, len(SIGNALS)]``, less ``origin``.
 
-        ``features`` come from :meth:`Encoder.spans` and ``heard`` from :meth:`Judging.hear`, both of the samples.
+        ``features`` are their :meth:`Encoder.spans`, and ``heard`` is what :meth:`Judging.hear` gives for them.
         """
-        own = np.array([self.relations.index(name) for name in relations], np.int64)
+        own = np.array([self.relations.index(example.relation) for example in examples], np.int64)
         spans, heads, tails = _features(features)
         spans = spans - self.middle[_head_first(spans)]
         entities = self.entities.scores(heads), self.entities.scores(tails)
         same = np.tile(own[:, None] == self.own[None, :], 2)
         signals = _signals(self, own, self.wording.scores(spans), entities, spans, same)
-        return np.column_stack([signals, np.maximum(0.0, _logs(texts) - self.length), heard]).round(_DIGITS) - self.origin
+        return np.column_stack([signals, np.maximum(0.0, _logs(examples) - self.length), heard]).round(_DIGITS) - self.origin
 
 
 def fit_judge(
-    relations: tuple[str, ...], own: np.ndarray, texts: Sequence[str], features: np.ndarray, described: np.ndarray, heard: np.ndarray
+    relations: tuple[str, ...], seeds: Sequence[Example], features: np.ndarray, described: np.ndarray, heard: np.ndarray
 ) -> Judge:
     """Fit a judge on the seeds, and take ``origin`` from their signals, each seed judged without itself; takes under a second.
 
-    ``own`` are the seeds' numbers in ``relations``; texts and features are as :meth:`Judge.signals` takes them; ``described``
-    are the features of :func:`described_seeds`, ``heard`` is :meth:`Judging.hear_seeds`.
+    ``features`` are :meth:`Encoder.spans` of the seeds, ``described`` those of their :func:`described_seeds`, and ``heard`` is
+    :meth:`Judging.hear_seeds`.
     """
+    own = np.array([relations.index(seed.relation) for seed in seeds], np.int64)
     classes = 2 * len(relations)
     several = np.bincount(own)[own] > 1  # without a relation's only seed, its class is empty
     fold = np.array([np.count_nonzero(own[:row] == relation) for row, relation in enumerate(own)]) % _FOLDS  # each relation's in turn
@@ -129,7 +130,7 @@ def fit_judge(
     wordings = np.concatenate([own, own, own + len(relations), own + len(relations)])
     wording, scores = _fitted(np.concatenate([known, turned]), wordings, classes, SHRINKAGE, fold)
     entities, of_names = _fitted(np.concatenate([heads, tails]), labels, classes, ENTITY_SHRINKAGE, fold)
-    logs = _logs(texts)
+    logs = _logs(seeds)
     judge = Judge(relations, own, middle, known, float(logs.mean().round(_DIGITS)), wording, entities, np.zeros(len(SIGNALS)))
     same = own[:, None] == own[None, :]
     np.fill_diagonal(same, False)
@@ -198,8 +199,8 @@ def _nearest(mine: np.ndarray, theirs: np.ndarray, among: np.ndarray) -> np.ndar
     return np.asarray(np.where(among.any(axis=1), cosines, 0.0))
 
 
-def _logs(texts: Sequence[str]) -> np.ndarray:
-    return np.log([float(max(1, len(text))) for text in texts])
+def _logs(examples: Sequence[Example]) -> np.ndarray:
+    return np.log([float(max(1, len(example.text))) for example in examples])
 
 
 def known_of(config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> tuple[list[Relation], list[Example]]:
@@ -214,7 +215,6 @@ class Judging:
 
     def __init__(self, config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> None:
         self.relations, self.seeds = known_of(config, relations, seeds)
-        self.names = tuple(relation.name for relation in self.relations)
         self.encoder = Encoder(config.models.encoder)
         self.likelihood = Likelihood(config.correctness.fluency, self.encoder.device) if config.correctness.fluency else None
         self.answers = answers_of(config, self.encoder.device)
@@ -236,12 +236,10 @@ class Judging:
 
     def judge(self, heard: np.ndarray) -> Judge:
         """The task's judge; ``heard`` is :meth:`hear_seeds`."""
-        own = np.array([self.names.index(seed.relation) for seed in self.seeds], np.int64)
-        features, described = self.encoder.spans(self.seeds), self.encoder.spans(described_seeds(self.relations, self.seeds))
-        return fit_judge(self.names, own, [seed.text for seed in self.seeds], features, described, heard)
+        names, described = tuple(relation.name for relation in self.relations), described_seeds(self.relations, self.seeds)
+        return fit_judge(names, self.seeds, self.encoder.spans(self.seeds), self.encoder.spans(described), heard)
 
     def correctness(self, judge: Judge, examples: Sequence[Example]) -> np.ndarray:
         """The gate's probability that each example is right, float64 ``[n]``."""
-        relations, texts = [example.relation for example in examples], [example.text for example in examples]
-        signals = judge.signals(relations, texts, self.encoder.spans(examples), self.hear(examples))
+        signals = judge.signals(examples, self.encoder.spans(examples), self.hear(examples))
         return probability(self.gate, dict(zip(SIGNALS, signals.T, strict=True)))
