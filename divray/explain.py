@@ -28,10 +28,10 @@ def explain(uri: str, sample_id: str) -> Row:
 
     Returns:
         Plain values, ``None`` or empty where there is nothing: ``id``, ``relation``, ``outcome`` (a word), ``why`` (a sentence),
-        ``sentence``, ``rejection``, ``scores``, ``nearest`` (what a near copy is too near to, with ``similarity``), ``conflict``, ``near_test``, ``cluster`` (``id``,
-        ``size``, ``kept``, ``members``), ``pairs``, ``origin`` (strategy, round, demonstrations, engine, model …), ``prompt`` and
-        ``completion``.  Sentences have the head in ``[ ]`` and the tail in ``{ }``.  Each other sentence stands in a mapping beside its
-        ``id``, its ``relation`` and whether it was ``kept``.
+        ``sentence``, ``rejection``, ``scores``, ``nearest`` (what a near copy is too near to, with ``similarity``), ``conflict``,
+        ``near_test``, ``cluster`` (``id``, ``size``, ``kept``, ``members``), ``pairs``, ``origin`` (strategy, round, demonstrations,
+        engine, model …), ``prompt`` and ``completion``.  Sentences have the head in ``[ ]`` and the tail in ``{ }``.  Each other sentence
+        stands in a mapping beside its ``id``, its ``relation`` and whether it was ``kept``.
 
     Raises:
         InputError: No run folder, or no such id.
@@ -65,7 +65,7 @@ def explain(uri: str, sample_id: str) -> Row:
         found["scores"] = {key: round(value, 3) if isinstance(value := scored[key], float) else value for key in _SCORES}
         found["scores"]["gate"] = config.correctness.threshold
         found["cluster"] = _cluster(folder, rounds, scored["relation"], scored["cluster"])
-        if nearest := shown.get(scored["nearest_id"]):
+        if not scored["conflict"] and (nearest := shown.get(scored["nearest_id"])):
             found["nearest"] = {**nearest, "similarity": round(scored["similarity"], 3)}
         if test := _row(folder, TEST, "example_id", scored["near_test"], ["relation", *SENTENCE]):
             found["near_test"] = _shown(scored["near_test"], test)
