@@ -68,9 +68,11 @@ class Encoder:
             return max(1, TOKENS[self.device] // width)
 
         for rows, width in by_width([len(row) for row in tokens], self.max_length, size):
-            batch = [*(tokens[row] for row in rows), *[[]] * (size(width) - len(rows))]
+            batch = [tokens[row] for row in rows]
+            batch += [[]] * (size(width) - len(batch))  # dummies
             ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch], device=self.device)
-            mask = torch.tensor([[1] * max(1, len(row)) + [0] * (width - max(1, len(row))) for row in batch], device=self.device)
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=self.device)
+            mask[:, 0] = 1  # of a dummy, too: the mean needs a token
             with one_thread(), torch.inference_mode():
                 hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
                 weights = mask[..., None].float()

@@ -45,7 +45,7 @@ def explain(uri: str, sample_id: str) -> Row:
     columns = ["relation", *_SCORES, "cluster", "nearest_id", "similarity", "conflict", "near_test"]
     scored = _row(folder, own.scores, "candidate_id", sample_id, columns)
     demonstrations = request["demonstrations"] or []
-    others = sentences_of(folder, rounds, [*demonstrations, *(scored[key] for key in ("nearest_id", "conflict") if scored)])
+    others = sentences_of(folder, rounds, [*demonstrations, scored.get("nearest_id", ""), scored.get("conflict", "")])
     shown = {name: _shown(name, row) for name, row in others.items()}
     found: Row = {
         "sentence": marked(sample) if sample and not sample["rejection"] else None,

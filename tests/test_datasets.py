@@ -381,8 +381,8 @@ def test_parquet_files_read_own_columns_back(tmp_path: Path) -> None:
     assert list(read_huggingface(Source(folder / "part-1.parquet"))) == examples[1:]
     refused(lambda: list(read_huggingface(Source(folder))), "no whole data set", "or Parquet: a file, or a pattern")
     pq.write_table(pa.table({"sentence": ["x"]}), folder / "part-2.parquet")
-    refused(lambda: list(read_huggingface(Source(folder / "*.parquet"))), "row 3, relation", "None is no label")
-    refused(lambda: list(read_huggingface(Source(folder / "part-2.parquet", unlabelled=True))), "row 1, text", "missing")
+    refused(lambda: list(read_huggingface(Source(folder / "*.parquet"))), "no columns `text`")
+    refused(lambda: list(read_huggingface(Source(folder / "part-2.parquet", unlabelled=True))), "no columns `text`")
     (folder / "part-2.parquet").write_bytes(b"PAR1")
     refused(lambda: list(read_huggingface(Source(folder / "*.parquet"))), "part-2.parquet", "not readable")
     refused(lambda: list(read_huggingface(Source(tmp_path / "none"))), "no such file or folder")

@@ -177,7 +177,7 @@ def test_folders_that_do_not_fit_together_are_read_as_pyarrow_reads_them(tmp_pat
 @pytest.mark.parametrize("folder", ["k=__HIVE_DEFAULT_PARTITION__", "k=%ff"])
 def test_folders_of_which_pyarrow_makes_no_column_are_refused(tmp_path: Path, folder: str) -> None:
     parquet(tmp_path / "in" / folder / "p.parquet", text=["a b c"])
-    with pytest.raises(InputError, match=r"in: not readable as Parquet \((No non-null segments|Partition segment)"):
+    with pytest.raises(InputError, match=r"in: not readable \((No non-null segments|Partition segment)"):
         deduplicate_files(str(tmp_path / "in"), str(tmp_path / "out"))
     assert deduplicate_files(str(tmp_path / "in" / folder), str(tmp_path / "out"))["rows"] == 1
 

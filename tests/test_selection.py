@@ -251,3 +251,17 @@ def test_naive_samples_without_scores_have_null_scores() -> None:
     )
     made = chosen_samples(rows.select(CANDIDATE), SelectionConfig(k=2), 1)
     assert made["set"].to_pylist() == ["naive", "naive"] and made["correctness"].to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [score_row("a", 0, 0, "independent", unique=False), score_row("b", 1, 0, "independent", correct=False)]]
+)
+def test_nothing_accepted_is_an_empty_data_set(
+    ray_two_cpus: None, config: Config, finished: RunFolder, rows: list[dict[str, object]]
+) -> None:
+    for number in (0, 1):
+        finished.delete(f"round-{number:02d}/scores")
+        finished.write_table(f"round-{number:02d}/scores", pa.Table.from_pylist(rows if not number else [], SCORES))
+    counts = run(config, finished, 1)
+    assert (counts["accepted"], counts["selected"]) == (0, 0) and set(counts["reasons"]) == {"a", "b"}
+    assert finished.read_table("dataset").schema.equals(DATASET)

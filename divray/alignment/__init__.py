@@ -36,7 +36,7 @@ def base_model(config: Config, run: RunFolder, round: int) -> str:
     return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
 
 
-def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress = lambda *_: None) -> dict[str, Any]:
+def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Train the policy of ``round`` on the pairs of all earlier rounds.
 
     Writes ``round-NN/policy`` (the merged model, for LoRA also ``adapter/``) and
@@ -81,7 +81,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress = 
     ends = {name: statistics.fmean(row[name] for row in tail) for name in ("loss", "accuracy", "margin", "chosen")}
     if ends["margin"] > LARGE_MARGIN or ends["chosen"] < -1:
         what = f"margin {ends['margin']:.1f}, reward of the chosen texts {ends['chosen']:.1f}"
-        console.log(f"the policy of {Round.of(round).name} is far from its base model ({what}). Lower alignment.learning_rate.")
+        fix = "Lower alignment.learning_rate or raise alignment.beta."
+        console.log(f"the policy of {Round.of(round).name} is far from its base model ({what}). {fix}")
     return {
         **{name: report[name] for name in ("pairs", "too_long", "steps")},
         **{name: float(f"{ends[name]:.4f}") for name in ("loss", "accuracy", "margin")},
@@ -145,7 +146,7 @@ def _drop_torn(run: RunFolder, folder: str) -> None:
 
 
 @contextmanager
-def _followed(on_progress: Progress) -> Iterator[Any]:
+def _followed(on_progress: Progress | None) -> Iterator[Any]:
     """A queue for the progress of rank 0, and a thread that passes it to ``on_progress``."""
     from ray.util.queue import Queue
 
@@ -153,7 +154,8 @@ def _followed(on_progress: Progress) -> Iterator[Any]:
 
     def follow() -> None:
         while news := queue.get():
-            on_progress(*news)
+            if on_progress:
+                on_progress(*news)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -29,7 +29,7 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
     pairs = table_of(run, [Round.of(earlier).pairs for earlier in range(round)], COLUMNS)
     if pairs is None:
         problem = f"there is no preference pair to train round {round} on"
-        fix = "Sample more candidates, or lower `correctness.threshold`."
+        fix = "Sample more candidates, lower correctness.threshold, or, with preferences.mode: paper, lower prompts.demonstrations."
         raise InputError(run.full_uri(Round.of(round - 1).pairs), "", problem, fix)
     return pairs.sort_by([(column, "ascending") for column in COLUMNS])
 

@@ -32,7 +32,7 @@ _CLOSING = frozenset(".,;:!?%)]}”»…°।॥؟،؛۔։")
 _CURRENCY = frozenset({"$", "£", "€", "#", "US$", "C$", "A$"})
 _CLITICS = frozenset({"s", "re", "m", "ll", "ve", "d"})
 _POSITIONS = "Positions count from 0; ends are inclusive and not before the start."
-_MENTIONS = "Give [name, id, [[token positions], …]] with positions from 0."
+_MENTIONS = "Give [name, id, [[token positions], …]] with positions from 0 in ascending order."
 
 
 # SemEval -------------------------------------------------------------------------------------

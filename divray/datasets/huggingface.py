@@ -5,6 +5,7 @@ The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` number in 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,10 @@ def read_huggingface(source: Source) -> Iterator[Example]:
     """
     number = 0
     for table in _tables(source):
+        names = table.column_names
+        if missing := [name for name in ("text", *(() if source.unlabelled else ("relation",))) if names.count(name) != 1]:
+            problem = f"{names.count(missing[0]) or 'no'} columns `{missing[0]}`"
+            raise source.error("", problem, "Columns: text, head, tail (or head_start, …), relation.")
         for batch in table.to_batches(max_chunksize=4096):
             for row in plain_rows(batch):
                 number += 1
@@ -40,10 +45,12 @@ def _tables(source: Source) -> Iterator[pa.Table]:
 
         try:
             saved: Any = load_from_disk(str(path))
-            table = saved.with_format("arrow")[:].replace_schema_metadata(saved.features.arrow_schema.metadata)
+            table = saved.with_format("arrow")[:] if len(saved) else saved.features.arrow_schema.empty_table()
+            table = table.select([name for name in wanted if name in table.column_names])
+            table.validate(full=True)
         except Exception as error:  # datasets raises many types
             raise source.error("", f"no whole data set ({type(error).__name__}: {first_line(error)})", _FIX) from None
-        yield table.select([name for name in wanted if name in table.column_names])
+        yield table.replace_schema_metadata(saved.features.arrow_schema.metadata)
         return
     files = [path] if path.is_file() else sorted(path.parent.glob(path.name))
     files = [file for file in files if file.suffix.lower() in PARQUET]
@@ -61,11 +68,13 @@ def _tables(source: Source) -> Iterator[pa.Table]:
 def plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """The rows as Python values, with ``ClassLabel`` numbers replaced by names."""
     rows: list[dict[str, Any]] = batch.to_pylist()
-    if b"huggingface" in (batch.schema.metadata or {}):
-        from datasets import ClassLabel, Features
-
-        for column, feature in Features.from_arrow_schema(batch.schema).items():
-            for row in rows if isinstance(feature, ClassLabel) else ():
-                if row[column] in range(feature.num_classes):
-                    row[column] = feature.names[row[column]]
+    try:
+        features = json.loads((batch.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (AttributeError, KeyError, TypeError, ValueError):  # not written by datasets
+        labels = {}
+    for column, names in labels.items():
+        for row in rows:
+            if isinstance(label := row.get(column), int) and 0 <= label < len(names):
+                row[column] = names[label]
     return rows

@@ -212,7 +212,7 @@ def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text:
             problem = f"{name!r} stands in the text {len(found)} times as words of its own"
             raise source.error(field, problem, "Write it as it stands there, or give `start` and `end` too.")
         return found[0]
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(type(place) is int for place in value):
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(type(end) is int for end in value):
         problem = "missing" if value == [None, None] else f"{value!r} is no span"
         raise source.error(field, problem, "Give [start, end) in characters of the text.")
     start, end = value

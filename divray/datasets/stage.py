@@ -147,7 +147,8 @@ def load_task(config: Config) -> Task:
     for name, examples in usable.items():
         if len(examples) < (1 if task.fewer_seeds else k):
             problem = f"{len(examples)} of {len(ranked[name])} different examples can be seeds, fewer than task.seeds_per_relation = {k}"
-            fix = "Add examples that the test set lacks, without [ ] { } and line breaks; or set it lower, or task.fewer_seeds=true."
+            fix = "Add examples that the test set lacks, without [ ] { } and line breaks"
+            fix += "; or set it lower, or task.fewer_seeds=true." if examples else "."
             raise sources.get("train", Source(path)).error(f"relation {name}", problem, fix)
     draws: list[list[Example]] = []
     more: list[list[Example]] = []

@@ -95,8 +95,8 @@ class ParquetSource:
 
     @classmethod
     def open(cls, name: str) -> ParquetSource:
-        """A file, a folder (with all its files of :data:`~divray.dedup.storage.PARQUET`), or a pattern with ``*`` or ``?`` in
-        the last parts.
+        """A file, a folder (with all its files of :data:`~divray.dedup.storage.PARQUET`), or a pattern of such files with
+        ``*`` or ``?`` in the last parts.
 
         A name that exists is not a pattern, and ``[`` has no special meaning.  Files and folders whose
         names begin with ``.`` or ``_`` are left out, as Spark does.  ``key=value`` folders below ``name`` give columns as
@@ -107,6 +107,8 @@ class ParquetSource:
         """
         fs, path = open_uri(name)
         base, paths = _matching(fs, path, name)
+        with _readable(paths[0]):
+            pq.read_schema(fs.open_input_file(paths[0]))
         with _readable(name):
             dataset = pads.dataset(paths, format="parquet", filesystem=fs, partitioning="hive", partition_base_dir=base)
         fragments = list(dataset.get_fragments())
@@ -145,6 +147,8 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
         return posixpath.dirname(path), [path]
     while kind == pafs.FileType.NotFound and any(mark in base for mark in "*?"):
         base = posixpath.dirname(base)
+    if kind == pafs.FileType.NotFound and base == path:
+        raise InputError(name, "", "no such file or folder", "Give a Parquet file, a folder of them or a pattern.")
     with _readable(name):
         found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
     # As in a shell, `*` and `?` match no slash, and `**` matches any folders.  A folder that matches gives all its files.
@@ -164,7 +168,7 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(name, "", f"not readable as Parquet ({first_line(error)})", "Give Parquet files of one schema.") from None
+        raise InputError(name, "", f"not readable ({first_line(error)})", "Give whole Parquet files of one schema.") from None
 
 
 def _place(fs: pafs.FileSystem, path: str) -> str:

@@ -135,34 +135,3 @@ def _join(offsets, values, order, key_offsets, skipped, tokens, starts, own, thr
             posted[end], sizes[end], rests[end] = i, size, rest
             tails[token] = end + 1
     return left[:found], right[:found], similarity[:found]
-
-
-@njit(cache=True)
-def _check_band(offsets, values, keys, band, order, threshold, own, most):  # type: ignore[no-untyped-def]
-    """Compare the pairs that agree in ``band`` and in no earlier one; ``order`` sorts the sets by their keys of ``band``."""
-    left, right, similarity = np.empty(1024, np.int32), np.empty(1024, np.int32), np.empty(1024, np.float64)
-    found = 0
-    for one in range(len(order)):
-        i = order[one]
-        size_i = offsets[i + 1] - offsets[i]
-        for two in range(one + 1, len(order)):
-            j = order[two]
-            if keys[i, band] != keys[j, band]:
-                break
-            size_j = offsets[j + 1] - offsets[j]
-            if (i >= own and j >= own) or min(size_i, size_j) < threshold * max(size_i, size_j) - 1e-9:
-                continue
-            before = 0
-            while before < band and keys[i, before] != keys[j, before]:
-                before += 1
-            if before < band:
-                continue
-            value = _jaccard(values, offsets[i], offsets[i + 1], offsets[j], offsets[j + 1], threshold)
-            if value >= 0:
-                if found == len(left):
-                    left, right, similarity = grown(left), grown(right), grown(similarity)
-                left[found], right[found], similarity[found] = i, j, value
-                found += 1
-                if found == most:
-                    return left[:found], right[:found], similarity[:found]
-    return left[:found], right[:found], similarity[:found]

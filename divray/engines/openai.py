@@ -1,7 +1,7 @@
 """An OpenAI-compatible server as the engine: a running ``vllm serve`` or a vendor.
 
 Each candidate is one request, since not every server takes ``n``.  Where the server is busy, the ``openai`` client waits
-as the server's ``Retry-After`` says, and tries again.
+as the server's ``Retry-After`` says, up to two minutes, and tries again, ``max_retries`` times.
 """
 
 from __future__ import annotations

@@ -98,13 +98,15 @@ def shared(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -
     own = [sorted((seed for seed in seeds if seed.relation == one.name), key=lambda seed: (len(seed.text), seed.text)) for one in relations]
     shown: list[Example] = []
     examples = ""
-    for number, turn in enumerate(zip_longest(*own)):
-        left = room - len(_instructions(relations, room if number else 0))
+    start, full = (_instructions(relations, described) for described in (False, True))
+    for turn in zip_longest(*own):
         for seed in filter(None, turn):
-            if len(examples) + len(_answered(seed)) <= left:
+            if len(start) + len(examples) + len(_answered(seed)) <= room:
                 shown.append(seed)
                 examples += _answered(seed)
-    return _instructions(relations, room - len(_instructions(relations, 0)) - len(examples)) + examples, shown
+        if len(full) + len(examples) <= room:
+            start = full
+    return start + examples, shown
 
 
 def request_table(
@@ -128,11 +130,10 @@ def request_table(
     return pa.Table.from_pylist(rows, PROMPTS)
 
 
-def _instructions(relations: Sequence[Relation], room: int) -> str:
-    """Task and labels, with their descriptions if ``room`` characters hold these."""
-    described = sum(len(relation.description) + 2 for relation in relations) <= room
+def _instructions(relations: Sequence[Relation], described: bool) -> str:
+    """Task and labels, with or without their descriptions."""
     lines = [f"- {relation.name}: {relation.description}" if described else f"- {relation.name}" for relation in relations]
-    return "\n".join(["Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:", *lines, "\n"])
+    return "\n".join(["Say which relation holds from the head, in [ ], to the tail, in { }. The relations are:", *lines]) + "\n\n"
 
 
 def _answered(example: Example) -> str:

@@ -40,6 +40,8 @@ Answers = tuple[Sequence[str | None], Sequence[float | None]]
 """The predicted labels and their probabilities; ``None`` for a sentence without an answer, or an answer without a probability."""
 
 RESAMPLES = 1000
+MOST_KEPT = 20_000
+"""Sentences whose features a trainer keeps; with more, the next set starts anew."""
 
 _TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
 PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "probability": pa.float64()})
@@ -120,7 +122,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 def training_sets(run: RunFolder, twice: bool) -> dict[str, list[str]]:
     """Name of each training set -> the tables that make it up, in the order of the comparison; ``twice``: with more human examples, too."""
-    sets: dict[str, list[str]] = {"seeds": [SEEDS], **({"twice the seeds": [SEEDS, MORE]} if twice else {})}
+    sets: dict[str, list[str]] = {"seeds": [SEEDS]}
+    if twice:
+        sets["twice the seeds"] = [SEEDS, MORE]
     sets |= {name: [f"{WEIGHED}/{name}"] for name in (NAIVE, *(own.name for own in scored_rounds(run)))}
     if run.files(SELECTED, ".parquet"):
         sets |= {"generated": [WEIGHED], "selected": [SELECTED], "seeds+selected": [SEEDS, SELECTED], "seeds+generated": [SEEDS, WEIGHED]}
@@ -178,6 +182,8 @@ class _Trainer:
         self.features: dict[Any, np.ndarray] = {}
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        if len(self.features) > MOST_KEPT:
+            self.features.clear()
         examples, settings, model = self.sets.examples(job["tables"], job["draw"]), self.sets.settings, self.model
         if settings.epochs:
             model = train(examples, self.relations, self.config.models.encoder, settings, self.config.seed)

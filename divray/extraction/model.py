@@ -46,7 +46,7 @@ class RelationExtractorConfig(PreTrainedConfig):
 
     Attributes:
         encoder: The encoder's own configuration, as plain values.
-        layer: Number of the hidden state that gives the span features; 0 is the embeddings.
+        layer: Number of the hidden state that gives the span features, from 1.
         view_weights: Four: head and tail, all words outside them, the same words in the last layer, n-grams. Between has weight 1.
         tuned: Whether there is a tuned network of ``layer`` layers beside the frozen encoder.
     """
@@ -136,7 +136,9 @@ class RelationExtractor(PreTrainedModel):
         return self._batched(lambda batch: means(self.encoder(batch.ids, batch.mask).last_hidden_state, batch)[:, -1], self.encode(words))
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
-        """Classify one example or more; ignores their own ``relation``."""
+        """Classify examples; ignores their own ``relation``."""
+        if not examples:
+            return Predictions([], np.zeros((0, len(self.config.labels))))
         return self.classify(self.features(examples), self.tuned_scores(examples))
 
     @torch.inference_mode()
@@ -188,6 +190,10 @@ class RelationExtractor(PreTrainedModel):
             if wrong := sorted({*read[1]["missing_keys"], *(name for name, *_ in read[1]["mismatched_keys"])}):
                 raise ValueError(f"no weights of {wrong[0]} that fit config.json")
             model.tokenizer = tokenizer_in(folder)
+            if max(model.tokenizer.get_vocab().values()) >= model.encoder.get_input_embeddings().num_embeddings:
+                raise ValueError("the tokenizer has more words than the encoder")
+            if model.config.layer < 1:
+                raise ValueError(f"layer {model.config.layer} is below 1")
             found = model.predict([Example("a b" + " c" * model.config.max_tokens, (0, 1), (2, 3), "")])
             if not np.isfinite(found.probabilities).all():
                 raise ValueError("its probabilities are not finite")

@@ -99,7 +99,7 @@ def _read(source: str) -> Iterator[tuple[list[Row], list[Example]]]:
                         raise InputError(source, given, problem, f"Rename or drop {given}.")
                 yield rows, examples
     except OSError as error:
-        raise InputError(source, "", f"not readable ({first_line(error)})", "Give a whole file of sentences.") from None
+        raise InputError(source, "", f"not readable ({first_line(error)})", "Give a JSONL file that can be read.") from None
     if not names:
         raise InputError(source, "", "no rows", "Give at least one sentence.")
 

@@ -166,6 +166,8 @@ def _answers(
 ) -> np.ndarray:
     """The label numbers that a model trained on the other examples gives the examples that are ``out``."""
     kept = [example for example, left in zip(examples, out, strict=True) if not left]
+    if not kept:
+        raise ValueError("with one seed a relation no example is left to train on")
     fitted = train(kept, relations, config.models.encoder, settings, config.seed)
     return fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
 

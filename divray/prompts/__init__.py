@@ -93,7 +93,7 @@ def check_lengths(config: Config, relations: list[Relation], seeds: list[Example
         if (tokens := len(tokenizer(rows[name]["prompt"], verbose=False).input_ids)) + asked[name] > most:
             where, place = str(config.task.train or config.task.relations), f"relation {rows[name]['relation']}"
             problem = f"a prompt of {tokens} tokens and its answer of {asked[name]} exceed the {most} of {config.models.llm}"
-            mend = "Shorten its description or examples, or lower prompts.demonstrations or sampling.max_tokens."
+            mend = "Shorten description or examples, lower prompts.demonstrations or sampling.max_tokens, or set engine.vllm.max_model_len."
             raise InputError(where, place, problem, mend)
 
 

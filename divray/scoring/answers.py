@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -205,16 +205,24 @@ class Likelihood:
                     yield row, said.logits[place, start - first : end - first].float().log_softmax(-1), states
 
 
+@cache
+def _client(settings: EndpointConfig) -> Any:
+    """This process's client of a server, which keeps connections open; the key comes from the environment."""
+    from openai import OpenAI
+
+    key = os.environ.get(settings.key_variable) or "none"
+    return OpenAI(base_url=str(settings.url), api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
+
+
 def server_answers(settings: EndpointConfig, prefix: str, questions: Sequence[str]) -> list[float]:
-    """:data:`Answers` of the server that ``engine.endpoint`` names; the key comes from the process's environment.
+    """:data:`Answers` of the server that ``engine.endpoint`` names.
 
     Raises:
         EngineError: The server refused, or gives no probabilities.
     """
-    from openai import APIError, OpenAI
+    from openai import APIError
 
-    key = os.environ.get(settings.key_variable) or "none"
-    client: Any = OpenAI(base_url=str(settings.url), api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
+    client = _client(settings)
     how = {"model": settings.model, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
 
     def answer(question: str) -> float:
@@ -226,5 +234,5 @@ def server_answers(settings: EndpointConfig, prefix: str, questions: Sequence[st
         yes, no = (sum(math.exp(one.logprob) for one in top if one.token.strip().casefold() == word) for word in ("yes", "no"))
         return (math.log(yes) if yes else _UNSEEN) - (math.log(no) if no else _UNSEEN)
 
-    with client, ThreadPoolExecutor(settings.concurrency) as pool:
+    with ThreadPoolExecutor(settings.concurrency) as pool:
         return list(pool.map(answer, questions))

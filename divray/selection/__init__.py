@@ -142,7 +142,7 @@ def shortfalls(run: RunFolder, last: int, short: list[str]) -> dict[str, str]:
 def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa.Table:
     """The samples of one relation in every set (:data:`CHOSEN`), with a set for each of the first ``rounds`` rounds.
 
-    ``rows`` have the columns of :data:`CANDIDATES`, in any order; the scores of naive ones may be null.
+    ``rows`` have at least the columns of :data:`CANDIDATES`, in any order; the scores of naive ones may be null.
     """
     rows = rows.sort_by("candidate_id")
     naive, own = rows.filter(pc.field("strategy") == NAIVE), rows.filter(pc.field("strategy") != NAIVE)
