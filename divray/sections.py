@@ -233,8 +233,6 @@ class EngineConfig(Section):
     )
     vllm: VllmArguments = Field(VllmArguments(), description="Any vLLM engine argument.")
     endpoint: EndpointConfig | None = None
-    price_per_hour: float | None = Field(None, ge=0, description="Price of one engine-hour, busy or idle, for the report's costs.")
-    price_per_million_tokens: float | None = Field(None, ge=0, description="Price of prompt and generated tokens.")
 
     @property
     def pool(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from divray import schemas
 from divray.config import Config
 from divray.console import visible
 from divray.report import charts, spread
-from divray.report.account import account, busy_shares, engine_time, money
+from divray.report.account import account, busy_shares, engine_time
 from divray.report.excerpts import pieces, side_by_side
 from divray.report.findings import findings, headline, shortfalls
 from divray.report.stage import run as report
@@ -80,12 +80,6 @@ def test_an_engines_idle_time_has_its_causes(tmp_path: Path) -> None:
     assert time["busy_seconds"] == pytest.approx(15 + 10)
     assert time["idle_seconds"] == pytest.approx({"start_up": 15 + 2, "waiting_for_input": 15 + 1, "tail": 2 + 1})
     assert time["busy_seconds"] + sum(time["idle_seconds"].values()) == pytest.approx(47 + 14)
-    summary = {"engine_time": time, "generated_tokens": 300_000, "prompt_tokens": 700_000, "correct": 4}
-    assert money(config, summary) == {}
-    priced = config.model_copy(
-        update={"engine": config.engine.model_copy(update={"price_per_hour": 36.0, "price_per_million_tokens": 2.0})}
-    )
-    assert money(priced, summary) == pytest.approx({"engine_hours": 0.61, "tokens": 2.0, "total": 2.61, "per_accepted": 0.6525})
 
 
 def test_an_engine_that_never_got_ready_was_starting_until_it_was_replaced(tmp_path: Path) -> None:

@@ -188,23 +188,3 @@ def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
     whole = total["busy"] + sum(idle.values())
     share = round(total["busy"] / whole, 4) if whole else 0.0
     return {"busy_seconds": round(total["busy"], 3), "idle_seconds": idle, "busy_share": share, "engines": len(engines)}
-
-
-def money(config: Config, summary: dict[str, Any]) -> dict[str, float]:
-    """The cost of sampling, in all and for one accepted sample, at the user's prices; ``{}`` without prices.
-
-    Engine-hours count busy and idle time; tokens are those of prompts and completions.  Both include the naive baseline.
-    """
-    found: dict[str, float] = {}
-    time, prices = summary.get("engine_time"), config.engine
-    if prices.price_per_hour is not None and time:
-        found["engine_hours"] = (time["busy_seconds"] + sum(time["idle_seconds"].values())) / 3600 * prices.price_per_hour
-    if prices.price_per_million_tokens is not None and "generated_tokens" in summary:
-        views = [summary, summary.get("naive", {})]
-        tokens = sum(view.get(kind, 0) for view in views for kind in ("generated_tokens", "prompt_tokens"))
-        found["tokens"] = tokens * prices.price_per_million_tokens / 1e6
-    if found:
-        found["total"] = sum(found.values())
-        if summary.get("correct"):
-            found["per_accepted"] = found["total"] / summary["correct"]
-    return {name: round(amount, 6) for name, amount in found.items()}

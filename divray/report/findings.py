@@ -108,8 +108,7 @@ def _of_cost(summary: Summary) -> Iterator[str]:
         yield f"Quota of {quota['quota']} in {round_name(name)}: {missing}."
     if time := summary.get("engine_time"):
         idle = ", ".join(f"{seconds:,.0f} s {cause.replace('_', ' ')}" for cause, seconds in time["idle_seconds"].items() if seconds >= 0.5)
-        text = f"Engines were busy {100 * time['busy_share']:.0f} % of their time" + (f" (idle: {idle})" if idle else "")
-        yield text + (f"; {summary['money']['total']:,.4g} spent at the given prices." if "money" in summary else ".")
+        yield f"Engines were busy {100 * time['busy_share']:.0f} % of their time{f' (idle: {idle})' if idle else ''}."
 
 
 def round_name(name: str) -> str:

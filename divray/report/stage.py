@@ -15,7 +15,7 @@ from divray.console import clock, visible
 from divray.dedup.storage import public_name
 from divray.layout import EVALUATION, RELATIONS, REPORT, SUMMARY, VERSIONS, Round
 from divray.report import findings as say
-from divray.report.account import GATE, STEPS, Account, account, engine_time, money, rounds_of
+from divray.report.account import GATE, STEPS, Account, account, engine_time, rounds_of
 from divray.report.charts import charts_of
 from divray.report.excerpts import excerpts, pieces, side_by_side
 from divray.report.spread import diversity, likeness
@@ -62,13 +62,11 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     if naive := book.of(naive=True):
         found["naive"] = {**book.view(naive), "rejections": book.reasons("rejected", naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
-    time = engine_time(config, run)
     optional = {
         "pairs": {name: counts for name, counts in kinds.items() if counts},
         "review": review_figures(run),
         "likeness": likeness(config, run),
-        "engine_time": time,
-        "money": money(config, found | {"engine_time": time}),
+        "engine_time": engine_time(config, run),
         "quota": {own.name: quota for own in rounds if (quota := _json(run, own.quota))},
         "shortfall": next((reasons for record in reversed(records) if (reasons := record["counts"].get("reasons"))), None),
         "evaluation": _json(run, EVALUATION),
