@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROUNDS = ("#56a8dc", "#0b5d99", "#00855f", "#c4760a", "#c0531a")
-BLUE, GREY, TRACK, RULE, INK, SOFT, PANEL = "#0b5d99", "#8b919b", "#e6e4dc", "#dfddd5", "#1c222b", "#5d6672", "#ffffff"
-DEPTHS = (BLUE, ROUNDS[0], ROUNDS[3], GREY, TRACK)
+BLUE, GREY, RULE, INK, SOFT, PANEL = "#0b5d99", "#8b919b", "#dfddd5", "#1c222b", "#5d6672", "#ffffff"
 _VARIABLES = {
     **{colour: f"var(--c{number})" for number, colour in enumerate((*ROUNDS, GREY))},
-    **{TRACK: "var(--track)", RULE: "var(--rule)", INK: "var(--ink)", SOFT: "var(--soft)", PANEL: "var(--panel)"},
+    **{RULE: "var(--rule)", INK: "var(--ink)", SOFT: "var(--soft)", PANEL: "var(--panel)"},
 }
 _DASHED: dict[str, Any] = {"color": SOFT, "linestyle": (0, (3, 3)), "linewidth": 1}
 _STYLE: dict[Any, Any] = {
@@ -45,24 +44,22 @@ _STYLE: dict[Any, Any] = {
     "legend.handlelength": 1,
     "svg.hashsalt": "divray",
 }
-FULL, HALF = 10.2, 4.9
-"""Widths in inches; the page scales a chart to its own width."""
+WIDTH = 10.2
+"""In inches; the page scales a chart to its own width."""
 
 CURVES = (
     ("loss", "Loss", BLUE, None),
     ("accuracy", "Reward accuracy", ROUNDS[2], 0.5),
     ("margin", "Reward margin", ROUNDS[3], 0.0),
 )
-_DEPTHS = ("selected", "correct, not selected", "unique, not correct", "valid, not unique", "not valid")
 
 
 class Series(NamedTuple):
-    """One series of a chart: its name in the legend, its colour, and one value for each row (for :func:`dots`, a list of values)."""
+    """One series of a chart: its name in the legend, its colour, and one value for each row or bin."""
 
     name: str
     colour: str
-    values: Sequence[Any]
-    marker: str = "o"
+    values: Sequence[float]
 
 
 def _as_svg(draw: Callable[..., Figure]) -> Callable[..., Markup]:
@@ -92,13 +89,12 @@ def _as_svg(draw: Callable[..., Figure]) -> Callable[..., Markup]:
 @_as_svg
 def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -> Figure:
     """Horizontal stacked bars, one for each label, with a note at the end of each bar."""
-    figure, (plot,) = _figure(FULL, 0.27 * len(labels), rows=labels)
+    figure, (plot,) = _figure(0.27 * len(labels), rows=labels)
     ends = np.zeros(len(labels))
     for part in parts:
         last = plot.barh(range(len(labels)), part.values, 0.66, ends, color=part.colour, label=part.name)
         ends += part.values
-    if notes:
-        plot.bar_label(last, [visible(note) for note in notes], padding=5)
+    plot.bar_label(last, [visible(note) for note in notes], padding=5)
     plot.set_xlim(0, max(ends.max(initial=0), 1e-9))
     plot.xaxis.set_visible(False)
     plot.spines["bottom"].set_visible(False)
@@ -106,37 +102,29 @@ def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -
 
 
 @_as_svg
-def dots(
-    labels: Sequence[str], series: Sequence[Series], means: Sequence[float] = (), reference: float | None = None, width: float = FULL
-) -> Figure:
-    """Marks on one scale, one row for each label.  In a row, a line spans the marks of all series but the last.
+def scores(labels: Sequence[str], draws: Sequence[Sequence[float]], means: Sequence[float], reference: float) -> Figure:
+    """One row for each label: a pale bar from 0 to its mean, with a mark there, and a ring for each of its draws, joined by a line.
 
-    ``means`` are pale bars that start at 0; ``reference`` is a dashed line.
+    ``reference`` is a dashed line.
     """
-    figure, (plot,) = _figure(width, 0.3 * len(labels) + 0.25, rows=labels)
+    figure, (plot,) = _figure(0.3 * len(labels) + 0.25, rows=labels)
     plot.grid(axis="x")
-    if means:
-        plot.barh(range(len(labels)), means, 0.6, color=BLUE, alpha=0.22)
-    if reference is not None:
-        plot.axvline(reference, **_DASHED)
-    for row in range(len(labels)):
-        joined = [value for marks in series[:-1] for value in marks.values[row]]
-        if joined:
-            plot.plot([min(joined), max(joined)], [row, row], color=ROUNDS[0], linewidth=2, zorder=1)
-    for marks in series:
-        xs = [value for values in marks.values for value in values]
-        ys = [row for row, values in enumerate(marks.values) for _ in values]
-        face, edge, size = (marks.colour, None, 90) if marks.marker == "|" else (PANEL, marks.colour, 24)
-        plot.scatter(xs, ys, size, face, marker=marks.marker, edgecolors=edge, label=marks.name, linewidths=1.6, zorder=2)
-    if means:
-        plot.set_xlim(left=0)
+    plot.barh(range(len(labels)), means, 0.6, color=BLUE, alpha=0.22)
+    plot.axvline(reference, **_DASHED)
+    for row, values in enumerate(draws):
+        plot.plot(values, [row] * len(values), color=ROUNDS[0], linewidth=2, zorder=1)
+    rings = [row for row, values in enumerate(draws) for _ in values]
+    label = "one draw of the human examples"
+    plot.scatter(np.concatenate(draws), rings, 24, PANEL, edgecolors=BLUE, label=label, linewidths=1.6, zorder=2)
+    plot.scatter(means, range(len(labels)), 90, BLUE, marker="|", label="mean", linewidths=1.6, zorder=2)
+    plot.set_xlim(left=0)
     return figure
 
 
 @_as_svg
 def histogram(parts: Sequence[Series], xlabel: str) -> Figure:
     """Stacked columns over equal bins of [0, 1]."""
-    figure, (plot,) = _figure(FULL, 1.7)
+    figure, (plot,) = _figure(1.7)
     plot.grid(axis="y")
     ends = np.zeros(len(parts[0].values))
     step = 1 / len(ends)
@@ -152,7 +140,7 @@ def histogram(parts: Sequence[Series], xlabel: str) -> Figure:
 @_as_svg
 def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float | None]]) -> Figure:
     """Panels side by side, each a title, a colour, ``(x, y)`` points, and the height of a dashed line or ``None``."""
-    figure, axes = _figure(FULL, 1.6, columns=len(panels))
+    figure, axes = _figure(1.6, columns=len(panels))
     for plot, (title, colour, points, reference) in zip(axes, panels, strict=True):
         plot.grid(axis="y")
         if reference is not None:
@@ -168,7 +156,7 @@ def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float
 def parallel(names: Sequence[str], rows: np.ndarray) -> Figure:
     """Parallel coordinates of ``rows`` ``[n, m]``: each column is a vertical axis from its least to its largest value, each row a line.
     The row with the largest value in the last column stands out."""
-    figure, (plot,) = _figure(FULL, 1.9)
+    figure, (plot,) = _figure(1.9)
     least, most = rows.min(axis=0), rows.max(axis=0)
     places, order = (rows - least) / np.where(most > least, most - least, 1), np.argsort(rows[:, -1], kind="stable")
     for row in order:
@@ -182,11 +170,11 @@ def parallel(names: Sequence[str], rows: np.ndarray) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
+def _figure(height: float, columns: int = 1, rows: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
     """A figure and its axes; the labels in ``rows`` stand at the left, from top to bottom."""
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height + 0.15), layout="constrained")
+    figure = Figure((WIDTH, height + 0.15), layout="constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     if rows:
         axes[0].set_yticks(range(len(rows)), [visible(label) for label in rows])
@@ -199,26 +187,18 @@ def _figure(width: float, height: float, columns: int = 1, rows: Sequence[str] =
 
 def charts_of(summary: dict[str, Any], excerpts: dict[str, Any]) -> dict[str, Any]:
     """The page's charts by name, ``None`` for those without data."""
-    found: dict[str, Any] = dict.fromkeys(("funnel", "relations", "scores", "correctness", "rejections", "seconds"))
+    found: dict[str, Any] = dict.fromkeys(("funnel", "scores", "correctness", "rejections", "seconds"))
     steps = [step for step in STEPS if step in summary]
     if any(summary[step] for step in steps):
         parts = [Series(round_name(name), _colour(name), [view[step] for step in steps]) for name, view in summary["per_round"].items()]
         notes = [_counted(summary[step], summary.get("candidates")) for step in steps]
         found["funnel"] = bars([step.capitalize() for step in steps], parts, notes)
-    if "valid" in summary and summary["per_relation"]:
-        reached = np.array([[view[step] for view in summary["per_relation"].values()] for step in steps])
-        deepest = np.maximum(-np.diff(reached, axis=0, append=0), 0)
-        parts = [Series(*part) for part in zip(_DEPTHS[-len(steps) :], DEPTHS[-len(steps) :], deepest[::-1], strict=True)]
-        found["relations"] = bars([name[:40] for name in summary["per_relation"]], parts, [])
     if evaluation := summary.get("evaluation"):
         means = [100 * entry["mean"] for entry in evaluation.values()]
-        draws = [[100 * value for value in entry.get("per_draw") or []] for entry in evaluation.values()]
-        series = [Series("one draw of the human examples", BLUE, draws), Series("mean", BLUE, [[mean] for mean in means], "|")]
-        found["scores"] = dots(list(evaluation), series, means, 100 * evaluation[SEEDS]["mean"])
-    for name in ("vendi_ngram", "vendi_embedding"):
-        found[name] = _diversity_chart(summary.get("diversity_at_equal_size", {}), name)
-    scores = excerpts["correctness"]
-    parts = [Series("pass the gate", BLUE, scores["kept"]), Series("do not", GREY, scores["dropped"])]
+        draws = [[100 * value for value in entry["per_draw"]] for entry in evaluation.values()]
+        found["scores"] = scores(list(evaluation), draws, means, 100 * evaluation[SEEDS]["mean"])
+    judged = excerpts["correctness"]
+    parts = [Series("pass the gate", BLUE, judged["kept"]), Series("do not", GREY, judged["dropped"])]
     if any(sum(part.values) for part in parts):
         found["correctness"] = histogram(parts, "judge's score")
     for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):
@@ -237,19 +217,6 @@ def _counted(count: int, of: int | None) -> str:
 
 def _colour(folder: str) -> str:
     return ROUNDS[int(folder[6:]) % len(ROUNDS)]
-
-
-def _diversity_chart(level: dict[str, Any], name: str) -> Markup | None:
-    """Chart of one diversity score, by relation, of the seeds and each round at equal size; ``None`` where no score is there."""
-    sizes, sets = level.get("size", {}), level.get("per_relation", {})
-    marks = []
-    for which in [*sorted(which for which in sets if which.startswith("round-")), "seeds"]:
-        found = [sets.get(which, {}).get(relation, {}).get(name) for relation in sizes]
-        marker, colour = ("D", GREY) if which == "seeds" else ("o", _colour(which))
-        marks.append(Series(round_name(which), colour, [[] if value is None else [value] for value in found], marker))
-    if not any(any(mark.values) for mark in marks):
-        return None
-    return dots([f"{relation[:40]} ({size})" for relation, size in sizes.items()], marks, width=HALF)
 
 
 def _search_chart(trials: Sequence[dict[str, Any]]) -> Markup | None:
