@@ -163,29 +163,6 @@ def _rounds(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("round-"))
 
 
-# rows of the page's tables ------------------------------------------------------------------------
-
-
-def diversity_rows(summary: Summary) -> list[dict[str, Any]]:
-    """Name, scores, scores at equal size and mean correctness of every set that has been scored."""
-    whole, level = summary.get("diversity", {}), summary.get("diversity_at_equal_size", {}).get("mean", {})
-    views = {**summary["per_round"], "naive": summary.get("naive", {})}
-    correctness = {name: view.get("mean_correctness") for name, view in views.items()}
-    correctness["selected"] = summary.get("mean_correctness_selected")
-    order = [name for name in ("seeds", "test", "naive", *summary["per_round"], "selected") if name in whole]
-    return [{"name": name, "scores": whole[name], "level": level.get(name), "correctness": correctness.get(name)} for name in order]
-
-
-def cost_rows(summary: Summary) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and figures of each strategy, of each round if there are several, of the whole loop, and of the naive prompt if it ran."""
-    yield from ((f"strategy: {name.replace('_', ' ')}", view) for name, view in summary["per_strategy"].items())
-    if len(summary["per_round"]) > 1:
-        yield from ((round_name(name), view) for name, view in summary["per_round"].items())
-    yield "the loop as a whole", summary
-    if "naive" in summary:
-        yield "naive prompt, for comparison", summary["naive"]
-
-
 # on the terminal ----------------------------------------------------------------------------------
 
 

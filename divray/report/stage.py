@@ -133,8 +133,6 @@ def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> st
         evaluation=evaluation,
         metric=say.METRICS[evaluation[say.BOTH]["metric"]] if evaluation else "",
         by_relation={name: entry["f1_per_relation"] for name, entry in evaluation.items() if entry.get("f1_per_relation")},
-        diversity=say.diversity_rows(summary),
-        costs=list(say.cost_rows(summary)),
         excerpts=excerpts,
         charts=charts_of(summary, excerpts),
     )
