@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import re
@@ -112,9 +111,6 @@ def _hash(identity: str) -> Callable[[Row], bytes]:
 # sentences for display ----------------------------------------------------------------------------
 
 
-_ENTITIES = ("\0head", "\0tail")
-
-
 class Piece(NamedTuple):
     """A stretch of a sentence with one look; ``classes`` are CSS classes (``head``, ``tail``, ``differs``)."""
 
@@ -135,21 +131,18 @@ def pieces(row: Row, differing: Iterable[tuple[int, int]] = ()) -> list[Piece]:
 
 
 def side_by_side(row: Row, other: Row) -> tuple[list[Piece], list[Piece]]:
-    """Both sentences, with the words marked that the other one lacks; their heads count as equal, and so do their tails."""
-    left, right = _words(row), _words(other)
-    matcher = difflib.SequenceMatcher(None, [word for word, _, _ in left], [word for word, _, _ in right], autojunk=False)
-    changed = [codes for kind, *codes in matcher.get_opcodes() if kind != "equal"]
-    return (
-        pieces(row, [(start, end) for a, b, _, _ in changed for word, start, end in left[a:b] if word not in _ENTITIES]),
-        pieces(other, [(start, end) for _, _, c, d in changed for word, start, end in right[c:d] if word not in _ENTITIES]),
-    )
+    """Both sentences, with the words marked that the other one lacks; no entity is marked."""
+    return _marked(row, other), _marked(other, row)
 
 
-def _words(row: Row) -> list[tuple[str, int, int]]:
-    """``(compared form, start, end)`` of each word, an entity being one word."""
+def _marked(row: Row, other: Row) -> list[Piece]:
+    known = {word for word, _ in _words(other)}
+    return pieces(row, [span for word, span in _words(row) if word not in known])
+
+
+def _words(row: Row) -> list[tuple[str, tuple[int, int]]]:
+    """Each word outside the entities in lower case, with its place."""
     text = row["text"]
-    entities = [(_ENTITIES[0], row["head_start"], row["head_end"]), (_ENTITIES[1], row["tail_start"], row["tail_end"])]
-    for _, start, end in entities:
+    for start, end in ((row["head_start"], row["head_end"]), (row["tail_start"], row["tail_end"])):
         text = text[:start] + " " * (end - start) + text[end:]
-    words = [(match.group().lower(), *match.span()) for match in re.finditer(r"\S+", text)]
-    return sorted([*words, *entities], key=lambda word: word[1])
+    return [(match.group().lower(), match.span()) for match in re.finditer(r"\S+", text)]
