@@ -143,8 +143,6 @@ def _summary() -> dict[str, Any]:
         **view,
         "engine_seconds": 100.0,
         "tokens_per_accepted": 85.7,
-        "losses": {"valid": {"no_tail": 300}, "unique": {"near-duplicate": 200}},
-        "per_round": {"round-00": {"candidates": 600}, "round-01": {"candidates": 600, "mean_correctness": 0.6}},
         "naive": {"candidates": 64, "valid": 3, "tokens_per_accepted": 1434.0},
         "evaluation": {"seeds": trained, "seeds+generated": {**trained, "mean": 0.612}, "a tool's\x1b[2J": {**trained, "mean": 0.4}},
     }
@@ -159,13 +157,10 @@ def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
         "2 people read 50 of the selected samples: 84 % right [71, 92].",
         "An accepted sample cost 86 generated tokens; with the naive prompt 1,434 tokens.",
         "61.2 [b]micro-F1",
-        "1,200",
-        "naive prompt",
-        "300 no tail",
+        "1,200 candidates, 900 valid, 700 unique, 420 correct, 80 selected.",
         "macro-F1",
         "58.0",
         "1.1",
-        "round 1",
     ):
         assert text in out, text
     assert "\x1b[2J" not in out

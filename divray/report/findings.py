@@ -1,8 +1,8 @@
-"""A run's results: sentences that fit every outcome, and the tables that ``divray run`` prints."""
+"""A run's results: sentences that fit every outcome, and what ``divray run`` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from divray.console import visible
@@ -21,6 +21,9 @@ SEEDS, BOTH, NAIVE, LLM = "seeds", "seeds+generated", "naive", "llm"
 
 METRICS = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-F1"}
 """``task.metric`` -> what it is called."""
+
+DIFFERENCES = ("differences", "own_differences")
+"""Of a training set's score to another's, in all draws of the human examples and in the one that the LLM saw."""
 
 SHORT = 3
 """How many relations with too few samples :func:`shortfalls` explains (one more if it is the last); the data set's card has all."""
@@ -82,18 +85,13 @@ def _of_training_sets(evaluation: Evaluation) -> Iterator[str]:
 def _of_diversity(summary: Summary) -> Iterator[str]:
     if told := ", ".join(f"{round_name(name)} {value:.2f}" for name, value in summary.get("likeness", {}).items()):
         yield f"How well a fresh classifier tells samples from human sentences (AUC, 0.50: not at all): {told}."
-    level = summary.get("diversity_at_equal_size", {})
-    scores = {name: values["vendi_ngram"] for name, values in level.get("mean", {}).items()}
-    rounds = _rounds(scores)
-    if rounds and scores.get("seeds") is not None:
-        sizes = sorted(set(level["size"].values()))
-        size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        shown = ", ".join(f"{scores[name]:.2f} in {round_name(name)}" for name in rounds)
-        text = f"Vendi score of {size} masked sentences (n-grams): {scores['seeds']:.2f} for the seeds, {shown}"
-        correctness = [summary.get("per_round", {}).get(name, {}).get("mean_correctness") for name in rounds]
-        if None not in correctness:
-            text += "; mean correctness by the second judge " + " → ".join(f"{value:.2f}" for value in correctness)
-        yield f"{text}."
+    level = summary.get("diversity_at_equal_size", {"mean": {}})
+    scores = {name: f"{values['vendi_ngram']:.2f}" for name, values in level["mean"].items()}
+    if rounds := _rounds(scores):
+        least, most = min(level["size"].values()), max(level["size"].values())
+        size = f"{least}" if least == most else f"{least} to {most}"
+        shown = ", ".join(f"{scores[name]} in {round_name(name)}" for name in rounds)
+        yield f"Vendi score of {size} masked sentences (n-grams): {scores[SEEDS]} for the seeds, {shown}."
 
 
 def _of_cost(summary: Summary) -> Iterator[str]:
@@ -142,10 +140,9 @@ def signed_interval(evaluation: Evaluation, new: str, old: str, of: str = "diffe
 
 def _against(evaluation: Evaluation, new: str, old: str, what: str, how: str, note: str = "") -> str:
     verdict = "not compared"
-    kinds = ("differences", "own_differences")
-    if found := [one for kind in kinds if (one := evaluation[new].get(kind, {}).get(old))]:
+    if found := [one for kind in DIFFERENCES if (one := evaluation[new].get(kind, {}).get(old))]:
         better, worse = all(one["low"] > 0 for one in found), all(one["high"] < 0 for one in found)
-        shown = [signed_interval(evaluation, new, old, kind) for kind in kinds]
+        shown = [signed_interval(evaluation, new, old, kind) for kind in DIFFERENCES]
         own = f"; on the examples that the LLM saw {shown[1]};" if shown[1] else ","
         verdict = f"{shown[0]}{own} {'better' if better else 'worse' if worse else 'not established'}"
     return f"{what}: {_score(evaluation[new])}{note} against {score(evaluation[old]['mean'])} {how} ({verdict})."
@@ -172,46 +169,24 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
 
     yield Text(f"\n{visible(summary['headline'])}", style="bold")
     yield Text("".join(f"- {visible(line)}\n" for line in summary["findings"]))
-    yield _funnel(summary)
+    yield Text(", ".join(f"{summary[step]:,} {step}" for step in STEPS) + ".\n")
     yield _scores(summary["evaluation"])
 
 
-def _funnel(summary: Summary) -> Table:
-    steps = [step for step in STEPS if step in summary]
-    views = [(round_name(name), view, "") for name, view in summary["per_round"].items()] if len(summary["per_round"]) > 1 else []
-    views.append(("all", summary, "bold"))
-    if "naive" in summary:
-        views.append(("naive prompt", summary["naive"], "dim"))
-    rows = ((name, [fixed(view.get(step), 0) for step in steps], style) for name, view, style in views)
-    lost = [f"{count:,} {reason.replace('_', ' ')}" for step in summary["losses"].values() for reason, count in step.items()]
-    more = f", and {len(lost) - 8} more" if len(lost) > 8 else ""
-    return _table("From candidates to the data set", ["", *steps], rows, f"lost: {', '.join(lost[:8])}{more}" if lost else "")
-
-
 def _scores(evaluation: Evaluation) -> Table:
-    alarms = ["false positives"] if any(entry.get("false_positives") is not None for entry in evaluation.values()) else []
-    own = ["in the LLM's draw"] if any("own_differences" in entry for entry in evaluation.values()) else []
-    rows = []
-    for name, entry in evaluation.items():
-        spread = score(entry["std"]) if len(entry.get("per_draw") or []) > 1 else ""
-        cells = [fixed(entry.get("k"), 0), fixed(entry.get("examples"), 0), score(entry["mean"]), spread]
-        cells += [signed_interval(evaluation, name, SEEDS), *(signed_interval(evaluation, name, SEEDS, "own_differences") for _ in own)]
-        cells += [fixed(entry.get("false_positives")) for _ in alarms]
-        rows.append((name, cells, "bold" if name == BOTH else ""))
-    columns = ["trained on", "K", "examples", "mean", "±", "against seeds", *own, *alarms]
-    return _table(f"{METRICS[evaluation[BOTH]['metric']]} on the test set", columns, rows)
-
-
-def _table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, list[str], str]], caption: str = "") -> Table:
-    """A table of rows, each with a name, cells and a style; names and caption may hold text that an LLM wrote."""
+    """The score of each training set, and of each file of answers; its name is the user's."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.caption = escape(visible(caption)) or None
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right")
-    for name, cells, style in rows:
-        table.add_row(escape(visible(name)), *cells, style=style)
+    title = f"{METRICS[evaluation[BOTH]['metric']]} on the test set"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trained on")
+    for column in ("K", "examples", "mean", "±", "against seeds", "in the LLM's draw"):
+        table.add_column(column, justify="right")
+    for name, entry in evaluation.items():
+        spread = score(entry["std"]) if len(entry["per_draw"]) > 1 else ""
+        cells = [fixed(entry.get("k"), 0), fixed(entry.get("examples"), 0), score(entry["mean"]), spread]
+        cells += [signed_interval(evaluation, name, SEEDS, kind) for kind in DIFFERENCES]
+        table.add_row(escape(visible(name)), *cells, style="bold" if name == BOTH else "")
     return table

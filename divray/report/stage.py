@@ -57,7 +57,10 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     if "valid" in book.fields:
         found["rejections"] = book.reasons("rejected", book.of())
     found["losses"] = _losses(book, found)
-    found |= _breakdowns(book, relations)
+    of_relation, none = book.views(lambda cell: cell.relation), book.view([])
+    found["per_relation"] = {name: of_relation.get(name, none) for name in relations}
+    found["per_round"] = book.views(lambda cell: Round.of(cell.round).name)
+    found["per_strategy"] = book.views(lambda cell: cell.strategy)
     found |= diversity(config, run, relations)
     if naive := book.of(naive=True):
         found["naive"] = {**book.view(naive), "rejections": book.reasons("rejected", naive)}
@@ -97,16 +100,6 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
     if "selected" in view and view.get("correct", 0) > view["selected"]:
         lost["selected"] = {"more than K asked for": view["correct"] - view["selected"]}
     return lost
-
-
-def _breakdowns(book: Account, relations: list[str]) -> dict[str, Any]:
-    """Views by relation, round and strategy."""
-    of_relation, none = book.views(lambda cell: cell.relation), book.view([])
-    return {
-        "per_relation": {name: of_relation.get(name, none) for name in relations},
-        "per_round": book.views(lambda cell: Round.of(cell.round).name),
-        "per_strategy": book.views(lambda cell: cell.strategy),
-    }
 
 
 # the page -----------------------------------------------------------------------------------------
