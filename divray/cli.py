@@ -6,18 +6,14 @@ A subcommand's function is found by name, so that only its own libraries load.
 from __future__ import annotations
 
 import argparse
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
 
-try:
-    from divray import console
-    from divray.cluster import divert_native_output
-    from divray.errors import DivrayError, InputError, own_error
-    from divray.stages import STAGES
-except KeyboardInterrupt:
-    sys.exit(130)
+from divray import console
+from divray.cluster import divert_native_output
+from divray.errors import DivrayError, InputError, own_error
+from divray.stages import STAGES
 
 EXAMPLES = """\
 examples:
@@ -31,10 +27,6 @@ examples:
 
 exit codes: 0 done, 1 failed, 2 bad input, 3 too few resources, 4 the LLM engine gave up
 """
-
-
-_PLACES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""The operating system's errors about a path that the user gave."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,22 +127,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w", encoding="utf-8"))
-    if arguments is None and sys.getfilesystemencoding() != "utf-8":
-        # Arrow takes paths as UTF-8, Python in the locale's encoding; in Python's UTF-8 mode both mean the same file.
-        environment = {"PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace", **os.environ, "PYTHONUTF8": "1"}
-        os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
     try:
         parsed = parse(arguments)
         if arguments is None:  # as the command, not as a function in somebody's program
             divert_native_output()
-            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a key that cannot be decoded is no answer
         console.configure()
-        for argument in sys.argv[1:] if arguments is None else arguments:
-            if argument != argument.encode(errors="replace").decode():
-                raise InputError("command line", ascii(argument), "no UTF-8", "Rename the file, or write the argument in UTF-8.")
         pkgutil.resolve_name(parsed.function)(parsed)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
@@ -160,10 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         own = own_error(error)
-        if isinstance(own, _PLACES) and own.filename:
+        if isinstance(own, OSError) and own.filename:
             own = InputError(str(own.filename), "", own.strerror or "not usable", "Check the path, and who may read and write there.")
         console.print_error(own)
-        return own.exit_code if isinstance(own, DivrayError) else 2 if isinstance(own, _PLACES) else 1
+        return own.exit_code if isinstance(own, DivrayError) else 1
     return 0
 
 

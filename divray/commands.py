@@ -130,7 +130,7 @@ def review_samples(arguments: Namespace) -> None:
             given = review.take_answers(run, arguments.answers, arguments.reader)
         else:
             drawn = review.draw(config, run, arguments.number, arguments.of)
-            given = review.review(run, drawn, arguments.reader, console.ask_key)
+            given = review.review(run, drawn, arguments.reader, console.ask)
         figures = review.review_figures(run)
         if record := run.record("select"):
             write_card(config, run, record["counts"])

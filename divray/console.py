@@ -6,7 +6,6 @@ import functools
 import io
 import re
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -72,15 +71,13 @@ def stage_progress(label: str, unit: str = "rows") -> Iterator[Callable[..., Non
 
 
 def print_error(error: BaseException) -> None:
-    """Print one line: the message of a :class:`DivrayError`; for any other error also its type and the path of a traceback file."""
+    """Print one line: the message of a :class:`DivrayError`; for any other error its type, too, below the traceback."""
     from rich.text import Text
 
     message = printable(str(error))
     if not isinstance(error, DivrayError):
-        with tempfile.NamedTemporaryFile(prefix="divray-", suffix=".log", delete=False) as file:
-            file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
-        kind = type(error).__name__
-        message = f"{f'{kind}: {message}' if message else kind} (traceback: {file.name})"
+        print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
+        message = ": ".join(filter(None, (type(error).__name__, message)))
     _console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
@@ -90,25 +87,13 @@ def show(items: Iterable[Any]) -> None:
         _console().print(item)
 
 
-def ask_key(text: str) -> str:
-    """Show ``text`` on stdout and return the next key (a line where stdin is no terminal); ``q`` at the end of the input."""
+def ask(text: str) -> str:
+    """Show ``text`` on stdout and return the next line of the input in lower case; ``q`` at its end."""
     console = _console()
     console.rule()
     console.print("\n".join(printable(line) for line in text.split("\n")), markup=False, end="")
-    if not sys.stdin.isatty():
-        key = sys.stdin.readline()
-    else:
-        import termios
-        import tty
-
-        before = termios.tcgetattr(sys.stdin)
-        try:
-            tty.setcbreak(sys.stdin, termios.TCSADRAIN)
-            key = sys.stdin.read(1)
-        finally:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-    console.print()
-    return key.strip().lower() if key else "q"
+    line = sys.stdin.readline()
+    return line.strip().lower() if line else "q"
 
 
 def clock(seconds: float) -> str:

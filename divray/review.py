@@ -78,7 +78,7 @@ def review(run: RunFolder, drawn: Sequence[dict[str, str]], reader: str, ask: Ca
     while place < len(left):
         sample = left[place]
         text = f"{place + 1} of {len(left)}\n\n{sample['description']}\n\n  {sample['sentence']}\n\n{QUESTION}"
-        key = ask(f"{text}\ny yes, n no, s skip, b back, q quit: ")
+        key = ask(f"{text}\ny yes, n no, s skip, b back, q quit, then Enter: ")
         if key == "q":
             break
         if key == "b":

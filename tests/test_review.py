@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from divray import console, review
+from divray import review
 from divray.cli import main
 from divray.config import Config, dump_config
 from divray.datasets.stage import run as prepare
@@ -152,12 +151,3 @@ def test_the_command_reads_lines_of_a_pipe_and_refreshes_the_report(
     assert main(["review", reviewed.uri, "--html", str(tmp_path)]) == 2
     assert main(["review", reviewed.uri, "--of", "scored"]) == 2
     assert main(["review", reviewed.uri, "--answers", "nothing.json"]) == 2
-
-
-def test_one_key_answers_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = os.openpty()
-    os.write(ours, b"Y")
-    with os.fdopen(theirs) as terminal:
-        monkeypatch.setattr("sys.stdin", terminal)
-        assert console.ask_key("[b]?") == "y"
-    os.close(ours)
