@@ -18,9 +18,6 @@ from divray.dedup.shingle import spaced
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-EXACT_PRODUCTS = 8192
-"""Larger sets of embeddings are multiplied in float32: the score is then right to about five digits."""
-
 SAMPLED_ROWS = 1024
 """The n-gram Vendi score compares all pairs: of a larger set it takes this many rows, drawn with a fixed seed."""
 
@@ -41,12 +38,12 @@ def diversity_of(texts: Sequence[str], embeddings: npt.NDArray[np.float32] | Non
     by_ngrams = vendi_score(ngram_vectors([texts[row] for row in drawn])) if n else 0.0
     by_embedding = cosine = None
     if embeddings is not None and n:
-        found: npt.NDArray[Any] = np.asarray(embeddings)[order].astype(np.float32 if n > EXACT_PRODUCTS else np.float64)
+        found = np.asarray(embeddings)[order].astype(np.float64)
         found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         by_embedding = vendi_score(found)
         if n > 1:  # over all pairs of different rows: (|sum x|^2 - sum |x|^2) / (n (n - 1))
-            total = found.sum(axis=0, dtype=np.float64)
-            cosine = float((total @ total - np.square(found, dtype=np.float64).sum()) / (n * (n - 1)))
+            total = found.sum(axis=0)
+            cosine = float((total @ total - np.square(found).sum()) / (n * (n - 1)))
     distinct = len(set(pairs)) / max(len(pairs), 1)
     scores = {"vendi_ngram": by_ngrams, "vendi_embedding": by_embedding, "distinct_2": distinct, "mean_cosine": cosine}
     return {"n": n, **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
