@@ -69,11 +69,10 @@ def ngram_vectors(texts: Sequence[str]) -> csr_array:
     In a text of one word, that word counts as the one pair.  Float64 ``[n, d]``, sparse, rows of unit length; at least one row.
     """
     from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.preprocessing import normalize
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    counts = [CountVectorizer(analyzer=partial(_grams, size=size), dtype=np.float64) for size in (1, 2)]
-    return hstack([normalize(count.fit_transform(spaced(texts))) / np.sqrt(2) for count in counts], format="csr")
+    counts = [TfidfVectorizer(analyzer=partial(_grams, size=size), use_idf=False) for size in (1, 2)]
+    return hstack([count.fit_transform(spaced(texts)) / np.sqrt(2) for count in counts], format="csr")
 
 
 def _grams(text: str, size: int) -> list[str]:
