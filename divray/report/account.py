@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
-from itertools import chain
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,13 +154,14 @@ def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
 
     Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines``, and ``per_round`` with the same.
     """
-    rounds: dict[str, list[dict[str, float]]] = {}
+    rounds: dict[str, Counter[str]] = defaultdict(Counter)
     for own in rounds_of(config, run):
-        if records := [run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")]:
-            requests = _requests(run, own)
-            rounds[own.name] = [_engine(record, name, requests) for record in records for name in record["engines"]]
-    per_round = {name: _times_of(engines) for name, engines in rounds.items()}
-    return {**_times_of([*chain(*rounds.values())]), "per_round": per_round} if rounds else {}
+        requests = _requests(run, own)
+        for record in (run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")):
+            for name in record["engines"]:
+                rounds[own.name].update(_engine(record, name, requests), engines=1)
+    total = sum(rounds.values(), Counter[str]())
+    return {**_times_of(total), "per_round": {name: _times_of(one) for name, one in rounds.items()}} if rounds else {}
 
 
 def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, float]:
@@ -182,9 +182,7 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, 
     return {"busy": worked, "start_up": ready - created, "waiting_for_input": waiting, "tail": max(0.0, over - last)}
 
 
-def _times_of(engines: Collection[dict[str, float]]) -> dict[str, Any]:
-    total = sum(map(Counter, engines), Counter[str]())
-    idle = {cause: round(float(total[cause]), 3) for cause in CAUSES}
-    whole = total["busy"] + sum(idle.values())
-    share = round(total["busy"] / whole, 4) if whole else 0.0
-    return {"busy_seconds": round(total["busy"], 3), "idle_seconds": idle, "busy_share": share, "engines": len(engines)}
+def _times_of(total: Counter[str]) -> dict[str, Any]:
+    busy, idle = float(total["busy"]), {cause: round(float(total[cause]), 3) for cause in CAUSES}
+    share = round(busy / whole, 4) if (whole := busy + sum(idle.values())) else 0.0
+    return {"busy_seconds": round(busy, 3), "idle_seconds": idle, "busy_share": share, "engines": total["engines"]}

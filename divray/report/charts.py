@@ -138,15 +138,16 @@ def histogram(parts: Sequence[Series], xlabel: str) -> Figure:
 
 
 @_as_svg
-def curves(panels: Sequence[tuple[str, str, Sequence[tuple[float, float]], float | None]]) -> Figure:
-    """Panels side by side, each a title, a colour, ``(x, y)`` points, and the height of a dashed line or ``None``."""
-    figure, axes = _figure(1.6, columns=len(panels))
-    for plot, (title, colour, points, reference) in zip(axes, panels, strict=True):
+def curves(steps: Sequence[dict[str, Any]]) -> Figure:
+    """Loss, reward accuracy and reward margin over the steps of DPO, side by side, each with its first and last value; null is a gap."""
+    figure, axes = _figure(1.6, columns=len(CURVES))
+    for plot, (field, title, colour, reference) in zip(axes, CURVES, strict=True):
+        values = np.array([step[field] for step in steps], float)
         plot.grid(axis="y")
         if reference is not None:
             plot.axhline(reference, **_DASHED)
-        plot.plot(*np.transpose(points), color=colour, linewidth=1.6)
-        plot.set_title(title)
+        plot.plot([step["step"] for step in steps], values, color=colour, linewidth=1.6)
+        plot.set_title(f"{title}: {values[0]:.2f} → {values[-1]:.2f}")
         plot.set_xlabel("step")
         plot.tick_params(axis="y", labelcolor=SOFT)
     return figure
@@ -207,7 +208,7 @@ def charts_of(summary: dict[str, Any], excerpts: dict[str, Any]) -> dict[str, An
             notes = [clock(value) if name == "seconds" else _counted(value, total) for value in amounts.values()]
             found[name] = bars([key.replace("_", " ")[:60] for key in amounts], [Series("", colour, list(amounts.values()))], notes)
     found["search"] = _search_chart(summary.get("search", {}).get("trials", []))
-    found["alignment"] = {name: chart for name, log in summary.get("alignment", {}).items() if (chart := _training_curves(log["curve"]))}
+    found["alignment"] = {name: curves(log["curve"]) for name, log in summary.get("alignment", {}).items() if len(log["curve"]) > 1}
     return found
 
 
@@ -228,12 +229,3 @@ def _search_chart(trials: Sequence[dict[str, Any]]) -> Markup | None:
         return None
     rows = np.array([[trial[name] for name in (*names, "score")] for trial in done])
     return parallel([name.replace("_", " ") for name in (*names, "score")], rows)
-
-
-def _training_curves(steps: list[dict[str, float | None]]) -> Markup | None:
-    panels = []
-    for field, title, colour, reference in CURVES:
-        points = [(x, y) for step in steps if (x := step.get("step")) is not None and (y := step.get(field)) is not None]
-        if len(points) > 1:
-            panels.append((f"{title}: {points[0][1]:.2f} → {points[-1][1]:.2f}", colour, points, reference))
-    return curves(panels) if panels else None
