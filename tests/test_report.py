@@ -123,6 +123,8 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
     run.write_json("data/relations.json", [{"name": name, "description": name} for name in relations])
     seeds = [{"example_id": f"{name}/{n}", **_sentence(name, 90 + n)} for name in relations for n in range(3)]
     run.write_table("data/seeds", _table(seeds, schemas.EXAMPLES))
+    vectors = {"example_id": [seed["example_id"] for seed in seeds], "embedding": [[1.0, 0.0]] * len(seeds)}
+    run.write_table("data/seed_embeddings", pa.table(vectors))
     dataset: list[dict[str, Any]] = []
     for number, count in ((0, 8), (1, 6)):
         rows: dict[str, list[dict[str, Any]]] = {"prompts": [], "completions": [], "samples": [], "scores": []}
@@ -261,17 +263,9 @@ def test_summary_diversity(tmp_path: Path, simple_scores: None) -> None:
     }
     assert found["diversity"]["round-01"]["vendi_ngram"] == 5.0
     assert found["diversity"]["seeds"]["vendi_ngram"] == 3.0
-    assert found["diversity"]["seeds"]["vendi_embedding"] is None
+    assert found["diversity"]["seeds"]["vendi_embedding"] == 3.0
     assert found["diversity_at_equal_size"]["size"] == {"causes": 3, "part_of": 3}
     assert {view["vendi_ngram"] for view in found["diversity_at_equal_size"]["mean"].values()} == {3.0}
-
-
-def test_summary_diversity_of_seeds_with_embeddings(tmp_path: Path, simple_scores: None) -> None:
-    run = RunFolder(str(tmp_path / "run"))
-    _fill(run)
-    names = run.read_table("data/seeds")["example_id"]
-    run.write_table("data/seed_embeddings", pa.table({"example_id": names, "embedding": [[1.0, 0.0]] * len(names)}))
-    assert summarise(_config(), run)["diversity"]["seeds"]["vendi_embedding"] == 3.0
 
 
 def test_summary_says_how_many_sentences_name_what_a_seed_names(tmp_path: Path, simple_scores: None) -> None:

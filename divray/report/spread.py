@@ -47,11 +47,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     if not rounds:
         return {}
     selected = table_of(run, SELECTED, ["sample_id"])
-    tests = _examples(run, TEST, TEST_EMBEDDINGS)  # those with an embedding represent all
-    examples = {
-        "seeds": _examples(run, SEEDS, SEED_EMBEDDINGS),
-        "test": tests.filter(pc.is_valid(tests["embedding"])) if tests and "embedding" in tests.column_names else None,
-    }
+    examples = {"seeds": _examples(run, SEEDS, SEED_EMBEDDINGS), "test": _examples(run, TEST, TEST_EMBEDDINGS)}
     whole: dict[str, dict[str, Scores]] = defaultdict(dict)
     level: dict[str, dict[str, Scores]] = defaultdict(dict)
     sizes: dict[str, int] = {}
@@ -106,19 +102,18 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
 
 
 def _examples(run: RunFolder, name: str, embeddings: str) -> pa.Table | None:
-    """Human examples, with a column ``embedding`` if some have one (null for the others)."""
+    """The human examples that have an embedding, with it: all seeds, and test sentences that stand for the others."""
     found = table_of(run, name, ["example_id", "relation", *SENTENCE])
     known = table_of(run, embeddings, ["example_id", "embedding"])
     if not found or not known:
-        return found
-    places = pc.index_in(found["example_id"], known["example_id"].combine_chunks())
-    return found.append_column("embedding", known["embedding"].take(places))
+        return None
+    places = pc.index_in(known["example_id"], found["example_id"].combine_chunks())
+    return found.take(places).append_column("embedding", known["embedding"])
 
 
 def _score(table: pa.Table, known: set[str]) -> Scores:
     """The scores of a table; those of embeddings are ``None`` unless every row has one. ``known``: the seeds' entities, case-folded."""
-    complete = "embedding" in table.column_names and not table["embedding"].null_count
-    vectors = embedding_matrix(table["embedding"]) if complete else None
+    vectors = None if table["embedding"].null_count else embedding_matrix(table["embedding"])
     found = diversity_of(compared_texts(table, mask=True), vectors)
     named = [not known.isdisjoint(names_of(row)) for row in table.select(SENTENCE).to_pylist()]
     found["seed_names"] = float(np.mean(named)) if known else None

@@ -43,9 +43,7 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     book, rounds = account(config, run), rounds_of(config, run)
     records = [run.read_json(name) for name in run.files("stages", ".json") if not name.endswith("/report.json")]
     records.sort(key=lambda record: (record["finished_at"], record["stage"]))
-    # The user's order; relations that only the tables know come last.
-    named = [relation["name"] for relation in _json(run, RELATIONS) or []]
-    relations = list(dict.fromkeys([*named, *sorted({cell.relation for cell in book.cells})]))
+    relations = [relation["name"] for relation in _json(run, RELATIONS) or []]
     found: dict[str, Any] = {
         "task": config.task.name,
         "models": {"llm": public_name(config.models.llm), "encoder": public_name(config.models.encoder)},
@@ -91,8 +89,7 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
     """What was lost on the way to each step (step -> reason -> count), without naive candidates."""
     lost: dict[str, dict[str, int]] = {}
     if "valid" in view:
-        pending = view.get("candidates", 0) - view["valid"] - sum(view["rejections"].values())
-        lost["valid"] = view["rejections"] | ({"not sampled yet": pending} if pending else {})
+        lost["valid"] = view["rejections"]
     if "correct" in view:
         reasons = book.reasons("lost", book.of())
         failed = reasons.pop(GATE, 0)
@@ -125,7 +122,6 @@ def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> st
         steps=[step for step in STEPS if step in summary],
         evaluation=evaluation,
         metric=say.METRICS[evaluation[say.BOTH]["metric"]] if evaluation else "",
-        by_relation={name: entry["f1_per_relation"] for name, entry in evaluation.items() if entry.get("f1_per_relation")},
         excerpts=excerpts,
         charts=charts_of(summary, excerpts),
     )
