@@ -55,7 +55,7 @@ CURVES = (
 
 
 class Series(NamedTuple):
-    """One series of a chart: its name in the legend, its colour, and one value for each row or bin."""
+    """One series of bars: its name in the legend, its colour, and one value for each row."""
 
     name: str
     colour: str
@@ -122,17 +122,16 @@ def scores(labels: Sequence[str], draws: Sequence[Sequence[float]], means: Seque
 
 
 @_as_svg
-def histogram(parts: Sequence[Series], xlabel: str) -> Figure:
-    """Stacked columns over equal bins of [0, 1]."""
+def histogram(kept: Sequence[int], dropped: Sequence[int]) -> Figure:
+    """How many samples have a judge's score in each of equal bins of [0, 1]: those that pass the gate, with the others on top."""
     figure, (plot,) = _figure(1.7)
     plot.grid(axis="y")
-    ends = np.zeros(len(parts[0].values))
-    step = 1 / len(ends)
-    for part in parts:
-        plot.bar(np.arange(len(ends)) * step, part.values, 0.94 * step, ends, align="edge", color=part.colour, label=part.name)
-        ends += part.values
+    step = 1 / len(kept)
+    starts = np.arange(len(kept)) * step
+    plot.bar(starts, kept, 0.94 * step, align="edge", color=BLUE, label="pass the gate")
+    plot.bar(starts, dropped, 0.94 * step, kept, align="edge", color=GREY, label="do not")
     plot.set_xlim(0, 1)
-    plot.set_xlabel(xlabel)
+    plot.set_xlabel("judge's score")
     plot.tick_params(axis="y", labelcolor=SOFT)
     return figure
 
@@ -198,10 +197,8 @@ def charts_of(summary: dict[str, Any], excerpts: dict[str, Any]) -> dict[str, An
         means = [100 * entry["mean"] for entry in evaluation.values()]
         draws = [[100 * value for value in entry["per_draw"]] for entry in evaluation.values()]
         found["scores"] = scores(list(evaluation), draws, means, 100 * evaluation[SEEDS]["mean"])
-    judged = excerpts["correctness"]
-    parts = [Series("pass the gate", BLUE, judged["kept"]), Series("do not", GREY, judged["dropped"])]
-    if any(sum(part.values) for part in parts):
-        found["correctness"] = histogram(parts, "judge's score")
+    if any(map(sum, excerpts["correctness"].values())):
+        found["correctness"] = histogram(**excerpts["correctness"])
     for name, colour in (("rejections", ROUNDS[4]), ("seconds", ROUNDS[0])):
         if amounts := summary.get(name):
             total = sum(amounts.values())
