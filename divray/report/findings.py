@@ -169,7 +169,7 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
 
     yield Text(f"\n{visible(summary['headline'])}", style="bold")
     yield Text("".join(f"- {visible(line)}\n" for line in summary["findings"]))
-    yield Text(", ".join(f"{summary[step]:,} {step}" for step in STEPS) + ".\n")
+    yield Text(", ".join(f"{summary[step]:,} {step}" for step in STEPS if step in summary) + ".\n")
     yield _scores(summary["evaluation"])
 
 
