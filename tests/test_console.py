@@ -112,6 +112,7 @@ def _summary() -> dict[str, Any]:
         **view,
         "engine_seconds": 100.0,
         "tokens_per_accepted": 85.7,
+        "engine_seconds_per_accepted": 0.238,
         "naive": {"candidates": 64, "valid": 3, "tokens_per_accepted": 1434.0},
         "evaluation": {"seeds": trained, "seeds+generated": {**trained, "mean": 0.612}, "a tool's\x1b[2J": {**trained, "mean": 0.4}},
     }
@@ -124,7 +125,7 @@ def test_summary_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
     for text in (
         "2 people read 50 of the selected samples: 84 % right [71, 92].",
-        "An accepted sample cost 86 generated tokens; with the naive prompt 1,434 tokens.",
+        "An accepted sample cost 86 generated tokens and 0.24 engine-seconds; with the naive prompt 1,434 tokens.",
         "61.2 [b]micro-F1",
         "1,200 candidates, 900 valid, 700 unique, 420 correct, 80 selected.",
         "macro-F1",

@@ -459,11 +459,12 @@ def test_headline_of_an_old_evaluation_without_intervals() -> None:
 
 
 def test_findings_compare_rounds_and_naive() -> None:
-    lines = findings({"evaluation": _evaluation(-0.1, -0.05), "tokens_per_accepted": 63.2, "naive": {"tokens_per_accepted": 1434.0}})
+    cost = {"tokens_per_accepted": 63.2, "engine_seconds_per_accepted": 0.5, "naive": {"tokens_per_accepted": 1434.0}}
+    lines = findings({"evaluation": _evaluation(-0.1, -0.05), **cost})
     told = "After preference tuning: 12.5 micro-F1 in this run against 20.0 before it (−7.5 [−10.0, −5.0], worse"
     assert any(line.startswith(told) for line in lines)
     assert any("12.5 micro-F1 (round 1) against 15.0 from the naive prompt" in line for line in lines)
-    assert any("63 generated tokens; with the naive prompt 1,434" in line for line in lines)
+    assert any("63 generated tokens and 0.50 engine-seconds; with the naive prompt 1,434" in line for line in lines)
 
 
 def test_headline_without_evaluation() -> None:

@@ -36,9 +36,8 @@ def headline(summary: Summary) -> str:
     """The run's main result in one sentence."""
     if evaluation := summary.get("evaluation"):
         return _against(evaluation, BOTH, SEEDS, "Seeds + generated", "with the seeds alone")
-    if "correct" in summary:
-        return f"{summary['candidates']:,} candidates gave {summary['correct']:,} unique and correct samples; nothing is evaluated yet."
-    return f"The run asked for {summary.get('candidates', 0):,} candidates; nothing is scored yet."
+    gave = f" gave {summary['correct']:,} unique and correct samples" if "correct" in summary else ""
+    return f"{summary.get('candidates', 0):,} candidates{gave}; nothing is evaluated yet."
 
 
 def findings(summary: Summary) -> list[str]:
@@ -96,9 +95,7 @@ def _of_diversity(summary: Summary) -> Iterator[str]:
 
 def _of_cost(summary: Summary) -> Iterator[str]:
     if (cost := summary.get("tokens_per_accepted")) is not None:
-        text = f"An accepted sample cost {cost:,.0f} generated tokens"
-        if "engine_seconds_per_accepted" in summary:
-            text += f" and {summary['engine_seconds_per_accepted']:,.2f} engine-seconds"
+        text = f"An accepted sample cost {cost:,.0f} generated tokens and {summary['engine_seconds_per_accepted']:,.2f} engine-seconds"
         naive = summary.get("naive", {}).get("tokens_per_accepted")
         yield text + (f"; with the naive prompt {naive:,.0f} tokens." if naive else ".")
     for name, quota in summary.get("quota", {}).items():
