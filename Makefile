@@ -35,7 +35,7 @@ lint: setup
 # The mechanism of benchmarks/effect.py on the quick start; too small for a finding.
 effect-small: setup
 	$(BIN)/python benchmarks/effect.py --work runs/effect-small --tasks "quick start" --k 5 --draws 2 --llms embedded:smollm2 \
-	  --set sampling.candidates_per_relation=16 sampling.naive_candidates_per_relation=8 extraction.search.trials=0 \
+	  --set sampling.candidates_per_relation=16 sampling.naive_candidates_per_relation=8 extraction.trials=0 \
 	  --out runs/effect-small/effect.json
 
 clean:

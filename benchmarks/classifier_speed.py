@@ -42,7 +42,7 @@ def main() -> None:
     from divray.run_folder import RunFolder
 
     found: dict[str, Any] = {"machine": machine()}
-    config = load_config(HERE.parent / "divray/quickstart/quickstart.yaml", [f"extraction.search.trials={arguments.trials}"])
+    config = load_config(HERE.parent / "divray/quickstart/quickstart.yaml", [f"extraction.trials={arguments.trials}"])
     task = stage.load_task(config)
     model = train(task.seeds, task.relations, config.models.encoder, usual(config), config.seed)
     model.predict(task.test[:8])

@@ -82,9 +82,6 @@ def connect(config: Config) -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     address = _address(config)
-    if "://" in address:
-        fix = "Submit the run: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
-        raise InputError("cluster.address", address, "a driver joins a cluster by HOST:PORT, from a machine of the cluster", fix)
     if address not in (LOCAL, "auto"):
         _answers(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
@@ -113,9 +110,10 @@ def _answers(address: str) -> None:
     """Raise unless something that may be Ray listens: Ray itself would try for minutes and say nothing."""
     import grpc
 
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
-        raise InputError("cluster.address", address, "not HOST:PORT", "Give the address of a head, such as 10.0.0.1:6379, or `auto`.")
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        fix = "From elsewhere: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
+        raise InputError("cluster.address", address, "a driver joins a cluster by HOST:PORT, from a machine of the cluster", fix)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         if not os.environ.get("RAY_USE_TLS"):

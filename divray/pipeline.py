@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 import re
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -184,9 +183,6 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
             if not stage.unit:
                 console.log(f"{name} …")
             counts = stage.run(config, run, round_, update)
-    except Exception:
-        run.write_text(f"logs/{name}.traceback", traceback.format_exc())
-        raise
     finally:
         release_cluster(config)
         save_logs(run)

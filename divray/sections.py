@@ -181,12 +181,6 @@ class SelectionConfig(Section):
     diversity_weight: float = Field(0.5, ge=0, le=1, description="0: by correctness alone; 1: by diversity alone.")
 
 
-class SearchConfig(Section):
-    """Ray Tune over the RE model's hyperparameters, by cross-validation on the human examples."""
-
-    trials: int = Field(8, ge=0, description="The first has the usual values; 0: train with these.")
-
-
 class ExtractionConfig(Section):
     """The RE model: a linear discriminant on an encoder's spans, in closed form; with `epochs` a tuned network votes beside it."""
 
@@ -195,7 +189,9 @@ class ExtractionConfig(Section):
     )
     epochs: int = Field(0, ge=0, description="Of the tuned network; a minute for 300 rows on two cores. The search tries 0 and 12.")
     learning_rate: float = Field(2e-4, gt=0, description="For a small encoder; large ones need about 3e-5.")
-    search: SearchConfig = SearchConfig()
+    trials: int = Field(
+        8, ge=0, description="Trials of the search by cross-validation on the human examples; the first has the usual values; 0: no search."
+    )
 
 
 class EvaluationConfig(Section):

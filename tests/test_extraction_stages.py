@@ -169,7 +169,7 @@ def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, 
 
 
 def test_no_trials_keeps_the_configs_values(config, run):
-    extraction = config.extraction.model_copy(update={"search": config.extraction.search.model_copy(update={"trials": 0})})
+    extraction = config.extraction.model_copy(update={"trials": 0})
     assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
     assert run.read_json("search.json")["best"] == {name: getattr(usual(config), name) for name in search.SPACE}
     assert TrainingSets(config, run).settings == usual(config)

@@ -31,7 +31,7 @@ SMALL = [
     "sampling.naive_candidates_per_relation=4",
     "correctness.threshold=0.0",
     "selection.k=4",
-    "extraction.search.trials=2",
+    "extraction.trials=2",
     "evaluation.llm=false",
     "evaluation.draws=1",
 ]

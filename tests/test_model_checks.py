@@ -305,7 +305,7 @@ def test_an_encoder_with_fewer_words_than_its_tokenizer_is_refused_at_plan(tmp_p
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("max_num_seq=4", "engine.vllm.max_num_seq: vLLM's engine has no such argument.* `max_num_seqs`"),
+        ("max_num_seq=4", "engine.vllm.max_num_seq: vLLM's engine has no such argument.* See .vllm serve --help"),
         ("model=other", r"engine\.vllm\.model: .* or divray sets it"),
         ("東京=1", "engine.vllm.東京: vLLM's engine has no such argument.* See .vllm serve --help"),
         ("dtype=float8", r"engine\.vllm\.dtype"),

@@ -57,12 +57,12 @@ loss of its machine or process."""
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``search.json``: ``best`` (hyperparameters), ``score`` (of ``best``), ``metric``, and all ``trials``.
 
-    With ``extraction.search.trials`` 0 it holds the usual values and no trials.  Returns counts: ``trials``, ``stopped_early``.
+    With ``extraction.trials`` 0 it holds the usual values and no trials.  Returns counts: ``trials``, ``stopped_early``.
     """
     given = {name: getattr(usual(config), name) for name in SPACE}
     best, trials = {**given, "score": None}, []
-    if config.extraction.search.trials:
-        _Told.listener, _Told.total = on_progress, config.extraction.search.trials
+    if config.extraction.trials:
+        _Told.listener, _Told.total = on_progress, config.extraction.trials
         trials = _search(config, run, given)
         if all(trial["score"] is None for trial in trials):
             raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
@@ -115,7 +115,7 @@ def _search(config: Config, run: RunFolder, given: dict[str, Any]) -> list[dict[
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
-                num_samples=config.extraction.search.trials,
+                num_samples=config.extraction.trials,
                 max_concurrent_trials=AT_ONCE,
                 reuse_actors=True,
                 search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[given, other]),
