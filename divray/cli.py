@@ -69,9 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
             text = "add another tool's answers to the comparison and keep them: JSONL with id (of a test sentence) and relation"
             stage.add_argument("--predictions", metavar="FILE", help=text)
         stage.add_argument("--force", action="store_true", help="do a finished stage again; the stages after it then count as not done")
-    export = add("export", "Write the data set as one JSONL, Parquet or TACRED-style JSON file.", "commands:export_samples")
+    export = add("export", "Write the data set as one JSONL or TACRED-style JSON file.", "commands:export_samples")
     export.add_argument("run", help="run folder")
-    export.add_argument("target", help="file: .jsonl, .parquet or .json (TACRED style)")
+    export.add_argument("target", help="file: .jsonl or .json (TACRED style)")
     export.add_argument("--all", action="store_true", help="every accepted sample, not only the selected ones")
     text = "Show where a sample came from, what stands near it, and why it was kept or dropped."
     explain = add("explain", text, "commands:explain_sample")

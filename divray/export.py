@@ -11,7 +11,7 @@ import regex
 from divray.dedup.storage import open_uri
 from divray.errors import InputError
 from divray.layout import ACCEPTED, SELECTED
-from divray.run_folder import RunFolder, parquet_bytes, write_bytes
+from divray.run_folder import RunFolder, write_bytes
 
 _TOKEN = regex.compile(r"[\p{L}\p{N}_][\w\p{N}\u00ad]*(?:(?:[-'’./:&@‐‑·]|(?<=\d),(?=\d))[\w\p{N}\u00ad]+)*|(?!\s)\X")
 """A word with the signs that join its parts, or any other character with its combining marks."""
@@ -20,18 +20,16 @@ _TOKEN = regex.compile(r"[\p{L}\p{N}_][\w\p{N}\u00ad]*(?:(?:[-'’./:&@‐‑·]
 def export(run_uri: str, target: str, every: bool = False) -> int:
     """Write the selected samples of a run as one file, or ``every`` accepted one; returns how many.
 
-    ``.parquet`` and ``.jsonl`` keep the columns of the data set; ``.json`` is TACRED's form, with tokens and the entities'
+    ``.jsonl`` keeps the columns of the data set (which is Parquet already); ``.json`` is TACRED's form, with tokens and the entities'
     token positions (inclusive ends).  :class:`InputError`: the run has no data set yet, or the ending is unknown.
     """
     run = RunFolder(run_uri)
     if not run.files(ACCEPTED, ".parquet"):
         raise InputError(run_uri, "dataset", "no data set yet", "Run the `select` stage first.")
-    if not target.endswith((".parquet", ".jsonl", ".json")):
-        raise InputError("command line", target, "unknown ending", "Use one of .parquet, .jsonl, .json.")
+    if not target.endswith((".jsonl", ".json")):
+        raise InputError("command line", target, "unknown ending", "Use .jsonl or .json.")
     table = run.read_table(ACCEPTED if every else SELECTED)
-    if target.endswith(".parquet"):
-        data = parquet_bytes(table)
-    elif target.endswith(".jsonl"):
+    if target.endswith(".jsonl"):
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
     else:
         data = json.dumps([tacred_row(row) for row in table.to_pylist()], ensure_ascii=False).encode()

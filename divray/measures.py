@@ -27,8 +27,7 @@ def diversity_of(texts: Sequence[str], embeddings: npt.NDArray[np.float32] | Non
 
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_2`` (different pairs of words ÷ all, Li et al. 2016,
-        arXiv 1510.03055; 0 where there are none); ``mean_cosine`` of the embeddings.  ``None`` where a score is undefined: too few
-        rows, no embeddings.
+        arXiv 1510.03055; 0 where there are none).  ``vendi_embedding`` is ``None`` without embeddings.
     """
     n, ties = len(texts), [b""] * len(texts) if embeddings is None else embeddings
     order = sorted(range(n), key=lambda row: (texts[row], bytes(ties[row])))
@@ -36,16 +35,13 @@ def diversity_of(texts: Sequence[str], embeddings: npt.NDArray[np.float32] | Non
     drawn = np.sort(np.random.default_rng(0).permutation(n)[:SAMPLED_ROWS])
     pairs = [pair for text in texts for pair in pairwise(text.lower().split())]
     by_ngrams = vendi_score(ngram_vectors([texts[row] for row in drawn])) if n else 0.0
-    by_embedding = cosine = None
+    by_embedding = None
     if embeddings is not None and n:
         found = np.asarray(embeddings)[order].astype(np.float64)
         found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         by_embedding = vendi_score(found)
-        if n > 1:  # over all pairs of different rows: (|sum x|^2 - sum |x|^2) / (n (n - 1))
-            total = found.sum(axis=0)
-            cosine = float((total @ total - np.square(found).sum()) / (n * (n - 1)))
     distinct = len(set(pairs)) / max(len(pairs), 1)
-    scores = {"vendi_ngram": by_ngrams, "vendi_embedding": by_embedding, "distinct_2": distinct, "mean_cosine": cosine}
+    scores = {"vendi_ngram": by_ngrams, "vendi_embedding": by_embedding, "distinct_2": distinct}
     return {"n": n, **{name: None if value is None else round(value, 6) for name, value in scores.items()}}
 
 

@@ -174,8 +174,7 @@ def _fetched(uri: str, names: Sequence[str] = ("*",)) -> str:
 
 
 def _package_folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
+    if (spec := importlib.util.find_spec(package)) is None or spec.origin is None:
         raise InputError("models", package, "package is not installed", "Run `make setup`.")
     return Path(spec.origin).parent
 

@@ -113,8 +113,6 @@ class SamplingConfig(Section):
 class DiversityConfig(Section):
     """Near-duplicates and diversity scores."""
 
-    shingle_kind: ClassVar[Literal["word"]] = "word"
-    shingle_size: ClassVar[int] = 3
     seed_threshold: ClassVar[float] = 0.5
     """A sample with at least this Jaccard similarity to a seed example is a copy of it."""
 

@@ -1,4 +1,4 @@
-"""The parts of a sample that are compared: its sentence, masked or not, and its set of shingles."""
+"""The parts of a sample that are compared: its sentence, masked or not, and its entities."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from divray.dedup.shingle import Shingles, Texts, shingle
 from divray.relations import Example, mask_entities, render_marked
-from divray.sections import DiversityConfig
 
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
 
@@ -39,8 +37,3 @@ def names_of(row: Mapping[str, Any]) -> tuple[str, str]:
     """Head and tail of a row with the columns of a sample, both case-folded."""
     head, tail = (row["text"][row[f"{side}_start"] : row[f"{side}_end"]].casefold() for side in ("head", "tail"))
     return head, tail
-
-
-def configured_shingles(texts: Texts, config: DiversityConfig) -> Shingles:
-    """The sets of n-grams that a run's settings ask for."""
-    return shingle(texts, config.shingle_kind, config.shingle_size)

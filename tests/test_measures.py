@@ -76,11 +76,7 @@ def test_vendi_agrees_with_the_vendi_score_package() -> None:
     assert vendi_score(ngram_vectors(SHARED)) == pytest.approx(5.385833314849627)
 
 
-def test_mean_cosine_and_distinct() -> None:
-    vectors = unit(9, 4).astype(np.float32)
-    cosines = vectors @ vectors.T
-    assert diversity_of(list("abcdefghi"), vectors)["mean_cosine"] == pytest.approx(cosines[~np.eye(9, dtype=bool)].mean(), abs=1e-6)
-    assert diversity_of(["a"], vectors[:1])["mean_cosine"] is None
+def test_distinct_pairs_of_words() -> None:
     assert diversity_of(["a b a b", "A b"])["distinct_2"] == pytest.approx(2 / 4)
     assert diversity_of(["a"])["distinct_2"] == 0 == diversity_of([])["distinct_2"]
 
@@ -97,9 +93,8 @@ def test_the_order_of_rows_changes_nothing() -> None:
 def test_tiny_sets_have_defined_scores(texts: list[str]) -> None:
     made = diversity_of(texts, np.ones((len(texts), 3), np.float32))
     assert made["n"] == len(texts)
-    assert set(made) == {"n", "vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine"}
+    assert set(made) == {"n", "vendi_ngram", "vendi_embedding", "distinct_2"}
     assert all(value is None or math.isfinite(value) for value in made.values())
-    assert made["mean_cosine"] == (1.0 if len(texts) > 1 else None)
     assert diversity_of(texts)["vendi_embedding"] is None
 
 

@@ -120,7 +120,6 @@ def test_the_page_escapes_and_its_answers_come_back(quickstart: Config, reviewed
         ("[1]", "no file of answers"),
         ("7", "no file of answers"),
         ("{}", "no file of answers"),
-        ('[{"sample_id": "born_in-0", "right": true}, {"sample_id": "born_in-0", "right": false}]', "a sample stands there twice"),
         ("", "the file is empty"),
         ('[{"sample_id": "\\ud83d", "right": true}]', "surrogates not allowed"),
         ('[{"sample_id": "of another run", "right": true}]', "no sample of this run"),

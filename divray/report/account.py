@@ -152,16 +152,18 @@ def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
     """Seconds of all engines of all passes; ``{}`` where no pass has left its record.
 
-    Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], ``engines``, and ``per_round`` with the same.
+    Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], and ``engines``, how many passes had each.
     """
-    rounds: dict[str, Counter[str]] = defaultdict(Counter)
+    total: Counter[str] = Counter()
     for own in rounds_of(config, run):
         requests = _requests(run, own)
         for record in (run.read_json(name) for name in run.files(f"{own.completions}.engines", ".json")):
             for name in record["engines"]:
-                rounds[own.name].update(_engine(record, name, requests), engines=1)
-    total = sum(rounds.values(), Counter[str]())
-    return {**_times_of(total), "per_round": {name: _times_of(one) for name, one in rounds.items()}} if rounds else {}
+                total.update(_engine(record, name, requests), engines=1)
+    busy, idle = float(total["busy"]), {cause: round(float(total[cause]), 3) for cause in CAUSES}
+    share = round(busy / whole, 4) if (whole := busy + sum(idle.values())) else 0.0
+    found = {"busy_seconds": round(busy, 3), "idle_seconds": idle, "busy_share": share, "engines": total["engines"]}
+    return found if total["engines"] else {}
 
 
 def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, float]:
@@ -180,9 +182,3 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, 
     worked = float(busy_shares(starts, ends).sum())
     waiting = max(0.0, last - ready - worked)
     return {"busy": worked, "start_up": ready - created, "waiting_for_input": waiting, "tail": max(0.0, over - last)}
-
-
-def _times_of(total: Counter[str]) -> dict[str, Any]:
-    busy, idle = float(total["busy"]), {cause: round(float(total[cause]), 3) for cause in CAUSES}
-    share = round(busy / whole, 4) if (whole := busy + sum(idle.values())) else 0.0
-    return {"busy_seconds": round(busy, 3), "idle_seconds": idle, "busy_share": share, "engines": total["engines"]}

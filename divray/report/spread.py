@@ -26,7 +26,7 @@ from divray.scan import SENTENCE, table_of
 from divray.schemas import NAIVE, SCORES
 from divray.texts import compared_texts, names_of
 
-NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine", "seed_names")
+NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "seed_names")
 """The last is the share of sentences whose head or tail is an entity of their relation's seeds; masking hides it from the other scores."""
 
 _PARTS, _LEAST = 8, 3

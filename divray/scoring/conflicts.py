@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from divray.config import Config
 from divray.dedup.decide import best_of, nearest_given
-from divray.dedup.shingle import fold
+from divray.dedup.shingle import fold, shingle
 from divray.dedup.verify import near_duplicates
 from divray.layout import SEEDS, TEST, score_tables
 from divray.run_folder import RunFolder
@@ -31,7 +31,7 @@ from divray.scan import table_of
 from divray.schemas import NAIVE, SCORES
 from divray.scoring.near_copies import with_columns
 from divray.sections import DiversityConfig
-from divray.texts import SEED_PREFIX, SPANS, compared_texts, configured_shingles
+from divray.texts import SEED_PREFIX, SPANS, compared_texts
 
 Codes = npt.NDArray[np.int64]
 
@@ -57,7 +57,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
     # Rows of one table with the same text, label and spans are one item, named by the smallest id; those of ``table`` come first.
     keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in SPANS)])
     _, items, item_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    sets = configured_shingles(rows["text"].cast(pa.large_string()).take(pa.array(items)), config)
+    sets = shingle(rows["text"].cast(pa.large_string()).take(pa.array(items)))
     left, right, similarity = near_duplicates(sets, config.threshold, own=int(np.count_nonzero(new[items])))
     crossing = labels[items[left]] != labels[items[right]]
     left, right, similarity = left[crossing], right[crossing], similarity[crossing]
@@ -83,7 +83,7 @@ def _codes(values: pa.ChunkedArray) -> Codes:
 
 def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
     """Whether the entities of each pair of rows agree in their roles, and the masked texts are near-duplicates."""
-    masked = configured_shingles(compared_texts(rows, mask=True), config)
+    masked = shingle(compared_texts(rows, mask=True))
     shingles = [set(own.tolist()) for own in np.split(masked.values, masked.offsets[1:-1])]
     texts, spans = rows["text"].to_pylist(), (rows[name].to_pylist() for name in SPANS)
     words = [(set(text[a:b].lower().split()), set(text[c:d].lower().split())) for text, a, b, c, d in zip(texts, *spans, strict=True)]
@@ -109,7 +109,7 @@ def near_reference(table: pa.Table, reference: pa.Table, config: DiversityConfig
     nearest, best = np.full(table.num_rows, -1), np.zeros(table.num_rows)
     for mask in (False, True) if config.mask_entities else (False,):
         # The reference comes first, so that rows of the table are not compared with each other.
-        sets, first, group = fold(configured_shingles(compared_texts(reference, mask) + compared_texts(table, mask), config))
+        sets, first, group = fold(shingle(compared_texts(reference, mask) + compared_texts(table, mask)))
         pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, m)))
         places, values = (found[group[m:]] for found in nearest_given(group[:m], len(sets), pairs))
         better = (places >= 0) & ((values > best) | (values == best) & (places < nearest))

@@ -13,16 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.dedup.decide import decide, in_words, ranks
-from divray.dedup.shingle import fold
+from divray.dedup.shingle import fold, shingle
 from divray.dedup.verify import near_duplicates
 from divray.schemas import SCORES
 from divray.sections import DiversityConfig
-from divray.texts import compared_texts, configured_shingles
+from divray.texts import compared_texts
 
 DECISION = pa.schema([SCORES.field(name) for name in ("cluster", "nearest_id", "similarity", "unique", "reason")])
 """What :func:`deduplicate` adds."""
-
-Vectors = npt.NDArray[np.floating[Any]]
 
 
 def with_columns(table: pa.Table, columns: dict[str, Any], schema: pa.Schema | None = None) -> pa.Table:
@@ -45,7 +43,7 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     ids = pa.concat_arrays([part["candidate_id"].combine_chunks() for part in parts])
     n = table.num_rows
     correctness = np.append(table["correctness"].to_numpy(), np.full(len(ids) - n, np.nan))
-    sets, first, group = fold(configured_shingles(texts, config))
+    sets, first, group = fold(shingle(texts))
     pairs = near_duplicates(sets, config.threshold, own=int(np.searchsorted(first, n)))
     made = decide(ranks(ids), pairs, correctness, np.arange(len(ids)) >= n, group)
     columns = {
@@ -59,7 +57,7 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     return with_columns(table, columns, pa.schema(list(fields.values())))
 
 
-def novelty(embeddings: Vectors, unique: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def novelty(embeddings: npt.NDArray[np.floating[Any]], unique: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """1 - the cosine of each row ``[n, d]`` and the nearest other one of the ``unique`` rows; about ``n u d`` operations for ``u`` of them.
 
     All rows are unit vectors, and ``unique`` is bool ``[n]``.
