@@ -93,8 +93,7 @@ def connect(config: Config) -> None:
     except Exception as error:  # Ray's timeout has no exception type of its own
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address != LOCAL:
-            hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head. "
-            hint += "HOME and RAY_TMPDIR must be folders that can be written."
+            hint = "Start one with `ray start --head`; if it asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the head."
             raise ResourceError(f"no Ray cluster that can be joined at cluster.address {address} ({why}). {hint}") from None
         hint = "Try again; HOME and RAY_TMPDIR must be folders that can be written, RAY_TMPDIR a short path."
         raise ResourceError(f"Ray did not start ({why}); its logs lie in {ray_temp_folder()}/session_latest/logs. {hint}") from error

@@ -259,7 +259,6 @@ def test_summary_diversity(tmp_path: Path, simple_scores: None) -> None:
         "vendi_ngram": 7.0,
         "vendi_embedding": 7.0,
         "distinct_2": round(1 / 7, 4),  # the sentences differ in their numbers alone, which are masked
-        "mean_cosine": None,
     }
     assert found["diversity"]["round-01"]["vendi_ngram"] == 5.0
     assert found["diversity"]["seeds"]["vendi_ngram"] == 3.0
