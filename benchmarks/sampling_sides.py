@@ -62,7 +62,8 @@ def plain(config: Config, folder: str) -> dict[str, float]:
 
     async def run() -> dict[str, float]:
         began = time.time()
-        engine = VllmEngine(config.models.llm, engine_arguments(config, gpu), None if gpu else partial(engine_threads, config))
+        threads = None if gpu else partial(engine_threads, config.engine.pool[1])
+        engine = VllmEngine(config.models.llm, engine_arguments(config, gpu), threads)
         started = time.time()
         answers = await asyncio.gather(*map(engine.complete, requests))
         seconds = time.time() - started

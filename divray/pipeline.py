@@ -55,8 +55,9 @@ def check(config: Config) -> Task:
     check_arguments(config)
     check_models(config)
     task = load_task(config)
-    check_lengths(config, stated(config, task.relations), task.seeds)
-    if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, stated(config, task.relations), task.seeds):
+    relations = stated(task.relations, config.task.none_label)
+    check_lengths(config, relations, task.seeds)
+    if config.rounds > 1 and config.preferences.mode == "paper" and shows_all(config, relations, task.seeds):
         problem = "every prompt shows every seed example, so none is left to be chosen in a pair"
         raise InputError("config", "prompts.demonstrations", problem, "Show fewer, or give more task.seeds_per_relation.")
     form = form_of(task.seeds, task.relations)
@@ -65,7 +66,7 @@ def check(config: Config) -> Task:
         where = str(config.task.train or config.task.relations)
         raise InputError(where, "", f"no seed would pass as a sample: {words_of(refused)}", "Give shorter or clearer examples.")
     if config.prompts.pairs_file:
-        read_pairs(config.prompts.pairs_file, stated(config, task.relations), form)
+        read_pairs(config.prompts.pairs_file, relations, form)
     return task
 
 
@@ -237,7 +238,7 @@ def describe(config: Config) -> str:
     """
     task, sampling = check(config), config.sampling
     refused = refused_seeds(task.seeds, form_of(task.seeds, task.relations))
-    relations, written = len(task.relations), len(stated(config, task.relations))
+    relations, written = len(task.relations), len(stated(task.relations, config.task.none_label))
     naive, each = written * sampling.naive_candidates_per_relation, written * sampling.candidates_per_relation
     lines = [
         f"task {config.task.name}: {relations} relations, {len(task.seeds)} seed examples, {len(task.test)} test examples",

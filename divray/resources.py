@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -51,9 +51,9 @@ def _installed(distribution: str) -> bool:
         return False
 
 
-def gpus_of(config: Config) -> int:
-    """GPUs of one engine; on CPUs, :func:`needs` allows only 1."""
-    return int(config.engine.vllm.get("tensor_parallel_size", 1)) * int(config.engine.vllm.get("pipeline_parallel_size", 1))
+def gpus_of(arguments: Mapping[str, Any]) -> int:
+    """GPUs of one engine with these arguments of vLLM; on CPUs, :func:`needs` allows only 1."""
+    return int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
 
 
 def task_gpus(config: Config) -> float:
@@ -126,7 +126,7 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
     if work == "engine":
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": READING}
-        size = gpus_of(config)
+        size = gpus_of(config.engine.vllm)
         if uses_gpu(config):
             spread = engine.vllm.get("distributed_executor_backend") == "ray"  # so the user asks for several machines
             one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]

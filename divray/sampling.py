@@ -44,7 +44,7 @@ def policy_model(config: Config, run: RunFolder, round: int) -> tuple[str, str]:
     if not run.exists(f"{name}/config.json"):
         return config.models.llm, ""
     if uses_gpu(config) and run.exists(f"{name}/adapter/adapter_config.json"):
-        return base_model(config, run, round), run.full_uri(f"{name}/adapter")
+        return base_model(config.models.llm, run, round), run.full_uri(f"{name}/adapter")
     return run.full_uri(name), ""
 
 
@@ -67,7 +67,7 @@ def run(
     """
     own, quota = Round.of(round), config.sampling.quota
     model, adapter = policy_model(config, run, round)
-    names = [relation.name for relation in stated(config, read_relations(run))]
+    names = [relation.name for relation in stated(read_relations(run), config.task.none_label)]
     wave = len(run.files(own.waves))
     for file in run.files(own.prompts):  # left by a wave that a kill stopped before it was recorded
         if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
@@ -75,7 +75,7 @@ def run(
     while True:
         complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
         counts = parse_round(config, run, own)
-        if quota is None and wave + 1 == wave_count(config):
+        if quota is None and wave + 1 == wave_count(config.sampling):
             return counts
         make_room(config, "score", back_soon=True)
         scoring.run(config, run, round)

@@ -38,14 +38,14 @@ def main() -> None:
     from vllm.usage.usage_lib import UsageContext
 
     from divray.config import load_config
-    from divray.engines.vllm import engine_arguments, lora_arguments
+    from divray.engines.vllm import engine_arguments
     from divray.models import local_model
     from divray.quickstart import folder
 
     for name, memory, overrides in json.loads(sys.argv[1]):
         FakedGpu.faked = (name, memory)
         config = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", *overrides])
-        arguments = {**lora_arguments(config), **engine_arguments(config, gpu=True)}
+        arguments = engine_arguments(config, gpu=True)
         made = AsyncEngineArgs(model=local_model(config.models.llm), **arguments).create_engine_config(UsageContext.LLM_CLASS)
         found = {
             "device": made.device_config.device_type,

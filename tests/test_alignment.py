@@ -99,10 +99,10 @@ def test_no_table_of_pairs(tmp_path: Path) -> None:
 
 def test_policy_starts_from_the_round_before(tmp_path: Path) -> None:
     run, config = RunFolder(str(tmp_path)), settings(tmp_path / "llm")
-    assert base_model(config, run, 2) == str(tmp_path / "llm")
+    assert base_model(config.models.llm, run, 2) == str(tmp_path / "llm")
     run.write_json("round-01/policy/config.json", {})
-    assert base_model(config, run, 1) == str(tmp_path / "llm")
-    assert base_model(config, run, 2) == str(tmp_path / "round-01/policy")
+    assert base_model(config.models.llm, run, 1) == str(tmp_path / "llm")
+    assert base_model(config.models.llm, run, 2) == str(tmp_path / "round-01/policy")
 
 
 def test_no_credentials_in_results() -> None:

@@ -105,12 +105,12 @@ def test_sampling_parameters_of_a_row() -> None:
 
 def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(9)))
-    assert engine_threads(settings()) == 8
-    assert engine_threads(settings("engine.concurrency=3")) == 2
-    assert engine_threads(settings("engine.concurrency=[1, 4]")) == 2
+    assert engine_threads(settings().engine.pool[1]) == 8
+    assert engine_threads(settings("engine.concurrency=3").engine.pool[1]) == 2
+    assert engine_threads(settings("engine.concurrency=[1, 4]").engine.pool[1]) == 2
     for cores, threads in ((4, 3), (2, 2), (1, 1)):
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
-        assert engine_threads(settings()) == threads
+        assert engine_threads(settings().engine.pool[1]) == threads
 
 
 @pytest.mark.slow

@@ -30,10 +30,10 @@ LARGE_MARGIN = 10.0
 """Reward margin of chosen over rejected, above which a policy has left what its pairs can teach."""
 
 
-def base_model(config: Config, run: RunFolder, round: int) -> str:
-    """Reference of the model from which ``round``'s policy starts: the policy of the round before, else ``models.llm``."""
+def base_model(llm: str, run: RunFolder, round: int) -> str:
+    """Reference of the model from which ``round``'s policy starts: the policy of the round before, else ``llm``."""
     before = Round.of(round - 1).policy
-    return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else config.models.llm
+    return run.full_uri(before) if round > 1 and run.exists(f"{before}/config.json") else llm
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     from transformers import AutoTokenizer
 
     batches(config.alignment.model_dump(), config.cluster.train_workers)
-    pairs, reference, chat = read_pairs(run, round), base_model(config, run, round), config.prompts.style == "chat"
+    pairs, reference, chat = read_pairs(run, round), base_model(config.models.llm, run, round), config.prompts.style == "chat"
     tokenizer = AutoTokenizer.from_pretrained(small_files(reference, "models.llm") or local_model(reference))
     most = config.alignment.max_length
     if tokenize_pairs(pairs, tokenizer, most, chat)[1] == pairs.num_rows:  # before any worker starts

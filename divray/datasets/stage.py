@@ -92,9 +92,9 @@ def read_relations(run: RunFolder) -> list[Relation]:
     return [Relation(**row) for row in run.read_json(RELATIONS)]
 
 
-def stated(config: Config, relations: Iterable[Relation]) -> list[Relation]:
+def stated(relations: Iterable[Relation], none_label: str | None) -> list[Relation]:
     """The relations that a sentence can state and that samples are written for: all but ``task.none_label``."""
-    return [relation for relation in relations if relation.name != config.task.none_label]
+    return [relation for relation in relations if relation.name != none_label]
 
 
 def read_seeds(run: RunFolder) -> list[Example]:

@@ -19,7 +19,7 @@ from divray.config import Config
 from divray.engines import ENDPOINT, Answer, FunctionEngine
 from divray.engines.actor import EngineActor, EngineHealth
 from divray.engines.openai import OpenAIEngine
-from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads, lora_arguments
+from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads
 from divray.resources import gpus_of, needs, uses_gpu
 from divray.stages import STAGES
 
@@ -50,22 +50,19 @@ def engines_for(config: Config, model: str, answer: Answer | None = None) -> Poo
 
     gpu = uses_gpu(config)
     arguments = engine_arguments(config, gpu)
-    # An engine on a GPU stays while the adapters are trained; on a CPU it is stopped to make room.
-    if gpu and config.rounds > 1 and config.alignment.method == "lora":
-        arguments = {**lora_arguments(config), **arguments}
     endpoint = config.engine.endpoint if model == ENDPOINT and answer is None else None
     secret = SecretStr(os.environ.get(endpoint.key_variable) or "none" if endpoint else "")
     key = (_job(), answer or (model, endpoint or arguments, secret), config.prompts.style, config.engine.pool)
     if _pool is not None and _pool.key == key:
         return _pool
     stop()
-    count, size, groups = 1 if endpoint else config.engine.pool[1], gpus_of(config), []
+    count, size, groups = 1 if endpoint else config.engine.pool[1], gpus_of(arguments), []
     if answer is not None:
         make: Any = partial(FunctionEngine, answer)
     elif endpoint:
         make = partial(OpenAIEngine, endpoint, secret, config.prompts.style == "chat")
     else:
-        make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, config))
+        make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, count))
     places: list[Any] = ["DEFAULT"] * count
     options: dict[str, Any] = {"num_cpus": 0, "num_gpus": size}
     if endpoint:

@@ -46,7 +46,9 @@ def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
     if not gpu:
         found["max_model_len"] = context_length(config.models.llm, found["max_model_len"])
         found["dtype"] = "bfloat16" if cpu_precision() == "bf16" else "float32"
-    if gpus_of(config) > 1:
+    elif config.rounds > 1 and config.alignment.method == "lora":  # the engine stays while the adapters are trained
+        found |= {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": 1}
+    if gpus_of(config.engine.vllm) > 1:
         found["distributed_executor_backend"] = "mp"
     return {**found, **config.engine.vllm}
 
@@ -63,11 +65,6 @@ def check_arguments(config: Config) -> None:
     for name in sorted(given - known):
         problem = "vLLM's engine has no such argument, or divray sets it"
         raise InputError("config", f"engine.vllm.{name}", problem, "See `vllm serve --help=all`.")
-
-
-def lora_arguments(config: Config) -> dict[str, Any]:
-    """Arguments of an engine that takes adapters."""
-    return {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": 1}
 
 
 def sampling_parameters(config: Config, row: dict[str, Any], greedy: bool) -> dict[str, Any]:
@@ -94,10 +91,10 @@ def cpu_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def engine_threads(config: Config) -> int:
-    """CPU threads of an engine on this node: the engines share its cores; of four or more, one is left for vLLM's scheduler and Ray."""
+def engine_threads(engines: int) -> int:
+    """CPU threads of each of so many engines on this node, which share its cores; of four or more, one is left for scheduler and Ray."""
     cores = len(os.sched_getaffinity(0))
-    return max(1, (cores - (cores >= 4)) // config.engine.pool[1])
+    return max(1, (cores - (cores >= 4)) // engines)
 
 
 class VllmEngine(Engine):

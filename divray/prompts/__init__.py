@@ -45,7 +45,7 @@ def run(
         Counts: ``requests``, and ``pairs`` where prompts give them.
     """
     seeds = read_seeds(run)
-    relations = stated(config, read_relations(run))
+    relations = stated(read_relations(run), config.task.none_label)
     form = form_of(seeds, relations)
     if round == 0 and config.prompts.pairs_file:
         run.write_json(ENTITY_PAIRS, read_pairs(config.prompts.pairs_file, relations, form))
@@ -62,7 +62,7 @@ def run(
 
 def write_wave(config: Config, run: RunFolder, round: int, wave: Wave) -> int:
     """Write the prompts of one wave of a round; returns how many."""
-    relations = stated(config, read_relations(run))
+    relations = stated(read_relations(run), config.task.none_label)
     rows = request_rows(config, relations, read_seeds(run), round, chat_renderer(config), wave, read_pool(run))
     return write_prompts(run, Round.of(round).prompts, rows, f"wave-{wave.number:02d}" if wave.number else "part")
 

@@ -205,7 +205,7 @@ def _logs(examples: Sequence[Example]) -> np.ndarray:
 
 def known_of(config: Config, relations: Sequence[Relation], seeds: Sequence[Example]) -> tuple[list[Relation], list[Example]]:
     """What a judge knows of a task: the relations except the none label, and their seeds sorted by id."""
-    relations = stated(config, relations)
+    relations = stated(relations, config.task.none_label)
     names = {relation.name for relation in relations}
     return relations, sorted((seed for seed in seeds if seed.relation in names), key=lambda seed: seed.example_id)
 

@@ -68,7 +68,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     from ray.data.expressions import col
 
-    relations, k = stated(config, read_relations(run)), config.selection.k
+    relations, k = stated(read_relations(run), config.task.none_label), config.selection.k
     rounds = [Round.of(number) for number in range(round + 1)]
     only_cpus(True)
     scored = run.dataset(*(own.scores for own in rounds), columns=[*CANDIDATES, "correct", "unique"])
@@ -112,7 +112,7 @@ def _with_audit(config: Config, run: RunFolder, chosen: pa.Table) -> pa.Table:
 
 def write_card(config: Config, run: RunFolder, counts: dict[str, Any]) -> None:
     """The dataset card, with the share of right sentences that people found so far (``divray review``)."""
-    dataset, relations = run.read_table(f"{ALL}/data"), stated(config, read_relations(run))
+    dataset, relations = run.read_table(f"{ALL}/data"), stated(read_relations(run), config.task.none_label)
     run.write_text(f"{ALL}/README.md", dataset_card(config, relations, dataset, counts, review_figures(run)))
 
 
