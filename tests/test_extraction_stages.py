@@ -54,7 +54,7 @@ def selected(examples: list[Example], round_: int) -> pa.Table:
 def config():
     values = {
         "task": {"name": "t", "relations": "r.yaml", "metric": "macro"},
-        "extraction": {"search": {"trials": 2}},
+        "extraction": {"trials": 2},
         "evaluation": {"llm": False},
     }
     return parse_config(values, "test")

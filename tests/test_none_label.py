@@ -60,7 +60,7 @@ def config(tmp_path: Path, tiny_model: Path) -> Config:
         "sampling": {"candidates_per_relation": 8, "naive_candidates_per_relation": 2},
         "correctness": {"threshold": 0.0, "fluency": None, "reader": str(tiny_model)},
         "selection": {"k": 3},
-        "extraction": {"search": {"trials": 0}},
+        "extraction": {"trials": 0},
         "evaluation": {"draws": 2, "llm": False},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
