@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, what in STAGES.items():
         stage = add(name, what.help, "commands:stage")
         stage.add_argument("run", help="run folder")
-        stage.add_argument("overrides", nargs="*", metavar="section.key=value", help="engine.*, cluster.* for this call; in `prepare` any")
+        stage.add_argument("overrides", nargs="*", metavar="section.key=value", help="engine.*, cluster.* for this call; for `prepare` any")
         if what.rounds:
             stage.add_argument("--round", type=int, default=None, help="sampling round (default: the first in which the stage is not done)")
         if name == "prepare":
@@ -137,13 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        console.print_error(DivrayError("interrupted; a run goes on from here with the same command"))
+        console.print_error(DivrayError("interrupted; the same command continues a run from here"))
         return 130
     except Exception as error:
         own = own_error(error)
-        if isinstance(own, OSError) and own.filename:
-            own = InputError(str(own.filename), "", own.strerror or "not usable", "Check the path, and who may read and write there.")
-        console.print_error(own)
+        if isinstance(own, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError):
+            problem = own.strerror or str(own)
+            own = InputError(str(own.filename or "path"), "", problem, "Check the path, and who may read and write there.")
+        console.print_error(own, error)
         return own.exit_code if isinstance(own, DivrayError) else 1
     return 0
 

@@ -111,7 +111,7 @@ def _answers(address: str) -> None:
 
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdecimal():
-        fix = "From elsewhere: `ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/pipeline.py …`."
+        fix = "Give one such as 10.0.0.1:6379, or `auto`; from elsewhere: `ray job submit --address … -- python jobs/pipeline.py …`."
         raise InputError("cluster.address", address, "a driver joins a cluster by HOST:PORT, from a machine of the cluster", fix)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()

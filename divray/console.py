@@ -40,7 +40,7 @@ def log(line: str) -> None:
 
 @contextmanager
 def stage_progress(label: str, unit: str = "rows") -> Iterator[Callable[..., None]]:
-    """Show how far a stage is while the block runs: on a terminal a bar, elsewhere a plain line at most every 15 s.
+    """Show a stage's progress while the block runs: a bar on a terminal, elsewhere a plain line at most every 15 s.
 
     Yields:
         ``update(done, total=None, note="")``, with ``done`` counted from 0 in ``unit``; may be called from any thread.
@@ -70,13 +70,14 @@ def stage_progress(label: str, unit: str = "rows") -> Iterator[Callable[..., Non
         yield update
 
 
-def print_error(error: BaseException) -> None:
-    """Print one line: the message of a :class:`DivrayError`; for any other error its type, too, below the traceback."""
+def print_error(error: BaseException, raised: BaseException | None = None) -> None:
+    """Print one line: the message of a :class:`DivrayError`; for any other error its type, too, below the traceback of ``raised`` (default:
+    of the error), which may hold that of a worker."""
     from rich.text import Text
 
     message = printable(str(error))
     if not isinstance(error, DivrayError):
-        print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(visible("".join(traceback.format_exception(raised or error))), file=sys.stderr)
         message = ": ".join(filter(None, (type(error).__name__, message)))
     _console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
@@ -88,7 +89,7 @@ def show(items: Iterable[Any]) -> None:
 
 
 def ask(text: str) -> str:
-    """Show ``text`` on stdout and return the next line of the input in lower case; ``q`` at its end."""
+    """Show ``text`` on stdout and return the next line of stdin in lower case, or ``q`` if stdin has ended."""
     console = _console()
     console.rule()
     console.print("\n".join(printable(line) for line in text.split("\n")), markup=False, end="")
@@ -116,7 +117,7 @@ def printable(text: str) -> str:
 
 @functools.cache
 def _console(stderr: bool = False) -> Console:
-    """Rich's console for stdout or stderr; it looks the stream up at each print, so that a replaced stream works."""
+    """Rich's console for stdout or stderr.  At each print, the console looks the stream up, so that a replaced stream works."""
     from rich.console import Console
 
     return Console(stderr=stderr, width=None if stderr or sys.stdout.isatty() else 110, highlight=False)

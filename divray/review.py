@@ -101,7 +101,7 @@ def read_answers(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def take_answers(run: RunFolder, path: str, reader: str) -> int:
-    """Read the file that the page of :func:`page` saves; returns how many answers it holds.
+    """Read the file that the page of :func:`page` saves; returns how many samples it answers, each by its last answer.
 
     Raises:
         InputError: It is no such file, or it is of another run, or a sample has another sentence now.

@@ -16,7 +16,7 @@ _PLAIN = "Save it as UTF-8; unpack a gzip or zip file; `task.format: huggingface
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file; :class:`InputError` where there is none, or an empty one."""
+    """The whole file; raises :class:`InputError` if it can't be read or is blank."""
     where = str(path)
     try:
         data = path.expanduser().read_bytes()
@@ -45,7 +45,7 @@ def decoded(data: bytes, where: str, line: int) -> str:
 
 
 def parse_json(text: str, where: str, line: int = 0) -> Any:
-    """``text`` as JSON; ``line`` is its line in the file, 0 where it is the whole file.
+    """``text`` as JSON.  ``line`` is its line number in the file, or 0 if ``text`` is the whole file.
 
     Raises:
         InputError: It is not JSON, or a string holds half a surrogate pair.
@@ -90,7 +90,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what :class:`_Loader` reads, a value that stands in two places twice."""
+    """Writes what :class:`_Loader` reads, and a repeated value in full each time, not as an alias."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -114,14 +114,14 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def parse_yaml(text: str, where: str, field: str = "") -> Any:
-    """``text`` as plain YAML values; an error names ``field``, or without one the line.
+    """``text`` as plain YAML values.  An error names ``field`` if given, else the line.
 
     Raises:
         InputError: It is no YAML, has a key twice, or a string holds half a surrogate pair.
     """
     try:
         return _whole(yaml.load(text, _Loader), text)
-    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # ValueError: also an impossible date
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:  # ValueError: also an impossible date
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         place = field or (f"line {mark.line + 1}" if mark else "")

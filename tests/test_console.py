@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from divray import commands, console
 from divray.cli import main
-from divray.errors import InputError
+from divray.errors import InputError, own_error
 from divray.quickstart import folder
 from divray.report.findings import findings, tables
 
@@ -56,6 +57,13 @@ def test_other_errors_name_their_kind_below_the_traceback(capsys: pytest.Capture
         assert lines[0].startswith("Traceback") and lines[-1] == f"error: {said}" and "\x1b" not in "".join(lines)
     console.print_error(RuntimeError())
     assert capsys.readouterr().err.endswith("error: RuntimeError\n")
+
+
+def test_a_worker_s_traceback_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RayTaskError("f", "Traceback: the worker's line", ValueError("x")).as_instanceof_cause()
+    console.print_error(own_error(error), error)
+    said = capsys.readouterr().err
+    assert "the worker's line" in said and said.endswith("error: ValueError: x\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])

@@ -176,7 +176,7 @@ def assert_summary(run: RunFolder) -> None:
     assert summary["generated_tokens"] > 0
     assert summary["engine_seconds"] > 0
     assert set(summary["evaluation"]) >= {"seeds", "naive", "round-00", "round-01", "generated", "seeds+generated", "llm"}
-    for name in ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine"):
+    for name in ("vendi_ngram", "vendi_embedding", "distinct_2", "seed_names"):
         assert name in summary["diversity"]["round-00"]
     assert set(summary["seconds"]) >= {"round-00.sample", "round-01.align", "evaluate"}
     assert summary["versions"]["ray"]

@@ -178,7 +178,7 @@ def _fill(run: RunFolder, relations: tuple[str, ...] = ("causes", "part_of"), te
         run.write_json(f"stages/{stage}.json", record)
 
 
-SIMPLE = ("vendi_ngram", "vendi_embedding", "distinct_2", "mean_cosine")
+SIMPLE = ("vendi_ngram", "vendi_embedding", "distinct_2")
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def simple_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def diversity_of(texts: list[str], embeddings: np.ndarray | None) -> dict[str, float]:
         found = {"vendi_ngram": float(len(texts)), "distinct_2": len(set(texts)) / len(texts)}
-        return found if embeddings is None else {**found, "vendi_embedding": float(embeddings.shape[0]), "mean_cosine": float("nan")}
+        return found if embeddings is None else {**found, "vendi_embedding": float(embeddings.shape[0])}
 
     monkeypatch.setattr(spread, "diversity_of", diversity_of)
 

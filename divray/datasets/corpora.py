@@ -1,7 +1,7 @@
-"""SemEval, TACRED and FewRel in their released forms, and the way from tokens back to a sentence.
+"""Readers of SemEval, TACRED and FewRel as released, and the function that joins tokens to a sentence.
 
 SemEval-2010 Task 8 (Hendrickx et al. 2010) is text in blocks: a numbered sentence with ``<e1>`` and ``<e2>``, its label, and a
-comment.  The head is always e1 and the tail e2, so that the direction lives in the label.  ``TEST_FILE_FULL.TXT`` is the test set with
+comment.  The head is always e1 and the tail e2, so the label gives the direction.  ``TEST_FILE_FULL.TXT`` is the test set with
 labels.
 
 TACRED (Zhang et al. 2017) is one JSON array of objects ``id, token, subj_start, subj_end, obj_start, obj_end, subj_type, obj_type,
@@ -42,7 +42,7 @@ def read_semeval(source: Source) -> Iterator[Example]:
     """Yield the sentences in the order of the file.
 
     Raises:
-        InputError: A line that is none of the three kinds, a missing or unknown label, a missing tag.
+        InputError: A line is not a sentence, a label or a comment; a label is missing or unknown; or a tag is missing.
     """
     lines = [(number, line.strip()) for number, line in enumerate(read_text(source.path).split("\n"), start=1) if line.strip()]
     texts = [line for _, line in lines]
@@ -153,9 +153,9 @@ def _entity(source: Source, place: str, spans: list[Span], tokens: list[Any], me
 
 
 def detokenize(tokens: Sequence[str], join_infixes: bool = False) -> tuple[str, list[Span]]:
-    """Join tokens into a sentence by the rules of English typography, and in other scripts by their punctuation and lack of blanks.
+    """Join tokens into a sentence by the rules of English typography; in other scripts, by their punctuation and lack of blanks.
 
-    Except for undone escapes, a token keeps its characters; only the blanks between tokens are chosen.
+    Apart from undone escapes, the tokens keep their characters.  The function only chooses the blanks between them.
 
     Args:
         tokens: Penn Treebank escapes (``-LRB-``, two back-quotes) are undone; blank tokens are dropped.

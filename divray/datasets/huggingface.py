@@ -38,7 +38,7 @@ def read_huggingface(source: Source) -> Iterator[Example]:
 
 
 def _tables(source: Source) -> Iterator[pa.Table]:
-    """Yield each file's columns that a reader uses; a saved folder gives one table, of the rows that the data set selects."""
+    """Yield a table for each file, with the columns that a reader uses.  A saved folder gives one table, with its selected rows."""
     path, wanted = source.path, (*SENTENCE, *IDS, "relation")
     if path.is_dir():
         from datasets import load_from_disk
@@ -70,7 +70,7 @@ def plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = batch.to_pylist()
     try:
         features = json.loads((batch.schema.metadata or {})[b"huggingface"])["info"]["features"]
-        labels = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        labels = {name: one["names"] for name, one in features.items() if isinstance(one, dict) and one.get("_type") == "ClassLabel"}
     except (AttributeError, KeyError, TypeError, ValueError):  # not written by datasets
         labels = {}
     for column, names in labels.items():

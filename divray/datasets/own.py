@@ -1,8 +1,8 @@
 """What every reader shares, and divray's own format: the relations file, sentences with ``[head]`` and ``{tail}`` marked, and rows.
 
-Readers follow one rule.  For a *malformed* example they raise :class:`InputError` with file, row and field.  They leave out a well-formed
-one that does not fit ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank entities of a published corpus),
-and count it in :attr:`Source.left_out`.  Blanks at the ends of an entity are no part of it.
+All readers follow one rule.  For a *malformed* example they raise :class:`InputError` with file, row and field.  A well-formed example
+may still not fit ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank entities of a published corpus).  Readers
+leave it out and count it in :attr:`Source.left_out`.  Blanks at the ends of an entity do not belong to it.
 
 The relations file is a YAML list.  ``name`` and ``description`` must be there; ``examples`` are the user's own seeds::
 
@@ -13,13 +13,13 @@ The relations file is a YAML list.  ``name`` and ``description`` must be there; 
       examples:
         - "The [storm] caused {flooding} in the valley."
 
-A test (or training) file of the same kind is a YAML mapping, relation -> list of marked sentences.
+A test (or training) file in YAML is a mapping, relation -> list of marked sentences.
 
-Rows stand in JSONL, and in Arrow and Parquet (:mod:`divray.datasets.huggingface`): ``{"text": "The storm caused flooding.",
+JSONL files have rows, as do Arrow and Parquet (:mod:`divray.datasets.huggingface`): ``{"text": "The storm caused flooding.",
 "head": [4, 9], "tail": [17, 25], "relation": "cause"}``, with ``head_type``, ``tail_type`` and ``id`` where there are any; spans are
-``[start, end)`` in characters.  Also read: ``{"start": 4, "end": 9}``; ``{"text": "storm"}`` where it stands in the text once; the
-columns of divray's own data set (``head_start``, ``head_end``, …, ``sample_id``); and, where a row has none of these, a ``text`` that
-is itself marked.  Other keys are ignored.
+``[start, end)`` in characters.  Readers also accept ``{"start": 4, "end": 9}``; ``{"text": "storm"}`` if the text has these words once;
+and the columns of divray's own data set (``head_start``, ``head_end``, …, ``sample_id``).  If a row has none of these, its ``text`` must
+mark head and tail.  Readers ignore other keys.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def read_relations_file(path: Path) -> list[Relation]:
         relations[name] = Relation(**values, examples=examples)
     for relation in relations.values():
         if relation.inverse and (relation.inverse not in relations or relations[relation.inverse].inverse != relation.name):
-            fix = "Give the name of a relation in this file, which names this one as its inverse."
+            fix = "Name a relation of this file whose own `inverse` names this one."
             raise source.error(f"relation {relation.name}, inverse", f"{relation.inverse!r} is no inverse", fix)
     return list(relations.values())
 

@@ -2,8 +2,8 @@
 
 Every later stage reads the run folder alone, where examples are rows of :data:`divray.schemas.EXAMPLES`.
 
-A hash of the run's random seed and of an example's content ranks the examples, so the order of the file does not matter.  Nor does
-K (``task.seeds_per_relation``): the seeds for K are the first of those for K + 1, and a held-out test set is the same for every K.
+Examples are ranked by a hash of the run's random seed and their content, so the order of the file does not matter.  The ranking does
+not depend on K (``task.seeds_per_relation``): seeds for K + 1 begin with those for K, and a held-out test set is the same for every K.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEGATIVE = "none"
 """The label of every row of ``task.negatives``."""
 
 UNLABELLED_A_SEED = 24
-"""Unlabelled sentences that are kept for each seed.  Self-training uses the surest third; of many more, it would repeat the seeds."""
+"""Unlabelled sentences to keep for each seed.  Self-training uses the surest third; the surest of many more would repeat the seeds."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Task:
     Attributes:
         relations: In the order of the relations file.
         seeds: At most K a relation, in the order of the relations, then of their rank.
-        test: The test file in its own order, or the held-out part like the seeds.
-        draws: The seeds, and those that other random seeds of the run give; at most ``evaluation.draws``, all different.
-        more: For each draw the next K examples of each relation, fewer where the data has no more.
-        negatives: Sentences whose entities stand in none of the relations.
+        test: The test file in its own order, or the held-out examples in the order of ``seeds``.
+        draws: ``seeds``, then the seed examples that other random seeds give; at most ``evaluation.draws``, all different.
+        more: For each draw the next K examples of each relation, or as many as the data has.
+        negatives: Sentences whose entities have none of the relations.
         unlabelled: Sentences for self-training, with the label ``""``; none with a text of the test set.
         skipped: ``part/reason`` -> examples of the data that could not be used.
     """
@@ -155,7 +155,7 @@ def load_task(config: Config) -> Task:
     for number in range(config.evaluation.draws):
         usable = _usable(_ranked(pool, names, config.seed + number), tested)
         draw = [example for examples in usable.values() for example in examples[:k]]
-        if not any(set(draw) == set(other) for other in draws):  # the same where the data has no more examples than seeds
+        if not any(set(draw) == set(other) for other in draws):  # draws are equal if the data has no more examples than seeds
             draws.append(draw)
             more.append([example for examples in usable.values() for example in examples[k : 2 * k]])
     unlabelled = unlabelled[: UNLABELLED_A_SEED * len(draws[0])]

@@ -37,7 +37,7 @@ REASONS = (
     "near reference text",
     "kept: no text",
 )
-"""What ``Decisions.why`` indexes.  The first two and that about a reference also name what stays instead."""
+"""What ``Decisions.why`` indexes.  The first two and ``near reference text`` are followed by what stays instead."""
 NEAR, CHAINED, FIXED, ALONE, LEFT, CORRECT, CENTRAL, FIRST, REFERENCE, NO_TEXT = range(len(REASONS))
 
 
@@ -100,10 +100,10 @@ def best_of(n, left, right, similarity, preference):  # type: ignore[no-untyped-
 
 
 def nearest_given(given: npt.NDArray[np.integer[Any]], groups: int, pairs: Pairs) -> Nearest:
-    """For each group the nearest of the ``m`` given items, in the group itself or in one that ``pairs`` links to it.
+    """For each group, the nearest of the ``m`` given items.  An item counts if it is in the group or ``pairs`` links its group.
 
     Args:
-        given: int ``[m]``, the group of each item; the result holds indices into it, of equally near items the lowest.
+        given: int ``[m]``, the group of each item.  The result holds indices into it; among equally near items, the lowest.
         groups: The number of groups.
         pairs: Near pairs of groups.
     """
@@ -128,7 +128,7 @@ def nearest_items(group: npt.NDArray[np.integer[Any]], preference: Numbers, pair
     best = order[first]  # of each group the most preferred item
     other, similarity = best_of(len(best), *pairs, preference[best])
     nearest, values = np.where(other[group] >= 0, best[other[group]], -1), similarity[group]
-    # A twin (same group) is nearest of all: for a group's most preferred item the second one, for the others the most preferred.
+    # A twin (same group) is nearest of all: the second one for a group's most preferred item; for the others, the most preferred.
     second = np.full(len(best), -1, np.int64)
     seconds = np.flatnonzero(~first & np.append(False, first[:-1]))
     second[group[order[seconds]]] = order[seconds]
@@ -181,7 +181,7 @@ def decide(
     place, similarity = (found[home] for found in nearest_given(home[staying], len(size), pairs))
     near = place >= 0
 
-    # Why the kept ones of a cluster were taken before the others, fixed ones aside.
+    # Why each kept item comes before the others of its cluster, not counting fixed items.
     loose = order[held.sum() :]
     best, last = _first_of(component, loose)[component], _first_of(component, loose[::-1])[component]
     correct, central = score > score[last], centrality > centrality[last]

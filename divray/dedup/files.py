@@ -54,8 +54,8 @@ def deduplicate_files(source: str, out: str, settings: DedupSettings | None = No
         Counts: ``rows``, ``kept``, ``clusters`` of two rows or more, ``near_reference``.
 
     Raises:
-        InputError: see :class:`ParquetSource` and :func:`~divray.dedup.tables.judge`, or ``out`` can't be written to; no file is
-            written then.
+        InputError: As for :class:`ParquetSource` and :func:`~divray.dedup.tables.judge`, or ``out`` can't be written to.  The call
+            then writes neither file.
     """
     settings = settings or DedupSettings()
     files, reference = ParquetSource.open(source), None if against is None else ParquetSource.open(against)
@@ -164,7 +164,7 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
 
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Raises InputError where the block can't read what ``name`` says."""
+    """Raise InputError if the block can't read ``name``."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -75,7 +75,7 @@ def _hash_characters(characters, start, end, units):  # type: ignore[no-untyped-
 
 @njit(cache=True)
 def in_order(values, count, ordered):  # type: ignore[no-untyped-def]
-    """Sort ``values[:count]``, none of them 0, into ``ordered[:count]``; a repeated value fills one of its slots, and 0 the others.
+    """Sort ``values[:count]``, none of them 0, into ``ordered[:count]``.  Of a repeated value's slots, one holds it; the others hold 0.
 
     With few values, the place of each is the number of smaller ones: no branch to mispredict, and the inner loop vectorises.
     """

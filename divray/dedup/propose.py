@@ -1,8 +1,8 @@
 """Propose pairs of sets that may be near: those that share a key.
 
 *Prefixes* miss no pair (AllPairs, Bayardo et al. 2007; PPJoin, Xiao et al. 2008).  With the elements of every set in one
-global order, rarest first, two sets ``x`` and ``y`` with ``J(x, y) >= t`` share an element within the first
-``|x| - ceil(t |x|) + 1`` of ``x`` and the same of ``y``.  Only those prefixes are indexed.
+global order, rarest first, two sets ``x`` and ``y`` with ``J(x, y) >= t`` share an element of their prefixes.  The prefix of ``x`` is its
+first ``|x| - ceil(t |x|) + 1`` elements, and likewise for ``y``.  The index holds only prefixes.
 
 Any global order is correct; rarest first is only the fastest.  So approximate counts suffice: a table of 8-bit counters, which
 different elements may share.  A counter of 1 proves that an element occurs in no other set.  Such elements are never indexed, and a
@@ -36,7 +36,7 @@ _SEED, _FAR = 0x5EED, 1 << 30
 
 
 class Keys(NamedTuple):
-    """``m`` keys: the indexed elements of each set's prefix, ascending within a set, or one for each of its bands.
+    """``m`` keys.  Those of a set are the indexed elements of its prefix, ascending, or one for each band that it shares.
 
     Attributes:
         offsets: int64 ``[n + 1]``, where each set's keys are.
@@ -75,7 +75,7 @@ def choose_bands(threshold: float) -> tuple[int, int]:
     """``(bands, length)``; (34, 4) at 0.7.
 
     The longest bands, up to 8, give the fewest false proposals.  They must reach :data:`RECALL` at ``threshold`` with at most
-    :data:`PERMUTATIONS`.  If none does, the bands have length 1, however many they are.
+    :data:`PERMUTATIONS`.  If no length does, it is 1, with as many bands as :data:`RECALL` takes.
     """
     for length in range(8, 0, -1):
         agreement = threshold**length
@@ -86,7 +86,7 @@ def choose_bands(threshold: float) -> tuple[int, int]:
 
 
 def band_keys(shingles: Shingles, threshold: float) -> Keys:
-    """For each set a key for each band in which it agrees with another set: the least values under the permutations of the band.
+    """Give each set a key for each band in which it agrees with another set.  The key stands for the set's minima in that band.
 
     A permutation is ``a x + b mod 2^32`` with odd ``a`` on the upper half of each shingle's hash; the constants are the
     same in every process.  ``skipped`` is far below 0, so that :mod:`~divray.dedup.verify` concludes nothing from the place of a key.

@@ -59,7 +59,7 @@ def _encoded(uri: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """An error's message, short enough for one line; for an error of the operating system only its reason."""
+    """The first line of an error's message, shortened; of an operating-system error, only the reason."""
     reasons = re.findall(r"\[[Ee]rrno \d+\] ([^.:]+)", str(error))
     return reasons[-1] if reasons else (str(error).splitlines() or [type(error).__name__])[0][:120]
 
@@ -73,9 +73,9 @@ def make_folder(fs: pafs.FileSystem, folder: str) -> None:
 
 @contextlib.contextmanager
 def placed(fs: pafs.FileSystem, target: str) -> Iterator[str]:
-    """Give a temporary path to write to; the file there is moved to ``target`` after the block, or deleted if the block fails.
+    """Give a temporary path to write to.  After the block, move the file to ``target``, or delete it if the block fails.
 
-    On this machine, if ``target`` is a link, it stays one, and an existing file keeps its mode.
+    On the local file system, a ``target`` that is a link stays one, and the new file takes the old one's mode.
 
     Raises:
         InputError: No file can be written there; the block does not start.

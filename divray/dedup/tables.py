@@ -34,10 +34,10 @@ class DedupSettings:
     Attributes:
         text_column: Column of the texts, strings of any Arrow kind.
         id_column: Column of the ids, distinct strings or integers; ``None``: rows are named by their number, from 0.
-        kind, size: Of :func:`~divray.dedup.shingle.shingle`.
+        kind, size: See :func:`~divray.dedup.shingle.shingle`.
         threshold: Jaccard similarity from which two texts are near, in (0, 1].
-        rule: Of :mod:`divray.dedup.decide`.
-        method: Of :func:`~divray.dedup.verify.near_duplicates`.
+        rule: See :mod:`divray.dedup.decide`.
+        method: See :func:`~divray.dedup.verify.near_duplicates`.
     """
 
     text_column: str = "text"
@@ -61,13 +61,14 @@ def near_duplicate_clusters(source: Rows, settings: DedupSettings | None = None,
     Args:
         source: A table, or a reader of record batches, which are taken one at a time.
         settings: How to compare; or give its fields as keywords: ``near_duplicate_clusters(table, id_column="id", threshold=0.8)``.
-        against: The reference, such as a test set or what earlier calls kept, with its texts in the same column: rows near one of
-            them are dropped before all else.  The texts of the reference are not compared with each other.
+        against: The reference, such as a test set or what earlier calls kept, with its texts in the same column.  Rows near a
+            reference text are dropped first.  Reference texts are not compared with each other.
 
     Returns:
         One row for each row of ``source``, in its order: ``id``; ``cluster``, the smallest id of the cluster; ``nearest_id``
-        and ``similarity``, of the most similar other row that reaches the threshold (of equals first a kept one, then the
-        smallest id), null if none does, and for rows near the reference; ``kept``; ``reason``, in words.
+        and ``similarity``, of the most similar other row that reaches the threshold (among equals a kept one, then the smallest
+        id); ``kept``; ``reason``, in words.  ``nearest_id`` and ``similarity`` are null if there is no such row, and for rows near
+        the reference.
 
     Raises:
         InputError: a column is missing or of a wrong kind, an id is null or occurs twice.
@@ -135,7 +136,7 @@ def judge(
     sets, _, groups = fold(rows)
     del rows
     group, others = np.split(groups, [len(ids)])
-    blank = np.diff(sets.offsets) == 0  # the group of those without text
+    blank = np.diff(sets.offsets) == 0  # the group of the rows without text
     pairs = near_duplicates(sets, settings.threshold, settings.method, own=int(group.max(initial=-1)) + 1)
 
     # Rows near a reference text are dropped first, and link no others.

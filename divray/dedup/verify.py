@@ -1,4 +1,4 @@
-"""Near-duplicate pairs among sets: every proposed pair is compared on the whole sets, so none is ever reported wrongly."""
+"""Near-duplicate pairs among sets.  It compares the whole sets of every proposed pair, so every pair that it returns is near."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", o
     """All pairs of sets whose Jaccard similarity is at least ``threshold``; precision is always 1.
 
     ``exact`` is a prefix-filter join with recall 1; ``minhash`` compares sets that agree in a band and has an expected recall of 0.9999
-    at the threshold, and more above it.  ``auto`` is exact wherever the exact join is cheap, which is known beforehand and depends on
-    the sets alone; else MinHash.
+    at the threshold, and more above it.  ``auto`` is ``exact`` if an upper bound on its comparisons is low
+    (:data:`EXACT_VISITS`), else ``minhash``.  The bound depends on the sets and the threshold alone.
 
     Args:
         sets: ``n`` sets; an empty one is near none.  Fold equal ones first (:func:`divray.dedup.shingle.fold`): ``k`` of them are

@@ -1,8 +1,8 @@
 """The ``evaluate`` stage: RE models trained on each set of examples, compared on the human test set.
 
 The stage trains one model for each set and each draw of the human examples (``evaluation.draws``).  All sets share the draws, so
-differences are paired.  A prediction's key is a hash of all that the prediction depends on.  So a killed evaluation goes on where it
-was, and equal sets are trained once.
+differences are paired.  A training's key is a hash of all that its predictions depend on.  So a killed evaluation continues where it
+stopped, and the stage trains on equal sets once.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ COMPARED = ("seeds", NAIVE, "round-00")
 """The sets that every other set is compared with."""
 
 Answers = tuple[Sequence[str | None], Sequence[float | None]]
-"""The predicted labels and their probabilities; ``None`` for a sentence without an answer, or an answer without a probability."""
+"""The predicted labels (``None``: no answer) and their probabilities (``None``: the answer has none)."""
 
 RESAMPLES = 1000
 MOST_KEPT = 20_000
-"""Sentences whose features a trainer keeps; with more, the next set starts anew."""
+"""A trainer that has the features of more sentences than this drops them all before the next training."""
 
 _TEXT = dict.fromkeys(("example_id", "gold", "predicted"), pa.string())
 PREDICTIONS = pa.schema({"set": pa.string(), "draw": pa.int64(), **_TEXT, "probability": pa.float64()})
 """``evaluation/predictions``: sorted by set (in order of the comparison), draw, and the test set's own order.
-``probability`` is that of the predicted label; the LLM's rows have none, and ``predicted`` may be null."""
+``probability`` is that of the predicted label.  In rows of the LLM and of other tools it is null, and ``predicted`` may be null."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``evaluation/predictions`` and ``evaluation.json``.
 
-    ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` (one where
-    all are alike), ``test`` sentences, ``false_positives`` (null without negatives, or where a draw does not reach the recall),
-    ``examples`` in all, ``k`` (median a relation), ``f1_per_relation`` (mean of the draws; null without test sentences), and
-    ``differences`` to the sets of :data:`COMPARED` (:func:`difference`).  ``own_differences`` are those of the run's own draw alone, for
-    human and generated examples together: the LLM wrote from that draw's examples.  After the sets come the answers of
-    :mod:`divray.extraction.answers`, which have no draws.
+    ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` (one value if
+    the set is the same in all draws), ``test`` (sentences), ``false_positives`` (null without negatives, or if a draw does not reach
+    the recall of :func:`~divray.extraction.metrics.false_positives`), ``examples`` (in all), ``k`` (their median per relation),
+    ``f1_per_relation`` (mean of the draws; null without test sentences), and ``differences`` to the sets of :data:`COMPARED`
+    (:func:`difference`).  A set of human and generated examples also has ``own_differences``, from the run's own draw alone: the LLM saw
+    the examples of that draw.  After the sets come the answers of :mod:`divray.extraction.answers`, which have no draws.
 
-    Returns counts: ``sets``, ``trainings`` done now, ``kept`` from before, ``test`` sentences.
+    Returns counts: ``sets``, ``trainings`` (done now), ``kept`` (trainings done before), ``test`` (sentences).
     """
     relations, test, negatives = read_relations(run), examples_of(run, TEST), examples_of(run, NEGATIVES)
     sets = TrainingSets(config, run)
@@ -121,7 +121,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def training_sets(run: RunFolder, twice: bool) -> dict[str, list[str]]:
-    """Name of each training set -> the tables that make it up, in the order of the comparison; ``twice``: with more human examples, too."""
+    """Name of each training set -> its tables, in the order of the comparison.  ``twice`` adds a set with twice the human examples."""
     sets: dict[str, list[str]] = {"seeds": [SEEDS]}
     if twice:
         sets["twice the seeds"] = [SEEDS, MORE]
@@ -146,8 +146,8 @@ def summarise(scorer: Scorer, answers: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def difference(scorer: Scorer, answers: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> dict[str, float]:
-    """Mean paired difference of the main score to ``others`` in the same draws, and its 95 % interval (``low``, ``high``) by a bootstrap
-    over draws and test sentences."""
+    """Mean of the main score of ``answers`` less that of ``others`` in the same draw.  ``low`` and ``high`` are its 95 % interval, from a
+    bootstrap over draws and test sentences."""
     size = len(scorer.gold)
 
     def gain(draws: Iterable[int], rows: np.ndarray) -> float:
@@ -172,7 +172,7 @@ def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iter
 
 
 class _Trainer:
-    """Actor: trains on one set and draw, and predicts the test set; keeps the encoder's features, 20 kB a sentence with a small one."""
+    """Actor that trains on one set and draw and predicts the test set.  It keeps the features: 20 kB a sentence with a small encoder."""
 
     def __init__(self, config: Config, uri: str) -> None:
         self.config, self.run = config, RunFolder(uri)
@@ -202,6 +202,6 @@ class _Trainer:
 
 
 def _part(examples: Sequence[Example], *others: Any) -> str:
-    """Name of the table of a training's predictions: a hash of all that they depend on, so not of the examples' ids or order."""
+    """Name of the table of a training's predictions: a hash of all that they depend on.  Ids and order of ``examples`` do not count."""
     what = [sorted(astuple(replace(example, example_id="")) for example in examples), *others]
     return f"evaluation/parts/{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]}"

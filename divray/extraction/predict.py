@@ -1,4 +1,4 @@
-"""``divray predict``: relations of new sentences by a trained model, a batch at a time.
+"""``divray predict``: a trained model labels new sentences, a batch at a time.
 
 ``predict`` checks every row before it loads the model.  It reads and writes JSONL; the objects keep their other fields.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BATCH = 1024
 GIVEN = {"relation": "given_relation", "probability": "given_probability"}
-"""Fields that the result adds -> the new names of source fields that have the same names."""
+"""Field that the result adds -> new name of a source field with this name."""
 
 
 def command(arguments: Namespace) -> None:
@@ -47,11 +47,11 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     """Write each row of ``source`` with its ``relation`` and ``probability`` to ``target``.
 
     A row has ``text`` with the head in ``[ ]`` and the tail in ``{ }``; or plain ``text`` with spans in any form of
-    :mod:`divray.datasets.own`.  A field ``relation`` or ``probability`` of the source is renamed, see :data:`GIVEN`.  Where the
+    :mod:`divray.datasets.own`.  ``predict`` renames a source field ``relation`` or ``probability`` (:data:`GIVEN`).  If the
     probability is below ``threshold``, ``relation`` is null.
 
     ``model`` is the folder or URI of a model that the ``train`` stage saved; ``source`` and ``target`` are paths or URIs of JSONL files.
-    Returns the number of rows.  Raises :class:`InputError`, and writes nothing, where the model is not divray's or a row is wrong.
+    Returns the number of rows.  If the model is not divray's or a row is wrong, raises :class:`InputError` and writes nothing.
     """
     if not 0 <= threshold <= 1:
         raise InputError("command line", "--threshold", f"{threshold:g} is no probability", "Give a number from 0 to 1.")
@@ -71,7 +71,7 @@ def predict(model: str, source: str, target: str, threshold: float = 0.0) -> int
     filesystem, path = open_uri(target)
     make_folder(filesystem, posixpath.dirname(path))
     with placed(filesystem, path) as beside, filesystem.open_output_stream(beside) as stream:
-        extractor: RelationExtractor = importlib.import_module("divray.extraction.model").RelationExtractor.load(model)  # brings torch
+        extractor: RelationExtractor = importlib.import_module("divray.extraction.model").RelationExtractor.load(model)  # imports torch
         for rows, examples in _read(source):
             found = extractor.predict(examples)
             for row, name, sure in zip(rows, found.labels, found.probabilities.max(axis=1).tolist(), strict=True):
@@ -95,7 +95,7 @@ def _read(source: str) -> Iterator[tuple[list[Row], list[Example]]]:
                 names.update(*rows)
                 for name, given in GIVEN.items():
                     if {name, given} <= names:
-                        problem = f"stands there beside {name}, which is renamed to {given}"
+                        problem = f"stands there beside {name}, which divray renames to {given}"
                         raise InputError(source, given, problem, f"Rename or drop {given}.")
                 yield rows, examples
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What RE models are trained with: draws of the human examples, generated samples and their weights, and the hyperparameters."""
+"""What RE models train on: draws of the human examples, generated samples with their weights, and the hyperparameters."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from divray.schemas import EXAMPLES, NAIVE
 
 SEARCH, MORE = "search.json", "more"
 WEIGHED = "weighed"
-"""Part of a training set: the unique samples of all rounds; with a suffix, ``/`` and a round's name or ``naive``, those of one round or of
-the naive strategy.  The gate's probabilities are their weights (:func:`weighed`)."""
+"""Part of a training set: the unique samples of all rounds, without those of the naive strategy.  ``weighed/round-XX`` has those of one
+round, ``weighed/naive`` those of the naive strategy.  Their weights come from the gate's probabilities (:func:`weighed`)."""
 MOST_WEIGHED = 256
-"""Most samples of one relation, the likeliest first; their features stay in memory, 20 kB each with a small encoder."""
+"""Maximum number of these samples per relation, the likeliest first.  Their features stay in memory: 20 kB each with a small encoder."""
 MOST_EACH = 0.5
 """Maximum weight of a generated sample, however few there are; a human example has weight 1."""
 
@@ -55,8 +55,8 @@ class TrainingSets:
         self._table = read
 
     def examples(self, tables: Sequence[str], draw: int = 0) -> list[Example]:
-        """The examples of ``tables`` in one draw.  With seeds among them, a table's generated examples together count
-        ``generated_weight`` times as much as the seeds, each at most :data:`MOST_EACH` times its own weight."""
+        """The examples of ``tables`` in one draw.  With seeds among the tables, one factor scales the weights of each generated table, so
+        that they sum to ``generated_weight`` times the number of seeds.  The factor is at most :data:`MOST_EACH`."""
         human = self.draws[draw]
         found: list[Example] = []
         for table in tables:
@@ -89,10 +89,10 @@ def scored_rounds(run: RunFolder) -> list[Round]:
 
 
 def weighed(run: RunFolder, name: str = WEIGHED) -> list[Example]:
-    """The samples that ``name`` stands for (:data:`WEIGHED`); the weight of each is the gate's probability over its 0.9 quantile, at most
-    1, to the fourth power.
+    """The samples that ``name`` stands for (:data:`WEIGHED`).  A sample's weight is ``min(p / q, 1) ** 4``: ``p`` is the gate's probability
+    for it, ``q`` the 0.9 quantile of all these probabilities.
 
-    A doubtful sample counts a little.  If only samples that pass the gate counted, the RE model would gain less, and nothing on a task
+    A doubtful sample counts a little.  With only the samples that pass the gate, the RE model gains less, and it gains nothing on a task
     where the gate doubts all samples.
     """
     part = name.partition("/")[2]

@@ -1,6 +1,6 @@
-"""The ``train`` stage: trains an RE model on seeds and weighed samples, into ``model/``.
+"""The ``train`` stage: trains an RE model on seeds and weighted generated samples, and saves it to ``model/``.
 
-The model's card gives each label's expected precision and recall, by cross-validation on the human examples.
+The model's card gives each label's expected precision and recall, from cross-validation on the human examples.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _card(config: Config, relations: list[Relation], sets: TrainingSets, model: 
     known = np.flatnonzero(~np.isnan(scores[: len(human)]).any(axis=1))
     probabilities, gold = softmax(scores[known] * scale_of(scores, rows), axis=1), rows.targets[known]
     best, certain = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    itself = f", and itself on {unlabelled} unlabelled ones" if unlabelled else ""
+    itself = f", and by self-training on the surest of {unlabelled} unlabelled sentences" if unlabelled else ""
     text = f"""---
 library_name: transformers
 base_model: {config.models.encoder}
@@ -68,10 +68,11 @@ tags: [relation-extraction, divray]
 # Relation extraction: {config.task.name}
 
 Trained on {examples} examples, {len(human)} of them human{itself}. Use it with `divray predict` or
-`divray.extraction.model.RelationExtractor.load(FOLDER).predict(EXAMPLES)`; `--threshold` leaves out answers below a probability.
+`divray.extraction.model.RelationExtractor.load(FOLDER).predict(EXAMPLES)`; `divray predict --threshold` gives no relation below a
+probability.
 
-Expected precision / recall at a threshold, from {len(known)} human examples, each classified by a model fitted on
-the others (cross-validation of the closed form). Few examples a label give rough figures.
+Expected precision / recall at a threshold, on {len(known)} human examples, by cross-validation of the linear classifier on human
+examples alone. Labels with few examples have rough figures.
 
 | label | examples | {" | ".join(map(str, THRESHOLDS))} |
 |---|---:|{"---:|" * len(THRESHOLDS)}

@@ -1,6 +1,6 @@
 """Training of the RE model: a linear classifier in closed form, and, with ``epochs``, a tuned network beside it.
 
-If a relation has an inverse, each of its examples with head and tail exchanged is an example of the inverse.
+If a relation has an inverse, each of its examples also counts, with head and tail exchanged, as an example of the inverse.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from divray.relations import Example, Relation, replaced
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
 
 NGRAM_WEIGHT, MAX_TOKENS = 0.5, 96
-"""Weight of hashed n-grams of the words between the entities; tokens of a sentence, at most."""
+"""Weight of hashed n-grams of the words between the entities; maximum tokens of a sentence."""
 DESCRIPTION_WEIGHT = 0.15
-"""Spread of the words' likeness to the relations' descriptions, as a multiple of the spread of the discriminant's scores."""
+"""Spread of the similarity to the relation descriptions (:func:`closed_form`), as a share of the spread of the discriminant's scores."""
 
 BATCH_SIZE, WARMUP, WEIGHT_DECAY, MAX_GRADIENT_NORM = 16, 0.1, 0.01, 1.0
 """Training settings of the tuned network; ``WARMUP`` is the share of its steps in which the rate rises."""
@@ -39,19 +39,19 @@ CONTRASTIVE, TEMPERATURE = 0.3, 0.1
 """Weight and temperature of the supervised contrastive loss (arXiv 2004.11362)."""
 
 SUREST, SELF_TRAINED = 8, 0.5
-"""Unlabelled sentences that self-training adds for each example of a relation, and the weight of each."""
+"""Unlabelled sentences that self-training adds, at most, per human example of a relation; and the weight of each."""
 
 FOLDS, SCALES, UNFITTED_SCALE = 4, 2.0 ** np.arange(-8, 2.5, 0.5), 0.25
-"""Folds of cross-validation; factors of the discriminant's scores, to choose from on held-out rows; the factor without such rows."""
+"""Number of cross-validation folds; candidate factors for the scores, chosen on held-out rows; the factor if there are no such rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """What an RE model is trained with: the settings of ``extraction``, and what the hyperparameter search may change.
+    """The hyperparameters of an RE model, which the search may change.
 
-    Attributes (the first three are settings of :class:`~divray.sections.ExtractionConfig`):
-        depth: Depth of the layer for spans, as a share of all layers; the middle ones know most of who does what to whom.
-        entity_weight: Weight of head and tail; the words between have 1.
+    Attributes (the others are settings of :class:`~divray.sections.ExtractionConfig`):
+        depth: Depth of the layer for spans, as a share of all layers; the middle layers best encode who does what to whom.
+        entity_weight: Weight of head and tail; the words between them have weight 1.
         words_weight: Weight of all words outside of head and tail.
         last_weight: Weight of the same words in the last layer.
         shrinkage: Shrinkage of the covariance towards a multiple of the identity.
@@ -93,7 +93,7 @@ def train(
 ) -> RelationExtractor:
     """Fit a model to weighted examples; their order does not matter.  Examples with the relation ``""`` are unlabelled (see :func:`fit`).
 
-    The classifier's outputs are ``relations`` in this order; one may have no example.  ``encoder`` is a model reference (see
+    The classifier's outputs are in the order of ``relations``; a relation may have no example.  ``encoder`` is a model reference (see
     :func:`divray.models.local_model`).  The tuned network depends on ``seed``; without ``epochs`` nothing is random.
     """
     examples = sorted(examples, key=lambda one: (one.text, one.head, one.tail, one.relation))
@@ -116,9 +116,9 @@ def fit(
 ) -> tuple[Rows, np.ndarray]:
     """Fit the classifier to the labelled examples; ``encoded`` computes features.
 
-    If there are unlabelled examples (relation ``""``), the classifier labels them and is fitted again (self-training).  For each
-    relation the second fit adds the ones of which it is surest: :data:`SUREST` for each example of full weight (human ones have
-    it).  Each has the weight :data:`SELF_TRAINED`.  Returns the last rows and their features.
+    If there are unlabelled examples (relation ``""``), the classifier labels them, and a second fit adds some of them (self-training).
+    For each relation it adds the examples with the highest probabilities, each with weight :data:`SELF_TRAINED`: at most :data:`SUREST`
+    per example of weight 1, as human ones have.  Returns the rows of the last fit and their features.
     """
     labelled = [one for one in examples if one.relation]
     rows, described = training_rows(labelled, relations), model.described(relations)
@@ -181,9 +181,9 @@ def fit_head(
 def closed_form(
     features: np.ndarray, targets: np.ndarray, weights: np.ndarray, described: np.ndarray, config: Hyperparameters
 ) -> Discriminant:
-    """Linear discriminant of the features ``[n, d]``, plus the likeness of the words between the entities to each label's description.
-    The last ``w`` columns are those words.  The discriminant leaves them out; they are only compared with ``described``, the
-    descriptions' unit vectors ``[labels, w]``."""
+    """Linear discriminant of the features ``[n, d]``, plus the similarity of the words between the entities to each label's description.
+    The last ``w`` feature columns stand for these words.  The discriminant leaves these columns out; they serve only for the similarity
+    to ``described``, the descriptions' unit vectors ``[labels, w]``."""
     (classes, width), own = described.shape, features[:, : -described.shape[1]]
     fitted = discriminant(own, targets, classes, config.shrinkage, weights)
     likeness = features[:, -width:].astype(np.float64) @ described.T
@@ -197,7 +197,7 @@ def closed_form(
 
 
 def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, described: np.ndarray, config: Hyperparameters) -> np.ndarray:
-    """Scores ``[n, labels]`` of each row, from a fit to the other folds; nan if these have no row of its relation."""
+    """Scores ``[n, labels]`` of each row, from a fit to the other folds; nan if those folds have no row of the row's relation."""
     scores = np.full((len(rows.targets), len(described)), np.nan)
     for number in range(FOLDS):
         out = fold == number
@@ -209,7 +209,7 @@ def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, describe
 
 
 def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
-    """A fold for each row: each label's examples shared out evenly in ``order``, and each mirrored row in the fold of its example."""
+    """The fold of each row.  Each label's examples go to the folds in turn, in ``order``; a mirrored row is in the fold of its example."""
     count = int(rows.origin.max()) + 1
     order, fold = np.arange(count) if order is None else order, np.zeros(count, np.int64)
     for label in np.unique(rows.targets[:count]):
@@ -219,8 +219,8 @@ def fold_of(rows: Rows, order: np.ndarray | None = None) -> np.ndarray:
 
 
 def scale_of(scores: np.ndarray, rows: Rows, given: int | None = None) -> float:
-    """The factor of :func:`held_out_scores` with the least cross-entropy.  Targets are Platt's (1999): n rows can't show a certainty
-    of 1."""
+    """The factor of :func:`held_out_scores` with the least cross-entropy on rows of the first ``given`` examples.  Targets are those of
+    Platt (1999): n rows can't show a certainty of 1."""
     kept = np.flatnonzero(~np.isnan(scores[:, 0]) & (rows.origin < (len(rows.origin) if given is None else given)))
     if not len(kept):
         return UNFITTED_SCALE
@@ -234,9 +234,9 @@ def scale_of(scores: np.ndarray, rows: Rows, given: int | None = None) -> float:
 
 
 def _tune(model: RelationExtractor, rows: Rows, config: Hyperparameters, seed: int) -> None:
-    """AdamW with linear warm-up and decay on cross-entropy and the supervised contrastive loss; the same network for the same seed.
+    """Tune by AdamW with linear warm-up and decay, on cross-entropy and the supervised contrastive loss; reproducible by ``seed``.
 
-    The input embeddings stay as they are: a few examples touch a few of them, and they are half of a small encoder's weights.
+    The input embeddings stay frozen: few examples touch few of them, and they are half of a small encoder's weights.
     """
     tuned = model.tuned
     assert tuned is not None

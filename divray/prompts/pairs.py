@@ -1,7 +1,7 @@
 """The pool of entity pairs that the LLM writes sentences for: the user's pairs, or pairs that the LLM writes first.
 
-The LLM's pairs are distinct, none is a seed's, and no entity is in more than :data:`MOST_REPEATS` pairs of a relation.  The user's pairs
-are never dropped: one that can't be used is an error.
+The LLM's pairs are distinct, none is the pair of a seed, and no entity is in more than :data:`MOST_REPEATS` pairs of a relation.  divray
+never drops a pair of the user: one that it can't use is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pairs_wanted(config: Config) -> int:
 
 
 def pair_rows(config: Config, relations: Sequence[Relation], seeds: Sequence[Example], chat: Renderer | None) -> Iterator[dict[str, Any]]:
-    """Request rows (``schemas.PROMPTS``) for lists of pairs; together they ask for at least twice :func:`pairs_wanted`."""
+    """Request rows (``schemas.PROMPTS``) for lists of pairs.  Each relation's rows ask for at least twice :func:`pairs_wanted` pairs."""
     slugs = slugs_of(relations)
     for relation in relations:
         own = [example for example in seeds if example.relation == relation.name]

@@ -173,9 +173,8 @@ def accepted_samples(run: RunFolder, rounds: Iterable[int]) -> dict[str, list[Ex
     """Relation -> unique and correct samples of ``rounds``, without the naive baseline, in order of their ids."""
     tables = [Round.of(number).scores for number in rounds]
     accepted = pc.field("unique") & pc.field("correct") & (pc.field("strategy") != NAIVE)
+    rows = scan.table_of(run, tables, ["candidate_id", *EXAMPLES.names[1:]], accepted)
     found: dict[str, list[Example]] = {}
-    if (rows := scan.table_of(run, tables, ["candidate_id", *EXAMPLES.names[1:]], accepted)) is None:
-        return found
-    for example in table_examples(rows.sort_by("candidate_id"), "candidate_id"):
+    for example in table_examples(rows.sort_by("candidate_id"), "candidate_id") if rows else []:
         found.setdefault(example.relation, []).append(example)
     return found

@@ -1,8 +1,8 @@
-"""Waves: a round asks for its candidates in passes, and plans each from the results of those before.
+"""Waves: a round asks for its candidates in passes (waves), and plans each wave from the results of the earlier ones.
 
-Without a quota the candidates are spread evenly, and later prompts show samples from earlier waves (see
-:func:`divray.prompts.strategies.one_by_one`).  With a quota each relation gets candidates until it has ``sampling.quota`` accepted samples
-(valid, unique and correct by the rules of the ``score`` stage), and the budget goes to the relations that are short.
+Later prompts of :func:`divray.prompts.strategies.one_by_one` show samples from earlier waves.  Without a quota, each wave asks for the same
+share of the candidates.  With a quota, a wave asks only for relations with fewer than ``sampling.quota`` accepted samples (valid, unique
+and correct by the rules of the ``score`` stage), within the round's budget.
 A plan is a pure function of the tables of the waves before it.
 """
 
@@ -23,16 +23,16 @@ QUOTA_WAVES = 6
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """Which candidates of a round are asked for now; ``count`` and ``first`` are relation -> strategy -> candidates."""
+    """The candidates that a round asks for in one wave; ``count`` and ``first`` are relation -> strategy -> number of candidates."""
 
     number: int  # 0 for a round's first wave
-    count: Mapping[str, Mapping[str, int]]  # asked for now
+    count: Mapping[str, Mapping[str, int]]  # asked for in this wave
     first: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # asked for in the waves before
     accepted: Mapping[str, list[Example]] = field(default_factory=dict)  # relation -> samples accepted before, in order of their ids
 
 
 class Tally(NamedTuple):
-    """One relation in the round so far: candidates asked for, and accepted."""
+    """One relation in the round so far: how many candidates the round asked for, and how many of them were accepted."""
 
     asked: int
     accepted: int
@@ -44,7 +44,7 @@ def wave_count(sampling: SamplingConfig) -> int:
 
 
 def first_wave(config: Config, relations: Sequence[Relation], round_: int, accepted: Mapping[str, list[Example]] | None = None) -> Wave:
-    """The round's first wave: all candidates, or a share if more waves follow; in round 0 the naive baseline's, too."""
+    """The round's first wave: all candidates, or a share if more waves follow.  Round 0 adds those of the naive baseline."""
     sampling = config.sampling
     if sampling.quota is None:
         count = sampling.candidates_per_relation // wave_count(sampling) or sampling.candidates_per_relation
@@ -89,6 +89,6 @@ def _wanted(tally: Tally, quota: int) -> int:
 
 
 def quota_account(quota: int, tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    """Candidates asked for, accepted and missing for each relation, and missing in all."""
+    """For each relation: candidates asked for, accepted samples, and samples missing from the quota.  Also the number missing in all."""
     relations = {name: {**tally._asdict(), "missing": max(0, quota - tally.accepted)} for name, tally in tallies.items()}
     return {"quota": quota, "relations": relations, "missing": sum(one["missing"] for one in relations.values())}

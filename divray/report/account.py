@@ -1,4 +1,4 @@
-"""How far the candidates of a run got, in counts; what they cost; and how the engines spent their time."""
+"""Counts of a run's candidates at each step, their cost, and how the engines spent their time."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def rounds_of(config: Config, run: RunFolder) -> list[Round]:
 
 
 def account(config: Config, run: RunFolder) -> Account:
-    """Count from the tables of the run folder; what no stage has written yet is left out."""
+    """Count from the tables of the run folder, without those that no stage has written yet."""
     book, rounds, keys = Account(), rounds_of(config, run), Cell._fields
     key: Iterable[Any]
     for key, (_, count) in tally(run, [own.prompts for own in rounds], keys, ["sentences"]).items():
@@ -150,9 +150,9 @@ def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:
-    """Seconds of all engines of all passes; ``{}`` where no pass has left its record.
+    """The time of all engines in all passes; ``{}`` if no pass has left its record.
 
-    Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], and ``engines``, how many passes had each.
+    Returns ``busy_seconds``, ``idle_seconds`` (cause -> seconds), ``busy_share`` in [0, 1], and ``engines`` (of all passes).
     """
     total: Counter[str] = Counter()
     for own in rounds_of(config, run):
@@ -174,7 +174,7 @@ def _engine(record: dict[str, Any], name: str, requests: pa.Table) -> dict[str, 
     own = requests.filter((pc.field("engine") == name) & during)
     starts, ends = own["started_at"].to_numpy(), own["finished_at"].to_numpy()
     last = float(ends.max(initial=ready or created))
-    # A replaced engine, or one whose driver was killed, has no record of its end.
+    # The record lacks the end of a replaced engine, and of a pass whose driver was killed.
     replaced = [other["created_at"] for key, other in engines.items() if key != name and other["created_at"] >= last]
     over = min(replaced) if replaced else record["ended_at"] or last
     if ready is None:

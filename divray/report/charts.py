@@ -63,7 +63,7 @@ class Series(NamedTuple):
 
 
 def _as_svg(draw: Callable[..., Figure]) -> Callable[..., Markup]:
-    """The figure that ``draw`` makes, as an SVG element."""
+    """Decorator: make ``draw`` return its figure as an SVG element."""
 
     def chart(*args: Any, **kwargs: Any) -> Markup:
         import matplotlib
@@ -103,9 +103,9 @@ def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -
 
 @_as_svg
 def scores(labels: Sequence[str], draws: Sequence[Sequence[float]], means: Sequence[float], reference: float) -> Figure:
-    """One row for each label: a pale bar from 0 to its mean, with a mark there, and a ring for each of its draws, joined by a line.
+    """One row for each label.  A pale bar goes from 0 to the mean and ends in a mark; rings, joined by a line, show the draws.
 
-    ``reference`` is a dashed line.
+    A dashed line shows ``reference``.
     """
     figure, (plot,) = _figure(0.3 * len(labels) + 0.25, rows=labels)
     plot.grid(axis="x")
@@ -123,7 +123,7 @@ def scores(labels: Sequence[str], draws: Sequence[Sequence[float]], means: Seque
 
 @_as_svg
 def histogram(kept: Sequence[int], dropped: Sequence[int]) -> Figure:
-    """How many samples have a judge's score in each of equal bins of [0, 1]: those that pass the gate, with the others on top."""
+    """Counts of samples by the judge's score, in equal bins of [0, 1]; on top of those that pass the gate stand the others."""
     figure, (plot,) = _figure(1.7)
     plot.grid(axis="y")
     step = 1 / len(kept)

@@ -23,10 +23,10 @@ METRICS = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-
 """``task.metric`` -> what it is called."""
 
 DIFFERENCES = ("differences", "own_differences")
-"""Of a training set's score to another's, in all draws of the human examples and in the one that the LLM saw."""
+"""Differences of two training sets' scores: in all draws of the human examples, and in the draw that the LLM saw."""
 
 SHORT = 3
-"""How many relations with too few samples :func:`shortfalls` explains (one more if it is the last); the data set's card has all."""
+"""Of the relations with too few samples, :func:`shortfalls` explains this many, or all if there is one more; the card has all."""
 
 
 # sentences ----------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def findings(summary: Summary) -> list[str]:
 
 
 def shortfalls(reasons: Mapping[str, str]) -> list[str]:
-    """Which relations have too few samples, and why.  If there are more than ``SHORT + 1``, the first :data:`SHORT`; the rest by name."""
+    """Which relations have too few samples, and why.  Of more than ``SHORT + 1``, explain the first :data:`SHORT` and name the rest."""
     told = [f"{name} has fewer samples than asked for: {reason}." for name, reason in reasons.items()]
     more = f"So have {len(told) - SHORT} further relations: {', '.join(list(reasons)[SHORT:])}."
     return told if len(told) <= SHORT + 1 else [*told[:SHORT], more]
@@ -171,7 +171,7 @@ def tables(summary: Summary) -> Iterator[RenderableType]:
 
 
 def _scores(evaluation: Evaluation) -> Table:
-    """The score of each training set, and of each file of answers; its name is the user's."""
+    """The score of each training set and of each file of answers, which the user has named."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table

@@ -89,7 +89,8 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
     """What was lost on the way to each step (step -> reason -> count), without naive candidates."""
     lost: dict[str, dict[str, int]] = {}
     if "valid" in view:
-        lost["valid"] = view["rejections"]
+        pending = view["candidates"] - view["valid"] - sum(view["rejections"].values())
+        lost["valid"] = view["rejections"] | ({"not sampled yet": pending} if pending else {})
     if "correct" in view:
         reasons = book.reasons("lost", book.of())
         failed = reasons.pop(GATE, 0)

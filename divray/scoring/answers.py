@@ -1,6 +1,6 @@
-"""What LLMs say of a sentence: the probability of each token, their hidden states, and whether it states its relation.
+"""What LLMs say about a sentence: the probability of each token, their hidden states, and whether the sentence states its relation.
 
-An answer is the odds of yes against no as the first word, never free text.  A model on this machine or a server gives it.
+An answer is the log-odds of yes against no as the first word, never free text.  It comes from a model on this machine or a server.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from divray.relations import Example, Relation, render_marked
 from divray.sections import EndpointConfig
 
 SHOWN = 6
-"""Most seeds before a sentence; a question also follows as many wrong ones."""
+"""Most seeds before a sentence.  Before a question, the LLM also reads as many wrong examples."""
 
 SEEDS_READ = 16
-"""About how many seeds give a task's mean signals; the LLM reads each after others, which takes time."""
+"""About how many seeds give a task's mean signals.  Using all takes too long, since the LLM reads each seed after others."""
 
 BATCH_TOKENS = {"cpu": 1, "cuda": 1536}
-"""Tokens in a batch without the prefix. On a CPU the LLM reads each text alone, so that its rounding does not depend on the others."""
+"""Tokens in a batch, not counting the prefix.  On a CPU each text is a batch, so the other texts can't change how its values round."""
 HARDEST = 3
 """Number of a sentence's least likely tokens; ``stumble`` is the mean of their log-probabilities."""
 
@@ -57,7 +57,7 @@ def answers_of(config: Config, device: str) -> Answers | None:
 def ask(answers: Answers, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
     """Log-odds of yes for each example, float64 ``[n]``, three decimals.
 
-    Before it the LLM sees right and wrong examples made of other seeds. ``relations`` are all those of seeds and examples.
+    Before each example, the LLM sees right and wrong ones made from other seeds.  ``relations`` has all relations of both lists.
     """
     named = {relation.name: relation for relation in relations}
     found = np.zeros(len(examples))
@@ -80,8 +80,8 @@ class Probe(NamedTuple):
 def readings(
     likelihood: Likelihood, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example], probe: Probe | None = None
 ) -> np.ndarray:
-    """Each example's mean log-probability a token, that of the :data:`HARDEST` tokens (``stumble``), and what ``probe`` says (0 without
-    one); float64 ``[n, 3]``, three decimals.  The seeds' means are not subtracted yet.
+    """Each example's mean log-probability per token, the mean of its :data:`HARDEST` tokens (``stumble``), and the value of ``probe`` (0
+    without one); float64 ``[n, 3]``, three decimals.  The caller subtracts the seeds' means.
 
     The arguments are those of :func:`ask`.
     """
@@ -112,7 +112,7 @@ def some_of(seeds: Sequence[Example]) -> Sequence[Example]:
 
 
 def _by_shown(seeds: Sequence[Example], examples: Sequence[Example]) -> dict[tuple[str, tuple[Example, ...]], list[int]]:
-    """Rows of examples by their relation and its first :data:`SHOWN` seeds with another text.  The LLM reads a group after one prefix."""
+    """Rows of examples by relation and shown seeds: its first :data:`SHOWN` whose text differs.  The examples of a group share a prefix."""
     found: dict[tuple[str, tuple[Example, ...]], list[int]] = defaultdict(list)
     for row, example in enumerate(examples):
         shown = [seed for seed in seeds if seed.relation == example.relation and seed.text != example.text][:SHOWN]
@@ -121,8 +121,8 @@ def _by_shown(seeds: Sequence[Example], examples: Sequence[Example]) -> dict[tup
 
 
 def _wrong(named: dict[str, Relation], seeds: Sequence[Example], name: str, right: Sequence[Example]) -> list[Example]:
-    """A wrong example for each right seed: by turns that seed with its roles exchanged, and a seed of the second other
-    relation, counting those with the same types first."""
+    """A wrong example for each seed in ``right``, by turns of two kinds: that seed with head and tail exchanged, and a seed of the second
+    of the other relations, where those with the same types come first."""
     names, first = list(named), {seed.relation: seed for seed in reversed(seeds)}
     place, own = names.index(name), (named[name].head_type, named[name].tail_type)
     others = [other for other in names[place + 1 :] + names[:place] if other in first]

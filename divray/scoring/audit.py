@@ -1,11 +1,11 @@
-"""The judge whose figure the report prints; it reads the first K samples of each set, and nothing in the loop depends on it.
+"""The second judge: the report prints its figure, and nothing in the loop depends on it.  It reads the first K samples of each set.
 
-A small LLM reads a sentence with its entities after the seed records of its relation.  This LLM is never tuned and is not the gate's.
+A small LLM reads the relation's seed records, then the sample's entities and sentence.  This LLM is never tuned and is not the gate's.
 The judge combines these signals, with ``l`` the log-probabilities of the sentence's tokens in nats:
 
 ============  =========================================================================================
-``sentence``  mean of l, less its mean over some of the task's seeds, each read without itself
-``stumble``   mean of the three smallest of l, likewise
+``sentence``  mean of l, less the same averaged over some of the task's seeds; no seed is read after itself
+``stumble``   mean of the three smallest of l, less the same averaged over those seeds
 ``passed``    1 if the gate's score is at least :data:`PASSED`, whatever the run's threshold
 ``inside``    log-odds from the LLM's hidden states, if it is the LLM that the weights are for
 ============  =========================================================================================

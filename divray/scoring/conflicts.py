@@ -3,13 +3,13 @@
 Two rows are in conflict where their labels differ and they say the same of the same entities:
 
 1. their texts are near-duplicates (Jaccard of shingles, as everywhere), and so are their texts with head, tail and numbers masked;
-2. their entities agree in their roles: the heads share words, so do the tails, and in all more than head and tail share crosswise.
+2. their entities agree in their roles: heads share words with heads and tails with tails, in all more than heads with tails.
 
 The second condition tells ``Cause-Effect(e1,e2)`` from ``Cause-Effect(e2,e1)`` on one long sentence with head and tail exchanged.
 
-One task holds the texts of a round.  If two of its samples are in conflict, neither is known to be right: both are dropped.  A seed
-or a sample of an earlier round stays.  A dropped sample displaces none in the deduplication, but later samples in conflict with it
-are dropped.
+One Ray task compares all texts of a round.  If two samples of the round are in conflict, either may be wrong, so both are dropped.  A
+seed or a sample of an earlier round stays.  Deduplication ignores samples dropped for a conflict, but a later sample in conflict with
+one is dropped, too.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ Codes = npt.NDArray[np.int64]
 
 _MARKS = ("conflict", "conflict_relation", "near_test", "nearest_id", "similarity", "reason")
 MARKS = pa.schema([SCORES.field(name) for name in ("candidate_id", *_MARKS)])
-"""What bars a sample, and why; null for nothing."""
+"""A sample to drop: what it conflicts with or is near to, and why.  Null stands for nothing."""
 BARRED = pc.field("reason") != ""
-"""Which of the :func:`marked` rows are dropped."""
+"""The :func:`marked` rows to drop."""
 
 _COMPARED = ["candidate_id", "relation", "text", *SPANS]
 
 
 def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -> pa.Table:
-    """The rows of ``table`` that are in conflict with another row of ``table`` or of ``known``.  ``known`` has seeds and earlier rounds;
-    its rows are not compared with each other.  Both have the columns ``candidate_id`` (distinct), ``relation``, ``text`` and the spans'.
+    """The rows of ``table`` that are in conflict with another row of ``table`` or with one of ``known`` (seeds and earlier rounds).  The
+    rows of ``known`` are not compared with each other.  Both tables have ``candidate_id`` (distinct), ``relation``, ``text`` and spans.
 
     Returns:
         Columns ``candidate_id``, ``conflict`` (id of the most similar row in conflict; of equals first one of ``known``, then the
@@ -54,7 +54,7 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
     """
     rows = pa.concat_tables([part.select(_COMPARED).sort_by("candidate_id") for part in (table, known)])
     new, labels = np.arange(rows.num_rows) < table.num_rows, _codes(rows["relation"])
-    # Rows of one table with the same text, label and spans are one item, named by the smallest id; those of ``table`` come first.
+    # Rows of one table with equal text, label and spans are one item, named by the smallest id.  Items of ``table`` come first.
     keys = np.column_stack([~new, _codes(rows["text"]), labels, *(rows[name].to_numpy() for name in SPANS)])
     _, items, item_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     sets = shingle(rows["text"].cast(pa.large_string()).take(pa.array(items)))
@@ -152,8 +152,8 @@ def across_relations(config: Config, uri: str, embedded: str, round: int) -> pa.
 
 
 def copies_of_seeds(rows: pa.Table, seeds: pa.Table, settings: DiversityConfig) -> pa.Table:
-    """The rows of one relation whose similarity to one of its ``seeds`` is at least ``seed_threshold`` or ``threshold``, whichever is
-    lower, as :data:`MARKS`."""
+    """:data:`MARKS` of one relation's rows that are near one of its ``seeds``: with a similarity of at least ``seed_threshold`` or
+    ``threshold``, whichever is lower."""
     threshold = min(settings.threshold, settings.seed_threshold)
     marks = []
     for row in near_reference(rows, seeds, settings.model_copy(update={"threshold": threshold})).to_pylist():

@@ -1,8 +1,8 @@
 """The gate's judge of a sample; preference pairs and selection depend on its score.
 
-It is a logistic regression: is the sentence right?  From each signal but the probe it subtracts the mean over the task's own seeds, every
-seed judged without itself, so that signals mean the same for every task.  The weights and their calibration come from sentences that
-language-model agents read (``benchmarks/reading``): of ten such sentences with score 0.8, eight are right.  The answer of
+It is a logistic regression: is the sentence right?  It subtracts from each signal but the probe the mean over the task's own seeds, so
+that signals mean the same for every task.  Each seed's signals are computed without that seed.  The weights and their calibration come
+from sentences that language-model agents read (``benchmarks/reading``): of ten such sentences scored 0.8, eight are right.  The answer of
 ``correctness.llm`` has weight 1, since LLMs differ too much for a fitted weight.  With that LLM the score is not calibrated; name
 only one that you trust.
 
@@ -15,8 +15,8 @@ of seeds with head and tail exchanged:
 ``near``      cosine to the nearest seed of the relation
 ``head``      cosine of the head to the nearest head of a seed; ``tail`` likewise
 ``roles``     discriminant of the entities alone as the relation's head and tail, less that of the two exchanged
-``kinds``     the former as head and tail, less its mean over both roles of all relations
-``length``    log of the sentence's characters over the seeds' geometric mean, 0 for shorter ones: small LLMs ramble
+``kinds``     discriminant of the entities alone, as above, less its mean over both roles of all relations
+``length``    log of (sentence's characters / seeds' geometric mean), 0 for shorter sentences: small LLMs ramble
 ``fluency``   where ``correctness.fluency`` is named: mean log-probability of the sentence's tokens under that small LLM, after the
               relation's seeds and the entities (:func:`divray.scoring.answers.readings`)
 ``answer``    where ``correctness.llm`` is named: that LLM's log-odds of yes (:mod:`divray.scoring.answers`), at most 4 either way
@@ -46,7 +46,7 @@ from divray.spans import BLOCKS, FEATURE_GRID, WEIGHT_GRID, Discriminant, discri
 
 SIGNALS = ("own", "reversal", "near", "head", "tail", "roles", "kinds", "length", "fluency", "answer", "probe")
 PLAIN, FLUENCY, PROBED = "plain", "fluency", "probed"
-"""Judges in ``weights.json``: without an LLM, with the likelihood under any LLM, and with that likelihood and a probe."""
+"""Judges in ``weights.json``: without an LLM; with ``fluency`` from any LLM; and with ``fluency`` and ``probe``."""
 
 SHRINKAGE, ENTITY_SHRINKAGE = 0.5, 0.8
 SPREAD = 10.0
@@ -153,8 +153,8 @@ def described_seeds(relations: Sequence[Relation], seeds: Sequence[Example]) -> 
 
 
 def _fitted(inputs: np.ndarray, labels: np.ndarray, classes: int, shrinkage: float, fold: np.ndarray) -> tuple[Discriminant, np.ndarray]:
-    """A discriminant, and scores of its own rows (the seeds', kind after kind), each fitted on the other folds; scaled to :data:`SPREAD`.
-    Those of fold -1 get none."""
+    """A discriminant of ``inputs`` (the seeds' features, kind after kind), and their scores by one fitted on the other folds.  Both are
+    scaled to :data:`SPREAD`.  Rows of fold -1 get the score 0."""
     whole, folds = discriminant(inputs, labels, classes, shrinkage), np.tile(fold, len(inputs) // len(fold))
     scores = np.zeros((len(inputs), classes))
     for number in range(_FOLDS):

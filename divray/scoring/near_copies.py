@@ -35,8 +35,8 @@ def deduplicate(table: pa.Table, config: DiversityConfig, kept: pa.Table | None 
     ``kept`` are samples that an earlier call kept.  They always stay, and are compared with ``table`` only, not with each other.
 
     Returns:
-        ``table`` with the columns :data:`DECISION` added or replaced.  ``nearest_id`` is what stays in place of a dropped sample: the most
-        similar near-duplicate that is kept, of equally similar ones the smallest id; ``""`` for a kept sample.
+        ``table`` with the columns :data:`DECISION` added or replaced.  ``nearest_id`` of a dropped sample is the kept near-duplicate
+        that is most similar, among equals the smallest id; of a kept sample it is ``""``.
     """
     parts = [table] if kept is None else [table, kept]
     texts = [text for part in parts for text in compared_texts(part, config.mask_entities)]

@@ -1,8 +1,8 @@
 """The ``score`` stage: embeddings, correctness, near-duplicates and novelty of every valid sample.
 
-Once a run, one task embeds the seeds.  The samples stream through actors that encode and judge them.  One task then looks for
-conflicts across all relations (:mod:`divray.scoring.conflicts`).  A task for each pool drops near-duplicates of one another, of the
-seeds and of earlier rounds, and measures novelty.
+Once per run, a Ray task embeds the seeds.  The samples stream through actors that encode and judge them.  One task then looks for
+conflicts across all relations (:mod:`divray.scoring.conflicts`).  For each pool, a task drops samples that are near-duplicates of each
+other, of a seed or of a sample of an earlier round, and measures novelty.
 
 A pool is the loop's rows of one relation, or the naive baseline's rows of it.
 """
@@ -34,17 +34,17 @@ from divray.texts import SPANS, compared_texts
 
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correctness"), ("pool", pa.string())])
 AUTO = 0.5
-"""The gate of ``auto`` before anybody has reviewed a sample: as likely right as wrong."""
+"""The threshold of ``auto`` before anybody has reviewed a sample: right and wrong are equally likely."""
 
 ENCODED_ROWS, GPU_TIMES, TURNS = (32, 512), 8, 4
-"""``ENCODED_ROWS``: least and most rows in a block for an encoder; on a GPU the most is ``GPU_TIMES`` as many.  The least is small, so that
-several encoders share a small round; the most is large enough to fill a GPU.  Between them, each encoder gets :data:`TURNS` blocks."""
+"""``ENCODED_ROWS``: the least and most rows in a block for an encoder.  On a GPU the most is ``GPU_TIMES`` times as large, which fills it.
+The least is small, so that several encoders share a small round.  Within these limits, each encoder gets :data:`TURNS` blocks."""
 
 TEST_SENTENCES = 32
-"""So many test sentences of each relation are compared in diversity with the samples."""
+"""Number of test sentences of each relation whose diversity the report compares with the samples'."""
 
 PART_ROWS = 4096
-"""Least rows of a file of embedded samples, where there are as many."""
+"""Least rows in a file of embedded samples, if there are that many."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _valid(batch: pa.Table) -> pa.Table:
 
 
 def gate(config: Config, run: RunFolder) -> float:
-    """The least score of a sample that passes: the setting, or, with ``auto``, what follows from the reviewers' answers."""
+    """The least score that passes: the setting; with ``auto``, a threshold from the reviewers' answers, or :data:`AUTO` without any."""
     if config.correctness.threshold != "auto":
         return config.correctness.threshold
     answers = review_answers(run)

@@ -1,4 +1,4 @@
-"""The dataset card: Markdown with a YAML header, from the run's own figures; its words stand in ``card.md.j2``."""
+"""The dataset card: Markdown with a YAML header.  The figures come from the run, the text from ``card.md.j2``."""
 
 from __future__ import annotations
 
