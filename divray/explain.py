@@ -140,4 +140,4 @@ def _outcome(config: Config, found: Row, selected: bool | None) -> tuple[str, st
         return "selected", f"Selected: unique ({reason}) and correct ({correctness})."
     if selected is None:
         return "accepted", f"Unique ({reason}) and correct ({correctness}); nothing has been selected yet."
-    return "more than K", f"Unique and correct, but none of the K = {config.selection.k} selected: together, those make a better set."
+    return "more than K", f"Unique and correct, but it is none of the K = {config.selection.k} selected: together, those make a better set."

@@ -4,7 +4,7 @@ All readers follow one rule.  For a *malformed* example they raise :class:`Input
 may still not fit ``text`` + two disjoint spans (nested, overlapping, discontinuous or blank entities of a published corpus).  Readers
 leave it out and count it in :attr:`Source.left_out`.  Blanks at the ends of an entity do not belong to it.
 
-The relations file is a YAML list.  ``name`` and ``description`` must be there; ``examples`` are the user's own seeds::
+The relations file is a YAML list.  ``name`` and ``description`` must be there; ``examples`` are the seeds if there is no ``task.train``::
 
     - name: Cause-Effect
       description: The head brings the tail about.
@@ -109,7 +109,7 @@ def read_relations_file(path: Path) -> list[Relation]:
     """The relations, in the order of the file; their examples carry the relation's own types.
 
     Raises:
-        InputError: An unknown key, no name or description, a name given twice, or a badly marked example.
+        InputError: An unknown key, no name or description, a name given twice, a wrong inverse, or a badly marked example.
     """
     source, rows = Source(path), read_yaml(path)
     if not isinstance(rows, list) or not rows:
@@ -210,7 +210,7 @@ def span_of(source: Source, place: str, row: Mapping[str, Any], side: str, text:
         found = [span for span in mentions(text, name) if text[slice(*span)] == name]
         if len(found) != 1:
             problem = f"{name!r} stands in the text {len(found)} times as words of its own"
-            raise source.error(field, problem, "Write it as it stands there, or give `start` and `end` too.")
+            raise source.error(field, problem, "Copy the words from the text, or give `start` and `end` too.")
         return found[0]
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(type(end) is int for end in value):
         problem = "missing" if value == [None, None] else f"{value!r} is no span"

@@ -3,7 +3,7 @@
 Every later stage reads the run folder alone, where examples are rows of :data:`divray.schemas.EXAMPLES`.
 
 Examples are ranked by a hash of the run's random seed and their content, so the order of the file does not matter.  The ranking does
-not depend on K (``task.seeds_per_relation``): seeds for K + 1 begin with those for K, and a held-out test set is the same for every K.
+not depend on K (``task.seeds_per_relation``): a relation's seeds for K + 1 begin with those for K, and a held-out test set stays the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEGATIVE = "none"
 """The label of every row of ``task.negatives``."""
 
 UNLABELLED_A_SEED = 24
-"""Unlabelled sentences to keep for each seed.  Self-training uses the surest third; the surest of many more would repeat the seeds."""
+"""Unlabelled sentences to keep per seed.  Self-training uses at most a third, the surest; those of a larger number repeat the seeds."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Task:
         more: For each draw the next K examples of each relation, or as many as the data has.
         negatives: Sentences whose entities have none of the relations.
         unlabelled: Sentences for self-training, with the label ``""``; none with a text of the test set.
-        skipped: ``part/reason`` -> examples of the data that could not be used.
+        skipped: ``part/reason`` -> number of examples that readers left out.
     """
 
     relations: list[Relation]
@@ -88,7 +88,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def read_relations(run: RunFolder) -> list[Relation]:
-    """The relations of a prepared run, without their examples (those are seeds)."""
+    """The relations of a prepared run, without the examples of the relations file."""
     return [Relation(**row) for row in run.read_json(RELATIONS)]
 
 

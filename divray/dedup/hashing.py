@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# Hashes are FNV-1a and splitmix64.
+# Constants of FNV-1a (_PRIME, _START) and splitmix64 (_STEP, _MIX_1, _MIX_2); _FACTOR is an LCG's multiplier (Steele and Vigna).
 _STEP, _PRIME, _START = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)
 _MIX_1, _MIX_2, _FACTOR = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0xD1342543DE82EF95)
 FEW = 160

@@ -104,7 +104,7 @@ def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
 
     asked = [bundle for bundles in needs(config, stage).values() for bundle in bundles]
     cpus, gpus = (sum(bundle.get(kind, 0) for bundle in asked) for kind in ("CPU", "GPU"))
-    # GPUs: those free now, since other jobs may hold some.  CPUs: all, since Ray reports them free too late.
+    # Compare with the GPUs free now, since other jobs may hold some; but with all CPUs, since Ray reports freed CPUs too late.
     short = _pool.cpus + cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
     if short or not (back_soon or uses_gpu(config)):
         stop()

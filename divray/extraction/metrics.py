@@ -20,7 +20,7 @@ _DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
 
 
 class Scorer:
-    """Scores answers to test sentences with true labels ``gold``, or to any resample of these, by counts of numbered labels.
+    """Scores answers to test sentences, or to any resample of them, by counts of numbered labels; ``gold`` holds the true labels.
 
     Macro is the plain mean over the relations that the sentences hold.  ``semeval`` is the official figure (Hendrickx et al. 2010):
     macro over the relations without their direction, an answer being right only in the right direction.
@@ -65,7 +65,7 @@ def _counts(gold: np.ndarray, answers: np.ndarray, classes: np.ndarray) -> list[
 def false_positives(
     gold: Sequence[str], answers: Sequence[str], probabilities: np.ndarray, none_label: str | None = None, recall: float = 0.8
 ) -> float | None:
-    """The share of negatives that get a relation at the threshold at which ``recall`` of the test sentences get the right one.
+    """The share of negatives that get a relation, with the threshold set so that ``recall`` of the test sentences get the right label.
 
     ``None`` if fewer are right even without a threshold.  ``answers`` and ``probabilities`` (n + m) belong to
     the test sentences, whose true labels are ``gold`` (n), and then to the negatives (m).

@@ -7,7 +7,7 @@ The judge combines these signals, with ``l`` the log-probabilities of the senten
 ``sentence``  mean of l, less the same averaged over some of the task's seeds; no seed is read after itself
 ``stumble``   mean of the three smallest of l, less the same averaged over those seeds
 ``passed``    1 if the gate's score is at least :data:`PASSED`, whatever the run's threshold
-``inside``    log-odds from the LLM's hidden states, if it is the LLM that the weights are for
+``inside``    log-odds from the LLM's hidden states, if ``weights.json`` has a probe for this LLM
 ============  =========================================================================================
 """
 
