@@ -21,9 +21,8 @@ from divray.errors import InputError, ResourceError
 from divray.resources import provide
 from divray.run_folder import RunFolder
 
-LOG_BYTES = 1 << 20
-LEAST_LOG_BYTES = 200
-"""A smaller log holds only the lines that Ray begins every log with."""
+LOG_BYTES, LEAST_LOG_BYTES = 1 << 20, 200
+"""What is kept of a log; a smaller log holds only the lines that Ray begins every log with."""
 
 _native_output: IO[bytes] | None = None
 

@@ -170,8 +170,8 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
         return dict(run.read_json(SUMMARY))
 
 
-def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict[str, Any]:
-    """Run one stage, show its progress and record it.  An earlier record of it is deleted only when the stage can begin."""
+def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int, spent: float = 0.0) -> dict[str, Any]:
+    """Run one stage, show its progress and record it, with ``spent`` seconds more.  An earlier record is deleted only when it can begin."""
     name = record_name(stage, round_)
     if not run.exists(VERSIONS):
         run.write_json(VERSIONS, versions())
@@ -184,10 +184,14 @@ def run_stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> dict
             if not stage.unit:
                 console.log(f"{name} …")
             counts = stage.run(config, run, round_, update)
+            while then := counts.get("then"):  # the next wave is planned from the scores of those before
+                make_room(config, then, back_soon=True)
+                STAGES[then].run(config, run, round_)
+                counts = stage.run(config, run, round_, update)
     finally:
         release_cluster(config)
         save_logs(run)
-    seconds = time.monotonic() - started
+    seconds = spent + time.monotonic() - started
     run.finish(name, seconds, counts)
     brief = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
     console.log(f"{name} done in {console.clock(seconds)}: {brief or 'ok'}")
@@ -211,9 +215,7 @@ def retry(config: Config, run: RunFolder, round_: int | None) -> None:
         if failed := before["counts"]["rejections"].get(ENGINE_ERROR, 0):
             run.forget(name)  # its completions stay
             forget_failed(run, own)
-            counts = run_stage(config, run, stage, number)
-            again: Any = run.record(name)
-            run.finish(name, before["seconds"] + again["seconds"], counts)
+            counts = run_stage(config, run, stage, number, before["seconds"])
             mended = failed - counts["rejections"].get(ENGINE_ERROR, 0)
         console.log(f"{name}: {failed} candidates tried again, {mended} mended")
         later = [record_name(other, r) for other, r in order[order.index((stage, number)) + 1 :]]

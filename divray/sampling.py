@@ -15,7 +15,6 @@ from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, stated
 from divray.engines import Answer
 from divray.engines.complete import complete
-from divray.engines.pool import make_room
 from divray.layout import Round
 from divray.prompts import write_wave
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
@@ -26,7 +25,6 @@ from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.scan import tally
 from divray.schemas import NAIVE, SAMPLES
-from divray.scoring import stage as scoring
 from divray.stages import Progress
 from divray.texts import SPANS
 
@@ -54,6 +52,7 @@ def run(
     """Complete ``round-XX/prompts`` into ``completions``, and parse those into ``samples``.
 
     With waves, the samples accepted so far decide which prompts come next; these are then completed too (:mod:`divray.prompts.waves`).
+    Where the samples must be scored before, the counts have ``then``: the stage to run before this one goes on.
     After a kill, a new call goes on where the last one was.  The samples depend on the completions alone, sorted by ``candidate_id``.
 
     Args:
@@ -77,8 +76,8 @@ def run(
         counts = parse_round(config, run, own)
         if quota is None and wave + 1 == wave_count(config.sampling):
             return counts
-        make_room(config, "score", back_soon=True)
-        scoring.run(config, run, round)
+        if sum(count for (count,) in tally(run, own.scores, ["relation"]).values()) != counts["valid"]:
+            return {**counts, "then": "score"}
         tallies = tallies_of(run, own, names)
         if not (wanted := next_counts(config, tallies, wave + 1)):
             break
@@ -181,7 +180,7 @@ def forget_failed(run: RunFolder, own: Round) -> None:
 
 def forget_completions(run: RunFolder, own: Round) -> None:
     """Remove what the engine wrote for a round, and the prompts that were made from it (waves after the first)."""
-    for name in (own.completions, f"{own.completions}.engines", own.waves, own.quota):
+    for name in (own.completions, f"{own.completions}.engines", own.waves, own.quota, own.scores):
         run.delete(name)
     for file in run.files(own.prompts):
         if file.rpartition("/")[2].startswith("wave-"):

@@ -22,7 +22,7 @@ from divray.engines import Answer
 from divray.engines.complete import answered, complete
 from divray.engines.vllm import sampling_parameters
 from divray.errors import InputError
-from divray.pipeline import STAGES, retry, undo
+from divray.pipeline import STAGES, retry, run_stage, undo
 from divray.prompts import request_rows
 from divray.prompts.parsing import form_of
 from divray.prompts.record import labels
@@ -358,22 +358,42 @@ def test_the_account_of_a_quota_says_what_is_missing() -> None:
     assert (account["quota"], account["missing"]) == (10, 6)
 
 
-def score_by_id(config: Config, run: RunFolder, round: int = 0, on_progress: Any = None) -> dict[str, Any]:
+def score_by_id(run: RunFolder, round: int = 0) -> None:
     """In place of the score stage, which has tests of its own: two thirds of the valid samples are accepted."""
     rows = [row for row in run.read_table(f"round-{round:02d}/samples").to_pylist() if not row["rejection"]]
     scored = [{**row, "unique": True, "correct": sum(row["candidate_id"].encode()) % 3 > 0, "correctness": 0.5} for row in rows]
     run.write_table(f"round-{round:02d}/scores", pa.Table.from_pylist(scored, SCORES))
-    return {}
+
+
+def in_waves(config: Config, run: RunFolder, answer: Answer) -> dict[str, Any]:
+    """Sample round 0, and score it where the stage asks for that."""
+    while (counts := sample(config, run, 0, answer=answer)).get("then") == "score":
+        score_by_id(run)
+    return counts
+
+
+def test_a_stage_that_needs_another_goes_on_after_it(ray_two_cpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, ran = settings(), []
+    run = begun(config, uri)
+
+    def sampled(*_: Any) -> dict[str, Any]:
+        ran.append("sample")
+        return {"candidates": 3} if "score" in ran else {"candidates": 2, "then": "score"}
+
+    monkeypatch.setattr("divray.sampling.run", sampled)
+    monkeypatch.setattr("divray.scoring.stage.run", lambda *_: ran.append("score"))
+    assert run_stage(config, run, STAGES["sample"], 0) == {"candidates": 3}
+    assert ran == ["sample", "score", "sample"]
+    assert run.record("round-00.sample") is not None and run.record("round-00.score") is None
 
 
 @pytest.mark.slow
-def test_a_quota_is_met_in_waves_that_a_kill_does_not_change(ray_two_cpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("divray.scoring.stage.run", score_by_id)
+def test_a_quota_is_met_in_waves_that_a_kill_does_not_change(ray_two_cpus: None, uri: str) -> None:
     overrides = ["sampling.quota=6", "sampling.waves=3", "sampling.candidates_per_relation=20", "sampling.naive_candidates_per_relation=0"]
     config = settings(*overrides, "prompts.strategies={one_by_one: 1}")
     run = begun(config, uri)
     broken = playing(lambda name: "ValueError: no" if "born" in name and name < "r00-born-in-one_by_one-000008" else "")
-    counts = sample(config, run, 0, answer=broken)
+    counts = in_waves(config, run, broken)
     account = run.read_json("round-00/quota.json")
     prompts = run.read_table("round-00/prompts").to_pylist()
     assert {name: entry["asked"] for name, entry in account["relations"].items()} == Counter(row["relation"] for row in prompts)
@@ -388,7 +408,7 @@ def test_a_quota_is_met_in_waves_that_a_kill_does_not_change(ray_two_cpus: None,
     complete(config, other, "round-00/prompts", "round-00/completions", config.models.llm, answer=broken)
     stray = pa.Table.from_pylist([{**later[0], "candidate_id": "stray"}], PROMPTS)
     other.write_parquet("round-00/prompts/wave-01-part-000007.parquet", stray)
-    assert sample(config, other, 0, answer=broken) == counts
+    assert in_waves(config, other, broken) == counts
     assert other.read_table("round-00/prompts") == run.read_table("round-00/prompts")
     assert other.read_table("round-00/samples") == run.read_table("round-00/samples")
     assert other.read_json("round-00/quota.json") == account
