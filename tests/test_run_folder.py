@@ -73,8 +73,8 @@ def test_any_name_of_a_folder_is_a_path(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "path"),
     [
-        ("file://" + "/data/a b", "/data/a b"),
-        ("file:///data/what%3F#1", "/data/what?#1"),
+        ("file:///folder/a b", "/folder/a b"),
+        ("file:///folder/what%3F#1", "/folder/what?#1"),
         ("s3://bucket/a b/Łódź#1/50%?region=us-east-1", "bucket/a b/Łódź#1/50%"),
         ("s3://bucket/a%20b/c%3F?region=us-east-1", "bucket/a b/c?"),
     ],
