@@ -5,7 +5,7 @@
 
 Each draw is a run of its own with its own human examples, so that no sentence was written from another draw's.  FOLDER keeps the
 runs: a killed benchmark goes on where it was, and a cell that is there is only read.  The intervals are a paired bootstrap over
-draws and each draw's test sentences; a cell is worth reading from five draws on.
+draws and test sentences; with one draw, over test sentences alone.  A cell is worth reading from five draws on.
 """
 
 from __future__ import annotations
@@ -35,32 +35,36 @@ RESAMPLES = 1000
 class Drawn(NamedTuple):
     """One run: a scorer of its test sentences, and the numbered answers of each training set."""
 
+    ids: list[str]  # of the test sentences
     scorer: Any
     answers: dict[str, np.ndarray]
     accepted: int
 
 
 def run(folder: Path, config: str, overrides: list[str]) -> Drawn:
-    """Make the run, or what is left of it, and read its predictions."""
-    from divray.config import read_config
+    """Make the run, or what is left of it, and read its predictions; a folder of other settings is an error."""
+    from divray.config import load_config
     from divray.extraction.metrics import Scorer
-    from divray.run_folder import RunFolder
+    from divray.pipeline import open_run
 
+    settings = load_config(HERE.parent / config, overrides)
+    made = open_run(settings, str(folder))
     if not (folder / "summary.json").exists():
         command = [sys.executable, "-m", "divray.cli", "run", str(HERE.parent / config), "--out", str(folder), *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    made = RunFolder(str(folder))
-    settings, summary = read_config(made), made.read_json("summary.json")
+    summary = made.read_json("summary.json")
     answers: dict[str, list[str | None]] = defaultdict(list)
     gold: dict[str, list[str]] = defaultdict(list)
+    ids: list[str] = []
     for row in made.read_table("evaluation/predictions").to_pylist():
         if row["draw"] == 0:
             answers[row["set"]].append(row["predicted"])
             gold[row["set"]].append(row["gold"])
+            ids += [row["example_id"]] * (row["set"] == BASE)
     labels = [relation["name"] for relation in made.read_json("data/relations.json")]
     scorer = Scorer(gold[BASE], labels, settings.task.none_label, settings.task.metric)
     same = {name: scorer.numbered(found) for name, found in answers.items() if gold[name] == gold[BASE]}
-    return Drawn(scorer, same, summary["correct"])
+    return Drawn(ids, scorer, same, summary["correct"])
 
 
 def compared(draws: list[Drawn], name: str, other: str | None) -> dict[str, float] | None:
@@ -72,14 +76,13 @@ def compared(draws: list[Drawn], name: str, other: str | None) -> dict[str, floa
         return float(one.scorer(one.answers[name], rows) - (one.scorer(one.answers[other], rows) if other else 0.0))
 
     rng = np.random.default_rng(0)
-    sizes = [len(one.answers[name]) for one in draws]
-    whole = [value(one, np.arange(size)) for one, size in zip(draws, sizes, strict=True)]
-    made = [
-        np.mean([value(draws[place], rng.integers(0, sizes[place], sizes[place])) for place in rng.integers(0, len(draws), len(draws))])
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.percentile(made, [2.5, 97.5])
-    return {key: round(100 * float(number), 2) for key, number in (("mean", np.mean(whole)), ("low", low), ("high", high))}
+    mean, made = np.mean([value(one, np.arange(len(one.ids))) for one in draws]), []
+    for _ in range(RESAMPLES):
+        # Draws with the same test sentences share the resampled ones, too.
+        rows = {tuple(one.ids): rng.integers(0, len(one.ids), len(one.ids)) for one in draws}
+        made.append(np.mean([value(draws[place], rows[tuple(draws[place].ids)]) for place in rng.integers(0, len(draws), len(draws))]))
+    low, high = mean + np.sqrt(len(draws) / max(1, len(draws) - 1)) * (np.percentile(made, [2.5, 97.5]) - mean)
+    return {key: round(100 * float(number), 2) for key, number in (("mean", mean), ("low", low), ("high", high))}
 
 
 def main() -> None:
@@ -93,7 +96,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="section.key=value", help="for every run")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "effect.json")
     arguments = parser.parse_args()
-    cells = []
+    before = json.loads(arguments.out.read_text())["cells"] if arguments.out.exists() else []
     for task, k, llm in ((task, k, llm) for task in arguments.tasks for k in arguments.k for llm in arguments.llms):
         config, data = TASKS[task]
         draws = []
@@ -102,14 +105,18 @@ def main() -> None:
             own = [f"seed={seed}", f"task.seeds_per_relation={k}", f"models.llm={llm}", "evaluation.draws=1", "evaluation.llm=false"]
             draws.append(run(folder, config, [*own, *([f"task.data={arguments.data / data}"] if data else []), *arguments.overrides]))
         names = sorted({name for one in draws for name in one.answers})
-        cell: dict[str, Any] = {"task": task, "k": k, "llm": llm, "draws": len(draws), "accepted": [one.accepted for one in draws]}
+        cell: dict[str, Any] = {"task": task, "k": k, "llm": Path(llm).name, "overrides": arguments.overrides}
+        others = [one for one in before if any(one.get(key) != value for key, value in cell.items())]
+        cell |= {"draws": len(draws), "accepted": [one.accepted for one in draws]}
         cell["scores"] = {name: compared(draws, name, None) for name in names}
         cell["differences_to_seeds"] = {name: compared(draws, name, BASE) for name in names if name != BASE}
         last = max((name for name in names if name.startswith("round-")), default="round-00")
         cell["last_round_less_first"] = compared(draws, last, "round-00") if last != "round-00" else None
-        cells.append(cell)
+        gains = [cell["differences_to_seeds"].get(name) for name in ("seeds+generated", "twice the seeds")]
+        cell["share_of_the_way"] = round(gains[0]["mean"] / gains[1]["mean"], 2) if all(gains) and gains[1]["mean"] > 0 else None
         print(json.dumps(cell), flush=True)
-        result = {"benchmark": "effect", "machine": machine(), "overrides": arguments.overrides, "cells": cells}
+        before = [*others, {**cell, "machine": machine()}]
+        result = {"benchmark": "effect", "cells": before}
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -150,7 +150,9 @@ def discriminant(
         means[label] = np.average(inputs[own], axis=0, weights=row_weights[own])
     centred = (inputs - means[labels]) * np.sqrt(row_weights)[:, None]
     total = row_weights.sum()
-    ridge = shrinkage * float(np.square(centred).sum()) / (total * width) + _LEAST
+    # Where each class has one row, nothing varies within a class; the spread of the means then gives the scale.
+    scatter = float(np.square(centred).sum()) / total or float(np.square(means[present] - means[present].mean(axis=0)).mean(axis=0).sum())
+    ridge = shrinkage * scatter / width + _LEAST
     share = (1 - shrinkage) / total
     if rows < width:
         inner = np.eye(rows) + share / ridge * (centred @ centred.T)

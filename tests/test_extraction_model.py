@@ -70,7 +70,7 @@ def test_a_row_counts_as_often_as_its_weight_says(model):
     doubled = train([*TRAINING, TRAINING[0]], RELATIONS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
     twice = [replace(TRAINING[0], weight=2.0), *TRAINING[1:]]
     weighed = train(twice, RELATIONS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
-    wrong = [*TRAINING, replace(TRAINING[0], relation="works_in", weight=1e-9)]
+    wrong = [*TRAINING, *(replace(one, relation="works_in", weight=1e-9) for one in TRAINING[:4])]
     without = train(wrong, RELATIONS, "embedded:minilm", CLOSED, seed=1).predict(HELD_OUT).probabilities
     assert np.allclose(weighed, doubled, atol=0.1)
     assert np.allclose(without, model.predict(HELD_OUT).probabilities, atol=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pyarrow as pa
@@ -159,6 +160,11 @@ def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, 
         of_run.draws[0]["data/seeds"] = human * more
         made = of_run.examples(["data/seeds", "weighed"])[len(human) * more :]
         assert [e.weight for e in made] == pytest.approx([each] * 20) and not {e.example_id for e in made} & {"0-copy", "0-n"}
+    of_run.draws[0]["data/seeds"], of_run.settings = human[:-1], replace(of_run.settings, generated_weight=99.0)
+    counted = Counter(e.relation for e in human[:-1])
+    made = of_run.examples(["data/seeds", "weighed"])[len(human) - 1 :]
+    for relation in LABELS:  # a relation's samples count at most what its examples do
+        assert sum(e.weight for e in made if e.relation == relation) <= counted[relation] + 1e-9
     table = run.read_table("round-01/scores").to_pylist()
     rows = [{**row, "correctness": 0.1 * (1 + number)} for number, row in enumerate(table[:4])]
     run.write_table("round-01/scores", pa.Table.from_pylist(rows, SCORES))
@@ -173,6 +179,14 @@ def test_no_trials_keeps_the_configs_values(config, run):
     assert search.run(config.model_copy(update={"extraction": extraction}), run)["trials"] == 0
     assert run.read_json("search.json")["best"] == {name: getattr(usual(config), name) for name in search.SPACE}
     assert TrainingSets(config, run).settings == usual(config)
+
+
+def test_without_a_second_example_nothing_is_searched(config, run):
+    run.write_table("data/seeds", examples_table([sentence(relation, 0) for relation in LABELS]))
+    assert search.run(config, run)["trials"] == 0
+    seeds = search.read_seeds(run)
+    mean, right = next(search.cross_validated(config, usual(config), seeds, search.read_relations(run)))
+    assert mean == 0 and not any(right)  # none is right where nothing was trained on
 
 
 def test_a_training_is_named_by_how_much_each_example_counts():
@@ -191,7 +205,13 @@ def test_a_round_and_the_naive_samples_are_sets_of_their_own(run):
 
 @pytest.mark.parametrize(
     ("right", "best"),
-    [([[1, 1, 0, 0], [1, 0, 1, 1]], 0), ([[1, 0, 0, 0] * 5, [1, 1, 1, 1] * 5], 1), ([[1, 1, 1, 1], [1, 0, 0, 0]], 0)],
+    [
+        ([[1, 1, 0, 0], [1, 0, 1, 1]], 0),
+        ([[1, 0, 0, 0] * 5, [1, 1, 1, 1] * 5], 1),
+        ([[1, 1, 1, 1], [1, 0, 0, 0]], 0),
+        ([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], 1),
+        ([[1, 1, 1, 0, 0], *[[1, 1, 1, 0, 0]] * 5, [1, 1, 1, 1, 1]], 0),  # the best of many
+    ],
 )
 def test_the_search_leaves_the_given_values_only_for_more_than_noise(right, best):
     trials = [

@@ -110,3 +110,5 @@ def test_false_positives_are_counted_at_the_threshold_of_the_wanted_recall():
     assert false_positives(gold, answers, probabilities, recall=0.6) == 0.5
     assert false_positives(gold, answers, probabilities, "none", recall=0.8) == 0.5  # threshold 0.2
     assert false_positives(gold, answers, probabilities, "none", recall=0.9) is None
+    with_none, told = ["none", "none", *gold], ["none", "none", *answers]
+    assert false_positives(with_none, told, np.array([0.9, 0.9, *probabilities]), "none", recall=0.9) is None  # a right "none" is no recall

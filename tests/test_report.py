@@ -417,7 +417,7 @@ def _evaluation(low: float, high: float) -> dict[str, Any]:
         name: {
             "metric": "micro",
             "mean": mean,
-            "per_draw": [mean] * 2,
+            "per_draw": [mean] * 5,
             "k": 5,
             "differences": dict.fromkeys(("seeds", "naive", "round-00"), interval),
         }
@@ -442,6 +442,11 @@ def test_a_gain_holds_only_where_the_llm_saw_the_same_examples_too() -> None:
     evaluation["seeds+generated"]["own_differences"] = {"seeds": {"mean": 0.01, "low": -0.01, "high": 0.03}}
     said = "(+2.0 [+1.0, +3.0]; on the examples that the LLM saw +1.0 [−1.0, +3.0]; not established)"
     assert said in headline({"evaluation": evaluation})
+
+
+def test_few_draws_establish_nothing() -> None:
+    evaluation = {name: {**entry, "per_draw": [entry["mean"]] * 2} for name, entry in _evaluation(0.01, 0.03).items()}
+    assert "(+2.0 [+1.0, +3.0], not established by 2 draws)" in headline({"evaluation": evaluation})
 
 
 def test_the_llms_score_names_its_sentences() -> None:

@@ -83,6 +83,9 @@ def test_weight_at_its_ends_ties_and_shortage() -> None:
     assert greedy_selection(np.full(6, 0.5), same, 3, 1.0).tolist() == [0, 1, 2]
     assert greedy_selection(correctness[:2], embeddings[:2], 5, 0.5).shape == (2,)
     assert greedy_selection(correctness[:0], embeddings[:0], 5, 0.5).shape == (0,)
+    whole = greedy_selection(correctness, embeddings, 5, 0.5)
+    assert greedy_selection(correctness, embeddings, 5, 0.5, whole[:2]).tolist() == whole.tolist()
+    assert greedy_selection(correctness, embeddings, 4, 0.5, [3, 1])[:2].tolist() == [3, 1]
     orthogonal = np.eye(4, dtype=np.float32)
     assert objective(np.ones(4), orthogonal, 0.5) == pytest.approx(1.0)
 

@@ -141,7 +141,7 @@ def load_task(config: Config) -> Task:
     ranked = _ranked(pool, names, config.seed)
     if task.test_per_relation:
         test = [example for examples in ranked.values() for example in examples[-task.test_per_relation :]]
-    tested = {example.text for example in test}
+    tested = {example.text for example in (*test, *negatives)}
     unlabelled = sorted((one for one in unlabelled if one.text not in tested), key=lambda one: _rank(config.seed, one))
     usable, k = _usable(ranked, tested), task.seeds_per_relation
     for name, examples in usable.items():

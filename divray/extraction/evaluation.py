@@ -40,6 +40,8 @@ Answers = tuple[Sequence[str | None], Sequence[float | None]]
 """The predicted labels (``None``: no answer) and their probabilities (``None``: the answer has none)."""
 
 RESAMPLES = 1000
+RECALLS = (0.8, 0.6)
+"""Where false positives are counted; few examples may not reach the first."""
 MOST_KEPT = 20_000
 """A trainer that has the features of more sentences than this drops them all before the next training."""
 
@@ -53,9 +55,9 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """Write ``evaluation/predictions`` and ``evaluation.json``.
 
     ``evaluation.json`` maps each training set to ``metric``, ``mean`` and ``std`` (sample) of the main score, ``per_draw`` (one value if
-    the set is the same in all draws), ``test`` (sentences), ``false_positives`` (null without negatives, or if a draw does not reach
-    the recall of :func:`~divray.extraction.metrics.false_positives`), ``examples`` (in all), ``k`` (their median per relation),
-    ``f1_per_relation`` (mean of the draws; null without test sentences), and ``differences`` to the sets of :data:`COMPARED`
+    the set is the same in all draws), ``test`` (sentences), ``false_positives`` (with negatives: recall of :data:`RECALLS` -> mean of
+    :func:`~divray.extraction.metrics.false_positives`, null if a draw does not reach it), ``examples`` (in all), ``k`` (their median per
+    relation), ``f1_per_relation`` (mean of the draws; null without test sentences), and ``differences`` to the sets of :data:`COMPARED`
     (:func:`difference`).  A set of human and generated examples also has ``own_differences``, from the run's own draw alone: the LLM saw
     the examples of that draw.  After the sets come the answers of :mod:`divray.extraction.answers`, which have no draws.
 
@@ -87,23 +89,25 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     predictions: list[pa.Table] = []
     answers: dict[str, list[np.ndarray]] = {}
 
-    def add(name: str, asked: list[Example], told: Sequence[Answers], examples: list[Example], alarm: float | None = None) -> None:
+    def add(name: str, asked: list[Example], told: Sequence[Answers], examples: list[Example]) -> None:
         ids, truth = [example.example_id for example in asked], [example.relation for example in asked]
         for draw, columns in enumerate(told):
             predictions.append(pa.table([[name] * len(ids), [draw] * len(ids), ids, truth, *columns], schema=PREDICTIONS))
         scorer, counts = scorer_of(truth), Counter(example.relation for example in examples)
         numbered, sizes = [scorer.numbered(names) for names, _ in told], [counts[label] for label in labels]
         answers[name] = numbered if len(told) > 1 else numbered * len(sets.draws)
-        more = {"test": len(asked), "false_positives": alarm, "examples": sum(sizes), "k": statistics.median_low(sizes)}
+        more = {"test": len(asked), "false_positives": {}, "examples": sum(sizes), "k": statistics.median_low(sizes)}
         results[name] = {**summarise(scorer, numbered), **more}
 
     for name, examples in first.items():
         parts = [run.read_table(key) for key in (keys[name] if len(set(keys[name])) > 1 else keys[name][:1])]
         found = [(part["predicted"].to_pylist(), part["probability"].to_numpy()) for part in parts]
-        alarms = [false_positives(gold, *part, config.task.none_label) for part in found if negatives]
-        reached = [alarm for alarm in alarms if alarm is not None]
-        alarm = statistics.fmean(reached) if reached and len(reached) == len(alarms) else None
-        add(name, test, [(names[: len(test)], certain[: len(test)]) for names, certain in found], examples, alarm)
+        add(name, test, [(names[: len(test)], certain[: len(test)]) for names, certain in found], examples)
+        if negatives:
+            for recall in RECALLS:
+                shares = [false_positives(gold, *part, config.task.none_label, recall) for part in found]
+                reached = [share for share in shares if share is not None]
+                results[name]["false_positives"][str(recall)] = statistics.fmean(reached) if len(reached) == len(shares) else None
     for name, said in external_answers(run, test):
         add(name, test, [(said, [None] * len(test))], [])
     of_test = scorer_of(gold)
@@ -147,17 +151,18 @@ def summarise(scorer: Scorer, answers: Sequence[np.ndarray]) -> dict[str, Any]:
 
 def difference(scorer: Scorer, answers: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> dict[str, float]:
     """Mean of the main score of ``answers`` less that of ``others`` in the same draw.  ``low`` and ``high`` are its 95 % interval, from a
-    bootstrap over draws and test sentences."""
-    size = len(scorer.gold)
+    bootstrap over draws and test sentences; ``n / (n - 1)`` widens it, since the spread of ``n`` resampled draws is too small.  With one
+    draw it is the interval over test sentences alone."""
+    size, count = len(scorer.gold), len(answers)
 
     def gain(draws: Iterable[int], rows: np.ndarray) -> float:
         return float(np.mean([scorer(answers[draw], rows) - scorer(others[draw], rows) for draw in draws]))
 
     rng = np.random.default_rng(0)
-    made = [gain(rng.integers(0, len(answers), len(answers)), rng.integers(0, size, size)) for _ in range(RESAMPLES)]
-    low, high = np.percentile(made, [2.5, 97.5])
-    found = {"mean": gain(range(len(answers)), np.arange(size)), "low": float(low), "high": float(high)}
-    return {name: round(value, 6) for name, value in found.items()}
+    made = [gain(rng.integers(0, count, count), rng.integers(0, size, size)) for _ in range(RESAMPLES)]
+    mean, wider = gain(range(count), np.arange(size)), np.sqrt(count / max(1, count - 1))
+    low, high = mean + wider * (np.percentile(made, [2.5, 97.5]) - mean)
+    return {name: round(float(value), 6) for name, value in (("mean", mean), ("low", low), ("high", high))}
 
 
 def _trained(config: Config, run: RunFolder, jobs: list[dict[str, Any]]) -> Iterator[Any]:

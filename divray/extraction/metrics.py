@@ -65,14 +65,15 @@ def _counts(gold: np.ndarray, answers: np.ndarray, classes: np.ndarray) -> list[
 def false_positives(
     gold: Sequence[str], answers: Sequence[str], probabilities: np.ndarray, none_label: str | None = None, recall: float = 0.8
 ) -> float | None:
-    """The share of negatives that get a relation, with the threshold set so that ``recall`` of the test sentences get the right label.
+    """The share of negatives that get a relation, with the threshold set so that ``recall`` of the test sentences that state a relation get
+    the right label.
 
     ``None`` if fewer are right even without a threshold.  ``answers`` and ``probabilities`` (n + m) belong to
     the test sentences, whose true labels are ``gold`` (n), and then to the negatives (m).
     """
-    count = len(gold)
-    right = np.sort(probabilities[:count][np.array(answers[:count]) == np.array(gold)])[::-1]
-    needed = math.ceil(recall * count)
+    count, stating = len(gold), np.array(gold) != none_label
+    right = np.sort(probabilities[:count][stating & (np.array(answers[:count]) == np.array(gold))])[::-1]
+    needed = math.ceil(recall * stating.sum())
     if len(right) < needed:
         return None
     answered = np.array([answer != none_label for answer in answers[count:]])

@@ -150,14 +150,14 @@ class RelationExtractor(PreTrainedModel):
 
     @torch.inference_mode()
     def classify(self, features: np.ndarray, tuned: np.ndarray | None = None) -> Predictions:
-        """Labels and probabilities from :meth:`features`, plus :meth:`tuned_scores` if given.
+        """Labels and probabilities from :meth:`features`, or from the mean of their scores and :meth:`tuned_scores`.
 
         Probabilities have 4 decimals, since a sentence's batch may change the last bits.  They are float64, so that the written values are
         those that were compared.
         """
         logits = self.classifier(torch.from_numpy(features).to(self.device)).float().cpu()
         if tuned is not None:
-            logits = logits + torch.from_numpy(tuned)
+            logits = (logits + torch.from_numpy(tuned)) / 2
         probabilities = logits.softmax(-1).numpy().round(4).astype(np.float64).round(4)
         return Predictions([self.config.labels[i] for i in probabilities.argmax(1)], probabilities)
 

@@ -3,15 +3,17 @@
 Repeated cross-validation over the human seed examples scores a trial.  The search never reads the test set, nor generated samples:
 the LLM wrote these from the very seeds that a fold leaves out.  Optuna's TPE sampler proposes the values.  The first trial has the given
 ones; the second adds the tuned network to them, or removes it if they have it.  ASHA (arXiv 1810.05934) stops weak trials after a repeat.
-The given values stay unless a trial is better by more than one standard error of the difference over the examples: with a few examples
-most differences are noise.  A killed search continues with its unfinished trials.  Which trials ASHA stops depends on their speed,
-so the result may differ by chance.  A trial with the network runs its folds as tasks in its placement group, on CPUs several at a time.
+The given values stay unless the best trial is better beyond chance over the examples: the more trials, the more it must be better
+(Bonferroni), since with a few examples most differences are noise.  A killed search continues with its unfinished trials.  Which trials
+ASHA stops depends on their speed, so the result may differ by chance.  A trial with the network runs its folds as tasks in its placement
+group, on CPUs several at a time.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -23,6 +25,7 @@ from ray import tune
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from scipy.stats import norm
 
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds
@@ -49,6 +52,8 @@ SPACE = {
 }
 """Hyperparameter -> the range to search, on a linear scale; for ``epochs``, the choices beside the given value."""
 
+CHANCE = 0.05
+"""Probability that a search in which all trials are as good leaves the given values."""
 AT_ONCE, REPEATS, MAX_FAILURES = 2, 3, 3
 """Trials at the same time, and on CPUs also folds of a trial with the network; rounds of cross-validation; restarts of a trial after the
 loss of its machine or process."""
@@ -57,11 +62,12 @@ loss of its machine or process."""
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
     """Write ``search.json``: ``best`` (hyperparameters), ``score`` (of ``best``), ``metric``, and all ``trials``.
 
-    With ``extraction.trials`` 0 it holds the usual values and no trials.  Returns counts: ``trials``, ``stopped_early``.
+    With ``extraction.trials`` 0, or one seed a relation, it holds the usual values and no trials.
+    Returns counts: ``trials``, ``stopped_early``.
     """
     given = {name: getattr(usual(config), name) for name in SPACE}
     best, trials = {**given, "score": None}, []
-    if config.extraction.trials:
+    if config.extraction.trials and max(Counter(seed.relation for seed in read_seeds(run)).values()) > 1:
         _Told.listener, _Told.total = on_progress, config.extraction.trials
         trials = _search(config, run, given)
         if all(trial["score"] is None for trial in trials):
@@ -75,14 +81,15 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
 
 def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best whole trial if it beats the first, which has the given values, by more than one standard error; else the first."""
+    """The best whole trial if it beats the first, which has the given values, beyond chance (:data:`CHANCE`); else the first."""
     scored = [trial for trial in trials if trial["score"] is not None]
     whole = [trial for trial in scored if not trial["stopped_early"] and not trial["error"]]
     best, given = max(whole or scored, key=lambda trial: (trial["score"], -trial["trial"])), trials[0]
     if best is given or given["score"] is None:
         return best
     gains = np.array(best["right"]) - np.array(given["right"])
-    return best if gains.mean() > gains.std() / np.sqrt(len(gains)) else given
+    least = norm.isf(CHANCE / (len(trials) - 1))  # in standard errors of the mean gain
+    return best if gains.mean() > least * gains.std() / np.sqrt(len(gains)) else given
 
 
 def _search(config: Config, run: RunFolder, given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -149,14 +156,14 @@ def cross_validated(
         fold = fold_of(rows, np.random.default_rng([config.seed, repeat]).permutation(len(examples)))
         if not settings.epochs:
             scores = held_out_scores(features, rows, fold, described, settings)[: len(examples)]
-            found = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1)
+            found = np.where(np.isnan(scores[:, 0]), len(labels), np.nan_to_num(scores).argmax(axis=1))
         else:
             found, answer = np.zeros(len(examples), np.int64), worker(config, gpus=True)(_answers)
             outs = [fold[: len(examples)] == number for number in np.unique(fold)]
             told = ray.get([answer.remote(config, settings, examples, relations, out) for out in outs])
             for out, numbers in zip(outs, told, strict=True):
                 found[out] = numbers
-        totals.append(scorer(scorer.numbered([labels[number] for number in found])))
+        totals.append(scorer(scorer.numbered([(*labels, None)[number] for number in found])))
         hits += found == gold
         yield float(np.mean(totals)), (hits / (repeat + 1)).round(4).tolist()
 
@@ -166,8 +173,6 @@ def _answers(
 ) -> np.ndarray:
     """The label numbers that a model trained on the other examples gives the examples that are ``out``."""
     kept = [example for example, left in zip(examples, out, strict=True) if not left]
-    if not kept:
-        raise ValueError("with one seed a relation no example is left to train on")
     fitted = train(kept, relations, config.models.encoder, settings, config.seed)
     return fitted.predict([examples[row] for row in np.flatnonzero(out)]).probabilities.argmax(axis=1)
 

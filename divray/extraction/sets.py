@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -56,16 +57,21 @@ class TrainingSets:
 
     def examples(self, tables: Sequence[str], draw: int = 0) -> list[Example]:
         """The examples of ``tables`` in one draw.  With seeds among the tables, one factor scales the weights of each generated table, so
-        that they sum to ``generated_weight`` times the number of seeds.  The factor is at most :data:`MOST_EACH`."""
+        that they sum to ``generated_weight`` times the number of seeds.  The factor is at most :data:`MOST_EACH`, and the samples of a
+        relation count together at most what its seeds do."""
         human = self.draws[draw]
+        seeds = Counter(one.relation for one in human[SEEDS])
         found: list[Example] = []
         for table in tables:
             own = human[table] if table in human else self._table(table)
             if SEEDS in tables and own and table not in (*human, UNLABELLED):
                 together = sum(one.weight for one in own)
                 factor = min(MOST_EACH, self.settings.generated_weight * len(human[SEEDS]) / together)
-                own = [replace(one, weight=factor * one.weight) for one in own]
-            found += own
+                sums: dict[str, float] = defaultdict(float)
+                for one in own:
+                    sums[one.relation] += one.weight
+                own = [replace(one, weight=min(factor, seeds[one.relation] / sums[one.relation]) * one.weight) for one in own]
+            found += [one for one in own if one.weight > 0]
         return found
 
 

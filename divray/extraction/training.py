@@ -187,13 +187,18 @@ def closed_form(
     (classes, width), own = described.shape, features[:, : -described.shape[1]]
     fitted = discriminant(own, targets, classes, config.shrinkage, weights)
     likeness = features[:, -width:].astype(np.float64) @ described.T
-    middle = likeness.mean(axis=0)
-    spread = float((likeness - middle).std()) or 1.0
-    factor = DESCRIPTION_WEIGHT * float(fitted.scores(own)[:, np.unique(targets)].std()) / spread
+    middle = np.average(likeness, axis=0, weights=weights)
+    factor = DESCRIPTION_WEIGHT * _spread(fitted.scores(own)[:, np.unique(targets)], weights) / (_spread(likeness - middle, weights) or 1.0)
     return Discriminant(
         np.concatenate([fitted.weights, on_grid(factor * described, WEIGHT_GRID)], axis=1),
         fitted.bias - on_grid(factor * middle, WEIGHT_GRID),
     )
+
+
+def _spread(values: np.ndarray, weights: np.ndarray) -> float:
+    """Standard deviation of all ``values`` ``[n, m]``, where each row counts by its weight."""
+    middle = np.average(values, axis=0, weights=weights).mean()
+    return float(np.sqrt(np.average(np.square(values - middle).mean(axis=1), weights=weights)))
 
 
 def held_out_scores(features: np.ndarray, rows: Rows, fold: np.ndarray, described: np.ndarray, config: Hyperparameters) -> np.ndarray:

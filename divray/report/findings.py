@@ -25,6 +25,9 @@ METRICS = {"micro": "micro-F1", "macro": "macro-F1", "semeval": "official macro-
 DIFFERENCES = ("differences", "own_differences")
 """Differences of two training sets' scores: in all draws of the human examples, and in the draw that the LLM saw."""
 
+LEAST_DRAWS = 5
+"""With fewer draws of the human examples their spread is unknown, and the interval too narrow for a verdict."""
+
 SHORT = 3
 """Of the relations with too few samples, :func:`shortfalls` explains this many, or all if there is one more; the card has all."""
 
@@ -139,9 +142,11 @@ def _against(evaluation: Evaluation, new: str, old: str, what: str, how: str, no
     verdict = "not compared"
     if found := [one for kind in DIFFERENCES if (one := evaluation[new].get(kind, {}).get(old))]:
         better, worse = all(one["low"] > 0 for one in found), all(one["high"] < 0 for one in found)
+        draws = max(len(evaluation[name]["per_draw"]) for name in (new, old))
+        few = f"not established by {'one draw' if draws == 1 else f'{draws} draws'}" if draws < LEAST_DRAWS else ""
         shown = [signed_interval(evaluation, new, old, kind) for kind in DIFFERENCES]
         own = f"; on the examples that the LLM saw {shown[1]};" if shown[1] else ","
-        verdict = f"{shown[0]}{own} {'better' if better else 'worse' if worse else 'not established'}"
+        verdict = f"{shown[0]}{own} {few or ('better' if better else 'worse' if worse else 'not established')}"
     return f"{what}: {_score(evaluation[new])}{note} against {score(evaluation[old]['mean'])} {how} ({verdict})."
 
 

@@ -18,6 +18,7 @@ from a growing Cholesky factor (Chen et al. 2018, arXiv 1709.05135).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -151,13 +152,11 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
     for name, subset in subsets:
         subset = _without_repeats(subset)
         correctness, embeddings = subset["correctness"].to_numpy(), embedding_matrix(subset["embedding"])
-        every, taken = np.arange(subset.num_rows), np.zeros(0, np.int64)
-        for some in (np.flatnonzero(_fresh(subset)), every):
-            left = np.setdiff1d(some, taken)
-            more = greedy_selection(correctness[left], embeddings[left], settings.k - len(taken), settings.diversity_weight)
-            taken = np.append(taken, left[more])
+        fresh = np.flatnonzero(_fresh(subset))
+        first = fresh[greedy_selection(correctness[fresh], embeddings[fresh], settings.k, settings.diversity_weight)]
+        taken = greedy_selection(correctness, embeddings, settings.k, settings.diversity_weight, first)
         if name == ALL:  # the rest follow, by falling correctness
-            rest = np.setdiff1d(every, taken)
+            rest = np.setdiff1d(np.arange(subset.num_rows), taken)
             taken = np.append(taken, rest[np.argsort(-correctness[rest], kind="stable")])
         parts.append(_chosen(subset.take(taken), name))
     return pa.concat_tables(parts)
@@ -193,17 +192,20 @@ def _chosen(rows: pa.Table, name: str) -> pa.Table:
     return with_columns(rows, {**made, "sample_id": rows["candidate_id"]}, CHOSEN)
 
 
-def greedy_selection(correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float) -> npt.NDArray[np.int64]:
+def greedy_selection(
+    correctness: npt.NDArray[np.float64], embeddings: npt.NDArray[Any], k: int, weight: float, first: Sequence[int] | np.ndarray = ()
+) -> npt.NDArray[np.int64]:
     """Row numbers of the chosen samples in the order of choice, int64 ``[min(k, n)]``; ties (to nine digits) go to the first row.
 
     ``correctness`` is ``[n]`` in [0, 1]; ``embeddings`` are ``[n, d]``, unit length; ``weight`` in [0, 1] is the weight of diversity.
+    The choice begins with the rows ``first``, at most ``k``.
     """
     vectors, count = np.asarray(embeddings, np.float64), len(correctness)
     chosen, left = np.zeros(min(k, count), np.int64), np.full(count, 1.0 + SHARPNESS)
     factor, open_ = np.zeros((count, len(chosen))), np.ones(count, bool)
     for step in range(len(chosen)):
         gain = np.round((1.0 - weight) * correctness + weight * np.log(left) / np.log1p(SHARPNESS), _DIGITS)
-        best = chosen[step] = np.argmax(np.where(open_, gain, -np.inf))
+        best = chosen[step] = first[step] if step < len(first) else np.argmax(np.where(open_, gain, -np.inf))
         open_[best] = False
         shared = factor[:, :step] @ factor[best, :step]
         factor[:, step] = (SHARPNESS * (vectors @ vectors[best]) - shared) / np.sqrt(left[best])
