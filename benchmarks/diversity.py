@@ -146,7 +146,9 @@ def main() -> None:
             result["rank_correlation"].setdefault(name, {})[score] = [round(float(value), 3) for value in (whole, low, high)]
     print(json.dumps(result, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        before = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+        kept = [one for one in before if one["task"] != result["task"]]
+        arguments.out.write_text(json.dumps([*kept, result], indent=1) + "\n")
 
 
 if __name__ == "__main__":

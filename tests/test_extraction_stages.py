@@ -134,6 +134,7 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
     assert set(found["best"]) == set(search.SPACE) and found["trials"][0]["shrinkage"] == usual(config).shrinkage
     assert sorted(trial["epochs"] for trial in found["trials"]) == [0, search.NETWORK_EPOCHS]
     assert all(not trial["error"] for trial in found["trials"])
+    assert [trial["score"] for trial in found["trials"] if trial["chosen"]] == [found["score"]]
     assert not run.exists("tune")
 
     counts = stage.run(config, run)

@@ -401,7 +401,9 @@ def test_charts_escape_their_texts_and_load_nothing() -> None:
 
 
 def test_the_search_is_drawn_by_the_settings_that_differ() -> None:
-    trials = [{"trial": n, "depth": 0.1 * n, "shrinkage": 0.8, "score": score} for n, score in enumerate((0.5, None, 0.7))]
+    trials = [
+        {"trial": n, "depth": 0.1 * n, "shrinkage": 0.8, "score": score, "chosen": n == 0} for n, score in enumerate((0.5, None, 0.7))
+    ]
     svg = charts._search_chart(trials)
     assert svg is not None and "depth" in svg and "0 to 0.2" in svg and "0.5 to 0.7" in svg and "shrinkage" not in svg
     assert charts._search_chart(trials[:2]) is None and charts._search_chart([]) is None

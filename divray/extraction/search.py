@@ -73,7 +73,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         if all(trial["score"] is None for trial in trials):
             raise DivrayError(f"every trial of the hyperparameter search failed: {trials[0]['error'] if trials else 'none ran'}")
         best = chosen(trials)
-        trials = [{name: value for name, value in trial.items() if name != "right"} for trial in trials]
+        trials = [{name: value for name, value in {**trial, "chosen": trial is best}.items() if name != "right"} for trial in trials]
     found = {"best": {name: best[name] for name in SPACE}, "score": best["score"], "metric": config.task.metric, "trials": trials}
     run.write_json(SEARCH, found)
     run.delete(EXPERIMENT)

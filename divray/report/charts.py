@@ -153,15 +153,14 @@ def curves(steps: Sequence[dict[str, Any]]) -> Figure:
 
 
 @_as_svg
-def parallel(names: Sequence[str], rows: np.ndarray) -> Figure:
+def parallel(names: Sequence[str], rows: np.ndarray, best: int) -> Figure:
     """Parallel coordinates of ``rows`` ``[n, m]``: each column is a vertical axis from its least to its largest value, each row a line.
-    The row with the largest value in the last column stands out."""
+    The row ``best`` stands out."""
     figure, (plot,) = _figure(1.9)
     least, most = rows.min(axis=0), rows.max(axis=0)
-    places, order = (rows - least) / np.where(most > least, most - least, 1), np.argsort(rows[:, -1], kind="stable")
-    for row in order:
-        best = row == order[-1]
-        plot.plot(places[row], color=BLUE if best else GREY, linewidth=2.2 if best else 1, alpha=1 if best else 0.6)
+    places = (rows - least) / np.where(most > least, most - least, 1)
+    plot.plot(np.delete(places, best, axis=0).T, color=GREY, linewidth=1, alpha=0.6)
+    plot.plot(places[best], color=BLUE, linewidth=2.2)
     plot.set_xticks(
         range(len(names)), [f"{visible(name)}\n{low:.4g} to {high:.4g}" for name, low, high in zip(names, least, most, strict=True)]
     )
@@ -218,11 +217,11 @@ def _colour(folder: str) -> str:
 
 
 def _search_chart(trials: Sequence[dict[str, Any]]) -> Markup | None:
-    """Chart of the trials that have a score: the numeric settings that differ between them, and the score."""
+    """Chart of the trials that have a score: the numeric settings that differ between them, and the score.  The chosen one stands out."""
     done = [trial for trial in trials if trial.get("score") is not None]
     names = [name for name, value in (done[0] if done else {}).items() if type(value) in (int, float) and name not in ("trial", "score")]
     names = [name for name in names if len({trial[name] for trial in done}) > 1]
     if not names:
         return None
     rows = np.array([[trial[name] for name in (*names, "score")] for trial in done])
-    return parallel([name.replace("_", " ") for name in (*names, "score")], rows)
+    return parallel([name.replace("_", " ") for name in (*names, "score")], rows, [bool(trial["chosen"]) for trial in done].index(True))
