@@ -47,6 +47,6 @@ class ResourceError(DivrayError):
 
 
 class EngineError(DivrayError):
-    """The LLM engine died at every try; the message has the engine's own cause."""
+    """The LLM engine died at every try, and the message has the engine's own cause; or some of its completions were lost."""
 
     exit_code = 4

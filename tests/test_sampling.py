@@ -21,7 +21,7 @@ from divray.datasets.stage import load_task
 from divray.engines import Answer
 from divray.engines.complete import answered, complete
 from divray.engines.vllm import sampling_parameters
-from divray.errors import InputError
+from divray.errors import EngineError, InputError
 from divray.pipeline import STAGES, retry, run_stage, undo
 from divray.prompts import request_rows
 from divray.prompts.parsing import form_of
@@ -162,6 +162,23 @@ def test_lost_completions_are_asked_for_again(ray_two_cpus: None, uri: str) -> N
     assert sample(config, run, 0, answer=playing()) == counts
     assert run.read_table("round-00/samples") == samples
     assert run.read_table("round-00/completions").num_rows == run.read_table("round-00/prompts").num_rows
+
+
+def test_a_completion_that_is_lost_on_the_way_is_missed(ray_two_cpus: None, uri: str) -> None:
+    config = settings()
+    run = begun(config, uri)
+    prompts = run.read_table("round-00/prompts")
+    run.write_table("round-00/prompts", prompts, rows_per_file=16)
+
+    def lose(*_: Any) -> None:  # called once more after the last file is written
+        for file in run.files("round-00/completions", ".parquet")[:1]:
+            run.delete(file)
+
+    ask = partial(complete, config, run, "round-00/prompts", "round-00/completions", config.models.llm, answer=playing())
+    with pytest.raises(EngineError, match=rf"\d+ of {prompts.num_rows} completions are missing .* the same command"):
+        ask(on_progress=lose)
+    ask()
+    assert len(answered(run, "round-00/completions")) == prompts.num_rows
 
 
 def test_a_pool_of_engines_starts_as_one(ray_two_cpus: None, uri: str) -> None:

@@ -65,7 +65,7 @@ def complete(
         answer: A function in the engine's place, to replay completions or to measure everything but the engine.
 
     Raises:
-        EngineError: The engine died at every start, or no retry can help; the message has the engine's cause.
+        EngineError: The engine died at every start, or no retry can help; the message has the engine's cause.  Or completions were lost.
     """
     import ray
     import ray.data
@@ -93,6 +93,8 @@ def complete(
             words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
             raise EngineError(f"the LLM engine failed; {words}") from error
         raise
+    if (lost := total - len(answered(run, target))) > 0:
+        raise EngineError(f"{lost} of {total} completions are missing in {target}; the same command asks for them again")
 
 
 def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
