@@ -56,6 +56,16 @@ def gpus_of(arguments: Mapping[str, Any]) -> int:
     return int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
 
 
+def engine_bundles(config: Config) -> list[Bundle]:
+    """What one engine holds.  On GPUs, too, it computes on CPUs: requests, schedule, constraints."""
+    size, cpus = gpus_of(config.engine.vllm), config.engine.cpus
+    if not uses_gpu(config):
+        return [{"CPU": cpus or 0.5}]
+    if config.engine.vllm.get("distributed_executor_backend") == "ray":  # lets one engine use several machines
+        return [{"CPU": cpus or 4, "GPU": 1}, *[{"GPU": 1.0}] * (size - 1)]
+    return [{"CPU": cpus or 4, "GPU": size}]
+
+
 def task_gpus(config: Config) -> float:
     """GPUs of one encoder, judge or RE training task."""
     given = config.cluster.worker_gpus
@@ -126,16 +136,12 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
     if work == "engine":
         if config.models.llm == "endpoint":
             return {"cluster.worker_cpus": READING}
-        size = gpus_of(config.engine.vllm)
-        if uses_gpu(config):
-            spread = engine.vllm.get("distributed_executor_backend") == "ray"  # lets one engine use several machines
-            one: list[Bundle] = [{"GPU": 1}] * size if spread else [{"GPU": size}]
-            return {"engine.concurrency": one * engine.pool[0], "cluster.worker_cpus": READING}
-        if size > 1:
+        gpu = uses_gpu(config)
+        if not gpu and gpus_of(engine.vllm) > 1:
             raise ResourceError(
                 "engine.vllm spreads the model over GPUs (tensor or pipeline parallel), but the engine runs on a CPU. Drop these arguments."
             )
-        return {"engine.cpus": [{"CPU": engine.cpus}] * engine.pool[0] + READING}
+        return {"engine.concurrency x engine.cpus" if gpu else "engine.cpus": engine_bundles(config) * engine.pool[0] + READING}
     if work == "training":
         cpus, gpus, count = cluster.cpus_per_worker, train_gpus(config), cluster.train_workers
         if gpus:

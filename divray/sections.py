@@ -221,7 +221,7 @@ class EngineConfig(Section):
     concurrency: Count | Annotated[tuple[Count, Count], Field(strict=False), AfterValidator(_ordered)] = Field(  # YAML has no tuples
         1, description="Number of engine actors, or [min, max] to follow the work."
     )
-    cpus: float = Field(0.5, gt=0, description="Ray CPUs an engine actor holds on a machine without GPU.")
+    cpus: float | None = Field(None, gt=0, description="Ray CPUs of an engine actor; default: 4 where it runs on GPUs, else 0.5.")
     batch_size: int | None = Field(
         None, ge=1, description="Candidates in a batch, which comes back as a whole; null: from the engine's capacity."
     )

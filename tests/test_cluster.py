@@ -43,10 +43,14 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("overrides", "machines", "missing"),
     [
-        (["engine.vllm={tensor_parallel_size: 8}"], [{"CPU": 8, "GPU": 1}] * 8, "engine.concurrency"),
+        (["engine.vllm={tensor_parallel_size: 8}"], [{"CPU": 8, "GPU": 1}] * 8, "engine.concurrency x engine.cpus"),
         (["engine.vllm={tensor_parallel_size: 8}"], [{"CPU": 0}, {"CPU": 96, "GPU": 8}], None),
         (["engine.vllm={pipeline_parallel_size: 2, distributed_executor_backend: ray}"], [{"CPU": 8, "GPU": 1}] * 2, None),
-        (["engine.concurrency=2"], [{"CPU": 8, "GPU": 1}], "engine.concurrency"),
+        (["engine.concurrency=2"], [{"CPU": 8, "GPU": 1}], "engine.concurrency x engine.cpus"),
+        ([], [{"CPU": 4, "GPU": 1}], "engine.concurrency x engine.cpus"),  # nothing is left for who reads
+        (["engine.cpus=2"], [{"CPU": 4, "GPU": 1}], None),
+        ([], [{"CPU": 2, "GPU": 1}, {"CPU": 8}], "engine.concurrency x engine.cpus"),  # the CPUs beside the GPU count
+        (["engine.concurrency=8"], [{"CPU": 34, "GPU": 8}], None),
         (["engine.concurrency=[1, 9]"], [{"CPU": 8, "GPU": 1}], None),
         (["engine.device=cpu", "engine.cpus=4"], [{"CPU": 2}] * 9, "engine.cpus"),
         (["engine.device=cpu"], [{"CPU": 0}], "engine.cpus"),
@@ -143,10 +147,10 @@ def test_a_growing_cluster_is_waited_for_and_a_full_one_refused(
         cluster.prepare_cluster(settings(address, "engine.device=cpu"), run, ["sample", "score"])
         assert "sample waits for the cluster to grow: engine.cpus needs" in capsys.readouterr().err
         assert sorted(machine.get("CPU", 0) for machine in resources.machines_there()) == [0, 2]
-        with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"engine\.concurrency needs 8 GPU, the cluster has 2 CPU"):
+        with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"engine\.concurrency .* 8 GPU.*, the cluster has 2 CPU"):
             patch.setattr(resources, "QUIET_SECONDS", 8.0)
             cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.vllm={tensor_parallel_size: 8}"), run, ["sample"])
-        cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.concurrency=2"), run, ["sample"])
+        cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.concurrency=2", "engine.cpus=1"), run, ["sample"])
         assert sum(machine.get("GPU", 0) for machine in resources.machines_there()) >= 2
         cluster.release_cluster(settings(address))
         deadline = time.monotonic() + 90

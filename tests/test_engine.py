@@ -72,7 +72,7 @@ def test_an_engine_on_a_cpu_stays_only_for_what_follows_at_once(monkeypatch: pyt
     stopped: list[str] = []
     for name in ("cluster_resources", "available_resources"):
         monkeypatch.setattr(ray, name, lambda: {"CPU": 8.0, "GPU": 4.0})
-    monkeypatch.setattr(pool, "_pool", SimpleNamespace(cpus=1.0))
+    monkeypatch.setattr(pool, "_pool", SimpleNamespace(bundles=[{"CPU": 1.0}]))
     monkeypatch.setattr(pool, "stop", lambda: stopped.append("engine"))
     for stage, stays in (("classify", True), ("report", True), ("score", False), ("mine", False), ("align", False)):
         stopped.clear()

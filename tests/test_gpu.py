@@ -20,7 +20,7 @@ from divray.engines.pool import make_room
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
-SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.device=gpu"]
+SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.device=gpu", "engine.cpus=2"]
 
 
 H100 = ("NVIDIA H100", 80, ())
@@ -53,15 +53,15 @@ def test_vllm_takes_the_arguments_and_sizes_the_batch(configured: dict[str, dict
     assert configured[name] == {**configured[name], **expected, "device": "cuda", "trust": False}
 
 
-def free_gpus(wanted: float) -> float:
-    """GPUs that Ray has to give, once they are as many as ``wanted``; Ray tells a second late."""
+def free(wanted: float, kind: str = "GPU") -> float:
+    """GPUs or CPUs that Ray has to give, once they are as many as ``wanted``; Ray tells a second late."""
     import ray
 
     for _ in range(100):
-        if ray.available_resources().get("GPU", 0) == wanted:
+        if ray.available_resources().get(kind, 0) == wanted:
             break
         time.sleep(0.2)
-    return float(ray.available_resources().get("GPU", 0))
+    return float(ray.available_resources().get(kind, 0))
 
 
 def passed(config: Config, run: RunFolder, target: str, answer: Any) -> set[str]:
@@ -81,10 +81,10 @@ def test_an_engine_of_two_gpus_outlives_its_passes_and_makes_room(four_gpus: Non
         return {"completion": " A [b] c {d}.", "generated_tokens": 3, "finish_reason": "stop"}
 
     first = passed(config, run, "one", answer)
-    assert free_gpus(2) == 2
+    assert free(2) == 2 and free(2, "CPU") == 2
     make_room(config, "align")  # it fits beside it
     assert passed(config, run, "two", answer) == first and len(first) == 1
     make_room(load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.worker_gpus=3"]), "score")
-    assert free_gpus(4) == 4
+    assert free(4) == 4
     assert passed(config, run, "three", answer).isdisjoint(first)
     assert not placement_group_table()

@@ -88,7 +88,7 @@ def test_what_cannot_begin_again_stays_done(
     ("override", "there", "setting"),
     [
         ("engine.cpus=2", {"CPU": 2}, "engine.cpus"),
-        ("engine.device=gpu", {"CPU": 8}, "engine.concurrency needs 1 GPU, the cluster has 8 CPU"),
+        ("engine.device=gpu", {"CPU": 8}, r"engine.concurrency x engine.cpus needs 1 GPU \+ 4 CPU, .*, the cluster has 8 CPU"),
         ("engine.concurrency=4", {"CPU": 2}, "engine.cpus"),
         ("engine.vllm={tensor_parallel_size: 2}", {"CPU": 8}, "engine.vllm"),
         ("cluster.train_workers=4", {"CPU": 2}, "cluster.cpus_per_worker"),

@@ -20,7 +20,7 @@ from divray.engines import ENDPOINT, Answer, FunctionEngine
 from divray.engines.actor import EngineActor, EngineHealth
 from divray.engines.openai import OpenAIEngine
 from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads
-from divray.resources import gpus_of, needs, uses_gpu
+from divray.resources import Bundle, engine_bundles, needs, uses_gpu
 from divray.stages import STAGES
 
 CLOSING_SECONDS = 30
@@ -34,7 +34,7 @@ class Pool:
     engines: list[Any]  # handles of EngineActor
     health: Any  # handle of EngineHealth
     groups: list[Any]  # placement groups of engines that are spread over several machines
-    cpus: float  # CPUs that the engines hold
+    bundles: list[Bundle]  # what the engines hold
 
 
 _pool: Pool | None = None
@@ -56,7 +56,7 @@ def engines_for(config: Config, model: str, answer: Answer | None = None) -> Poo
     if _pool is not None and _pool.key == key:
         return _pool
     stop()
-    count, size, groups = 1 if endpoint else config.engine.pool[1], gpus_of(arguments), []
+    count, bundles, groups = 1 if endpoint else config.engine.pool[1], [{"CPU": 0.1}] if endpoint else engine_bundles(config), []
     if answer is not None:
         make: Any = partial(FunctionEngine, answer)
     elif endpoint:
@@ -64,20 +64,18 @@ def engines_for(config: Config, model: str, answer: Answer | None = None) -> Poo
     else:
         make = partial(VllmEngine, model, arguments, None if gpu else partial(engine_threads, count))
     places: list[Any] = ["DEFAULT"] * count
-    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": size}
-    if endpoint:
-        options = {"num_cpus": 0.1}
-    elif not gpu:
-        options = {"num_cpus": config.engine.cpus, "runtime_env": {"env_vars": cpu_environment()}}
-    elif arguments.get("distributed_executor_backend") == "ray":  # an engine is larger than a machine
-        options = {"num_cpus": 0}
-        groups = [placement_group([{"GPU": 1}] * size) for _ in range(count)]
+    options: dict[str, Any] = {"num_cpus": bundles[0]["CPU"], "num_gpus": bundles[0].get("GPU", 0)}
+    if not gpu and not endpoint:
+        options["runtime_env"] = {"env_vars": cpu_environment()}
+    elif arguments.get("distributed_executor_backend") == "ray" and not endpoint:  # an engine is larger than a machine
+        options["num_gpus"] = 0  # vLLM's own workers hold them
+        groups = [placement_group(bundles) for _ in range(count)]
         places = [PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True) for group in groups]
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # the one node that can't be lost
     health: Any = ray.remote(num_cpus=0)(EngineHealth).options(scheduling_strategy=here).remote(count)
     actor: Any = ray.remote(EngineActor)
     engines = [actor.options(max_restarts=-1, scheduling_strategy=place, **options).remote(make, health) for place in places]
-    _pool = Pool(key, engines, health, groups, count * options["num_cpus"])
+    _pool = Pool(key, engines, health, groups, bundles * count)
     return _pool
 
 
@@ -91,7 +89,7 @@ def _job() -> tuple[str, str]:
 
 def held_cpus() -> float:
     """CPUs that live engines hold."""
-    return _pool.cpus if _pool else 0.0
+    return sum(bundle.get("CPU", 0) for bundle in _pool.bundles) if _pool else 0.0
 
 
 def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
@@ -105,7 +103,7 @@ def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
     asked = [bundle for bundles in needs(config, stage).values() for bundle in bundles]
     cpus, gpus = (sum(bundle.get(kind, 0) for bundle in asked) for kind in ("CPU", "GPU"))
     # Compare with the GPUs free now, since other jobs may hold some; but with all CPUs, since Ray reports freed CPUs too late.
-    short = _pool.cpus + cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
+    short = held_cpus() + cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
     if short or not (back_soon or uses_gpu(config)):
         stop()
 
