@@ -70,8 +70,8 @@ def test_an_engine_on_a_cpu_stays_only_for_what_follows_at_once(monkeypatch: pyt
     from divray.engines import pool
 
     stopped: list[str] = []
-    for name in ("cluster_resources", "available_resources"):
-        monkeypatch.setattr(ray, name, lambda: {"CPU": 8.0, "GPU": 4.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": 4.0})
+    monkeypatch.setattr(pool, "machines_there", lambda: [{"CPU": 8.0, "GPU": 4.0}])
     monkeypatch.setattr(pool, "_pool", SimpleNamespace(bundles=[{"CPU": 1.0}]))
     monkeypatch.setattr(pool, "stop", lambda: stopped.append("engine"))
     for stage, stays in (("classify", True), ("report", True), ("score", False), ("mine", False), ("align", False)):
@@ -82,6 +82,33 @@ def test_an_engine_on_a_cpu_stays_only_for_what_follows_at_once(monkeypatch: pyt
     pool.make_room(settings(), "score", back_soon=True)
     pool.make_room(settings("engine.device=gpu"), "score")
     assert not stopped and pool.held_cpus() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("stage", "machines", "stays"),
+    [
+        ("align", [{"CPU": 16.0, "GPU": 4.0}], True),
+        ("align", [{"CPU": 16.0, "GPU": 2.0}] * 2, False),  # an engine on each: no machine has two GPUs left
+        ("score", [{"CPU": 16.0, "GPU": 2.0}] * 2, True),
+        ("align", [{"CPU": 9.0, "GPU": 4.0}, {"CPU": 64.0}], False),  # of the free CPUs too few lie beside the GPUs
+    ],
+)
+def test_engines_leave_where_a_machine_may_have_too_little_beside_them(
+    monkeypatch: pytest.MonkeyPatch, stage: str, machines: list[dict[str, float]], stays: bool
+) -> None:
+    import ray
+
+    from divray.engines import pool
+
+    stopped: list[str] = []
+    monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": sum(machine.get("GPU", 0) for machine in machines) - 2})
+    monkeypatch.setattr(pool, "machines_there", lambda: machines)
+    monkeypatch.setattr(pool, "_pool", SimpleNamespace(bundles=[{"CPU": 4.0, "GPU": 1.0}] * 2))
+    monkeypatch.setattr(pool, "stop", lambda: stopped.append("engines"))
+    pool.make_room(
+        settings("engine.device=gpu", "cluster.train_workers=1", "cluster.gpus_per_worker=2", "cluster.cpus_per_worker=2"), stage
+    )
+    assert bool(stopped) != stays
 
 
 def test_the_users_engine_arguments_win() -> None:

@@ -20,7 +20,7 @@ from divray.engines import ENDPOINT, Answer, FunctionEngine
 from divray.engines.actor import EngineActor, EngineHealth
 from divray.engines.openai import OpenAIEngine
 from divray.engines.vllm import VllmEngine, cpu_environment, engine_arguments, engine_threads
-from divray.resources import Bundle, engine_bundles, needs, uses_gpu
+from divray.resources import Bundle, engine_bundles, lacking, machines_there, needs, uses_gpu
 from divray.stages import STAGES
 
 CLOSING_SECONDS = 30
@@ -100,11 +100,14 @@ def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
         return
     import ray
 
-    asked = [bundle for bundles in needs(config, stage).values() for bundle in bundles]
-    cpus, gpus = (sum(bundle.get(kind, 0) for bundle in asked) for kind in ("CPU", "GPU"))
-    # Compare with the GPUs free now, since other jobs may hold some; but with all CPUs, since Ray reports freed CPUs too late.
-    short = held_cpus() + cpus > ray.cluster_resources().get("CPU", 0) + 1e-9 or gpus > ray.available_resources().get("GPU", 0)
-    if short or not (back_soon or uses_gpu(config)):
+    machines, asked = machines_there(), needs(config, stage)
+    gpus = sum(bundle.get("GPU", 0) for bundles in asked.values() for bundle in bundles)
+    # All that a machine has counts, since Ray reports freed CPUs too late; but of the GPUs those free now, since other jobs may hold some.
+    short = lacking({"engines": _pool.bundles, **asked}, machines) or gpus > ray.available_resources().get("GPU", 0)
+    # Ray does not say what is free on each machine: with several GPUs on several machines, the free ones may lie apart.
+    sizes = [machine["GPU"] for machine in machines if machine.get("GPU")]
+    apart = work == "training" and len(sizes) > 1 and max(sizes) > 1
+    if short or apart or not (back_soon or uses_gpu(config)):
         stop()
 
 
