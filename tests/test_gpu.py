@@ -15,6 +15,7 @@ from begun_runs import begun
 from conftest import FASTER
 
 from divray.config import Config, load_config
+from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.engines.pool import make_room
 from divray.quickstart import folder
@@ -64,7 +65,16 @@ def free(wanted: float, kind: str = "GPU") -> float:
     return float(ray.available_resources().get(kind, 0))
 
 
-def passed(config: Config, run: RunFolder, target: str, answer: Any) -> set[str]:
+def answering() -> Answer:
+    """A function that goes to the engine as a whole: workers do not know the tests' folder."""
+
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        return {"completion": " A [b] c {d}.", "generated_tokens": 3, "finish_reason": "stop"}
+
+    return answer
+
+
+def passed(config: Config, run: RunFolder, target: str, answer: Answer) -> set[str]:
     """The engines of a pass over the first prompts."""
     complete(config, run, "round-00/prompts", target, config.models.llm, answer=answer)
     return set(run.read_table(target, ["engine"])["engine"].to_pylist())
@@ -75,11 +85,7 @@ def test_an_engine_of_two_gpus_outlives_its_passes_and_makes_room(four_gpus: Non
 
     tensor_parallel = "engine.vllm={tensor_parallel_size: 2}"
     config = load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.train_workers=1", "cluster.gpus_per_worker=2"])
-    run = begun(config, uri)
-
-    def answer(row: dict[str, Any]) -> dict[str, Any]:
-        return {"completion": " A [b] c {d}.", "generated_tokens": 3, "finish_reason": "stop"}
-
+    run, answer = begun(config, uri), answering()
     first = passed(config, run, "one", answer)
     assert free(2) == 2 and free(2, "CPU") == 2
     make_room(config, "align")  # it fits beside it
@@ -88,3 +94,25 @@ def test_an_engine_of_two_gpus_outlives_its_passes_and_makes_room(four_gpus: Non
     assert free(4) == 4
     assert passed(config, run, "three", answer).isdisjoint(first)
     assert not placement_group_table()
+
+
+def test_an_engine_that_has_no_place_is_not_waited_for_at_the_end(four_gpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from divray.engines import pool
+
+    config = load_config(folder() / "quickstart.yaml", [*SMALL, "engine.concurrency=[1, 2]", "engine.vllm={tensor_parallel_size: 3}"])
+    passed(config, begun(config, uri), "one", answering())
+    waited: list[tuple[int, int]] = []
+
+    def wait(references: list[Any], *, num_returns: int, timeout: float) -> Any:
+        done, left = real(references, num_returns=num_returns, timeout=timeout)
+        waited.append((num_returns, len(done)))
+        return done, left
+
+    real = ray.wait
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(pool, "CLOSING_SECONDS", 10)
+    pool.stop()
+    assert waited == [(1, 1)]
+    assert free(4) == 4

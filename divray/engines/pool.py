@@ -122,7 +122,8 @@ def stop() -> None:
         return
     closing = [engine.close.remote() for engine in pool.engines]
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
+        if ready := ray.get(pool.health.state.remote(), timeout=CLOSING_SECONDS)["ready"]:  # the others have nothing to close
+            ray.wait(closing, num_returns=min(ready, len(closing)), timeout=CLOSING_SECONDS)
     for actor in (*pool.engines, pool.health):
         ray.kill(actor)
     for group in pool.groups:
