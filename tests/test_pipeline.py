@@ -134,6 +134,7 @@ BAD_INPUT = [
     ({"prompts": {"strategies": {}}}, "prompts.strategies"),
     ({"engine": {"vllm": {"max_model_len": 0}}}, "engine.vllm.max_model_len"),
     ({"engine": {"vllm": {"trust_remote_code": True}}}, "engine.vllm.trust_remote_code"),
+    ({"engine": {"vllm": {"data_parallel_size": 2}}}, "engine.vllm.data_parallel_size: an engine is one copy of the model. For more"),
     ({"engine": {"endpoint": {"url": "localhost:8000/v1", "model": "m"}}}, "engine.endpoint.url: URL scheme should be 'http' or 'https'"),
     ({"engine": {"endpoint": {"url": "http://x/v1"}}}, "engine.endpoint.model: missing"),
     ({"engine": {"endpoint": {"url": "http://x:99999/v1", "model": "m"}}}, "endpoint.url: Input should be a valid URL, invalid port"),

@@ -54,8 +54,11 @@ def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
 
 
 def check_arguments(config: Config) -> None:
-    """Refuse arguments that vLLM's engine does not have.  vLLM is imported only for arguments that ``VllmArguments`` does not declare."""
+    """Refuse arguments that vLLM's engine does not have, and data parallelism, for which :func:`~divray.resources.gpus_of` counts no GPU.
+    vLLM is imported only for arguments that ``VllmArguments`` does not declare."""
     given = config.engine.vllm.keys() - VllmArguments.__annotations__.keys()
+    if parallel := [name for name in given if name.startswith("data_parallel")]:
+        raise InputError("config", f"engine.vllm.{min(parallel)}", "an engine is one copy of the model", "For more set engine.concurrency.")
     if not given or importlib.util.find_spec("vllm") is None:
         return
     with contextlib.redirect_stdout(io.StringIO()):  # the import prints what is missing
