@@ -19,7 +19,7 @@ from conftest import FASTER
 from divray.config import Config
 from divray.datasets.stage import load_task
 from divray.engines import Answer
-from divray.engines.complete import answered, complete
+from divray.engines.complete import BLOCKS_IN_FLIGHT, answered, complete
 from divray.engines.vllm import sampling_parameters
 from divray.errors import EngineError, InputError
 from divray.pipeline import STAGES, retry, run_stage, undo
@@ -181,7 +181,17 @@ def test_a_completion_that_is_lost_on_the_way_is_missed(ray_two_cpus: None, uri:
     assert len(answered(run, "round-00/completions")) == prompts.num_rows
 
 
-def test_a_pool_of_engines_starts_as_one(ray_two_cpus: None, uri: str) -> None:
+def test_a_pool_of_engines_starts_as_one_and_gets_blocks_for_each(ray_two_cpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.data
+
+    in_flight: list[int] = []
+
+    def strategy(**options: int) -> Any:
+        in_flight.append(options["max_tasks_in_flight_per_actor"])
+        return real(**options)
+
+    real = ray.data.ActorPoolStrategy
+    monkeypatch.setattr(ray.data, "ActorPoolStrategy", strategy)
     config = settings("engine.concurrency=4", "engine.cpus=0.25")
     run, play = begun(config, uri), playing()
 
@@ -199,7 +209,7 @@ def test_a_pool_of_engines_starts_as_one(ray_two_cpus: None, uri: str) -> None:
 
     assert sample(config, run, 0, answer=once_all_are_there)["candidates"] == 60
     (record,) = (run.read_json(name) for name in run.files("round-00/completions.engines"))
-    assert len(record["engines"]) == 4
+    assert len(record["engines"]) == 4 and in_flight == [4 * BLOCKS_IN_FLIGHT]
 
 
 def test_a_round_that_is_not_sampled_yet_has_nothing_to_try_again(uri: str) -> None:

@@ -29,7 +29,7 @@ from divray.schemas import COMPLETIONS, PROMPTS
 from divray.stages import Progress
 
 BLOCKS_IN_FLIGHT = 64
-"""Maximum number of files of request rows in progress at a time."""
+"""Maximum number of files of request rows in progress at a time, for each engine: the first ones have few rows."""
 
 ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
 """Columns that the candidates of one request share."""
@@ -70,10 +70,11 @@ def complete(
     import ray
     import ray.data
 
-    total, done, most = run.read_table(source, ["candidate_id"]).num_rows, answered(run, target), BLOCKS_IN_FLIGHT
+    total, done = run.read_table(source, ["candidate_id"]).num_rows, answered(run, target)
     if len(done) == total:
         return  # and no engine is started
     pool = engines_for(config, model, answer)
+    most = BLOCKS_IN_FLIGHT * len(pool.engines)
     requests = run.dataset(source, override_num_blocks=len(run.files(source, ".parquet")), num_cpus=0.1)
     completions = requests.map_batches(
         Ask,
@@ -131,34 +132,34 @@ class Ask:
         self.taken = [0] * len(engines)
         self.lost: dict[int, Exception] = {}
         self.joining: dict[int, asyncio.Task[None]] = {}
-        self.changed = asyncio.Event()
+        self.changed, self.door = asyncio.Event(), asyncio.Lock()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Completions (``schemas.COMPLETIONS``) of request rows (``schemas.PROMPTS``)."""
         block = block.filter(pc.invert(pc.is_in(block["candidate_id"], self.done)))
-        asked, number = block.to_pylist(), await self._free()
-        size = self.config.engine.batch_size or max(LEAST_BATCH, self.slots[number] // BATCHES)
-        answers = await asyncio.gather(*(self._batch(asked[start : start + size]) for start in range(0, len(asked), size)))
+        size = self.config.engine.batch_size or max(LEAST_BATCH, self.slots[await self._free()] // BATCHES)
+        answers = await asyncio.gather(*(self._batch(block.slice(start, size)) for start in range(0, len(block), size)))
         rows = [row for answer in answers for row in answer]
         for field in list(COMPLETIONS)[len(PROMPTS) :]:
             empty = "" if field.type == pa.string() else 0
             block = block.append_column(field, pa.array([row.get(field.name) or empty for row in rows], field.type))
         return block.select(COMPLETIONS.names).cast(COMPLETIONS)
 
-    async def _batch(self, rows: list[Row]) -> list[Row]:
+    async def _batch(self, asked: pa.Table) -> list[Row]:
         from ray.exceptions import RayActorError
 
-        requests = requests_of(self.config, rows, self.adapter, self.greedy)
         while True:
-            number = await self._free()
-            self.taken[number] += len(rows)
+            async with self.door:  # first come, first served, and one waits for room, not all
+                number = await self._free()
+                self.taken[number] += len(asked)
             try:
+                requests = requests_of(self.config, asked.to_pylist(), self.adapter, self.greedy)
                 answer: list[Row] = await self.engines[number].complete.remote(requests)
                 return answer
             except RayActorError:  # the engine is gone; its requests are asked again
                 self.slots.pop(number, None)
             finally:
-                self.taken[number] -= len(rows)
+                self.taken[number] -= len(asked)
                 self.changed.set()
 
     async def _free(self) -> int:
