@@ -19,7 +19,7 @@ from divray.alignment.arguments import batches
 from divray.cluster import prepare_cluster, release_cluster, save_logs
 from divray.config import CONFIG, Config, dump_config, read_config
 from divray.datasets.stage import Task, load_task, stated, words_of
-from divray.engines.pool import make_room
+from divray.engines.pool import make_room, stop
 from divray.engines.vllm import check_arguments
 from divray.errors import InputError
 from divray.layout import SUMMARY, VERSIONS, Round
@@ -154,7 +154,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, st
 
 
 def run_all(config: Config, uri: str) -> dict[str, Any]:
-    """Run every stage that is not done yet in the run folder ``uri``; returns the summary.
+    """Run every stage that is not done yet in the run folder ``uri``; returns the summary.  No engine outlives the call.
 
     Raises:
         DivrayError: Bad input, too few resources, an engine that gave up, or a stage that failed; what was finished stays finished.
@@ -165,8 +165,13 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
         if done := len(order) - len(todo):
             console.log(f"resuming {run.uri}: {done} stages are finished")
         prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
-        for stage, round_ in todo:
-            run_stage(config, run, stage, round_)
+        try:
+            for number, (stage, round_) in enumerate(todo):
+                if not any(later.work(config) == "engine" for later, _ in todo[number:]):
+                    stop()  # else idle engines keep their machines
+                run_stage(config, run, stage, round_)
+        finally:
+            stop()
         return dict(run.read_json(SUMMARY))
 
 

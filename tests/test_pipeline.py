@@ -14,10 +14,11 @@ from divray import resources
 from divray.cli import build_parser, main, parse
 from divray.config import Config, dump_config, load_config
 from divray.errors import InputError, ResourceError
-from divray.pipeline import STAGES, due_round, open_run, record_name, schedule
+from divray.pipeline import STAGES, due_round, open_run, record_name, run_all, schedule
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 from divray.schemas import COMPLETIONS
+from divray.stages import Stage
 
 QUICKSTART = str(folder() / "quickstart.yaml")
 
@@ -66,6 +67,23 @@ def test_a_stage_waits_for_those_before_it(quickstart: Config, uri: str) -> None
     assert due_round(quickstart, run, STAGES["prompt"], 0, True) == 0
     with pytest.raises(InputError, match="no round 5"):
         due_round(quickstart, run, STAGES["prompt"], 5, False)
+
+
+def test_engines_end_after_their_last_stage_and_where_a_run_fails(quickstart: Config, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def stage(config: Config, run: RunFolder, stage: Stage, round_: int) -> None:
+        done.append(record_name(stage, round_))
+        if stage.name == "tune":
+            raise ResourceError("too little")
+
+    monkeypatch.setattr("divray.pipeline.prepare_cluster", lambda *_: None)
+    monkeypatch.setattr("divray.pipeline.run_stage", stage)
+    monkeypatch.setattr("divray.pipeline.stop", lambda: done.append("stop"))
+    with pytest.raises(ResourceError):
+        run_all(quickstart, uri)
+    assert done.index("stop") == done.index("round-01.sample") + 1
+    assert done[-2:] == ["tune", "stop"]
 
 
 def test_what_cannot_begin_again_stays_done(
