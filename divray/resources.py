@@ -201,7 +201,7 @@ def provide(config: Config, stages: Iterable[str], grows: bool) -> None:
         if grows and asked:
             request_resources(bundles=[bundle for bundles in asked.values() for bundle in bundles])
         _wait(stage, asked, grows)
-        only_cpus(not any(bundle.get("GPU") for bundles in asked.values() for bundle in bundles))
+        only_cpus(not task_gpus(config) or STAGES[stage].work(config) != "models")  # engines and DPO ask for their GPUs themselves
 
 
 def _wait(stage: str, asked: dict[str, list[Bundle]], grows: bool) -> None:

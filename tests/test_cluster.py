@@ -226,9 +226,9 @@ def test_tasks_see_the_gpus_that_they_hold_and_give_them_back(four_gpus: None) -
     assert ray.available_resources()["GPU"] == 4
 
 
-def test_a_stage_without_models_leaves_gpus_alone(four_gpus: None) -> None:
+def test_ray_data_leaves_gpus_alone_but_for_stages_with_models(four_gpus: None) -> None:
     from ray.data import DataContext
 
-    for stage, limit in (("prompt", 0), ("sample", float("inf")), ("mine", 0), ("score", float("inf"))):
-        resources.provide(settings("engine.device=gpu"), [stage], grows=False)
+    for stage, limit in (("prompt", 0), ("sample", 0), ("classify", 0), ("mine", 0), ("align", 0), ("score", float("inf"))):
+        resources.provide(settings("engine.device=gpu", "engine.cpus=2", "cluster.train_workers=2"), [stage], grows=False)
         assert DataContext.get_current().execution_options.resource_limits.gpu == limit, stage
