@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,12 @@ import pyarrow.compute as pc
 import pytest
 from conftest import FASTER
 
+from divray import embeddings
 from divray.config import Config, load_config
 from divray.datasets.stage import examples_table, load_task, read_relations, read_seeds, table_examples
 from divray.datasets.stage import run as prepare
 from divray.embeddings import embedding_matrix
+from divray.models import local_model
 from divray.quickstart import folder
 from divray.resources import actor_pool
 from divray.run_folder import RunFolder
@@ -167,7 +171,7 @@ def test_encoders_grow_with_the_cluster(
     monkeypatch.setattr(ray, "available_resources", lambda: resources)
     config = quickstart.model_copy(update={"engine": quickstart.engine.model_copy(update={"device": device})})
     run = RunFolder(str(tmp_path))
-    for rows, blocks in ((0, 1), (10, 1), (48, 2), (10**6, -(-(10**6) // (4096 if gpus else 512)))):
+    for rows, blocks in ((0, 1), (10, 1), (48, 1 if gpus else 2), (10**6, -(-(10**6) // (4096 if gpus else 512)))):
         number, made = scoring.encoder_pool(config, run, rows)
         assert (number, made["num_gpus"]) == (blocks, gpus)
         pool, size = made["compute"], min(most, blocks)
@@ -178,3 +182,28 @@ def test_encoders_grow_with_the_cluster(
     assert scoring.encoder_pool(config, run, 10**6)[1]["compute"].initial_size == min(most, 15 if gpus else 8)
     monkeypatch.setattr(scoring, "held_cpus", lambda: resources["CPU"])
     assert scoring.encoder_pool(config, run, 48)[1]["compute"].max_size == 1
+
+
+def test_a_block_for_a_gpu_is_not_mostly_padding(monkeypatch: pytest.MonkeyPatch, quickstart: Config, tmp_path: Path) -> None:
+    import ray
+    import torch
+    from transformers import AutoTokenizer
+
+    for name in ("cluster_resources", "available_resources"):
+        monkeypatch.setattr(ray, name, lambda: {"CPU": 16.0, "GPU": 4.0})
+    config = quickstart.model_copy(update={"engine": quickstart.engine.model_copy(update={"device": "gpu"})})
+    blocks, _ = scoring.encoder_pool(config, RunFolder(str(tmp_path)), 2000)
+    monkeypatch.setattr(embeddings, "TOKENS", {"cpu": embeddings.TOKENS["cuda"]})
+    encoder: Any = object.__new__(embeddings.Encoder)  # without its model
+    computed: list[int] = []
+
+    def model(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        computed.append(input_ids.numel())
+        return SimpleNamespace(last_hidden_state=torch.ones(*input_ids.shape, 1))
+
+    encoder.device, encoder.model, encoder.dimension, encoder.max_length = "cpu", model, 1, embeddings.MAX_LENGTH
+    encoder.tokenizer = AutoTokenizer.from_pretrained(local_model("embedded:minilm"))
+    texts = [example.text for example in load_task(quickstart).test] * 4
+    texts = texts[: 2000 // blocks]
+    encoder.encode(texts)
+    assert sum(computed) < 2 * sum(map(len, encoder.tokenizer(texts)["input_ids"]))

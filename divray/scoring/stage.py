@@ -36,9 +36,9 @@ EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correct
 AUTO = 0.5
 """The threshold of ``auto`` before anybody has reviewed a sample: right and wrong are equally likely."""
 
-ENCODED_ROWS, GPU_TIMES, TURNS = (32, 512), 8, 4
-"""``ENCODED_ROWS``: the least and most rows in a block for an encoder.  On a GPU the most is ``GPU_TIMES`` times as large, which fills it.
-The least is small, so that several encoders share a small round.  Within these limits, each encoder gets :data:`TURNS` blocks."""
+ENCODED_ROWS, GPU_ROWS, TURNS = (32, 512), (1024, 4096), 4
+"""The least and most rows in a block for an encoder on a CPU and on a GPU.  A CPU's least is small, so that several encoders share a small
+round; in a GPU's smaller blocks most tokens would be padding.  Within these limits, each encoder gets :data:`TURNS` blocks."""
 
 TEST_SENTENCES = 32
 """Number of test sentences of each relation whose diversity the report compares with the samples'."""
@@ -62,7 +62,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         run.delete(name)
     if not run.files(SEED_HEARD, ".parquet"):  # else an earlier round wrote it
         ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
-    rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"]).values())
+    rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"], where=pc.field("rejection") == "").values())
     blocks, encoders = encoder_pool(config, run, rows)
     read = run.dataset(written.samples, override_num_blocks=blocks, num_cpus=0.1)
     valid = read.map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
@@ -91,8 +91,8 @@ def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[s
     The pool has as many encoders as fit and have work.  Each is an actor made from the settings and the run's URI, one thread on a CPU.
     Call this before you make the dataset, since reading also holds CPUs.
     """
-    least, largest = ENCODED_ROWS
-    each = min(max(rows // (TURNS * most_workers(config)), least), largest * (GPU_TIMES if task_gpus(config) else 1))
+    least, largest = GPU_ROWS if task_gpus(config) else ENCODED_ROWS
+    each = min(max(rows // (TURNS * most_workers(config)), least), largest)
     blocks = max(1, -(-rows // each))
     pool = actor_pool(config, blocks, beside=held_cpus())
     return blocks, {"batch_format": "pyarrow", "batch_size": None, "fn_constructor_args": (config, run.uri), **pool}
