@@ -57,13 +57,15 @@ def gpus_of(arguments: Mapping[str, Any]) -> int:
 
 
 def engine_bundles(config: Config) -> list[Bundle]:
-    """What one engine holds.  On GPUs, too, it computes on CPUs: requests, schedule, constraints."""
+    """What one engine holds.  On GPUs, too, it computes on CPUs: requests, schedule, constraints.  Where waves are scored in between, an
+    engine on one GPU leaves a task's share of it, unless the user says how much of its memory vLLM takes."""
     size, cpus = gpus_of(config.engine.vllm), config.engine.cpus
     if not uses_gpu(config):
         return [{"CPU": cpus or 0.5}]
     if config.engine.vllm.get("distributed_executor_backend") == "ray":  # lets one engine use several machines
         return [{"CPU": cpus or 4, "GPU": 1}, *[{"GPU": 1.0}] * (size - 1)]
-    return [{"CPU": cpus or 4, "GPU": size}]
+    waves = size == 1 and config.sampling.most_waves > 1 and "gpu_memory_utilization" not in config.engine.vllm
+    return [{"CPU": cpus or 4, "GPU": 1 - task_gpus(config) if waves and task_gpus(config) < 0.5 else size}]
 
 
 def task_gpus(config: Config) -> float:
@@ -94,17 +96,17 @@ def worker(config: Config, gpus: bool = False) -> Any:
     return ray.remote(num_cpus=config.cluster.worker_cpus, num_gpus=held, max_retries=2, max_calls=1 if held else 0)
 
 
-def most_workers(config: Config, beside: float = 0.0) -> int:
+def most_workers(config: Config, beside: Bundle | None = None) -> int:
     """How many actors with a model, each of :func:`worker`'s size, fit into the cluster; at least one.  One CPU stays free for Ray's
-    other tasks, and ``beside`` CPUs count as taken.  Without GPUs, each actor counts as one CPU or more."""
+    other tasks, and ``beside`` counts as taken.  Without GPUs, each actor counts as one CPU or more."""
     import ray
 
     total, held, each = ray.cluster_resources(), task_gpus(config), config.cluster.worker_cpus
-    cpus = total.get("CPU", 0) - beside
-    return max(1, int(min(total.get("GPU", 0) / held if held else cpus / max(1, each), (cpus - 1) / each)))
+    cpus, gpus = (total.get(kind, 0) - (beside or {}).get(kind, 0) for kind in ("CPU", "GPU"))
+    return max(1, int(min(gpus / held if held else cpus / max(1, each), (cpus - 1) / each)))
 
 
-def actor_pool(config: Config, work: int, beside: float = 0.0) -> dict[str, Any]:
+def actor_pool(config: Config, work: int, beside: Bundle | None = None) -> dict[str, Any]:
     """Ray Data's arguments for a pool of at most :func:`most_workers` actors, and at most one per piece of ``work``.  If they hold no GPU,
     Ray Data uses none from now on.  The pool starts with as many actors as fit now; half a CPU stays free for Ray's other tasks."""
     import ray

@@ -20,7 +20,7 @@ from divray.prompts import write_wave
 from divray.prompts.parsing import Form, Parsed, form_of, parse_record
 from divray.prompts.record import read_records
 from divray.prompts.rows import accepted_samples, candidate_ids
-from divray.prompts.waves import Tally, Wave, apportion, next_counts, quota_account, wave_count
+from divray.prompts.waves import Tally, Wave, apportion, next_counts, quota_account
 from divray.resources import uses_gpu
 from divray.run_folder import RunFolder
 from divray.scan import tally
@@ -74,7 +74,7 @@ def run(
     while True:
         complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
         counts = parse_round(config, run, own)
-        if quota is None and wave + 1 == wave_count(config.sampling):
+        if quota is None and wave + 1 == config.sampling.most_waves:
             return counts
         if sum(count for (count,) in tally(run, own.scores, ["relation"]).values()) != counts["valid"]:
             return {**counts, "then": "score"}

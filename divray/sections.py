@@ -109,6 +109,10 @@ class SamplingConfig(Section):
     waves: int | None = Field(None, ge=1, description="Passes of a round, each planned from those before; default: 1, or 6 with `quota`.")
     quota: int | None = Field(None, ge=1, description="A relation with so many accepted samples in a round gets no more requests.")
 
+    @property
+    def most_waves(self) -> int:
+        return self.waves or (6 if self.quota else 1)
+
 
 class DiversityConfig(Section):
     """Near-duplicates and diversity scores."""

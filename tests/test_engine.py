@@ -81,7 +81,7 @@ def test_an_engine_on_a_cpu_stays_only_for_what_follows_at_once(monkeypatch: pyt
     stopped.clear()
     pool.make_room(settings(), "score", back_soon=True)
     pool.make_room(settings("engine.device=gpu"), "score")
-    assert not stopped and pool.held_cpus() == 1.0
+    assert not stopped and pool.held() == {"CPU": 1.0, "GPU": 0}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from conftest import FASTER
 from divray.config import Config, load_config
 from divray.engines import Answer
 from divray.engines.complete import complete
-from divray.engines.pool import make_room
+from divray.engines.pool import engines_for, make_room
+from divray.engines.vllm import GPU_MEMORY, engine_arguments
 from divray.quickstart import folder
+from divray.resources import engine_bundles
 from divray.run_folder import RunFolder
+from divray.scoring.stage import encoder_pool
 
 SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.device=gpu", "engine.cpus=2"]
 
@@ -94,6 +98,23 @@ def test_an_engine_of_two_gpus_outlives_its_passes_and_makes_room(four_gpus: Non
     assert free(4) == 4
     assert passed(config, run, "three", answer).isdisjoint(first)
     assert not placement_group_table()
+
+
+def test_engines_leave_a_part_of_each_gpu_to_the_scores_of_a_wave_and_none_to_dpo(four_gpus: None, uri: str) -> None:
+    small = [*SMALL, "engine.concurrency=4", "engine.cpus=0.25", "cluster.worker_cpus=0.25", "cluster.train_workers=1"]
+    config = load_config(folder() / "quickstart.yaml", [*small, "sampling.quota=2"])
+    start = partial(engines_for, config, config.models.llm, answering())
+    pool = start()
+    assert free(1) == 1
+    make_room(config, "score", back_soon=True)
+    assert start() is pool
+    assert encoder_pool(config, RunFolder(uri), 10**6)[1]["compute"].max_size == 4
+    make_room(config, "align")
+    assert free(4) == 4
+    assert engine_arguments(config, gpu=True)["gpu_memory_utilization"] == pytest.approx(0.75 * GPU_MEMORY)
+    whole = [load_config(folder() / "quickstart.yaml", [*small, *one]) for one in ([], ["sampling.quota=2", "cluster.worker_gpus=0.5"])]
+    whole.append(load_config(folder() / "quickstart.yaml", [*small, "sampling.quota=2", "engine.vllm.gpu_memory_utilization=0.9"]))
+    assert all(engine_bundles(one) == [{"CPU": 0.25, "GPU": 1}] for one in whole)
 
 
 def test_an_engine_that_has_no_place_is_not_waited_for_at_the_end(four_gpus: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

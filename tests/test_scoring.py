@@ -180,7 +180,7 @@ def test_encoders_grow_with_the_cluster(
     assert scoring.encoder_pool(config, run, 48)[1]["compute"].initial_size == 1
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
     assert scoring.encoder_pool(config, run, 10**6)[1]["compute"].initial_size == min(most, 15 if gpus else 8)
-    monkeypatch.setattr(scoring, "held_cpus", lambda: resources["CPU"])
+    monkeypatch.setattr(scoring, "held", lambda: {"CPU": resources["CPU"]})
     assert scoring.encoder_pool(config, run, 48)[1]["compute"].max_size == 1
 
 

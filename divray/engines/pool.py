@@ -87,9 +87,9 @@ def _job() -> tuple[str, str]:
     return context.get_session_name(), context.get_job_id()
 
 
-def held_cpus() -> float:
-    """CPUs that live engines hold."""
-    return sum(bundle.get("CPU", 0) for bundle in _pool.bundles) if _pool else 0.0
+def held() -> Bundle:
+    """What live engines hold."""
+    return {kind: sum(bundle.get(kind, 0) for bundle in _pool.bundles) if _pool else 0 for kind in ("CPU", "GPU")}
 
 
 def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
@@ -104,9 +104,9 @@ def make_room(config: Config, stage: str, back_soon: bool = False) -> None:
     gpus = sum(bundle.get("GPU", 0) for bundles in asked.values() for bundle in bundles)
     # All that a machine has counts, since Ray reports freed CPUs too late; but of the GPUs those free now, since other jobs may hold some.
     short = lacking({"engines": _pool.bundles, **asked}, machines) or gpus > ray.available_resources().get("GPU", 0)
-    # Ray does not say what is free on each machine: with several GPUs on several machines, the free ones may lie apart.
+    # Ray does not say what is free on each machine and GPU: parts of GPUs, and GPUs of several machines, may lie apart.
     sizes = [machine["GPU"] for machine in machines if machine.get("GPU")]
-    apart = work == "training" and len(sizes) > 1 and max(sizes) > 1
+    apart = work == "training" and (_pool.bundles[0].get("GPU", 0) % 1 > 0 or (len(sizes) > 1 and max(sizes) > 1))
     if short or apart or not (back_soon or uses_gpu(config)):
         stop()
 

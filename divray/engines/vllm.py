@@ -17,7 +17,7 @@ from divray.config import Config
 from divray.engines import Engine, EngineDied, Request, Row
 from divray.errors import InputError
 from divray.models import context_length, local_model
-from divray.resources import cpu_precision, gpus_of
+from divray.resources import cpu_precision, engine_bundles, gpus_of
 from divray.schemas import PAIRS_A_COMPLETION, PAIRS_STRATEGY
 from divray.sections import VllmArguments
 
@@ -36,6 +36,9 @@ CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
 GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1}
 """The model's own context, or what fits in the GPU's memory; vLLM chooses the batch by that memory, too."""
 
+GPU_MEMORY = 0.92
+"""vLLM's own share of a GPU's memory."""
+
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
 
@@ -48,6 +51,8 @@ def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
         found["dtype"] = "bfloat16" if cpu_precision() == "bf16" else "float32"
     elif config.rounds > 1 and config.alignment.method == "lora":  # the engine stays while the adapters are trained
         found |= {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": 1}
+    if gpu and (share := engine_bundles(config)[0].get("GPU", 1)) < 1:
+        found["gpu_memory_utilization"] = GPU_MEMORY * share
     if gpus_of(config.engine.vllm) > 1:
         found["distributed_executor_backend"] = "mp"
     return {**found, **config.engine.vllm}

@@ -16,9 +16,6 @@ from typing import Any, NamedTuple
 from divray.config import Config
 from divray.relations import Example, Relation
 from divray.schemas import NAIVE
-from divray.sections import SamplingConfig
-
-QUOTA_WAVES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +35,11 @@ class Tally(NamedTuple):
     accepted: int
 
 
-def wave_count(sampling: SamplingConfig) -> int:
-    """How many waves a round has, at most."""
-    return sampling.waves or (QUOTA_WAVES if sampling.quota else 1)
-
-
 def first_wave(config: Config, relations: Sequence[Relation], round_: int, accepted: Mapping[str, list[Example]] | None = None) -> Wave:
     """The round's first wave: all candidates, or a share if more waves follow.  Round 0 adds those of the naive baseline."""
     sampling = config.sampling
     if sampling.quota is None:
-        count = sampling.candidates_per_relation // wave_count(sampling) or sampling.candidates_per_relation
+        count = sampling.candidates_per_relation // sampling.most_waves or sampling.candidates_per_relation
     else:
         count = min(_wanted(Tally(0, 0), sampling.quota), sampling.candidates_per_relation)
     shares = apportion(config.prompts.strategies, count)
@@ -58,7 +50,7 @@ def first_wave(config: Config, relations: Sequence[Relation], round_: int, accep
 
 def next_counts(config: Config, tallies: Mapping[str, Tally], wave: int) -> dict[str, int]:
     """Relation -> candidates of wave ``wave``; empty if the round ends here.  ``tallies`` has every relation."""
-    sampling, left = config.sampling, wave_count(config.sampling) - wave
+    sampling, left = config.sampling, config.sampling.most_waves - wave
     if left <= 0:
         return {}
     if sampling.quota is None:

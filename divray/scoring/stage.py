@@ -20,7 +20,7 @@ from divray import scan
 from divray.config import Config
 from divray.datasets.stage import read_relations, read_seeds, table_examples
 from divray.embeddings import embedding_column, embedding_matrix
-from divray.engines.pool import held_cpus
+from divray.engines.pool import held
 from divray.layout import SEED_EMBEDDINGS, SEED_HEARD, SEEDS, TEST, TEST_EMBEDDINGS, Round, score_tables
 from divray.resources import actor_pool, most_workers, only_cpus, task_gpus, worker
 from divray.review import review_answers, reviewed_threshold
@@ -94,7 +94,7 @@ def encoder_pool(config: Config, run: RunFolder, rows: int) -> tuple[int, dict[s
     least, largest = GPU_ROWS if task_gpus(config) else ENCODED_ROWS
     each = min(max(rows // (TURNS * most_workers(config)), least), largest)
     blocks = max(1, -(-rows // each))
-    pool = actor_pool(config, blocks, beside=held_cpus())
+    pool = actor_pool(config, blocks, beside=held())
     return blocks, {"batch_format": "pyarrow", "batch_size": None, "fn_constructor_args": (config, run.uri), **pool}
 
 
