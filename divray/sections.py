@@ -223,7 +223,7 @@ class EngineConfig(Section):
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     concurrency: Count | Annotated[tuple[Count, Count], Field(strict=False), AfterValidator(_ordered)] = Field(  # YAML has no tuples
-        1, description="Number of engine actors, or [min, max] to follow the work."
+        1, description="Number of engine actors; [min, max]: a run needs room for min, and starts up to max where it has room."
     )
     cpus: float | None = Field(None, gt=0, description="Ray CPUs of an engine actor; default: 4 where it runs on GPUs, else 0.5.")
     batch_size: int | None = Field(
@@ -234,7 +234,7 @@ class EngineConfig(Section):
 
     @property
     def pool(self) -> tuple[int, int]:
-        """The least and the most engine actors."""
+        """The engine actors that the cluster must have room for, and those that are asked of it."""
         return (self.concurrency, self.concurrency) if isinstance(self.concurrency, int) else self.concurrency
 
 
