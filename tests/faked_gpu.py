@@ -1,5 +1,5 @@
-"""vLLM's own configuration of engines on GPUs that are not there: ``python faked_gpu.py CASES``, each a name, GiB and overrides in JSON;
-a line of JSON out for each."""
+"""vLLM's own configuration of engines on GPUs that are not there: ``python faked_gpu.py CASES``, each a name, GiB, file of settings
+and overrides in JSON; a line of JSON out for each."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ def main() -> None:
     from divray.config import load_config
     from divray.engines.vllm import engine_arguments
     from divray.models import local_model
-    from divray.quickstart import folder
 
-    for name, memory, overrides in json.loads(sys.argv[1]):
+    for name, memory, file, overrides in json.loads(sys.argv[1]):
         FakedGpu.faked = (name, memory)
-        config = load_config(folder() / "quickstart.yaml", ["models.llm=embedded:smollm2", *overrides])
+        config = load_config(file, overrides)
         arguments = engine_arguments(config, gpu=True)
         made = AsyncEngineArgs(model=local_model(config.models.llm), **arguments).create_engine_config(UsageContext.LLM_CLASS)
         found = {
@@ -57,6 +56,7 @@ def main() -> None:
             "lora_rank": made.lora_config.max_lora_rank,
             "trust": made.model_config.trust_remote_code,
             "dtype": str(made.model_config.dtype),
+            "memory": made.cache_config.gpu_memory_utilization,
         }
         print(json.dumps(found), flush=True)
 

@@ -15,7 +15,7 @@ from conftest import FASTER
 from divray.datasets.stage import examples_table, load_task
 from divray.datasets.stage import run as prepare
 from divray.engines.actor import EngineHealth
-from divray.engines.complete import complete
+from divray.engines.complete import complete, requests_of
 from divray.engines.vllm import engine_arguments, engine_threads, sampling_parameters
 from divray.errors import EngineError
 from divray.layout import Round
@@ -128,6 +128,18 @@ def test_sampling_parameters_of_a_row() -> None:
     greedy = sampling_parameters(settings(), ROW, greedy=True)
     assert greedy["temperature"] == 0.0
     assert "structured_outputs" not in greedy and "min_p" not in greedy
+
+
+def test_candidates_of_one_prompt_are_one_request() -> None:
+    config = settings("prompts.candidates_per_prompt=8", "sampling.candidates_per_relation=16")
+    task = load_task(config)
+    rows = list(request_rows(config, task.relations, task.seeds, 0))
+    requests = requests_of(config, rows, "adapter", greedy=False)
+    assert [len(request.rows) for request in requests] == [8] * (2 * len(task.relations))
+    assert [row for request in requests for row in request.rows] == rows
+    assert {request.adapter for request in requests} == {"adapter"}
+    assert len(requests_of(config, [*rows[:4], {**rows[4], "pattern": "a+"}, *rows[5:8]], "", greedy=False)) == 3
+    assert len(requests_of(config, rows[:8], "", greedy=True)) == 8
 
 
 def test_an_engine_leaves_one_core_and_shares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

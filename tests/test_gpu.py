@@ -18,7 +18,7 @@ from conftest import FASTER
 from divray.config import Config, load_config
 from divray.engines import Answer
 from divray.engines.complete import complete
-from divray.engines.pool import engines_for, make_room
+from divray.engines.pool import engines_for, make_room, stop
 from divray.engines.vllm import GPU_MEMORY, engine_arguments
 from divray.quickstart import folder
 from divray.resources import engine_bundles
@@ -28,34 +28,45 @@ from divray.scoring.stage import encoder_pool
 SMALL = [*FASTER, "sampling.candidates_per_relation=8", "sampling.naive_candidates_per_relation=2", "engine.device=gpu", "engine.cpus=2"]
 
 
-H100 = ("NVIDIA H100", 80, ())
-L4 = ("NVIDIA L4", 24, ("engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=32"))
+QUICKSTART = str(folder() / "quickstart.yaml")
+H100 = ("NVIDIA H100", 80, QUICKSTART, ["models.llm=embedded:smollm2"])
+SPREAD = ["models.llm=embedded:smollm2", "engine.vllm={tensor_parallel_size: 3, max_model_len: 1024}", "alignment.lora_rank=32"]
+L4 = ("NVIDIA L4", 24, QUICKSTART, SPREAD)
+PRESETS = sorted((Path(__file__).parent.parent / "examples" / "gpu").glob("*.yaml"))
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "vocab_size": 152064}
+QWEN |= {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768}
+"""The shape of the presets' LLM, Qwen2.5-7B."""
 
 
 @pytest.fixture(scope="module")
-def configured() -> dict[str, dict[str, Any]]:
-    """Name of a GPU -> vLLM's configuration of an engine on it."""
-    command = [sys.executable, str(Path(__file__).with_name("faked_gpu.py")), json.dumps([H100, L4])]
+def configured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """vLLM's configuration of an engine on an H100, an L4, and of each preset on a GPU of 48 GB."""
+    model = tmp_path_factory.mktemp("qwen")
+    (model / "config.json").write_text(json.dumps(QWEN | {"dtype": "bfloat16"}))
+    cases = [H100, L4, *(("NVIDIA L40S", 48, str(preset), [f"models.llm={model}"]) for preset in PRESETS)]
+    command = [sys.executable, str(Path(__file__).with_name("faked_gpu.py")), json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return dict(zip((H100[0], L4[0]), lines, strict=True))
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (H100[0], {"max_num_seqs": 1024, "max_num_batched_tokens": 16384, "backend": "uni", "max_model_len": 8192}),
-        (
-            L4[0],
-            {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "backend": "mp", "world_size": 3, "max_model_len": 1024, "lora_rank": 32},
-        ),
-    ],
-)
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
-def test_vllm_takes_the_arguments_and_sizes_the_batch(configured: dict[str, dict[str, Any]], name: str, expected: dict[str, Any]) -> None:
-    assert configured[name] == {**configured[name], **expected, "device": "cuda", "trust": False}
+def test_vllm_takes_the_arguments_and_sizes_the_batch(configured: list[dict[str, Any]]) -> None:
+    common = {"device": "cuda", "trust": False, "memory": GPU_MEMORY}
+    large = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384, "backend": "uni", "max_model_len": 8192}
+    small = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "backend": "mp", "world_size": 3, "max_model_len": 1024, "lora_rank": 32}
+    for found, expected in zip(configured, (large, small), strict=False):
+        assert found == {**found, **common, **expected}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+def test_vllm_takes_the_presets(configured: list[dict[str, Any]]) -> None:
+    made = {"device": "cuda", "max_num_seqs": 256, "max_model_len": 4096, "world_size": 1, "lora_rank": 16, "dtype": "torch.bfloat16"}
+    assert len(configured) == 2 + len(PRESETS) == 5
+    for found in configured[2:]:
+        assert found == {**found, **made, "memory": 0.9, "trust": False}
 
 
 def free(wanted: float, kind: str = "GPU") -> float:
@@ -88,21 +99,36 @@ def test_an_engine_of_two_gpus_outlives_its_passes_and_makes_room(four_gpus: Non
     from ray.util import placement_group_table
 
     tensor_parallel = "engine.vllm={tensor_parallel_size: 2}"
-    config = load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.train_workers=1", "cluster.gpus_per_worker=2"])
+    config = load_config(QUICKSTART, [*SMALL, tensor_parallel, "cluster.train_workers=1", "cluster.gpus_per_worker=2"])
     run, answer = begun(config, uri), answering()
     first = passed(config, run, "one", answer)
     assert free(2) == 2 and free(2, "CPU") == 2
     make_room(config, "align")  # it fits beside it
     assert passed(config, run, "two", answer) == first and len(first) == 1
-    make_room(load_config(folder() / "quickstart.yaml", [*SMALL, tensor_parallel, "cluster.worker_gpus=3"]), "score")
+    make_room(load_config(QUICKSTART, [*SMALL, tensor_parallel, "cluster.worker_gpus=3"]), "score")
     assert free(4) == 4
     assert passed(config, run, "three", answer).isdisjoint(first)
     assert not placement_group_table()
 
 
+def test_engines_over_several_machines_have_placement_groups_until_they_end(four_gpus: None, uri: str) -> None:
+    from ray.util import placement_group_table
+
+    spread = ["engine.concurrency=2", "engine.cpus=1", "engine.vllm={tensor_parallel_size: 2, distributed_executor_backend: ray}"]
+    config = load_config(QUICKSTART, [*SMALL, *spread])
+    assert passed(config, begun(config, uri), "one", answering())
+    groups = placement_group_table().values()
+    assert [group["state"] for group in groups] == ["CREATED"] * 2
+    assert [list(group["bundles"].values()) for group in groups] == [[{"CPU": 1, "GPU": 1}, {"GPU": 1}]] * 2
+    assert free(2, "CPU") == 2 and free(0) == 0
+    stop()
+    assert free(4) == 4 and free(4, "CPU") == 4
+    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
+
+
 def test_engines_leave_a_part_of_each_gpu_to_the_scores_of_a_wave_and_none_to_dpo(four_gpus: None, uri: str) -> None:
     small = [*SMALL, "engine.concurrency=4", "engine.cpus=0.25", "cluster.worker_cpus=0.25", "cluster.train_workers=1"]
-    config = load_config(folder() / "quickstart.yaml", [*small, "sampling.quota=2"])
+    config = load_config(QUICKSTART, [*small, "sampling.quota=2"])
     start = partial(engines_for, config, config.models.llm, answering())
     pool = start()
     assert free(1) == 1
@@ -112,8 +138,8 @@ def test_engines_leave_a_part_of_each_gpu_to_the_scores_of_a_wave_and_none_to_dp
     make_room(config, "align")
     assert free(4) == 4
     assert engine_arguments(config, gpu=True)["gpu_memory_utilization"] == pytest.approx(0.75 * GPU_MEMORY)
-    whole = [load_config(folder() / "quickstart.yaml", [*small, *one]) for one in ([], ["sampling.quota=2", "cluster.worker_gpus=0.5"])]
-    whole.append(load_config(folder() / "quickstart.yaml", [*small, "sampling.quota=2", "engine.vllm.gpu_memory_utilization=0.9"]))
+    whole = [load_config(QUICKSTART, [*small, *one]) for one in ([], ["sampling.quota=2", "cluster.worker_gpus=0.5"])]
+    whole.append(load_config(QUICKSTART, [*small, "sampling.quota=2", "engine.vllm.gpu_memory_utilization=0.9"]))
     assert all(engine_bundles(one) == [{"CPU": 0.25, "GPU": 1}] for one in whole)
 
 
@@ -122,7 +148,7 @@ def test_an_engine_that_has_no_place_is_not_waited_for_at_the_end(four_gpus: Non
 
     from divray.engines import pool
 
-    config = load_config(folder() / "quickstart.yaml", [*SMALL, "engine.concurrency=[1, 2]", "engine.vllm={tensor_parallel_size: 3}"])
+    config = load_config(QUICKSTART, [*SMALL, "engine.concurrency=[1, 2]", "engine.vllm={tensor_parallel_size: 3}"])
     passed(config, begun(config, uri), "one", answering())
     waited: list[tuple[int, int]] = []
 
