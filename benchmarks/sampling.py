@@ -33,6 +33,7 @@ from machine import machine
 from sampling_sides import plain, ray_data, write_requests
 
 from divray.config import Config, load_config
+from divray.engines import pool, vllm
 from divray.pipeline import versions
 
 FIGURES = ("plain", "naive", "plumbing")
@@ -46,10 +47,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the plumbing")
+    parser.add_argument("--threads", type=int, help="of each engine on a CPU, on both sides; default: as divray chooses")
     parser.add_argument("--out")
     parser.add_argument("--plain-step", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
+    if (threads := arguments.threads) is not None:
+        for module in (pool, vllm):  # where divray's engines and the plain one look it up
+            setattr(module, "engine_threads", lambda engines: threads)  # noqa: B010
     if arguments.plain_step:
         print(json.dumps(plain(config, arguments.plain_step)))
         return
@@ -57,12 +62,11 @@ def main() -> None:
     if unknown := set(figures) - set(FIGURES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
 
-    from divray.engines.vllm import cpu_environment, engine_arguments
-
-    own = {} if config.engine.device == "gpu" else cpu_environment()  # the C library reads it as the process starts
+    own = {} if config.engine.device == "gpu" else vllm.cpu_environment()  # the C library reads it as the process starts
 
     def without_ray(folder: str) -> dict[str, Any]:
         command = [sys.executable, __file__, arguments.config, *arguments.overrides, "--plain-step", folder]
+        command += [] if threads is None else ["--threads", str(threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own})
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -71,8 +75,9 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/sampling.py", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(),
-        "engine_arguments": engine_arguments(config, gpu=config.engine.device == "gpu"),
+        "engine_arguments": vllm.engine_arguments(config, gpu=config.engine.device == "gpu"),
         "requests": arguments.requests,
+        "threads": threads,
     }
     for figure in figures:
         with tempfile.TemporaryDirectory() as folder:
