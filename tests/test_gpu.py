@@ -19,7 +19,7 @@ from divray.config import Config, load_config
 from divray.engines import Answer
 from divray.engines.complete import complete
 from divray.engines.pool import engines_for, make_room, stop
-from divray.engines.vllm import GPU_MEMORY, engine_arguments
+from divray.engines.vllm import engine_arguments
 from divray.quickstart import folder
 from divray.resources import engine_bundles
 from divray.run_folder import RunFolder
@@ -53,7 +53,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
 def test_vllm_takes_the_arguments_and_sizes_the_batch(configured: list[dict[str, Any]]) -> None:
-    common = {"device": "cuda", "trust": False, "memory": GPU_MEMORY}
+    common = {"device": "cuda", "trust": False, "memory": 0.92}
     large = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384, "backend": "uni", "max_model_len": 8192}
     small = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "backend": "mp", "world_size": 3, "max_model_len": 1024, "lora_rank": 32}
     for found, expected in zip(configured, (large, small), strict=False):
@@ -137,7 +137,7 @@ def test_engines_leave_a_part_of_each_gpu_to_the_scores_of_a_wave_and_none_to_dp
     assert encoder_pool(config, RunFolder(uri), 10**6)[1]["compute"].max_size == 4
     make_room(config, "align")
     assert free(4) == 4
-    assert engine_arguments(config, gpu=True)["gpu_memory_utilization"] == pytest.approx(0.75 * GPU_MEMORY)
+    assert engine_arguments(config, gpu=True)["gpu_memory_utilization"] == pytest.approx(0.75 * 0.92)
     whole = [load_config(QUICKSTART, [*small, *one]) for one in ([], ["sampling.quota=2", "cluster.worker_gpus=0.5"])]
     whole.append(load_config(QUICKSTART, [*small, "sampling.quota=2", "engine.vllm.gpu_memory_utilization=0.9"]))
     assert all(engine_bundles(one) == [{"CPU": 0.25, "GPU": 1}] for one in whole)

@@ -107,9 +107,8 @@ class EngineActor:
         tokens: Counter[tuple[str, str]] = Counter()
         for relation, row in zip(asked, rows, strict=True):
             tokens.update({(relation, kind): row.get(f"{kind}_tokens") or 0 for kind in ("prompt", "cached", "generated")})
-        for (relation, kind), count in tokens.items():
-            if count:
-                self.tokens.inc(count, {"relation": metric_tag(relation), "kind": kind})
+        for (relation, kind), count in (+tokens).items():  # no zeros
+            self.tokens.inc(count, {"relation": metric_tag(relation), "kind": kind})
 
     async def _complete(self, request: Request) -> list[Row]:
         started_at = time.time()

@@ -114,11 +114,8 @@ def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
 
 def requests_of(config: Config, rows: list[Row], adapter: str, greedy: bool) -> list[Request]:
     """Adjacent rows of one prompt form one request.  A greedy row is a request alone: vLLM takes only one per request."""
-
-    def alike(row: Row) -> tuple[Any, ...]:
-        return tuple(row.get(name) for name in (*ALIKE, *(["candidate_id"] if greedy else [])))
-
-    groups = [list(group) for _, group in groupby(rows, alike)]
+    alike = (*ALIKE, "candidate_id") if greedy else ALIKE
+    groups = [list(group) for _, group in groupby(rows, lambda row: [row.get(name) for name in alike])]
     return [Request(own, sampling_parameters(config, own[0], greedy), adapter) for own in groups]
 
 

@@ -33,11 +33,8 @@ CPU_ENGINE_ARGUMENTS: dict[str, Any] = {
     # This saves the start of a process, and no process spins while it waits for another.
     "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 }
-GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1}
-"""The model's own context, or what fits in the GPU's memory; vLLM chooses the batch by that memory, too."""
-
-GPU_MEMORY = 0.92
-"""vLLM's own share of a GPU's memory."""
+GPU_ENGINE_ARGUMENTS: dict[str, Any] = {"max_model_len": -1, "gpu_memory_utilization": 0.92}
+"""The model's own context, or what fits in the GPU's memory, by which vLLM chooses the batch, too; and vLLM's own share of that memory."""
 
 COMMON_ENGINE_ARGUMENTS: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, "trust_remote_code": False}
 
@@ -51,16 +48,15 @@ def engine_arguments(config: Config, gpu: bool) -> dict[str, Any]:
         found["dtype"] = "bfloat16" if cpu_precision() == "bf16" else "float32"
     elif config.rounds > 1 and config.alignment.method == "lora":  # the engine stays while the adapters are trained
         found |= {"enable_lora": True, "max_lora_rank": config.alignment.lora_rank, "max_loras": 1}
-    if gpu and (share := engine_bundles(config)[0].get("GPU", 1)) < 1:
-        found["gpu_memory_utilization"] = GPU_MEMORY * share
+    if gpu:
+        found["gpu_memory_utilization"] *= min(1, engine_bundles(config)[0].get("GPU", 1))
     if gpus_of(config.engine.vllm) > 1:
         found["distributed_executor_backend"] = "mp"
     return {**found, **config.engine.vllm}
 
 
 def check_arguments(config: Config) -> None:
-    """Refuse arguments that vLLM's engine does not have, and data parallelism, for which :func:`~divray.resources.gpus_of` counts no GPU.
-    vLLM is imported only for arguments that ``VllmArguments`` does not declare."""
+    """Refuse copies of the model, and arguments that vLLM does not have; it is imported only for those not in ``VllmArguments``."""
     given = config.engine.vllm.keys() - VllmArguments.__annotations__.keys()
     if parallel := [name for name in given if name.startswith("data_parallel")]:
         raise InputError("config", f"engine.vllm.{min(parallel)}", "an engine is one copy of the model", "For more set engine.concurrency.")

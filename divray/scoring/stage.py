@@ -64,8 +64,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
     rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"], where=pc.field("rejection") == "").values())
     blocks, encoders = encoder_pool(config, run, rows)
-    read = run.dataset(written.samples, override_num_blocks=blocks, num_cpus=0.1)
-    valid = read.map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
+    valid = run.dataset(written.samples, override_num_blocks=blocks, num_cpus=0.1).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
     valid.map_batches(_Features, **encoders).write_parquet(
         run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
     )
