@@ -49,6 +49,9 @@ def test_every_machine_has_an_image_a_role_and_a_fresh_start() -> None:
         assert config["ImageId"] and config["IamInstanceProfile"]["Name"], name
         assert name == "head" or config["InstanceMarketOptions"]["MarketType"] == "spot"
         assert name == "head" or kind["min_workers"] == 0 < kind["max_workers"]
+        options = kind.get("docker", {}).get("worker_run_options", [])
+        assert ("--env=NVIDIA_VISIBLE_DEVICES=all" in options) == ("GPU" in kind["resources"]), name
+    assert "NVIDIA_VISIBLE_DEVICES" not in DOCKERFILE  # a pod that asks for no GPU would see all
 
 
 def test_the_image_has_the_versions_of_the_project() -> None:
