@@ -108,26 +108,29 @@ def test_the_runtime_environment_is_one_for_ray() -> None:
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
 
 
-@pytest.mark.slow
-def test_the_slurm_script_joins_its_nodes_and_runs(tmp_path: Path) -> None:
-    """With stand-ins for ``srun`` and ``scontrol`` that run on this machine, and one for ``ray`` and ``divray`` that say what they got."""
+def on_slurm(folder: Path, **commands: str) -> subprocess.CompletedProcess[str]:
+    """The script with stand-ins for ``srun`` and ``scontrol`` that run on this machine, and others for what it runs there."""
     script = ROOT / "deploy" / "slurm" / "divray.sbatch"
-    said = tmp_path / "said"
-    commands = {
-        "scontrol": "echo a; echo b",
-        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"',
-        "hostname": "echo 10.0.0.1",
-        "ray": f'echo "ray $*" >> {said}',
-        "python": f'until [ "$(grep -c "ray start" {said})" = 2 ]; do sleep 0.1; done; echo "python ${{@: -2}}" >> {said}',
-        "divray": f'echo "divray $*" >> {said}; exit 4',
-    }
+    commands |= {"scontrol": "echo a; echo b", "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"', "hostname": "echo 10.0.0.1"}
     for name, text in commands.items():
-        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_NUM_NODES": "2"}
+        (folder / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_NUM_NODES": "2"}
     environment |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64"}
     line = [shutil.which("bash") or sys.exit("no bash"), str(script), "my.yaml", "--out", "/shared/1"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_joins_its_nodes_and_runs(tmp_path: Path) -> None:
+    said, given = tmp_path / "said", tmp_path / "given"
+    note = f'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN $SRUN_CPUS_PER_TASK" >> {given}'
+    done = on_slurm(
+        tmp_path,
+        ray=f'{note}; echo "ray $*" >> {said}',
+        python=f'{note}; until [ "$(grep -c "ray start" {said})" = 2 ]; do sleep 0.1; done; echo "python ${{@: -2}}" >> {said}',
+        divray=f'{note}; echo "divray $*" >> {said}; exit 4',
+    )
     assert done.returncode == 4, done.stderr
     lines = [line for line in said.read_text().splitlines() if not line.startswith("ray status")]
     assert lines[-1] == "divray run my.yaml --out /shared/1 cluster.address=10.0.0.1:20007"
@@ -135,3 +138,11 @@ def test_the_slurm_script_joins_its_nodes_and_runs(tmp_path: Path) -> None:
     starts = [line for line in lines if line.startswith("ray start")]
     assert len(starts) == 2 and all("--num-cpus=64 --num-gpus=8" in line for line in starts)
     assert sum("--head" in line for line in starts) == sum("--address=10.0.0.1:20007" in line for line in starts) == 1
+    (one,) = set(given.read_text().splitlines())  # a token that all of them send
+    assert re.fullmatch("token [0-9a-f]{64} 64", one)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_ends_where_no_head_starts(tmp_path: Path) -> None:
+    done = on_slurm(tmp_path, ray="exit 1")
+    assert done.returncode == 3 and "no Ray head at 10.0.0.1:20007" in done.stderr
