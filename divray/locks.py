@@ -4,8 +4,8 @@ On this machine's disks the operating system holds the lock (``filelock``) and r
 Azure) lists a file as soon as it is written.  There each process writes its own claim and goes on only if it sees no other.  If two
 start at the same time, it can be that neither goes on.
 
-A process rewrites its claim every :data:`BEAT` seconds.  Another process deletes the claim if its process ended on the same host, or if
-the claim is more than :data:`LEASE` seconds old by the store's clock.
+A process rewrites its claim every :data:`BEAT` seconds.  Another process deletes the claim if its process ended on the same host, or once
+the claim is more than :data:`LEASE` seconds old by the store's clock; until then it looks every :data:`LOOK` seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from divray.run_folder import RunFolder
 
 LOCK, NAMED = ".lock", ".lock.json"
 """Start of the names of all locks, and the file that names the holder of a lock on a disk."""
-BEAT, LEASE = 20.0, 120.0
+BEAT, LEASE, LOOK = 20.0, 120.0, 3.0
 
 
 @contextlib.contextmanager
@@ -76,14 +77,27 @@ def _in_store(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
         folder.delete(claim)
 
 
+def _claims(folder: RunFolder) -> dict[str, datetime]:
+    """When each claim was written last, by the store's clock."""
+    found = folder.fs.get_file_info(pafs.FileSelector(folder.root))
+    return {info.base_name: info.mtime for info in found if info.base_name.startswith(f"{LOCK}.")}
+
+
 def _outlast(folder: RunFolder, claim: str) -> None:
-    """Delete the claims of processes that are gone; raises :class:`InputError` if another process still runs."""
-    written = {i.base_name: i.mtime for i in folder.fs.get_file_info(pafs.FileSelector(folder.root)) if i.base_name.startswith(f"{LOCK}.")}
-    now = written.pop(claim)
-    for other, at in written.items():
+    """Delete the claims of processes that are gone; raises :class:`InputError` if another process still runs.  A later claim doesn't
+    matter: its process sees this one."""
+    first = now = _claims(folder)
+    for other in first.keys() - {claim}:
         holder = _holder(folder, other)
-        if (now - at).total_seconds() <= LEASE and not _has_ended(holder) and folder.exists(other):  # not released meanwhile
-            raise _refusal(folder, holder)
+        while other in now and (left := LEASE - (now[claim] - now[other]).total_seconds()) >= 0 and not _has_ended(holder):
+            if now[other] != first[other] or holder.get("host") in (None, socket.gethostname()):
+                if folder.exists(other):  # not released meanwhile
+                    raise _refusal(folder, holder)
+                break
+            if now is first:
+                console.log(f"waits up to {left + BEAT:.0f} s to see whether the run of {holder['host']} still lives")
+            time.sleep(LOOK)
+            now = _claims(folder)
         folder.delete(other)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -135,11 +136,31 @@ def test_a_claim_that_outlived_its_process_is_taken_over(tmp_path: Path, monkeyp
     with pytest.raises(InputError, match="a process that has not named itself yet"), locked(run):
         pass
     run.write_json(".lock.other", OTHER)
-    with pytest.raises(InputError, match="process 1 on elsewhere since 2030"), locked(run):
-        pass
     monkeypatch.setattr(locks, "LEASE", -1.0)
     with locked(run):
         assert not run.exists(".lock.other")
+
+
+def test_a_claim_of_another_host_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run, looks = store(tmp_path / "run"), 0
+
+    def look(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        time.sleep(0.01)
+        if looks == 5:
+            run.write_json(".lock.other", OTHER)  # a beat
+
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    monkeypatch.setattr("divray.locks.time", SimpleNamespace(sleep=look))
+    run.write_json(".lock.other", OTHER)
+    with pytest.raises(InputError, match="process 1 on elsewhere since 2030"), locked(run):
+        pass
+    assert looks == 5 and capsys.readouterr().err.count("to see whether the run of elsewhere still lives") == 1
+    monkeypatch.setattr(locks, "LEASE", 1.0)
+    run.write_json(".lock.other", OTHER)
+    with locked(run):
+        assert looks > 6 and not run.exists(".lock.other")
 
 
 def test_a_claim_is_written_anew_and_a_process_that_lost_it_ends(tmp_path: Path) -> None:
