@@ -138,7 +138,8 @@ def main() -> None:
     parser.add_argument("--plain", metavar="PRECISION", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     pairs = make_pairs(arguments.pairs)
-    ordered = pairs.take(prompts_together(pairs["prompt"].to_pylist(), settings(arguments.model, 1, "fp32", 0).seed))
+    any_setting = settings(arguments.model, 1, "fp32", 0)
+    ordered = pairs.take(prompts_together(pairs["prompt"].to_pylist(), any_setting.seed, any_setting.alignment.pairs_per_step))
     if arguments.plain:
         print(json.dumps(plain(settings(arguments.model, 1, arguments.plain, 0), ordered)))
         return

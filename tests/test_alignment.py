@@ -252,12 +252,15 @@ def test_two_pairs_of_a_prompt_stand_side_by_side() -> None:
     twos = [{prompts[one], prompts[other]} for one, other in zip(order[::2], order[1::2], strict=True)]
     assert sorted(map(len, twos)) == [1, 1, 1, 1, 1, 2]
     assert prompts_together([*"abcab"], 3)[-1] == 2
+    assert prompts_together(prompts, 1, 8) == [*order, *order[:4]] and prompts_together(prompts, 1, 4) == order
+    assert prompts_together([*"ab"], 1, 5) == 2 * prompts_together([*"ab"], 1) + prompts_together([*"ab"], 1)[:1]
 
 
 # training ---------------------------------------------------------------------------------------
 
 
 EPOCHS, STEPS, FIRST_CHECKPOINT, LATE, LATER = 4, 24, 6, 13, 19
+PAIR_COUNT = 21  # the last step of an epoch has one, and is filled with others
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, ray_two_cpus: None) -> Trained:
-    run, told = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(24)), []
+    run, told = folder_with(tmp_path_factory.mktemp("undisturbed"), pairs_table(PAIR_COUNT)), []
     counts = align(settings(tiny_model, epochs=EPOCHS), run, 1, on_progress=lambda *news: told.append(news))
     return Trained(run, counts, told)
 
@@ -281,7 +284,7 @@ def test_lora_learns_a_preference_and_leaves_a_clean_policy(tiny_model: Path, un
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run, counts = undisturbed.run, undisturbed.counts
-    assert counts["pairs"] == 24 and counts["steps"] == STEPS and counts["too_long"] == 0
+    assert counts["pairs"] == PAIR_COUNT and counts["steps"] == STEPS and counts["too_long"] == 0
     assert counts["accuracy"] == 1.0
     margins, losses = curve(run, "margin"), curve(run, "loss")
     assert len(losses) == STEPS and losses[0] == pytest.approx(0.6931, abs=1e-3)
@@ -316,7 +319,7 @@ def test_lora_learns_a_preference_and_leaves_a_clean_policy(tiny_model: Path, un
 
 @pytest.mark.slow
 def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, undisturbed: Trained) -> None:
-    one, two = undisturbed.run, folder_with(tmp_path, pairs_table(24))
+    one, two = undisturbed.run, folder_with(tmp_path, pairs_table(PAIR_COUNT))
     align(settings(tiny_model, workers=2, batch_size=1, epochs=EPOCHS), two, 1)  # two pairs each, one after the other
     assert curve(two, "loss")[:LATE] == pytest.approx(curve(one, "loss")[:LATE], abs=2e-4)
     assert curve(two, "margin")[:LATE] == pytest.approx(curve(one, "margin")[:LATE], abs=2e-3)
@@ -375,7 +378,7 @@ align(settings(Path(sys.argv[3]), epochs=float(sys.argv[4])), RunFolder(sys.argv
 
 @pytest.mark.slow
 def test_a_killed_driver_and_a_killed_worker_are_resumed_exactly(tmp_path: Path, tiny_model: Path, undisturbed: Trained) -> None:
-    run = folder_with(tmp_path / "run", pairs_table(24))
+    run = folder_with(tmp_path / "run", pairs_table(PAIR_COUNT))
     arguments = [str(Path(__file__).parent), run.uri, str(tiny_model), str(EPOCHS)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with (

@@ -34,9 +34,10 @@ def read_pairs(run: RunFolder, round: int) -> pa.Table:
     return pairs.sort_by([(column, "ascending") for column in COLUMNS])
 
 
-def prompts_together(prompts: Sequence[Hashable], seed: int) -> list[int]:
+def prompts_together(prompts: Sequence[Hashable], seed: int, step: int = 1) -> list[int]:
     """A random order of the pairs, drawn with ``seed``, that puts pairs of one prompt next to each other by twos: a worker that takes two
-    at a time computes their prompt once."""
+    at a time computes their prompt once.  The first pairs come again at the end, to fill the last ``step``: workers would fill it so that
+    each has as many, which depends on how many they are; and to leave it out would leave nothing of a few pairs."""
     rng = random.Random(seed)
     own: dict[Hashable, list[int]] = defaultdict(list)
     for place in rng.sample(range(len(prompts)), len(prompts)):
@@ -45,7 +46,8 @@ def prompts_together(prompts: Sequence[Hashable], seed: int) -> list[int]:
     alone = [places[-1] for places in own.values() if len(places) % 2]
     twos += [alone[at : at + 2] for at in range(0, len(alone) - 1, 2)]
     rng.shuffle(twos)
-    return [place for two in twos for place in two] + alone[len(alone) // 2 * 2 :]
+    order = [place for two in twos for place in two] + alone[len(alone) // 2 * 2 :]
+    return [order[place % len(order)] for place in range(-(-len(order) // step) * step)]
 
 
 def tokenize_pairs(

@@ -58,7 +58,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     base = local_model(job["reference"])
     folder = _shared_folder(context, job["name"])
     try:
-        trainer, left_out = _trainer(job, run, base, folder)
+        trainer, counts = _trainer(job, run, base, folder)
         checkpoint, resumed_from = ray.train.get_checkpoint(), 0
         if checkpoint is None:
             trainer.train()
@@ -71,7 +71,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
         if not all(math.isfinite(entry["loss"]) for entry in steps):
             return {"error": "the loss became infinite or NaN. Lower alignment.learning_rate."}
-        state, bf16, pairs = trainer.state, trainer.args.bf16, len(trainer.train_dataset)
+        state, bf16 = trainer.state, trainer.args.bf16
         trainer.accelerator.free_memory()
         del trainer  # publish_policy loads the model a second time
         gc.collect()
@@ -80,8 +80,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         written = Round.of(job["round"])
         publish_policy(run, written.policy, base, public_name(job["reference"]), folder / "trained", settings["method"] == "lora")
         report = {
-            "pairs": pairs,
-            "too_long": left_out,
+            **counts,
             "steps": state.max_steps,
             "resumed_from": resumed_from,
             "workers": context.get_world_size(),
@@ -98,8 +97,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tuple[Any, int]:
-    """The trainer, and how many pairs are left out."""
+def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tuple[Any, dict[str, int]]:
+    """The trainer, and how many pairs it has and leaves out."""
     import torch
     import torch.distributed as dist
     from datasets import Dataset
@@ -110,7 +109,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     settings, cpu = job["alignment"], job["device"] == "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows, left_out = tokenize_pairs(read_pairs(run, job["round"]), tokenizer, settings["max_length"], job["chat"])
-    dataset = Dataset.from_dict(rows).select(prompts_together([*map(tuple, rows["prompt_ids"])], job["seed"]))
+    dataset = Dataset.from_dict(rows).select(prompts_together([*map(tuple, rows["prompt_ids"])], job["seed"], settings["pairs_per_step"]))
     fast = cpu_precision() == "bf16" if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
     all_fast: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(all_fast, fast)
@@ -147,7 +146,7 @@ def _trainer(job: dict[str, Any], run: RunFolder, base: str, folder: Path) -> tu
     )
     if shared and trainer.ref_model is not None:
         share_prompts(trainer.accelerator.unwrap_model(trainer.ref_model))
-    return trainer, left_out
+    return trainer, {"pairs": len(rows["prompt_ids"]), "too_long": left_out}
 
 
 def _shared_folder(context: Any, name: str) -> Path:
