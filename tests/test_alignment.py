@@ -128,6 +128,33 @@ def test_token_ids_split_at_the_prompt(tiny_model: Path) -> None:
     assert merged["chosen_ids"][0] != merged["rejected_ids"][0]
 
 
+TURNS = "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] | trim }}END{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (TURNS.replace("END", "<end_of_turn>\n"), "<end_of_turn>"),
+        (TURNS.replace("END", "<|end|>\n") + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", "<|end|>"),
+        (TURNS.replace("END", "<|eot_id|>"), "<|eot_id|>"),
+        (TURNS.replace("END", "\n"), "<|im_end|>"),
+        ("{{ messages[0]['content'] }}<|end|>", "<|im_end|>"),  # it leaves the answer out
+        (None, "<|im_end|>"),
+    ],
+)
+def test_a_chat_s_texts_end_as_the_template_ends_a_turn(tiny_model: Path, template: str | None, end: str) -> None:
+    from transformers import AutoTokenizer
+
+    from divray.alignment.pairs import tokenize_pairs
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<end_of_turn>", "<|end|>", "<|eot_id|>"], special_tokens=True)
+    tokenizer.chat_template = template
+    rows, _ = tokenize_pairs(pairs_table(1, chosen='{"a": 1}'), tokenizer, 64, chat=True)
+    assert tokenizer.decode(rows["chosen_ids"][0]) == '{"a": 1}' + end
+    assert tokenizer.convert_ids_to_tokens(rows["rejected_ids"][0][-1]) == end
+
+
 # arguments --------------------------------------------------------------------------------------
 
 BILLION = 1_000_000_000

@@ -55,12 +55,12 @@ def tokenize_pairs(
 ) -> tuple[dict[str, list[list[int]]], int]:
     """``({"prompt_ids", "chosen_ids", "rejected_ids"}, pairs left out)``, one list of token ids a pair.
 
-    With ``chat`` the texts are JSON and get an end-of-text token.  Lines need none: they end with the newlines at which sampling stops.
+    With ``chat`` the texts are JSON and get the end of a turn.  Lines need none: they end with the newlines at which sampling stops.
     Where tokens merge across the end of the prompt, the completion starts at the first token that differs from the prompt's.
     A pair is left out if the prompt and one side together exceed ``max_length`` tokens, since a cut sentence would teach the model to
     stop in the middle.
     """
-    end = tokenizer.eos_token if chat else ""
+    end = end_of_turn(tokenizer) if chat else ""
     rows: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     left_out = 0
     for prompt, chosen, rejected in zip(*(pairs[column].to_pylist() for column in COLUMNS[1:]), strict=True):
@@ -74,3 +74,10 @@ def tokenize_pairs(
         rows["chosen_ids"].append(good[start:])
         rows["rejected_ids"].append(bad[start:])
     return rows, left_out
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first token of the tokenizer's own that its chat template puts behind an answer, such as Llama 3's ``<|eot_id|>``; else EOS."""
+    turns, own = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "@@@"}], tokenizer.get_added_vocab()
+    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False)) if tokenizer.chat_template else ""
+    return next((token for token in tokenizer.tokenize(rendered.partition("@@@")[2]) if token in own), str(tokenizer.eos_token))
