@@ -354,6 +354,13 @@ def test_two_workers_agree_with_one(tmp_path: Path, tiny_model: Path, undisturbe
 
 
 @pytest.mark.slow
+def test_activations_computed_twice_change_nothing(tmp_path: Path, tiny_model: Path, undisturbed: Trained) -> None:
+    run = folder_with(tmp_path, pairs_table(PAIR_COUNT))
+    align(settings(tiny_model, gradient_checkpointing=True, epochs=EPOCHS), run, 1)
+    assert curve(run, "loss") == pytest.approx(curve(undisturbed.run, "loss"), abs=1e-4)
+
+
+@pytest.mark.slow
 def test_full_training_sharded_and_in_bf16(tmp_path: Path, tiny_model: Path, ray_two_cpus: None) -> None:
     import torch
     from transformers import AutoModelForCausalLM
