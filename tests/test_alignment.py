@@ -383,6 +383,19 @@ def test_pairs_that_are_all_longer_than_the_limit_are_refused_before_a_worker_st
     assert not run.files("round-01")
 
 
+@pytest.mark.parametrize(("margin", "chosen", "far"), [(9.0, -0.5, False), (12.0, 1.0, True), (9.0, -2.0, True)])
+def test_a_policy_far_from_its_base_model_is_told(
+    tmp_path: Path, tiny_model: Path, ray_two_cpus: None, monkeypatch: pytest.MonkeyPatch, margin: float, chosen: float, far: bool
+) -> None:
+    start = {"loss": 0.7, "accuracy": 0.5, "margin": 0.0, "chosen": 0.0, "seconds": 1.0}
+    report = {"pairs": 8, "too_long": 0, "steps": 8, "curve": [start] * 6 + [{**start, "margin": margin, "chosen": chosen}] * 2}
+    told: list[str] = []
+    monkeypatch.setattr("divray.alignment._fit", lambda *_: report)
+    monkeypatch.setattr("divray.console.log", told.append)
+    assert align(settings(tiny_model), folder_with(tmp_path, pairs_table(8)), 1)["margin"] == margin
+    assert [f"margin {margin}, reward of the chosen texts {chosen}" in line for line in told] == [True] * far
+
+
 # interruptions ----------------------------------------------------------------------------------
 
 

@@ -221,6 +221,8 @@ def test_the_search_leaves_the_given_values_only_for_more_than_noise(right, best
     ]
     assert search.chosen(trials)["trial"] == best
     assert search.chosen([{**trials[0], "stopped_early": True}, *trials[1:]])["trial"] == best  # ASHA may have stopped it
+    broken = {"trial": 9, "score": 1.0, "right": [1.0] * len(right[0]), "stopped_early": False, "error": "its machine was lost"}
+    assert search.chosen([*trials, broken, {**broken, "score": None, "right": []}])["trial"] == best
 
 
 def test_a_difference_has_an_interval_and_pairs_its_draws():
