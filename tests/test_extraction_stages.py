@@ -51,8 +51,7 @@ def selected(examples: list[Example], round_: int) -> pa.Table:
     return pa.Table.from_pylist([{name: row[name] for name in DATASET.names} for row in rows], DATASET)
 
 
-@pytest.fixture(scope="module")
-def config():
+def settings():
     values = {
         "task": {"name": "t", "relations": "r.yaml", "metric": "macro"},
         "extraction": {"trials": 2},
@@ -61,9 +60,18 @@ def config():
     return parse_config(values, "test")
 
 
+@pytest.fixture(scope="module")
+def config():
+    return settings()
+
+
 @pytest.fixture
 def run(tmp_path):
-    run = RunFolder(str(tmp_path / "run"))
+    return small_run(tmp_path / "run")
+
+
+def small_run(path):
+    run = RunFolder(str(path))
     run.write_json("data/relations.json", [{"name": name, "description": "", "head_type": "", "tail_type": ""} for name in LABELS])
     run.write_table("data/seeds", examples_table([sentence(r, n) for r in LABELS for n in range(2)]))
     draws = [[sentence(r, n) for r in LABELS for n in pair] for pair in ((0, 1), (2, 3))]

@@ -59,7 +59,6 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     most = config.alignment.max_length
     if tokenize_pairs(pairs, tokenizer, most, chat)[1] == pairs.num_rows:  # before any worker starts
         raise InputError("config", "alignment.max_length", f"no pair fits in {most} tokens", "Raise it.")
-    gpu = train_gpus(config) > 0
     job = {
         "uri": run.uri,
         "round": round,
@@ -67,7 +66,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         "alignment": config.alignment.model_dump(mode="json"),
         "seed": config.seed,
         "chat": chat,
-        "device": "gpu" if gpu else "cpu",
+        "device": "gpu" if train_gpus(config) > 0 else "cpu",
     }
     digest = hashlib.sha256(json.dumps([job, config.cluster.train_workers, pairs.to_pylist()], sort_keys=True).encode())
     name = f"dpo-{digest.hexdigest()[:16]}"
@@ -147,10 +146,11 @@ def _drop_torn(run: RunFolder, folder: str) -> None:
 
 @contextmanager
 def _followed(on_progress: Progress | None) -> Iterator[Any]:
-    """A queue for the progress of rank 0, and a thread that passes it to ``on_progress``."""
+    """A queue for the progress of rank 0, on the driver's machine since others may be lost; a thread passes it to ``on_progress``."""
+    import ray
     from ray.util.queue import Queue
 
-    queue: Any = Queue(actor_options={"num_cpus": 0})
+    queue: Any = Queue(actor_options={"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}})
 
     def follow() -> None:
         while news := queue.get():
