@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -184,6 +186,8 @@ def ray_head(folder: Path, *options: str, port: int = 0, **variables: str) -> It
     start = [RAY, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", *options]
     start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
     start += [f"--dashboard-agent-listen-port={free_port()}"]  # the default one belongs to any other Ray on this machine
+    # A job joins the cluster that started last of those that share this folder.
+    temporary = environment["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
     said = folder / "head.log"
     with said.open("wb") as log:
         head = subprocess.Popen(start, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
@@ -207,9 +211,7 @@ def ray_head(folder: Path, *options: str, port: int = 0, **variables: str) -> It
             with suppress(psutil.Error):
                 process.kill()
         head.wait()
-        current = Path("/tmp/ray/ray_current_cluster")
-        if current.is_file() and current.read_text().strip().endswith(f":{port}"):
-            current.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

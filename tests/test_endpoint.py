@@ -44,7 +44,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.seen: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str] = set()
@@ -54,7 +54,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
@@ -74,10 +74,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.seen[request] <= 2:
             return self._say(429 if self.server.seen[request] == 1 else 500, {"error": {"message": "later"}})
         self.server.bodies.append(body)
+        self.complete({"message": {"role": "assistant", "content": RECORD_JSON}} if chat else {"text": RECORD})
+
+    def complete(self, said: dict[str, Any]) -> None:
         usage = {"prompt_tokens": 30, "completion_tokens": 7, "total_tokens": 37, "prompt_tokens_details": {"cached_tokens": 16}}
-        said: dict[str, Any] = {"text": RECORD}
-        if chat:
-            said = {"message": {"role": "assistant", "content": RECORD_JSON}}
         choice = {"index": 0, **said, "finish_reason": "stop", "logprobs": None}
         self._say(200, {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice], "usage": usage})
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Submit
+from test_endpoint import Handler, Server
 
 from divray.config import Config, dump_config, load_config
+from divray.datasets.stage import load_task
 from divray.errors import InputError
 from divray.pipeline import open_run
+from divray.prompts.record import completion_of
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
 
@@ -47,6 +56,82 @@ def test_the_documented_line_runs_from_a_clone_and_a_failed_job_ends_non_zero(su
     assert bad.returncode == 1
     assert "no such file" in bad.stdout + bad.stderr
     assert not (tmp_path / "other").exists()
+
+
+class Writer(Server):
+    """Gives a test sentence of the task, for each request the same; from the answer ``held`` on it waits until ``go`` is set."""
+
+    held = 24
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.RequestHandlerClass, self.go = WriterHandler, threading.Event()
+        self.task = load_task(load_config(folder() / "quickstart.yaml"))
+
+
+class WriterHandler(Handler):
+    server: Writer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen[str(body["seed"])] += 1
+        if not self.server.go.is_set() and len(self.server.seen) > self.server.held:
+            self.server.go.wait()
+            return  # who asked is gone
+        name = re.findall(r"^Relation: (\w+)$", body["prompt"], re.MULTILINE)[0]
+        (relation,) = (relation for relation in self.server.task.relations if relation.name == name)
+        examples = [example for example in self.server.task.test if example.relation == name]
+        self.complete({"text": completion_of(relation, examples[body["seed"] % len(examples)], False, False).rstrip("\n")})
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    with Writer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.go.set()
+        server.shutdown()
+
+
+SMALL = [
+    "models.llm=endpoint",
+    "rounds=1",
+    "sampling.candidates_per_relation=8",
+    "sampling.naive_candidates_per_relation=2",
+    "correctness.fluency=null",
+    "correctness.reader=embedded:smollm2",
+    "correctness.threshold=0",
+    "selection.k=2",
+    "extraction.trials=0",
+    "evaluation.llm=false",
+    "evaluation.draws=1",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DIVRAY_TEST_LOOP" not in os.environ, reason="two whole runs take minutes: set DIVRAY_TEST_LOOP=1")
+def test_the_same_line_goes_on_with_a_run_whose_driver_was_lost(submit: Submit, clone: Path, tmp_path: Path, writer: Writer) -> None:
+    def sent(out: Path) -> subprocess.CompletedProcess[str]:
+        line = ["jobs/pipeline.py", "divray/quickstart/quickstart.yaml", "--out", str(out), *SMALL]
+        return submit(*line, f"engine.endpoint={{url: '{writer.url}', model: m}}", options=["--working-dir", "."], cwd=clone, timeout=500)
+
+    lost, whole = tmp_path / "lost", tmp_path / "whole"
+    with ThreadPoolExecutor(1) as jobs:
+        first = jobs.submit(sent, lost)
+        while len(writer.seen) <= writer.held and not first.done():
+            time.sleep(0.1)
+        (driver,) = (p for p in psutil.Process().children(recursive=True) if p.cmdline()[1:2] == ["jobs/pipeline.py"])
+        driver.kill()
+        assert first.result().returncode
+    assert not (lost / "stages" / "round-00.sample.json").exists()
+    writer.go.set()
+    for done in map(sent, (lost, whole)):
+        assert done.returncode == 0, done.stdout + done.stderr
+    runs = [RunFolder(str(out)) for out in (lost, whole)]
+    for name in ("round-00/scores", "dataset"):
+        one, other = (run.read_table(name) for run in runs)
+        assert one.num_rows and one == other, name
+    assert runs[0].read_json("evaluation.json") == runs[1].read_json("evaluation.json")
 
 
 def test_data_that_a_job_brings_may_lie_elsewhere_when_it_is_submitted_again(tmp_path: Path) -> None:
