@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     with_config(add("plan", "Check settings, data and models, and print what would run. Loads no model.", "commands:plan"))
     preview = add("preview", "Show some prompts and what the LLM makes of them. Writes nothing.", "commands:preview_samples")
     with_config(preview)
+    preview.add_argument("--folder", help="a folder that every machine of the cluster sees, for temporary files")
     preview.add_argument("-n", type=_count, default=2, help="samples a relation and strategy (default 2)")
     for name, what in STAGES.items():
         stage = add(name, what.help, "commands:stage")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -59,7 +59,7 @@ NEVER_UNASKED = re.compile("TOKEN|SECRET|KEY|PASSWORD|CREDENTIAL|^AWS_PROFILE$|^
 
 LOCAL = "local"
 CONNECT_SECONDS = 5.0
-MARKER_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
 
 
 def connect(config: Config) -> None:
@@ -140,6 +140,7 @@ def prepare_cluster(config: Config, run: RunFolder, stages: Iterable[str]) -> No
     """
     connect(config)
     try:
+        require_shared(run)  # before machines are waited for
         provide(config, stages, grows=_address(config) != LOCAL)
         require_shared(run)
     except BaseException:
@@ -158,25 +159,39 @@ def release_cluster(config: Config) -> None:
 
 def require_shared(run: RunFolder) -> None:
     """If the run folder is a path, have every other machine look for a marker in it; :class:`InputError` if one does not see it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
-    if run.fs.type_name != LOCAL or not others:
+    if run.fs.type_name != LOCAL or not _others():
         return
     marker = f".marker-{uuid.uuid4().hex}"
     run.write_text(marker, "")
     try:
-        task = ray.remote(num_cpus=0, max_retries=0)(os.path.exists)
-        for node, address in others.items():
-            on = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-            with suppress(ray.exceptions.RayError):  # the machine has left, or is too busy to answer
-                if not ray.get(task.options(scheduling_strategy=on).remote(run.path(marker)), timeout=MARKER_SECONDS):
-                    fix = "Give a URI (s3://…, gs://…), or a path on a shared disk."
-                    raise InputError(run.uri, "", f"the machine {address} of the cluster does not see this folder", fix)
+        for address, seen in _on_others(os.path.exists, run.path(marker)):
+            if not seen:
+                fix = "Give a URI (s3://…, gs://…), or a path on a shared disk; to preview, --folder."
+                raise InputError(run.uri, "", f"the machine {address} of the cluster does not see this folder", fix)
     finally:
         run.delete(marker)
+
+
+def _others() -> dict[str, str]:
+    """Id of each other live machine -> its address."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
+
+
+def _on_others(function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[str, Any]]:
+    """Call a function on every other machine; yield address and result of each, but none of one that has left or is too busy to answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def ask(node: str) -> Any:
+        place = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        return ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=place).remote(*arguments)
+
+    for address, answer in [(address, ask(node)) for node, address in _others().items()]:
+        with suppress(ray.exceptions.RayError):
+            yield address, ray.get(answer, timeout=ANSWER_SECONDS)
 
 
 def quiet_ray_data() -> None:
@@ -207,22 +222,26 @@ def divert_native_output() -> None:
 
 
 def save_logs(run: RunFolder) -> None:
-    """Copy the output of Ray's and vLLM's processes on this machine to ``logs/`` in the run folder."""
+    """Copy the output of Ray's and vLLM's processes to ``logs/`` in the run folder, that of another machine to ``logs/<address>/``."""
     import ray
 
     if not ray.is_initialized():
         return
     if _native_output is not None and (said := Path(_native_output.name).read_bytes()):
         run.write_bytes("logs/driver.err", said[-LOG_BYTES:])
-    folder = Path(ray_temp_folder()) / ray.get_runtime_context().get_session_name() / "logs"
-    names = ("worker-*", "raylet.*", "python-core-driver-*", "ray-data/*.log")
-    for file in sorted(file for name in names for file in folder.glob(name)):
-        try:
-            data = file.read_bytes()[-LOG_BYTES:]
-        except OSError:
-            continue
-        if len(data) > LEAST_LOG_BYTES:
-            run.write_bytes(f"logs/{file.name}", data)
+    session, own = ray.get_runtime_context().get_session_name(), ray.util.get_node_ip_address()
+    for address, tails in [(own, _log_tails(session)), *_on_others(_log_tails, session)]:
+        for name, data in tails.items():
+            run.write_bytes(f"logs/{name}" if address == own else f"logs/{address}/{name}", data)
+
+
+def _log_tails(session: str) -> dict[str, bytes]:
+    """The ends of the logs of a Ray session on this machine, by file name."""
+    folder, found = Path(ray_temp_folder()) / session / "logs", {}
+    for file in sorted(file for name in ("worker-*", "raylet.*", "python-core-driver-*", "ray-data/*.log") for file in folder.glob(name)):
+        with suppress(OSError):
+            found[file.name] = file.read_bytes()[-LOG_BYTES:]
+    return {name: data for name, data in found.items() if len(data) > LEAST_LOG_BYTES}
 
 
 def ray_temp_folder() -> str:

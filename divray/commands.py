@@ -67,24 +67,25 @@ def stage(arguments: Namespace) -> None:
 
 
 def preview_samples(arguments: Namespace) -> None:
-    for block in preview(load_config(arguments.config, arguments.overrides), arguments.n):
+    for block in preview(load_config(arguments.config, arguments.overrides), arguments.n, arguments.folder):
         print(visible(block))  # an LLM's text must not steer the terminal
 
 
-def preview(config: Config, count: int, answer: Any = None) -> Iterator[str]:
+def preview(config: Config, count: int, folder: str | None = None, answer: Any = None) -> Iterator[str]:
     """Blocks of text: each relation's prompt for each strategy, and ``count`` completions with their verdicts.
 
     It writes only to a temporary folder, which it deletes.
 
     Args:
+        folder: Where to make it; every machine of a cluster must see it.
         answer: A function in the engine's place; see :func:`divray.engines.complete.complete`.
     """
     check(config)
     wanted = count * len(config.prompts.strategies)
     sampling = {"candidates_per_relation": wanted, "naive_candidates_per_relation": count, "waves": 1, "quota": None}
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update=sampling), "rounds": 1})
-    with tempfile.TemporaryDirectory(prefix="divray-preview-") as folder:
-        run = RunFolder(folder)
+    with tempfile.TemporaryDirectory(prefix="divray-preview-", dir=folder) as temporary:
+        run = RunFolder(temporary)
         prepare_cluster(config, run, ["sample"])
         try:
             prepare(config, run)

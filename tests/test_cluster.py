@@ -172,7 +172,7 @@ def test_a_path_that_another_machine_does_not_see_is_refused(joined: None, tmp_p
     with ray_head(tmp_path, "--num-cpus=1") as head:
         cluster.connect(settings(f"cluster.address={head.address}"))
         cluster.require_shared(RunFolder(str(own / "run")))
-        start = f"mount -t tmpfs none {own} && exec {RAY} start --block --address={head.address} --num-cpus=1 --node-ip-address=127.0.0.1"
+        start = f"mount -t tmpfs none {own} && exec {RAY} start --block --address={head.address} --num-cpus=1 --node-ip-address=127.0.0.2"
         with (tmp_path / "node.log").open("wb") as log:
             other = subprocess.Popen([*hidden, start], env=head.environment, stdout=log, stderr=log)
         try:
@@ -181,6 +181,8 @@ def test_a_path_that_another_machine_does_not_see_is_refused(joined: None, tmp_p
                 time.sleep(0.5)
             cluster.require_shared(RunFolder(str(tmp_path / "shared")))
             assert os.listdir(tmp_path / "shared") == []
+            cluster.save_logs(RunFolder(str(tmp_path / "shared")))
+            assert list((tmp_path / "shared" / "logs" / "127.0.0.2").glob("raylet.*"))
             with pytest.raises(InputError, match=r"the machine \S+ of the cluster does not see this folder"):
                 cluster.require_shared(RunFolder(str(own / "run")))
             ray.shutdown()  # it takes longer once the head is gone

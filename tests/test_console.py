@@ -163,6 +163,6 @@ def test_a_count_begins_at_one(arguments: list[str], capsys: pytest.CaptureFixtu
 
 
 def test_what_an_llm_wrote_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(commands, "preview", lambda config, count: iter(["\x1b[2Jborn in Rome"]))
+    monkeypatch.setattr(commands, "preview", lambda config, count, folder: iter(["\x1b[2Jborn in Rome"]))
     main(["preview", str(folder() / "quickstart.yaml")])
     assert capsys.readouterr().out == "\N{REPLACEMENT CHARACTER}[2Jborn in Rome\n"

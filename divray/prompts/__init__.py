@@ -105,7 +105,7 @@ def chat_renderer(config: Config) -> Renderer | None:
         return lambda messages: "\n".join(message["content"] for message in messages) + "\n"
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(local_model(config.models.llm))
+    tokenizer = AutoTokenizer.from_pretrained(small_files(config.models.llm, "models.llm") or local_model(config.models.llm))
     if not tokenizer.chat_template:
         problem = f"{config.models.llm} has no chat template"
         raise InputError("config", "prompts.style", problem, "Set prompts.style: completion, or give a chat model.")
