@@ -39,8 +39,9 @@ def locked(folder: RunFolder) -> Iterator[None]:
     Raises:
         InputError: Another process is at work there; the message has its host, its process id and when it began.
     """
+    make_folder(folder.fs, folder.root)  # in a store, too: whoever may not write there is told now
     own = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-    with _on_disk(folder, own) if isinstance(folder.fs, pafs.LocalFileSystem) else _in_store(folder, own):
+    with _on_disk(folder, own) if folder.local else _in_store(folder, own):
         yield
 
 
@@ -48,7 +49,6 @@ def locked(folder: RunFolder) -> Iterator[None]:
 def _on_disk(folder: RunFolder, own: dict[str, Any]) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    make_folder(folder.fs, folder.root)
     lock = FileLock(folder.path(LOCK), timeout=0)
     try:
         lock.acquire()

@@ -37,9 +37,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def write_bytes(fs: pafs.FileSystem, target: str, data: bytes) -> None:
-    """Write a whole file; it appears under its name only once it is complete."""
-    make_folder(fs, posixpath.dirname(target))
+def write_bytes(fs: pafs.FileSystem, target: str, data: bytes, folder: bool = True) -> None:
+    """Write a whole file; it appears under its name only once it is complete.  ``folder``: make its folder first."""
+    if folder:
+        make_folder(fs, posixpath.dirname(target))
     # An object store's put is atomic by itself.
     at = placed(fs, target) if isinstance(fs, pafs.LocalFileSystem) else contextlib.nullcontext(target)
     with at as path, fs.open_output_stream(path) as stream:
@@ -56,14 +57,19 @@ class RunFolder:
     def __init__(self, uri: str) -> None:
         self.fs, root = open_uri(uri)
         self.root = root.rstrip("/") or "/"
-        if isinstance(self.fs, pafs.LocalFileSystem):
+        if self.local:
             try:
                 if self.fs.get_file_info(self.root).type not in (pafs.FileType.NotFound, pafs.FileType.Directory):
                     raise InputError(uri, "", "a file lies there", "Give a folder.")
             except OSError as error:
                 raise InputError(uri, "", first_line(error), "Give another folder.") from None
         # Absolute, since a worker may have another current folder.
-        self.uri = self.root if isinstance(self.fs, pafs.LocalFileSystem) else uri.rstrip("/")
+        self.uri = self.root if self.local else uri.rstrip("/")
+
+    @property
+    def local(self) -> bool:
+        """Whether the run lies on a disk.  There alone a file needs a folder; an object store would be asked for each of its parents."""
+        return isinstance(self.fs, pafs.LocalFileSystem)
 
     def path(self, name: str = "") -> str:
         """Path of ``name`` inside ``self.fs``."""
@@ -71,7 +77,7 @@ class RunFolder:
 
     def full_uri(self, name: str) -> str:
         """URI of ``name`` that another process can open with :func:`open_uri`."""
-        if isinstance(self.fs, pafs.LocalFileSystem):
+        if self.local:
             return self.path(name)
         base, question, query = self.uri.partition("?")
         return f"{base}/{quote(name)}{question}{query}"
@@ -98,7 +104,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file; it appears under its name only once it is complete."""
-        write_bytes(self.fs, self.path(name), data)
+        write_bytes(self.fs, self.path(name), data, folder=self.local)
 
     def read_bytes(self, name: str) -> bytes:
         try:
@@ -199,6 +205,12 @@ class RunFolder:
         # By default Ray misreads the extension of a path with a question mark, and takes folders like k=16 above the run for columns.
         options = {"file_extensions": None, "partitioning": None, **kwargs}
         return ray.data.read_parquet(paths, filesystem=self.fs, columns=columns, **options)
+
+    def write_dataset(self, name: str, dataset: ray.data.Dataset, **kwargs: Any) -> None:
+        """Compute a Ray dataset and write it as a table, beside the files that the table has; without rows there is no file."""
+        if self.local:
+            make_folder(self.fs, self.path(name))
+        dataset.write_parquet(self.path(name), filesystem=self.fs, try_create_dir=False, **kwargs)
 
     def upload(self, local: str | Path, name: str) -> None:
         """Copy a local folder to ``name``, replacing what is there."""

@@ -116,7 +116,7 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     parse = partial(parse_batch, types=types, form=form_of(seeds, relations))
     completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
-    samples.write_parquet(run.path(own.samples), filesystem=run.fs)
+    run.write_dataset(own.samples, samples)
     rejections = run.read_table(own.samples, ["rejection"])["rejection"].value_counts().to_pylist()
     reasons = {entry["values"]: entry["counts"] for entry in rejections}
     valid = reasons.pop("", 0)

@@ -86,7 +86,7 @@ def complete(
     )
     try:
         with _watched(pool.health, total - len(done), on_progress, run, f"{target}.engines/{time.time():.3f}.json"):
-            completions.write_parquet(run.path(target), filesystem=run.fs, ray_remote_args={"num_cpus": 0.1})
+            run.write_dataset(target, completions, ray_remote_args={"num_cpus": 0.1})
     except Exception as error:
         state: dict[str, Any] = ray.get(pool.health.state.remote())
         stop()

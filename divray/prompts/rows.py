@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from math import ceil
@@ -30,6 +32,9 @@ from divray.schemas import BASE, EXAMPLES, NAIVE, PROMPTS, TUNED
 
 LEAST_ROWS, MOST_ROWS, SHARE = 32, 4096, 64
 """Limits of the rows in a Parquet file, see :func:`rows_per_file`.  A file is one block of sampling: a resumed run repeats whole files."""
+
+WRITERS = 8
+"""Files that are written in parallel, because an object store answers slowly; the driver holds no more of them."""
 
 ALONE = (NAIVE, "all_at_once")
 """Strategies whose prompts never give the pair: the naive one, and the one that asks for a list of records."""
@@ -162,10 +167,16 @@ def write_prompts(run: RunFolder, name: str, rows: Iterator[dict[str, Any]], ste
     """
     if stem == "part":
         run.delete(name)
-    total = part = 0
-    while chunk := list(islice(rows, rows_per_file(total))):
-        run.write_parquet(f"{name}/{stem}-{part:06d}.parquet", pa.Table.from_pylist(chunk, PROMPTS))
-        total, part = total + len(chunk), part + 1
+    total, part, writing = 0, 0, deque[Future[None]]()
+    with ThreadPoolExecutor(WRITERS) as writers:
+        while chunk := list(islice(rows, rows_per_file(total))):
+            if part >= WRITERS:
+                writing.popleft().result()
+            file, table = f"{name}/{stem}-{part:06d}.parquet", pa.Table.from_pylist(chunk, PROMPTS)
+            writing.append(writers.submit(run.write_parquet, file, table))
+            total, part = total + len(chunk), part + 1
+        for written in writing:
+            written.result()
     return total
 
 

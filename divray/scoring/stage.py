@@ -64,10 +64,10 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         ray.get(worker(config, gpus=True)(_hear_seeds).remote(config, run.uri))
     rows = sum(int(count) for (count,) in scan.tally(run, written.samples, ["relation"], where=pc.field("rejection") == "").values())
     blocks, encoders = encoder_pool(config, run, rows)
-    valid = run.dataset(written.samples, override_num_blocks=blocks, num_cpus=0.1).map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
-    valid.map_batches(_Features, **encoders).write_parquet(
-        run.path(embedded), filesystem=run.fs, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1}
-    )
+    read = run.dataset(written.samples, override_num_blocks=blocks, num_cpus=0.1)
+    valid = read.map_batches(_valid, batch_format="pyarrow", num_cpus=0.1)
+    encoded = valid.map_batches(_Features, **encoders)
+    run.write_dataset(embedded, encoded, min_rows_per_file=PART_ROWS, ray_remote_args={"num_cpus": 0.1})
 
     only_cpus(True)
     if not run.files(embedded, ".parquet"):  # no valid sample; Ray writes no file without rows
@@ -79,7 +79,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     score = partial(_scored_pool, config=config, uri=run.uri, round=round, marks=marks, seeds=ray.put(seeds), threshold=threshold)
     groups = run.dataset(embedded).groupby("pool", num_partitions=partitions)
     scored = groups.map_groups(score, batch_format="pyarrow", num_cpus=config.cluster.worker_cpus)
-    scored.sort("candidate_id").write_parquet(run.path(written.scores), filesystem=run.fs)
+    run.write_dataset(written.scores, scored.sort("candidate_id"))
     run.delete(embedded)
     return _counts(config, run, written)
 
