@@ -68,9 +68,7 @@ def run(
     model, adapter = policy_model(config, run, round)
     names = [relation.name for relation in stated(read_relations(run), config.task.none_label)]
     wave = len(run.files(own.waves))
-    for file in run.files(own.prompts):  # left by a wave that a kill stopped before it was recorded
-        if file.rpartition("/")[2].startswith(f"wave-{wave + 1:02d}"):
-            run.delete(file)
+    run.each(own.prompts, run.delete, f"wave-{wave + 1:02d}")  # left by a wave that a kill stopped before it was recorded
     while True:
         complete(config, run, own.prompts, own.completions, model, adapter=adapter, on_progress=on_progress, answer=answer)
         counts = parse_round(config, run, own)
@@ -171,17 +169,19 @@ def failure_reason(error: str) -> str:
 
 def forget_failed(run: RunFolder, own: Round) -> None:
     """Remove the completions that failed through the engine's own fault, so that the next pass asks for them again."""
-    for file in run.files(own.completions, ".parquet"):
-        errors = pq.read_table(run.path(file), columns=["error"], filesystem=run.fs)["error"].to_pylist()
-        kept = [not error or failure_reason(error) != ENGINE_ERROR for error in errors]
-        if not all(kept):
-            run.write_parquet(file, pq.read_table(run.path(file), filesystem=run.fs).filter(pa.array(kept)))
+
+    def drop_failed(file: str) -> None:
+        with pq.ParquetFile(run.path(file), filesystem=run.fs) as parquet:
+            errors = parquet.read(["error"])["error"].to_pylist()
+            kept = [not error or failure_reason(error) != ENGINE_ERROR for error in errors]
+            if not all(kept):
+                run.write_parquet(file, parquet.read().filter(pa.array(kept)))
+
+    run.each(own.completions, drop_failed)
 
 
 def forget_completions(run: RunFolder, own: Round) -> None:
     """Remove what the engine wrote for a round, and the prompts that were made from it (waves after the first)."""
     for name in (own.completions, f"{own.completions}.engines", own.waves, own.quota, own.scores):
         run.delete(name)
-    for file in run.files(own.prompts):
-        if file.rpartition("/")[2].startswith("wave-"):
-            run.delete(file)
+    run.each(own.prompts, run.delete, "wave-")

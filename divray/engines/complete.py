@@ -11,7 +11,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -33,9 +32,6 @@ BLOCKS_IN_FLIGHT = 64
 
 ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
 """Columns that the candidates of one request share."""
-
-READERS = 32
-"""Files that are checked in parallel, because an object store answers slowly."""
 
 LEAST_BATCH, BATCHES = 16, 16
 """Fewest candidates in a batch; batches that make up what an engine takes at a time.  A batch comes back as a whole."""
@@ -107,8 +103,7 @@ def answered(run: RunFolder, target: str) -> pa.ChunkedArray:
         except pa.ArrowInvalid:
             run.delete(file)
 
-    with ThreadPoolExecutor(READERS) as readers:
-        list(readers.map(drop_if_cut, run.files(target, ".parquet")))
+    run.each(target, drop_if_cut)
     return pa.chunked_array([batch["candidate_id"] for batch in run.scan(target, ["candidate_id"])], pa.string())
 
 
