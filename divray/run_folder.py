@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 READERS = 16
 """Files that are read in parallel, because an object store answers slowly."""
 
+CHUNK = 64 << 20
+"""Bytes that a copy of a file asks for at a time; Arrow's own 1 MiB is a request each."""
+
 
 def parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
@@ -225,7 +228,7 @@ class RunFolder:
         """Copy a local folder to ``name``, replacing what is there."""
         self.delete(name)
         make_folder(self.fs, self.path(name))
-        pafs.copy_files(str(local), self.path(name), source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.fs)
+        pafs.copy_files(str(local), self.path(name), pafs.LocalFileSystem(), self.fs, chunk_size=CHUNK)
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """The record of a finished stage, or ``None`` if it has not finished."""
