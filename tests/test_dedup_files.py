@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,31 @@ def test_no_input_is_written_over(tmp_path: Path, option: str) -> None:
     for name in (held, str(tmp_path / "acc"), str(tmp_path / "acc" / "*")):
         given[option] = name
         for out in ("acc", "link", "new/../acc"):
-            with pytest.raises(InputError, match=f"the output folder holds {re.escape(name)}"):
+            with pytest.raises(InputError, match=f"{re.escape(name)} takes in what is written there"):
                 deduplicate_files(out=str(tmp_path / out), **given)
     assert Path(held).read_bytes() == before and [one.name for one in Path(held).parent.iterdir()] == ["kept.parquet"]
+
+
+def test_a_result_that_the_next_call_would_read_is_refused_at_the_first(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "in" / "a.parquet", text=["a b c", "a b c"])
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for name, out in (
+        ("in", "in"),
+        ("in", "in/new/out"),
+        ("in/**", "in/out"),
+        ("in/*.parquet", "in"),
+        ("link", "in/out"),
+        ("in", "link/out"),
+    ):
+        for given in ({"source": str(tmp_path / name)}, {"source": source, "against": str(tmp_path / name)}):
+            with pytest.raises(InputError, match="takes in what is written there"):
+                deduplicate_files(out=str(tmp_path / out), **given)
+    for name, out in (("in/*.parquet", "in/out"), ("in", "in/_out"), ("in/a*", "in"), ("in", "."), ("in", "in2")):
+        for _ in range(2):
+            assert deduplicate_files(str(tmp_path / name), str(tmp_path / out))["rows"] == 2
+        shutil.rmtree(tmp_path / "in" / "out", ignore_errors=True)
+        for written in ("kept", "clusters"):
+            (tmp_path / "in" / f"{written}.parquet").unlink(missing_ok=True)
 
 
 def test_a_result_may_lie_beside_its_input(tmp_path: Path) -> None:

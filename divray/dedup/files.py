@@ -64,9 +64,10 @@ def deduplicate_files(source: str, out: str, settings: DedupSettings | None = No
         check_schema(reference.schema, replace(settings, id_column=None), reference.name)
     fs, folder = open_uri(out)
     written = [posixpath.join(folder, name) for name in (KEPT, CLUSTERS)]
+    places = {_place(fs, path) for path in written}
     for one in (files, reference):
-        if one is not None and {_place(fs, path) for path in written} & {_place(one.fs, path) for path in one.parts}:
-            raise InputError(out, "", f"the output folder holds {one.name}", "Write to a folder of its own.")
+        if one is not None and (any(map(one.fits.fullmatch, places)) or places & {_place(one.fs, path) for path in one.parts}):
+            raise InputError(out, "", f"{one.name} takes in what is written there", "Write to a folder of its own.")
     make_folder(fs, folder)
     # The rows that stay are moved last: a killed call leaves an older file of them in place.
     with placed(fs, written[0]) as kept, placed(fs, written[1]) as clusters:
@@ -86,12 +87,14 @@ class ParquetSource:
         fs: File system.
         schema: Schema of all files; the columns from ``key=value`` folders (Hive) come last.
         parts: Path of each file, in order -> column values from its ``key=value`` folders.
+        fits: Pattern of the places (:func:`_place`) where a file is one of them.
     """
 
     name: str
     fs: pafs.FileSystem
     schema: pa.Schema
     parts: dict[str, dict[str, Any]]
+    fits: re.Pattern[str]
 
     @classmethod
     def open(cls, name: str) -> ParquetSource:
@@ -106,7 +109,7 @@ class ParquetSource:
             InputError: nothing is there, a file is no Parquet file, two have different columns, or the folders give no columns.
         """
         fs, path = open_uri(name)
-        base, paths = _matching(fs, path, name)
+        base, paths, fits = _matching(fs, path, name)
         with _readable(paths[0]):
             pq.read_schema(fs.open_input_file(paths[0]))
         with _readable(name):
@@ -118,7 +121,7 @@ class ParquetSource:
             if not alike:
                 raise InputError(one.path, "", f"its columns differ from those of {paths[0]}", "Give files of one schema.")
         parts = {one.path: pads.get_partition_keys(one.partition_expression) for one in fragments}
-        return cls(name, fs, dataset.schema, parts)
+        return cls(name, fs, dataset.schema, parts, fits)
 
     def batches(self, columns: list[str] | None = None) -> pa.RecordBatchReader:
         """All rows, at most :data:`BATCH_ROWS` at a time.
@@ -140,11 +143,11 @@ class ParquetSource:
                     yield batch.select(schema.names)
 
 
-def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]]:
-    """Return the folder that was searched (for a single file: its folder), and the files found."""
+def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str], re.Pattern[str]]:
+    """Return the folder that was searched (for a single file: its folder), the files found, and the pattern of their places."""
     kind, base = fs.get_file_info(path).type, path
     if kind == pafs.FileType.File:
-        return posixpath.dirname(path), [path]
+        return posixpath.dirname(path), [path], re.compile(re.escape(_place(fs, path)))
     while kind == pafs.FileType.NotFound and any(mark in base for mark in "*?"):
         base = posixpath.dirname(base)
     if kind == pafs.FileType.NotFound and base == path:
@@ -153,13 +156,13 @@ def _matching(fs: pafs.FileSystem, path: str, name: str) -> tuple[str, list[str]
         found = fs.get_file_info(pafs.FileSelector(base, recursive=True))
     # As in a shell, `*` and `?` match no slash, and `**` matches any folders.  A folder that matches gives all its files.
     marks = re.escape(path.removeprefix(base)).replace(r"\*\*/", "(?:[^/]+/)*").replace(r"\*\*", ".*")
-    fits = re.compile(marks.replace(r"\*", "[^/]*").replace(r"\?", "[^/]") + "(/.*)?", re.DOTALL)
-    inner = [one.path.removeprefix(base) for one in found if one.is_file and one.path.lower().endswith(PARQUET)]
-    shown = [one for one in inner if not any(part.startswith((".", "_")) for part in one.split("/"))]
-    paths = sorted(base + one for one in shown if fits.fullmatch(one))
+    marks = marks.replace(r"\*", "[^/]*").replace(r"\?", "[^/]") + "(/.*)?"
+    shown = rf"(?!(.*/)?[._])(?=.*({'|'.join(map(re.escape, PARQUET))})\Z)"
+    fits = re.compile(re.escape(place := _place(fs, base)) + f"(?i:{shown})" + marks, re.DOTALL)
+    paths = sorted(one.path for one in found if one.is_file and fits.fullmatch(place + one.path.removeprefix(base)))
     if not paths:
         raise InputError(name, "", "no Parquet file there", "Give a Parquet file, a folder of them or a pattern.")
-    return base, paths
+    return base, paths, fits
 
 
 @contextlib.contextmanager
