@@ -26,6 +26,7 @@ def refused(call: Any, *parts: str) -> None:
         ("[true, False, ~, null, .5, 1., -.inf, 1e3]", [True, False, None, None, 0.5, 1.0, float("-inf"), 1000.0]),
         ("{a: &a {b: [1, 2]}, c: {<<: *a, d: *a}}", {"a": {"b": [1, 2]}, "c": {"b": [1, 2], "d": {"b": [1, 2]}}}),
         ("# nothing", None),
+        ("[010, -7, 1_000, 0]", [10, -7, 1000, 0]),
         ('a: "\\U0001F600"', {"a": "\N{GRINNING FACE}"}),
     ],
 )
@@ -38,6 +39,7 @@ def test_yaml_values(text: str, value: Any) -> None:
     [
         ("a: 1\nb: {c: 1, d: 2, c: 3}", ("line 2", "key 'c' stands there twice")),
         ("a: 2024-02-31", ("no valid YAML", "day")),
+        ("a: 1:30", ("no valid YAML", "1:30", "quote a text")),
         ("{a: " * 3000, ("no valid YAML", "recursion depth")),
         ("a: " + "9" * 5000, ("digits",)),
         ("a: !!python/name:os.system x", ("no valid YAML",)),
