@@ -217,7 +217,7 @@ def divert_native_output() -> None:
     global _native_output
     sys.stderr.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
-    _native_output = tempfile.NamedTemporaryFile(prefix="divray-", suffix=".err")  # noqa: SIM115
+    _native_output = tempfile.TemporaryFile()  # noqa: SIM115 - without a name, so that nothing is left of it
     os.dup2(_native_output.fileno(), 2)
 
 
@@ -227,8 +227,8 @@ def save_logs(run: RunFolder) -> None:
 
     if not ray.is_initialized():
         return
-    if _native_output is not None and (said := Path(_native_output.name).read_bytes()):
-        run.write_bytes("logs/driver.err", said[-LOG_BYTES:])
+    if _native_output is not None and (size := os.fstat(_native_output.fileno()).st_size):
+        run.write_bytes("logs/driver.err", os.pread(_native_output.fileno(), LOG_BYTES, max(size - LOG_BYTES, 0)))
     session, own = ray.get_runtime_context().get_session_name(), ray.util.get_node_ip_address()
     for address, tails in [(own, _log_tails(session)), *_on_others(_log_tails, session)]:
         for name, data in tails.items():

@@ -8,9 +8,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from begun_runs import quickstart_with as settings
@@ -106,6 +108,24 @@ def test_what_listens_and_is_no_ray_head_is_refused(joined: None) -> None:
 def test_an_address_that_no_driver_joins_is_refused(address: str, joined: None) -> None:
     with pytest.raises(InputError, match=r"cluster\.address: .*HOST:PORT"):
         cluster.connect(settings(f"cluster.address={address}"))
+
+
+def test_a_killed_driver_leaves_nothing_of_what_native_code_said(tmp_path: Path) -> None:
+    script = "import os; from divray import cluster; cluster.divert_native_output(); os.write(2, b'said'); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False).returncode == -9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_of_what_native_code_said_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_session_name=lambda: "no session"))
+    with tempfile.TemporaryFile() as said:
+        monkeypatch.setattr(cluster, "_native_output", said)
+        os.write(said.fileno(), b"1" * cluster.LOG_BYTES + b"23")
+        cluster.save_logs(RunFolder(str(tmp_path)))
+    assert (tmp_path / "logs" / "driver.err").read_bytes() == b"1" * (cluster.LOG_BYTES - 2) + b"23"
 
 
 def test_workers_get_no_secret_unasked_and_nothing_that_the_job_has(monkeypatch: pytest.MonkeyPatch) -> None:
