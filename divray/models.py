@@ -150,7 +150,9 @@ def _cached(key: str, make: Callable[[Path], None]) -> str:
             raise ResourceError(f"{problem}. Set DIVRAY_CACHE or HOME to a folder that you can write to.") from error
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
-                beside = Path(tempfile.mkdtemp(dir=target.parent))
+                beside = target.with_name(f".{key}")  # of one name, so that a later call removes what a killed one left
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir()
                 try:
                     make(beside)
                     beside.rename(target)
@@ -192,7 +194,7 @@ def _save_embedded(package: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+    with tempfile.TemporaryDirectory(dir=folder) as work:
         source = next(_package_folder(package).rglob("*.gguf"), None) or _joined(package, Path(work, "model.gguf"))
         whole = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, quantization_config=whole, dtype=torch.bfloat16)

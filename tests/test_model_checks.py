@@ -265,6 +265,17 @@ def test_prompts_longer_than_the_context_are_refused_at_plan(overrides: list[str
         check(settings)
 
 
+def test_the_next_fetch_removes_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.setenv("DIVRAY_CACHE", str(tmp_path / "cache"))
+    killed = "import os; from divray import models; models.pafs.copy_files = lambda *_, **__: os.kill(os.getpid(), 9); "
+    command = [sys.executable, "-c", f"{killed}models.local_model({f'file://{tmp_path}/model'!r})"]
+    assert subprocess.run(command, check=False).returncode == -9
+    there = Path(local_model(f"file://{tmp_path}/model"))
+    assert sorted(one.name for one in there.parent.iterdir()) == [there.name, f"{there.name}.lock"]
+
+
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     reference = model(tmp_path / "m", LLM, {}, **{"model.safetensors.index.json": json.dumps(index)})

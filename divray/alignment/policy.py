@@ -28,7 +28,7 @@ def publish_policy(run: RunFolder, name: str, base: str, reference: str, trained
 
     unset_hf_deepspeed_config()  # else ZeRO-3 shards the model below, which is loaded only to be saved
     dtype = getattr(AutoConfig.from_pretrained(base), "dtype", None) or torch.float32
-    with tempfile.TemporaryDirectory(prefix="divray-policy-") as temporary:
+    with tempfile.TemporaryDirectory(dir=trained.parent) as temporary:  # the next try removes what a killed one leaves there
         folder = Path(temporary)
         model = AutoModelForCausalLM.from_pretrained(base if lora else trained, dtype=dtype)
         if lora:
