@@ -1,4 +1,4 @@
-"""The Arrow schemas of the tables between the stages, and the keys that JSON records must hold.
+"""The Arrow schemas of the tables between the stages, and the keys of JSON records that a stage or the report counts on.
 
 A candidate keeps its ``candidate_id`` up to the data set (there ``sample_id``); a request has the id of its first candidate.
 """
@@ -118,8 +118,6 @@ DATASET = pa.schema(
 relation, and the samples up to rank K (``selection.k``) are the selected ones.  ``correctness`` is the probability that the sentence
 is right according to the judge behind the gate, ``audit`` according to a second judge with other signals. Nothing in the loop depends on
 ``audit``; it is null for all but the selected samples."""
-
-# JSON records: the keys that another stage or the report counts on ------------------------------------------------
 
 
 class StageRecord(TypedDict):

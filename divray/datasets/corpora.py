@@ -35,9 +35,6 @@ _POSITIONS = "Positions count from 0; ends are inclusive and not before the star
 _MENTIONS = "Give [name, id, [[token positions], …]] with positions from 0 in ascending order."
 
 
-# SemEval -------------------------------------------------------------------------------------
-
-
 def read_semeval(source: Source) -> Iterator[Example]:
     """Yield the sentences in the order of the file.
 
@@ -71,9 +68,6 @@ def read_semeval(source: Source) -> Iterator[Example]:
         yield from source.usable(Example("".join(pieces), head, tail, label, example_id=identity))
 
 
-# TACRED --------------------------------------------------------------------------------------
-
-
 def read_tacred(source: Source) -> Iterator[Example]:
     """Yield the examples in the order of the file.
 
@@ -94,9 +88,6 @@ def read_tacred(source: Source) -> Iterator[Example]:
         )
         types = [source.string(place, name, row.get(name), required=False) for name in ("subj_type", "obj_type")]
         yield from source.usable(Example(text, head, tail, label, types[0], types[1], identity))
-
-
-# FewRel --------------------------------------------------------------------------------------
 
 
 def read_fewrel(source: Source) -> Iterator[Example]:
@@ -129,9 +120,6 @@ def _mention(source: Source, place: str, spans: list[Span], value: Any) -> Span 
             span = _entity(source, place, spans, tokens, _MENTIONS)
             return span if tokens[-1] - tokens[0] == len(tokens) - 1 else None
     raise source.error(place, "missing" if value is None else "no entity with mentions", _MENTIONS)
-
-
-# tokens --------------------------------------------------------------------------------------
 
 
 def _tokens(source: Source, place: str, name: str, row: Any) -> list[str]:

@@ -181,9 +181,6 @@ def _figure(height: float, columns: int = 1, rows: Sequence[str] = ()) -> tuple[
     return figure, axes
 
 
-# the charts of the page ---------------------------------------------------------------------------
-
-
 def charts_of(summary: dict[str, Any], excerpts: dict[str, Any]) -> dict[str, Any]:
     """The page's charts by name, ``None`` for those without data."""
     found: dict[str, Any] = dict.fromkeys(("funnel", "scores", "correctness", "rejections", "seconds"))

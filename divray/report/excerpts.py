@@ -108,9 +108,6 @@ def _hash(identity: str) -> Callable[[Row], bytes]:
     return lambda row: hashlib.sha256(row[identity].encode()).digest()
 
 
-# sentences for display ----------------------------------------------------------------------------
-
-
 class Piece(NamedTuple):
     """A stretch of a sentence with one look; ``classes`` are CSS classes (``head``, ``tail``, ``differs``)."""
 

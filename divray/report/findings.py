@@ -32,9 +32,6 @@ SHORT = 3
 """Of the relations with too few samples, :func:`shortfalls` explains this many, or all if there is one more; the card has all."""
 
 
-# sentences ----------------------------------------------------------------------------------------
-
-
 def headline(summary: Summary) -> str:
     """The run's main result in one sentence."""
     if evaluation := summary.get("evaluation"):
@@ -160,9 +157,6 @@ def _score(entry: dict[str, Any]) -> str:
 
 def _rounds(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("round-"))
-
-
-# on the terminal ----------------------------------------------------------------------------------
 
 
 def tables(summary: Summary) -> Iterator[RenderableType]:

@@ -100,9 +100,6 @@ def _losses(book: Account, view: dict[str, Any]) -> dict[str, dict[str, int]]:
     return lost
 
 
-# the page -----------------------------------------------------------------------------------------
-
-
 def render(config: Config, summary: say.Summary, excerpts: dict[str, Any]) -> str:
     """The report as HTML text; a section without data is left out."""
     import jinja2
