@@ -15,9 +15,9 @@ from divray.report.account import rounds_of
 from divray.report.excerpts import sentences_of
 from divray.run_folder import RunFolder
 from divray.sampling import policy_model
-from divray.scan import SENTENCE, Row, rows
+from divray.scan import Row, rows
 from divray.schemas import COMPLETIONS, NAIVE, PROMPTS, SAMPLES
-from divray.texts import marked
+from divray.texts import SENTENCE, marked
 
 CLUSTER_MEMBERS = 8
 _SCORES = ["correctness", "correct", "unique", "novelty", "reason"]

@@ -48,15 +48,14 @@ from divray.prompts.record import completion_of
 from divray.prompts.rows import accepted_samples, gives_pair
 from divray.relations import Example, Relation, replaced
 from divray.run_folder import RunFolder
+from divray.scan import Row
 from divray.schemas import NAIVE, PAIRS, SCORES
 from divray.sections import PreferencesConfig
 from divray.stages import Progress
-from divray.texts import SPANS, names_of
-
-Row = dict[str, Any]
+from divray.texts import SENTENCE, names_of
 
 _WRITTEN = ("candidate_id", "relation", "strategy", "prompt", "completion")
-_SCORED = ("text", *SPANS, "correctness", "correct", "unique", "novelty")
+_SCORED = (*SENTENCE, "correctness", "correct", "unique", "novelty")
 CANDIDATES = pa.schema([SCORES.field(name) for name in (*_WRITTEN, *_SCORED)])
 """Candidates for a pair: scored samples, and complete but invalid completions, which have no scores."""
 

@@ -21,10 +21,10 @@ from divray.console import visible
 from divray.errors import InputError
 from divray.layout import ANSWERS, RELATIONS, SELECTED, Round, score_tables
 from divray.run_folder import RunFolder
-from divray.scan import SENTENCE, Row, first_of_each, rows
+from divray.scan import Row, first_of_each, rows
 from divray.schemas import NAIVE
 from divray.textfiles import read_json
-from divray.texts import marked
+from divray.texts import SENTENCE, marked
 
 QUESTION = "Is it readable, does it state the relation from head to tail, and are both entities whole mentions?"
 RIGHT = {"y": True, "n": False, "s": None}

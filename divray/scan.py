@@ -14,8 +14,6 @@ from divray.run_folder import RunFolder
 
 Row = dict[str, Any]
 
-SENTENCE = ["text", "head_start", "head_end", "tail_start", "tail_end"]
-
 
 def rows(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:
     """The rows of a table, or of several with one schema, one at a time; no rows if there is no such table."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 from divray.relations import Example, mask_entities, render_marked
 
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
+SENTENCE = ("text", *SPANS)
 
 SEED_PREFIX = "seed:"
 """Prefix of a seed example's id where samples and seed examples are listed together."""

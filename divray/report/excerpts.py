@@ -16,9 +16,9 @@ from divray.console import visible
 from divray.layout import SEEDS, SELECTED, Round
 from divray.report.account import rounds_of
 from divray.run_folder import RunFolder
-from divray.scan import SENTENCE, Row, first_of_each, rows, tally
+from divray.scan import Row, first_of_each, rows, tally
 from divray.schemas import NAIVE
-from divray.texts import SEED_PREFIX
+from divray.texts import SEED_PREFIX, SENTENCE
 
 SAMPLES_PER_RELATION = 5
 REJECTIONS_PER_REASON = 2

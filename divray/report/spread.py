@@ -22,9 +22,9 @@ from divray.layout import SEED_EMBEDDINGS, SEEDS, SELECTED, TEST, TEST_EMBEDDING
 from divray.measures import diversity_of
 from divray.report.account import rounds_of
 from divray.run_folder import RunFolder
-from divray.scan import SENTENCE, table_of
+from divray.scan import table_of
 from divray.schemas import NAIVE, SCORES
-from divray.texts import compared_texts, names_of
+from divray.texts import SENTENCE, compared_texts, names_of
 
 NAMES = ("vendi_ngram", "vendi_embedding", "distinct_2", "seed_names")
 """The last is the share of sentences whose head or tail is an entity of their relation's seeds; masking hides it from the other scores."""

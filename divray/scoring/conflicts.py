@@ -31,7 +31,7 @@ from divray.scan import table_of
 from divray.schemas import NAIVE, SCORES
 from divray.scoring.near_copies import with_columns
 from divray.sections import DiversityConfig
-from divray.texts import SEED_PREFIX, SPANS, compared_texts
+from divray.texts import SEED_PREFIX, SENTENCE, SPANS, compared_texts
 
 Codes = npt.NDArray[np.int64]
 
@@ -41,7 +41,7 @@ MARKS = pa.schema([SCORES.field(name) for name in ("candidate_id", *_MARKS)])
 BARRED = pc.field("reason") != ""
 """The :func:`marked` rows to drop."""
 
-_COMPARED = ["candidate_id", "relation", "text", *SPANS]
+_COMPARED = ["candidate_id", "relation", *SENTENCE]
 
 
 def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -> pa.Table:

@@ -30,7 +30,7 @@ from divray.scoring.conflicts import BARRED, across_relations, copies_of_seeds, 
 from divray.scoring.judge import Judging
 from divray.scoring.near_copies import deduplicate, novelty, with_columns
 from divray.stages import Progress
-from divray.texts import SPANS, compared_texts
+from divray.texts import SENTENCE, compared_texts
 
 EMBEDDED = pa.schema([*SAMPLES, SCORES.field("embedding"), SCORES.field("correctness"), ("pool", pa.string())])
 AUTO = 0.5
@@ -134,7 +134,7 @@ def _hear_seeds(config: Config, uri: str) -> None:
     """Embed the seeds and, for the report, some test sentences; store the judge's LLM signals of the seeds."""
     run = RunFolder(uri)
     judging = Judging(config, read_relations(run), read_seeds(run))
-    tests = scan.rows(run, TEST, ["example_id", "relation", *scan.SENTENCE])
+    tests = scan.rows(run, TEST, ["example_id", "relation", *SENTENCE])
     some = scan.first_of_each(tests, "relation", lambda row: sha256(row["example_id"].encode()).digest(), TEST_SENTENCES)
     shown = pa.Table.from_pylist([row for own in some.values() for row in own])
     for name, table in ((SEED_EMBEDDINGS, run.read_table(SEEDS)), (TEST_EMBEDDINGS, shown)):
@@ -152,7 +152,7 @@ def _scored_pool(rows: pa.Table, config: Config, uri: str, round: int, marks: An
     examples = ray.get(seeds)
     own = examples.filter(pc.equal(examples["relation"], relation))
     stayed = (pc.field("relation") == relation) & (pc.field("strategy") != NAIVE) & pc.field("unique")
-    columns = ["candidate_id", "text", *SPANS]
+    columns = ["candidate_id", *SENTENCE]
     before = None if is_naive else scan.table_of(RunFolder(uri), score_tables(round), columns, stayed)
     rows = rows.sort_by("candidate_id")
     rows = marked(rows, pa.concat_tables([ray.get(marks), copies_of_seeds(rows, own, config.diversity)]))

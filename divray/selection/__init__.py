@@ -42,7 +42,7 @@ from divray.scoring.near_copies import with_columns
 from divray.sections import SelectionConfig
 from divray.selection.card import dataset_card
 from divray.stages import Progress
-from divray.texts import SPANS, names_of
+from divray.texts import SENTENCE, names_of
 
 ALL, SELECTED = "dataset", "selected"
 CANDIDATES = [name for name in SCORES.names if name in DATASET.names or name in ("candidate_id", "embedding")]
@@ -177,7 +177,7 @@ def _fresh(rows: pa.Table) -> np.ndarray:
 
     The LLM likes the names of its examples, and an RE model that meets one name again and again learns the name.
     """
-    names = [[*zip(("head", "tail"), names_of(row), strict=True)] for row in rows.select(["text", *SPANS]).to_pylist()]
+    names = [[*zip(("head", "tail"), names_of(row), strict=True)] for row in rows.select(SENTENCE).to_pylist()]
     uses: Counter[tuple[str, str]] = Counter()
     fresh = np.zeros(rows.num_rows, bool)
     for row in np.argsort(-rows["correctness"].to_numpy(), kind="stable").tolist():
