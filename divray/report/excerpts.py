@@ -44,7 +44,7 @@ def near_duplicates(run: RunFolder, rounds: list[Round]) -> list[Row]:
         return (row["similarity"] or 0.0) >= 1.0, -(row["similarity"] or 0.0), row["candidate_id"]
 
     where = ~pc.field("unique") & _LOOP & (pc.field("nearest_id") != "") & ~pc.starts_with(pc.field("nearest_id"), "test:")
-    found = rows(run, _scores(rounds), [*_SENTENCE, "nearest_id", "similarity", "reason"], where)
+    found = rows(run, [own.scores for own in rounds], [*_SENTENCE, "nearest_id", "similarity", "reason"], where)
     chosen = _turns(first_of_each(found, "relation", closeness, NEAR_DUPLICATES))[:NEAR_DUPLICATES]
     known = sentences_of(run, rounds, {row["nearest_id"] for row in chosen})
     return [{**row, "other": known[row["nearest_id"]]} for row in chosen if row["nearest_id"] in known]
@@ -74,7 +74,7 @@ def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
     place = pc.floor(pc.coalesce(pc.field("correctness"), 0.0) * float(BINS) + 1e-9)
     derived = {"place": pc.min_element_wise(place, BINS - 1.0), "flag": pc.coalesce(pc.field("correct"), False)}
     counts: dict[str, list[int]] = {"kept": [0] * BINS, "dropped": [0] * BINS}
-    for (at, holds), (count,) in tally(run, _scores(rounds), ["place", "flag"], derived=derived, where=_LOOP).items():
+    for (at, holds), (count,) in tally(run, [own.scores for own in rounds], ["place", "flag"], derived=derived, where=_LOOP).items():
         counts["kept" if holds else "dropped"][int(at)] += int(count)
     return counts
 
@@ -82,17 +82,13 @@ def correctness(run: RunFolder, rounds: list[Round]) -> dict[str, Any]:
 def sentences_of(run: RunFolder, rounds: list[Round], ids: Iterable[str]) -> dict[str, Row]:
     """The sentences of ``ids``: samples by ``candidate_id``, seeds by ``example_id`` or ``seed:<example_id>``; ``unique``: it was kept."""
     wanted = set(ids)
-    columns = [*_SENTENCE, "unique"]
-    found = {row.pop("candidate_id"): row for row in rows(run, _scores(rounds), columns, _one_of("candidate_id", wanted))}
+    scores, columns = [own.scores for own in rounds], [*_SENTENCE, "unique"]
+    found = {row.pop("candidate_id"): row for row in rows(run, scores, columns, _one_of("candidate_id", wanted))}
     seeds = _one_of("example_id", wanted | {name.removeprefix(SEED_PREFIX) for name in wanted})
     for row in rows(run, SEEDS, ["example_id", "relation", *SENTENCE], seeds):
         name = row.pop("example_id")
         found |= {key: {**row, "unique": True} for key in wanted & {name, SEED_PREFIX + name}}
     return found
-
-
-def _scores(rounds: list[Round]) -> list[str]:
-    return [own.scores for own in rounds]
 
 
 def _one_of(column: str, values: Iterable[str]) -> pc.Expression:
