@@ -79,7 +79,7 @@ def form_of(seeds: Collection[Example], relations: Iterable[Relation]) -> Form:
         bare=all(_bared(text) == text for text in texts),
         varied=not any(_repeats(text) for text in texts),
         whole_names=halves <= MOST_HALVES * len(seeds),
-        least_words=min([MIN_WORDS, *(len(_words(text)) for text in texts)]),
+        least_words=min([MIN_WORDS, *(len(_WORD.findall(text)) for text in texts)]),
         persons=frozenset() if several else frozenset(persons),
         placeholders=(_LABELS | set(types.values())) - {_folded(name) for *_, name in sides},
         pairs=frozenset((_folded(seed.head_text), _folded(seed.tail_text)) for seed in seeds),
@@ -170,7 +170,7 @@ def part_of_name(text: str, span: Span) -> bool:
 
 
 def _sentence_problem(text: str, spans: tuple[Span, Span], form: Form) -> str:
-    words = _words(text)
+    words = _WORD.findall(text)
     rest = "".join(character for place, character in enumerate(text) if not any(start <= place < end for start, end in spans))
     if len(words) < form.least_words or not re.search(r"[^\W\d_]", rest):
         return "too_short"
@@ -188,13 +188,9 @@ def _sentence_problem(text: str, spans: tuple[Span, Span], form: Form) -> str:
 
 
 def _repeats(text: str) -> bool:
-    lowered = [word.casefold() for word in _words(spaced([text])[0])]
+    lowered = [word.casefold() for word in _WORD.findall(spaced([text])[0])]
     trigrams = list(zip(lowered, lowered[1:], lowered[2:], strict=False))
     return len(trigrams) >= 4 and len(set(trigrams)) < 0.75 * len(trigrams)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text)
 
 
 def _is_several(text: str) -> bool:
