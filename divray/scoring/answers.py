@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -51,7 +50,7 @@ def answers_of(config: Config, device: str) -> Answers | None:
     llm, endpoint = config.correctness.llm, config.engine.endpoint
     if llm is None:
         return None
-    return partial(server_answers, endpoint) if llm == ENDPOINT and endpoint else Likelihood(llm, device).answers
+    return server_answers(endpoint) if llm == ENDPOINT and endpoint else Likelihood(llm, device).answers
 
 
 def ask(answers: Answers, relations: Sequence[Relation], seeds: Sequence[Example], examples: Sequence[Example]) -> np.ndarray:
@@ -205,28 +204,19 @@ class Likelihood:
                     yield row, said.logits[place, start - first : end - first].float().log_softmax(-1), states
 
 
-@cache
-def _client(settings: EndpointConfig) -> Any:
-    """This process's client of a server, which keeps connections open; the key comes from the environment."""
-    from openai import OpenAI
+def server_answers(settings: EndpointConfig) -> Answers:
+    """:data:`Answers` of the server that ``engine.endpoint`` names; the key comes from the environment.
+
+    They raise EngineError if the server refuses, or gives no probabilities.
+    """
+    from openai import APIError, OpenAI
 
     key = os.environ.get(settings.key_variable) or "none"
-    return OpenAI(base_url=str(settings.url), api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
-
-
-def server_answers(settings: EndpointConfig, prefix: str, questions: Sequence[str]) -> list[float]:
-    """:data:`Answers` of the server that ``engine.endpoint`` names.
-
-    Raises:
-        EngineError: The server refused, or gives no probabilities.
-    """
-    from openai import APIError
-
-    client = _client(settings)
+    client: Any = OpenAI(base_url=str(settings.url), api_key=key, max_retries=settings.max_retries, timeout=settings.timeout)
     how = {"model": settings.model, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
 
-    def answer(question: str) -> float:
-        asked = [{"role": "user", "content": f"{prefix}{question}\nSay only yes or no."}]
+    def answer(text: str) -> float:
+        asked = [{"role": "user", "content": f"{text}\nSay only yes or no."}]
         try:
             top = client.chat.completions.create(messages=asked, **how).choices[0].logprobs.content[0].top_logprobs
         except (APIError, AttributeError, IndexError, TypeError) as error:
@@ -234,5 +224,8 @@ def server_answers(settings: EndpointConfig, prefix: str, questions: Sequence[st
         yes, no = (sum(math.exp(one.logprob) for one in top if one.token.strip().casefold() == word) for word in ("yes", "no"))
         return (math.log(yes) if yes else _UNSEEN) - (math.log(no) if no else _UNSEEN)
 
-    with ThreadPoolExecutor(settings.concurrency) as pool:
-        return list(pool.map(answer, questions))
+    def answers(prefix: str, questions: Sequence[str]) -> list[float]:
+        with ThreadPoolExecutor(settings.concurrency) as pool:
+            return list(pool.map(answer, [prefix + question for question in questions]))
+
+    return answers
