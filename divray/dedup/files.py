@@ -24,7 +24,6 @@ from divray.dedup.storage import PARQUET, first_line, make_folder, open_uri, pla
 from divray.dedup.tables import DedupSettings, Verdicts, check_schema, judge
 from divray.errors import InputError
 
-KEPT, CLUSTERS = "kept.parquet", "clusters.parquet"
 BATCH_ROWS = 1 << 16
 
 
@@ -63,7 +62,7 @@ def deduplicate_files(source: str, out: str, settings: DedupSettings | None = No
     if reference is not None:
         check_schema(reference.schema, replace(settings, id_column=None), reference.name)
     fs, folder = open_uri(out)
-    written = [posixpath.join(folder, name) for name in (KEPT, CLUSTERS)]
+    written = [posixpath.join(folder, name) for name in ("kept.parquet", "clusters.parquet")]
     places = {_place(fs, path) for path in written}
     for one in (files, reference):
         if one is not None and (any(map(one.fits.fullmatch, places)) or places & {_place(one.fs, path) for path in one.parts}):

@@ -8,7 +8,7 @@ alone: the same on every machine, in every process.  Some two of ``m`` distinct 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.dedup.hashing import hash_shingles, numbered, set_keys
-
-Texts: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 """A letter of a script without blanks between words."""
@@ -38,7 +36,7 @@ class Shingles(NamedTuple):
         return len(self.offsets) - 1
 
 
-def shingle(texts: Texts, kind: Literal["word", "char"] = "word", size: int = 3) -> Shingles:
+def shingle(texts: Sequence[str] | pa.Array | pa.ChunkedArray, kind: Literal["word", "char"] = "word", size: int = 3) -> Shingles:
     """Each text's set of n-grams.
 
     Words are what ``str.lower().split()`` gives; a letter of a script that puts no blanks between words (Chinese, Japanese, Thai, …) is a
@@ -50,7 +48,10 @@ def shingle(texts: Texts, kind: Literal["word", "char"] = "word", size: int = 3)
         kind: Whether n-grams are of words or of characters.
         size: n, at least 1.
     """
-    offsets, characters = _buffers(_normalised(_flat(texts), kind == "word"))
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.cast(pa.large_string()).combine_chunks()
+    array = texts.cast(pa.large_string()) if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+    offsets, characters = _buffers(_normalised(array, kind == "word"))
     return Shingles(*hash_shingles(offsets, characters, size, kind == "word"))
 
 
@@ -108,9 +109,3 @@ def _buffers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uin
     if data is not None and data.size:
         characters = np.frombuffer(data, dtype=np.uint8)
     return offsets, characters
-
-
-def _flat(texts: Any) -> pa.Array:
-    if isinstance(texts, pa.ChunkedArray):
-        texts = texts.cast(pa.large_string()).combine_chunks()
-    return texts.cast(pa.large_string()) if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())

@@ -203,8 +203,6 @@ def check_schema(schema: pa.Schema, settings: DedupSettings, where: str) -> None
 
 def _check_ids(ids: Any, where: str, name: str) -> None:
     """Raises InputError where an id is null or occurs twice."""
-    if not len(ids):
-        return
     if ids.null_count:
         raise InputError(where, name, f"null in row {pc.index(ids.is_null(), True).as_py()}", "Give every row an id.")
     if pa.types.is_integer(ids.type):  # a sort is faster than Arrow's search for distinct ids
