@@ -166,10 +166,8 @@ def _without_repeats(rows: pa.Table) -> pa.Table:
     """Of rows with the same text, ignoring case and extra blanks, keep the first by round and id; sort by id.  Scoring compares texts with
     masked entities, so it takes a sentence with head and tail exchanged for two."""
     rows = rows.sort_by([("round", "ascending"), ("candidate_id", "ascending")])
-    first: dict[str, int] = {}
-    for row, text in enumerate(rows["text"].to_pylist()):
-        first.setdefault(" ".join(text.casefold().split()), row)
-    return rows.take(pa.array(first.values(), pa.int64())).sort_by("candidate_id")
+    texts = np.array([" ".join(text.casefold().split()) for text in rows["text"].to_pylist()], object)
+    return rows.take(np.unique(texts, return_index=True)[1]).sort_by("candidate_id")
 
 
 def _fresh(rows: pa.Table) -> np.ndarray:
