@@ -48,12 +48,7 @@ class TrainingSets:
         self.draws: list[dict[str, list[Example]]] = [{SEEDS: [], MORE: []} for _ in set(numbers)]
         for example, draw, later in zip(table_examples(table), numbers, more, strict=True):
             self.draws[draw][MORE if later else SEEDS].append(example)
-
-        @cache
-        def read(name: str) -> list[Example]:
-            return weighed(run, name) if name.startswith(WEIGHED) else examples_of(run, name)
-
-        self._table = read
+        self._table = cache(lambda name: weighed(run, name) if name.startswith(WEIGHED) else examples_of(run, name))
 
     def examples(self, tables: Sequence[str], draw: int = 0) -> list[Example]:
         """The examples of ``tables`` in one draw.  With seeds among the tables, one factor scales the weights of each generated table, so
