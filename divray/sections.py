@@ -1,9 +1,7 @@
 """Every setting, with its default, its bounds and its meaning."""
 
-from __future__ import annotations
-
 from os.path import expanduser
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, model_validator
 from typing_extensions import TypedDict
@@ -142,7 +140,7 @@ class CorrectnessConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _apart(self) -> CorrectnessConfig:
+    def _apart(self) -> Self:
         if self.reader == self.fluency:
             raise ValueError("reader and fluency are one LLM, but the report's figure needs a different LLM from the gate's")
         return self

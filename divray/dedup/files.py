@@ -3,8 +3,6 @@
 It reads the texts twice, each time by batch: once to compare them, once to copy the rows that stay.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import posixpath
@@ -12,7 +10,7 @@ import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -96,7 +94,7 @@ class ParquetSource:
     fits: re.Pattern[str]
 
     @classmethod
-    def open(cls, name: str) -> ParquetSource:
+    def open(cls, name: str) -> Self:
         """A file, a folder (with all its files of :data:`~divray.dedup.storage.PARQUET`), or a pattern of such files with
         ``*`` or ``?`` in the last parts.
 

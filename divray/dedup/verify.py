@@ -1,8 +1,6 @@
 """Near-duplicate pairs among sets.  It compares the whole sets of every proposed pair, so every pair that it returns is near."""
 
-from __future__ import annotations
-
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +33,9 @@ class Pairs(NamedTuple):
     right: npt.NDArray[np.int64]
     similarity: npt.NDArray[np.float64]
 
-    def take(self, some: npt.NDArray[np.generic]) -> Pairs:
+    def take(self, some: npt.NDArray[np.generic]) -> Self:
         """Some of the pairs, by a mask or by their numbers."""
-        return Pairs(self.left[some], self.right[some], self.similarity[some])
+        return type(self)(self.left[some], self.right[some], self.similarity[some])
 
 
 def near_duplicates(sets: Shingles, threshold: float, method: Method = "auto", own: int | None = None) -> Pairs:

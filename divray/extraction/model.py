@@ -6,13 +6,11 @@ The tuned network is a second copy of the encoder's lower layers with a classifi
 Importing this module imports torch and transformers, and turns off transformers' progress bars and warnings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -181,12 +179,12 @@ class RelationExtractor(PreTrainedModel):
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def load(cls, reference: str) -> RelationExtractor:
+    def load(cls, reference: str) -> Self:
         """Read a saved model from a local folder or a URI; :class:`InputError` if it is incomplete or of another release."""
         folder = local_model(reference)
         try:
             read: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-            model: RelationExtractor = read[0]
+            model: Self = read[0]
             if wrong := sorted({*read[1]["missing_keys"], *(name for name, *_ in read[1]["mismatched_keys"])}):
                 raise ValueError(f"no weights of {wrong[0]} that fit config.json")
             model.tokenizer = tokenizer_in(folder)
