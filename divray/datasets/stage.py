@@ -28,9 +28,6 @@ from divray.schemas import EXAMPLES
 from divray.sections import TaskConfig
 from divray.stages import Progress
 
-NEGATIVE = "none"
-"""The label of every row of ``task.negatives``."""
-
 UNLABELLED_A_SEED = 24
 """Unlabelled sentences to keep per seed.  Self-training uses at most a third, the surest; those of a larger number repeat the seeds."""
 
@@ -130,7 +127,7 @@ def load_task(config: Config) -> Task:
     if (task.test is None) == (task.test_per_relation is None):
         fix = "Give a test file, or task.test_per_relation to hold out a part of the training file."
         raise InputError("task", "test, test_per_relation", "one of the two is needed, and one only", fix)
-    labels = {"train": names, "test": names, "negatives": [NEGATIVE], "unlabelled": []}
+    labels = {"train": names, "test": names, "negatives": ["none"], "unlabelled": []}
     folder = Path(task.data or ".").expanduser()
     files = {part: folder / Path(getattr(task, part)).expanduser() for part in labels if getattr(task, part) is not None}
     sources = {part: Source(file, frozenset(labels[part]), part == "unlabelled") for part, file in files.items()}

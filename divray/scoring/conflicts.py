@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from divray.config import Config
-from divray.dedup.decide import best_of, nearest_given
+from divray.dedup.decide import Numbers, best_of, nearest_given
 from divray.dedup.shingle import fold, shingle
 from divray.dedup.verify import near_duplicates
 from divray.layout import SEEDS, TEST, score_tables
@@ -32,8 +32,6 @@ from divray.schemas import NAIVE, SCORES
 from divray.scoring.near_copies import with_columns
 from divray.sections import DiversityConfig
 from divray.texts import SEED_PREFIX, SENTENCE, SPANS, compared_texts
-
-Codes = npt.NDArray[np.int64]
 
 _MARKS = ("conflict", "conflict_relation", "near_test", "nearest_id", "similarity", "reason")
 MARKS = pa.schema([SCORES.field(name) for name in ("candidate_id", *_MARKS)])
@@ -76,12 +74,12 @@ def label_conflicts(table: pa.Table, config: DiversityConfig, known: pa.Table) -
     return pa.table(made).combine_chunks()
 
 
-def _codes(values: pa.ChunkedArray) -> Codes:
+def _codes(values: pa.ChunkedArray) -> Numbers:
     """Equal integers for equal strings."""
     return np.asarray(values.cast(pa.large_string()).combine_chunks().dictionary_encode().indices, np.int64)
 
 
-def _same_fact(rows: pa.Table, config: DiversityConfig, left: Codes, right: Codes) -> npt.NDArray[np.bool_]:
+def _same_fact(rows: pa.Table, config: DiversityConfig, left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
     """Whether the entities of each pair of rows agree in their roles, and the masked texts are near-duplicates."""
     masked = shingle(compared_texts(rows, mask=True))
     shingles = [set(own.tolist()) for own in np.split(masked.values, masked.offsets[1:-1])]

@@ -52,8 +52,6 @@ CHOSEN = pa.schema([pa.field("set", pa.string()), *DATASET])
 SHARPNESS = 10.0
 """Weight of the cosines against the ridge: the gain of an exact copy is 0.27 of that of an orthogonal sample."""
 
-_DIGITS = 9
-
 USES = 2
 """How many selected samples of a relation may share a head or a tail while other samples are left."""
 
@@ -202,7 +200,7 @@ def greedy_selection(
     chosen, left = np.zeros(min(k, count), np.int64), np.full(count, 1.0 + SHARPNESS)
     factor, open_ = np.zeros((count, len(chosen))), np.ones(count, bool)
     for step in range(len(chosen)):
-        gain = np.round((1.0 - weight) * correctness + weight * np.log(left) / np.log1p(SHARPNESS), _DIGITS)
+        gain = np.round((1.0 - weight) * correctness + weight * np.log(left) / np.log1p(SHARPNESS), 9)
         best = chosen[step] = first[step] if step < len(first) else np.argmax(np.where(open_, gain, -np.inf))
         open_[best] = False
         shared = factor[:, :step] @ factor[best, :step]
