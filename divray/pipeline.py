@@ -1,7 +1,6 @@
 """The loop: which stage runs when, what is already done, and where a run begins.
 
-A stage counts as done once its record is written, after all else; a run
-that was killed goes on with the first stage that has no record.
+A stage counts as done once its record is written, after all else; a killed run goes on with the first stage that has no record.
 """
 
 from __future__ import annotations

@@ -81,7 +81,6 @@ class ParquetSource:
 
     Attributes:
         name: As the user gave it.
-        fs: File system.
         schema: Schema of all files; the columns from ``key=value`` folders (Hive) come last.
         parts: Path of each file, in order -> column values from its ``key=value`` folders.
         fits: Pattern of the places (:func:`_place`) where a file is one of them.

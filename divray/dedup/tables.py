@@ -34,10 +34,8 @@ class DedupSettings:
     Attributes:
         text_column: Column of the texts, strings of any Arrow kind.
         id_column: Column of the ids, distinct strings or integers; ``None``: rows are named by their number, from 0.
-        kind, size: See :func:`~divray.dedup.shingle.shingle`.
         threshold: Jaccard similarity from which two texts are near, in (0, 1].
-        rule: See :mod:`divray.dedup.decide`.
-        method: See :func:`~divray.dedup.verify.near_duplicates`.
+        kind, size, rule, method: See :mod:`~divray.dedup.shingle`, :mod:`~divray.dedup.decide` and :mod:`~divray.dedup.verify`.
     """
 
     text_column: str = "text"

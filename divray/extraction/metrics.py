@@ -1,8 +1,7 @@
 """Scores of relation extraction: micro-F1 as for TACRED, macro-F1, and SemEval-2010 Task 8's own.
 
-All values are fractions in [0, 1].  ``none_label`` (no_relation, Other) is never a class of its own: a
-right "none" earns nothing, a wrong relation costs precision, a missed one recall.  A missing or unknown
-prediction counts as ``none_label``, or, if the task has no such label, as a miss.
+All values are fractions in [0, 1].  ``none_label`` (no_relation, Other) is never a class of its own: a right "none" earns nothing, a
+wrong relation costs precision, a missed one recall.  Without such a label, a missing or unknown prediction is a miss.
 """
 
 from __future__ import annotations

@@ -104,9 +104,7 @@ def bars(labels: Sequence[str], parts: Sequence[Series], notes: Sequence[str]) -
 @_as_svg
 def scores(labels: Sequence[str], draws: Sequence[Sequence[float]], means: Sequence[float], reference: float) -> Figure:
     """One row for each label.  A pale bar goes from 0 to the mean and ends in a mark; rings, joined by a line, show the draws.
-
-    A dashed line shows ``reference``.
-    """
+    A dashed line shows ``reference``."""
     figure, (plot,) = _figure(0.3 * len(labels) + 0.25, rows=labels)
     plot.grid(axis="x")
     plot.barh(range(len(labels)), means, 0.6, color=BLUE, alpha=0.22)

@@ -29,7 +29,6 @@ LEAST_DRAWS = 5
 """With fewer draws of the human examples their spread is unknown, and the interval too narrow for a verdict."""
 
 SHORT = 3
-"""Of the relations with too few samples, :func:`shortfalls` explains this many, or all if there is one more; the card has all."""
 
 
 def headline(summary: Summary) -> str:
@@ -52,7 +51,7 @@ def findings(summary: Summary) -> list[str]:
 
 
 def shortfalls(reasons: Mapping[str, str]) -> list[str]:
-    """Which relations have too few samples, and why.  Of more than ``SHORT + 1``, explain the first :data:`SHORT` and name the rest."""
+    """Which relations have too few samples, and why.  Of more than ``SHORT + 1``, explain the first and name the rest; the card has all."""
     told = [f"{name} has fewer samples than asked for: {reason}." for name, reason in reasons.items()]
     more = f"So have {len(told) - SHORT} further relations: {', '.join(list(reasons)[SHORT:])}."
     return told if len(told) <= SHORT + 1 else [*told[:SHORT], more]

@@ -1,8 +1,7 @@
 """The stage that writes the figures of a run, and the page that shows them.
 
-It reads the run folder alone, so it can summarize a finished, a half-finished or a copied run
-at any time, with the same result each time.  The page loads nothing, and every
-generated character on it is escaped.
+It reads the run folder alone, so it can summarize a finished, a half-finished or a copied run at any time, with the same result.
+The page loads nothing, and every generated character on it is escaped.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     """Everything that ``summary.json`` holds; keys of stages that have not run yet are left out.
 
-    The naive baseline's candidates stand under ``naive`` and nowhere else.  An accepted sample is
-    unique and correct.  Engine-seconds are the time in which an engine had requests in flight,
-    divided equally among these requests.
+    The naive baseline's candidates stand under ``naive`` and nowhere else.  An accepted sample is unique and correct.  Engine-seconds are
+    the time in which an engine had requests in flight, divided equally among these requests.
     """
     book, rounds = account(config, run), rounds_of(config, run)
     records = [run.read_json(name) for name in run.files("stages", ".json") if not name.endswith("/report.json")]

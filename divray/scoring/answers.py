@@ -81,9 +81,7 @@ def readings(
 ) -> np.ndarray:
     """Each example's mean log-probability per token, the mean of its :data:`HARDEST` tokens (``stumble``), and the value of ``probe`` (0
     without one); float64 ``[n, 3]``, three decimals.  The caller subtracts the seeds' means.
-
-    The arguments are those of :func:`ask`.
-    """
+    The arguments are those of :func:`ask`."""
     found = np.zeros((len(examples), 3))
     for row, terms, states in read_after_seeds(likelihood, relations, seeds, examples, probe.layer if probe else None):
         found[row] = terms.mean(), np.sort(terms)[:HARDEST].mean(), states @ probe.weights if probe else 0.0
