@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count, takewhile, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.console import visible
 from divray.errors import InputError
-from divray.layout import ANSWERS, RELATIONS, SELECTED, Round, score_tables
+from divray.layout import ANSWERS, RELATIONS, SELECTED, score_tables
 from divray.run_folder import RunFolder
-from divray.scan import Row, first_of_each, rows
+from divray.scan import Row, first_of_each, rows, scored_rounds
 from divray.schemas import NAIVE
 from divray.textfiles import read_json
 from divray.texts import SENTENCE, marked
@@ -61,8 +61,7 @@ def _sentences(run: RunFolder, names: Iterable[str]) -> dict[str, str]:
     """Sample -> the sentence shown for it, for those of ``names`` that the run has now."""
     wanted = pa.array(names, pa.string())
     found: dict[str, str] = {}
-    scores = takewhile(run.table_files, (Round.of(number).scores for number in count()))
-    for tables, column in (([SELECTED], "sample_id"), (list(scores), "candidate_id")):
+    for tables, column in (([SELECTED], "sample_id"), ([own.scores for own in scored_rounds(run)], "candidate_id")):
         found |= {row[column]: visible(marked(row)) for row in rows(run, tables, [column, *SENTENCE], pc.field(column).isin(wanted))}
     return found
 

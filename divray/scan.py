@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,9 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from divray.layout import Round
 from divray.run_folder import RunFolder
 
 Row = dict[str, Any]
+
+
+def scored_rounds(run: RunFolder) -> list[Round]:
+    """The rounds that have scores."""
+    return list(itertools.takewhile(lambda own: run.table_files(own.scores), map(Round.of, itertools.count())))
 
 
 def rows(run: RunFolder, tables: str | Iterable[str], columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[Row]:

@@ -24,12 +24,13 @@ from divray.config import Config
 from divray.datasets.stage import read_relations
 from divray.extraction.answers import external_answers, llm_answers
 from divray.extraction.metrics import Scorer, false_positives
-from divray.extraction.sets import MORE, WEIGHED, TrainingSets, examples_of, scored_rounds
+from divray.extraction.sets import MORE, WEIGHED, TrainingSets, examples_of
 from divray.extraction.training import fit, train, untrained
 from divray.layout import EVALUATION, NEGATIVES, SEEDS, SELECTED, TEST, UNLABELLED
 from divray.relations import Example
 from divray.resources import actor_pool
 from divray.run_folder import RunFolder
+from divray.scan import scored_rounds
 from divray.schemas import NAIVE
 from divray.stages import Progress
 

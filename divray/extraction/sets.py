@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +15,10 @@ import pyarrow.compute as pc
 from divray.config import Config
 from divray.datasets.stage import table_examples
 from divray.extraction.training import Hyperparameters
-from divray.layout import DRAWS, SEEDS, UNLABELLED, Round
+from divray.layout import DRAWS, SEEDS, UNLABELLED
 from divray.relations import Example
 from divray.run_folder import RunFolder
-from divray.scan import table_of
+from divray.scan import scored_rounds, table_of
 from divray.schemas import EXAMPLES, NAIVE
 
 SEARCH, MORE = "search.json", "more"
@@ -82,11 +81,6 @@ def examples_of(run: RunFolder, name: str) -> list[Example]:
         return []
     table = run.read_table(name)
     return table_examples(table, "example_id" if "example_id" in table.column_names else "sample_id")
-
-
-def scored_rounds(run: RunFolder) -> list[Round]:
-    """The rounds that have scores."""
-    return list(itertools.takewhile(lambda own: run.table_files(own.scores), map(Round.of, itertools.count())))
 
 
 def weighed(run: RunFolder, name: str = WEIGHED) -> list[Example]:

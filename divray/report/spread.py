@@ -16,13 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from divray.config import Config
 from divray.embeddings import embedding_matrix
 from divray.layout import SEED_EMBEDDINGS, SEEDS, SELECTED, TEST, TEST_EMBEDDINGS
 from divray.measures import diversity_of
-from divray.report.account import rounds_of
 from divray.run_folder import RunFolder
-from divray.scan import table_of
+from divray.scan import scored_rounds, table_of
 from divray.schemas import NAIVE, SCORES
 from divray.texts import SENTENCE, compared_texts, names_of
 
@@ -37,14 +35,13 @@ _SCORED = pa.schema([SCORES.field(name) for name in ("candidate_id", "relation",
 Scores = dict[str, float | None]
 
 
-def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str, Any]:
+def diversity(run: RunFolder, relations: list[str]) -> dict[str, Any]:
     """All diversity figures of the summary; empty where nothing has been scored yet.
 
     Returns ``diversity`` (set -> scores), ``diversity_per_relation`` (set -> relation -> scores) and ``diversity_at_equal_size``
     (``size`` per relation, ``mean`` and ``per_relation`` of each set); sets are the rounds, ``seeds``, ``test``, ``naive``, ``selected``.
     """
-    rounds = [own for own in rounds_of(config, run) if run.table_files(own.scores)]
-    if not rounds:
+    if not (rounds := scored_rounds(run)):
         return {}
     selected = table_of(run, SELECTED, ["sample_id"])
     examples = {"seeds": _examples(run, SEEDS, SEED_EMBEDDINGS), "test": _examples(run, TEST, TEST_EMBEDDINGS)}
@@ -74,7 +71,7 @@ def diversity(config: Config, run: RunFolder, relations: list[str]) -> dict[str,
     return found
 
 
-def likeness(config: Config, run: RunFolder) -> dict[str, float]:
+def likeness(run: RunFolder) -> dict[str, float]:
     """How well a new logistic regression on embeddings of masked sentences separates a run's from human ones, in cross-validation.
 
     Returns set (``round-00``, …, ``selected``) -> AUC against the embedded human test sentences; 0.5: the two look the same.
@@ -90,7 +87,7 @@ def likeness(config: Config, run: RunFolder) -> dict[str, float]:
         if not (ids := table_of(run, f"comparison/{name}", ["sample_id"])):
             continue
         own = pc.field("candidate_id").isin(ids["sample_id"].combine_chunks())
-        made = table_of(run, [round_.scores for round_ in rounds_of(config, run)], ["embedding"], own)
+        made = table_of(run, [one.scores for one in scored_rounds(run)], ["embedding"], own)
         if not (human and made) or min(human.num_rows, made.num_rows) < 2 * _FOLDS:
             continue
         vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in (human, made)])

@@ -57,14 +57,14 @@ def summarise(config: Config, run: RunFolder) -> dict[str, Any]:
     found["per_relation"] = {name: of_relation.get(name, none) for name in relations}
     found["per_round"] = book.views(lambda cell: Round.of(cell.round).name)
     found["per_strategy"] = book.views(lambda cell: cell.strategy)
-    found |= diversity(config, run, relations)
+    found |= diversity(run, relations)
     if naive := book.of(naive=True):
         found["naive"] = {**book.view(naive), "rejections": book.reasons("rejected", naive)}
     kinds = {own.name: {kind: int(count) for (kind,), (count,) in sorted(tally(run, own.pairs, ["kind"]).items())} for own in rounds}
     optional = {
         "pairs": {name: counts for name, counts in kinds.items() if counts},
         "review": review_figures(run),
-        "likeness": likeness(config, run),
+        "likeness": likeness(run),
         "engine_time": engine_time(config, run),
         "quota": {own.name: quota for own in rounds if (quota := _json(run, own.quota))},
         "shortfall": next((reasons for record in reversed(records) if (reasons := record["counts"].get("reasons"))), None),
