@@ -42,8 +42,7 @@ class Stage:
     @property
     def run(self) -> Callable[..., dict[str, Any]]:
         """The stage's function; loads its module."""
-        function: Callable[..., dict[str, Any]] = importlib.import_module(self.module).run
-        return function
+        return importlib.import_module(self.module).run
 
     def work(self, config: Config) -> Work:
         """What it asks of the cluster under these settings."""

@@ -63,8 +63,7 @@ class Decisions:
 
 def ranks(ids: pa.Array | pa.ChunkedArray) -> Numbers:
     """The rank of each id in ascending order, from 0, int64 ``[n]``; strings compare by code points."""
-    ranked: Numbers = pc.rank(ids, tiebreaker="first").to_numpy().astype(np.int64)
-    return ranked - 1
+    return pc.rank(ids, tiebreaker="first").to_numpy().astype(np.int64) - 1
 
 
 def in_words(why: npt.NDArray[np.int8], copy_of: Numbers, similarity: npt.NDArray[np.float64], ids: Any) -> pa.StringArray:
@@ -202,8 +201,7 @@ def components(n: int, left: Numbers, right: Numbers) -> npt.NDArray[np.int32]:
     """Connected component of each of ``n`` nodes, int32 ``[n]`` from 0 without gaps."""
     from scipy.sparse.csgraph import connected_components
 
-    labels: npt.NDArray[np.int32] = connected_components(_graph(n, left, right), directed=False)[1]
-    return labels
+    return connected_components(_graph(n, left, right), directed=False)[1]
 
 
 def _graph(n: int, left: Numbers, right: Numbers) -> Any:

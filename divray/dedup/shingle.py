@@ -75,8 +75,7 @@ def _normalised(array: pa.Array, words: bool) -> pa.Array:
 
 def spaced(texts: Sequence[str]) -> list[str]:
     """Texts in which the letters of scripts without blanks between words stand apart, as words do."""
-    found: list[str] = pc.replace_substring_regex(pa.array(texts, pa.large_string()), _UNSPACED, r" \0 ").to_pylist()
-    return found
+    return pc.replace_substring_regex(pa.array(texts, pa.large_string()), _UNSPACED, r" \0 ").to_pylist()
 
 
 def joined(parts: Sequence[Shingles]) -> Shingles:

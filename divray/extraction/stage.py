@@ -33,8 +33,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     import ray
 
-    counts: dict[str, Any] = ray.get(worker(config, gpus=True)(_train).remote(config, run.uri))
-    return counts
+    return ray.get(worker(config, gpus=True)(_train).remote(config, run.uri))
 
 
 def _train(config: Config, uri: str) -> dict[str, Any]:

@@ -145,8 +145,7 @@ def busy_shares(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     active = np.cumsum(np.bincount(opened, minlength=times.size) - np.bincount(closed, minlength=times.size))[:-1]
     slices = np.where(active > 0, np.diff(times) / np.maximum(active, 1), 0.0)
     elapsed = np.concatenate(([0.0], np.cumsum(slices)))
-    shares: np.ndarray = elapsed[closed] - elapsed[opened]
-    return shares
+    return elapsed[closed] - elapsed[opened]
 
 
 def engine_time(config: Config, run: RunFolder) -> dict[str, Any]:

@@ -59,8 +59,7 @@ _DIGITS = 4
 @cache
 def shipped() -> dict[str, Any]:
     """The judges by name, as they stand in ``weights.json``."""
-    found: dict[str, Any] = json.loads(files("divray.scoring").joinpath("weights.json").read_text(encoding="utf-8"))
-    return found
+    return json.loads(files("divray.scoring").joinpath("weights.json").read_text(encoding="utf-8"))
 
 
 def log_odds(judge: Mapping[str, Any], signals: Mapping[str, np.ndarray]) -> np.ndarray:
