@@ -28,8 +28,7 @@ BATCH_ROWS = 1 << 16
 def command(arguments: Namespace) -> None:
     """``divray dedup SOURCE --out OUT``."""
     kind, _, size = arguments.shingles.partition(":")
-    same = ("text_column", "id_column", "threshold", "rule", "method")
-    options = {name: getattr(arguments, name) for name in same}
+    options = {name: getattr(arguments, name) for name in ("text_column", "id_column", "threshold", "rule", "method")}
     settings = DedupSettings(kind=kind, size=int(size) if size.isdecimal() and len(size) < 10 else 0, **options)
     counts = deduplicate_files(arguments.source, arguments.out, settings, arguments.against)
     near = f", {counts['near_reference']} near texts of {arguments.against}" if arguments.against else ""
