@@ -1,8 +1,10 @@
-"""Small runs of the quick-start task that have got as far as their first prompts, and who kills their engines."""
+"""Small runs of the quick-start task that have got as far as their first prompts, and who kills their engines and machines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -12,6 +14,7 @@ from divray.pipeline import held
 from divray.prompts import run as prompt
 from divray.quickstart import folder
 from divray.run_folder import RunFolder
+from divray.stages import Progress
 
 
 def quickstart_with(*overrides: str) -> Config:
@@ -58,3 +61,41 @@ class Strike:
         if not self.struck and 8 <= done < total and ready_engines(self.run):
             self.struck = True
             self.victim(self.run).kill()
+
+
+def titles() -> dict[tuple[psutil.Process, str], psutil.Process]:
+    """Ray's processes that descend from this one, with the titles of their work -> the raylet of each."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if (title := "".join(process.cmdline()[:1])).startswith("ray::") and (raylet := process.parent()) and raylet.name() == "raylet":
+                found[process, title] = raylet
+    return found
+
+
+@contextmanager
+def losing_a_machine(work: str, least: int = 0) -> Iterator[Progress]:
+    """While the block runs, kill the raylet and the workers of a machine on which ``work`` begins, once ``least`` is done.
+
+    Yields what is to be told how much is done.
+    """
+    before, over, done = titles(), threading.Event(), [(0, 0)]
+    killed: list[psutil.Process] = []
+
+    def strike() -> None:
+        while not killed and not over.wait(0.05):
+            now = titles() if done[-1][0] >= least else {}
+            if raylet := next((now[new] for new in now.keys() - before.keys() if work in new[1]), None):
+                killed.extend((raylet, *raylet.children(recursive=True)))
+                for one in killed:
+                    with suppress(psutil.Error):
+                        one.kill()
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        yield lambda number, total, note: done.append((number, total))
+    finally:
+        over.set()
+        thread.join()
+    assert killed and done[-1][0] == done[-1][1]  # the progress goes on, too

@@ -167,7 +167,7 @@ def test_a_growing_cluster_is_waited_for_and_a_full_one_refused(
         cluster.prepare_cluster(settings(address, "engine.device=cpu"), run, ["sample", "score"])
         assert "sample waits for the cluster to grow: engine.cpus needs" in capsys.readouterr().err
         assert sorted(machine.get("CPU", 0) for machine in resources.machines_there()) == [0, 2]
-        with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"engine\.concurrency .* 8 GPU.*, the cluster has 2 CPU"):
+        with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"engine\.concurrency .* 8 GPU.*, the cluster has"):
             patch.setattr(resources, "QUIET_SECONDS", 8.0)
             cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.vllm={tensor_parallel_size: 8}"), run, ["sample"])
         cluster.prepare_cluster(settings(address, "engine.device=gpu", "engine.concurrency=2", "engine.cpus=1"), run, ["sample"])

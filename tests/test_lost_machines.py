@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from begun_runs import quickstart_with
+from begun_runs import losing_a_machine, quickstart_with
 from test_alignment import EPOCHS, LATE, align, curve, folder_with, pairs_table
 from test_alignment import settings as dpo_settings
 from test_extraction_stages import settings as re_settings
@@ -28,16 +25,6 @@ Made = tuple[Any, Any]
 ANSWERED = ["set", "draw", "example_id", "gold", "predicted"]
 """Not the probabilities: which sentences a trainer encodes together changes their last digits, also where no machine is lost."""
 LOOP = pytest.mark.skipif("DIVRAY_TEST_LOOP" not in os.environ, reason="minutes of work: set DIVRAY_TEST_LOOP=1")
-
-
-def titles() -> dict[tuple[psutil.Process, str], psutil.Process]:
-    """Ray's processes that descend from this one, with the titles of their work -> the raylet of each."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if (title := "".join(process.cmdline()[:1])).startswith("ray::") and (raylet := process.parent()) and raylet.name() == "raylet":
-                found[process, title] = raylet
-    return found
 
 
 class Machines:
@@ -57,29 +44,6 @@ class Machines:
         for _ in range(self.missing):
             self.cluster.add_node(num_cpus=2)
         self.missing = 0
-
-    @contextmanager
-    def losing(self, work: str, least: int) -> Iterator[Progress]:
-        """While the block runs, kill the machine of a process that begins ``work``, once ``least`` is done; yields what is told that."""
-        before, over, done = titles(), threading.Event(), [(0, 0)]
-
-        def strike() -> None:
-            while not self.missing and not over.wait(0.05):
-                now = titles() if done[-1][0] >= least else {}
-                if raylet := next((now[new] for new in now.keys() - before.keys() if work in new[1]), None):
-                    for one in (raylet, *raylet.children(recursive=True)):
-                        with suppress(psutil.Error):
-                            one.kill()
-                    self.missing = 1
-
-        thread = threading.Thread(target=strike)
-        thread.start()
-        try:
-            yield lambda number, total, note: done.append((number, total))
-        finally:
-            over.set()
-            thread.join()
-        assert self.missing and done[-1][0] == done[-1][1]  # the progress goes on, too
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +114,8 @@ def test_a_stage_that_loses_a_machine_gives_what_it_gives_otherwise(
     machines.fill()
     if stage not in undisturbed:
         undisturbed[stage] = stage(tmp_path / "undisturbed", tiny_model, None)
-    with machines.losing(work, least) as told:
+    machines.missing = 1
+    with losing_a_machine(work, least) as told:
         made = stage(tmp_path / "run", tiny_model, told)
     (exact, near), (as_exact, as_near) = made, undisturbed[stage]
     assert exact == as_exact
