@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the plumbing")
     parser.add_argument("--threads", type=int, help="of each engine on a CPU, on both sides; default: as divray chooses")
+    parser.add_argument("--store", metavar="URI", help="an empty folder for the plumbing, such as s3://bucket/folder; default: on the disk")
     parser.add_argument("--out")
     parser.add_argument("--plain-step", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_intermixed_args()
@@ -86,7 +87,7 @@ def main() -> None:
             elif figure == "naive":
                 found = against_naive(config, folder, arguments.runs)
             else:
-                found = plumbing(config, folder, arguments.rows)
+                found = plumbing(config, arguments.store or folder, arguments.rows)
         result[figure] = found
         print(json.dumps({figure: found}, indent=2), flush=True)
         if arguments.out:
@@ -159,8 +160,9 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     from divray.run_folder import RunFolder
 
     task, run = load_task(config), RunFolder(folder)
-    some = list(request_rows(config, task.relations, task.seeds, 0))
+    some, began = list(request_rows(config, task.relations, task.seeds, 0)), time.time()
     write_prompts(run, "prompts", ({**some[n % len(some)], "candidate_id": f"p-{n:09d}"} for n in range(count)))
+    written = time.time() - began
     connect(config)
     with Memory() as memory:
         began = time.time()
@@ -171,6 +173,7 @@ def plumbing(config: Config, folder: str, count: int) -> dict[str, Any]:
     ray.shutdown()
     return {
         "rows": count,
+        "prompts_seconds": round(written, 2),
         "files": len(run.files("")),
         "rows_per_second": round(count / (began + seconds - ready), 1),
         "seconds": round(seconds, 2),
