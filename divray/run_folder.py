@@ -38,13 +38,7 @@ CHUNK = 64 << 20
 """Bytes that a copy of a file asks for at a time; Arrow's own 1 MiB is a request each."""
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def write_bytes(fs: pafs.FileSystem, target: str, data: bytes, folder: bool = True) -> None:
+def write_bytes(fs: pafs.FileSystem, target: str, data: bytes | pa.Buffer, folder: bool = True) -> None:
     """Write a whole file; it appears under its name only once it is complete.  ``folder``: make its folder first."""
     if folder:
         make_folder(fs, posixpath.dirname(target))
@@ -114,7 +108,7 @@ class RunFolder:
         if info.type != pafs.FileType.NotFound:
             (self.fs.delete_file if info.is_file else self.fs.delete_dir)(info.path)
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a whole file; it appears under its name only once it is complete."""
         write_bytes(self.fs, self.path(name), data, folder=self.local)
 
@@ -149,7 +143,8 @@ class RunFolder:
 
     def write_parquet(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file; it appears under its name only once it is complete."""
-        self.write_bytes(name, parquet_bytes(table))
+        pq.write_table(table, sink := pa.BufferOutputStream())
+        self.write_bytes(name, sink.getvalue())
 
     def write_table(self, name: str, table: pa.Table, rows_per_file: int | None = None) -> None:
         """Write a table that fits in memory as the Parquet files of folder ``name``, replacing them."""

@@ -115,8 +115,7 @@ def parse_round(config: Config, run: RunFolder, own: Round) -> dict[str, Any]:
     completions = run.dataset(own.completions)
     samples = completions.map_batches(parse, batch_format="pyarrow", num_cpus=0.25).sort("candidate_id")
     run.write_dataset(own.samples, samples)
-    rejections = run.read_table(own.samples, ["rejection"])["rejection"].value_counts().to_pylist()
-    reasons = {entry["values"]: entry["counts"] for entry in rejections}
+    reasons = {reason: int(count) for (reason,), (count,) in tally(run, own.samples, ["rejection"]).items()}
     valid = reasons.pop("", 0)
     return {"candidates": valid + sum(reasons.values()), "valid": valid, "rejections": dict(sorted(reasons.items()))}
 
