@@ -37,8 +37,8 @@ FASTER = ["models.llm=embedded:smollm2", "correctness.fluency=null", "correctnes
 Submit = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait take the cores of the tests beside them
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process keeps the mode that its first cluster had
-os.environ.update(RAY_metrics_report_interval_ms="1000")
-os.environ["RAY_enable_autoscaler_v2"] = "1"  # as `ray up` and KubeRay set it; a process keeps the version that its first cluster had
+# Autoscaler v2 as `ray up` and KubeRay set it; a process keeps the version that its first cluster had.
+os.environ.update(RAY_metrics_report_interval_ms="1000", RAY_enable_autoscaler_v2="1")
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of the tests' own, whatever else runs on the machine
 
 
