@@ -3,8 +3,6 @@
 A subcommand's function is found by name, so that only its own libraries load.
 """
 
-from __future__ import annotations
-
 import argparse
 import pkgutil
 import sys

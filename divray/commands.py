@@ -1,7 +1,5 @@
 """What the commands do: those that run the loop or a part of it, then those that show samples (preview, export, explain, review)."""
 
-from __future__ import annotations
-
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 ``section.key=value`` arguments override the file, and the file overrides the defaults.  Unknown keys are errors.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator
 from pathlib import Path

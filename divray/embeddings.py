@@ -7,8 +7,6 @@ multiple of :data:`WIDTH`, and each width has a fixed number of rows, filled up 
 machine; rounding to :data:`DECIMALS` hides most of that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

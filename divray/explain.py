@@ -3,8 +3,6 @@
 This module reads the run folder, a batch at a time, and decides nothing itself.
 """
 
-from __future__ import annotations
-
 import pyarrow.compute as pc
 
 from divray.config import Config, read_config

@@ -1,7 +1,5 @@
 """The data set in other tools' formats."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 from typing import Any

@@ -3,8 +3,6 @@
 A stage counts as done once its record is written, after all else; a killed run goes on with the first stage that has no record.
 """
 
-from __future__ import annotations
-
 import platform
 import re
 import time

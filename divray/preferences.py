@@ -26,8 +26,6 @@ different ways, so that none prevails.  Both texts of a pair end as sampled text
 divray does not have the paper's guard against leaks, which tunes on one half of the relations and generates for the other.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

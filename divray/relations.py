@@ -3,8 +3,6 @@
 In memory a sentence is plain text with two spans of characters.  Marked, it has the head in ``[ ]`` and the tail in ``{ }``.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from dataclasses import dataclass

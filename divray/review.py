@@ -4,8 +4,6 @@ Reviewers see the relation's description and the sentence with the head in ``[ ]
 rounds or strategies.  Answers are kept in the run folder as they come, so that a review goes on where it was left.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Reading a run's tables a batch at a time, only the columns asked for, and counting their rows."""
 
-from __future__ import annotations
-
 import heapq
 import itertools
 from collections import defaultdict

@@ -3,8 +3,6 @@
 A candidate keeps its ``candidate_id`` up to the data set (there ``sample_id``); a request has the id of its first candidate.
 """
 
-from __future__ import annotations
-
 from typing import Any, NotRequired
 
 import pyarrow as pa

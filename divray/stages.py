@@ -4,8 +4,6 @@ A stage's module has one function, ``run(config, run, round, on_progress) -> cou
 libraries load only where it runs.  Stages exchange data through the tables of the run folder; none runs another one.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass

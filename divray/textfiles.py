@@ -1,7 +1,5 @@
 """Readers of a user's text, JSON, JSONL and YAML files, all in UTF-8, with or without a byte order mark."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator

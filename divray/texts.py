@@ -1,7 +1,5 @@
 """The parts of a sample that are compared: its sentence, masked or not, and its entities."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -12,8 +12,6 @@ FewRel (Han et al. 2018) is a JSON object, relation -> list of instances with ``
 ``[name, id, [[positions of a mention], …]]``.  Only the first mention of each is used, as in FewRel's own code.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 The columns are those of :mod:`divray.datasets.own`; a ``ClassLabel`` number in them is read as its name.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

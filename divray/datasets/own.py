@@ -22,8 +22,6 @@ and the columns of divray's own data set (``head_start``, ``head_end``, …, ``s
 mark head and tail.  Readers ignore other keys.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping

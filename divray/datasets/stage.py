@@ -6,8 +6,6 @@ Examples are ranked by a hash of the run's random seed and their content, so the
 not depend on K (``task.seeds_per_relation``): a relation's seeds for K + 1 begin with those for K, and a held-out test set stays the same.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace

@@ -7,8 +7,6 @@ The connected components of near pairs are the clusters.  :func:`decide` visits 
 ends stay unless b comes first.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -20,8 +18,8 @@ from numba import njit
 
 from divray.dedup.verify import Pairs
 
-Numbers: TypeAlias = "npt.NDArray[np.int64]"
-Nearest: TypeAlias = "tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]"
+Numbers: TypeAlias = npt.NDArray[np.int64]
+Nearest: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Each node's nearest other node, int64 ``[n]``, -1 for none; and its similarity, float64 ``[n]``, 0 for none."""
 Rule: TypeAlias = Literal["component", "independent"]
 

@@ -3,8 +3,6 @@
 Arrays are flat: text or set ``i`` lies between ``offsets[i]`` and ``offsets[i + 1]``.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit
 

@@ -13,8 +13,6 @@ similarity ``s`` agree in one minimum with probability ``s``, and in all ``r`` m
 that they agree in at least one of ``b`` bands, ``1 - (1 - s^r)^b``, is the expected recall.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ alone: the same on every machine, in every process.  Some two of ``m`` distinct 
 ``m^2 / 2^65`` (3e-6 at ten million); otherwise similarities are exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 

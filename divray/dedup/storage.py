@@ -1,7 +1,5 @@
 """Paths and URIs of any file system, and files that appear only when they are complete."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import posixpath

@@ -6,8 +6,6 @@
 Rows whose text is null are not compared, and stay.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -22,7 +20,7 @@ from divray.dedup.shingle import Shingles, fold, joined, shingle
 from divray.dedup.verify import Method, Pairs, near_duplicates
 from divray.errors import InputError
 
-Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
+Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 
 _SLICE = 1 << 18
 

@@ -8,8 +8,6 @@ JSONL with the ``id`` of a test sentence and its ``relation``, null for none.  O
 ``divray predict`` writes for the test file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ differences are paired.  A training's key is a hash of all that its predictions 
 stopped, and the stage trains on equal sets once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -4,8 +4,6 @@ All values are fractions in [0, 1].  ``none_label`` (no_relation, Other) is neve
 wrong relation costs precision, a missed one recall.  Without such a label, a missing or unknown prediction is a miss.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

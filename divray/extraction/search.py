@@ -9,8 +9,6 @@ ASHA stops depends on their speed, so the result may differ by chance.  A trial 
 group, on CPUs several at a time.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """What RE models train on: draws of the human examples, generated samples with their weights, and the hyperparameters."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 The model's card gives each label's expected precision and recall, from cross-validation on the human examples.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 If a relation has an inverse, each of its examples also counts, with head and tail exchanged, as an example of the inverse.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ counts (:mod:`divray.prompts.waves`), the pairs to write about (:mod:`divray.pro
 (:mod:`divray.prompts.record`), ids, seeds and rendering (:mod:`divray.prompts.rows`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from divray.config import Config

@@ -4,8 +4,6 @@ The LLM's pairs are distinct, none is the pair of a seed, and no entity is in mo
 never drops a pair of the user: one that it can't use is an error.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

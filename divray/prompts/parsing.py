@@ -4,8 +4,6 @@ The rules of a sentence's form (final punctuation, first letter, one sentence or
 seed sentences keep them, so that any script and any habit of writing is accepted.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable

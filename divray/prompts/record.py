@@ -5,8 +5,6 @@ A completion model writes the record as three lines.  A chat model writes JSON u
 the sentence.  Either the LLM writes all three fields, or the prompt gives the pair and the LLM writes the sentence.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The strategies: each makes a :class:`Draft` of one prompt from a relation, examples and a random generator."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ and correct by the rules of the ``score`` stage), within the round's budget.
 A plan is a pure function of the tables of the waves before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil

@@ -1,7 +1,5 @@
 """The quick-start task: six relations in three pairs of equal entity types, so that the sentence decides."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """Counts of a run's candidates at each step, their cost, and how the engines spent their time."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The few rows of a run that a reader sees, picked by a fixed rule and never by hand, and sentences cut for display."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import re

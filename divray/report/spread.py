@@ -5,8 +5,6 @@ Each is computed for every relation, then averaged.  A Vendi score grows with th
 are also compared at equal size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import defaultdict

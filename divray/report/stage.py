@@ -4,8 +4,6 @@ It reads the run folder alone, so it can summarize a finished, a half-finished o
 The page loads nothing, and every generated character on it is escaped.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

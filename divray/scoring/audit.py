@@ -11,8 +11,6 @@ The judge combines these signals, with ``l`` the log-probabilities of the senten
 ============  =========================================================================================
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 

@@ -12,8 +12,6 @@ seed or a sample of an earlier round stays.  Deduplication ignores samples dropp
 one is dropped, too.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -25,8 +25,6 @@ of seeds with head and tail exchanged:
 ============  ===============================================================================
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

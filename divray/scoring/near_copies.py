@@ -3,8 +3,6 @@
 Neither the order of the rows nor how they were partitioned changes anything.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -7,8 +7,6 @@ other, of a seed or of a sample of an earlier round, and measures novelty.
 A pool is the loop's rows of one relation, or the naive baseline's rows of it.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from hashlib import sha256
 from typing import Any

@@ -15,8 +15,6 @@ monotone and the second is submodular, so the greedy choice reaches ``1 - 1/e`` 
 from a growing Cholesky factor (Chen et al. 2018, arXiv 1709.05135).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial

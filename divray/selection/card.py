@@ -1,7 +1,5 @@
 """The dataset card: Markdown with a YAML header.  The figures come from the run, the text from ``card.md.j2``."""
 
-from __future__ import annotations
-
 from html import escape
 from typing import Any
 
