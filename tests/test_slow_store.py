@@ -81,7 +81,7 @@ def test_sampling_asks_little(store: Store, ray_two_cpus: None, quickstart: Conf
     assert len(run.files(OWN.prompts)) == files
     with store.asked(3 * files + 4):
         assert run.read_table(OWN.prompts)["candidate_id"].to_pylist() == [row["candidate_id"] for row in rows]
-    with store.asked(9 * files + 20):
+    with store.asked(12 * files + 20):
         complete(
             quickstart, run, OWN.prompts, OWN.completions, "", answer=lambda row: failed if row["candidate_id"].endswith("7") else done
         )

@@ -90,7 +90,7 @@ def complete(
             words = f"its own words: {state['cause']}" if state["cause"] else "it said nothing (killed, or out of memory?)"
             raise EngineError(f"the LLM engine failed; {words}") from error
         raise
-    if (lost := total - len(answered(run, target))) > 0:
+    if (lost := total - sum(batch.num_rows for batch in run.scan(target, ["candidate_id"]))) > 0:
         raise EngineError(f"{lost} of {total} completions are missing in {target}; the same command asks for them again")
 
 

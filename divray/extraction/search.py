@@ -86,7 +86,8 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
     if best is given or given["score"] is None:
         return best
     gains = np.array(best["right"]) - np.array(given["right"])
-    least = norm.isf(CHANCE / (len(trials) - 1))  # in standard errors of the mean gain
+    others = sum(not trial["error"] for trial in scored if trial is not given)
+    least = norm.isf(CHANCE / others)  # in standard errors of the mean gain
     return best if gains.mean() > least * gains.std() / np.sqrt(len(gains)) else given
 
 
