@@ -1,10 +1,12 @@
 """Seconds per DPO step of the align stage beside plain TRL's, and how far their losses are apart.
 
-    python benchmarks/dpo.py [--pairs 24] [--model embedded:smollm2] [--settings workers:precision:zero ...] [--out FILE]
+    python benchmarks/dpo.py [--pairs 24] [--model embedded:smollm2] [--settings workers:precision:zero ...] [--rounds 1]
+        [--out FILE]
 
 Pairs are random words: prompts of about 150 tokens, two pairs each, and completions of about 30.  A step is four pairs in all, whatever
 the number of workers.  ``plain`` is ``trl.DPOTrainer`` with the same arguments in one process without Ray and DeepSpeed, on the threads
-that a worker has.  ``ratio`` is to plain of the same precision, ``loss`` the largest difference of a step's loss.
+that a worker has.  ``ratio`` is to plain of the same precision, the median over rounds; ``loss`` the largest difference of a
+step's loss.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from machine import machine
 
 from divray.alignment import run as align
 from divray.alignment.arguments import dpo_arguments, parameters_of
-from divray.alignment.pairs import prompts_together
+from divray.alignment.pairs import end_of_turn, prompts_together
 from divray.cluster import connect
 from divray.config import Config, parse_config
 from divray.models import local_model
@@ -55,7 +57,7 @@ def settings(model: str, workers: int, precision: str, zero: int) -> Config:
         {
             "task": {"name": "benchmark", "relations": "none"},
             "models": {"llm": model},
-            "prompts": {"style": "chat"},  # so that texts end with the token that TRL ends them with
+            "prompts": {"style": "chat"},  # so that texts end with a token, as TRL's do
             "alignment": {"precision": precision, "zero_stage": zero, "pairs_per_step": 4},
             "cluster": {"train_workers": workers},
         },
@@ -116,12 +118,13 @@ def plain(config: Config, pairs: pa.Table) -> dict[str, Any]:
         )
         del arguments["deepspeed"]
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if bf16 else torch.float32)
-        rank, clock = chosen["lora_rank"], Clock()
+        rank, clock, tokenizer = chosen["lora_rank"], Clock(), AutoTokenizer.from_pretrained(base)
+        tokenizer.eos_token = end_of_turn(tokenizer)  # TRL ends the texts with it
         trainer = DPOTrainer(
             model=model,
             args=DPOConfig(**arguments),
             train_dataset=Dataset.from_dict({name: pairs[name].to_pylist() for name in ("prompt", "chosen", "rejected")}),
-            processing_class=AutoTokenizer.from_pretrained(base),
+            processing_class=tokenizer,
             peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
             callbacks=[clock],
         )
@@ -134,6 +137,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--model", default="embedded:smollm2")
     parser.add_argument("--settings", nargs="+", default=["1:fp32:0", "1:fp32:2", "1:bf16:0", "1:bf16:2", "2:bf16:2"])
+    parser.add_argument("--rounds", type=int, default=1, help="how often each side trains, in turn")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plain", metavar="PRECISION", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
@@ -143,24 +147,32 @@ def main() -> None:
     if arguments.plain:
         print(json.dumps(plain(settings(arguments.model, 1, arguments.plain, 0), ordered)))
         return
-    sides: dict[str, dict[str, Any]] = {}
+    before = machine()
+    sides: dict[tuple[str, int], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     for setting in arguments.settings:
-        workers, precision, zero = setting.split(":")
-        if precision not in sides:
-            command = [sys.executable, __file__, "--pairs", str(arguments.pairs), "--model", arguments.model, "--plain", precision]
-            threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **threads})
-            sides[precision] = json.loads(done.stdout.splitlines()[-1])
-        side, made = sides[precision], own(settings(arguments.model, int(workers), precision, int(zero)), pairs)
-        steps = [round(statistics.median(one["seconds"][1:]), 3) for one in (made, side)]
-        apart = max(abs(one - other) for one, other in zip(made["losses"], side["losses"], strict=True))
-        row = {"workers": int(workers), "precision": made["precision"], "zero": int(zero), "step_seconds": steps[0], "plain": steps[1]}
-        compared = {"ratio": round(steps[0] / steps[1], 3), "loss": round(apart, 6)}
-        rows.append({**row, **compared, "tokens": made["tokens"], "stage": made["stage"]})
+        workers, asked, zero = setting.split(":")
+        both: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for number in range(arguments.rounds):
+            made = own(settings(arguments.model, int(workers), asked, int(zero)), pairs)
+            precision = made["precision"]  # fp32 on a machine that is slow in bf16
+            if (precision, number) not in sides:
+                command = [sys.executable, __file__, "--pairs", str(arguments.pairs), "--model", arguments.model, "--plain", precision]
+                threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **threads})
+                sides[precision, number] = json.loads(done.stdout.splitlines()[-1])
+            both.append((made, sides[precision, number]))
+        ours, theirs = ([statistics.median(one["seconds"][1:]) for one in side] for side in zip(*both, strict=True))
+        ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+        losses = [(one, other) for mine, plainly in both for one, other in zip(mine["losses"], plainly["losses"], strict=True)]
+        row: dict[str, Any] = {"workers": int(workers), "precision": precision, "zero": int(zero)}
+        row |= {"step_seconds": round(statistics.median(ours), 3), "plain": round(statistics.median(theirs), 3)}
+        row |= {"ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios]}
+        row["loss"] = round(max(abs(one - other) for one, other in losses), 6)
+        rows.append({**row, "tokens": made["tokens"], "stage": made["stage"]})
         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
-        found = {"benchmark": "dpo", "machine": machine(), "model": arguments.model, "pairs": arguments.pairs, "rows": rows}
+        found = {"benchmark": "dpo", "machine": before, "model": arguments.model, "pairs": arguments.pairs, "rows": rows}
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     def without_ray(folder: str) -> dict[str, Any]:
         command = [sys.executable, __file__, arguments.config, *arguments.overrides, "--plain-step", folder]
         command += [] if threads is None else ["--threads", str(threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own})
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **own})
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     result: dict[str, Any] = {
@@ -85,7 +85,7 @@ def main() -> None:
             if figure == "plain":
                 found = against_plain(config, folder, arguments.requests, arguments.runs, without_ray)
             elif figure == "naive":
-                found = against_naive(config, folder, arguments.runs)
+                found = against_naive(config, folder, arguments.runs, warm="plain" in result)
             else:
                 found = plumbing(config, arguments.store or folder, arguments.rows)
         result[figure] = found
@@ -105,7 +105,7 @@ def against_plain(config: Config, folder: str, requests: int, count: int, withou
     return {"median_ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios], "runs": runs}
 
 
-def against_naive(config: Config, folder: str, count: int) -> dict[str, Any]:
+def against_naive(config: Config, folder: str, count: int, warm: bool) -> dict[str, Any]:
     """Round 0 of the loop beside the naive prompt, each with ``candidates_per_relation`` candidates and engines of its own, in turn.
 
     Both are sampled by vLLM with the same parameters and judged by the same judge: the prompts alone differ.
@@ -113,14 +113,16 @@ def against_naive(config: Config, folder: str, count: int) -> dict[str, Any]:
     candidates = config.sampling.candidates_per_relation
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"naive_candidates_per_relation": candidates})})
     few = config.model_copy(update={"sampling": config.sampling.model_copy(update={"naive_candidates_per_relation": 4})})
-    round_zero(few, f"{folder}/warm-up", True)  # vLLM compiles its sampler once a machine
+    if not warm:
+        round_zero(few, f"{folder}/warm-up", True)  # vLLM compiles its sampler once a machine
     turns: list[dict[str, Any]] = []
     for turn in range(count):
         views = {name: round_zero(config, f"{folder}/{name}-{turn}", name == "naive") for name in ("loop", "naive")}
         turns.append(views)
         print(json.dumps(views), flush=True)
-    ratios = [turn["loop"]["accepted_per_engine_second"] / turn["naive"]["accepted_per_engine_second"] for turn in turns]
-    return {"median_ratio": round(statistics.median(ratios), 2), "ratios": ratios, "turns": turns}
+    both = [[turn[name]["accepted_per_engine_second"] for name in ("loop", "naive")] for turn in turns]
+    ratios = [loop / naive for loop, naive in both if naive]
+    return {"median_ratio": round(statistics.median(ratios), 2) if ratios else None, "ratios": ratios, "turns": turns}
 
 
 def round_zero(config: Config, folder: str, naive: bool) -> dict[str, Any]:
