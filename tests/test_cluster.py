@@ -120,7 +120,8 @@ def test_the_end_of_what_native_code_said_is_kept(monkeypatch: pytest.MonkeyPatc
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_session_name=lambda: "no session", get_node_id=lambda: "here"))
+    context = SimpleNamespace(get_session_name=lambda: "no session", get_node_id=lambda: "here")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(ray, "nodes", list)
     with tempfile.TemporaryFile() as said:
         monkeypatch.setattr(cluster, "_native_output", said)
