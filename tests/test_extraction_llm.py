@@ -34,20 +34,25 @@ def config():
     return parse_config({"task": {"name": "t", "relations": "r.yaml", "none_label": "Other"}}, "test")
 
 
-def test_prompts_share_everything_but_the_sentence(config):
-    assert [e.example_id for e in llm.shared(RELATIONS, SEEDS, 250)[1]] == ["s1", "s2"]
-    table = llm.request_table(config, RELATIONS, SEEDS, TEST)
-    assert table.schema == PROMPTS and table["demonstrations"][0].as_py() == ["s1", "s2", "s0"]
-    first, second = table["prompt"].to_pylist()[:2]
-    assert first.endswith("Sentence: The [virus] number 0 caused a {fever}.\nRelation:")
-    shared = first[: first.rindex("Sentence:")]
-    assert second.startswith(shared)
-    assert "The [storm] caused a {flood}.\nRelation: Cause-Effect(e1,e2)\n" in shared
-    assert table["candidate_id"].to_pylist()[:2] == ["llm-t0", "llm-t1"]
+def test_a_prompt_holds_the_labels_and_then_the_seeds_with_the_nearest_last(config):
+    table = llm.request_table(config, RELATIONS, [SEEDS, SEEDS[::-1]], TEST[:2])
+    assert table.schema == PROMPTS and table["demonstrations"].to_pylist() == [["s2", "s1", "s0"], ["s0", "s1", "s2"]]
+    first, second = table["prompt"].to_pylist()
+    nearest = "Sentence: A [storm] caused a long and terrible {flood}.\nRelation: Cause-Effect(e1,e2)\n\n"
+    assert first.endswith(f"{nearest}Sentence: The [virus] number 0 caused a {{fever}}.\nRelation:")
+    assert "- Cause-Effect(e1,e2): The head causes the tail.\n" in first and nearest in second
+    assert table["candidate_id"].to_pylist() == table["prompt_id"].to_pylist() == ["llm-t0", "llm-t1"]
+    assert [seed.example_id for seed in llm.prompt_of(RELATIONS, SEEDS, TEST[0], 250)[1]] == ["s0"]
+
+
+def test_the_nearest_seeds_are_those_that_say_the_same():
+    asked = [example("Heavy rain caused a landslide.", "rain", "landslide"), example("Our dog saw a landslide.", "dog", "landslide")]
+    (cause, sight) = llm.nearest("embedded:minilm", SEEDS, asked)
+    assert {*cause[:2]} == {0, 1} and sight[0] == 2 and len(cause) == len(SEEDS)
 
 
 def test_only_labels_match_the_pattern(config):
-    (pattern,) = set(llm.request_table(config, RELATIONS, [], TEST)["pattern"].to_pylist())
+    (pattern,) = set(llm.request_table(config, RELATIONS, [[]] * len(TEST), TEST)["pattern"].to_pylist())
     assert re.fullmatch(pattern, " Cause-Effect(e1,e2)") and re.fullmatch(pattern, " Other")
     assert not re.fullmatch(pattern, " Cause-Effect") and not re.fullmatch(pattern, "Other")
 
@@ -55,19 +60,19 @@ def test_only_labels_match_the_pattern(config):
 def test_many_labels_stay_within_the_room(config):
     many = [Relation(f"relation_number_{i}", "The head has a long and winding description of the tail." * 2) for i in range(40)]
     seeds = [example("The cat saw a flood.", "cat", "flood", r.name, r.name) for r in many]
-    room = llm.shared_characters(config)
-    prefix, shown = llm.shared(many, seeds, room)
-    assert 0 < len(shown) < 40 and len(prefix) <= room
-    assert "winding" not in prefix and all(f"- {r.name}\n" in prefix for r in many)
+    room = llm.room_of(config)
+    prompt, shown = llm.prompt_of(many, seeds, TEST[0], room)
+    assert 0 < len(shown) < 40 and prompt.rindex("Sentence:") <= room
+    assert "winding" not in prompt and all(f"- {r.name}\n" in prompt for r in many)
     assert all(f"- {r.name}: {r.description}\n" in llm._instructions(many, 8000) for r in many)
 
 
 def test_the_room_follows_what_the_model_takes(config):
-    assert llm.shared_characters(config) == 2000
+    assert llm.room_of(config) == 2000
     longer = config.model_copy(update={"engine": config.engine.model_copy(update={"vllm": {"max_model_len": 32768}})})
-    assert llm.shared_characters(longer) == 8000
+    assert llm.room_of(longer) == 8000
     server = config.model_copy(update={"models": config.models.model_copy(update={"llm": "endpoint"})})
-    assert llm.shared_characters(server) == 8000
+    assert llm.room_of(server) == 8000
 
 
 def test_a_long_sentence_is_cut_around_its_entities():
@@ -88,7 +93,7 @@ def test_limit_is_a_seeded_sample_in_test_order():
     assert llm.chosen(TEST, None, 1) == TEST
 
 
-def test_it_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
+def test_it_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch, ray_two_cpus):
     run = RunFolder(str(tmp_path))
     run.write_json("data/relations.json", [{"name": r.name, "description": r.description} for r in RELATIONS])
     run.write_table("data/seeds", examples_table(SEEDS))
@@ -106,8 +111,8 @@ def test_it_asks_once_and_reads_the_answers(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(llm, "complete", complete)
     assert llm.run(config, run) == {"sentences": 40, "answered": 38}
-    asked, answers, shown = llm.llm_answers(config, run)
-    assert [e.example_id for e in asked] == [e.example_id for e in TEST] and len(shown) == 3
+    asked, answers = llm.llm_answers(config, run)
+    assert [e.example_id for e in asked] == [e.example_id for e in TEST]
     assert [a for i, a in enumerate(answers) if i not in (3, 39)] == ["Cause-Effect(e1,e2)"] * 38
     assert answers[3] is None and answers[39] is None
     llm.run(config, run)

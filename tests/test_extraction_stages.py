@@ -204,12 +204,13 @@ def test_a_training_is_named_by_how_much_each_example_counts():
     assert name == evaluation._part([two, replace(one, example_id="x")]) != evaluation._part([replace(one, weight=0.5), two])
 
 
-def test_a_round_and_the_naive_samples_are_sets_of_their_own(run):
-    tables = evaluation.training_sets(run, twice=True)
-    ids = {name: [one.example_id for one in sets.weighed(run, tables[name][0])] for name in ("naive", "round-00")}
+def test_a_round_and_each_of_several_strategies_are_sets_of_their_own(run):
+    tables = evaluation.training_sets(run, ["independent", "one_by_one"], twice=True)
+    ids = {name: [one.example_id for one in sets.weighed(run, own[0])] for name, own in tables.items() if own[0].startswith("weighed")}
+    assert ids["independent"] == ids["generated"] != [] and ids["one_by_one"] == []
     assert ids["naive"] == ["0-n", "1-n"] and len(ids["round-00"]) == 8 and {name[:2] for name in ids["round-00"]} == {"0-"}
     run.delete("comparison/selected")
-    assert list(evaluation.training_sets(run, twice=True)) == SETS[:5]
+    assert list(evaluation.training_sets(run, ["independent"], twice=True)) == SETS[:5]
 
 
 @pytest.mark.parametrize(

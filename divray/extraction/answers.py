@@ -1,7 +1,7 @@
 """Answers on the test set that don't come from a trained RE model: those of the LLM (the ``classify`` stage) and of other tools.
 
-The LLM gets one prompt for each test sentence; its completion is constrained to the labels.  The part that all prompts share comes first,
-so that the engine's prefix cache computes the task, the labels and the demonstrations once.
+The LLM gets one prompt for each test sentence: the task, the labels, and the seeds most similar to the sentence with their labels, the
+nearest last (Liu et al. 2022, arXiv 2101.06804).  Its completion is constrained to the labels.
 
 ``divray evaluate RUN --force --predictions FILE`` reads the answers of another tool, such as GLiNER, an API or a rule system.  FILE is
 JSONL with the ``id`` of a test sentence and its ``relation``, null for none.  Other fields are ignored, so FILE may also be what
@@ -12,15 +12,16 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from divray.config import Config
 from divray.datasets.own import IDS, Source
 from divray.datasets.stage import read_relations, read_seeds, table_examples
+from divray.embeddings import Encoder
 from divray.engines import ENDPOINT
 from divray.engines.complete import complete
 from divray.engines.vllm import engine_arguments
@@ -29,15 +30,18 @@ from divray.models import context_length
 from divray.prompts import chat_renderer
 from divray.prompts.rows import Renderer, rows_per_file
 from divray.relations import Example, Relation, render_marked
-from divray.resources import uses_gpu
+from divray.resources import uses_gpu, worker
 from divray.run_folder import RunFolder
 from divray.schemas import PROMPTS
+from divray.spans import BLOCKS
 from divray.stages import Progress
 from divray.textfiles import json_lines, read_bytes
 
 EXTERNAL = "evaluation/external"
+SHOWN = 16
+"""Most seeds in a prompt."""
 PREFIX_CHARACTERS, SENTENCE_CHARACTERS = (2000, 8000), 600
-"""Least and most characters of the part that all prompts share; most of a sentence, unless its entities lie further apart."""
+"""Least and most characters before the sentence; most of a sentence, unless its entities lie further apart."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -45,8 +49,11 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
 
     Returns counts: ``sentences``, and ``answered`` with one of the labels.
     """
-    asked = _asked(config, run)
-    table = request_table(config, read_relations(run), read_seeds(run), asked, chat_renderer(config))
+    import ray
+
+    asked, seeds = _asked(config, run), read_seeds(run)
+    order = ray.get(worker(config)(nearest).options(num_cpus=1).remote(config.models.encoder, seeds, asked))
+    table = request_table(config, read_relations(run), [[seeds[place] for place in own] for own in order], asked, chat_renderer(config))
     if not (run.exists(LLM_PROMPTS) and run.read_table(LLM_PROMPTS).equals(table)):
         run.delete(LLM_COMPLETIONS)
         run.write_table(LLM_PROMPTS, table, rows_per_file(table.num_rows))
@@ -54,24 +61,22 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     return {"sentences": len(asked), "answered": sum(label is not None for label in llm_answers(config, run)[1])}
 
 
-def llm_answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None], list[Example]]:
-    """The test sentences that the LLM got, in order of the test set; its label for each, ``None`` if it gave none; and the
-    demonstrations in the prompts."""
-    asked, seeds = _asked(config, run), {seed.example_id: seed for seed in read_seeds(run)}
+def llm_answers(config: Config, run: RunFolder) -> tuple[list[Example], list[str | None]]:
+    """The test sentences that the LLM got, in order of the test set, and its label for each, ``None`` if it gave none."""
+    asked = _asked(config, run)
     rows = run.read_table(LLM_COMPLETIONS, ["candidate_id", "completion", "error"]).to_pylist()
     found = {row["candidate_id"]: row["completion"].strip() for row in rows if not row["error"]}
     labels = {relation.name for relation in read_relations(run)}
     said = [found.get(f"llm-{example.example_id}") for example in asked]
-    (shown, *_) = run.read_table(LLM_PROMPTS, ["demonstrations"])["demonstrations"].to_pylist() or [[]]
-    return asked, [answer if answer in labels else None for answer in said], [seeds[name] for name in shown if name in seeds]
+    return asked, [answer if answer in labels else None for answer in said]
 
 
 def _asked(config: Config, run: RunFolder) -> list[Example]:
     return chosen(table_examples(run.read_table(TEST)), config.evaluation.llm_test_limit, config.seed)
 
 
-def shared_characters(config: Config) -> int:
-    """Room for task, labels and demonstrations: as many characters as the model takes tokens, less :data:`SENTENCE_CHARACTERS`, within
+def room_of(config: Config) -> int:
+    """Room for task, labels and seeds: as many characters as the model takes tokens, less :data:`SENTENCE_CHARACTERS`, within
     :data:`PREFIX_CHARACTERS`; for an endpoint the most."""
     least, most = PREFIX_CHARACTERS
     if config.models.llm == ENDPOINT:
@@ -87,44 +92,48 @@ def chosen(test: Sequence[Example], limit: int | None, seed: int) -> list[Exampl
     return [test[row] for row in sorted(sorted(range(len(test)), key=ranks.__getitem__)[:limit])]
 
 
-def shared(relations: Sequence[Relation], seeds: Sequence[Example], room: int) -> tuple[str, list[Example]]:
-    """The start of all prompts, of at most ``room`` characters, and the examples in it.
+def nearest(encoder: str, seeds: Sequence[Example], asked: Sequence[Example]) -> np.ndarray:
+    """For each sentence the places of the :data:`SHOWN` seeds (or all, if fewer) whose spans' features have the highest cosine to its own,
+    the highest first.  It runs on a CPU, since the LLM may hold the GPUs."""
+    model = Encoder(encoder, "cpu")
+    mine, theirs = (model.spans(some)[:, : BLOCKS * model.dimension] for some in (asked, seeds))
+    cosines = mine @ (theirs / np.linalg.norm(theirs, axis=1, keepdims=True)).T  # but for the length of ``mine``, which changes no order
+    return np.argsort(-cosines, axis=1, kind="stable")[:, :SHOWN]
 
-    It holds the task and the labels.  Then, as far as there is room, it adds the shortest seed example of each relation, all
-    relations' descriptions, the next example of each relation, and so on.
+
+def prompt_of(relations: Sequence[Relation], seeds: Sequence[Example], asked: Example, room: int) -> tuple[str, list[Example]]:
+    """The prompt for a sentence, at most ``room`` characters before it, and the seeds in it; ``seeds`` are in order of preference.
+
+    The relations' descriptions are left out where they would take more than half of the room.
     """
-    own = [sorted((seed for seed in seeds if seed.relation == one.name), key=lambda seed: (len(seed.text), seed.text)) for one in relations]
+    names, described = (_instructions(relations, described) for described in (False, True))
+    start = described if 2 * len(described) <= room else names
     shown: list[Example] = []
-    examples = ""
-    start, full = (_instructions(relations, described) for described in (False, True))
-    for turn in zip_longest(*own):
-        for seed in filter(None, turn):
-            if len(start) + len(examples) + len(_answered(seed)) <= room:
-                shown.append(seed)
-                examples += _answered(seed)
-        if len(full) + len(examples) <= room:
-            start = full
-    return start + examples, shown
+    for seed in seeds:
+        if len(start) + sum(map(len, map(_answered, [*shown, seed]))) <= room:
+            shown.insert(0, seed)
+    return "".join([start, *map(_answered, shown), _question(asked)]), shown
 
 
 def request_table(
-    config: Config, relations: Sequence[Relation], seeds: Sequence[Example], asked: Sequence[Example], chat: Renderer | None = None
+    config: Config, relations: Sequence[Relation], seeds: Sequence[Sequence[Example]], asked: Sequence[Example], chat: Renderer | None = None
 ) -> pa.Table:
-    """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty."""
-    prefix, shown = shared(relations, seeds, shared_characters(config))
-    texts = [prefix + _question(_shortened(example)) for example in asked]
+    """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty.  Each sentence has ``seeds`` of its own."""
+    room = room_of(config)
     literals = [re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", relation.name) for relation in relations]
     row = {
         "relation": "",
         "round": 0,
         "strategy": "extract",
-        "prompt_id": f"llm-{hashlib.sha256(prefix.encode()).hexdigest()[:12]}",
         "pattern": f"{'' if chat else ' '}({'|'.join(literals)})",
         "seed": config.seed,
-        "demonstrations": [example.example_id for example in shown],
     }
-    prompts = [chat([{"role": "user", "content": text}]) if chat else text for text in texts]
-    rows = [{**row, "candidate_id": f"llm-{one.example_id}", "prompt": prompt} for one, prompt in zip(asked, prompts, strict=True)]
+    rows = []
+    for own, example in zip(seeds, asked, strict=True):
+        text, shown = prompt_of(relations, own, example, room)
+        name, prompt = f"llm-{example.example_id}", chat([{"role": "user", "content": text}]) if chat else text
+        ids = [seed.example_id for seed in shown]
+        rows.append({**row, "candidate_id": name, "prompt_id": name, "prompt": prompt, "demonstrations": ids})
     return pa.Table.from_pylist(rows, PROMPTS)
 
 
@@ -139,7 +148,7 @@ def _answered(example: Example) -> str:
 
 
 def _question(example: Example) -> str:
-    return f"Sentence: {render_marked(example)}\nRelation:"
+    return f"Sentence: {render_marked(_shortened(example))}\nRelation:"
 
 
 def _shortened(example: Example) -> Example:

@@ -64,7 +64,7 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
     """
     relations, test, negatives = read_relations(run), examples_of(run, TEST), examples_of(run, NEGATIVES)
     sets = TrainingSets(config, run)
-    compared = training_sets(run, twice=bool(sets.draws[0][MORE]))
+    compared = training_sets(run, [*config.prompts.strategies], twice=bool(sets.draws[0][MORE]))
     depends = [[astuple(one) for one in some] for some in (relations, [*test, *negatives])]
     first: dict[str, list[Example]] = {}
     keys: dict[str, list[str]] = defaultdict(list)
@@ -116,19 +116,21 @@ def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | 
         if SEEDS in compared.get(name, ()) and not {SEEDS, MORE, UNLABELLED}.issuperset(compared[name]):
             entry["own_differences"] = {other: difference(of_test, answers[name][:1], answers[other][:1]) for other in others}
     if config.evaluation.llm:
-        asked, answered, shown = llm_answers(config, run)
-        add("llm", asked, [(answered, [None] * len(asked))], shown)
+        asked, answered = llm_answers(config, run)
+        add("llm", asked, [(answered, [None] * len(asked))], sets.draws[0][SEEDS])
     run.write_table("evaluation/predictions", pa.concat_tables(predictions))
     run.write_json(EVALUATION, results)
     return {"sets": len(results), "trainings": len(due), "kept": kept, "test": len(test)}
 
 
-def training_sets(run: RunFolder, twice: bool) -> dict[str, list[str]]:
-    """Name of each training set -> its tables, in the order of the comparison.  ``twice`` adds a set with twice the human examples."""
+def training_sets(run: RunFolder, strategies: Sequence[str], twice: bool) -> dict[str, list[str]]:
+    """Name of each training set -> its tables, in the order of the comparison.  Several ``strategies`` get a set each; ``twice`` adds one
+    with twice the human examples."""
     sets: dict[str, list[str]] = {"seeds": [SEEDS]}
     if twice:
         sets["twice the seeds"] = [SEEDS, MORE]
-    sets |= {name: [f"{WEIGHED}/{name}"] for name in (NAIVE, *(own.name for own in scored_rounds(run)))}
+    parts = (NAIVE, *(strategies if len(strategies) > 1 else ()), *(own.name for own in scored_rounds(run)))
+    sets |= {name: [f"{WEIGHED}/{name}"] for name in parts}
     if run.files(SELECTED, ".parquet"):
         sets |= {"generated": [WEIGHED], "selected": [SELECTED], "seeds+selected": [SEEDS, SELECTED], "seeds+generated": [SEEDS, WEIGHED]}
     if run.files(UNLABELLED, ".parquet"):

@@ -22,7 +22,8 @@ from divray.schemas import EXAMPLES, NAIVE
 SEARCH, MORE = "search.json", "more"
 WEIGHED = "weighed"
 """Part of a training set: the unique samples of all rounds, without those of the naive strategy.  ``weighed/round-XX`` has those of one
-round, ``weighed/naive`` those of the naive strategy.  Their weights come from the gate's probabilities (:func:`weighed`)."""
+round, ``weighed/naive`` or another strategy's name those of that strategy.  Their weights come from the gate's probabilities
+(:func:`weighed`)."""
 MOST_WEIGHED = 256
 """Maximum number of these samples per relation, the likeliest first.  Their features stay in memory: 20 kB each with a small encoder."""
 MOST_EACH = 0.5
@@ -89,8 +90,9 @@ def weighed(run: RunFolder, name: str = WEIGHED) -> list[Example]:
     where the gate doubts all samples.
     """
     part = name.partition("/")[2]
-    tables = [own.scores for own in scored_rounds(run) if part in ("", NAIVE, own.name)]
-    own = pc.field("unique") & ((pc.field("strategy") == NAIVE) == (part == NAIVE))
+    rounds = {own.name: own.scores for own in scored_rounds(run)}
+    tables = [rounds[part]] if part in rounds else [*rounds.values()]
+    own = pc.field("unique") & (pc.field("strategy") != NAIVE if part in ("", *rounds) else pc.field("strategy") == part)
     columns = ["candidate_id", *EXAMPLES.names[1:], "correctness"]
     if (found := table_of(run, tables, columns, own)) is None:
         return []
