@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ from conftest import FASTER
 
 from divray.datasets.stage import examples_table, load_task
 from divray.datasets.stage import run as prepare
+from divray.engines import EngineDied
 from divray.engines.actor import EngineHealth
 from divray.engines.complete import complete, requests_of
 from divray.engines.vllm import engine_arguments, engine_threads, sampling_parameters
@@ -43,7 +45,7 @@ def test_a_pool_may_start_all_at_once_and_an_overcome_cause_is_forgotten() -> No
     health.failed("RuntimeError: a bad moment")
     health.is_ready("e4")
     assert health.state()["cause"] == ""
-    assert [health.started("e5"), health.started("e6")] == [True, False]
+    assert [health.started(f"e{number}") for number in range(5, 12)] == [True] * 6 + [False]
     health.failed("RuntimeError: the last word")
     health.is_ready("e5")
     assert health.state()["cause"] == "RuntimeError: the last word"
@@ -62,6 +64,12 @@ def test_health_gives_up_after_starts_in_vain() -> None:
     state = health.state()
     assert (state["ready"], state["rows"], state["cause"], state["given_up"]) == (1, 8, "the cause", True)
     assert state["engines"]["a"]["ready_at"] >= state["engines"]["a"]["created_at"]
+
+    ready = EngineHealth()
+    for number in range(8):  # each dies of what it is asked
+        assert ready.started(f"e{number}")
+        ready.is_ready(f"e{number}")
+    assert not ready.started("e8")
 
 
 def test_an_engine_on_a_cpu_stays_only_for_what_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +247,23 @@ def test_an_engine_that_dies_at_its_start_is_given_up_with_its_cause(
     with pytest.raises(EngineError, match="own words") as caught:
         complete(config, run, "prompts", "completions", str(broken))
     assert str(broken) in str(caught.value) or "NoSuch" in str(caught.value) or "tokenizer" in str(caught.value).lower()
+
+
+def test_a_request_that_ends_engines_is_found_and_the_others_are_answered(ray_two_cpus: None, uri: str) -> None:
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        if row["prompt"] in poison:
+            raise EngineDied("out of shared memory")
+        return {"completion": row["prompt"], "finish_reason": "stop"}
+
+    config, run = settings("engine.batch_size=16"), RunFolder(uri)
+    task = load_task(config)
+    rows = [{**row, "prompt": f"prompt {n}"} for n, row in enumerate(islice(request_rows(config, task.relations, task.seeds, 0), 30))]
+    poison = {"prompt 3", "prompt 20"}
+    write_prompts(run, "prompts", iter(rows))
+    complete(config, run, "prompts", "completions", "any", answer=answer)
+    found = {row["prompt"]: row for row in run.read_table("completions").to_pylist()}
+    assert {prompt for prompt, row in found.items() if row["error"]} == poison and len(found) == 30
+    assert all(row["completion"] == prompt for prompt, row in found.items() if prompt not in poison)
 
 
 def test_parsing_is_row_by_row() -> None:

@@ -12,23 +12,25 @@ from typing import Any
 from divray.engines import Engine, EngineDied, Request, Row
 from divray.relations import metric_tag
 
-MAX_STARTS = 3
-"""Starts without a finished batch that a pool of one engine may have; each further engine allows one more."""
+MAX_STARTS, MAX_DEATHS = 3, 8
+"""Starts in a row after which no engine was ready, and after which no batch was finished, that a pool of one engine may have; each further
+engine allows one more.  A request that ends engines takes some deaths to find."""
 
 
 class EngineHealth:
     """The state that the engines of one pool, at most ``pool``, report (a Ray actor)."""
 
     def __init__(self, pool: int = 1) -> None:
-        self.max_starts = MAX_STARTS + pool - 1
-        self.starts_in_vain = 0
+        self.max_starts, self.max_deaths = MAX_STARTS + pool - 1, MAX_DEATHS + pool - 1
+        self.never_ready = self.in_vain = 0
         self.rows = 0
         self.cause = ""
         self.engines: dict[str, dict[str, float | None]] = {}
 
     def started(self, engine: str) -> bool:
         """Record that an engine is about to start; return whether it may."""
-        self.starts_in_vain += 1
+        self.never_ready += 1
+        self.in_vain += 1
         self.engines[engine] = {"created_at": time.time(), "ready_at": None}
         return not self.given_up()
 
@@ -36,17 +38,17 @@ class EngineHealth:
         """Record that an engine has started; unless given up, clear the cause of an earlier failure."""
         self.engines[engine]["ready_at"] = time.time()
         if not self.given_up():
-            self.cause = ""
+            self.never_ready, self.cause = 0, ""
 
     def finished(self, rows: int) -> None:
-        self.starts_in_vain = 0
+        self.never_ready = self.in_vain = 0
         self.rows += rows
 
     def failed(self, cause: str) -> None:
         self.cause = cause
 
     def given_up(self) -> bool:
-        return self.starts_in_vain > self.max_starts
+        return self.never_ready > self.max_starts or self.in_vain > self.max_deaths
 
     def state(self) -> dict[str, Any]:
         ready = sum(engine["ready_at"] is not None for engine in self.engines.values())

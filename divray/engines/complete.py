@@ -1,7 +1,7 @@
 """The pass of request rows through the engines, streamed by Ray Data.
 
-A row is not sent again if an intact file of the target has its completion.  If an engine dies, its requests are sent again.  If engines die
-at every start, the pass fails with their cause.  ``<target>.engines/`` has one file for each pass, with the times at which engines started.
+A row is not sent again if an intact file of the target has its completion.  If an engine dies, its requests are sent again.  A request
+that ends engines is found and gets an ``error``.  If engines die at every start, the pass fails with their cause.  ``<target>.engines/`` has one file for each pass, with the times at which engines started.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ BLOCKS_IN_FLIGHT = 64
 
 ALIKE = ("prompt", "pattern", "head", "strategy", "sentences")
 """Columns that the candidates of one request share."""
+
+SUSPECT = 2
+"""Deaths of its engine that make a batch a suspect; one may be the machine's fault."""
 
 LEAST_BATCH, BATCHES = 16, 16
 """Fewest candidates in a batch; batches that make up what an engine takes at a time.  A batch comes back as a whole."""
@@ -130,37 +133,55 @@ class Ask:
         """Completions (``schemas.COMPLETIONS``) of request rows (``schemas.PROMPTS``)."""
         block = block.filter(pc.invert(pc.is_in(block["candidate_id"], self.done)))
         size = self.config.engine.batch_size or max(LEAST_BATCH, self.slots[await self._free()] // BATCHES)
-        answers = await asyncio.gather(*(self._batch(block.slice(start, size)) for start in range(0, len(block), size)))
+        batches = (block.slice(start, size).to_pylist() for start in range(0, len(block), size))
+        asked = [requests_of(self.config, rows, self.adapter, self.greedy) for rows in batches]
+        answers = await asyncio.gather(*map(self._batch, asked))
         rows = [row for answer in answers for row in answer]
         for field in list(COMPLETIONS)[len(PROMPTS) :]:
             empty = "" if field.type == pa.string() else 0
             block = block.append_column(field, pa.array([row.get(field.name) or empty for row in rows], field.type))
         return block.select(COMPLETIONS.names).cast(COMPLETIONS)
 
-    async def _batch(self, asked: pa.Table) -> list[Row]:
+    async def _batch(self, requests: list[Request], deaths: int = 0) -> list[Row]:
+        """The answers to ``requests``, whose engine has died ``deaths`` times.  From :data:`SUSPECT` on, an engine gets them alone.  If it
+        dies, they are the cause: halves of them are asked, and the one that is left gets an error."""
+        size, alone = sum(len(request.rows) for request in requests), deaths >= SUSPECT
+        async with self.door:  # first come, first served, and one waits for room, not all
+            number = await self._free(1 if alone else None)
+            self.taken[number] += size
+            answer = await self._answer(number, requests, size) if alone else None
+        if not alone:
+            answer = await self._answer(number, requests, size)
+        if answer is not None:
+            return answer
+        if not alone:
+            return await self._batch(requests, deaths + 1)
+        if len(requests) == 1:
+            return [{"error": f"EngineDied: an engine that had only this request died, after {deaths} others"}] * size
+        halves = requests[: len(requests) // 2], requests[len(requests) // 2 :]
+        return [row for rows in await asyncio.gather(*(self._batch(half, deaths) for half in halves)) for row in rows]
+
+    async def _answer(self, number: int, requests: list[Request], size: int) -> list[Row] | None:
+        """What the engine says; ``None`` if it died."""
         from ray.exceptions import RayActorError
 
-        while True:
-            async with self.door:  # first come, first served, and one waits for room, not all
-                number = await self._free()
-                self.taken[number] += len(asked)
-            try:
-                requests = requests_of(self.config, asked.to_pylist(), self.adapter, self.greedy)
-                answer: list[Row] = await self.engines[number].complete.remote(requests)
-                return answer
-            except RayActorError:  # the engine is gone; its requests are asked again
-                self.slots.pop(number, None)
-            finally:
-                self.taken[number] -= len(asked)
-                self.changed.set()
+        try:
+            answer: list[Row] = await self.engines[number].complete.remote(requests)
+            return answer
+        except RayActorError:
+            self.slots.pop(number, None)
+            return None
+        finally:
+            self.taken[number] -= size
+            self.changed.set()
 
-    async def _free(self) -> int:
-        """Wait until an engine has room; return the number of the one with the fewest candidates."""
+    async def _free(self, most: int | None = None) -> int:
+        """Wait until an engine has room, or fewer than ``most`` candidates; return the number of the one with the fewest."""
         while len(self.lost) < len(self.engines):
             for number in range(len(self.engines)):
                 if not any(number in known for known in (self.slots, self.joining, self.lost)):
                     self.joining[number] = asyncio.create_task(self._join(number))
-            if able := [number for number, slots in self.slots.items() if self.taken[number] < slots]:
+            if able := [number for number, slots in self.slots.items() if self.taken[number] < (most or slots)]:
                 return min(able, key=self.taken.__getitem__)
             self.changed.clear()
             await self.changed.wait()
