@@ -105,11 +105,12 @@ def small_files(reference: str, field: str) -> Path | None:
 
 def _from_hub(reference: str, field: str) -> Path:
     from huggingface_hub import model_info, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    download = partial(snapshot_download, reference, allow_patterns=list(_SMALL))
+    name, revision = _pinned(reference)
+    download = partial(snapshot_download, name, revision=revision, allow_patterns=list(_SMALL))
     try:
-        model_info(reference, timeout=HUB_SECONDS)  # without a timeout, the download would wait forever for a silent hub
+        model_info(name, revision=revision, timeout=HUB_SECONDS)  # without a timeout, the download would wait forever for a silent hub
         return Path(download())
     except Exception as error:  # also errors of the hub's HTTP library, which differs between releases
         with contextlib.suppress(OSError, ValueError):
@@ -118,6 +119,8 @@ def _from_hub(reference: str, field: str) -> Path:
         match error:
             case GatedRepoError():
                 problem, mend = "gives this model only to those whom it let in", "Ask for access on its page, and set HF_TOKEN."
+            case RevisionNotFoundError():
+                problem, mend = "has no such revision of it", "Correct what follows the @."
             case RepositoryNotFoundError() | HFValidationError():
                 problem, mend = "has no such model, or not for you", "Correct the id or path, or set HF_TOKEN."
             case _:
@@ -125,8 +128,15 @@ def _from_hub(reference: str, field: str) -> Path:
         raise InputError("config", field, f"{reference} is no folder, and the hub {problem}", mend) from None
 
 
+def _pinned(reference: str) -> tuple[str, str | None]:
+    """Hub id and revision (commit, tag or branch) of ``id@revision``."""
+    name, _, revision = reference.partition("@")
+    return name, revision or None
+
+
 def local_model(reference: str) -> str:
-    """A model's folder on this machine.  If that must be a copy in :func:`cache_folder`, one process makes it.  A hub id stays as it is."""
+    """A model's folder on this machine.  If that must be a copy in :func:`cache_folder`, one process makes it.  A hub id without a revision
+    stays as it is."""
     if reference.startswith("embedded:"):
         name = reference.removeprefix("embedded:")
         if name == "minilm":
@@ -135,7 +145,14 @@ def local_model(reference: str) -> str:
     if is_uri(reference):
         return _fetched(reference)
     folder = Path(reference).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else reference
+    if folder.is_dir():
+        return str(folder.absolute())
+    name, revision = _pinned(reference)
+    if revision is None:
+        return reference
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(name, revision=revision, allow_patterns=[*_SMALL, "*.safetensors"])
 
 
 def _cached(key: str, make: Callable[[Path], None]) -> str:

@@ -131,14 +131,17 @@ class Hub(BaseHTTPRequestHandler):
     gone = threading.Event()
 
     def do_GET(self) -> None:
-        sha, (_, first, *rest) = "a" * 40, self.path.partition("?")[0].split("/")
+        _, first, *rest = self.path.partition("?")[0].split("/")
         name = "/".join(rest[1:3] if first == "api" else [first, rest[0]])
+        sha = next((part for part in rest if len(part) == 40), "a" * 40)
         if name == "of/silent":
             self.gone.wait(60)
         if name == "of/ill":
             self.answer(500)
         elif name not in ("of/llm", "of/gated"):
             self.answer(401, {"X-Error-Code": "RepoNotFound"})
+        elif "no-tag" in rest:
+            self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         elif "tree" in rest:
             found = [{"type": "file", "path": file, "size": len(text), "oid": "b" * 40} for file, text in FILES.items()]
             self.answer(200, {"Content-Type": "application/json"}, json.dumps(found))
@@ -167,6 +170,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[str]:
+    Hub.gone.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -177,14 +181,14 @@ def hub() -> Iterator[str]:
 
 
 ASK = """
-import sys
+import os, sys
 from divray import models
 from divray.errors import InputError
 from divray.models import context_length
 models.HUB_SECONDS = 1.0
 for name in sys.argv[1:]:
     try:
-        print(name, context_length(name, 2048))
+        print(name, context_length(name, 2048), *(os.listdir(models.local_model(name)) if "@" in name else ()))
     except InputError as error:
         print(error)
 """
@@ -195,6 +199,13 @@ def asked(names: list[str], cache: Path, **variables: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", ASK, *names], env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def test_a_commit_of_a_model_is_fetched(hub: str, tmp_path: Path) -> None:
+    pinned, other = asked([f"of/llm@{'c' * 40}", "of/llm@no-tag"], tmp_path, HF_ENDPOINT=hub)
+    assert pinned.split()[1] == "1500" and {*pinned.split()[2:]} == {*FILES}
+    assert [path.name for path in tmp_path.glob("**/snapshots/*")] == ["c" * 40]
+    assert "of/llm@no-tag is no folder, and the hub has no such revision of it" in other
 
 
 def test_a_model_that_the_hub_does_not_give_is_refused_at_once(hub: str, tmp_path: Path) -> None:
