@@ -72,7 +72,7 @@ class TaskConfig(Section):
 
 
 class ModelsConfig(Section):
-    """Each is a hub id (`ID@COMMIT` for one commit of it), a local folder, a URI, or `embedded:smollm2` / `embedded:minilm`; `llm` may be `endpoint` (`engine.endpoint`)."""
+    """Each is a hub id (`ID@COMMIT` pins it), a folder, a URI, `embedded:smollm2` or `embedded:minilm`; `llm` may be `endpoint`."""
 
     llm: Name = "embedded:smollm2"
     encoder: Name = "embedded:minilm"

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from divray.errors import InputError
 from divray.extraction.predict import predict
 from divray.extraction.training import SELF_TRAINED, Hyperparameters, fit, train, training_rows, untrained
+from divray.models import local_model
 from divray.relations import Example, Relation
 
 NAMES = ["Ada Lovelace", "Omar Haddad", "Clara Holt", "Tom Becker", "Rosa Vidal", "Priya Nair"]
@@ -90,6 +91,23 @@ def test_the_tuned_network_votes_beside_the_closed_form_and_follows_its_seed(mod
     assert np.array_equal(RelationExtractor.load(str(tmp_path)).predict(HELD_OUT).probabilities, found.probabilities)
     closed = made[0].features(TRAINING) @ made[0].classifier.weight.detach().numpy().T + made[0].classifier.bias.detach().numpy()
     assert np.isclose(made[0].tuned_scores(TRAINING).std(), closed.std(), rtol=0.1)
+
+
+def test_an_encoder_whose_layers_are_of_several_kinds_is_tuned_and_saved(tmp_path):
+    from transformers import AutoModel, AutoTokenizer, ModernBertConfig
+
+    from divray.extraction.model import RelationExtractor
+
+    tokenizer = AutoTokenizer.from_pretrained(local_model("embedded:minilm"))
+    marks = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    encoder = AutoModel.from_config(ModernBertConfig(vocab_size=len(tokenizer), **marks, **small))
+    for part in (encoder, tokenizer):
+        part.save_pretrained(tmp_path / "encoder")
+    made = train(TRAINING, RELATIONS, str(tmp_path / "encoder"), TUNED, seed=1)
+    made.save(tmp_path / "model")
+    found = RelationExtractor.load(str(tmp_path / "model")).predict(HELD_OUT)
+    assert np.array_equal(found.probabilities, made.predict(HELD_OUT).probabilities)
 
 
 def test_an_example_of_a_relation_with_an_inverse_is_one_of_the_inverse_too():

@@ -1,7 +1,8 @@
 """The pass of request rows through the engines, streamed by Ray Data.
 
 A row is not sent again if an intact file of the target has its completion.  If an engine dies, its requests are sent again.  A request
-that ends engines is found and gets an ``error``.  If engines die at every start, the pass fails with their cause.  ``<target>.engines/`` has one file for each pass, with the times at which engines started.
+that ends engines is found and gets an ``error``.  If engines die at every start, the pass fails with their cause.
+``<target>.engines/`` has one file for each pass, with the times at which engines started.
 """
 
 from __future__ import annotations

@@ -116,7 +116,11 @@ def prompt_of(relations: Sequence[Relation], seeds: Sequence[Example], asked: Ex
 
 
 def request_table(
-    config: Config, relations: Sequence[Relation], seeds: Sequence[Sequence[Example]], asked: Sequence[Example], chat: Renderer | None = None
+    config: Config,
+    relations: Sequence[Relation],
+    seeds: Sequence[Sequence[Example]],
+    asked: Sequence[Example],
+    chat: Renderer | None = None,
 ) -> pa.Table:
     """Request rows (``schemas.PROMPTS``), one a test sentence; ``relation`` is left empty.  Each sentence has ``seeds`` of its own."""
     room = room_of(config)

@@ -75,7 +75,7 @@ class TunedNetwork(nn.Module):
 
     def __init__(self, config: RelationExtractorConfig) -> None:
         super().__init__()
-        encoder = AutoConfig.for_model(**{**config.encoder, "num_hidden_layers": config.layer})
+        encoder = shortened(config.encoder, config.layer)
         self.encoder = AutoModel.from_config(encoder)
         self.classifier = nn.Linear(TUNED_BLOCKS * encoder.hidden_size, len(config.labels))
 
@@ -199,6 +199,12 @@ class RelationExtractor(PreTrainedModel):
             problem = f"no whole relation extractor ({first_line(error)})"
             raise InputError(reference, "", problem, "Give the whole `model` folder of a run of this release.") from error
         return model
+
+
+def shortened(encoder: dict[str, Any], layers: int) -> Any:
+    """The configuration of an encoder's first ``layers`` layers."""
+    kinds = {"layer_types": encoder["layer_types"][:layers]} if encoder.get("layer_types") else {}
+    return AutoConfig.for_model(**{**encoder, **kinds, "num_hidden_layers": layers})
 
 
 def precision(device: torch.device) -> torch.autocast:

@@ -59,7 +59,7 @@ def _card(config: Config, relations: list[Relation], sets: TrainingSets, model: 
     itself = f", and by self-training on the surest of {unlabelled} unlabelled sentences" if unlabelled else ""
     text = f"""---
 library_name: transformers
-base_model: {config.models.encoder}
+base_model: {config.models.encoder.partition("@")[0]}
 tags: [relation-extraction, divray]
 ---
 # Relation extraction: {config.task.name}

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from divray.embeddings import one_thread
-from divray.extraction.model import RelationExtractor, RelationExtractorConfig, precision
+from divray.extraction.model import RelationExtractor, RelationExtractorConfig, precision, shortened
 from divray.models import local_model
 from divray.relations import Example, Relation, replaced
 from divray.spans import WEIGHT_GRID, Discriminant, discriminant, on_grid
@@ -159,7 +159,7 @@ def untrained(relations: Sequence[Relation], encoder: str, config: Hyperparamete
     model.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
     model.tokenizer = AutoTokenizer.from_pretrained(folder)
     if model.tuned is not None:
-        model.tuned.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=layer)
+        model.tuned.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, config=shortened(values.to_dict(), layer))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
 
