@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TORCH := torch==2.13.0+cpu
 
-.PHONY: setup demo test lint effect-small clean
+.PHONY: setup demo test test-newest lint effect-small clean
 
 setup: $(VENV)/.ready
 
@@ -26,6 +26,11 @@ demo: setup
 # Two processes, a file of tests each: most tests wait for Ray or an engine to start.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The tests of sampling, with the newest vLLM of the range in pyproject.toml in place of the oldest.
+test-newest: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/newest -r requirements/newest.txt
+	PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest tests/test_engine.py tests/test_sampling.py tests/test_loop.py
 
 lint: setup
 	$(BIN)/ruff check .
