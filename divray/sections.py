@@ -185,7 +185,7 @@ class ExtractionConfig(Section):
     """The RE model: a linear discriminant on an encoder's spans, in closed form; with `epochs` a tuned network votes beside it."""
 
     generated_weight: float = Field(
-        0.125, ge=0, description="Weight of all generated samples, where all human examples have 1; one counts at most half an example."
+        0.125, ge=0, description="Weight of a relation's samples together, where its examples have 1; one counts at most half an example."
     )
     epochs: int = Field(0, ge=0, description="Of the tuned network; a minute for 300 rows on two cores. The search tries 0 and 12.")
     learning_rate: float = Field(2e-4, gt=0, description="For a small encoder; large ones need about 3e-5.")

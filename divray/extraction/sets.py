@@ -26,8 +26,8 @@ round, ``weighed/naive`` or another strategy's name those of that strategy.  The
 (:func:`weighed`)."""
 MOST_WEIGHED = 256
 """Maximum number of these samples per relation, the likeliest first.  Their features stay in memory: 20 kB each with a small encoder."""
-MOST_EACH = 0.5
-"""Maximum weight of a generated sample, however few there are; a human example has weight 1."""
+LEAST_EACH, MOST_EACH = 0.01, 0.5
+"""Least weight of a generated sample where there are only such; most weight beside human examples, which have weight 1."""
 
 
 class TrainingSets:
@@ -49,21 +49,20 @@ class TrainingSets:
         self._table = cache(lambda name: weighed(run, name) if name.startswith(WEIGHED) else examples_of(run, name))
 
     def examples(self, tables: Sequence[str], draw: int = 0) -> list[Example]:
-        """The examples of ``tables`` in one draw.  With seeds among the tables, one factor scales the weights of each generated table, so
-        that they sum to ``generated_weight`` times the number of seeds.  The factor is at most :data:`MOST_EACH`, and the samples of a
-        relation count together at most what its seeds do."""
+        """The examples of ``tables`` in one draw.  With seeds among the tables, a factor for each relation scales the weights of each
+        generated table, so that the relation's sum to ``generated_weight`` times its number of seeds.  The factor is at most
+        :data:`MOST_EACH`."""
         human = self.draws[draw]
         seeds = Counter(one.relation for one in human[SEEDS])
         found: list[Example] = []
         for table in tables:
             own = human[table] if table in human else self._table(table)
             if SEEDS in tables and own and table not in (*human, UNLABELLED):
-                together = sum(one.weight for one in own)
-                factor = min(MOST_EACH, self.settings.generated_weight * len(human[SEEDS]) / together)
                 sums: dict[str, float] = defaultdict(float)
                 for one in own:
                     sums[one.relation] += one.weight
-                own = [replace(one, weight=min(factor, seeds[one.relation] / sums[one.relation]) * one.weight) for one in own]
+                share = {name: self.settings.generated_weight * seeds[name] / whole for name, whole in sums.items()}
+                own = [replace(one, weight=min(MOST_EACH, share[one.relation]) * one.weight) for one in own]
             found += [one for one in own if one.weight > 0]
         return found
 
@@ -83,11 +82,10 @@ def examples_of(run: RunFolder, name: str) -> list[Example]:
 
 
 def weighed(run: RunFolder, name: str = WEIGHED) -> list[Example]:
-    """The samples that ``name`` stands for (:data:`WEIGHED`).  A sample's weight is ``min(p / q, 1) ** 4``: ``p`` is the gate's probability
-    for it, ``q`` the 0.9 quantile of all these probabilities.
+    """The samples that ``name`` stands for (:data:`WEIGHED`).  A sample's weight is the gate's probability that it is right, at least
+    :data:`LEAST_EACH`.
 
-    A doubtful sample counts a little.  With only the samples that pass the gate, the RE model gains less, and it gains nothing on a task
-    where the gate doubts all samples.
+    With only the samples that pass the gate, the RE model gains less, and it gains nothing on a task where the gate doubts all samples.
     """
     part = name.partition("/")[2]
     rounds = {own.name: own.scores for own in scored_rounds(run)}
@@ -99,7 +97,5 @@ def weighed(run: RunFolder, name: str = WEIGHED) -> list[Example]:
     table = found.sort_by([("relation", "ascending"), ("correctness", "descending"), ("candidate_id", "ascending")])
     _, starts, counts = np.unique(table["relation"].to_numpy(), return_index=True, return_counts=True)
     table = table.filter(pa.array(np.arange(len(table)) - np.repeat(starts, counts) < MOST_WEIGHED))
-    sure = table["correctness"].to_numpy()
-    best = max(float(np.quantile(sure, 0.9)), 1e-6)
-    weights = (np.clip(sure / best, 0.01, 1.0) ** 4).tolist()
+    weights = np.maximum(table["correctness"].to_numpy(), LEAST_EACH).tolist()
     return [replace(one, weight=weight) for one, weight in zip(table_examples(table, "candidate_id"), weights, strict=True)]
