@@ -10,6 +10,9 @@ from divray.relations import Example, mask_entities, render_marked
 SPANS = ("head_start", "head_end", "tail_start", "tail_end")
 SENTENCE = ("text", *SPANS)
 
+WORDS = 2
+"""Words between the entities that tell wordings of a relation apart."""
+
 SEED_PREFIX = "seed:"
 """Prefix of a seed example's id where samples and seed examples are listed together."""
 
@@ -36,3 +39,10 @@ def names_of(row: Mapping[str, Any]) -> tuple[str, str]:
     """Head and tail of a row with the columns of a sample, both case-folded."""
     head, tail = (row["text"][row[f"{side}_start"] : row[f"{side}_end"]].casefold() for side in ("head", "tail"))
     return head, tail
+
+
+def wording(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """How a row states its relation, roughly: whether the head comes first, and the first :data:`WORDS` words between the entities."""
+    forward = row["head_start"] < row["tail_start"]
+    between = row["text"][row["head_end"] : row["tail_start"]] if forward else row["text"][row["tail_end"] : row["head_start"]]
+    return forward, *between.casefold().split()[:WORDS]

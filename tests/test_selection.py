@@ -248,6 +248,17 @@ def test_order_of_the_rows_changes_nothing() -> None:
         assert chosen_samples(table.take(np.random.default_rng(seed).permutation(40)), settings, 2).equals(expected)
 
 
+def test_a_third_sample_of_one_wording_comes_after_the_others() -> None:
+    rows = [score_row("a", number, 0, correctness=0.95) for number in range(8)]
+    for number in (20, 21):  # the tail comes first
+        text = f"Tail{number} is by Head{number}."
+        spans = {"head_start": 13, "head_end": 19, "tail_start": 0, "tail_end": 6}
+        rows.append(score_row("a", number, 0, correctness=0.5, text=text, **spans))
+    made = chosen_samples(pa.Table.from_pylist(rows, SCORES).select(CANDIDATE), SelectionConfig(k=4), 1).to_pylist()
+    assert {row["head_start"] for row in made if row["set"] == "dataset" and row["rank"] <= 3} == {0, 13}
+    assert sum(row["head_start"] == 13 for row in made if row["set"] == "dataset" and row["rank"] <= 4) == 2
+
+
 def test_naive_samples_without_scores_have_null_scores() -> None:
     rows = pa.Table.from_pylist(
         [score_row("a", number, 0, "naive", correctness=None, novelty=None, embedding=None) for number in range(3)], SCORES

@@ -1,7 +1,7 @@
 """The ``select`` stage: all accepted samples as a data set, in which the first K a relation are diverse and correct.
 
 A sample of any round is accepted if it passed the gate and stayed unique; the naive baseline's are left out.  A sample ranks behind the
-others if :data:`USES` better samples have its head or tail.  A text that occurs twice, with other spans or in two rounds, counts
+others if :data:`USES` better samples have its head, tail or wording.  A text that occurs twice, with other spans or in two rounds, counts
 once, where it came first.  The report compares further sets by correctness and likeness to human sentences: one for each round, by the
 same rule, and the naive baseline, without any rule.
 
@@ -40,7 +40,7 @@ from divray.scoring.near_copies import with_columns
 from divray.sections import SelectionConfig
 from divray.selection.card import dataset_card
 from divray.stages import Progress
-from divray.texts import SENTENCE, names_of
+from divray.texts import SENTENCE, names_of, wording
 
 ALL, SELECTED = "dataset", "selected"
 CANDIDATES = [name for name in SCORES.names if name in DATASET.names or name in ("candidate_id", "embedding")]
@@ -51,7 +51,7 @@ SHARPNESS = 10.0
 """Weight of the cosines against the ridge: the gain of an exact copy is 0.27 of that of an orthogonal sample."""
 
 USES = 2
-"""How many selected samples of a relation may share a head or a tail while other samples are left."""
+"""How many selected samples of a relation may share a head, a tail or a wording while other samples are left."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -167,12 +167,12 @@ def _without_repeats(rows: pa.Table) -> pa.Table:
 
 
 def _fresh(rows: pa.Table) -> np.ndarray:
-    """Whether a row, by falling correctness, is among the first :data:`USES` of its head and of its tail, bool ``[n]``.
+    """Whether a row, by falling correctness, is among the first :data:`USES` of its head, of its tail and of its wording, bool ``[n]``.
 
-    The LLM likes the names of its examples, and an RE model that meets one name again and again learns the name.
+    The LLM likes the names of its examples and one way to state a relation, and an RE model that meets one again and again learns that one.
     """
-    names = [[*zip(("head", "tail"), names_of(row), strict=True)] for row in rows.select(SENTENCE).to_pylist()]
-    uses: Counter[tuple[str, str]] = Counter()
+    names = [[*enumerate((*names_of(row), wording(row)))] for row in rows.select(SENTENCE).to_pylist()]
+    uses: Counter[tuple[int, Any]] = Counter()
     fresh = np.zeros(rows.num_rows, bool)
     for row in np.argsort(-rows["correctness"].to_numpy(), kind="stable").tolist():
         fresh[row] = all(uses[name] < USES for name in names[row])
