@@ -67,6 +67,14 @@ def test_many_labels_stay_within_the_room(config):
     assert all(f"- {r.name}: {r.description}\n" in llm._instructions(many, 8000) for r in many)
 
 
+def test_of_very_many_labels_those_of_the_nearest_seeds_are_listed(config):
+    many = [Relation(f"relation_number_{i}", "x") for i in range(300)]
+    seeds = [example("The cat saw a flood.", "cat", "flood", many[i].name, str(i)) for i in (7, 250)]
+    prompt, shown = llm.prompt_of(many, seeds, TEST[0], llm.room_of(config))
+    assert len(shown) == 2 and prompt.rindex("Sentence:") <= 2000
+    assert re.findall(r"^- (\S+)", prompt, re.MULTILINE) == ["relation_number_7", "relation_number_250"]
+
+
 def test_the_room_follows_what_the_model_takes(config):
     assert llm.room_of(config) == 2000
     longer = config.model_copy(update={"engine": config.engine.model_copy(update={"vllm": {"max_model_len": 32768}})})

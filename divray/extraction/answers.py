@@ -104,10 +104,12 @@ def nearest(encoder: str, seeds: Sequence[Example], asked: Sequence[Example]) ->
 def prompt_of(relations: Sequence[Relation], seeds: Sequence[Example], asked: Example, room: int) -> tuple[str, list[Example]]:
     """The prompt for a sentence, at most ``room`` characters before it, and the seeds in it; ``seeds`` are in order of preference.
 
-    The relations' descriptions are left out where they would take more than half of the room.
+    The relations' descriptions are left out where they would take more than half of the room.  Where the names alone would, only those of
+    ``seeds`` are listed.
     """
-    names, described = (_instructions(relations, described) for described in (False, True))
-    start = described if 2 * len(described) <= room else names
+    near = [relation for relation in relations if any(seed.relation == relation.name for seed in seeds)]
+    starts = [_instructions(relations, True), _instructions(relations, False), _instructions(near, False)]
+    start = next((start for start in starts if 2 * len(start) <= room), starts[-1])
     shown: list[Example] = []
     for seed in seeds:
         if len(start) + sum(map(len, map(_answered, [*shown, seed]))) <= room:
