@@ -2,8 +2,7 @@
 
 ``mined`` prefers a right and different sample to one that is wrong in a named way.  The chosen sample passed the gate, stayed unique
 and lies far from the others (DivPO, arXiv 2501.18101).  Samples that share no entity with a seed come first, since the policy would
-otherwise learn to write about the seeds' entities.  Of these come first, one each, samples that state the relation in different words,
-since the policy would otherwise learn one wording.  The rejected sample is
+otherwise learn to write about the seeds' entities.  The rejected sample is
 
 ``invalid``
     a completion that is no valid record;
@@ -51,7 +50,7 @@ from divray.scan import Row
 from divray.schemas import NAIVE, PAIRS, SCORES
 from divray.sections import PreferencesConfig
 from divray.stages import Progress
-from divray.texts import SENTENCE, names_of, wording
+from divray.texts import SENTENCE, names_of
 
 _WRITTEN = ("candidate_id", "relation", "strategy", "prompt", "completion")
 _SCORED = (*SENTENCE, "correctness", "correct", "unique", "novelty")
@@ -137,12 +136,7 @@ def mined_pairs(
     own_seeds = [example for example in seeds if example.relation == relation.name]
     known = {name.casefold() for example in own_seeds for name in (example.head_text, example.tail_text)}
     good = [row for row in valid if row["correct"] and row["unique"]]
-    good.sort(key=lambda row: (-row["novelty"], -row["correctness"]))
-    before = Counter[tuple[Any, ...]]()
-    for row in good:
-        row["rank"] = not known.isdisjoint(names_of(row)), before[wording(row)]
-        before[wording(row)] += 1
-    good.sort(key=lambda row: row["rank"])
+    good.sort(key=lambda row: (not known.isdisjoint(names_of(row)), -row["novelty"], -row["correctness"]))
     bad = sorted((row for row in valid if not row["correct"] and row["correctness"] < LIKELY), key=lambda row: row["correctness"])
     invalid = [row for row in candidates if row["correctness"] is None]
     most = settings.max_pairs_per_relation
