@@ -165,11 +165,12 @@ def test_search_then_train(ray_two_cpus, config, run, capfd):
 def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, config, monkeypatch):
     of_run = TrainingSets(config, run)
     human = of_run.draws[0]["data/seeds"]
-    for more in (1, 40):  # a relation's samples together an eighth of its human examples, but one at most a half of one
+    for more, sure in ((1, 1.0), (40, 1.0), (1, 0.5)):  # together an eighth of the human examples, if sure, but one at most a half of one
         of_run.draws[0]["data/seeds"] = human * more
+        of_run._table = lambda name, sure=sure: [replace(one, weight=sure) for one in sets.weighed(run, name)]
         made = of_run.examples(["data/seeds", "weighed"])[len(human) * more :]
         for relation, count in Counter(e.relation for e in made).items():
-            each = min(0.5, 2 * more / 8 / count)
+            each = min(0.5 * sure, 2 * more / 8 / count * sure)
             assert [e.weight for e in made if e.relation == relation] == pytest.approx([each] * count)
         assert len(made) == 20 and not {e.example_id for e in made} & {"0-copy", "0-n"}
     of_run.draws[0]["data/seeds"] = [e for e in human if e.relation != "lives_in"]

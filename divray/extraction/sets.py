@@ -49,19 +49,21 @@ class TrainingSets:
         self._table = cache(lambda name: weighed(run, name) if name.startswith(WEIGHED) else examples_of(run, name))
 
     def examples(self, tables: Sequence[str], draw: int = 0) -> list[Example]:
-        """The examples of ``tables`` in one draw.  With seeds among the tables, a factor for each relation scales the weights of each
-        generated table, so that the relation's sum to ``generated_weight`` times its number of seeds.  The factor is at most
-        :data:`MOST_EACH`."""
+        """The examples of ``tables`` in one draw.  With seeds among the tables, a factor for each relation scales the weights ``w`` of each
+        generated table: a relation's samples count together ``generated_weight`` times its number of seeds times their mean weight, in
+        which each counts by its weight (``sum w^2 / sum w``).  So doubtful samples count little even where a relation has only such.  The
+        factor is at most :data:`MOST_EACH`."""
         human = self.draws[draw]
         seeds = Counter(one.relation for one in human[SEEDS])
         found: list[Example] = []
         for table in tables:
             own = human[table] if table in human else self._table(table)
             if SEEDS in tables and own and table not in (*human, UNLABELLED):
-                sums: dict[str, float] = defaultdict(float)
+                sums, squares = defaultdict[str, float](float), defaultdict[str, float](float)
                 for one in own:
                     sums[one.relation] += one.weight
-                share = {name: self.settings.generated_weight * seeds[name] / whole for name, whole in sums.items()}
+                    squares[one.relation] += one.weight**2
+                share = {name: self.settings.generated_weight * seeds[name] * squares[name] / sums[name] ** 2 for name in sums}
                 own = [replace(one, weight=min(MOST_EACH, share[one.relation]) * one.weight) for one in own]
             found += [one for one in own if one.weight > 0]
         return found
