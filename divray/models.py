@@ -149,10 +149,10 @@ def local_model(reference: str) -> str:
         return str(folder.absolute())
     name, revision = _pinned(reference)
     if revision is None:
-        return reference
+        return name
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(name, revision=revision, allow_patterns=[*_SMALL, "*.safetensors"])
+    return snapshot_download(name, revision=revision, allow_patterns=[*_SMALL, "*.safetensors"], ignore_patterns=["consolidated*"])
 
 
 def _cached(key: str, make: Callable[[Path], None]) -> str:

@@ -173,6 +173,11 @@ def test_samples_count_by_the_gates_probability_and_the_likeliest_are_kept(run, 
             each = min(0.5 * sure, 2 * more / 8 / count * sure)
             assert [e.weight for e in made if e.relation == relation] == pytest.approx([each] * count)
         assert len(made) == 20 and not {e.example_id for e in made} & {"0-copy", "0-n"}
+    mixed = [replace(human[0], weight=weight) for weight in (1.0, 0.5)]
+    of_run._table = lambda name: mixed
+    shares = [e.weight for e in of_run.examples(["data/seeds", "weighed"])[-2:]]
+    seeds = sum(e.relation == mixed[0].relation for e in of_run.draws[0]["data/seeds"])
+    assert sum(shares) == pytest.approx(seeds / 8 * 1.25 / 1.5) and shares[0] == pytest.approx(2 * shares[1])
     of_run.draws[0]["data/seeds"] = [e for e in human if e.relation != "lives_in"]
     assert not any(e.relation == "lives_in" for e in of_run.examples(["data/seeds", "weighed"]))
     table = run.read_table("round-01/scores").to_pylist()

@@ -259,6 +259,16 @@ def test_a_third_sample_of_one_wording_comes_after_the_others() -> None:
     assert sum(row["head_start"] == 13 for row in made if row["set"] == "dataset" and row["rank"] <= 4) == 2
 
 
+def test_where_all_have_one_wording_names_are_still_limited() -> None:
+    rows = [score_row("a", number, 0, correctness=0.9) for number in range(20)]
+    for row in rows[:10]:
+        row |= {"text": "Ada" + row["text"][row["head_end"] :], "correctness": 0.95}
+        moved = row["head_end"] - 3
+        row |= {"head_start": 0, "head_end": 3, "tail_start": row["tail_start"] - moved, "tail_end": row["tail_end"] - moved}
+    made = chosen_samples(pa.Table.from_pylist(rows, SCORES).select(CANDIDATE), SelectionConfig(k=8), 1).to_pylist()
+    assert sum(row["text"].startswith("Ada ") for row in made if row["set"] == "dataset" and row["rank"] <= 8) == 2
+
+
 def test_naive_samples_without_scores_have_null_scores() -> None:
     rows = pa.Table.from_pylist(
         [score_row("a", number, 0, "naive", correctness=None, novelty=None, embedding=None) for number in range(3)], SCORES

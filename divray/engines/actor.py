@@ -12,7 +12,7 @@ from typing import Any
 from divray.engines import Engine, EngineDied, Request, Row
 from divray.relations import metric_tag
 
-MAX_STARTS, MAX_DEATHS = 3, 8
+MAX_STARTS, MAX_DEATHS = 3, 12
 """Starts in a row after which no engine was ready, and after which no batch was finished, that a pool of one engine may have; each further
 engine allows one more.  A request that ends engines takes some deaths to find."""
 

@@ -128,47 +128,48 @@ class Ask:
         self.taken = [0] * len(engines)
         self.lost: dict[int, Exception] = {}
         self.joining: dict[int, asyncio.Task[None]] = {}
-        self.changed, self.door = asyncio.Event(), asyncio.Lock()
+        self.changed, self.door, self.searching = asyncio.Event(), asyncio.Lock(), asyncio.Lock()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Completions (``schemas.COMPLETIONS``) of request rows (``schemas.PROMPTS``)."""
         block = block.filter(pc.invert(pc.is_in(block["candidate_id"], self.done)))
         size = self.config.engine.batch_size or max(LEAST_BATCH, self.slots[await self._free()] // BATCHES)
-        batches = (block.slice(start, size).to_pylist() for start in range(0, len(block), size))
-        asked = [requests_of(self.config, rows, self.adapter, self.greedy) for rows in batches]
-        answers = await asyncio.gather(*map(self._batch, asked))
+        answers = await asyncio.gather(*(self._batch(block.slice(start, size)) for start in range(0, len(block), size)))
         rows = [row for answer in answers for row in answer]
         for field in list(COMPLETIONS)[len(PROMPTS) :]:
             empty = "" if field.type == pa.string() else 0
             block = block.append_column(field, pa.array([row.get(field.name) or empty for row in rows], field.type))
         return block.select(COMPLETIONS.names).cast(COMPLETIONS)
 
-    async def _batch(self, requests: list[Request], deaths: int = 0) -> list[Row]:
-        """The answers to ``requests``, whose engine has died ``deaths`` times.  From :data:`SUSPECT` on, an engine gets them alone.  If it
-        dies, they are the cause: halves of them are asked, and the one that is left gets an error."""
-        size, alone = sum(len(request.rows) for request in requests), deaths >= SUSPECT
-        async with self.door:  # first come, first served, and one waits for room, not all
-            number = await self._free(1 if alone else None)
-            self.taken[number] += size
-            answer = await self._answer(number, requests, size) if alone else None
-        if not alone:
-            answer = await self._answer(number, requests, size)
-        if answer is not None:
-            return answer
-        if not alone:
-            return await self._batch(requests, deaths + 1)
-        if len(requests) == 1:
-            return [{"error": f"EngineDied: an engine that had only this request died, after {deaths} others"}] * size
-        halves = requests[: len(requests) // 2], requests[len(requests) // 2 :]
-        return [row for rows in await asyncio.gather(*(self._batch(half, deaths) for half in halves)) for row in rows]
+    async def _batch(self, rows: pa.Table) -> list[Row]:
+        """The answers to ``rows``.  If their engine dies :data:`SUSPECT` times, what ends it is searched among them."""
+        for _ in range(SUSPECT):
+            if (answer := await self._sent(rows)) is not None:
+                return answer
+        async with self.searching:  # one at a time, so that each ends after a few deaths
+            return await self._search(rows)
 
-    async def _answer(self, number: int, requests: list[Request], size: int) -> list[Row] | None:
-        """What the engine says; ``None`` if it died."""
+    async def _search(self, rows: pa.Table) -> list[Row]:
+        """Send ``rows`` to an engine that has nothing else; if it dies, each half of them.  A request that is left alone gets an error."""
+        if (answer := await self._sent(rows, alone=True)) is not None:
+            return answer
+        sizes = [len(request.rows) for request in requests_of(self.config, rows.to_pylist(), self.adapter, self.greedy)]
+        if len(sizes) == 1:
+            return [{"error": "EngineDied: engines die of this request, also where they have no other"}] * len(rows)
+        half = sum(sizes[: len(sizes) // 2])
+        return [*await self._search(rows.slice(0, half)), *await self._search(rows.slice(half))]
+
+    async def _sent(self, rows: pa.Table, alone: bool = False) -> list[Row] | None:
+        """What an engine answers; ``None`` if it died.  ``alone``: it has no other rows meanwhile."""
         from ray.exceptions import RayActorError
 
+        async with self.door:  # first come, first served, and one waits for room, not all
+            number = await self._free(1 if alone else None)
+            size = max(len(rows), self.slots[number]) if alone else len(rows)
+            self.taken[number] += size
         try:
-            answer: list[Row] = await self.engines[number].complete.remote(requests)
-            return answer
+            asked = requests_of(self.config, rows.to_pylist(), self.adapter, self.greedy)
+            return list(await self.engines[number].complete.remote(asked))
         except RayActorError:
             self.slots.pop(number, None)
             return None

@@ -40,8 +40,8 @@ from divray.textfiles import json_lines, read_bytes
 EXTERNAL = "evaluation/external"
 SHOWN = 16
 """Most seeds in a prompt."""
-PREFIX_CHARACTERS, SENTENCE_CHARACTERS = (2000, 8000), 600
-"""Least and most characters before the sentence; most of a sentence, unless its entities lie further apart."""
+PREFIX_BYTES, SENTENCE_CHARACTERS = (2000, 8000), 600
+"""Least and most bytes before the sentence; most characters of a sentence, unless its entities lie further apart."""
 
 
 def run(config: Config, run: RunFolder, round: int = 0, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def _asked(config: Config, run: RunFolder) -> list[Example]:
 
 
 def room_of(config: Config) -> int:
-    """Room for task, labels and seeds: as many characters as the model takes tokens, less :data:`SENTENCE_CHARACTERS`, within
-    :data:`PREFIX_CHARACTERS`; for an endpoint the most."""
-    least, most = PREFIX_CHARACTERS
+    """Room for task, labels and seeds: as many bytes of UTF-8 as the model takes tokens (a token has at least one), less
+    :data:`SENTENCE_CHARACTERS`, within :data:`PREFIX_BYTES`; for an endpoint the most."""
+    least, most = PREFIX_BYTES
     if config.models.llm == ENDPOINT:
         return most
     tokens = engine_arguments(config, uses_gpu(config))["max_model_len"]
@@ -102,18 +102,18 @@ def nearest(encoder: str, seeds: Sequence[Example], asked: Sequence[Example]) ->
 
 
 def prompt_of(relations: Sequence[Relation], seeds: Sequence[Example], asked: Example, room: int) -> tuple[str, list[Example]]:
-    """The prompt for a sentence, at most ``room`` characters before it, and the seeds in it; ``seeds`` are in order of preference.
-
-    The relations' descriptions are left out where they would take more than half of the room.  Where the names alone would, only those of
-    ``seeds`` are listed.
-    """
+    """The prompt for a sentence, with ``room`` bytes before it, and the seeds in it; ``seeds`` are in order of preference.  If not all
+    fits, descriptions may take half of the room, or names alone three quarters; else only the names of ``seeds`` are listed."""
     near = [relation for relation in relations if any(seed.relation == relation.name for seed in seeds)]
     starts = [_instructions(relations, True), _instructions(relations, False), _instructions(near, False)]
-    start = next((start for start in starts if 2 * len(start) <= room), starts[-1])
-    shown: list[Example] = []
-    for seed in seeds:
-        if len(start) + sum(map(len, map(_answered, [*shown, seed]))) <= room:
+    costs = [len(_answered(seed).encode()) for seed in seeds]
+    limits = zip(starts, (max(share * room, room - sum(costs)) for share in (0.5, 0.75)), strict=False)
+    start = next((start for start, limit in limits if len(start.encode()) <= limit), starts[-1])
+    shown, left = list[Example](), room - len(start.encode())
+    for seed, cost in zip(seeds, costs, strict=True):
+        if cost <= left:
             shown.insert(0, seed)
+            left -= cost
     return "".join([start, *map(_answered, shown), _question(asked)]), shown
 
 

@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 from divray.config import Config
 from divray.datasets.stage import read_relations
+from divray.dedup.storage import public_name
 from divray.extraction.model import RelationExtractor
 from divray.extraction.sets import WEIGHED, TrainingSets
 from divray.extraction.training import fold_of, held_out_scores, scale_of, train, training_rows
@@ -59,7 +60,7 @@ def _card(config: Config, relations: list[Relation], sets: TrainingSets, model: 
     itself = f", and by self-training on the surest of {unlabelled} unlabelled sentences" if unlabelled else ""
     text = f"""---
 library_name: transformers
-base_model: {config.models.encoder.partition("@")[0]}
+base_model: {public_name(config.models.encoder).partition("@")[0]}
 tags: [relation-extraction, divray]
 ---
 # Relation extraction: {config.task.name}

@@ -148,9 +148,11 @@ def chosen_samples(rows: pa.Table, settings: SelectionConfig, rounds: int) -> pa
     for name, subset in subsets:
         subset = _without_repeats(subset)
         correctness, embeddings = subset["correctness"].to_numpy(), embedding_matrix(subset["embedding"])
-        fresh = np.flatnonzero(_fresh(subset))
-        first = fresh[greedy_selection(correctness[fresh], embeddings[fresh], settings.k, settings.diversity_weight)]
-        taken = greedy_selection(correctness, embeddings, settings.k, settings.diversity_weight, first)
+        levels, taken = _levels(subset), np.zeros(0, np.int64)
+        for level in range(3):
+            places = np.flatnonzero(levels <= level)
+            begun = np.searchsorted(places, taken)
+            taken = places[greedy_selection(correctness[places], embeddings[places], settings.k, settings.diversity_weight, begun)]
         if name == ALL:  # the rest follow, by falling correctness
             rest = np.setdiff1d(np.arange(subset.num_rows), taken)
             taken = np.append(taken, rest[np.argsort(-correctness[rest], kind="stable")])
@@ -166,18 +168,22 @@ def _without_repeats(rows: pa.Table) -> pa.Table:
     return rows.take(np.unique(texts, return_index=True)[1]).sort_by("candidate_id")
 
 
-def _fresh(rows: pa.Table) -> np.ndarray:
-    """Whether a row, by falling correctness, is among the first :data:`USES` of its head, of its tail and of its wording, bool ``[n]``.
+def _levels(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """When a row may be selected, ``[n]``.  0: by falling correctness, it is among the first :data:`USES` of its head, of its tail and of
+    its wording; 1: beside those, among the first of its head and of its tail; 2: others.
 
     The LLM likes the names of its examples and one way to state a relation, and an RE model that meets one again and again learns that one.
     """
-    names = [[*enumerate((*names_of(row), wording(row)))] for row in rows.select(SENTENCE).to_pylist()]
+    keys = [[*enumerate((*names_of(row), wording(row)))] for row in rows.select(SENTENCE).to_pylist()]
     uses: Counter[tuple[int, Any]] = Counter()
-    fresh = np.zeros(rows.num_rows, bool)
-    for row in np.argsort(-rows["correctness"].to_numpy(), kind="stable").tolist():
-        fresh[row] = all(uses[name] < USES for name in names[row])
-        uses.update(names[row] if fresh[row] else ())
-    return fresh
+    levels = np.full(rows.num_rows, 2)
+    order = np.argsort(-rows["correctness"].to_numpy(), kind="stable").tolist()
+    for level, compared in enumerate((3, 2)):
+        for row in order:
+            if levels[row] == 2 and all(uses[key] < USES for key in keys[row][:compared]):
+                levels[row] = level
+                uses.update(keys[row])
+    return levels
 
 
 def _chosen(rows: pa.Table, name: str) -> pa.Table:
